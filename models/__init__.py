@@ -1,0 +1,1 @@
+"""The recipes: one source per file."""

