@@ -1,0 +1,94 @@
+"""Read a dimension with one Shape, from a graph input where one has it.
+
+Before::
+
+    hidden ─ Shape ─ Gather(1) ─ Unsqueeze ─ [sequence]
+
+After::
+
+    input_ids ─ Shape(start=1, end=2) ─ [sequence]
+
+Meets: TorchScript exports, which ask intermediate tensors for their size in every layer.
+Numerics: exact.
+Source: ONNX operator Shape-15; the axes were observed equal at several sizes, and the proof compares them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from onnxopt.graph import attribute, dims, integers, known_dims
+from onnxopt.patterns import Ops, Pat, constant
+from onnxopt.rewrite import Builder, Exact, Match, Rule, register
+
+
+@register
+class ReadDimension(Rule):
+    """Unsqueeze(Gather(Shape(x), i))  →  Shape(x, start=i, end=i+1)."""
+
+    name = "read-dimension"
+    min_opset = 15
+    numerics = Exact()
+    enables = ("read-dimension-from-input",)
+    keeps_shared = True
+
+    def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
+        """The index as a scalar with an Unsqueeze, or as a list without one."""
+        yield op.Unsqueeze(op.Gather(op.Shape(x, _name="shape"), constant("index"), axis=0), constant("axes"))
+        yield op.Gather(op.Shape(x, _name="shape"), constant("index"), axis=0)
+
+    def guard(self, match: Match, x: ir.Value, index: ir.Value) -> None:
+        """One index into the whole shape, and a list as the result."""
+        found, rank = integers(index), len(dims(x) or ())
+        match.require(found is not None and len(found) == 1 and rank, "not one dimension of a known rank", x)
+        match.require(dims(match.root.outputs[0]) == (1,), "the result is not a list of one", match.root)
+        shape = match.named["shape"]
+        match.require(not attribute(shape, "start") and attribute(shape, "end") in (None, rank), "a part of the shape", x)
+        match.facts["axis"] = (found or (0,))[0] % rank
+
+    def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
+        """One node."""
+        axis = match.facts["axis"]
+        return op.Shape(x, start=axis, end=axis + 1)
+
+
+@register
+class ReadDimensionFromInput(Rule):
+    """Shape(hidden)  →  Shape(graph input with the same axes)."""
+
+    name = "read-dimension-from-input"
+    min_opset = 15
+    numerics = Exact()
+
+    def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
+        """Any Shape."""
+        yield op.Shape(x)
+
+    def guard(self, match: Match, x: ir.Value) -> None:
+        """Named axes in a row that one input has in a row too."""
+        match.require(not x.is_graph_input(), "it reads an input already", x)
+        shape = known_dims(x)
+        match.require(shape is not None, "the shape is not known", x)
+        rank = len(shape or ())
+        start, end = _bounds(match.root, rank)
+        wanted = (shape or ())[start:end]
+        match.require(wanted and all(isinstance(dim, str) for dim in wanted), "it reads sizes that are not axes of inputs", x)
+        for value in match.model.graph.inputs:
+            have = known_dims(value) or ()
+            for axis in range(len(have) - len(wanted) + 1):
+                if have[axis : axis + len(wanted)] == wanted:
+                    match.facts.update(source=value, start=axis, end=axis + len(wanted))
+                    return
+        match.require(condition=False, reason=f"no input has the axes {list(wanted)}", where=x)
+
+    def rewrite(self, op: Builder, match: Match) -> ir.Value:
+        """Ask the input."""
+        return op.Shape(match.facts["source"], start=match.facts["start"], end=match.facts["end"])
+
+
+def _bounds(node: ir.Node, rank: int) -> tuple[int, int]:
+    """Return the half-open range of axes that a Shape reads."""
+    start, end = attribute(node, "start") or 0, attribute(node, "end")
+    return slice(start, rank if end is None else end).indices(rank)[:2]

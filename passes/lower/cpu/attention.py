@@ -1,0 +1,85 @@
+"""Lower packed self-attention to ONNX Runtime's Attention kernel, which takes the projection with it.
+
+Before::
+
+    x ─ MatMul(W) ─ Add(b) ─ Split ─ Attention(mask [batch, 1, queries, keys]) ─ y
+
+After::
+
+    x ─ com.microsoft.Attention(W, b, mask [batch, keys]) ─ y
+
+Meets: encoders after fuse-padding-mask and pack-qkv.
+Numerics: reassociated.
+Source: ONNX Runtime contrib operator Attention; the mask stays raw and two-dimensional, so that left padding and holes are right
+    (a one-dimensional mask index means right padding only, onnxruntime issue 18945).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxopt.graph import attribute, constant, dims, integers
+from onnxopt.passes.fuse.padding_mask import padding_mask
+from onnxopt.patterns import Ops, Pat, either
+from onnxopt.patterns import constant as any_constant
+from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+
+LOWEST = float(np.finfo(np.float32).min)  # added to the scores of masked keys; the kernel's own default of -1e4 leaves them a weight
+
+
+@register
+class LowerAttention(Rule):
+    """Attention(Split(xW + b), mask)  →  com.microsoft.Attention(x, W, b, mask)."""
+
+    name = "lower-attention"
+    numerics = Reassociated(rtol=2e-5, atol=2e-6)
+
+    def patterns(self, op: Ops, x: Pat, keys: Pat) -> Iterator[Pat]:
+        """With and without bias, with and without a padding mask."""
+        product = op.MatMul(x, any_constant("weight"))
+        packed = either(op.Add(product, any_constant("bias")), product)
+        q, k, v = (op.Split(packed, any_constant("widths"), axis=_last_of_three, _output=index) for index in range(3))
+        yield op.Attention(q, k, v, padding_mask(op, keys))
+        yield op.Attention(q, k, v)
+
+    def guard(self, match: Match, x: ir.Value, keys: ir.Value | None, widths: ir.Value) -> None:
+        """float32, as many key heads as query heads, nothing that the kernel does not know."""
+        node = match.root
+        match.require(x.dtype == ir.DataType.FLOAT, f"x is {x.dtype}; the CPU kernel takes float32", x)
+        heads = attribute(node, "q_num_heads")
+        match.require(heads, "the attention works on heads, not tokens")
+        match.require(heads == attribute(node, "kv_num_heads"), "grouped queries")
+        match.require(not attribute(node, "is_causal"), "causal")
+        match.require(not attribute(node, "softcap"), "soft-capped scores")
+        sizes = integers(widths) or ()
+        match.require(len(sizes) == 3 and sizes[0] == sizes[1], "queries and keys have different widths")
+        match.require(keys is None or len(dims(keys) or ()) == 2, "the mask is not [batch, keys]", keys)
+        match.facts.update(heads=heads, sizes=sizes)
+
+    def rewrite(self, op: Builder, match: Match, x: ir.Value, keys: ir.Value | None, weight: ir.Value) -> ir.Value:
+        """The kernel wants a bias, and the mask as int32."""
+        heads, sizes = match.facts["heads"], match.facts["sizes"]
+        bias = constant(match.values.get("bias"))
+        if bias is None:
+            bias = np.zeros(sum(sizes), np.float32)
+        scale = attribute(match.root, "scale")
+        default = (sizes[0] // heads) ** -0.5
+        return op.contrib(
+            "Attention",
+            x,
+            weight,
+            op.constant(bias, "bias"),
+            op.Cast(keys, to=ir.DataType.INT32.value) if keys is not None else None,
+            num_heads=heads,
+            scale=None if scale is None or abs(scale - default) < 1e-6 * default else scale,
+            qkv_hidden_sizes=None if len(set(sizes)) == 1 else list(sizes),
+            mask_filter_value=LOWEST if keys is not None else None,
+        )
+
+
+def _last_of_three(axis: int) -> bool:
+    """The last of three axes."""
+    return axis in (-1, 2)
