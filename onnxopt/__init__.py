@@ -1,8 +1,55 @@
 """onnxopt: a Hugging Face model in, the fastest proved ONNX file out.
 
-`import onnxopt` loads neither torch nor onnxruntime.
+`import onnxopt` loads neither torch nor onnxruntime; the names below are imported when they are first used.
 """
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxopt.errors import ExportError, InputError, OnnxoptError, ProofError
+    from onnxopt.road import Event, optimize
+    from onnxopt.package import Artifact
+    from onnxopt.session import Session
+    from onnxopt.spec import Budget, Target, Workload
+    from onnxopt.verify import compare_models
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Artifact": "package",
+    "Budget": "spec",
+    "Event": "road",
+    "ExportError": "errors",
+    "InputError": "errors",
+    "OnnxoptError": "errors",
+    "ProofError": "errors",
+    "Session": "session",
+    "Target": "spec",
+    "Workload": "spec",
+    "compare_models": "verify",
+    "optimize": "road",
+}
+
+__all__ = [  # noqa: RUF022 - the main thing first
+    "optimize",
+    "Artifact",
+    "Budget",
+    "Event",
+    "ExportError",
+    "InputError",
+    "OnnxoptError",
+    "ProofError",
+    "Session",
+    "Target",
+    "Workload",
+    "compare_models",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -17,6 +17,7 @@ Source: onnxscript.optimizer.fold_constants. The budget keeps Expand, Tile and C
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 from onnxscript.optimizer import fold_constants
 
@@ -40,7 +41,16 @@ class FoldConstants(Pass):
         """Fold; returns how many nodes are gone."""
         before = sum(1 for _ in all_nodes(model))
         fold_constants(model, input_size_limit=LARGEST_BYTES, output_size_limit=LARGEST_BYTES, should_fold=_should_fold)
+        _store_in_rows(model)
         return before - sum(1 for _ in all_nodes(model))
+
+
+def _store_in_rows(model: ir.Model) -> None:
+    """Copy folded results that are strided views (a transposed weight) into row-major order, as they are written to a file."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.Tensor) and not tensor.numpy().flags.c_contiguous:
+            value.const_value = ir.Tensor(np.ascontiguousarray(tensor.numpy()), dtype=tensor.dtype, name=value.name)
 
 
 def _should_fold(node: ir.Node) -> bool | None:

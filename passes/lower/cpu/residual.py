@@ -55,6 +55,7 @@ def _fold(model: ir.Model, add: ir.Node) -> int:
         if readers is None:
             continue
         _shift(model, norm, 2, bias.astype(np.float64))
+        norm.outputs[0].name = f"{norm.outputs[0].name}/shifted"  # it is another tensor now; its old name would mislead a comparison
         for reader in readers:
             weight = constant(reader.inputs[1])
             if weight is not None:

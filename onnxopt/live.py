@@ -1,0 +1,207 @@
+"""What a person sees: the live view of a run, and the tables at its end."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from onnxopt.bench import BenchResult
+    from onnxopt.explain import Description, Verdict
+    from onnxopt.inspection import Inspection
+    from onnxopt.road import Event
+    from onnxopt.package import Artifact
+    from onnxopt.verify import Comparison
+
+SHOWN_REFUSALS = 8
+
+
+class LiveView:
+    """A line with stage, step, count and time while work goes on; a line per finished stage. Plain lines without a terminal."""
+
+    def __init__(self, console: Console, *, enabled: bool) -> None:
+        self._console = console
+        self._enabled = enabled
+        self._stage = ""
+        self._started = time.perf_counter()
+        self._kept: Counter[str] = Counter()
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("[bold]{task.fields[stage]:<13}[/] {task.description}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not (enabled and console.is_terminal),
+        )
+        self._task = self._progress.add_task("", stage="")
+
+    def __enter__(self) -> LiveView:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+        if kind is None:
+            self._close_stage()
+
+    def show(self, event: Event) -> None:
+        """Show what happens now."""
+        if event.stage != self._stage:
+            self._close_stage()
+            self._stage, self._started = event.stage, time.perf_counter()
+            self._kept.clear()
+        if event.count:
+            self._kept[event.step] = event.count
+        text = f"{event.step}  {event.count} kept" if event.count else event.step
+        self._progress.update(self._task, description=text.replace("[", "\\["), stage=event.stage)
+
+    def _close_stage(self) -> None:
+        if not self._enabled or not self._stage:
+            return
+        kept = ", ".join(f"{name} {count}" for name, count in self._kept.items())
+        seconds = time.perf_counter() - self._started
+        self._console.print(f"{self._stage:<13} {seconds:6.1f} s  {kept}".rstrip(), markup=False, soft_wrap=True)
+        self._stage = ""
+
+
+def _table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    return table
+
+
+def size_text(count: float) -> str:
+    """Write a number of bytes with a unit."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def print_summary(console: Console, artifact: Artifact) -> None:
+    """Print what `optimize` did."""
+    manifest, measurements = artifact.manifest, artifact.measurements
+    table = _table(f"{manifest.name} for {manifest.target.provider}", "", "before", "after", numbers=("before", "after"))
+    table.add_row("nodes", str(manifest.nodes_before), str(manifest.nodes_after))
+    table.add_row("size", size_text(manifest.bytes_before), size_text(manifest.bytes_after))
+    for latency in measurements.latency if measurements else ():
+        shape = " ".join(f"{axis} {size}" for axis, size in latency.shape.items())
+        table.add_row(f"latency, {shape}", f"{latency.before_ms:.2f} ms", f"{latency.after_ms:.2f} ms ({latency.speedup:.2f}x)")
+    console.print(table)
+    blocks = ", ".join(f"{kind.replace('_', ' ')} {count}" for kind, count in manifest.blocks.items())
+    console.print(f"fused         {blocks or 'nothing to fuse'}", markup=False)
+    worst = manifest.worst_relative_error
+    if worst is not None:
+        console.print(
+            f"worst error   {worst:.2g} relative over {len(manifest.proof)} comparisons (budget {manifest.budget.relative_error:g})",
+            markup=False,
+        )
+    if manifest.random_weights:
+        console.print("weights       random: the structure and the speed are real, the answers mean nothing", markup=False)
+    for entry in manifest.ledger:
+        for item in entry.rolled_back:
+            console.print(f"rolled back   {entry.name} at {item.node}: {item.reason}", style="yellow", markup=False)
+    reasons = Counter((entry.name, item.reason) for entry in manifest.ledger if entry.stage != "canonicalize" for item in entry.refused)
+    for (name, reason), count in reasons.most_common(SHOWN_REFUSALS):
+        console.print(f"refused       {name}, {count} x: {reason}", style="dim", markup=False)
+    for note in manifest.notes:
+        console.print(f"note          {note}", markup=False, soft_wrap=True)
+    console.print(f"artifact      {artifact.path}", markup=False, soft_wrap=True)
+
+
+def print_inspection(console: Console, found: Inspection) -> None:
+    """Print what `inspect` saw."""
+    opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in sorted(found.opsets.items()))
+    console.print(f"{found.path}: {found.nodes} nodes, {size_text(found.size_bytes)}, {opsets}, IR {found.ir_version}, by {found.producer}", markup=False)
+    signature = _table("signature", "", "name", "dtype", "axes")
+    for kind, specs in (("input", found.signature.inputs), ("output", found.signature.outputs)):
+        for spec in specs:
+            signature.add_row(kind, spec.name, spec.dtype, " x ".join(str(axis) for axis in spec.axes) or "scalar")
+    console.print(signature)
+    operators = _table("operators", "operator", "nodes", "weights", numbers=("nodes", "weights"))
+    for name, count in found.operators.items():
+        operators.add_row(name, str(count), size_text(found.bytes_by_operator.get(name.split("::")[-1], 0)))
+    console.print(operators)
+    console.print("blocks fused  " + (", ".join(f"{k.replace('_', ' ')} {v}" for k, v in found.blocks.items()) or "none recognised"), markup=False)
+    console.print("would become  " + (", ".join(f"{k.replace('_', ' ')} {v}" for k, v in found.blocks_after.items()) or "none"), markup=False)
+    console.print(f"nodes         {found.nodes} -> {found.nodes_after}", markup=False)
+    console.print("rewrites      " + (", ".join(f"{name} {count}" for name, count in found.would_apply.items()) or "none"), markup=False, soft_wrap=True)
+    for note in found.notes:
+        console.print(f"note          {note}", markup=False, soft_wrap=True)
+
+
+def print_catalogue(console: Console, rows: Sequence[Description]) -> None:
+    """Print the passes."""
+    table = _table("passes", "name", "stage", "before → after", "numerics", "opset", numbers=("opset",))
+    for row in rows:
+        table.add_row(row.name, row.stage, row.identity.replace("[", "\\["), row.numerics, str(row.min_opset) if row.min_opset > 1 else "any")
+    console.print(table)
+    console.print("sources: onnxopt passes --json", style="dim")
+
+
+def print_verdicts(console: Console, name: str, verdicts: Sequence[Verdict], limit: int) -> None:
+    """Print why a pass fires or not."""
+    fires = [verdict for verdict in verdicts if verdict.fires]
+    console.print(f"{name}: fires at {len(fires)} of {len(verdicts)} candidates", markup=False)
+    for verdict in fires[:limit]:
+        console.print(f"  fires    {verdict.node} ({verdict.depth} nodes)", markup=False, soft_wrap=True)
+    misses = [verdict for verdict in verdicts if not verdict.fires]
+    for verdict in misses[:limit]:
+        place = f" at {verdict.where}" if verdict.where else ""
+        console.print(f"  misses   {verdict.node}: {verdict.depth} nodes matched, then{place}: {verdict.reason}", markup=False, soft_wrap=True)
+    if len(misses) > limit:
+        console.print(f"  ... and {len(misses) - limit} more; --limit shows them", markup=False)
+
+
+def print_comparison(console: Console, found: Comparison) -> None:
+    """Print how two models compare."""
+    table = _table(
+        f"{'equal within the budget' if found.equal else 'different'}, {found.cases} cases",
+        "output",
+        "relative error",
+        "absolute error",
+        "lowest cosine",
+        "top-1 agreement",
+        numbers=("relative error", "absolute error", "lowest cosine", "top-1 agreement"),
+    )
+    for item in found.outputs:
+        table.add_row(item.name, f"{item.relative_error:.2g}", f"{item.absolute_error:.2g}", f"{item.cosine:.6f}", f"{item.top1_agreement:.2%}")
+    console.print(table)
+
+
+def print_bench(console: Console, result: BenchResult) -> None:
+    """Print latencies side by side."""
+    machine = result.machine
+    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items() if name.startswith("onnx"))
+    console.print(f"{machine.get('cpu', 'unknown machine')}, {result.threads} threads, {versions}, {result.created}", markup=False, soft_wrap=True)
+    columns = ("model", "shape", "p50 ms", "p90 ms", "p99 ms", "rounds ms", "times faster", "peak memory")
+    table = _table(f"{result.provider}, {result.rounds} rounds in turns", *columns, numbers=columns[2:])
+    for candidate in result.candidates:
+        for stats in candidate.shapes:
+            shape = " ".join(f"{axis} {size}" for axis, size in stats.sizes.items())
+            table.add_row(
+                candidate.name,
+                shape,
+                f"{stats.p50_ms:.2f}",
+                f"{stats.p90_ms:.2f}",
+                f"{stats.p99_ms:.2f}",
+                f"{stats.round_low_ms:.2f}-{stats.round_high_ms:.2f}",
+                f"{stats.speedup:.2f} ({stats.speedup_low:.2f}-{stats.speedup_high:.2f})",
+                size_text(candidate.peak_bytes),
+            )
+    console.print(table)
+
+
+def print_run(console: Console, result: Any) -> None:
+    """Print what a model answered."""
+    console.print(str(result), markup=False, soft_wrap=True)

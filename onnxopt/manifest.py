@@ -1,0 +1,316 @@
+"""What an artifact says of itself: the records of `manifest.json` and `measurements.json`.
+
+An artifact keeps two records apart:
+
+* `manifest.json` (`Manifest`) holds what the inputs decide: same source, options, versions and machine, same bytes.
+* `measurements.json` (`Measurements`) holds what differs from run to run: the date, latencies and seconds.
+
+Numbers that JSON cannot spell (infinity, not-a-number) are written as the strings `Infinity`, `-Infinity` and `NaN`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from onnxopt.errors import InputError
+from onnxopt.spec import Budget, Padding, Signature, Target, Workload
+
+SCHEMA_VERSION: Final = 1
+MANIFEST_NAME = "manifest.json"
+MEASUREMENTS_NAME = "measurements.json"
+
+
+class Record(BaseModel):
+    """A frozen piece of a record; unknown keys are an error, so that a typing slip is seen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    def to_json(self) -> str:
+        """Return the record as indented JSON that ends with a newline."""
+        return self.model_dump_json(indent=2) + "\n"
+
+
+class FileRecord(Record):
+    """One file of the artifact.
+
+    Attributes:
+        sha256: hexadecimal digest of its bytes.
+        size_bytes: its length.
+    """
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    size_bytes: int = Field(ge=0)
+
+
+class ProofRecord(Record):
+    """One comparison of the result with its reference, the worst over the elements of one output.
+
+    Attributes:
+        sizes: size of each dynamic axis.
+        padding: where the padded positions lay.
+        output: name of the output.
+        worst_relative_error: max|result - reference| / max|reference|, over the rows that matter.
+        worst_absolute_error: max|result - reference|, over the rows that matter.
+    """
+
+    sizes: dict[str, int]
+    padding: Padding
+    output: str
+    worst_relative_error: float
+    worst_absolute_error: float
+
+
+class Refusal(Record):
+    """A candidate that a pass left alone.
+
+    Attributes:
+        node: name of the candidate's root node.
+        reason: the precondition that did not hold.
+        where: the value or node that did not fit; may be empty.
+    """
+
+    node: str
+    reason: str
+    where: str = ""
+
+
+class RollbackRecord(Record):
+    """A rewrite that was undone because its proof failed.
+
+    Attributes:
+        node: name of the root node of the replaced region.
+        reason: what was compared and how it differed.
+        error: worst relative error; infinity when shapes, dtypes or the places of not-a-number differed.
+    """
+
+    node: str
+    reason: str
+    error: float
+
+
+class PassRecord(Record):
+    """What one pass did: an entry of the ledger.
+
+    Attributes:
+        name: the pass.
+        stage: the stage it belongs to.
+        numerics: its contract in words.
+        matches: candidates it found.
+        applied: rewrites that were kept, or changes made by a whole-graph pass.
+        refused: candidates it left alone, with the reason.
+        rolled_back: rewrites that failed their proof and were undone.
+        max_error: worst relative error over the kept rewrites' proofs; None when nothing was compared.
+        nodes_before: nodes of the main graph before.
+        nodes_after: and after.
+        bytes_saved: initializer bytes that disappeared; negative when some were added.
+        seconds: how long it took. Written to `measurements.json`, never to the manifest.
+    """
+
+    name: str
+    stage: str
+    numerics: str
+    matches: int = Field(default=0, ge=0)
+    applied: int = Field(default=0, ge=0)
+    refused: tuple[Refusal, ...] = ()
+    rolled_back: tuple[RollbackRecord, ...] = ()
+    max_error: float | None = None
+    nodes_before: int = Field(default=0, ge=0)
+    nodes_after: int = Field(default=0, ge=0)
+    bytes_saved: int = 0
+    seconds: float = Field(default=0.0, exclude=True)
+
+
+class BlockCount(Record):
+    """How many blocks of one kind the graph has and how many of them are fused."""
+
+    fused: int = Field(ge=0)
+    total: int = Field(ge=0)
+
+    def __str__(self) -> str:
+        return f"{self.fused} of {self.total}"
+
+
+class Evidence(Record):
+    """What a run found out about its result: the part of the manifest that the pipeline fills.
+
+    Attributes:
+        proof: comparisons of the whole result with its reference.
+        ledger: one entry per pass that ran, in order; a name may occur more than once.
+        blocks: recognised blocks by kind (`attention`, `layer_norm`, ...).
+        nodes_before: nodes of the graph as loaded, subgraphs included.
+        nodes_after: nodes of the graph as written.
+        bytes_before: size of the model as loaded.
+        bytes_after: size of the model files as written; `write_artifact` fills it in.
+        notes: sentences a user should read.
+    """
+
+    proof: tuple[ProofRecord, ...] = ()
+    ledger: tuple[PassRecord, ...] = ()
+    blocks: dict[str, BlockCount] = Field(default_factory=dict)
+    nodes_before: int = Field(default=0, ge=0)
+    nodes_after: int = Field(default=0, ge=0)
+    bytes_before: int = Field(default=0, ge=0)
+    bytes_after: int = Field(default=0, ge=0)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def worst_relative_error(self) -> float | None:
+        """The worst error over all proofs; None when nothing was compared."""
+        errors = (record.worst_relative_error for record in self.proof)
+        return max((math.inf if math.isnan(error) else error for error in errors), default=None)
+
+
+class Manifest(Evidence):
+    """`manifest.json`: everything about an artifact that its inputs decide.
+
+    Attributes:
+        producer: marks the file as ours; an output folder without it is never replaced.
+        schema_version: version of this schema.
+        name: short name of the model.
+        origin: where the model came from: source, revision, weights hash, exporter.
+        task: the transformers task name, or `onnx` for an imported file.
+        random_weights: true when the weights are made up and accuracy means nothing.
+        signature: inputs and outputs of the graph.
+        target: where it is meant to run.
+        workload: the request shapes it was optimized for.
+        budget: how far the answer may move.
+        versions: installed versions of the tools that made it.
+        machine: the machine that made it, without anything that changes between runs.
+        files: every file that the inputs decide, by its path in the folder with forward slashes.
+        extras: names of files that may differ from run to run and therefore carry no hash.
+    """
+
+    producer: Literal["onnxopt"] = "onnxopt"
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str
+    origin: dict[str, Any] = Field(default_factory=dict)
+    task: str
+    random_weights: bool = False
+    signature: Signature
+    target: Target
+    workload: Workload
+    budget: Budget
+    versions: dict[str, str] = Field(default_factory=dict)
+    machine: dict[str, Any] = Field(default_factory=dict)
+    files: dict[str, FileRecord] = Field(default_factory=dict)
+    extras: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """Return the manifest as indented JSON, what it is first and the evidence last."""
+        data = json.loads(self.model_dump_json())  # this road spells infinities, `model_dump` does not
+        evidence = {key: data.pop(key) for key in Evidence.model_fields}
+        return json.dumps(data | evidence, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read `manifest.json` of an artifact folder.
+
+        Args:
+            folder: the artifact.
+
+        Returns:
+            The validated manifest.
+
+        Raises:
+            InputError: when the folder, the file or the schema is not what an artifact has.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            what = "is a file, not an artifact folder" if folder.exists() else "no such folder"
+            raise InputError(what, where=str(folder), hint="name a folder that `onnxopt optimize` wrote")
+        data = _read_object(folder / MANIFEST_NAME)
+        if data.get("producer") != "onnxopt":
+            raise InputError("not a manifest of onnxopt", where=str(folder / MANIFEST_NAME), hint=_REMAKE)
+        version = data.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise InputError(
+                f"manifest schema version {version}, this onnxopt reads {SCHEMA_VERSION}",
+                where=str(folder / MANIFEST_NAME),
+                hint="update onnxopt or make the artifact again",
+            )
+        return _validate(cls, data, folder / MANIFEST_NAME)
+
+
+class Latency(Record):
+    """Median latency of one request shape before and after optimizing.
+
+    Attributes:
+        shape: size of each dynamic axis.
+        before_ms: of the model as loaded, run by the same runtime with its own optimisations on.
+        after_ms: of the result.
+    """
+
+    shape: dict[str, int]
+    before_ms: float = Field(gt=0)
+    after_ms: float = Field(gt=0)
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster the result is."""
+        return self.before_ms / self.after_ms
+
+
+class Measurements(Record):
+    """`measurements.json`: what differs between two runs with the same inputs.
+
+    Attributes:
+        schema_version: version of this schema.
+        created: ISO 8601 date and time in UTC.
+        latency: measured before and after.
+        pass_seconds: how long each pass took, summed over its runs.
+        seconds: how long the whole run took.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    created: str
+    latency: tuple[Latency, ...] = ()
+    pass_seconds: dict[str, float] = Field(default_factory=dict)
+    seconds: float = 0.0
+
+    @classmethod
+    def read(cls, folder: Path) -> Measurements | None:
+        """Read `measurements.json` of an artifact folder; None when there is none.
+
+        Raises:
+            InputError: when the file is malformed.
+        """
+        path = Path(folder) / MEASUREMENTS_NAME
+        if not path.exists():
+            return None
+        return _validate(cls, _read_object(path), path)
+
+
+_REMAKE = "make the artifact again with `onnxopt optimize`"
+
+_R = TypeVar("_R", bound=Record)
+
+
+def _read_object(path: Path) -> Mapping[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"no {path.name}: not an artifact", where=str(path.parent), hint=_REMAKE) from error
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not valid JSON ({error})", where=str(path), hint=_REMAKE) from error
+    if not isinstance(data, dict):
+        raise InputError("holds no JSON object", where=str(path), hint=_REMAKE)
+    return data
+
+
+def _validate(kind: type[_R], data: Mapping[str, Any], path: Path) -> _R:
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        first = problems[0]
+        place = ".".join(str(part) for part in first["loc"])
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise InputError(f"malformed at {place}: {first['msg']}{more}", where=str(path), hint=_REMAKE) from error

@@ -1,0 +1,198 @@
+"""The ordered passes of a target, and the run of them over a loaded model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir.passes.common import NameFixPass, OutputFixPass, TopologicalSortPass
+
+from onnxopt.driver import Driver
+from onnxopt.errors import InputError
+from onnxopt.graph import opset
+from onnxopt.ledger import Ledger
+from onnxopt.model import Loaded
+from onnxopt.observe import Observation, annotate
+from onnxopt.opset import raise_opset
+from onnxopt.patterns import Miss
+from onnxopt.probe import MAX_IR_VERSION, ProbeError
+from onnxopt.registry import get
+from onnxopt.rewrite import Rule
+from onnxopt.spec import Padding, Provider, Target
+
+logger = logging.getLogger(__name__)
+
+TIDY = ("merge-initializers", "merge-equal-nodes", "remove-unused")
+
+CANONICALIZE = (
+    "inline-functions",
+    "lift-constants",
+    "fold-constants",
+    "remove-no-ops",
+    "remove-expand",
+    "order-operands",
+    "merge-initializers",
+    "merge-equal-nodes",
+    "make-reshape-static",
+    "read-dimension",
+    "read-dimension-from-input",
+    "merge-transposes",
+    "merge-reshapes",
+    "slice-position-table",
+    "fold-constants",
+    *TIDY,
+)
+
+FUSE = (
+    "fuse-gelu",
+    "fuse-gelu-tanh",
+    "fuse-layer-norm",
+    "fuse-layer-norm-bias",
+    "fuse-rms-norm",
+    "fuse-linear",
+    "store-weight-untransposed",
+    "fuse-attention",
+    "fuse-padding-mask",
+    "fuse-attention-heads",
+    "pack-qkv",
+    "fuse-mean-pooling",
+    *TIDY,
+)
+
+# Forms for CUDA and TensorRT come with their execution providers; until then those targets get the standard operators, which both run.
+LOWER: dict[Provider, tuple[str, ...]] = {
+    "cpu": (
+        "lower-attention",
+        "lower-gelu",
+        "lower-linear",
+        "merge-initializers",
+        "merge-equal-nodes",
+        "flatten-tokens",
+        "lower-norm",
+        "fold-residual",
+        "lower-normalize",
+        "drop-scale-before-normalize",
+        "read-dimension-from-input",
+        *TIDY,
+    ),
+    "portable": (),
+    "cuda": (),
+    "tensorrt": (),
+}
+
+STAGES = ("canonicalize", "fuse", "lower")
+
+PROBES: tuple[tuple[int, Padding], ...] = ((0, "none"), (1, "holes"), (2, "left"))
+BATCHES, LENGTHS = (2, 3, 5), (7, 11, 13)
+OTHER_PRIMES = (17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
+
+
+def passes_of(target: Target) -> dict[str, tuple[str, ...]]:
+    """Return the pass names of a target by stage, in order."""
+    return {"canonicalize": CANONICALIZE, "fuse": FUSE, "lower": LOWER[target.provider]}
+
+
+def observations_of(loaded: Loaded) -> list[Observation]:
+    """Make inputs of three sizes that are distinct primes in every axis, with three kinds of padding."""
+    observations = []
+    for index, padding in PROBES:
+        others = iter(OTHER_PRIMES[index::3])
+        sizes = {}
+        for axis in loaded.signature.axes:
+            if axis == "batch":
+                sizes[axis] = BATCHES[index]
+            elif axis in ("sequence", "total_sequence"):
+                sizes[axis] = LENGTHS[index]
+            else:
+                sizes[axis] = next(others, OTHER_PRIMES[index])
+        observations.append(Observation(sizes, loaded.feeder.make(sizes, padding, seed=index)))
+    return observations
+
+
+def prepare(model: ir.Model, observations: Sequence[Observation]) -> None:
+    """Give every value a unique name, a dtype and dimensions, and sort the nodes.
+
+    Raises:
+        InputError: the model does not run on the observations.
+    """
+    NameFixPass()(model)
+    OutputFixPass()(model)
+    TopologicalSortPass()(model)
+    model.ir_version = min(max(model.ir_version, 8), MAX_IR_VERSION)
+    try:
+        annotate(model, observations, everything=True)
+    except ProbeError as error:
+        raise InputError(f"the model does not run: {error}", hint="check it with onnx.checker, or export it again") from error
+
+
+def run_pipeline(
+    loaded: Loaded,
+    target: Target,
+    *,
+    progress: Callable[[str, str, int], None] | None = None,
+    repro_folder: Path | None = None,
+) -> Ledger:
+    """Rewrite `loaded.model` in place for a target.
+
+    Args:
+        loaded: its model is changed by proved rewrites only.
+        target: which lowering.
+        progress: called with (stage, pass, rewrites kept so far).
+        repro_folder: where refuted rewrites leave their inputs.
+
+    Returns:
+        The ledger of the run.
+    """
+    model, observations = loaded.model, observations_of(loaded)
+    prepare(model, observations)
+    driver = Driver(model, observations, repro_folder=repro_folder)
+    driver.ledger.notes.extend(loaded.notes)
+    for stage, names in passes_of(target).items():
+        if stage == "fuse":
+            raise_opset_for(driver, names)
+        for name in names:
+            if progress is not None:
+                progress(stage, name, 0)
+                driver.progress = lambda step, count, stage=stage: progress(stage, step, count)  # type: ignore[misc]
+            driver.apply(get(name))
+    if target.provider in ("cuda", "tensorrt"):
+        driver.ledger.notes.append(f"target {target.provider}: fused standard operators; no kernel of the provider was chosen by measure")
+    return driver.ledger
+
+
+def raise_opset_for(driver: Driver, names: Iterable[str]) -> None:
+    """Raise the opset as far as the passes that have something to do here need it, and say so."""
+    model, before = driver.model, opset(driver.model)
+    wanted = needed_opset(model, names)
+    if wanted <= before:
+        return
+    raised, reason = raise_opset(model, wanted, [item.feeds for item in driver.observations])
+    if reason:
+        driver.ledger.notes.append(f"opset {before} stays, although {wanted} would allow more fusions: {reason}")
+        return
+    model.graph = raised.graph
+    model.opset_imports.update(raised.opset_imports)
+    model.functions.clear()
+    model.functions.update(raised.functions)
+    model.ir_version = min(raised.ir_version, MAX_IR_VERSION)
+    driver.ledger.notes.append(f"opset raised from {before} to {wanted} for the fused operators")
+    prepare(model, driver.observations)
+    for name in ("lift-constants", "fold-constants", *TIDY):
+        driver.apply(get(name))
+
+
+def needed_opset(model: ir.Model, names: Iterable[str]) -> int:
+    """Return the highest `min_opset` among the rules that match somewhere, whatever their guards say."""
+    needed = opset(model)
+    for name in names:
+        rule = get(name)
+        if not isinstance(rule, Rule) or rule.min_opset <= needed:
+            continue
+        patterns, types = rule.compiled(), rule.root_types()
+        for node in model.graph:
+            if node.op_type in types and next(iter(rule.find(node, patterns, model, Miss())), None) is not None:
+                needed = rule.min_opset
+                break
+    return needed

@@ -1,0 +1,293 @@
+"""The whole road: load, rewrite, prove, measure, package."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxopt.bench import bench
+from onnxopt.blocks import KINDS, count_blocks
+from onnxopt.errors import InputError
+from onnxopt.export import Exporter, export
+from onnxopt.graph import STANDARD_DOMAINS, all_nodes, initializer_bytes
+from onnxopt.imports import load_onnx
+from onnxopt.ledger import Ledger
+from onnxopt.manifest import BlockCount, Evidence, Latency, Measurements, PassRecord, ProofRecord, Refusal, RollbackRecord
+from onnxopt.model import Loaded
+from onnxopt.package import Artifact, Golden, check_output_folder, write_artifact
+from onnxopt.pipeline import run_pipeline
+from onnxopt.probe import MAX_IR_VERSION
+from onnxopt.session import Session
+from onnxopt.source import Source, Weights, resolve
+from onnxopt.spec import Budget, Target, Workload
+from onnxopt.verify import cases_of, prove
+
+logger = logging.getLogger(__name__)
+
+LARGE_BYTES = 2**31 - 2**27  # protobuf cannot hold 2 GiB; from here on weights lie beside the graph
+GOLDEN_ERROR = 1e-4  # what another build of the runtime may differ by in float32
+SECONDS_TO_MEASURE = 20.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened on the road, for a live view.
+
+    Attributes:
+        stage: load, canonicalize, fuse, lower, verify, measure or package.
+        step: the pass or the action.
+        count: rewrites kept so far by the pass.
+    """
+
+    stage: str
+    step: str = ""
+    count: int = 0
+
+
+Listener = Callable[[Event], None]
+
+
+def optimize(
+    source: str | Path,
+    *,
+    out: str | Path | None = None,
+    target: str | Target = "cpu",
+    workload: str | Workload | None = None,
+    budget: float | Budget | None = None,
+    task: str | None = None,
+    weights: Weights = "pretrained",
+    revision: str | None = None,
+    with_pooling: bool = True,
+    exporter: Exporter = "auto",
+    measure: bool = True,
+    trust_remote_code: bool = False,
+    progress: Listener | None = None,
+) -> Artifact:
+    """Turn a model into the fused, proved .onnx for a target and write it as an artifact.
+
+    Args:
+        source: sample or recipe name, Hub id, local checkpoint folder, or .onnx file.
+        out: the folder to write; `build/<name>` when not given.
+        target: `cpu`, `cuda`, `tensorrt`, `portable`, or a `Target`.
+        workload: request shapes, such as `1x16,8x128`; the recipe's when not given.
+        budget: largest relative error of any output; the recipe's when not given.
+        task: transformers task name; found from the checkpoint when not given.
+        weights: `random` builds the architecture with made-up weights.
+        revision: Hub revision.
+        with_pooling: add the sentence embedding when the checkpoint describes one.
+        exporter: `dynamo`, `torchscript` or `auto`.
+        measure: time the model before and after on the workload.
+        trust_remote_code: allow the checkpoint's own Python code to run.
+        progress: told what happens.
+
+    Returns:
+        The artifact.
+
+    Raises:
+        InputError: the source, an option or the environment is not usable.
+        ExportError: the model cannot be exported.
+        ProofError: the result is not within its budget; nothing was written.
+    """
+    started = time.perf_counter()
+    say = progress or (lambda _: None)
+    goal = target if isinstance(target, Target) else Target.parse(target)
+    if out is not None:
+        check_output_folder(Path(out))
+    say(Event("load", f"looking for {source}"))
+    found = resolve(str(source), weights=weights, revision=revision, trust_remote_code=trust_remote_code)
+    recipe = found.recipe
+    asked = Workload.parse(workload) if isinstance(workload, str) else workload
+    limit = Budget(budget) if isinstance(budget, (int, float)) else budget
+    wanted, allowed = asked or (recipe.workload if recipe else Workload()), limit or (recipe.budget if recipe else Budget())
+    folder = Path(out) if out is not None else Path("build") / found.name
+    check_output_folder(folder)
+    loaded = load(found, task=task, with_pooling=with_pooling, exporter=exporter, progress=say)
+    wanted = fit_workload(wanted, loaded)
+    with tempfile.TemporaryDirectory(prefix="onnxopt-") as scratch:
+        return _finish(loaded, goal, wanted, allowed, folder, Path(scratch), started, measure=measure, say=say)
+
+
+def load(
+    source: Source, *, task: str | None = None, with_pooling: bool = True, exporter: Exporter = "auto", progress: Listener | None = None
+) -> Loaded:
+    """Export a checkpoint or import an .onnx file.
+
+    Args:
+        source: from `onnxopt.source.resolve`.
+        task: transformers task name.
+        with_pooling: add the sentence embedding when the checkpoint describes one.
+        exporter: which exporter.
+        progress: told what happens.
+    """
+
+    def say(step: str) -> None:
+        if progress is not None:
+            progress(Event("load", step))
+
+    if source.kind == "onnx" and source.path is not None:
+        if task is not None:
+            raise InputError("a task cannot be chosen for an .onnx file", where=str(source.path), hint="drop --task")
+        return load_onnx(source.path, progress=say)
+    return export(source, task=task, with_pooling=with_pooling, exporter=exporter, progress=say)
+
+
+def fit_workload(workload: Workload, loaded: Loaded) -> Workload:
+    """Give every axis of the model a size in every shape, and drop axes that the model does not have."""
+    axes = loaded.signature.axes
+    shapes: list[Mapping[str, int]] = []
+    for shape in workload.shapes:
+        sizes = {axis: shape.get(axis, shape.get("sequence", 1) if "sequence" in axis else shape.get("batch", 1)) for axis in axes}
+        if sizes not in shapes:
+            shapes.append(sizes)
+    return Workload(tuple(shapes))
+
+
+def _finish(
+    loaded: Loaded,
+    target: Target,
+    workload: Workload,
+    budget: Budget,
+    out: Path,
+    scratch: Path,
+    started: float,
+    *,
+    measure: bool,
+    say: Listener,
+) -> Artifact:
+    original = _save(loaded.model, scratch / "original")
+    nodes_before, bytes_before = sum(1 for _ in all_nodes(loaded.model)), initializer_bytes(loaded.model)
+    ledger = run_pipeline(
+        loaded,
+        target,
+        progress=lambda stage, step, count: say(Event(stage, step, count)),
+        repro_folder=out.with_name(f"{out.name}.rolled-back"),
+    )
+    _require_standard(loaded.model, target)
+    candidate = _save(loaded.model, scratch / "candidate")
+    session = Session(candidate, target=_runnable(target, ledger))
+    proof = prove(session.run, loaded, budget, cases_of(loaded), lambda step: say(Event("verify", step)))
+    golden = list(_golden(loaded, session))
+    del session
+    latency: tuple[Latency, ...] = ()
+    if measure and _runnable(target, ledger) == target:
+        latency = _latency(original, candidate, workload, target, say)
+    evidence = _evidence(loaded, ledger, proof, nodes_before, bytes_before)
+    seconds: dict[str, float] = defaultdict(float)
+    for entry in ledger.entries:
+        seconds[entry.name] += entry.seconds
+    say(Event("package", str(out)))
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    measurements = Measurements(
+        created=now, latency=latency, pass_seconds=dict(seconds), seconds=time.perf_counter() - started
+    )
+    return write_artifact(
+        out,
+        loaded.model,
+        loaded,
+        target=target,
+        workload=workload,
+        budget=budget,
+        evidence=evidence,
+        golden=golden,
+        measurements=measurements,
+    )
+
+
+def _save(model: ir.Model, folder: Path) -> Path:
+    folder.mkdir()
+    path = folder / "model.onnx"
+    model.ir_version = min(model.ir_version, MAX_IR_VERSION)
+    ir.save(model, path, external_data="model.onnx.data" if initializer_bytes(model) > LARGE_BYTES else None)
+    return path
+
+
+def _runnable(target: Target, ledger: Ledger) -> Target:
+    """Return the target, or the CPU when this machine cannot run it; the ledger says so."""
+    import onnxruntime
+
+    needed = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}.get(target.provider)
+    if needed is None:
+        return target
+    if needed in onnxruntime.get_available_providers():
+        return target
+    note = f"{needed} is not installed here: proved on the CPU, not measured"
+    if note not in ledger.notes:
+        ledger.notes.append(note)
+    return Target("cpu", target.threads)
+
+
+def _require_standard(model: ir.Model, target: Target) -> None:
+    if target.provider != "portable":
+        return
+    foreign = sorted({f"{n.domain}::{n.op_type}" for n in all_nodes(model) if n.domain not in STANDARD_DOMAINS})
+    if foreign:
+        raise InputError(
+            f"the model has operators outside ai.onnx ({', '.join(foreign[:5])}), which `portable` excludes",
+            hint="use --target cpu, or start from a model with standard operators",
+        )
+
+
+def _golden(loaded: Loaded, session: Session) -> list[Golden]:
+    """Take two cases, one request and one padded batch, and what the finished model answers."""
+    cases = []
+    for seed, (batch, length, padding) in enumerate(((1, 9, "none"), (3, 12, "right"))):
+        sizes = {axis: batch if axis == "batch" else length for axis in loaded.signature.axes}
+        feeds = loaded.feeder.make(sizes, padding, seed=seed)  # type: ignore[arg-type]  # the literal is one of the paddings
+        cases.append(Golden(feeds, session.run(feeds), GOLDEN_ERROR, sizes, padding))  # type: ignore[arg-type]  # same
+    return cases
+
+
+def _latency(original: Path, candidate: Path, workload: Workload, target: Target, say: Listener) -> tuple[Latency, ...]:
+    say(Event("measure", "before and after, in turns"))
+    result = bench(
+        [original, candidate],
+        shapes=workload.shapes,
+        target=target,
+        seconds=SECONDS_TO_MEASURE,
+        progress=lambda step: say(Event("measure", step)),
+    )
+    before, after = result.candidates
+    return tuple(
+        Latency(shape=b.sizes, before_ms=b.p50_ms, after_ms=a.p50_ms) for b, a in zip(before.shapes, after.shapes, strict=True)
+    )
+
+
+def _evidence(loaded: Loaded, ledger: Ledger, proof: list[ProofRecord], nodes_before: int, bytes_before: int) -> Evidence:
+    records = tuple(
+        PassRecord(
+            name=entry.name,
+            stage=entry.stage,
+            numerics=entry.numerics,
+            matches=entry.applied + len(entry.refused) + len(entry.rolled_back),
+            applied=entry.applied,
+            refused=tuple(Refusal(node=item.node, reason=item.reason, where=item.where) for item in entry.refused),
+            rolled_back=tuple(RollbackRecord(node=item.node, reason=item.reason, error=item.error) for item in entry.rolled_back),
+            max_error=entry.worst_error if entry.applied else None,
+            nodes_before=entry.nodes_before,
+            nodes_after=entry.nodes_after,
+            bytes_saved=entry.bytes_saved,
+            seconds=entry.seconds,
+        )
+        for entry in ledger.entries
+    )
+    counts = count_blocks(loaded.model)
+    notes = [*(note for note in ledger.notes if note not in loaded.notes)]
+    for kind in KINDS:
+        notes.extend(f"{kind} not fused: {node}" for node in counts[kind].missed)
+    return Evidence(
+        proof=tuple(proof),
+        ledger=records,
+        blocks={kind: BlockCount(fused=count.fused, total=count.total) for kind, count in counts.items() if count.total},
+        nodes_before=nodes_before,
+        nodes_after=sum(1 for _ in all_nodes(loaded.model)),
+        bytes_before=bytes_before,
+        notes=tuple(notes),
+    )

@@ -1,0 +1,694 @@
+"""Check an .onnx file before anything trusts it.
+
+Three layers, outermost first: the bytes (`onnxopt.wire`), the tensors and the files they name, the graph. Every refusal
+is an `InputError` of one line; nothing is allocated in proportion to a number that the file merely declares. The cases
+come from the advisories on onnx (CVE-2024-27318, CVE-2026-27489, CVE-2026-34445, CVE-2026-34446) and on ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import os
+import re
+import stat
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Protocol
+
+from onnxopt.errors import InputError
+
+if TYPE_CHECKING:
+    import onnx
+
+    class _Body(Protocol):
+        """What a graph and a function have in common."""
+
+        node: Any
+        name: str
+
+
+MIN_OPSET, MAX_OPSET = 9, 25
+MAX_FILE_BYTES = (1 << 31) - 1  # protobuf's own limit for one message
+MAX_ELEMENTS = 1 << 36  # of one tensor: 256 GiB of float32, more than any weight in use
+MAX_MADE = 1 << 32  # elements that one node may make from a shape written in the file: 16 GiB of float32
+MAX_NODES = 5_000_000  # after the functions of the file are expanded
+EXTERNAL_KEYS = ("location", "offset", "length", "checksum")
+STANDARD_DOMAINS = ("", "ai.onnx.ml", "com.microsoft")
+_MEMORY_MARKER = "_ORT_MEM_ADDR_"  # ONNX Runtime reads `offset` as an address of its own process when it meets this
+_DRIVE = re.compile(r"^[A-Za-z]:")
+_TYPED_FIELDS = ("float_data", "double_data", "int32_data", "int64_data", "uint64_data", "string_data")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A file that passed.
+
+    Attributes:
+        path: the file that was read, with links of a Hugging Face cache resolved.
+        folder: the folder that its external data is relative to.
+        proto: the parsed model, nodes in topological order, external data not read.
+        external: the files of its external data by location, links of a Hugging Face cache resolved.
+        notes: what was repaired on the way, as sentences.
+    """
+
+    path: Path
+    folder: Path
+    proto: onnx.ModelProto
+    external: dict[str, Path] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def check_onnx(path: Path) -> Checked:
+    """Read and check one .onnx file.
+
+    Args:
+        path: the file a user named.
+
+    Returns:
+        The parsed model and where its external data lies.
+
+    Raises:
+        InputError: the file cannot be read, is not ONNX, or breaks one of the rules above.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    from onnxopt.wire import WireScan
+
+    where = word(path.name)
+    real, folder = _locate(path, where)
+    data = _read(real, where)
+    _check_kind(data, where)
+    WireScan(data, onnx.ModelProto.DESCRIPTOR, where).run()
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except (DecodeError, RecursionError, MemoryError) as error:
+        raise InputError("is not a sound ONNX file", where=where, hint="copy or download it again") from error
+    del data
+    files = _ExternalFiles(folder, where)
+    notes = _ModelCheck(proto, where, files).run()
+    return Checked(real, folder, proto, files.found, tuple(notes))
+
+
+def word(text: str, limit: int = 80) -> str:
+    """Return a name from a file as it may appear in an error line: printable, on one line, not endless."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text[: limit + 1])
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+def hub_repository(path: Path) -> Path | None:
+    """Return the folder of the Hugging Face cache repository that `path` lies in, or None.
+
+    The cache keeps content in `models--org--name/blobs/<hash>` and links to it from `.../snapshots/<revision>/`.
+    """
+    parts = Path(os.path.abspath(path)).parts  # noqa: PTH100 - must not follow the links it judges
+    for index in range(len(parts) - 1, 1, -1):
+        if parts[index] == "snapshots" and parts[index - 1].startswith("models--"):
+            repository = Path(*parts[:index])
+            return repository if (repository / "blobs").is_dir() else None
+    return None
+
+
+def inside_hub(link: Path) -> bool:
+    """Return whether a link of a Hugging Face snapshot leads to a blob of the same repository."""
+    repository = hub_repository(link)
+    return repository is not None and link.resolve().parent == (repository / "blobs").resolve()
+
+
+def _locate(path: Path, where: str) -> tuple[Path, Path]:
+    """Return the real file and the folder of its external data."""
+    if "\0" in str(path):
+        raise InputError("the path holds a zero byte", where=where, hint="name an .onnx file")
+    try:
+        real = path.resolve(strict=True)
+        mode = real.stat().st_mode
+    except FileNotFoundError as error:
+        raise InputError("there is no such file", where=word(str(path), 400), hint="check the path") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        reason = getattr(error, "strerror", None) or "a loop of links"
+        raise InputError(f"cannot be opened ({reason})", where=word(str(path), 400), hint="check the path") from error
+    if stat.S_ISDIR(mode):
+        raise InputError("is a folder, not an .onnx file", where=where, hint="name the .onnx file inside it")
+    if not stat.S_ISREG(mode):
+        raise InputError("is not a regular file", where=where, hint="name an .onnx file")
+    if path.is_symlink() and hub_repository(path) is not None:
+        if not inside_hub(path):
+            raise InputError("is a link that leaves its Hugging Face cache", where=where, hint="download it again")
+        return real, Path(os.path.abspath(path)).parent  # noqa: PTH100 - external data lies beside the link
+    return real, real.parent
+
+
+def _read(path: Path, where: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            info = os.fstat(file.fileno())
+            if not stat.S_ISREG(info.st_mode):
+                raise InputError("is not a regular file", where=where, hint="name an .onnx file")
+            if info.st_size > MAX_FILE_BYTES:
+                what = f"has {info.st_size} bytes; one ONNX file holds at most {MAX_FILE_BYTES}"
+                raise InputError(what, where=where, hint="save it again with its weights as external data")
+            return file.read(info.st_size)
+    except OSError as error:
+        hint = "check its permissions"
+        raise InputError(
+            f"cannot be read ({error.strerror or 'input/output error'})", where=where, hint=hint
+        ) from error
+
+
+def _check_kind(data: bytes, where: str) -> None:
+    """Name the usual wrong files by their first bytes."""
+    head = data[:512]
+    if not head:
+        raise InputError("is empty", where=where, hint="copy or download it again")
+    if head.startswith(b"version https://git-lfs"):
+        what = "is a git-lfs pointer, not the model itself"
+        raise InputError(what, where=where, hint="run `git lfs pull` in its folder")
+    kinds = {b"PK": "a zip archive or a torch checkpoint", b"\x1f\x8b": "a gzip archive", b"\x80\x02": "a pickle"}
+    for start, kind in kinds.items():
+        if head.startswith(start):
+            raise InputError(f"is {kind}, not an .onnx file", where=where, hint="export the model to ONNX first")
+    if head[4:8] == b"ORTM":
+        hint = "give the .onnx file it was made from"
+        raise InputError("is in ONNX Runtime's own .ort format, not .onnx", where=where, hint=hint)
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError:
+        return
+    if all(letter.isprintable() or letter in "\t\r\n\f" for letter in text):
+        kind = "a web page" if text.lstrip().lower().startswith(("<!doctype", "<html")) else "a text file"
+        raise InputError(f"is {kind}, not an .onnx file", where=where, hint="name a binary .onnx file")
+
+
+class _ExternalFiles:
+    """Finds and judges the files that hold external data, each once."""
+
+    def __init__(self, folder: Path, where: str) -> None:
+        self.folder = folder
+        self.found: dict[str, Path] = {}
+        self._where = where
+        self._sizes: dict[str, int] = {}
+
+    def size(self, location: str, tensor: str) -> int:
+        """Return the size of the file at `location`; raises InputError when it must not be opened."""
+        if location not in self._sizes:
+            self._sizes[location] = self._check(location, tensor)
+        return self._sizes[location]
+
+    def _check(self, location: str, tensor: str) -> int:
+        shown = word(location)
+        if _MEMORY_MARKER in location:
+            raise self._error(tensor, "points into memory instead of a file", "save the model again")
+        if not location or not location.isprintable():
+            raise self._error(tensor, "names no readable file for its external data", "save the model again")
+        if "\\" in location or _DRIVE.match(location) or location.startswith("/"):
+            what = f"names its external data {shown!r} by an absolute or Windows path"
+            raise self._error(tensor, what, "external data must lie in the model's folder")
+        parts = PurePosixPath(location).parts
+        if ".." in parts or not parts:
+            what = f"names external data {shown!r} outside the model's folder"
+            raise self._error(tensor, what, "external data must lie in the model's folder")
+        current = self.folder
+        try:
+            for part in parts:
+                current = current / part
+                if current.is_symlink() and not inside_hub(current):
+                    what = f"has external data {shown!r} that goes through a link"
+                    raise self._error(tensor, what, "put the file itself into the model's folder")
+            real = current.resolve(strict=True)
+            info = real.stat()
+        except FileNotFoundError as error:
+            what = f"has external data {shown!r} that is missing"
+            raise self._error(tensor, what, "put the file beside the .onnx file") from error
+        except (OSError, RuntimeError) as error:
+            raise self._error(tensor, f"has external data {shown!r} that cannot be opened", "check the file") from error
+        if not stat.S_ISREG(info.st_mode):
+            raise self._error(tensor, f"has external data {shown!r} that is not a regular file", "check the file")
+        if info.st_nlink > 1:
+            what = f"has external data {shown!r} that is a hard link to a file with {info.st_nlink} names"
+            raise self._error(tensor, what, "copy the file so that it has one name")
+        self.found[location] = real
+        return info.st_size
+
+    def _error(self, tensor: str, what: str, hint: str) -> InputError:
+        return InputError(f"tensor {tensor!r} {what}", where=self._where, hint=hint)
+
+
+# ---------------------------------------------------------------------------------------------------------------- model
+
+
+@dataclass(frozen=True)
+class _Scope:
+    """Where a graph stands: versions of the operator sets, and the values visible from outside."""
+
+    opsets: dict[str, int]
+    outer: tuple[frozenset[str], ...]
+    label: str
+
+
+class _ModelCheck:
+    """One check of one parsed model; sorts its nodes when they only stand in the wrong order."""
+
+    def __init__(self, proto: onnx.ModelProto, where: str, files: _ExternalFiles) -> None:
+        self._proto = proto
+        self._where = where
+        self._files = files
+        self._notes: list[str] = []
+        self._functions = {(_domain(f.domain), f.name, f.overload): f for f in proto.functions}
+        self._known: dict[tuple[str, str, int], str] = {}
+        self._microsoft: set[str] | None = None
+        self._shapes: dict[str, int] = {}
+        self._sorted = 0
+
+    def run(self) -> list[str]:
+        proto = self._proto
+        self._check_header()
+        opsets = self._opsets(proto.opset_import, "the model")
+        main = _Scope(opsets, (), "the graph")
+        self._check_interface(proto.graph)
+        self._check_functions()
+        self._check_graph(proto.graph, main, is_main=True)
+        if self._sorted:
+            self._notes.append("nodes that were stored out of order were sorted")
+        if proto.training_info:
+            del proto.training_info[:]
+            self._notes.append("training information in the file was left out")
+        return self._notes
+
+    def _check_header(self) -> None:
+        import onnx
+
+        proto = self._proto
+        if not proto.HasField("graph"):
+            raise self._error("has no graph; it is cut short or not an ONNX file", "copy or download it again")
+        if not 3 <= proto.ir_version <= onnx.IR_VERSION:
+            what = f"has ONNX IR version {proto.ir_version}; this onnxopt reads 3 to {onnx.IR_VERSION}"
+            raise self._error(what, "export it again with a current exporter")
+
+    def _opsets(self, imports: Iterable[onnx.OperatorSetIdProto], owner: str) -> dict[str, int]:
+        opsets: dict[str, int] = {}
+        for entry in imports:
+            domain = _domain(entry.domain)
+            if opsets.setdefault(domain, entry.version) != entry.version:
+                what = f"{owner} asks for two versions of operator set {word(domain) or 'ai.onnx'!r}"
+                raise self._error(what, "export it again with one opset")
+        version = opsets.get("", MIN_OPSET)
+        if not MIN_OPSET <= version <= MAX_OPSET:
+            what = f"{owner} uses opset {version}; onnxopt reads opset {MIN_OPSET} to {MAX_OPSET}"
+            raise self._error(what, f"export it again with an opset up to {MAX_OPSET}")
+        return opsets
+
+    def _check_interface(self, graph: onnx.GraphProto) -> None:
+        if not graph.output:
+            raise self._error("its graph has no output", "export it again")
+        for kind, values in (("input", graph.input), ("output", graph.output)):
+            for value in values:
+                if value.type.WhichOneof("value") is None:
+                    raise self._error(f"{kind} {word(value.name)!r} has no type", "export it again with typed values")
+
+    # functions
+
+    def _check_functions(self) -> None:
+        if len(self._functions) != len(self._proto.functions):
+            names = [f.name for f in self._proto.functions]
+            raise self._error(f"defines function {word(_repeated(names) or names[0])!r} twice", "export it again")
+        sizes: dict[tuple[str, str, str], int] = {}
+        for key in self._functions:
+            self._expanded(key, sizes, ())
+        expanded = self._count(self._proto.graph.node, sizes, ())
+        if expanded > MAX_NODES:
+            what = f"its functions expand to {expanded:.3g} nodes, more than {MAX_NODES}"
+            raise self._error(what, "no real model does; not opened")
+        for (domain, name, _), function in self._functions.items():
+            label = f"function {word(name)!r}"
+            opsets = self._opsets(function.opset_import, label)
+            if domain in STANDARD_DOMAINS and self._reason(domain, name, opsets.get(domain, MAX_OPSET)) == "":
+                raise self._error(f"{label} takes the name of a standard operator", "export it again")
+            values = frozenset(function.input)
+            self._require_unique(function.input, f"{label} has two inputs named")
+            self._order(function, _Scope(opsets, (), label), values, function.output)
+
+    def _expanded(self, key: tuple[str, str, str], sizes: dict[tuple[str, str, str], int], path: Sequence[Any]) -> int:
+        if key in path:
+            raise self._error(f"function {word(key[1])!r} calls itself", "no ONNX runtime can run that")
+        if len(path) > 200:  # each level is a Python frame here and a native one in a runtime
+            raise self._error("its functions call each other more than 200 levels deep", "no real model does")
+        if key not in sizes:
+            sizes[key] = self._count(self._functions[key].node, sizes, (*path, key))
+        return sizes[key]
+
+    def _count(self, nodes: Iterable[onnx.NodeProto], sizes: dict[Any, int], path: Sequence[Any]) -> int:
+        total = 0
+        for node in nodes:
+            key = (_domain(node.domain), node.op_type, node.overload)
+            total += self._expanded(key, sizes, path) if key in self._functions else 1
+            for attribute in node.attribute:
+                for graph in _graphs(attribute):
+                    total += self._count(graph.node, sizes, path)
+        return total
+
+    # graphs
+
+    def _check_graph(self, graph: onnx.GraphProto, scope: _Scope, *, is_main: bool = False) -> None:
+        if graph.sparse_initializer:
+            what = f"stores the sparse weight {word(graph.sparse_initializer[0].values.name)!r}"
+            raise self._error(what, "sparse weights are not supported; save it dense")
+        inputs = [value.name for value in graph.input]
+        outputs = [value.name for value in graph.output]
+        weights = [tensor.name for tensor in graph.initializer]
+        self._require_unique(inputs, f"{scope.label} has two inputs named")
+        self._require_unique(outputs, f"{scope.label} has two outputs named")
+        self._require_unique(weights, f"{scope.label} has two weights named")
+        for tensor in graph.initializer:
+            if not tensor.name:
+                raise self._error(f"{scope.label} has a weight without a name", "export it again")
+            self._check_tensor(tensor)
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            self._check_type(value.type, value.name, is_input=is_main)
+        self._order(graph, scope, frozenset((*inputs, *weights)), outputs)
+
+    def _order(self, body: _Body, scope: _Scope, given: frozenset[str], outputs: Iterable[str]) -> None:
+        """Check the nodes of one body and put them into topological order."""
+        producers = self._producers(body.node, scope, given)
+        self._note_shapes(body)
+        visible = frozenset((*given, *producers))
+        needs: list[set[int]] = []
+        for node in body.node:
+            self._check_node(node, scope)
+            wanted = {*node.input, *self._captured(node, scope, visible)} - {""}
+            for name in wanted:
+                if name not in visible and not any(name in names for names in scope.outer):
+                    raise self._error(f"{_label(node)} reads {word(name)!r}, which nothing makes", "export it again")
+            needs.append({producers[name] for name in wanted if name in producers})
+        for name in outputs:
+            if name not in visible and not any(name in names for names in scope.outer):
+                raise self._error(f"{scope.label} returns {word(name)!r}, which nothing makes", "export it again")
+        if all(source < index for index, sources in enumerate(needs) for source in sources):
+            return
+        nodes = [type(node).FromString(node.SerializeToString()) for node in body.node]
+        order = self._sort(needs, nodes, scope)
+        del body.node[:]
+        body.node.extend(nodes[index] for index in order)
+        self._sorted += 1
+
+    def _producers(self, nodes: Iterable[onnx.NodeProto], scope: _Scope, given: frozenset[str]) -> dict[str, int]:
+        producers: dict[str, int] = {}
+        for index, node in enumerate(nodes):
+            for name in node.output:
+                if name and (name in producers or name in given):
+                    what = f"{_label(node)} makes {word(name)!r}, which {scope.label} already has"
+                    raise self._error(what, "value names must be unique; export it again")
+                if name:
+                    producers[name] = index
+        return producers
+
+    def _captured(self, node: onnx.NodeProto, scope: _Scope, visible: frozenset[str]) -> set[str]:
+        """Check the subgraphs of a node and return the values that they read from outside."""
+        captured: set[str] = set()
+        for attribute in node.attribute:
+            for graph in _graphs(attribute):
+                label = f"subgraph {word(attribute.name)!r} of {_label(node)}"
+                self._check_graph(graph, _Scope(scope.opsets, (*scope.outer, visible), label))
+                captured |= _free_names(graph)
+        return captured
+
+    def _sort(self, needs: list[set[int]], nodes: Sequence[onnx.NodeProto], scope: _Scope) -> list[int]:
+        users: list[list[int]] = [[] for _ in needs]
+        waiting = [len(sources) for sources in needs]
+        for index, sources in enumerate(needs):
+            for source in sources:
+                users[source].append(index)
+        ready = [index for index, count in enumerate(waiting) if count == 0]
+        order: list[int] = []
+        while ready:
+            index = heapq.heappop(ready)
+            order.append(index)
+            for user in users[index]:
+                waiting[user] -= 1
+                if waiting[user] == 0:
+                    heapq.heappush(ready, user)
+        if len(order) == len(needs):
+            return order
+        stuck = {index for index, count in enumerate(waiting) if count > 0}
+        loop = _find_loop({index: needs[index] & stuck for index in stuck})
+        names = [_label(nodes[index]) for index in loop]
+        shown = " → ".join((*names[:3], "…", names[0]) if len(names) > 3 else (*names, names[0]))
+        raise self._error(f"{scope.label} runs in a circle: {shown}", "no ONNX runtime can run that; export it again")
+
+    # nodes
+
+    def _check_node(self, node: onnx.NodeProto, scope: _Scope) -> None:
+        domain = _domain(node.domain)
+        if (domain, node.op_type, node.overload) not in self._functions:
+            self._check_operator(node, domain, scope)
+            self._check_made(node)
+        self._require_unique([attribute.name for attribute in node.attribute], f"{_label(node)} has two attributes")
+        for attribute in node.attribute:
+            if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
+                what = f"{_label(node)} holds a sparse tensor"
+                raise self._error(what, "sparse tensors are not supported; save it dense")
+            for tensor in (*attribute.tensors, *([attribute.t] if attribute.HasField("t") else [])):
+                self._check_tensor(tensor, _label(node))
+
+    def _note_shapes(self, body: _Body) -> None:
+        """Remember how many elements each small constant asks for when a node reads it as a shape."""
+        tensors = [(tensor.name, tensor) for tensor in getattr(body, "initializer", ())]
+        for node in body.node:
+            tensors += [(node.output[0], entry.t) for entry in node.attribute if entry.HasField("t") and node.output]
+            for entry in node.attribute:
+                if entry.name == "value_ints" and node.output:
+                    self._shapes[node.output[0]] = math.prod(entry.ints)
+        for name, tensor in tensors:
+            if tensor.data_type == tensor.INT64 and len(tensor.dims) == 1 and 0 < tensor.dims[0] <= 16:
+                raw = tensor.raw_data
+                sizes = struct.unpack(f"<{len(raw) // 8}q", raw[: len(raw) // 8 * 8]) if raw else tensor.int64_data
+                self._shapes[name] = math.prod(sizes)
+
+    def _check_made(self, node: onnx.NodeProto) -> None:
+        """Refuse a node of a few bytes that makes a tensor beyond any memory."""
+        place = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}.get(node.op_type)
+        if place is None or len(node.input) <= place:
+            return
+        made = self._shapes.get(node.input[place], 0)
+        if made > MAX_MADE:
+            what = f"{_label(node)} makes a tensor of {made} elements, more than {MAX_MADE}"
+            raise self._error(what, "no machine holds that; not opened")
+
+    def _check_operator(self, node: onnx.NodeProto, domain: str, scope: _Scope) -> None:
+        if domain not in STANDARD_DOMAINS:
+            what = (
+                f"{_label(node)} is the operator {word(domain)}::{word(node.op_type)}, which ONNX Runtime does not have"
+            )
+            raise self._error(what, f"only ai.onnx, {' and '.join(STANDARD_DOMAINS[1:])} are known")
+        version = scope.opsets.get(domain)
+        if version is None:
+            what = f"{_label(node)} uses operator set {domain or 'ai.onnx'!r}, which {scope.label} does not declare"
+            raise self._error(what, "export it again")
+        reason = self._reason(domain, node.op_type, version)
+        if reason:
+            raise self._error(f"{_label(node)} is the operator {word(node.op_type)!r}, {reason}", "export it again")
+
+    def _reason(self, domain: str, operator: str, version: int) -> str:
+        """Return why the operator is not usable, or nothing."""
+        key = (domain, operator, version)
+        if key not in self._known:
+            self._known[key] = self._look_up(domain, operator, version)
+        return self._known[key]
+
+    def _look_up(self, domain: str, operator: str, version: int) -> str:
+        import onnx
+
+        if domain == "com.microsoft":
+            if self._microsoft is None:
+                self._microsoft = _microsoft_operators()
+            return "" if operator in self._microsoft else "which the installed ONNX Runtime does not have"
+        shown = domain or "ai.onnx"
+        try:
+            schema = onnx.defs.get_schema(operator, version, domain)
+        except onnx.defs.SchemaError:
+            return f"which {shown} does not have in opset {version}"
+        return f"which {shown} no longer has in opset {version}" if schema.deprecated else ""
+
+    # tensors
+
+    def _check_tensor(self, tensor: onnx.TensorProto, owner: str = "") -> None:
+        import onnx_ir as ir
+
+        name = word(tensor.name or (f"of {owner}" if owner else ""))
+        count = self._elements(tensor.dims, f"tensor {name!r}")
+        if tensor.HasField("segment"):
+            raise self._error(f"tensor {name!r} is stored in pieces", "save it again in one piece")
+        try:
+            dtype = ir.DataType(tensor.data_type)
+        except ValueError:
+            dtype = ir.DataType.UNDEFINED
+        if dtype == ir.DataType.UNDEFINED:
+            raise self._error(f"tensor {name!r} has the unknown data type {tensor.data_type}", "export it again")
+        if tensor.data_location == tensor.EXTERNAL or tensor.external_data:
+            self._check_external(tensor, name, count, dtype)
+            return
+        typed = [entry for entry in _TYPED_FIELDS if len(getattr(tensor, entry))]
+        if len(typed) + bool(tensor.raw_data) > 1:
+            raise self._error(f"tensor {name!r} stores its data twice", "save it again")
+        if tensor.raw_data:
+            found, expected, unit = len(tensor.raw_data), _raw_bytes(dtype, count), "bytes"
+        else:
+            place, expected = _typed_place(dtype, count)
+            found, unit = len(getattr(tensor, place)), "numbers"
+            if typed and typed != [place]:
+                raise self._error(f"tensor {name!r} of {dtype.name} stores its data in {typed[0]}", "save it again")
+        if expected != found:
+            what = f"tensor {name!r} with shape {_shape(tensor.dims)} needs {expected} {unit} of data and has {found}"
+            raise self._error(what, "copy or export it again")
+
+    def _check_external(self, tensor: onnx.TensorProto, name: str, count: int, dtype: Any) -> None:
+        keys = [entry.key for entry in tensor.external_data]
+        for key in keys:
+            if key not in EXTERNAL_KEYS:
+                what = f"tensor {name!r} has the unknown external data key {word(key)!r}"
+                raise self._error(what, f"known are {', '.join(EXTERNAL_KEYS)}")
+        self._require_unique(keys, f"tensor {name!r} has two external data keys")
+        if tensor.data_location != tensor.EXTERNAL or any(
+            len(getattr(tensor, f)) for f in (*_TYPED_FIELDS, "raw_data")
+        ):
+            raise self._error(f"tensor {name!r} has its data both inside and outside the file", "save it again")
+        if dtype.is_string():
+            raise self._error(f"tensor {name!r} keeps text in external data", "ONNX does not allow that; save it again")
+        values = {entry.key: entry.value for entry in tensor.external_data}
+        size = self._files.size(values.get("location", ""), name)
+        offset = self._number(values.get("offset", "0"), "offset", name)
+        expected = _raw_bytes(dtype, count)
+        length = self._number(values["length"], "length", name) if "length" in values else expected
+        file = word(values["location"])
+        if length != expected:
+            what = (
+                f"tensor {name!r} with shape {_shape(tensor.dims)} needs {expected} bytes; its file entry says {length}"
+            )
+            raise self._error(what, "save the model again")
+        if offset + length > size:
+            what = f"tensor {name!r} needs bytes {offset} to {offset + length} of {file!r}, which has {size}"
+            raise self._error(what, "the file is cut short or belongs to another model; copy it again")
+
+    def _number(self, text: str, key: str, name: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) <= 18):  # 18 digits stay below 2^63
+            raise self._error(f"tensor {name!r} has the {key} {word(text)!r}, not a size in bytes", "save it again")
+        return int(text)
+
+    def _elements(self, dims: Iterable[int], owner: str) -> int:
+        sizes = list(dims)
+        if any(size < 0 for size in sizes):
+            raise self._error(f"{owner} has a negative dimension in {_shape(sizes)}", "export it again")
+        if math.prod(size for size in sizes if size) > MAX_ELEMENTS:
+            what = f"{owner} declares the shape {_shape(sizes)}, more than {MAX_ELEMENTS} elements"
+            raise self._error(what, "no machine holds that; not opened")
+        return math.prod(sizes)
+
+    def _check_type(self, kind: onnx.TypeProto, name: str, *, is_input: bool) -> None:
+        if not kind.HasField("tensor_type"):
+            return
+        sizes = []
+        for dim in kind.tensor_type.shape.dim:
+            if is_input and dim.HasField("dim_value") and dim.dim_value == -1:  # older exporters write -1 for "any"
+                dim.ClearField("dim_value")
+            if dim.HasField("dim_value"):
+                sizes.append(dim.dim_value)
+        self._elements(sizes, f"value {word(name)!r}")
+
+    def _require_unique(self, names: Iterable[str], problem: str) -> None:
+        name = _repeated(names)
+        if name is not None:
+            raise self._error(f"{problem} {word(name)!r}", "names must be unique; export it again")
+
+    def _error(self, what: str, hint: str) -> InputError:
+        return InputError(what, where=self._where, hint=hint)
+
+
+# -------------------------------------------------------------------------------------------------------------- helpers
+
+
+def _domain(name: str) -> str:
+    return "" if name == "ai.onnx" else name
+
+
+def _label(node: onnx.NodeProto) -> str:
+    name = node.name or next((output for output in node.output if output), "")
+    return f"node {word(name)!r} ({word(node.op_type, 40)})"
+
+
+def _shape(dims: Iterable[int]) -> str:
+    sizes = [str(size) for size in dims]
+    return f"[{', '.join(sizes if len(sizes) <= 8 else (*sizes[:8], '…'))}]"
+
+
+def _repeated(names: Iterable[str]) -> str | None:
+    seen: set[str] = set()
+    for name in names:
+        if name and name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
+def _graphs(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
+    if attribute.HasField("g"):
+        yield attribute.g
+    yield from attribute.graphs
+
+
+def _free_names(graph: onnx.GraphProto) -> set[str]:
+    """Return the values that a subgraph reads and does not make."""
+    wanted = {value.name for value in graph.output}
+    made = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        wanted.update(node.input)
+        made.update(node.output)
+        for attribute in node.attribute:
+            for inner in _graphs(attribute):
+                wanted |= _free_names(inner)
+    return wanted - made - {""}
+
+
+def _find_loop(needs: dict[int, set[int]]) -> list[int]:
+    """Return one cycle, in the order data flows, of a graph in which every node needs another one."""
+    index = min(needs)
+    path: list[int] = []
+    seen: dict[int, int] = {}
+    while index not in seen:
+        seen[index] = len(path)
+        path.append(index)
+        index = min(needs[index])
+    return path[: seen[index] - 1 if seen[index] else None : -1]
+
+
+def _raw_bytes(dtype: Any, count: int) -> int:
+    """Return the size of `count` packed elements; text has no raw form, which no length matches."""
+    return -1 if dtype.is_string() else (count * int(dtype.bitwidth) + 7) // 8
+
+
+def _typed_place(dtype: Any, count: int) -> tuple[str, int]:
+    """Return the field of TensorProto that holds `dtype` when it is not raw, and its length (onnx.proto)."""
+    places: dict[str, tuple[str, int]] = {
+        "FLOAT": ("float_data", count),
+        "COMPLEX64": ("float_data", 2 * count),
+        "DOUBLE": ("double_data", count),
+        "COMPLEX128": ("double_data", 2 * count),
+        "INT64": ("int64_data", count),
+        "UINT32": ("uint64_data", count),
+        "UINT64": ("uint64_data", count),
+        "STRING": ("string_data", count),
+    }
+    bits = 8 if dtype.is_string() else int(dtype.bitwidth)
+    per_number = {4: 2, 2: 4}.get(bits, 1)
+    return places.get(dtype.name, ("int32_data", -(-count // per_number)))
+
+
+def _microsoft_operators() -> set[str]:
+    from onnxruntime.capi import _pybind_state as state
+
+    return {schema.name for schema in state.get_all_operator_schema() if schema.domain == "com.microsoft"}

@@ -1,0 +1,152 @@
+"""What a model is asked to do: the task's name, the transformers class that does it, and what comes out.
+
+transformers' own tables (one per task, from model type to class) say which classes exist; nothing here lists
+model types.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from onnxopt.errors import InputError
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Attributes:
+        name: transformers' name of it.
+        auto_class: the class of transformers that builds a model for it.
+        table: transformers' table from model type to class name, in `transformers.models.auto.modeling_auto`.
+        modality: what goes in.
+        outputs: the outputs that the task is about; a model without them gives all of its own.
+    """
+
+    name: str
+    auto_class: str
+    table: str
+    modality: Literal["text", "image"]
+    outputs: tuple[str, ...]
+
+
+_LOGITS = ("logits",)
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task("feature-extraction", "AutoModel", "MODEL_MAPPING_NAMES", "text", ("last_hidden_state",)),
+        Task("fill-mask", "AutoModelForMaskedLM", "MODEL_FOR_MASKED_LM_MAPPING_NAMES", "text", _LOGITS),
+        Task(
+            "text-classification",
+            "AutoModelForSequenceClassification",
+            "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+            "text",
+            _LOGITS,
+        ),
+        Task(
+            "token-classification",
+            "AutoModelForTokenClassification",
+            "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
+            "text",
+            _LOGITS,
+        ),
+        Task(
+            "question-answering",
+            "AutoModelForQuestionAnswering",
+            "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
+            "text",
+            ("start_logits", "end_logits"),
+        ),
+        Task("text-generation", "AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "text", _LOGITS),
+        Task(
+            "image-classification",
+            "AutoModelForImageClassification",
+            "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+            "image",
+            _LOGITS,
+        ),
+        Task("image-feature-extraction", "AutoModel", "MODEL_MAPPING_NAMES", "image", ("last_hidden_state",)),
+    )
+}
+
+SYNONYMS = {
+    "default": "feature-extraction",
+    "sentence-embedding": "feature-extraction",
+    "sentence-similarity": "feature-extraction",
+    "masked-lm": "fill-mask",
+    "sequence-classification": "text-classification",
+    "sentiment-analysis": "text-classification",
+    "ner": "token-classification",
+    "causal-lm": "text-generation",
+}
+
+
+def parse_task(text: str) -> Task:
+    """Return the task of that name; raises InputError that lists the names when there is none."""
+    name = text.strip().lower()
+    task = TASKS.get(SYNONYMS.get(name, name))
+    if task is None:
+        raise InputError(f"task {text!r} is not supported", hint=f"use one of {', '.join(TASKS)}")
+    return task
+
+
+def infer_task(config: Any, *, where: str = "") -> Task:
+    """Find the task of a checkpoint by its config.
+
+    Args:
+        config: transformers' config object; `architectures` names the class that was saved.
+        where: the checkpoint, for messages.
+
+    Returns:
+        The task whose table holds the saved class; plain features when the config names no class.
+
+    Raises:
+        InputError: for a class whose task is not supported.
+    """
+    saved = [name for name in getattr(config, "architectures", None) or () if isinstance(name, str)]
+    if not saved:
+        return features_task(config)
+    for task in TASKS.values():
+        if saved[0] in _classes(task.table, config.model_type):
+            return features_task(config) if task.auto_class == "AutoModel" else task
+    raise InputError(
+        f"{saved[0]} does a task that is not supported",
+        where=where,
+        hint=f"name one with --task: {', '.join(TASKS)}",
+    )
+
+
+def features_task(config: Any) -> Task:
+    """Return the task of a model without a head: features of text or of an image, by what its class takes."""
+    import transformers
+
+    table = transformers.AutoModel._model_mapping  # noqa: SLF001  the only table from config class to model class
+    takes_pixels = type(config) in table and table[type(config)].main_input_name == "pixel_values"
+    return TASKS["image-feature-extraction" if takes_pixels else "feature-extraction"]
+
+
+def model_class(config: Any, task: Task, *, where: str = "") -> Any:
+    """Return the transformers class that does `task` for a config object; raises InputError when there is none."""
+    import transformers
+
+    auto = getattr(transformers, task.auto_class)
+    try:
+        return auto._model_mapping[type(config)]  # noqa: SLF001  the only table from config class to model class
+    except KeyError:
+        pass
+    kind = str(getattr(config, "model_type", ""))
+    able = [other.name for other in TASKS.values() if _classes(other.table, kind)]
+    raise InputError(
+        f"transformers has no {kind} model for {task.name}",
+        where=where,
+        hint=f"name another with --task: {', '.join(able)}" if able else "this architecture does none of our tasks",
+    )
+
+
+def _classes(table: str, model_type: str) -> tuple[str, ...]:
+    """Return the class names that a task's table gives for a model type."""
+    from transformers.models.auto import modeling_auto
+
+    names = getattr(modeling_auto, table).get(model_type, ())
+    return (names,) if isinstance(names, str) else tuple(names)

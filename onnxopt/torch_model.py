@@ -1,0 +1,289 @@
+"""Load a checkpoint into torch and give it a flat face: named tensors in, named tensors out.
+
+What the model takes, gives, and how long its inputs may be is found by reading its forward signature and running it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from onnxopt.checkpoint import Checkpoint
+from onnxopt.errors import ExportError, InputError
+from onnxopt.model import Array, Feeds
+from onnxopt.pooling import Pooling, build_head
+from onnxopt.quiet import quiet
+from onnxopt.spec import TensorSpec
+from onnxopt.tasks import Task, model_class
+
+EMBEDDING_OUTPUT = "sentence_embedding"
+RANDOM_SEED = 0
+
+
+@dataclass(frozen=True)
+class TorchModel:
+    """A loaded model behind its flat face.
+
+    Attributes:
+        flat: torch module; takes the inputs in order, gives the outputs in order.
+        title: what it is, for reports.
+        inputs: names, types and axes.
+        outputs: names.
+        longest: the longest sequence it takes, or 0.
+        image_size: height and width it was trained with; empty for text.
+        config: transformers' config object.
+    """
+
+    flat: Any
+    title: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[str, ...]
+    longest: int
+    image_size: tuple[int, ...]
+    config: Any
+
+    def fixed_image(self) -> TorchModel:
+        """Return the same model for images of the size it was trained with only."""
+        inputs = tuple(replace(spec, axes=(*spec.axes[:2], *self.image_size)) for spec in self.inputs)
+        return replace(self, inputs=inputs)
+
+    def run(self, feeds: Mapping[str, Array]) -> Feeds:
+        """Return every output for inputs by name."""
+        import torch
+
+        tensors = [torch.from_numpy(np.ascontiguousarray(feeds[spec.name])) for spec in self.inputs]
+        with torch.inference_mode():
+            results = self.flat(*tensors)
+        return {name: tensor.numpy() for name, tensor in zip(self.outputs, results, strict=True)}
+
+
+@dataclass
+class TorchReference:
+    """The original model run by torch; it is loaded on the first run, since a cached export may never need it.
+
+    Attributes:
+        name: what it is, for reports.
+        load: makes the model.
+    """
+
+    name: str
+    load: Callable[[], TorchModel]
+    _model: TorchModel | None = None
+
+    def run(self, feeds: Mapping[str, Array]) -> Feeds:
+        """Return every output by name for inputs by name."""
+        if self._model is None:
+            self._model = self.load()
+        return self._model.run(feeds)
+
+
+def load_torch(checkpoint: Checkpoint, config: Any, task: Task, pooling: Pooling | None) -> TorchModel:
+    """Load a checkpoint in float32 for inference.
+
+    Args:
+        checkpoint: what to load.
+        config: transformers' config object of it.
+        task: which head.
+        pooling: adds the output `sentence_embedding` when given.
+
+    Returns:
+        The model behind its flat face.
+
+    Raises:
+        InputError: when weights are missing, broken or of another architecture.
+        ExportError: when the model takes inputs that are not supported.
+    """
+    import torch
+
+    where = checkpoint.source.text
+    kind = model_class(config, task, where=where)
+    with quiet():
+        network, missing = _build(checkpoint, config, kind)
+    network = network.eval()
+    inputs, image_size = _inputs(network, config, task, where)
+    longest = _longest(network, config) if task.modality == "text" else 0
+    names = _output_names(network, inputs, task, image_size, where)
+    flat = _flatten(network, inputs, names, task, build_head(pooling) if pooling else None)
+    outputs = (*names, EMBEDDING_OUTPUT) if pooling else names
+    title = f"torch {torch.__version__} {type(network).__name__} float32"
+    model = TorchModel(flat, title, inputs, outputs, longest, image_size, config)
+    if missing:
+        _check_missing(model, network, missing, where)
+    return model
+
+
+def _build(checkpoint: Checkpoint, config: Any, kind: Any) -> tuple[Any, list[str]]:
+    """Return the network and the names of parameters that the checkpoint does not have."""
+    import torch
+
+    common: dict[str, Any] = {"attn_implementation": "sdpa", "dtype": torch.float32}
+    config.use_cache = False
+    for attempt in ("sdpa", "eager"):  # not every architecture has an sdpa form
+        common["attn_implementation"] = attempt
+        try:
+            if checkpoint.source.weights == "random":
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(RANDOM_SEED)
+                    return kind._from_config(config, **common), []  # noqa: SLF001  the class's own constructor
+            return _from_files(checkpoint, config, kind, common)
+        except ValueError as error:
+            if attempt == "sdpa" and "scaled_dot_product_attention" in str(error):
+                continue
+            raise InputError(f"the weights cannot be loaded: {error}", where=checkpoint.source.text) from error
+        except Exception as error:
+            raise InputError(f"the weights cannot be loaded: {error}", where=checkpoint.source.text) from error
+    raise ExportError("no attention implementation works", where=checkpoint.source.text)
+
+
+def _from_files(checkpoint: Checkpoint, config: Any, kind: Any, common: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    network, report = kind.from_pretrained(
+        checkpoint.folder,
+        config=config,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=checkpoint.source.trust_remote_code,
+        output_loading_info=True,
+        **common,
+    )
+    return network, sorted(report["missing_keys"])
+
+
+def _inputs(network: Any, config: Any, task: Task, where: str) -> tuple[tuple[TensorSpec, ...], tuple[int, ...]]:
+    """Return the inputs by the forward signature, and the image size."""
+    accepted = inspect.signature(network.forward).parameters
+    main = network.main_input_name
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(f"{type(network).__name__} is an encoder-decoder, which is not supported", where=where)
+    if main == "pixel_values":
+        size = _image_size(config)
+        channels = int(getattr(config, "num_channels", 3) or 3)
+        axes = ("height", "width") if _takes_any_size(network, channels, size) else size
+        return (TensorSpec("pixel_values", "float32", ("batch", channels, *axes)),), size
+    if main != "input_ids":
+        raise InputError(f"{type(network).__name__} takes {main}; only text and images are supported", where=where)
+    if task.modality != "text":
+        raise InputError(f"{type(network).__name__} takes text, {task.name} is for images", where=where)
+    axes = ("batch", "sequence")
+    names = ["input_ids"]
+    if "attention_mask" in accepted:
+        names.append("attention_mask")
+    if "token_type_ids" in accepted and int(getattr(config, "type_vocab_size", 0) or 0) > 1:
+        names.append("token_type_ids")
+    return tuple(TensorSpec(name, "int64", axes) for name in names), ()
+
+
+def _image_size(config: Any) -> tuple[int, int]:
+    """Return height and width that the model was trained with; 224 is what image models without a word mean."""
+    size = getattr(config, "image_size", None) or 224
+    if isinstance(size, (list, tuple)):
+        return int(size[0]), int(size[-1])
+    return int(size), int(size)
+
+
+def _takes_any_size(network: Any, channels: int, size: tuple[int, int]) -> bool:
+    """Return whether an image model runs on a larger image than it was trained with, found by trying."""
+    import torch
+
+    try:
+        with torch.inference_mode(), quiet():
+            network(pixel_values=torch.zeros(1, channels, size[0] + 32, size[1] + 64))
+    except Exception:  # noqa: BLE001  whatever a model raises, it says no
+        return False
+    return True
+
+
+def _longest(network: Any, config: Any) -> int:
+    """Return the longest sequence: the positions, less those that a table keeps for its padding id and below."""
+    import torch
+
+    positions = int(getattr(config, "max_position_embeddings", 0) or 0)
+    tables = (one for one in network.modules() if isinstance(one, torch.nn.Embedding))
+    for table in tables:
+        if table.num_embeddings == positions and table.padding_idx is not None:
+            return positions - int(table.padding_idx) - 1
+    return max(positions, 0)
+
+
+def _output_names(
+    network: Any, inputs: tuple[TensorSpec, ...], task: Task, image_size: tuple[int, ...], where: str
+) -> tuple[str, ...]:
+    """Return the outputs of the task that the model gives, found by running it."""
+    import torch
+
+    sizes = {"batch": 2, "sequence": 3, **dict(zip(("height", "width"), image_size, strict=False))}
+    feeds = {spec.name: torch.ones(spec.shape(sizes), dtype=getattr(torch, spec.dtype)) for spec in inputs}
+    try:
+        with torch.inference_mode(), quiet():
+            result = network(**feeds, return_dict=True)
+    except Exception as error:
+        shown = ", ".join(feeds)
+        size = f" of {image_size[0]} × {image_size[1]}" if image_size else ""
+        raise ExportError(f"the model does not run on {shown}{size}: {error}", where=where) from error
+    given = [name for name, value in result.items() if isinstance(value, torch.Tensor)]
+    wanted = tuple(name for name in task.outputs if name in given)
+    if not wanted and not given:
+        raise ExportError("the model gives no tensor", where=where)
+    return wanted or tuple(given)
+
+
+def _flatten(network: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[str, ...], task: Task, head: Any) -> Any:
+    """Return a module with tensors in and tensors out."""
+    import torch
+
+    names = tuple(spec.name for spec in inputs)
+    accepted = inspect.signature(network.forward).parameters
+    # a causal model with learned or rotary positions must count them from each row's first real token
+    counts_positions = task.name == "text-generation" and "position_ids" in accepted and "attention_mask" in names
+    fixed = {"use_cache": False} if "use_cache" in accepted else {}
+
+    class Flat(torch.nn.Module):
+        """The network behind positional tensors."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+            self.head = head
+
+        def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            feeds: dict[str, Any] = dict(zip(names, tensors, strict=True))
+            mask = feeds.get("attention_mask")
+            if counts_positions and mask is not None:
+                feeds["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+            result = self.network(**feeds, **fixed, return_dict=True)
+            values = tuple(result[name] for name in outputs)
+            if self.head is None:
+                return values
+            return (*values, self.head(values[0], torch.ones_like(tensors[0]) if mask is None else mask))
+
+    return Flat().eval()
+
+
+def _check_missing(model: TorchModel, network: Any, missing: list[str], where: str) -> None:
+    """Refuse weights that the checkpoint lacks and the outputs need; parts that no output uses may lack theirs.
+
+    NaN in a parameter reaches every output that depends on it.
+    """
+    import torch
+
+    parameters = {name: one for name, one in network.named_parameters() if name in missing}
+    with torch.no_grad():
+        for one in parameters.values():
+            one.fill_(float("nan"))
+    sizes = {"batch": 2, "sequence": 3, **dict(zip(("height", "width"), model.image_size, strict=False))}
+    ones = {spec.name: np.ones(spec.shape(sizes), dtype=spec.dtype) for spec in model.inputs}
+    broken = [name for name, array in model.run(ones).items() if np.isnan(array).any()]
+    if broken:
+        names = sorted(parameters)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise InputError(
+            f"the checkpoint has no weights for {', '.join(names[:3])}{more}, which {broken[0]} needs",
+            where=where,
+            hint="name the task that it was trained for with --task",
+        )
+    with torch.no_grad():
+        for one in parameters.values():
+            one.zero_()

@@ -1,0 +1,248 @@
+"""Prove a whole model against its reference, and compare any two models.
+
+Layer one, region against region, is the driver's. This module is layer two, the whole graph at several sizes and paddings, and
+layer three, what a user of the outputs would notice: the cosine of each row and whether the largest entry stayed the largest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from onnxopt.errors import InputError, ProofError
+from onnxopt.graph import worst_error
+from onnxopt.imports import load_onnx
+from onnxopt.manifest import ProofRecord
+from onnxopt.model import Array, Feeder, Feeds, Loaded
+from onnxopt.observe import Observation
+from onnxopt.pipeline import prepare
+from onnxopt.probe import GraphRunner
+from onnxopt.session import Session, model_file
+from onnxopt.spec import PADDINGS, Budget, Padding, Signature, Target, TensorSpec
+
+Case = tuple[dict[str, int], Padding]
+
+BATCHES_AND_LENGTHS = ((1, 1), (1, 128), (3, 7), (2, 33))
+BATCHES = (1, 2, 5)
+
+
+def cases_of(loaded: Loaded) -> list[Case]:
+    """Choose sizes and paddings at which the whole graph is compared; longest lengths stay inside what was proved at export."""
+    axes = loaded.signature.axes
+    masked = mask_of(loaded.signature) is not None
+    longest = max((sizes.get("sequence", 0) for sizes in loaded.proved_sizes), default=0) or BATCHES_AND_LENGTHS[1][1]
+    if "sequence" in axes:
+        pairs = [(batch, min(length, longest)) for batch, length in BATCHES_AND_LENGTHS]
+        sizes = [{axis: {"batch": b, "sequence": n}.get(axis, n) for axis in axes} for b, n in dict.fromkeys(pairs)]
+    else:
+        sizes = [{axis: b if axis == "batch" else 2 for axis in axes} for b in (BATCHES if "batch" in axes else BATCHES[:1])]
+    return [(size, padding) for size in sizes for padding in (PADDINGS if masked and size.get("batch", 1) > 1 else PADDINGS[:1])]
+
+
+def mask_of(signature: Signature) -> TensorSpec | None:
+    """Return the padding mask [batch, sequence], None when there is none."""
+    return next((spec for spec in signature.inputs if "mask" in spec.name and len(spec.axes) == 2), None)
+
+
+def rows_that_matter(signature: Signature, feeds: Mapping[str, Array], output: str, array: Array) -> Array | None:
+    """Return bool [batch, sequence], the positions of an output that are not padding; None when the output has no such axes."""
+    mask = mask_of(signature)
+    axes = next((spec.axes for spec in signature.outputs if spec.name == output), ())
+    if mask is None or axes[:2] != mask.axes:
+        return None
+    rows = np.asarray(feeds[mask.name]) != 0
+    return rows if array.shape[:2] == rows.shape else None
+
+
+def prove(
+    run: Callable[[Feeds], Feeds],
+    loaded: Loaded,
+    budget: Budget,
+    cases: Sequence[Case],
+    progress: Callable[[str], None] | None = None,
+) -> list[ProofRecord]:
+    """Compare a candidate with the reference.
+
+    Args:
+        run: the candidate, inputs by name to outputs by name.
+        loaded: reference, feeder and signature.
+        budget: the limit.
+        cases: sizes and paddings.
+        progress: told each case.
+
+    Returns:
+        One record per case and output.
+
+    Raises:
+        ProofError: at the first output beyond the budget, with the case.
+    """
+    records: list[ProofRecord] = []
+    for index, (sizes, padding) in enumerate(cases):
+        if progress is not None:
+            progress(f"{' '.join(f'{axis} {size}' for axis, size in sizes.items())}, {padding} padding")
+        feeds = loaded.feeder.make(sizes, padding, seed=100 + index)
+        expected, found = loaded.reference.run(feeds), run(feeds)
+        for spec in loaded.signature.outputs:
+            rows = rows_that_matter(loaded.signature, feeds, spec.name, expected[spec.name])
+            relative, absolute = worst_error(found[spec.name], expected[spec.name], rows)
+            records.append(
+                ProofRecord(
+                    sizes=dict(sizes), padding=padding, output=spec.name, worst_relative_error=relative, worst_absolute_error=absolute
+                )
+            )
+            if not relative <= budget.relative_error:
+                raise ProofError(
+                    f"output {spec.name} differs from {loaded.reference.name} by {relative:.3g} (relative), the budget is "
+                    f"{budget.relative_error:g}, at {dict(sizes)} with {padding} padding",
+                    where=loaded.name,
+                    hint="nothing was written; run with --verbose to see each pass, or raise the budget with --budget",
+                )
+    return records
+
+
+@dataclass(frozen=True)
+class OutputReport:
+    """How one output of two models compares, the worst over all cases.
+
+    Attributes:
+        name: the output.
+        relative_error: worst max|b - a| / max|a|.
+        absolute_error: worst max|b - a|.
+        cosine: lowest cosine between two rows along the last axis; 1 when the output has no float rows.
+        top1_agreement: share of rows whose largest entry is the same one.
+    """
+
+    name: str
+    relative_error: float
+    absolute_error: float
+    cosine: float
+    top1_agreement: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result of comparing two models.
+
+    Attributes:
+        equal: every output is within the budget in every case.
+        outputs: one report per output.
+        cases: how many cases ran.
+        failed_case: the first case beyond the budget, empty when equal.
+        first_difference: the first tensor, in the candidate's order, that both models have and that differs; empty when equal.
+    """
+
+    equal: bool
+    outputs: tuple[OutputReport, ...]
+    cases: int
+    failed_case: str = ""
+    first_difference: str = ""
+
+
+def compare_models(
+    reference: str | Path,
+    candidate: str | Path,
+    *,
+    budget: Budget | None = None,
+    target: Target | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Comparison:
+    """Compare two models with the same signature.
+
+    Args:
+        reference: an .onnx file or an artifact, run with ONNX Runtime's optimizations off.
+        candidate: the same, run as a user would run it.
+        budget: the limit; the default of `Budget`.
+        target: where the candidate runs.
+        progress: told what is being done.
+
+    Raises:
+        InputError: when a file is not usable or the signatures differ.
+    """
+    limit = budget or Budget()
+    first, second = load_onnx(model_file(Path(reference))), load_onnx(model_file(Path(candidate)))
+    _require_same_signature(first.signature, second.signature, str(candidate))
+    session = Session(model_file(Path(candidate)), target=target or Target("cpu"))
+    worst = {spec.name: OutputReport(spec.name, 0.0, 0.0, 1.0, 1.0) for spec in first.signature.outputs}
+    failed, feeds_failed = "", None
+    cases = cases_of(first)
+    for index, (sizes, padding) in enumerate(cases):
+        label = f"{' '.join(f'{axis} {size}' for axis, size in sizes.items())}, {padding} padding"
+        if progress is not None:
+            progress(label)
+        feeds = first.feeder.make(sizes, padding, seed=100 + index)
+        expected, found = first.reference.run(feeds), session.run(feeds)
+        for name in worst:
+            rows = rows_that_matter(first.signature, feeds, name, expected[name])
+            report = _report(name, found[name], expected[name], rows)
+            worst[name] = _worse(worst[name], report)
+            if not failed and not report.relative_error <= limit.relative_error:
+                failed, feeds_failed = f"output {name} at {label}", feeds
+    blamed = _first_difference(first, second, feeds_failed, limit) if feeds_failed is not None else ""
+    return Comparison(not failed, tuple(worst.values()), len(cases), failed, blamed)
+
+
+def _require_same_signature(first: Signature, second: Signature, where: str) -> None:
+    for kind, ours, theirs in (("input", first.inputs, second.inputs), ("output", first.outputs, second.outputs)):
+        left = {spec.name: (spec.dtype, len(spec.axes)) for spec in ours}
+        right = {spec.name: (spec.dtype, len(spec.axes)) for spec in theirs}
+        for name in [*left, *right]:
+            if left.get(name) != right.get(name):
+                raise InputError(
+                    f"{kind} {name!r} is {_words(right.get(name))}, the reference has {_words(left.get(name))}",
+                    where=where,
+                    hint="compare models with the same inputs and outputs",
+                )
+
+
+def _words(spec: tuple[str, int] | None) -> str:
+    return f"{spec[0]} with {spec[1]} dimensions" if spec else "missing"
+
+
+def _report(name: str, found: Array, expected: Array, rows: Array | None) -> OutputReport:
+    relative, absolute = worst_error(found, expected, rows)
+    if found.shape != expected.shape or expected.dtype.kind != "f" or expected.ndim < 2 or not expected.size:
+        return OutputReport(name, relative, absolute, 1.0 if relative == 0 else 0.0, 1.0 if relative == 0 else 0.0)
+    a, b = (array[rows] if rows is not None else array for array in (expected.astype(np.float64), found.astype(np.float64)))
+    a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosine = np.where(lengths > 0, (a * b).sum(axis=1) / np.where(lengths > 0, lengths, 1.0), 1.0)
+    agreement = float((a.argmax(axis=1) == b.argmax(axis=1)).mean())
+    return OutputReport(name, relative, absolute, float(cosine.min()), agreement)
+
+
+def _worse(a: OutputReport, b: OutputReport) -> OutputReport:
+    return OutputReport(
+        a.name,
+        max(a.relative_error, b.relative_error),
+        max(a.absolute_error, b.absolute_error),
+        min(a.cosine, b.cosine),
+        min(a.top1_agreement, b.top1_agreement),
+    )
+
+
+def _first_difference(first: Loaded, second: Loaded, feeds: Feeds, limit: Budget) -> str:
+    """Name the first tensor that both graphs make under one name and that differs."""
+    for loaded in (first, second):
+        prepare(loaded.model, list(_tiny(loaded.feeder, loaded.signature)))
+    ours = {value.name: value for node in first.model.graph for value in node.outputs if value.name}
+    theirs = {value.name: value for node in second.model.graph for value in node.outputs if value.name}
+    common = [name for name in theirs if name in ours]
+    values = []
+    for loaded, table in ((first, ours), (second, theirs)):
+        outputs, inner = GraphRunner(loaded.model, [table[name] for name in common]).run(feeds)
+        values.append({**{value.name or "": array for value, array in inner.items()}, **outputs})
+    for name in common:
+        relative, _ = worst_error(values[1][name], values[0][name])
+        if not relative <= limit.relative_error:
+            node = theirs[name].producer()
+            return f"{name} (made by {node.op_type if node else 'nothing'}): relative error {relative:.3g}"
+    return "no inner tensor that both models name differs"
+
+
+def _tiny(feeder: Feeder, signature: Signature) -> Iterator[Observation]:
+    for index, (batch, length) in enumerate(((2, 7), (3, 11))):
+        sizes = {axis: batch if axis == "batch" else length for axis in signature.axes}
+        yield Observation(sizes, feeder.make(sizes, "none", seed=index))

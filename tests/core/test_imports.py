@@ -1,0 +1,360 @@
+"""Importing a file: axes get names, inputs get sense, the file itself stays the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxopt.errors import InputError
+from onnxopt.graph_feeder import GraphFeeder, InputPlan, plan_input, role_of
+from onnxopt.imports import OrtReference, load_onnx
+from onnxopt.spec import PADDINGS, TensorSpec
+from tests.support.bad_models import good_model, save, write_good
+
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+Dims = Sequence[int | str | None]
+
+
+def build(
+    nodes: list[onnx.NodeProto],
+    inputs: dict[str, tuple[int, Dims]],
+    outputs: dict[str, tuple[int, Dims | None]],
+    weights: dict[str, np.ndarray] | None = None,
+) -> onnx.ModelProto:
+    """A model at opset 17."""
+    graph = helper.make_graph(
+        nodes,
+        "main",
+        [helper.make_tensor_value_info(name, dtype, list(dims)) for name, (dtype, dims) in inputs.items()],
+        [
+            helper.make_tensor_value_info(name, dtype, None if dims is None else list(dims))
+            for name, (dtype, dims) in outputs.items()
+        ],
+        [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def encoder(dims: Dims = (None, None), positions: int = 24) -> onnx.ModelProto:
+    """Token embedding + learned positions, masked: the smallest thing that looks like an encoder."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "word.weight": rng.standard_normal((50, 4)).astype(np.float32),
+        "position.weight": rng.standard_normal((positions, 4)).astype(np.float32),
+        "zero": np.array(0, dtype=np.int64),
+        "one": np.array(1, dtype=np.int64),
+        "two": np.array([2], dtype=np.int64),
+    }
+    nodes = [
+        helper.make_node("Cast", ["input_ids"], ["ids"], to=TensorProto.INT32),
+        helper.make_node("Gather", ["word.weight", "ids"], ["words"]),
+        helper.make_node("Shape", ["input_ids"], ["shape"]),
+        helper.make_node("Gather", ["shape", "one"], ["length"]),
+        helper.make_node("Range", ["zero", "length", "one"], ["range"]),
+        helper.make_node("Gather", ["position.weight", "range"], ["places"]),
+        helper.make_node("Add", ["words", "places"], ["sum"]),
+        helper.make_node("Unsqueeze", ["attention_mask", "two"], ["wide"]),
+        helper.make_node("Cast", ["wide"], ["mask"], to=FLOAT),
+        helper.make_node("Mul", ["sum", "mask"], ["hidden"]),
+    ]
+    inputs = {"input_ids": (INT64, dims), "attention_mask": (INT64, dims)}
+    return build(nodes, inputs, {"hidden": (FLOAT, None)}, weights)
+
+
+def test_names_open_axes_of_an_encoder(tmp_path: Path) -> None:
+    loaded = load_onnx(save(encoder(), tmp_path, "tiny.onnx"))
+    assert [spec.axes for spec in loaded.signature.inputs] == [("batch", "sequence")] * 2
+    assert [spec.axes for spec in loaded.signature.outputs] == [("batch", "sequence", 4)]
+    assert loaded.name == "tiny"
+    assert loaded.task == "onnx"
+    assert loaded.notes == []
+    assert [str(dim.value) for dim in loaded.model.graph.inputs[0].shape or [] if not isinstance(dim, int)] == [
+        "batch",
+        "sequence",
+    ]
+
+
+def test_keeps_the_names_of_the_file(tmp_path: Path) -> None:
+    loaded = load_onnx(save(encoder(dims=("N", "seq_len")), tmp_path))
+    assert loaded.signature.axes == ("N", "seq_len")
+
+
+def test_answers_to_the_usual_names_of_axes(tmp_path: Path) -> None:
+    loaded = load_onnx(save(encoder(dims=("N", "seq_len")), tmp_path))
+    assert loaded.feeder.make({"batch": 3, "sequence": 5})["input_ids"].shape == (3, 5)
+
+
+def test_finds_the_longest_sequence(tmp_path: Path) -> None:
+    loaded = load_onnx(save(encoder(positions=24), tmp_path))
+    assert loaded.feeder.make({"sequence": 24})["input_ids"].shape == (2, 24)
+    with pytest.raises(InputError, match="'sequence' is asked at 25; the model takes at most 24"):
+        loaded.feeder.make({"sequence": 25})
+
+
+def test_proves_other_sizes(tmp_path: Path) -> None:
+    loaded = load_onnx(save(encoder(), tmp_path))
+    assert {"batch": 2, "sequence": 8} in loaded.proved_sizes
+    assert {"batch": 1, "sequence": 8} in loaded.proved_sizes
+    assert {"batch": 2, "sequence": 11} in loaded.proved_sizes
+
+
+def test_ids_stay_inside_the_table_and_masks_are_flags(tmp_path: Path) -> None:
+    feeds = load_onnx(save(encoder(), tmp_path)).feeder.make({"batch": 16, "sequence": 24}, "right", seed=1)
+    assert 0 <= feeds["input_ids"].min() <= feeds["input_ids"].max() < 50
+    assert set(np.unique(feeds["attention_mask"])) == {0, 1}
+    assert feeds["attention_mask"][0].all()
+    assert not feeds["attention_mask"][1:, -1].any()
+
+
+def test_open_axes_that_need_not_be_equal_get_names_of_their_own(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("ReduceMean", ["a"], ["mean_a"], axes=[0, 1], keepdims=0),
+        helper.make_node("ReduceMean", ["b"], ["mean_b"], axes=[0, 1], keepdims=0),
+        helper.make_node("Add", ["mean_a", "mean_b"], ["y"]),
+    ]
+    model = build(nodes, {"a": (FLOAT, (None, None, 3)), "b": (FLOAT, (None, None, 3))}, {"y": (FLOAT, (3,))})
+    loaded = load_onnx(save(model, tmp_path))
+    assert [spec.axes for spec in loaded.signature.inputs] == [("a_dim0", "a_dim1", 3), ("batch", "sequence", 3)]
+
+
+def test_notes_an_axis_that_is_frozen_inside(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
+    shape = np.array([2, -1], dtype=np.int64)
+    model = build(nodes, {"x": (FLOAT, ("batch", 3))}, {"y": (FLOAT, (2, "rest"))}, {"shape": shape})
+    nodes.append(helper.make_node("Add", ["y", "fixed"], ["z"]))
+    frozen = build(
+        nodes,
+        {"x": (FLOAT, ("batch", 3))},
+        {"z": (FLOAT, (2, 3))},
+        {"shape": shape, "fixed": np.ones((2, 3), dtype=np.float32)},
+    )
+    assert load_onnx(save(model, tmp_path)).notes == []
+    notes = load_onnx(save(frozen, tmp_path)).notes
+    assert notes == ["axis 'batch' is declared dynamic but only size 2 was seen to run"]
+
+
+def test_notes_axes_that_are_tied(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Concat", ["a", "fixed"], ["wide"], axis=1),
+        helper.make_node("MatMul", ["wide", "b"], ["y"]),
+    ]
+    inputs: dict[str, tuple[int, Dims]] = {"a": (FLOAT, (3, "left")), "b": (FLOAT, ("right", 3))}
+    untied = build([helper.make_node("MatMul", ["a", "b"], ["y"])], inputs, {"y": (FLOAT, (3, 3))})
+    assert load_onnx(save(untied, tmp_path)).notes == ["axes 'left', 'right' only run at equal sizes"]
+    model = build(nodes, inputs, {"y": (FLOAT, (3, 3))}, {"fixed": np.ones((3, 1), dtype=np.float32)})
+    with pytest.raises(InputError, match="cannot be run with a"):
+        load_onnx(save(model, tmp_path))
+
+
+def test_corrects_an_output_axis_that_the_runs_contradict(tmp_path: Path) -> None:
+    model = encoder()
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("hidden", FLOAT, ["batch", "batch", 4]))
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("input_ids", INT64, ["batch", "sequence"]))
+    loaded = load_onnx(save(model, tmp_path))
+    assert loaded.signature.outputs[0].axes == ("batch", "sequence", 4)
+    assert any("'hidden' declares axis 1 as batch" in note for note in loaded.notes)
+
+
+def test_inputs_with_defaults_become_weights(tmp_path: Path) -> None:
+    model = good_model()
+    model.graph.input.append(helper.make_tensor_value_info("bias", FLOAT, [4]))
+    loaded = load_onnx(save(model, tmp_path))
+    assert [spec.name for spec in loaded.signature.inputs] == ["x"]
+    assert loaded.notes == ["inputs with a default value became weights (1): bias"]
+
+
+def test_reads_external_data_where_it_lies(tmp_path: Path) -> None:
+    path = write_good(tmp_path)
+    (tmp_path / "model.data").write_bytes(np.arange(16, dtype=np.float32).tobytes())
+    loaded = load_onnx(path)
+    weight = loaded.model.graph.initializers["weight"].const_value
+    assert isinstance(weight, ir.ExternalTensor)
+    assert weight.numpy()[3, 3] == 15
+    assert set(loaded.origin["external_sha256"]) == {"model.data"}
+
+
+def test_reads_external_data_through_a_hugging_face_cache(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "models--a--b/blobs", tmp_path / "models--a--b/snapshots/abc"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    write_good(blobs)
+    for name in ("model.onnx", "model.data"):
+        (snapshot / name).symlink_to(f"../../blobs/{name}")
+    (blobs / "config.json").write_text("{}", encoding="utf-8")
+    (snapshot / "config.json").symlink_to("../../blobs/config.json")
+    (tmp_path / "outside.json").write_text("{}", encoding="utf-8")
+    (snapshot / "tokenizer.json").symlink_to(tmp_path / "outside.json")
+    loaded = load_onnx(snapshot / "model.onnx")
+    weight = loaded.model.graph.initializers["weight"].const_value
+    assert weight is not None
+    assert weight.numpy().shape == (4, 4)
+    assert loaded.assets == (snapshot / "config.json",)
+    assert loaded.reference.run(loaded.feeder.make({}))["y"].shape == (2, 4)
+
+
+def test_names_the_artifact_after_the_folder_when_the_file_is_called_model(tmp_path: Path) -> None:
+    folder = tmp_path / "my model"
+    folder.mkdir()
+    assert load_onnx(save(good_model(), folder)).name == "my-model"
+
+
+def test_refuses_outputs_that_are_no_tensors(tmp_path: Path) -> None:
+    node = helper.make_node("SequenceConstruct", ["x"], ["y"])
+    model = build([node], {"x": (FLOAT, ("batch", 4))}, {"y": (FLOAT, ("batch", 4))})
+    value = model.graph.output[0]
+    value.type.sequence_type.elem_type.CopyFrom(helper.make_tensor_type_proto(FLOAT, ["batch", 4]))
+    with pytest.raises(InputError, match="output 'y' is not a tensor"):
+        load_onnx(save(model, tmp_path))
+
+
+def test_refuses_types_that_cannot_be_fed(tmp_path: Path) -> None:
+    dims = ("batch", 4)
+    node = helper.make_node("Identity", ["x"], ["y"])
+    model = build([node], {"x": (TensorProto.BFLOAT16, dims)}, {"y": (TensorProto.BFLOAT16, dims)})
+    with pytest.raises(InputError, match="'x' has the type BFLOAT16"):
+        load_onnx(save(model, tmp_path))
+
+
+def test_says_in_one_line_why_a_model_does_not_run(tmp_path: Path) -> None:
+    model = good_model()
+    model.graph.node[2].op_type = "Gather"  # takes two inputs
+    with pytest.raises(InputError, match=r"ONNX Runtime .* cannot open it: ") as caught:
+        load_onnx(save(model, tmp_path))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+
+
+def test_reference_names_itself_and_starts_late(tmp_path: Path) -> None:
+    reference = OrtReference(tmp_path / "absent.onnx", "absent")
+    assert reference.name.startswith("absent in onnxruntime ")
+    with pytest.raises(InputError, match="cannot open it"):
+        reference.run({})
+
+
+def test_refuses_to_make_inputs_of_insane_size() -> None:
+    feeder = GraphFeeder((InputPlan(TensorSpec("x", "float32", ("batch", 1 << 20)), "float"),))
+    with pytest.raises(InputError, match="too large to make"):
+        feeder.make({"batch": 1 << 20})
+
+
+def decoder_feeder() -> GraphFeeder:
+    """Inputs as exporters of decoders with a cache declare them."""
+    total = "past_sequence_length + sequence_length"
+    cache = ("batch_size", 2, "past_sequence_length", 4)
+    return GraphFeeder(
+        (
+            InputPlan(TensorSpec("input_ids", "int64", ("batch_size", "sequence_length")), "ids", 100),
+            InputPlan(TensorSpec("attention_mask", "int64", ("batch_size", total)), "mask"),
+            InputPlan(TensorSpec("position_ids", "int64", ("batch_size", "sequence_length")), "positions"),
+            InputPlan(TensorSpec("past_key_values.0.key", "float32", cache), "float"),
+        )
+    )
+
+
+def test_sizes_of_a_cache_follow_from_each_other() -> None:
+    feeds = decoder_feeder().make({"batch": 3, "sequence": 2, "past_sequence": 5})
+    assert feeds["attention_mask"].shape == (3, 7)
+    assert feeds["past_key_values.0.key"].shape == (3, 2, 5, 4)
+    assert feeds["position_ids"].tolist() == [[5, 6]] * 3
+
+
+def test_positions_count_tokens_that_are_not_padding() -> None:
+    feeds = decoder_feeder().make({"batch": 4, "sequence": 6, "past_sequence": 0}, "left")
+    expected = np.maximum(np.cumsum(feeds["attention_mask"], axis=-1) - 1, 0)
+    assert np.array_equal(feeds["position_ids"], expected)
+
+
+def test_names_the_open_axes_of_a_cache(tmp_path: Path) -> None:
+    weights = {
+        "word.weight": np.ones((50, 8), dtype=np.float32),
+        "heads": np.array([0, 0, 2, 4], dtype=np.int64),
+        "middle": np.array([1, 3], dtype=np.int64),
+    }
+    nodes = [
+        helper.make_node("Gather", ["word.weight", "input_ids"], ["words"]),
+        helper.make_node("Reshape", ["words", "heads"], ["split"]),
+        helper.make_node("Transpose", ["split"], ["new"], perm=[0, 2, 1, 3]),
+        helper.make_node("Concat", ["past_key_values.0.key", "new"], ["present.0.key"], axis=2),
+        helper.make_node("Unsqueeze", ["attention_mask", "middle"], ["wide"]),
+        helper.make_node("Cast", ["wide"], ["mask"], to=FLOAT),
+        helper.make_node("Mul", ["present.0.key", "mask"], ["seen"]),
+    ]
+    inputs: dict[str, tuple[int, Dims]] = {
+        "input_ids": (INT64, (None, None)),
+        "attention_mask": (INT64, (None, None)),
+        "past_key_values.0.key": (FLOAT, (None, 2, None, 4)),
+    }
+    outputs: dict[str, tuple[int, Dims | None]] = {"present.0.key": (FLOAT, None), "seen": (FLOAT, None)}
+    loaded = load_onnx(save(build(nodes, inputs, outputs, weights), tmp_path))
+    assert [spec.axes for spec in loaded.signature.inputs] == [
+        ("batch", "sequence"),
+        ("batch", "total_sequence"),
+        ("batch", 2, "past_sequence", 4),
+    ]
+    assert [spec.axes for spec in loaded.signature.outputs] == [("batch", 2, "total_sequence", 4)] * 2
+    assert loaded.notes == []
+    feeds = loaded.feeder.make({"batch": 1, "sequence": 1, "past_sequence": 0})
+    assert loaded.reference.run(feeds)["present.0.key"].shape == (1, 2, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("axis", "role"),
+    [
+        ("batch_size", "batch"),
+        ("N", "batch"),
+        ("sequence_length", "sequence"),
+        ("past_sequence", "past"),
+        ("total_sequence_length", "total"),
+        ("past_sequence_length + 1", "total"),
+        ("height", "other"),
+    ],
+)
+def test_reads_what_an_axis_counts_from_its_name(axis: str, role: str) -> None:
+    assert role_of(axis) == role
+
+
+def test_follows_ids_to_a_table_behind_an_offset() -> None:
+    table, two = np.zeros((30, 4), dtype=np.float32), np.array(2, dtype=np.int64)
+    nodes = [
+        helper.make_node("Add", ["two", "ids"], ["shifted"]),
+        helper.make_node("Cast", ["table"], ["wide"], to=TensorProto.DOUBLE),
+        helper.make_node("Gather", ["wide", "shifted"], ["y"]),
+    ]
+    outputs: dict[str, tuple[int, Dims | None]] = {"y": (TensorProto.DOUBLE, None)}
+    proto = build(nodes, {"ids": (INT64, ("b", "s"))}, outputs, {"table": table, "two": two})
+    graph = ir.from_proto(proto).graph
+    plan = plan_input(graph.inputs[0], TensorSpec("ids", "int64", ("b", "s")), {})
+    assert (plan.kind, plan.rows) == ("ids", 28)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 5),
+    sequence=st.integers(1, 9),
+    past=st.integers(0, 6),
+    padding=st.sampled_from(PADDINGS),
+    seed=st.integers(0, 99),
+)
+def test_feeds_have_the_declared_shapes_and_do_not_change(
+    batch: int, sequence: int, past: int, padding: str, seed: int
+) -> None:
+    feeder = decoder_feeder()
+    sizes = {"batch_size": batch, "sequence_length": sequence, "past_sequence_length": past}
+    feeds = feeder.make(sizes, padding, seed)  # type: ignore[arg-type]
+    again = feeder.make(sizes, padding, seed)  # type: ignore[arg-type]
+    for plan in feeder.plans:
+        array = feeds[plan.spec.name]
+        assert array.shape == plan.spec.shape(feeder.resolve(sizes))
+        assert array.dtype == np.dtype(plan.spec.dtype)
+        assert np.array_equal(array, again[plan.spec.name])
+    mask = feeds["attention_mask"]
+    assert mask[0].all()
+    assert mask.any(axis=1).all()
