@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxopt.errors import ExportError, InputError, OnnxoptError, ProofError
-    from onnxopt.road import Event, optimize
     from onnxopt.package import Artifact
+    from onnxopt.road import Event, optimize
     from onnxopt.session import Session
     from onnxopt.spec import Budget, Target, Workload
     from onnxopt.verify import compare_models

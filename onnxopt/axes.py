@@ -171,13 +171,13 @@ def _shapes(model: ir.Model, feeds: Feeds) -> dict[str, tuple[int, ...]]:
     shown = {value.name for value in model.graph.outputs}
     for node in model.graph:
         for value in node.outputs:
-            if value.name and value.name not in shown and value.dtype is not None:
+            if value.name and value.name not in shown:
                 model.graph.outputs.append(value)
                 shown.add(value.name)
     names = [str(value.name) for value in model.graph.outputs]
     session = _session(ir.to_proto(model).SerializeToString())
     arrays = dict(zip(names, session.run(names, feeds), strict=True))
-    return {name: np.shape(array) for name, array in {**arrays, **feeds}.items() if array is not None}
+    return {name: array.shape for name, array in {**arrays, **feeds}.items() if isinstance(array, np.ndarray)}
 
 
 def _failed_node(reason: str) -> str:

@@ -22,7 +22,11 @@ _FUSED: dict[str, tuple[tuple[str, str], ...]] = {
         (CONTRIB, "PackedMultiHeadAttention"),
         (CONTRIB, "QAttention"),
     ),
-    "layer_norm": (("", "LayerNormalization"), (CONTRIB, "SkipLayerNormalization"), (CONTRIB, "EmbedLayerNormalization")),
+    "layer_norm": (
+        ("", "LayerNormalization"),
+        (CONTRIB, "SkipLayerNormalization"),
+        (CONTRIB, "EmbedLayerNormalization"),
+    ),
     "rms_norm": (
         ("", "RMSNormalization"),
         ("", "SimplifiedLayerNormalization"),
@@ -54,7 +58,7 @@ class Count:
 def count_blocks(model: ir.Model) -> dict[str, Count]:
     """Return the count of every kind; a linear is any product with a constant matrix and always counts as fused."""
     nodes = list(all_nodes(model))
-    fused = {kind: 0 for kind in KINDS}
+    fused = dict.fromkeys(KINDS, 0)
     missed: dict[str, list[str]] = {kind: [] for kind in KINDS}
     packed = 0
     for node in nodes:
@@ -74,7 +78,16 @@ def count_blocks(model: ir.Model) -> dict[str, Count]:
 
 def _is_linear(node: ir.Node) -> bool:
     return (
-        node.op_type in ("MatMul", "Gemm", "FusedMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits")
+        node.op_type
+        in (
+            "MatMul",
+            "Gemm",
+            "FusedMatMul",
+            "MatMulInteger",
+            "MatMulIntegerToFloat",
+            "DynamicQuantizeMatMul",
+            "MatMulNBits",
+        )
         and len(node.inputs) > 1
         and any(is_constant(value) for value in node.inputs[1:2])
     )

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 BUG_EXIT_CODE = 70
 INTERRUPTED_EXIT_CODE = 130
 
-EXIT_CODES = "Exit codes: 0 done, 1 a proof failed, 2 bad input or a missing thing, 70 a bug in onnxopt, 130 interrupted."
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 a proof failed, 2 bad input or a missing thing, 70 a bug in onnxopt, 130 interrupted."
+)
 
 app = typer.Typer(
     name="onnxopt",
@@ -71,27 +73,49 @@ class ExporterName(str, Enum):
 TargetOption = Annotated[TargetName, typer.Option("--target", "-t", help="Where the model will run.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the result and errors.")]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log every pass, every refusal and every exporter message.")]
-BudgetOption = Annotated[float | None, typer.Option("--budget", min=0.0, help="Largest relative error of any output, such as 1e-4.")]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Log every pass, every refusal and every exporter message.")
+]
+BudgetOption = Annotated[
+    float | None, typer.Option("--budget", min=0.0, help="Largest relative error of any output, such as 1e-4.")
+]
 WorkloadOption = Annotated[
-    str | None, typer.Option("--workload", "-w", help="Request shapes, batch x sequence: 1x16,8x128, or batch=8:height=224.")
+    str | None,
+    typer.Option("--workload", "-w", help="Request shapes, batch x sequence: 1x16,8x128, or batch=8:height=224."),
 ]
 
 
-@app.command(epilog="Examples: `onnxopt optimize minilm` · `onnxopt optimize ./my-bert -o build/my-bert` · `onnxopt optimize model.onnx -t portable`")
+@app.command(
+    epilog="Examples: `onnxopt optimize minilm` · `onnxopt optimize ./my-bert -o out/my-bert` · "
+    "`onnxopt optimize model.onnx -t portable`"
+)
 def optimize(
-    source: Annotated[str, typer.Argument(help="Sample or recipe name, Hub id, local checkpoint folder, or .onnx file.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; build/<name> when not given.")] = None,
+    source: Annotated[
+        str, typer.Argument(help="Sample or recipe name, Hub id, local checkpoint folder, or .onnx file.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write; build/<name> when not given.")
+    ] = None,
     target: TargetOption = TargetName.cpu,
     workload: WorkloadOption = None,
     budget: BudgetOption = None,
-    task: Annotated[str | None, typer.Option("--task", help="transformers task, such as feature-extraction; found when not given.")] = None,
-    weights: Annotated[WeightsName, typer.Option("--weights", help="random builds the architecture with made-up weights.")] = WeightsName.pretrained,
+    task: Annotated[
+        str | None, typer.Option("--task", help="transformers task, such as feature-extraction; found when not given.")
+    ] = None,
+    weights: Annotated[
+        WeightsName, typer.Option("--weights", help="random builds the architecture with made-up weights.")
+    ] = WeightsName.pretrained,
     revision: Annotated[str | None, typer.Option("--revision", help="Hub branch, tag or commit.")] = None,
-    with_pooling: Annotated[bool, typer.Option("--with-pooling/--no-pooling", help="Add the sentence embedding as an output.")] = True,
-    exporter: Annotated[ExporterName, typer.Option("--exporter", help="dynamo, TorchScript, or dynamo first.")] = ExporterName.auto,
+    with_pooling: Annotated[
+        bool, typer.Option("--with-pooling/--no-pooling", help="Add the sentence embedding as an output.")
+    ] = True,
+    exporter: Annotated[
+        ExporterName, typer.Option("--exporter", help="dynamo, TorchScript, or dynamo first.")
+    ] = ExporterName.auto,
     measure: Annotated[bool, typer.Option("--measure/--no-measure", help="Time the model before and after.")] = True,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Let Python code of the checkpoint run.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let Python code of the checkpoint run.")
+    ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -121,11 +145,13 @@ def optimize(
         )
     if as_json:
         measurements = artifact.measurements
-        _print_json({
-            "path": str(artifact.path),
-            "manifest": json.loads(artifact.manifest.to_json()),
-            "measurements": json.loads(measurements.to_json()) if measurements else None,
-        })
+        _print_json(
+            {
+                "path": str(artifact.path),
+                "manifest": json.loads(artifact.manifest.to_json()),
+                "measurements": json.loads(measurements.to_json()) if measurements else None,
+            }
+        )
     elif quiet:
         out_console.print(str(artifact.path), soft_wrap=True)
     else:
@@ -167,7 +193,9 @@ def passes(as_json: JsonOption = False) -> None:
         print_catalogue(out_console, rows)
 
 
-@app.command(epilog="Examples: `onnxopt explain model.onnx fuse-attention` · `onnxopt explain build/minilm fuse-gelu --json`")
+@app.command(
+    epilog="Examples: `onnxopt explain model.onnx fuse-attention` · `onnxopt explain build/minilm fuse-gelu --json`"
+)
 def explain(
     path: Annotated[Path, typer.Argument(help="An .onnx file or an artifact folder.")],
     name: Annotated[str, typer.Argument(metavar="PASS", help="A name from `onnxopt passes`.")],
@@ -195,7 +223,9 @@ def explain(
         print_verdicts(out_console, name, verdicts, limit)
 
 
-@app.command(epilog="Examples: `onnxopt verify original.onnx build/minilm` · `onnxopt verify a.onnx b.onnx --budget 1e-5 --json`")
+@app.command(
+    epilog="Examples: `onnxopt verify original.onnx build/minilm` · `onnxopt verify a.onnx b.onnx --budget 1e-5 --json`"
+)
 def verify(
     reference: Annotated[Path, typer.Argument(help="The model that is right: .onnx file or artifact.")],
     candidate: Annotated[Path, typer.Argument(help="The model to check: .onnx file or artifact.")],
@@ -214,19 +244,28 @@ def verify(
     limit = Budget() if budget is None else Budget(budget)
     with LiveView(err_console, enabled=not (quiet or as_json)) as view:
         found = compare_models(
-            reference, candidate, budget=limit, target=_target(target), progress=lambda step: view.show(_event("verify", step))
+            reference,
+            candidate,
+            budget=limit,
+            target=_target(target),
+            progress=lambda step: view.show(_event("verify", step)),
         )
     if as_json:
         _print_json(asdict(found))
     elif not quiet:
         print_comparison(out_console, found)
     if not found.equal:
-        raise ProofError(f"{found.failed_case} is beyond the budget {limit.relative_error:g}; first: {found.first_difference}", where=str(candidate))
+        raise ProofError(
+            f"{found.failed_case} is beyond the budget {limit.relative_error:g}; first: {found.first_difference}",
+            where=str(candidate),
+        )
 
 
-@app.command(epilog="Examples: `onnxopt bench build/minilm original.onnx` · `onnxopt bench model.onnx -w 1x128,32x128 --seconds 60`")
+@app.command(epilog="Examples: `onnxopt bench original.onnx build/minilm` · `onnxopt bench model.onnx -w 1x128,32x128`")
 def bench(
-    paths: Annotated[list[Path], typer.Argument(help=".onnx files or artifact folders; the first is the one to compare with.")],
+    paths: Annotated[
+        list[Path], typer.Argument(help=".onnx files or artifact folders; the first is the one to compare with.")
+    ],
     workload: WorkloadOption = None,
     target: TargetOption = TargetName.cpu,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads of one operator.")] = None,
@@ -259,7 +298,9 @@ def bench(
         print_bench(out_console, result)
 
 
-@app.command(epilog='Examples: `onnxopt run build/minilm "a cat" "a dog"` · `onnxopt run build/distilbert-sst2 "great film" --json`')
+@app.command(
+    epilog='Examples: `onnxopt run build/minilm "a cat" "a dog"` · `onnxopt run build/distilbert-sst2 "great!" --json`'
+)
 def run(
     path: Annotated[Path, typer.Argument(help="An artifact folder.")],
     texts: Annotated[list[str], typer.Argument(help="Texts (or paths of images for an image model).")],
@@ -306,7 +347,9 @@ def _print_json(data: Any) -> None:
 
 
 def _configure_logging(*, verbose: bool) -> None:
-    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, format="%(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.ERROR, format="%(name)s: %(message)s", stream=sys.stderr
+    )
     logging.getLogger("onnxopt").setLevel(logging.DEBUG if verbose else logging.ERROR)
     if not verbose:
         warnings.simplefilter("ignore")
@@ -331,7 +374,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if {"-v", "--verbose"} & set(given):
             traceback.print_exc()
         hint = "run it again with --verbose for the traceback and report it"
-        return _fail(f"internal error after {time.perf_counter() - started:.0f} s: {type(error).__name__}: {error}; {hint}", BUG_EXIT_CODE)
+        return _fail(
+            f"internal error after {time.perf_counter() - started:.0f} s: {type(error).__name__}: {error}; {hint}",
+            BUG_EXIT_CODE,
+        )
     return code if isinstance(code, int) else 0
 
 

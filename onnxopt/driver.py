@@ -1,8 +1,9 @@
 """Apply one pass with its proof: what is not equal to what it replaces does not stay.
 
-For a rule every match is proved before it is applied: the region it replaces and its replacement are cut out, run side by side on
-activations captured from a run of the whole model and on random ones, and compared under the rule's contract. For a whole-graph
-pass the outputs of the model before and after are compared, and a difference restores the model.
+For a rule every match is proved before it is applied: the region it replaces and its replacement are cut out, run side
+by side on
+activations captured from a run of the whole model and on random ones, and compared under the rule's contract. For a
+whole-graph pass the outputs of the model before and after are compared, and a difference restores the model.
 """
 
 from __future__ import annotations
@@ -72,7 +73,13 @@ class Driver:
             entry.seconds = time.perf_counter() - started
             entry.bytes_saved = size - initializer_bytes(self.model)
             self.ledger.entries.append(entry)
-        logger.info("%s: %d applied, %d refused, %d rolled back", step.name, entry.applied, len(entry.refused), len(entry.rolled_back))
+        logger.info(
+            "%s: %d applied, %d refused, %d rolled back",
+            step.name,
+            entry.applied,
+            len(entry.refused),
+            len(entry.rolled_back),
+        )
         return entry
 
     # Rules
@@ -93,7 +100,7 @@ class Driver:
         entry.refused.extend(refused.values())
 
     def _choose(self, rule: Rule, settled: set[str], refused: dict[tuple[str, str], Refused]) -> list[_Candidate]:
-        """Return non-overlapping matches that the guard accepts, each with its replacement built but not yet in the graph."""
+        """Return non-overlapping matches that the guard accepts, with replacements built but not yet in the graph."""
         patterns, types = rule.compiled(), rule.root_types()
         claimed: set[ir.Node] = set()
         chosen: list[_Candidate] = []
@@ -125,7 +132,7 @@ class Driver:
                 outputs = rule.build(match, builder)
             except Refusal as refusal:
                 _release(builder.nodes)
-                reasons.append(Refused(node.name or node.op_type, refusal.reason, refusal.where))
+                reasons.append(Refused(node.name or node.op_type, refusal.reason, refusal.where, refusal.needless))
                 continue
             return _Candidate(match, builder, outputs)
         for item in reasons[:1]:
@@ -171,7 +178,9 @@ class Driver:
         except ProbeError as error:
             return _Verdict(f"the replacement does not run: {error}", math.inf)
 
-    def _compare(self, numerics: Numerics, chosen: list[_Candidate], captured: Sequence[dict[ir.Value, Array]]) -> list[_Verdict]:
+    def _compare(
+        self, numerics: Numerics, chosen: list[_Candidate], captured: Sequence[dict[ir.Value, Array]]
+    ) -> list[_Verdict]:
         runner = RegionRunner([part for candidate in chosen for part in candidate.regions()], self.model)
         verdicts = [_Verdict() for _ in chosen]
         trials = [*captured, *(_random(captured[0], scale, seed) for seed, scale in enumerate(RANDOM_SCALES))]
@@ -191,7 +200,9 @@ class Driver:
                 verdict = _judge(numerics, old, new, verdicts[position].error, values)
                 if verdict.reason and isinstance(numerics, Reassociated):
                     shaken = shaken or _per_candidate(chosen, runner.run(_shake(values)))
-                    verdict = _judge(_loosened(numerics, old, shaken[position][0]), old, new, verdicts[position].error, values)
+                    verdict = _judge(
+                        _loosened(numerics, old, shaken[position][0]), old, new, verdicts[position].error, values
+                    )
                 verdicts[position] = verdict
         return verdicts
 
@@ -225,7 +236,9 @@ class Driver:
             entry.applied = 0
             return
         for expected, found, _ in pairs:
-            verdict = _judge(step.numerics, [expected[n] for n in expected], [found[n] for n in expected], entry.worst_error, {})
+            verdict = _judge(
+                step.numerics, [expected[n] for n in expected], [found[n] for n in expected], entry.worst_error, {}
+            )
             entry.worst_error = verdict.error
             if verdict.reason:
                 first = next(n for n in expected if _judge(step.numerics, [expected[n]], [found[n]], 0.0, {}).reason)
@@ -276,13 +289,15 @@ def _shake(values: dict[ir.Value, Array]) -> dict[ir.Value, Array]:
     """Move every float by up to two units of float32 rounding."""
     generator = np.random.default_rng(0)
     return {
-        value: (array * (1 + generator.uniform(-1, 1, array.shape) * ROUNDING)).astype(array.dtype) if array.dtype.kind == "f" else array
+        value: (array * (1 + generator.uniform(-1, 1, array.shape) * ROUNDING)).astype(array.dtype)
+        if array.dtype.kind == "f"
+        else array
         for value, array in values.items()
     }
 
 
 def _loosened(numerics: Reassociated, old: list[Array], shaken: list[Array]) -> Reassociated:
-    """Widen a contract by what the replaced region itself makes of a rounding error in its inputs (a saturated softmax, say)."""
+    """Widen a contract by what the replaced region itself makes of rounding errors in its inputs."""
     moved = max((worst_error(b, a)[1] for a, b in zip(old, shaken, strict=True)), default=0.0)
     return replace(numerics, atol=numerics.atol + SENSITIVITY_FACTOR * moved) if math.isfinite(moved) else numerics
 
@@ -291,8 +306,10 @@ def _key(node: ir.Node) -> str:
     return node.outputs[0].name or ""
 
 
-def _judge(numerics: Numerics, old: list[Array], new: list[Array], so_far: float, values: dict[ir.Value, Array]) -> _Verdict:
-    """Compare outputs under a contract; the error is the worst relative one, in units of the reference's largest magnitude."""
+def _judge(
+    numerics: Numerics, old: list[Array], new: list[Array], so_far: float, values: dict[ir.Value, Array]
+) -> _Verdict:
+    """Compare outputs under a contract; the error is relative to the largest magnitude of the reference."""
     worst = so_far
     for reference, candidate in zip(old, new, strict=True):
         relative, absolute = worst_error(candidate, reference)
@@ -304,7 +321,11 @@ def _judge(numerics: Numerics, old: list[Array], new: list[Array], so_far: float
             if candidate.dtype != reference.dtype or absolute > 0:
                 return _Verdict(_difference(numerics, candidate, reference, relative), relative, values)
             continue
-        scale = float(np.abs(reference[np.isfinite(reference)]).max()) if reference.dtype.kind == "f" and np.isfinite(reference).any() else 0.0
+        scale = (
+            float(np.abs(reference[np.isfinite(reference)]).max())
+            if reference.dtype.kind == "f" and np.isfinite(reference).any()
+            else 0.0
+        )
         if candidate.dtype != reference.dtype or absolute > numerics.atol + numerics.rtol * scale:
             return _Verdict(_difference(numerics, candidate, reference, relative), relative, values)
         worst = max(worst, 0.0 if absolute <= numerics.atol else relative)
@@ -358,10 +379,12 @@ def _commit(model: ir.Model, candidate: _Candidate) -> None:
         if passed_through and old.is_graph_output():
             keep = ir.node("Identity", [new], name=f"{name}/keep")
             graph.insert_before(anchor, [keep])
-            new, passed_through = keep.outputs[0], False
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
+            taken, passed_through = keep.outputs[0], False
+        else:
+            taken = new
+        old.replace_all_uses_with(taken, replace_graph_outputs=True)
         if passed_through:
             continue
         old.name = f"{name}/replaced"
-        new.name, new.shape, new.type = name, shape, kind
+        taken.name, taken.shape, taken.type = name, shape, kind
     remove_dead([*(node for node, _ in reversed(match.nodes)), *builder.nodes])

@@ -44,4 +44,4 @@ class ProofError(OnnxoptError):
 
 
 class PassAuthorError(Exception):
-    """A pass breaks its own contract (two passes of one name, wrong number of results): a bug in onnxopt, not bad input."""
+    """A pass breaks its own contract, such as a name used twice: a bug in onnxopt, not bad input."""

@@ -84,7 +84,9 @@ def explain(loaded: Loaded, name: str, target: Target, progress: Callable[[str],
     """
     rule = get(name)
     if not isinstance(rule, Rule):
-        raise InputError(f"{name} changes the graph as a whole; it has no candidates to explain", hint="use `onnxopt inspect`")
+        raise InputError(
+            f"{name} changes the graph as a whole; it has no candidates to explain", hint="use `onnxopt inspect`"
+        )
     driver = Driver(loaded.model, observations_of(loaded))
     prepare(loaded.model, driver.observations)
     for stage, names in passes_of(target).items():
@@ -96,7 +98,9 @@ def explain(loaded: Loaded, name: str, target: Target, progress: Callable[[str],
             if progress is not None:
                 progress(step)
             driver.apply(get(step))
-    raise InputError(f"{name} is not part of the pipeline for {target.provider}", hint="choose its target with --target")
+    raise InputError(
+        f"{name} is not part of the pipeline for {target.provider}", hint="choose its target with --target"
+    )
 
 
 def judge(rule: Rule, driver: Driver) -> list[Verdict]:
@@ -113,10 +117,14 @@ def judge(rule: Rule, driver: Driver) -> list[Verdict]:
                 rule.decide(match)
                 rule.build(match, Builder(driver.model, label, rule.name))
             except Refusal as refusal:
-                refused = refused or Verdict(label, fires=False, depth=len(match.nodes), where=refusal.where, reason=refusal.reason)
+                refused = refused or Verdict(
+                    label, fires=False, depth=len(match.nodes), where=refusal.where, reason=refusal.reason
+                )
                 continue
             verdicts.append(Verdict(label, fires=True, depth=len(match.nodes)))
             break
         else:
-            verdicts.append(refused or Verdict(label, fires=False, depth=max(miss.depth, 0), where=miss.where, reason=miss.reason))
+            verdicts.append(
+                refused or Verdict(label, fires=False, depth=max(miss.depth, 0), where=miss.where, reason=miss.reason)
+            )
     return verdicts

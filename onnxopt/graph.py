@@ -1,7 +1,7 @@
 """Questions and small operations on an onnx_ir graph.
 
-Everything that reads a graph for more than one caller lives here: constants, attributes with their defaults, dimensions,
-sizes, and the cut of a region into a model of its own.
+Everything that reads a graph for more than one caller lives here: constants, attributes with their defaults,
+dimensions, sizes, and the cut of a region into a model of its own.
 """
 
 from __future__ import annotations
@@ -136,7 +136,9 @@ def is_op(node: ir.Node | None, *op_types: str, domain: str = "") -> bool:
 
 def op_counts(model: ir.Model) -> Counter[str]:
     """Count operators by `domain::op_type`, subgraphs included."""
-    return Counter(f"{n.domain}::{n.op_type}" if n.domain not in STANDARD_DOMAINS else n.op_type for n in all_nodes(model))
+    return Counter(
+        f"{n.domain}::{n.op_type}" if n.domain not in STANDARD_DOMAINS else n.op_type for n in all_nodes(model)
+    )
 
 
 def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
@@ -174,7 +176,8 @@ def ancestors(value: ir.Value, *, through_shape: bool = True) -> tuple[list[ir.N
 
     Args:
         value: where to start.
-        through_shape: when False, the walk stops at Shape and Size nodes, which only read dimensions; they are in the list.
+        through_shape: when False, the walk stops at Shape and Size nodes, which only read dimensions; they are in the
+            list.
     """
     order: list[ir.Node] = []
     leaves: dict[ir.Value, None] = {}
@@ -249,7 +252,9 @@ def _in_dependency_order(nodes: Sequence[ir.Node]) -> list[ir.Node]:
             if node in done:
                 continue
             stack.append((node, True))
-            stack.extend((p, False) for v in node.inputs if v is not None and (p := v.producer()) in members and p is not None)
+            stack.extend(
+                (p, False) for v in node.inputs if v is not None and (p := v.producer()) in members and p is not None
+            )
     return order
 
 
@@ -269,90 +274,112 @@ class Detached:
 
 
 def detach(
-    regions: Sequence[Region], opset_imports: Mapping[str, int], functions: Sequence[ir.Function] = (), ir_version: int = 10
+    regions: Sequence[Region],
+    opset_imports: Mapping[str, int],
+    functions: Sequence[ir.Function] = (),
+    ir_version: int = 10,
 ) -> Detached:
     """Copy regions side by side into one model.
 
     Data inputs are named `in_<i>`, outputs `out_<j>` in the order of the regions' outputs. A value that is input of one
     region and made by another stays an input of the first: each region is computed from given inputs alone.
     """
-    inputs: dict[ir.Value, ir.Value] = {}
-    constants: dict[ir.Value, ir.Value] = {}
-    feeds: dict[str, Array] = {}
-    nodes: list[ir.Node] = []
-    outputs: list[ir.Value] = []
-    graph_inputs: list[ir.Value] = []
+    copier = _Copier()
     for part in regions:
-        for value in part.inputs:
-            if value not in inputs:
-                inputs[value] = ir.Value(name=f"in_{len(inputs)}", type=value.type, shape=_free_shape(value))
-    for index, part in enumerate(regions):
-        local: dict[ir.Value, ir.Value] = {value: inputs[value] for value in part.inputs}
-        for node in part.nodes:
-            _copy_node(node, local, constants, feeds, f"r{index}_n{len(nodes)}", nodes)
-        outputs.extend(local.get(value) or _copy_constant(value, constants, feeds) for value in part.outputs)
-    renamed = []
-    for position, value in enumerate(outputs):
-        copy = ir.Node("", "Identity", [value], name=f"out_node_{position}")
-        copy.outputs[0].name = f"out_{position}"
-        copy.outputs[0].type, copy.outputs[0].shape = value.type, None
-        nodes.append(copy)
-        renamed.append(copy.outputs[0])
-    graph_inputs.extend(inputs.values())
-    graph_inputs.extend(value for value in constants.values() if value.name in feeds)
-    initializers = [value for value in constants.values() if value.name not in feeds]
-    graph = ir.Graph(graph_inputs, renamed, nodes=nodes, initializers=initializers, opset_imports=dict(opset_imports), name="region")
+        copier.copy(part)
+    large = [value for value in copier.constants.values() if value.name in copier.feeds]
+    small = [value for value in copier.constants.values() if value.name not in copier.feeds]
+    graph = ir.Graph(
+        [*copier.inputs.values(), *large],
+        copier.outputs,
+        nodes=copier.nodes,
+        initializers=small,
+        opset_imports=dict(opset_imports),
+        name="region",
+    )
     model = ir.Model(graph, ir_version=ir_version, functions=list(functions))
-    return Detached(model, list(inputs), feeds)
+    return Detached(model, list(copier.inputs), copier.feeds)
 
 
-def _free_shape(value: ir.Value) -> ir.Shape | None:
-    return None if value.shape is None else ir.Shape([None] * len(value.shape))
+class _Copier:
+    """Copies regions into fresh values and nodes; constants are shared between regions, everything else is not."""
 
+    def __init__(self) -> None:
+        self.inputs: dict[ir.Value, ir.Value] = {}
+        self.constants: dict[ir.Value, ir.Value] = {}
+        self.feeds: dict[str, Array] = {}
+        self.nodes: list[ir.Node] = []
+        self.outputs: list[ir.Value] = []
 
-def _copy_constant(value: ir.Value, constants: dict[ir.Value, ir.Value], feeds: dict[str, Array]) -> ir.Value:
-    copied = constants.get(value)
-    if copied is None:
-        tensor = value.const_value if value.const_value is not None else ir.convenience.get_const_tensor(value)
-        if tensor is None:
-            raise ValueError(f"{value.name} is not a constant")
-        name = f"const_{len(constants)}"
-        copied = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(list(tensor.shape)), const_value=tensor)
-        if tensor.nbytes > SMALL_CONSTANT_BYTES and tensor.dtype not in _NOT_FEEDABLE:
-            copied.const_value = None
-            feeds[name] = tensor.numpy()
-        constants[value] = copied
-    return copied
+    def copy(self, part: Region) -> None:
+        """Copy one region; its outputs are appended to `outputs`."""
+        made = {value: self._input(value) for value in part.inputs}
+        for node in part.nodes:
+            self._node(node, made)
+        for value in part.outputs:
+            source = made.get(value) or self._constant(value)
+            identity = ir.node("Identity", [source], name=f"out_node_{len(self.outputs)}")
+            identity.outputs[0].name, identity.outputs[0].type = f"out_{len(self.outputs)}", source.type
+            self.nodes.append(identity)
+            self.outputs.append(identity.outputs[0])
+
+    def _input(self, value: ir.Value) -> ir.Value:
+        if value not in self.inputs:
+            free = None if value.shape is None else ir.Shape([None] * len(value.shape))
+            self.inputs[value] = ir.Value(name=f"in_{len(self.inputs)}", type=value.type, shape=free)
+        return self.inputs[value]
+
+    def _constant(self, value: ir.Value) -> ir.Value:
+        copied = self.constants.get(value)
+        if copied is None:
+            tensor = value.const_value if value.const_value is not None else ir.convenience.get_const_tensor(value)
+            if tensor is None:
+                raise ValueError(f"{value.name} is not a constant")
+            copied = constant_value(tensor, f"const_{len(self.constants)}")
+            if tensor.nbytes > SMALL_CONSTANT_BYTES and tensor.dtype not in _NOT_FEEDABLE:
+                copied.const_value = None
+                self.feeds[copied.name or ""] = tensor.numpy()
+            self.constants[value] = copied
+        return copied
+
+    def _node(self, node: ir.Node, made: dict[ir.Value, ir.Value]) -> None:
+        if has_subgraph(node):
+            raise ValueError(f"{node.name}: a node with a subgraph cannot be cut out")
+        name = f"n{len(self.nodes)}"
+        copied = ir.Node(
+            node.domain,
+            node.op_type,
+            [None if v is None else made.get(v) or self._constant(v) for v in node.inputs],
+            list(node.attributes.values()),
+            overload=node.overload,
+            num_outputs=len(node.outputs),
+            name=name,
+        )
+        for position, (old, new) in enumerate(zip(node.outputs, copied.outputs, strict=True)):
+            new.name = f"{name}_{position}" if old.name else ""
+            new.type = old.type
+            made[old] = new
+        self.nodes.append(copied)
 
 
 _NOT_FEEDABLE = (ir.DataType.BFLOAT16, ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.STRING)
 
 
-def _copy_node(
-    node: ir.Node,
-    local: dict[ir.Value, ir.Value],
-    constants: dict[ir.Value, ir.Value],
-    feeds: dict[str, Array],
-    name: str,
-    nodes: list[ir.Node],
-) -> None:
-    if has_subgraph(node):
-        raise ValueError(f"{node.name}: a node with a subgraph cannot be cut out")
-    used = [None if v is None else local.get(v) or _copy_constant(v, constants, feeds) for v in node.inputs]
-    copied = ir.Node(
-        node.domain, node.op_type, used, list(node.attributes.values()), overload=node.overload, num_outputs=len(node.outputs), name=name
-    )
-    for position, (old, new) in enumerate(zip(node.outputs, copied.outputs, strict=True)):
-        new.name = f"{name}_{position}" if old.name != "" else ""
-        new.type = old.type
-        local[old] = new
-    nodes.append(copied)
+def tensor_shape(tensor: ir.TensorProtocol) -> ir.Shape:
+    """Return the shape of a tensor as a new object."""
+    return ir.Shape([int(dim) for dim in tensor.shape])  # type: ignore[arg-type]  # a tensor has no symbolic dimension
+
+
+def constant_value(tensor: ir.TensorProtocol, name: str) -> ir.Value:
+    """Make a value that holds a tensor; it is not yet an initializer of a graph."""
+    return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor_shape(tensor), const_value=tensor)
 
 
 def worst_error(candidate: Array, reference: Array, rows: Array | None = None) -> tuple[float, float]:
     """Return (relative, absolute) worst error of a candidate tensor.
 
-    Relative is max|candidate - reference| / max|reference|; a difference of shape, dtype kind or of where NaN lies is inf.
+    Relative is max|candidate - reference| / max|reference|; a difference of shape, dtype kind or of where NaN lies is
+    inf.
 
     Args:
         candidate: any shape.

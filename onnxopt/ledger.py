@@ -15,11 +15,13 @@ class Refused:
         node: the root of the match.
         reason: why.
         where: the value or node that did not fit; may be empty.
+        needless: nothing was missed; such refusals are for `explain`, not for a report.
     """
 
     node: str
     reason: str
     where: str = ""
+    needless: bool = False
 
 
 @dataclass(frozen=True)

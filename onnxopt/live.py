@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from onnxopt.bench import BenchResult
     from onnxopt.explain import Description, Verdict
     from onnxopt.inspection import Inspection
-    from onnxopt.road import Event
     from onnxopt.package import Artifact
+    from onnxopt.road import Event
     from onnxopt.verify import Comparison
 
 SHOWN_REFUSALS = 8
 
 
 class LiveView:
-    """A line with stage, step, count and time while work goes on; a line per finished stage. Plain lines without a terminal."""
+    """A line with stage, step and time while work goes on, and one per finished stage; plain without a terminal."""
 
     def __init__(self, console: Console, *, enabled: bool) -> None:
         self._console = console
@@ -43,11 +43,13 @@ class LiveView:
         )
         self._task = self._progress.add_task("", stage="")
 
-    def __enter__(self) -> LiveView:
+    def __enter__(self) -> LiveView:  # noqa: PYI034 - typing.Self is newer than Python 3.10
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._progress.stop()
         if kind is None:
             self._close_stage()
@@ -91,27 +93,39 @@ def size_text(count: float) -> str:
 def print_summary(console: Console, artifact: Artifact) -> None:
     """Print what `optimize` did."""
     manifest, measurements = artifact.manifest, artifact.measurements
-    table = _table(f"{manifest.name} for {manifest.target.provider}", "", "before", "after", numbers=("before", "after"))
+    table = _table(
+        f"{manifest.name} for {manifest.target.provider}", "", "before", "after", numbers=("before", "after")
+    )
     table.add_row("nodes", str(manifest.nodes_before), str(manifest.nodes_after))
     table.add_row("size", size_text(manifest.bytes_before), size_text(manifest.bytes_after))
     for latency in measurements.latency if measurements else ():
         shape = " ".join(f"{axis} {size}" for axis, size in latency.shape.items())
-        table.add_row(f"latency, {shape}", f"{latency.before_ms:.2f} ms", f"{latency.after_ms:.2f} ms ({latency.speedup:.2f}x)")
+        table.add_row(
+            f"latency, {shape}", f"{latency.before_ms:.2f} ms", f"{latency.after_ms:.2f} ms ({latency.speedup:.2f}x)"
+        )
     console.print(table)
     blocks = ", ".join(f"{kind.replace('_', ' ')} {count}" for kind, count in manifest.blocks.items())
     console.print(f"fused         {blocks or 'nothing to fuse'}", markup=False)
     worst = manifest.worst_relative_error
     if worst is not None:
         console.print(
-            f"worst error   {worst:.2g} relative over {len(manifest.proof)} comparisons (budget {manifest.budget.relative_error:g})",
+            f"worst error   {worst:.2g} relative over {len(manifest.proof)} comparisons "
+            f"(budget {manifest.budget.relative_error:g})",
             markup=False,
         )
     if manifest.random_weights:
-        console.print("weights       random: the structure and the speed are real, the answers mean nothing", markup=False)
+        console.print(
+            "weights       random: the structure and the speed are real, the answers mean nothing", markup=False
+        )
     for entry in manifest.ledger:
         for item in entry.rolled_back:
             console.print(f"rolled back   {entry.name} at {item.node}: {item.reason}", style="yellow", markup=False)
-    reasons = Counter((entry.name, item.reason) for entry in manifest.ledger if entry.stage != "canonicalize" for item in entry.refused)
+    reasons = Counter(
+        (entry.name, item.reason)
+        for entry in manifest.ledger
+        if entry.stage != "canonicalize"
+        for item in entry.refused
+    )
     for (name, reason), count in reasons.most_common(SHOWN_REFUSALS):
         console.print(f"refused       {name}, {count} x: {reason}", style="dim", markup=False)
     for note in manifest.notes:
@@ -122,7 +136,11 @@ def print_summary(console: Console, artifact: Artifact) -> None:
 def print_inspection(console: Console, found: Inspection) -> None:
     """Print what `inspect` saw."""
     opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in sorted(found.opsets.items()))
-    console.print(f"{found.path}: {found.nodes} nodes, {size_text(found.size_bytes)}, {opsets}, IR {found.ir_version}, by {found.producer}", markup=False)
+    console.print(
+        f"{found.path}: {found.nodes} nodes, {size_text(found.size_bytes)}, {opsets}, IR {found.ir_version}, "
+        f"by {found.producer}",
+        markup=False,
+    )
     signature = _table("signature", "", "name", "dtype", "axes")
     for kind, specs in (("input", found.signature.inputs), ("output", found.signature.outputs)):
         for spec in specs:
@@ -132,10 +150,21 @@ def print_inspection(console: Console, found: Inspection) -> None:
     for name, count in found.operators.items():
         operators.add_row(name, str(count), size_text(found.bytes_by_operator.get(name.split("::")[-1], 0)))
     console.print(operators)
-    console.print("blocks fused  " + (", ".join(f"{k.replace('_', ' ')} {v}" for k, v in found.blocks.items()) or "none recognised"), markup=False)
-    console.print("would become  " + (", ".join(f"{k.replace('_', ' ')} {v}" for k, v in found.blocks_after.items()) or "none"), markup=False)
+    console.print(
+        "blocks fused  "
+        + (", ".join(f"{k.replace('_', ' ')} {v}" for k, v in found.blocks.items()) or "none recognised"),
+        markup=False,
+    )
+    console.print(
+        "would become  " + (", ".join(f"{k.replace('_', ' ')} {v}" for k, v in found.blocks_after.items()) or "none"),
+        markup=False,
+    )
     console.print(f"nodes         {found.nodes} -> {found.nodes_after}", markup=False)
-    console.print("rewrites      " + (", ".join(f"{name} {count}" for name, count in found.would_apply.items()) or "none"), markup=False, soft_wrap=True)
+    console.print(
+        "rewrites      " + (", ".join(f"{name} {count}" for name, count in found.would_apply.items()) or "none"),
+        markup=False,
+        soft_wrap=True,
+    )
     for note in found.notes:
         console.print(f"note          {note}", markup=False, soft_wrap=True)
 
@@ -144,7 +173,13 @@ def print_catalogue(console: Console, rows: Sequence[Description]) -> None:
     """Print the passes."""
     table = _table("passes", "name", "stage", "before → after", "numerics", "opset", numbers=("opset",))
     for row in rows:
-        table.add_row(row.name, row.stage, row.identity.replace("[", "\\["), row.numerics, str(row.min_opset) if row.min_opset > 1 else "any")
+        table.add_row(
+            row.name,
+            row.stage,
+            row.identity.replace("[", "\\["),
+            row.numerics,
+            str(row.min_opset) if row.min_opset > 1 else "any",
+        )
     console.print(table)
     console.print("sources: onnxopt passes --json", style="dim")
 
@@ -158,7 +193,11 @@ def print_verdicts(console: Console, name: str, verdicts: Sequence[Verdict], lim
     misses = [verdict for verdict in verdicts if not verdict.fires]
     for verdict in misses[:limit]:
         place = f" at {verdict.where}" if verdict.where else ""
-        console.print(f"  misses   {verdict.node}: {verdict.depth} nodes matched, then{place}: {verdict.reason}", markup=False, soft_wrap=True)
+        console.print(
+            f"  misses   {verdict.node}: {verdict.depth} nodes matched, then{place}: {verdict.reason}",
+            markup=False,
+            soft_wrap=True,
+        )
     if len(misses) > limit:
         console.print(f"  ... and {len(misses) - limit} more; --limit shows them", markup=False)
 
@@ -175,7 +214,13 @@ def print_comparison(console: Console, found: Comparison) -> None:
         numbers=("relative error", "absolute error", "lowest cosine", "top-1 agreement"),
     )
     for item in found.outputs:
-        table.add_row(item.name, f"{item.relative_error:.2g}", f"{item.absolute_error:.2g}", f"{item.cosine:.6f}", f"{item.top1_agreement:.2%}")
+        table.add_row(
+            item.name,
+            f"{item.relative_error:.2g}",
+            f"{item.absolute_error:.2g}",
+            f"{item.cosine:.6f}",
+            f"{item.top1_agreement:.2%}",
+        )
     console.print(table)
 
 
@@ -183,7 +228,11 @@ def print_bench(console: Console, result: BenchResult) -> None:
     """Print latencies side by side."""
     machine = result.machine
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items() if name.startswith("onnx"))
-    console.print(f"{machine.get('cpu', 'unknown machine')}, {result.threads} threads, {versions}, {result.created}", markup=False, soft_wrap=True)
+    console.print(
+        f"{machine.get('cpu', 'unknown machine')}, {result.threads} threads, {versions}, {result.created}",
+        markup=False,
+        soft_wrap=True,
+    )
     columns = ("model", "shape", "p50 ms", "p90 ms", "p99 ms", "rounds ms", "times faster", "peak memory")
     table = _table(f"{result.provider}, {result.rounds} rounds in turns", *columns, numbers=columns[2:])
     for candidate in result.candidates:

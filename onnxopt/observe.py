@@ -1,6 +1,7 @@
 """Learn the dtype and the dimensions of every value by running the model at a few sizes.
 
-Shape inference knows one exporter's spelling of a shape and not the next one's. A run knows all of them: a dimension that
+Shape inference knows one exporter's spelling of a shape and not the next one's. A run knows all of them: a dimension
+that
 was 7, 11 and 13 when `sequence` was 7, 11 and 13 is `sequence`. All sizes are distinct primes, so a dimension can only
 follow one axis, a product of two, or an axis plus a constant; anything else stays unknown.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import known_dims
@@ -48,7 +50,9 @@ def annotate(model: ir.Model, observations: Sequence[Observation], *, everything
         value
         for node in model.graph
         for value in node.outputs
-        if value.name and (everything or value.dtype is None or known_dims(value) is None) and not value.meta.get(_TRIED, False)
+        if value.name
+        and (everything or value.dtype is None or known_dims(value) is None)
+        and not value.meta.get(_TRIED, False)
     ]
     if not wanted:
         return 0
@@ -58,8 +62,8 @@ def annotate(model: ir.Model, observations: Sequence[Observation], *, everything
     for value in wanted:
         arrays = [run[value] for run in runs]
         value.meta[_TRIED] = True
-        if isinstance(arrays[0], list) or arrays[0] is None:
-            continue
+        if not all(isinstance(array, np.ndarray) for array in arrays):
+            continue  # a sequence or an absent optional has no shape
         value.type = ir.TensorType(_dtype(arrays[0]))
         ranks = {array.ndim for array in arrays}
         if len(ranks) == 1:

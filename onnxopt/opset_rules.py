@@ -269,6 +269,22 @@ def _dft_20(edit: Edit) -> str:
     return ""
 
 
+@_rule(21, "GroupNormalization")
+def _group_normalization_21(edit: Edit) -> str:
+    """Scale and bias went from one number per group to one per channel."""
+    node = edit.node
+    data, groups = node.inputs[0], int(node.attributes["num_groups"].value)
+    channels = None if data is None or data.shape is None or len(data.shape) < 2 else data.shape[1]
+    if not isinstance(channels, int) or channels % groups:
+        return "has an unknown number of channels"
+    for index, role in ((1, "scale"), (2, "bias")):
+        array = _constant(node.inputs[index])
+        if array is None:
+            return f"computes its {role}"
+        edit.set_input(index, edit.constant(np.repeat(array, channels // groups), role))
+    return ""
+
+
 def compatible(old: Any, new: Any) -> bool:
     """Return whether a node written for one schema means the same under a later one, as far as schemas tell.
 

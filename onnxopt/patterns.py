@@ -1,11 +1,12 @@
 """The pattern language: a small term language over ONNX nodes and its complete matcher.
 
-A pattern is a term. `op.Mul(x, scalar(0.5))` matches a Mul node with a constant one half on either side. Matching is complete:
-every way to satisfy the term is tried (operand orders, alternatives, optional nodes), so a rule never depends on the order in
-which an exporter wrote its operands. Values are matched along use-def edges, never by name.
+A pattern is a term. `op.Mul(x, scalar(0.5))` matches a Mul node with a constant one half on either side. Matching is
+complete:
+every way to satisfy the term is tried (operand orders, alternatives, optional nodes), so a rule never depends on the
+order in which an exporter wrote its operands. Values are matched along use-def edges, never by name.
 
-The words at the end (`scalar`, `scaled`, `squared`, `linear`, ...) are the vocabulary of the rules: a new spelling of an exporter
-becomes one more alternative here and every rule gains it.
+The words at the end (`scalar`, `scaled`, `squared`, `linear`, ...) are the vocabulary of the rules: a new spelling of
+an exporter becomes one more alternative here and every rule gains it.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ class Either(Pat):
 class Ops:
     """Makes node patterns: `op.Add(x, y)`, `op.Softmax(x, axis=-1)`.
 
-    Keywords with an underscore steer the match: `_name`, `_domain`, `_shared`, `_rest`, `_output`; all others are attributes.
+    Keywords with an underscore steer the match: `_name`, `_domain`, `_shared`, `_rest`, `_output`; all others are
+    attributes.
     """
 
     def __getattr__(self, op_type: str) -> Callable[..., Op]:
@@ -289,7 +291,9 @@ def scalar(expected: float | None = None, name: str = "") -> Pat:
 
     def accepts(value: ir.Value) -> bool:
         found = number(value)
-        return found is not None and (expected is None or math.isclose(found, expected, rel_tol=SCALAR_RTOL, abs_tol=1e-30))
+        return found is not None and (
+            expected is None or math.isclose(found, expected, rel_tol=SCALAR_RTOL, abs_tol=1e-30)
+        )
 
     return Const(accepts, "a scalar constant" if expected is None else f"the constant {expected:g}", name)
 
@@ -321,15 +325,19 @@ def square_root(x: Pat) -> Pat:
 
 def one_axis(name: str) -> Pat:
     """A constant list of one axis, bound to `name`; the guard compares it with the rank."""
-    return Const(lambda value: (axes := integers(value)) is not None and len(axes) == 1, "a constant list of one axis", name)
+    return Const(
+        lambda value: (axes := integers(value)) is not None and len(axes) == 1, "a constant list of one axis", name
+    )
 
 
 def mean_last(x: Pat, axes: str) -> Pat:
     """The mean over one axis, kept; the axis is an attribute before opset 18 and an input, bound to `axes`, since."""
-    return Either((
-        op.ReduceMean(x, one_axis(axes), keepdims=1),
-        op.ReduceMean(x, keepdims=1, axes=(-1,)),
-    ))
+    return Either(
+        (
+            op.ReduceMean(x, one_axis(axes), keepdims=1),
+            op.ReduceMean(x, keepdims=1, axes=(-1,)),
+        )
+    )
 
 
 def linear(x: Pat, weight: str, bias: str) -> Pat:

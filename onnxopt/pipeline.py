@@ -61,7 +61,8 @@ FUSE = (
     *TIDY,
 )
 
-# Forms for CUDA and TensorRT come with their execution providers; until then those targets get the standard operators, which both run.
+# Forms for CUDA and TensorRT come with their execution providers; until then those targets get the standard operators,
+# which both run.
 LOWER: dict[Provider, tuple[str, ...]] = {
     "cpu": (
         "lower-attention",
@@ -124,7 +125,9 @@ def prepare(model: ir.Model, observations: Sequence[Observation]) -> None:
     try:
         annotate(model, observations, everything=True)
     except ProbeError as error:
-        raise InputError(f"the model does not run: {error}", hint="check it with onnx.checker, or export it again") from error
+        raise InputError(
+            f"the model does not run: {error}", hint="check it with onnx.checker, or export it again"
+        ) from error
 
 
 def run_pipeline(
@@ -155,10 +158,12 @@ def run_pipeline(
         for name in names:
             if progress is not None:
                 progress(stage, name, 0)
-                driver.progress = lambda step, count, stage=stage: progress(stage, step, count)  # type: ignore[misc]
+                driver.progress = lambda step, count, stage=stage: progress(stage, step, count)
             driver.apply(get(name))
     if target.provider in ("cuda", "tensorrt"):
-        driver.ledger.notes.append(f"target {target.provider}: fused standard operators; no kernel of the provider was chosen by measure")
+        driver.ledger.notes.append(
+            f"target {target.provider}: fused standard operators; no kernel of the provider was chosen by measure"
+        )
     return driver.ledger
 
 

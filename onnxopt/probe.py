@@ -1,6 +1,7 @@
 """Run graphs, or parts of them, in ONNX Runtime with its own optimizations off.
 
-Weights are handed over as inputs that share NumPy's memory, so a probe costs neither a copy nor a serialization of them.
+Weights are handed over as inputs that share NumPy's memory, so a probe costs neither a copy nor a serialization of
+them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.graph import SMALL_CONSTANT_BYTES, Detached, Region, detach
+from onnxopt.graph import SMALL_CONSTANT_BYTES, Detached, Region, detach, tensor_shape
 from onnxopt.model import Array, Feeds
 from onnxopt.spec import available_threads
 
@@ -36,7 +37,7 @@ def _open(model: ir.Model) -> Any:
     model.ir_version = min(model.ir_version, MAX_IR_VERSION)
     try:
         return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 - the binding raises a class of its own per status code
+    except Exception as error:
         raise ProbeError(first_line(error)) from error
 
 
@@ -47,7 +48,7 @@ def _run(session: Any, outputs: Sequence[str], feeds: Feeds) -> list[Array]:
     options.log_severity_level = 4
     try:
         return list(session.run(list(outputs), feeds, options))
-    except Exception as error:  # noqa: BLE001 - same
+    except Exception as error:
         raise ProbeError(first_line(error)) from error
 
 
@@ -64,7 +65,9 @@ class RegionRunner:
     """Regions cut out side by side, ready to run on given activations."""
 
     def __init__(self, regions: Sequence[Region], model: ir.Model) -> None:
-        self._detached: Detached = detach(regions, model.opset_imports, list(model.functions.values()), model.ir_version)
+        self._detached: Detached = detach(
+            regions, model.opset_imports, list(model.functions.values()), model.ir_version
+        )
         self._session = _open(self._detached.model)
         self._outputs = [value.name or "" for value in self._detached.model.graph.outputs]
 
@@ -101,7 +104,7 @@ class GraphRunner:
             self._weights[name] = tensor.numpy()
             del copy.graph.initializers[name]
             value.const_value = None
-            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(list(tensor.shape))
+            value.type, value.shape = ir.TensorType(tensor.dtype), tensor_shape(tensor)
             if not value.is_graph_input():
                 copy.graph.inputs.append(value)
         self._session = _open(copy)

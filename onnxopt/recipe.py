@@ -58,6 +58,8 @@ class Recipe:
 def all_recipes() -> dict[str, Recipe]:
     """Return every recipe of `onnxopt.models` by name, in alphabetical order."""
     package = importlib.import_module("onnxopt.models")
-    modules = (importlib.import_module(f"onnxopt.models.{info.name}") for info in pkgutil.iter_modules(package.__path__))
+    modules = (
+        importlib.import_module(f"onnxopt.models.{info.name}") for info in pkgutil.iter_modules(package.__path__)
+    )
     recipes = {module.RECIPE.name: module.RECIPE for module in modules}
     return dict(sorted(recipes.items()))

@@ -61,6 +61,8 @@ def get(name: str) -> Rewrite:
     if name not in _registered:
         load_all()
     if name not in _registered:
-        near = ", ".join(sorted(known for known in _registered if set(known.split("-")) & set(name.split("-")))) or "none"
+        near = (
+            ", ".join(sorted(known for known in _registered if set(known.split("-")) & set(name.split("-")))) or "none"
+        )
         raise InputError(f"there is no pass {name!r}", hint=f"`onnxopt passes` lists them (near: {near})")
     return _registered[name]()

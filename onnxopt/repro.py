@@ -13,7 +13,11 @@ from onnxopt.model import Array
 
 
 def write_repro(
-    folder: Path | None, name: str, regions: tuple[Region, Region], model: ir.Model, values: dict[ir.Value, Array] | None
+    folder: Path | None,
+    name: str,
+    regions: tuple[Region, Region],
+    model: ir.Model,
+    values: dict[ir.Value, Array] | None,
 ) -> Path | None:
     """Write `replaced.onnx`, `replacement.onnx` and `inputs.npz` of a refuted match.
 

@@ -1,7 +1,9 @@
 """What a pass is: the two shapes of a pass file, the match it works on, and the builder of new nodes.
 
-A `Rule` finds a small region by pattern, decides in `guard`, and builds the replacement in `rewrite`. A `Pass` changes the
-graph as a whole in `run`. Both declare a numerics contract that the driver proves, match by match or for the whole graph.
+A `Rule` finds a small region by pattern, decides in `guard`, and builds the replacement in `rewrite`. A `Pass` changes
+the
+graph as a whole in `run`. Both declare a numerics contract that the driver proves, match by match or for the whole
+graph.
 """
 
 from __future__ import annotations
@@ -16,21 +18,40 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.errors import PassAuthorError
-from onnxopt.graph import CONTRIB, PASS_KEY, Region, constant, known_dims, number, opset, region
+from onnxopt.graph import CONTRIB, PASS_KEY, Region, constant, constant_value, known_dims, number, opset, region
 from onnxopt.model import Array
 from onnxopt.patterns import Miss, Ops, Pat, State, Var, match, roots
 from onnxopt.registry import register
 from onnxopt.spec import Exact, Lossy, Numerics, Reassociated
 
-__all__ = ["Builder", "Exact", "Lossy", "Match", "Numerics", "Pass", "Reassociated", "Refusal", "Rewrite", "Rule", "register"]
+__all__ = [
+    "Builder",
+    "Exact",
+    "Lossy",
+    "Match",
+    "Numerics",
+    "Pass",
+    "Reassociated",
+    "Refusal",
+    "Rewrite",
+    "Rule",
+    "register",
+]
 
 
-class Refusal(Exception):
-    """A guard's decision that the identity does not hold here; the reason is for the user."""
+class Refusal(Exception):  # noqa: N818 - a decision, not an error
+    """A guard's decision that the identity does not hold here; the reason is for the user.
 
-    def __init__(self, reason: str, where: str = "") -> None:
+    Args:
+        reason: why.
+        where: the value or node that did not fit.
+        needless: nothing is missed: the region has the wanted form already, or belongs to another pass.
+    """
+
+    def __init__(self, reason: str, where: str = "", *, needless: bool = False) -> None:
         self.reason = reason
         self.where = where
+        self.needless = needless
         super().__init__(f"{where}: {reason}" if where else reason)
 
 
@@ -60,6 +81,11 @@ class Match:
         """Refuse with a reason unless the condition holds."""
         if not condition:
             raise Refusal(reason, (where.name or "") if where is not None else "")
+
+    def needs(self, condition: object, reason: str) -> None:
+        """Leave the region alone unless the condition holds; nothing is missed by that, so no report mentions it."""
+        if not condition:
+            raise Refusal(reason, needless=True)
 
     def number(self, name: str) -> float:
         """Return the number of a bound scalar constant."""
@@ -92,8 +118,8 @@ class Match:
 class Builder:
     """Builds the nodes of a replacement, detached from any graph until the proof has passed.
 
-    `op.Gelu(x, approximate="tanh")` makes a node and returns its output; a tuple when `_outputs` is more than 1. Keywords with
-    an underscore: `_domain`, `_outputs`. All others are attributes; None leaves an attribute out.
+    `op.Gelu(x, approximate="tanh")` makes a node and returns its output. `_domain` chooses another operator domain; all
+    other keywords are attributes, and None leaves one out.
     """
 
     def __init__(self, model: ir.Model, prefix: str, pass_name: str) -> None:
@@ -103,33 +129,40 @@ class Builder:
         self._prefix = prefix
         self._pass_name = pass_name
 
-    def __getattr__(self, op_type: str) -> Callable[..., Any]:
+    def __getattr__(self, op_type: str) -> Callable[..., ir.Value]:
         if op_type.startswith("_"):
             raise AttributeError(op_type)
 
-        def make(*inputs: ir.Value | None, **options: Any) -> Any:
-            domain, outputs = options.pop("_domain", ""), options.pop("_outputs", 1)
-            return self._node(op_type, inputs, options, domain, outputs)
+        def make(*inputs: ir.Value | None, _domain: str = "", **attributes: Any) -> ir.Value:
+            return self.node(op_type, inputs, attributes, domain=_domain)[0]
 
         return make
 
-    def contrib(self, op_type: str, *inputs: ir.Value | None, _outputs: int = 1, **attributes: Any) -> Any:
+    def contrib(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
         """Make a node of ONNX Runtime's own domain."""
-        return self._node(op_type, inputs, attributes, CONTRIB, _outputs)
+        return self.node(op_type, inputs, attributes, domain=CONTRIB)[0]
 
-    def _node(self, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any], domain: str, outputs: int) -> Any:
+    def node(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any],
+        *,
+        domain: str = "",
+        outputs: int = 1,
+    ) -> tuple[ir.Value, ...]:
+        """Make a node and return all its outputs."""
         name = f"{self._prefix}/{self._pass_name}/{op_type}_{len(self.nodes)}"
         used = list(inputs)
         while used and used[-1] is None:
             used.pop()
-        node = ir.node(
-            op_type, used, {k: v for k, v in attributes.items() if v is not None}, domain=domain, num_outputs=outputs, name=name
-        )
+        given = {key: value for key, value in attributes.items() if value is not None}
+        node = ir.node(op_type, used, given, domain=domain, num_outputs=outputs, name=name)
         node.metadata_props[PASS_KEY] = self._pass_name
         for index, value in enumerate(node.outputs):
             value.name = f"{name}_output_{index}"
         self.nodes.append(node)
-        return node.outputs[0] if outputs == 1 else tuple(node.outputs)
+        return tuple(node.outputs)
 
     def constant(self, array: Array, name: str) -> ir.Value:
         """Make an initializer.
@@ -139,8 +172,7 @@ class Builder:
             name: the role it plays, part of its name in the graph.
         """
         full = f"{self._prefix}/{self._pass_name}/{name}"
-        tensor = ir.tensor(np.ascontiguousarray(array), name=full)
-        value = ir.Value(name=full, type=ir.TensorType(tensor.dtype), shape=ir.Shape(list(tensor.shape)), const_value=tensor)
+        value = constant_value(ir.tensor(np.ascontiguousarray(array), name=full), full)
         self.initializers.append(value)
         return value
 
@@ -151,8 +183,8 @@ class Builder:
     def dimensions(self, wanted: Sequence[int | str], name: str) -> ir.Value:
         """Make the int64 [n] value of a shape.
 
-        Sizes become constants; named axes are read from a graph input that has them. With one named axis at most the shape is a
-        constant with -1 in its place, so use the result for Reshape only.
+        Sizes become constants; named axes are read from a graph input that has them. With one named axis at most the
+        shape is a constant with -1 in its place, so use the result for Reshape only.
 
         Raises:
             Refusal: no graph input has a wanted axis.
@@ -215,8 +247,8 @@ class Rewrite(ABC):
 class Rule(Rewrite):
     """Replace regions that match a pattern.
 
-    Subclasses name pattern variables as parameters of `patterns`, `guard` and `rewrite`; each parameter receives the variable, or
-    the value bound to it. `match` and `op` are always available.
+    Subclasses name pattern variables as parameters of `patterns`, `guard` and `rewrite`; each parameter receives the
+    variable, or the value bound to it. `match` and `op` are always available.
     """
 
     keeps_shared: ClassVar[bool] = False  # True when recomputing a shared inner value costs nothing
@@ -229,7 +261,7 @@ class Rule(Rewrite):
     def rewrite(self, op: Builder, *bound: Any, **named: Any) -> Any:
         """Build the replacement of the root's outputs: a value, or a tuple of one value or None per output."""
 
-    def guard(self, match: Match, *bound: Any, **named: Any) -> None:  # noqa: B027 - no guard is a valid guard
+    def guard(self, match: Match, *bound: Any, **named: Any) -> None:
         """Refuse through `match.require` where the identity does not hold."""
 
     def compiled(self) -> list[Pat]:

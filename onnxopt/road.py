@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import logging
 import tempfile
 import time
@@ -20,7 +20,16 @@ from onnxopt.export import Exporter, export
 from onnxopt.graph import STANDARD_DOMAINS, all_nodes, initializer_bytes
 from onnxopt.imports import load_onnx
 from onnxopt.ledger import Ledger
-from onnxopt.manifest import BlockCount, Evidence, Latency, Measurements, PassRecord, ProofRecord, Refusal, RollbackRecord
+from onnxopt.manifest import (
+    BlockCount,
+    Evidence,
+    Latency,
+    Measurements,
+    PassRecord,
+    ProofRecord,
+    Refusal,
+    RollbackRecord,
+)
 from onnxopt.model import Loaded
 from onnxopt.package import Artifact, Golden, check_output_folder, write_artifact
 from onnxopt.pipeline import run_pipeline
@@ -106,17 +115,25 @@ def optimize(
     recipe = found.recipe
     asked = Workload.parse(workload) if isinstance(workload, str) else workload
     limit = Budget(budget) if isinstance(budget, (int, float)) else budget
-    wanted, allowed = asked or (recipe.workload if recipe else Workload()), limit or (recipe.budget if recipe else Budget())
+    wanted, allowed = (
+        asked or (recipe.workload if recipe else Workload()),
+        limit or (recipe.budget if recipe else Budget()),
+    )
     folder = Path(out) if out is not None else Path("build") / found.name
     check_output_folder(folder)
     loaded = load(found, task=task, with_pooling=with_pooling, exporter=exporter, progress=say)
-    wanted = fit_workload(wanted, loaded)
+    plan = _Plan(goal, fit_workload(wanted, loaded), allowed, folder, measure)
     with tempfile.TemporaryDirectory(prefix="onnxopt-") as scratch:
-        return _finish(loaded, goal, wanted, allowed, folder, Path(scratch), started, measure=measure, say=say)
+        return _finish(loaded, plan, Path(scratch), started, say)
 
 
 def load(
-    source: Source, *, task: str | None = None, with_pooling: bool = True, exporter: Exporter = "auto", progress: Listener | None = None
+    source: Source,
+    *,
+    task: str | None = None,
+    with_pooling: bool = True,
+    exporter: Exporter = "auto",
+    progress: Listener | None = None,
 ) -> Loaded:
     """Export a checkpoint or import an .onnx file.
 
@@ -144,24 +161,29 @@ def fit_workload(workload: Workload, loaded: Loaded) -> Workload:
     axes = loaded.signature.axes
     shapes: list[Mapping[str, int]] = []
     for shape in workload.shapes:
-        sizes = {axis: shape.get(axis, shape.get("sequence", 1) if "sequence" in axis else shape.get("batch", 1)) for axis in axes}
+        sizes = {
+            axis: shape.get(axis, shape.get("sequence", 1) if "sequence" in axis else shape.get("batch", 1))
+            for axis in axes
+        }
         if sizes not in shapes:
             shapes.append(sizes)
     return Workload(tuple(shapes))
 
 
-def _finish(
-    loaded: Loaded,
-    target: Target,
-    workload: Workload,
-    budget: Budget,
-    out: Path,
-    scratch: Path,
-    started: float,
-    *,
-    measure: bool,
-    say: Listener,
-) -> Artifact:
+@dataclass(frozen=True)
+class _Plan:
+    """What was asked for."""
+
+    target: Target
+    workload: Workload
+    budget: Budget
+    out: Path
+    measure: bool
+
+
+def _finish(loaded: Loaded, plan: _Plan, scratch: Path, started: float, say: Listener) -> Artifact:
+    """Rewrite, prove, measure and write a loaded model."""
+    target, out = plan.target, plan.out
     original = _save(loaded.model, scratch / "original")
     nodes_before, bytes_before = sum(1 for _ in all_nodes(loaded.model)), initializer_bytes(loaded.model)
     ledger = run_pipeline(
@@ -173,18 +195,18 @@ def _finish(
     _require_standard(loaded.model, target)
     candidate = _save(loaded.model, scratch / "candidate")
     session = Session(candidate, target=_runnable(target, ledger))
-    proof = prove(session.run, loaded, budget, cases_of(loaded), lambda step: say(Event("verify", step)))
+    proof = prove(session.run, loaded, plan.budget, cases_of(loaded), lambda step: say(Event("verify", step)))
     golden = list(_golden(loaded, session))
     del session
     latency: tuple[Latency, ...] = ()
-    if measure and _runnable(target, ledger) == target:
-        latency = _latency(original, candidate, workload, target, say)
+    if plan.measure and _runnable(target, ledger) == target:
+        latency = _latency(original, candidate, plan.workload, target, say)
     evidence = _evidence(loaded, ledger, proof, nodes_before, bytes_before)
     seconds: dict[str, float] = defaultdict(float)
     for entry in ledger.entries:
         seconds[entry.name] += entry.seconds
     say(Event("package", str(out)))
-    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    now = dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds")
     measurements = Measurements(
         created=now, latency=latency, pass_seconds=dict(seconds), seconds=time.perf_counter() - started
     )
@@ -193,8 +215,8 @@ def _finish(
         loaded.model,
         loaded,
         target=target,
-        workload=workload,
-        budget=budget,
+        workload=plan.workload,
+        budget=plan.budget,
         evidence=evidence,
         golden=golden,
         measurements=measurements,
@@ -256,11 +278,14 @@ def _latency(original: Path, candidate: Path, workload: Workload, target: Target
     )
     before, after = result.candidates
     return tuple(
-        Latency(shape=b.sizes, before_ms=b.p50_ms, after_ms=a.p50_ms) for b, a in zip(before.shapes, after.shapes, strict=True)
+        Latency(shape=b.sizes, before_ms=b.p50_ms, after_ms=a.p50_ms)
+        for b, a in zip(before.shapes, after.shapes, strict=True)
     )
 
 
-def _evidence(loaded: Loaded, ledger: Ledger, proof: list[ProofRecord], nodes_before: int, bytes_before: int) -> Evidence:
+def _evidence(
+    loaded: Loaded, ledger: Ledger, proof: list[ProofRecord], nodes_before: int, bytes_before: int
+) -> Evidence:
     records = tuple(
         PassRecord(
             name=entry.name,
@@ -268,8 +293,10 @@ def _evidence(loaded: Loaded, ledger: Ledger, proof: list[ProofRecord], nodes_be
             numerics=entry.numerics,
             matches=entry.applied + len(entry.refused) + len(entry.rolled_back),
             applied=entry.applied,
-            refused=tuple(Refusal(node=item.node, reason=item.reason, where=item.where) for item in entry.refused),
-            rolled_back=tuple(RollbackRecord(node=item.node, reason=item.reason, error=item.error) for item in entry.rolled_back),
+            refused=tuple(Refusal(node=item.node, reason=item.reason, where=item.where) for item in entry.refused if not item.needless),
+            rolled_back=tuple(
+                RollbackRecord(node=item.node, reason=item.reason, error=item.error) for item in entry.rolled_back
+            ),
             max_error=entry.worst_error if entry.applied else None,
             nodes_before=entry.nodes_before,
             nodes_after=entry.nodes_after,
@@ -285,7 +312,9 @@ def _evidence(loaded: Loaded, ledger: Ledger, proof: list[ProofRecord], nodes_be
     return Evidence(
         proof=tuple(proof),
         ledger=records,
-        blocks={kind: BlockCount(fused=count.fused, total=count.total) for kind, count in counts.items() if count.total},
+        blocks={
+            kind: BlockCount(fused=count.fused, total=count.total) for kind, count in counts.items() if count.total
+        },
         nodes_before=nodes_before,
         nodes_after=sum(1 for _ in all_nodes(loaded.model)),
         bytes_before=bytes_before,

@@ -53,27 +53,6 @@ class Lossy:
 Numerics = Exact | Reassociated | Lossy
 
 
-@dataclass(frozen=True)
-class Target:
-    """Where the model will run.
-
-    Attributes:
-        provider: execution provider, or `portable` for standard ai.onnx operators only.
-        threads: threads of one operator; the default is what this process may use.
-    """
-
-    provider: Provider = "cpu"
-    threads: int = field(default_factory=lambda: available_threads())
-
-    @classmethod
-    def parse(cls, text: str) -> Target:
-        """Read `cpu`, `cuda`, `tensorrt` or `portable`."""
-        for provider in PROVIDERS:
-            if text.strip().lower() == provider:
-                return cls(provider)
-        raise InputError(f"unknown target {text!r}", hint=f"use one of {', '.join(PROVIDERS)}")
-
-
 def available_threads() -> int:
     """Return how many CPU threads this process may use: the smaller of its affinity mask and its cgroup's quota."""
     affinity = getattr(os, "sched_getaffinity", None)
@@ -86,6 +65,27 @@ def available_threads() -> int:
     except (OSError, ValueError):
         pass
     return max(1, cores)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the model will run.
+
+    Attributes:
+        provider: execution provider, or `portable` for standard ai.onnx operators only.
+        threads: threads of one operator; the default is what this process may use.
+    """
+
+    provider: Provider = "cpu"
+    threads: int = field(default_factory=available_threads)
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """Read `cpu`, `cuda`, `tensorrt` or `portable`."""
+        for provider in PROVIDERS:
+            if text.strip().lower() == provider:
+                return cls(provider)
+        raise InputError(f"unknown target {text!r}", hint=f"use one of {', '.join(PROVIDERS)}")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ DYNAMO_OPSET = 23  # at exactly 23 torch writes Attention, RMSNormalization, Rot
 TORCHSCRIPT_OPSET = 17  # has LayerNormalization; the last one that most runtimes of its time read
 EMBEDDED_LIMIT_BYTES = 1_500_000_000  # protobuf stops at 2 GB
 _PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41)
+_SHOWN = 300  # characters of a message of torch
 _KEPT_METADATA = "pkg.torch.onnx.name_scopes"
 
 
@@ -203,8 +204,12 @@ def _reason(error: BaseException, signature: Signature) -> str:
     while root.__cause__ is not None:
         root = root.__cause__
     text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(root)).split()) or type(root).__name__
-    if "Constraints violated" in text or "specialized" in text or "constant" in text:
-        frozen = [axis for axis in signature.axes if re.search(rf"\b{re.escape(axis)}\b", text)]
-        if frozen:
-            return f"axis {' and '.join(repr(axis) for axis in frozen)} is frozen: {text[:300]}"
-    return text[:300]
+    frozen: list[str] = []
+    if any(word in text for word in ("Constraints violated", "static shape", "specialized")):
+        frozen += [axis for axis in signature.axes if re.search(rf"\b{re.escape(axis)}\b", text)]
+        places = re.findall(r"\[(\d+)\]\.(?:shape|size\(\))\[(\d+)\]", text)  # torch counts inputs and dimensions
+        axes = (signature.inputs[int(one)].axes[int(dim)] for one, dim in places if int(one) < len(signature.inputs))
+        frozen += [axis for axis in axes if isinstance(axis, str)]
+    if frozen:
+        return f"axis {' and '.join(repr(axis) for axis in dict.fromkeys(frozen))} is frozen: {text[:_SHOWN]}"
+    return text[:_SHOWN]

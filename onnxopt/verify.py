@@ -1,7 +1,9 @@
 """Prove a whole model against its reference, and compare any two models.
 
-Layer one, region against region, is the driver's. This module is layer two, the whole graph at several sizes and paddings, and
-layer three, what a user of the outputs would notice: the cosine of each row and whether the largest entry stayed the largest.
+Layer one, region against region, is the driver's. This module is layer two, the whole graph at several sizes and
+paddings, and
+layer three, what a user of the outputs would notice: the cosine of each row and whether the largest entry stayed the
+largest.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ BATCHES = (1, 2, 5)
 
 
 def cases_of(loaded: Loaded) -> list[Case]:
-    """Choose sizes and paddings at which the whole graph is compared; longest lengths stay inside what was proved at export."""
+    """Choose sizes and paddings for comparing the whole graph; lengths stay inside what was proved at export."""
     axes = loaded.signature.axes
     masked = mask_of(loaded.signature) is not None
     longest = max((sizes.get("sequence", 0) for sizes in loaded.proved_sizes), default=0) or BATCHES_AND_LENGTHS[1][1]
@@ -38,8 +40,14 @@ def cases_of(loaded: Loaded) -> list[Case]:
         pairs = [(batch, min(length, longest)) for batch, length in BATCHES_AND_LENGTHS]
         sizes = [{axis: {"batch": b, "sequence": n}.get(axis, n) for axis in axes} for b, n in dict.fromkeys(pairs)]
     else:
-        sizes = [{axis: b if axis == "batch" else 2 for axis in axes} for b in (BATCHES if "batch" in axes else BATCHES[:1])]
-    return [(size, padding) for size in sizes for padding in (PADDINGS if masked and size.get("batch", 1) > 1 else PADDINGS[:1])]
+        sizes = [
+            {axis: b if axis == "batch" else 2 for axis in axes} for b in (BATCHES if "batch" in axes else BATCHES[:1])
+        ]
+    return [
+        (size, padding)
+        for size in sizes
+        for padding in (PADDINGS if masked and size.get("batch", 1) > 1 else PADDINGS[:1])
+    ]
 
 
 def mask_of(signature: Signature) -> TensorSpec | None:
@@ -48,7 +56,7 @@ def mask_of(signature: Signature) -> TensorSpec | None:
 
 
 def rows_that_matter(signature: Signature, feeds: Mapping[str, Array], output: str, array: Array) -> Array | None:
-    """Return bool [batch, sequence], the positions of an output that are not padding; None when the output has no such axes."""
+    """Return bool [batch, sequence], where an output is not padding; None when it has no such axes."""
     mask = mask_of(signature)
     axes = next((spec.axes for spec in signature.outputs if spec.name == output), ())
     if mask is None or axes[:2] != mask.axes:
@@ -90,13 +98,17 @@ def prove(
             relative, absolute = worst_error(found[spec.name], expected[spec.name], rows)
             records.append(
                 ProofRecord(
-                    sizes=dict(sizes), padding=padding, output=spec.name, worst_relative_error=relative, worst_absolute_error=absolute
+                    sizes=dict(sizes),
+                    padding=padding,
+                    output=spec.name,
+                    worst_relative_error=relative,
+                    worst_absolute_error=absolute,
                 )
             )
             if not relative <= budget.relative_error:
                 raise ProofError(
-                    f"output {spec.name} differs from {loaded.reference.name} by {relative:.3g} (relative), the budget is "
-                    f"{budget.relative_error:g}, at {dict(sizes)} with {padding} padding",
+                    f"output {spec.name} differs from {loaded.reference.name} by {relative:.3g} (relative), "
+                    f"the budget is {budget.relative_error:g}, at {dict(sizes)} with {padding} padding",
                     where=loaded.name,
                     hint="nothing was written; run with --verbose to see each pass, or raise the budget with --budget",
                 )
@@ -131,7 +143,8 @@ class Comparison:
         outputs: one report per output.
         cases: how many cases ran.
         failed_case: the first case beyond the budget, empty when equal.
-        first_difference: the first tensor, in the candidate's order, that both models have and that differs; empty when equal.
+        first_difference: the first tensor, in the candidate's order, that both models have and that differs; empty when
+            equal.
     """
 
     equal: bool
@@ -174,10 +187,10 @@ def compare_models(
             progress(label)
         feeds = first.feeder.make(sizes, padding, seed=100 + index)
         expected, found = first.reference.run(feeds), session.run(feeds)
-        for name in worst:
+        for name, so_far in worst.items():
             rows = rows_that_matter(first.signature, feeds, name, expected[name])
             report = _report(name, found[name], expected[name], rows)
-            worst[name] = _worse(worst[name], report)
+            worst[name] = _worse(so_far, report)
             if not failed and not report.relative_error <= limit.relative_error:
                 failed, feeds_failed = f"output {name} at {label}", feeds
     blamed = _first_difference(first, second, feeds_failed, limit) if feeds_failed is not None else ""
@@ -205,7 +218,9 @@ def _report(name: str, found: Array, expected: Array, rows: Array | None) -> Out
     relative, absolute = worst_error(found, expected, rows)
     if found.shape != expected.shape or expected.dtype.kind != "f" or expected.ndim < 2 or not expected.size:
         return OutputReport(name, relative, absolute, 1.0 if relative == 0 else 0.0, 1.0 if relative == 0 else 0.0)
-    a, b = (array[rows] if rows is not None else array for array in (expected.astype(np.float64), found.astype(np.float64)))
+    a, b = (
+        array[rows] if rows is not None else array for array in (expected.astype(np.float64), found.astype(np.float64))
+    )
     a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosine = np.where(lengths > 0, (a * b).sum(axis=1) / np.where(lengths > 0, lengths, 1.0), 1.0)

@@ -35,6 +35,8 @@ class LiftConstants(Pass):
         """Lift every Constant; returns how many nodes and inputs are gone."""
         before = sum(node.op_type == "Constant" for node in all_nodes(model)) + len(model.graph.inputs)
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-        if model.ir_version < 4:  # before IR 4 every initializer had to be an input; it was never meant to be overridden
+        if (
+            model.ir_version < 4
+        ):  # before IR 4 every initializer had to be an input; it was never meant to be overridden
             RemoveInitializersFromInputsPass()(model)
         return before - sum(node.op_type == "Constant" for node in all_nodes(model)) - len(model.graph.inputs)

@@ -45,7 +45,9 @@ class ReadDimension(Rule):
         match.require(found is not None and len(found) == 1 and rank, "not one dimension of a known rank", x)
         match.require(dims(match.root.outputs[0]) == (1,), "the result is not a list of one", match.root)
         shape = match.named["shape"]
-        match.require(not attribute(shape, "start") and attribute(shape, "end") in (None, rank), "a part of the shape", x)
+        match.require(
+            not attribute(shape, "start") and attribute(shape, "end") in (None, rank), "a part of the shape", x
+        )
         match.facts["axis"] = (found or (0,))[0] % rank
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
@@ -68,13 +70,15 @@ class ReadDimensionFromInput(Rule):
 
     def guard(self, match: Match, x: ir.Value) -> None:
         """Named axes in a row that one input has in a row too."""
-        match.require(not x.is_graph_input(), "it reads an input already", x)
+        match.needs(not x.is_graph_input(), "it reads an input already")
         shape = known_dims(x)
         match.require(shape is not None, "the shape is not known", x)
         rank = len(shape or ())
         start, end = _bounds(match.root, rank)
         wanted = (shape or ())[start:end]
-        match.require(wanted and all(isinstance(dim, str) for dim in wanted), "it reads sizes that are not axes of inputs", x)
+        match.require(
+            wanted and all(isinstance(dim, str) for dim in wanted), "it reads sizes that are not axes of inputs", x
+        )
         for value in match.model.graph.inputs:
             have = known_dims(value) or ()
             for axis in range(len(have) - len(wanted) + 1):

@@ -45,9 +45,11 @@ class RemoveExpand(Rule):
     def guard(self, match: Match, x: ir.Value, y: ir.Value) -> None:
         """The other operand alone must give the result its shape."""
         shape = known_dims(x)
-        match.require(shape is not None and shape == dims(match.root.outputs[0]), "the Expand gives the result its shape", y)
+        match.require(
+            shape is not None and shape == dims(match.root.outputs[0]), "the Expand gives the result its shape", y
+        )
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value, y: ir.Value) -> ir.Value:
         """The same operator on the narrow operand."""
         inputs = (y, x) if match.root.inputs[1] is x else (x, y)
-        return getattr(op, match.root.op_type)(*inputs)
+        return op.node(match.root.op_type, inputs, {})[0]

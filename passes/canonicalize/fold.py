@@ -26,7 +26,15 @@ from onnxopt.rewrite import Pass, Reassociated, register
 
 FREE_BYTES = 2**20
 LARGEST_BYTES = 2**31
-NEVER = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "DequantizeLinear")
+NEVER = (
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Multinomial",
+    "Bernoulli",
+    "DequantizeLinear",
+)
 
 
 @register
@@ -46,7 +54,7 @@ class FoldConstants(Pass):
 
 
 def _store_in_rows(model: ir.Model) -> None:
-    """Copy folded results that are strided views (a transposed weight) into row-major order, as they are written to a file."""
+    """Copy folded results that are strided views, such as a transposed weight, into row-major order."""
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if isinstance(tensor, ir.Tensor) and not tensor.numpy().flags.c_contiguous:

@@ -46,7 +46,9 @@ class RemoveNoOps(Rule):
     def guard(self, match: Match, x: ir.Value) -> None:
         """Allow each operator where it provably does nothing."""
         node, y = match.root, match.root.outputs[0]
-        match.require(not (y.is_graph_output() and (x.is_graph_input() or x.producer() is None)), "an output cannot be an input")
+        match.require(
+            not (y.is_graph_output() and (x.is_graph_input() or x.producer() is None)), "an output cannot be an input"
+        )
         if node.op_type in ("Identity", "Concat"):
             return
         if node.op_type == "Dropout":
@@ -54,13 +56,13 @@ class RemoveNoOps(Rule):
             match.require(len(node.inputs) < 3 or (training is not None and not training.any()), "dropout may train")
             match.require(len(node.outputs) < 2 or not node.outputs[1].uses(), "the dropout mask is used")
         elif node.op_type == "Cast":
-            match.require(x.dtype is not None and x.dtype == ir.DataType(attribute(node, "to")), "the cast changes the type")
+            match.needs(x.dtype is not None and x.dtype == ir.DataType(attribute(node, "to")), "the cast changes the type")
         elif node.op_type == "Transpose":
             perm = attribute(node, "perm")
-            match.require(perm is not None and list(perm) == sorted(perm), "the transpose moves axes")
+            match.needs(perm is not None and list(perm) == sorted(perm), "the transpose moves axes")
         else:
             before, after = known_dims(x), known_dims(y)
-            match.require(before is not None and before == after, f"{node.op_type} may change the shape")
+            match.needs(before is not None and before == after, f"{node.op_type} may change the shape")
 
     def rewrite(self, op: Builder, x: ir.Value) -> ir.Value:
         """Hand on the input."""

@@ -10,7 +10,8 @@ After::
 
 Meets: tied embeddings of decoders, exporters that repeat small constants.
 Numerics: exact.
-Source: Press & Wolf 2017, arXiv:1608.05859 (tied embeddings). ONNX Runtime folds the Transpose when it loads the file, so only
+Source: Press & Wolf 2017, arXiv:1608.05859 (tied embeddings). ONNX Runtime folds the Transpose when it loads the file,
+    so only
     the file gets smaller; from one mebibyte on that is worth a node.
 """
 
@@ -80,7 +81,7 @@ def _digest(value: ir.Value, digests: dict[ir.Value, bytes], *, transpose: bool)
         return digests[value]
     array = value.const_value.numpy()  # type: ignore[union-attr]  # initializers of the list have data
     data = np.ascontiguousarray(array.T if transpose else array)
-    digest = hashlib.sha256(data.view(np.uint8).reshape(-1)).digest()
+    digest = hashlib.sha256(data.data).digest()
     if not transpose:
         digests[value] = digest
     return digest

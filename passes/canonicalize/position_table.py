@@ -11,7 +11,8 @@ After::
 
 Meets: BERT-like models, whose position ids are a buffer, in every exporter.
 Numerics: exact.
-Source: Gather commutes with a Slice of its indices; the gathered table is only made when it is not larger than the table.
+Source: Gather commutes with a Slice of its indices; the gathered table is only made when it is not larger than the
+    table.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import attribute, constant
-from onnxopt.patterns import Ops, Pat, constant as any_constant
+from onnxopt.patterns import Ops, Pat
+from onnxopt.patterns import constant as any_constant
 from onnxopt.rewrite import Builder, Exact, Match, Rule, register
 
 
@@ -43,7 +45,9 @@ class SlicePositionTable(Rule):
         table, indices, sliced = match.array("table"), match.array("indices"), constant(axes)
         match.require(sliced is not None and (sliced >= 0).all(), "the sliced axes are not constant and positive")
         match.require(indices.size <= table.shape[0], "the gathered table would be larger than the table")
-        match.require(indices.size and indices.min() >= 0 and indices.max() < table.shape[0], "an index lies outside the table")
+        match.require(
+            indices.size and indices.min() >= 0 and indices.max() < table.shape[0], "an index lies outside the table"
+        )
         match.require(attribute(match.root, "axis") == 0, "gathers along another axis")
 
     def rewrite(

@@ -55,13 +55,15 @@ class MakeReshapeStatic(Rule):
 
     def guard(self, match: Match, x: ir.Value, shape: ir.Value) -> None:
         """The shape must be read from dimensions, not from data, and be expressible."""
-        match.require(not is_constant(shape), "the target is constant")
+        match.needs(not is_constant(shape), "the target is constant")
         _, leaves = ancestors(shape, through_shape=False)
         match.require(not leaves, f"the target depends on the data of {leaves[0].name if leaves else ''}")
         before, after = dims(x), dims(match.root.outputs[0])
         match.require(before is not None and after is not None, "the rank is not known")
         target = constant_target(before or (), after or ())
-        match.require(target is not None, f"{list(after or ())} cannot be written as a constant for {list(before or ())}")
+        match.require(
+            target is not None, f"{list(after or ())} cannot be written as a constant for {list(before or ())}"
+        )
         match.facts["target"] = target
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
@@ -94,7 +96,9 @@ class MergeReshapes(Rule):
         if target is None and not (plain is not None and 0 not in plain) and is_constant(shape):
             match.require(condition=False, reason="the final shape copies dimensions of the inner one")
         copies = attribute(match.root, "allowzero") in (None, 0)
-        match.require(target is not None or not is_op(match.root, "Reshape") or plain is not None or copies, "allowzero is set")
+        match.require(
+            target is not None or not is_op(match.root, "Reshape") or plain is not None or copies, "allowzero is set"
+        )
         match.facts["target"] = target
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value, shape: ir.Value) -> ir.Value:

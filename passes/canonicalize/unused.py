@@ -34,7 +34,7 @@ class RemoveUnused(Pass):
         """Remove; returns how many nodes and initializers are gone."""
         before = _count(model)
         RemoveUnusedNodesPass()(model)
-        RemoveUnusedFunctionsPass()(model)
+        RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]  # the library's constructor
         RemoveUnusedOpsetsPass()(model)
         return before - _count(model)
 

@@ -10,7 +10,8 @@ After::
 
     q, k, v, mask ─ Attention(scale) ─ y
 
-Meets: TorchScript exports of SDPA and eager attention, decomposed dynamo exports (opset 18), with the scale on q, on k, on both or
+Meets: TorchScript exports of SDPA and eager attention, decomposed dynamo exports (opset 18), with the scale on q, on k,
+    on both or
     on the product, with or without a mask, with or without the exporter's guard for fully masked rows.
 Numerics: reassociated. A row that may attend to nothing has no defined answer and is not compared.
 Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; ONNX operator Attention-23.
@@ -55,20 +56,33 @@ class FuseAttention(Rule):
     def guard(self, match: Match, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None) -> None:
         """Four-dimensional heads; the mask must have the dimensions of the scores that the operator wants."""
         match.require(all(value.dtype in FLOATS for value in (q, k, v)), "q, k or v is not a float tensor", q)
-        match.require(all(rank(value) == 4 for value in (q, k, v)), "q, k and v are not [batch, heads, sequence, size]", q)
+        match.require(
+            all(rank(value) == 4 for value in (q, k, v)), "q, k and v are not [batch, heads, sequence, size]", q
+        )
         heads, size = (dims(q) or ())[1], (dims(q) or ())[3]
-        match.require(isinstance(heads, int) and isinstance(size, int), "the number or the size of heads is not known", q)
+        match.require(
+            isinstance(heads, int) and isinstance(size, int), "the number or the size of heads is not known", q
+        )
         match.require((dims(v) or ())[1] == heads, "queries and values have different numbers of heads", v)
         if mask is not None:
             shape = dims(mask) or ()
             match.require(len(shape) == 4, f"the mask has rank {len(shape)}, needs 4", mask)
         scale = 1.0
-        for name, sign in (("scale_q", 1), ("scale_k", 1), ("scale", 1), ("divide_q", -1), ("divide_k", -1), ("divide", -1)):
+        for name, sign in (
+            ("scale_q", 1),
+            ("scale_k", 1),
+            ("scale", 1),
+            ("divide_q", -1),
+            ("divide_k", -1),
+            ("divide", -1),
+        ):
             found = number(match.values.get(name))
             scale *= found**sign if found else 1.0
         match.facts["scale"] = scale
 
-    def rewrite(self, op: Builder, match: Match, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None) -> ir.Value:
+    def rewrite(
+        self, op: Builder, match: Match, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None
+    ) -> ir.Value:
         """One node; a mask with one row for all queries is written out, since runtimes want every row."""
         if tuple(attribute(match.named["turn"], "perm")) == KEY_FROM_TOKENS:
             k = op.Transpose(k, perm=(0, 2, 1, 3))

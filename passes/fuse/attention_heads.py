@@ -39,7 +39,8 @@ class FuseAttentionHeads(Rule):
     def patterns(self, op: Ops, q: Pat, k: Pat, v: Pat, maybe_mask: Pat) -> Iterator[Pat]:
         """The four Reshape and Transpose pairs."""
         heads = [
-            op.Transpose(op.Reshape(x, constant(), _name=f"split_{name}"), perm=BETWEEN) for x, name in ((q, "q"), (k, "k"), (v, "v"))
+            op.Transpose(op.Reshape(x, constant(), _name=f"split_{name}"), perm=BETWEEN)
+            for x, name in ((q, "q"), (k, "k"), (v, "v"))
         ]
         attention = op.Attention(*heads, maybe_mask, _name="attention")
         yield op.Reshape(op.Transpose(attention, perm=BETWEEN), constant())
@@ -52,7 +53,9 @@ class FuseAttentionHeads(Rule):
             match.require(counts[name] is not None, f"{name} is not cut into heads along its last axis", value)
         match.require(counts["k"] == counts["v"], "keys and values have different numbers of heads", k)
         merged = dims(match.root.outputs[0]) or ()
-        match.require(len(merged) == 3 and merged[:2] == (dims(q) or ())[:2], "the heads are not merged into tokens", match.root)
+        match.require(
+            len(merged) == 3 and merged[:2] == (dims(q) or ())[:2], "the heads are not merged into tokens", match.root
+        )
         match.require("q_num_heads" not in match.named["attention"].attributes, "the attention works on tokens already")
         match.facts.update(q_num_heads=counts["q"], kv_num_heads=counts["k"])
 
@@ -66,7 +69,14 @@ class FuseAttentionHeads(Rule):
 
 def _heads(tokens: tuple[Dim, ...] | None, split: tuple[Dim, ...] | None) -> int | None:
     """Return the number of heads when [a, b, heads·size] became [a, b, heads, size]."""
-    if tokens is None or split is None or len(tokens) != 3 or len(split) != 4 or tokens[:2] != split[:2] or None in tokens[:2]:
+    if (
+        tokens is None
+        or split is None
+        or len(tokens) != 3
+        or len(split) != 4
+        or tokens[:2] != split[:2]
+        or None in tokens[:2]
+    ):
         return None
     width, heads, size = tokens[2], split[2], split[3]
     if isinstance(width, int) and isinstance(heads, int) and isinstance(size, int) and heads * size == width:

@@ -9,7 +9,8 @@ After::
 
     x ─ Gelu ─ y
 
-Meets: torch.onnx dynamo and TorchScript, optimum; Div(√2) or Mul(1/√2), ½ in any of three places, operands in any order,
+Meets: torch.onnx dynamo and TorchScript, optimum; Div(√2) or Mul(1/√2), ½ in any of three places, operands in any
+    order,
     constants of rank 0 or 1; the tanh form of GPT-2 with Pow or Mul for the cube.
 Numerics: reassociated. One rounding differs per spelling.
 Source: Hendrycks & Gimpel 2016, arXiv:1606.08415, eq. 2 and its tanh approximation; ONNX operator Gelu-20.

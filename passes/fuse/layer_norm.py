@@ -90,5 +90,10 @@ class FuseLayerNormBias(Rule):
         """Bias inside."""
         norm = match.named["norm"]
         return op.LayerNormalization(
-            x, gamma, beta, axis=attribute(norm, "axis"), epsilon=attribute(norm, "epsilon"), stash_type=attribute(norm, "stash_type")
+            x,
+            gamma,
+            beta,
+            axis=attribute(norm, "axis"),
+            epsilon=attribute(norm, "epsilon"),
+            stash_type=attribute(norm, "stash_type"),
         )

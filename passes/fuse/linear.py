@@ -40,7 +40,7 @@ class FuseLinear(Rule):
     def guard(self, match: Match, x: ir.Value, weight: ir.Value, bias: ir.Value) -> None:
         """Gemm takes matrices; the bias must be a vector of the output's width."""
         match.require(x.dtype in FLOATS, f"x is {x.dtype}; needs a float tensor", x)
-        match.require(rank(x) == 2, f"x has rank {rank(x)}; Gemm takes a matrix", x)
+        match.needs(rank(x) == 2, f"x has rank {rank(x)}; Gemm takes a matrix")
         shape = dims(weight)
         match.require(shape is not None and len(shape) == 2, "the weight is not a matrix", weight)
         match.require(dims(bias) == (shape or (0, 0))[1:], f"the bias has shape {dims(bias)}", bias)

@@ -12,7 +12,8 @@ After::
 
 Meets: sentence-transformers' mean pooling in every exporter.
 Numerics: reassociated. The product adds in another order; a masked position counts as zero either way.
-Source: Reimers & Gurevych 2019, arXiv:1908.10084, section 3 (mean pooling). The [batch, sequence, width] product is not written to memory.
+Source: Reimers & Gurevych 2019, arXiv:1908.10084, section 3 (mean pooling). The [batch, sequence, width] product is not
+    written to memory.
 """
 
 from __future__ import annotations
@@ -47,10 +48,18 @@ class FuseMeanPooling(Rule):
         """hidden [batch, sequence, width], mask [batch, sequence], summed over the sequence."""
         match.require(hidden.dtype in FLOATS, f"hidden is {hidden.dtype}", hidden)
         tall, flat = dims(hidden) or (), dims(mask) or ()
-        match.require(len(tall) == 3 and len(flat) == 2 and tall[:2] == flat and None not in flat, "not [batch, sequence] weights", mask)
+        match.require(
+            len(tall) == 3 and len(flat) == 2 and tall[:2] == flat and None not in flat,
+            "not [batch, sequence] weights",
+            mask,
+        )
         match.require(integers(axes) in ((1,), (-2,)), "not summed over the sequence", axes)
         match.require(integers(column) in ((-1,), (2,)), "the mask is not a column", mask)
-        match.require(ir.DataType(attribute(match.named["cast"], "to")) == hidden.dtype, "weights and tokens differ in type", hidden)
+        match.require(
+            ir.DataType(attribute(match.named["cast"], "to")) == hidden.dtype,
+            "weights and tokens differ in type",
+            hidden,
+        )
 
     def rewrite(self, op: Builder, hidden: ir.Value, mask: ir.Value) -> ir.Value:
         """A row of weights times the tokens."""

@@ -23,7 +23,6 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import constant, dims, rank
-from onnxopt.model import Array
 from onnxopt.patterns import Ops, Pat, either
 from onnxopt.patterns import constant as any_constant
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
@@ -64,17 +63,14 @@ class PackQKV(Rule):
     def rewrite(self, op: Builder, match: Match, x: ir.Value, maybe_mask: ir.Value | None) -> ir.Value:
         """Concatenate the constants; a missing bias counts as zero."""
         widths = match.facts["widths"]
-        packed = op.MatMul(x, op.constant(np.concatenate([match.array(f"w{name}") for name in "qkv"], axis=1), "weight"))
-        biases = [_bias(match, name, width) for name, width in zip("qkv", widths, strict=True)]
+        packed = op.MatMul(
+            x, op.constant(np.concatenate([match.array(f"w{name}") for name in "qkv"], axis=1), "weight")
+        )
+        biases = [constant(match.values.get(f"b{name}")) for name in "qkv"]
         if any(bias is not None for bias in biases):
             kind = match.array("wq").dtype
             filled = [np.zeros(w, kind) if b is None else b for b, w in zip(biases, widths, strict=True)]
             packed = op.Add(packed, op.constant(np.concatenate(filled), "bias"))
-        q, k, v = op.Split(packed, op.ints(widths, "widths"), axis=-1, _outputs=3)
+        q, k, v = op.node("Split", [packed, op.ints(widths, "widths")], {"axis": -1}, outputs=3)
         attributes = {name: attr.value for name, attr in match.root.attributes.items()}
         return op.Attention(q, k, v, maybe_mask, **attributes)
-
-
-def _bias(match: Match, name: str, width: int) -> Array | None:
-    del width
-    return constant(match.values.get(f"b{name}"))

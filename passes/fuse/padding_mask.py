@@ -10,7 +10,8 @@ After::
 
 Meets: every exporter and every year of transformers; the spelling is not looked at.
 Numerics: reassociated. On rows that may attend to something the weights of masked keys are zero either way.
-Source: the subgraph that computes the mask is cut out and run on probe masks (right, left, no padding, holes, an empty row; several
+Source: the subgraph that computes the mask is cut out and run on probe masks (right, left, no padding, holes, an empty
+    row; several
     sizes) and must allow exactly the keys whose attention_mask is not 0.
 """
 
@@ -23,7 +24,8 @@ import onnx_ir as ir
 
 from onnxopt.graph import ancestors, dims, known_dims, region
 from onnxopt.model import Array
-from onnxopt.patterns import Miss, Ops, Pat, State, Var, match as match_pattern
+from onnxopt.patterns import Miss, Ops, Pat, State, Var
+from onnxopt.patterns import match as match_pattern
 from onnxopt.probe import ProbeError, RegionRunner
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
 
@@ -72,7 +74,7 @@ class FusePaddingMask(Rule):
     def guard(self, match: Match, mask: ir.Value) -> None:
         """The mask must depend on one input only, and be a padding mask on every probe."""
         canonical = padding_mask(Ops(), Var("input"))
-        match.require(not any(match_pattern(canonical, mask, State(), Miss())), "the mask is canonical")
+        match.needs(not any(match_pattern(canonical, mask, State(), Miss())), "the mask is canonical")
         match.require(len(match.nodes) > 1, f"more than {LARGEST_SUBGRAPH} nodes compute the mask", mask)
         _, leaves = ancestors(mask, through_shape=False)
         match.require(
@@ -82,7 +84,11 @@ class FusePaddingMask(Rule):
         )
         source = leaves[0]
         shape = known_dims(source) or ()
-        match.require(len(shape) == 2 and all(isinstance(dim, str) for dim in shape), f"{source.name} is not [batch, keys]", source)
+        match.require(
+            len(shape) == 2 and all(isinstance(dim, str) for dim in shape),
+            f"{source.name} is not [batch, keys]",
+            source,
+        )
         verdict = mask.meta.get(self.name)
         if verdict is None:
             verdict = mask.meta[self.name] = _differs(match.model, mask, source)

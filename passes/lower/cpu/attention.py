@@ -10,7 +10,8 @@ After::
 
 Meets: encoders after fuse-padding-mask and pack-qkv.
 Numerics: reassociated.
-Source: ONNX Runtime contrib operator Attention; the mask stays raw and two-dimensional, so that left padding and holes are right
+Source: ONNX Runtime contrib operator Attention; the mask stays raw and two-dimensional, so that left padding and holes
+    are right
     (a one-dimensional mask index means right padding only, onnxruntime issue 18945).
 """
 
@@ -27,7 +28,9 @@ from onnxopt.patterns import Ops, Pat, either
 from onnxopt.patterns import constant as any_constant
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
 
-LOWEST = float(np.finfo(np.float32).min)  # added to the scores of masked keys; the kernel's own default of -1e4 leaves them a weight
+LOWEST = float(
+    np.finfo(np.float32).min
+)  # added to the scores of masked keys; the kernel's own default of -1e4 leaves them a weight
 
 
 @register

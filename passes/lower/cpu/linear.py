@@ -43,7 +43,7 @@ class LowerLinear(Rule):
         shape, out = dims(weight) or (), known_dims(match.root.outputs[0])
         match.require(len(shape) == 2, "the weight is not a matrix", weight)
         match.require(dims(bias) == shape[1:], f"the bias has shape {dims(bias)}", bias)
-        match.require(len(dims(x) or ()) > 2, "x is a matrix already", x)
+        match.needs(len(dims(x) or ()) > 2, "x is a matrix already")
         match.require(out is not None, "the shape of the result is not known", match.root)
         match.facts["out"] = out
 

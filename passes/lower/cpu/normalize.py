@@ -10,7 +10,8 @@ After::
     x ─ LpNormalization ─ y
 
 Meets: torch.nn.functional.normalize behind mean pooling, in sentence embedders.
-Numerics: reassociated, for vectors that are zero or longer than the guard of the division (1e-12 in torch): a shorter one would
+Numerics: reassociated, for vectors that are zero or longer than the guard of the division (1e-12 in torch): a shorter
+    one would
     come out shorter than 1, and now comes out as a unit vector.
 Source: ONNX operator LpNormalization-22; ONNX Runtime's kernel gives zero for a zero vector, as the division does.
     ‖x / c‖ = ‖x‖ / c for c > 0.
@@ -63,7 +64,9 @@ class DropScaleBeforeNormalize(Rule):
 
     def patterns(self, op: Ops, x: Pat, c: Pat) -> Iterator[Pat]:
         """The count of mean pooling, kept above zero."""
-        count = either(op.Clip(c, scalar(name="smallest"), None, _shared=True), op.Max(c, scalar(name="smallest"), _shared=True))
+        count = either(
+            op.Clip(c, scalar(name="smallest"), None, _shared=True), op.Max(c, scalar(name="smallest"), _shared=True)
+        )
         yield op.LpNormalization(op.Div(x, count), axis=-1, p=2)
 
     def guard(self, match: Match, x: ir.Value) -> None:

@@ -10,10 +10,12 @@ After::
     h' = LayerNormalization(…, β + b)
     h' ─ … ─ Gemm(W, h') ─ LayerNormalization                 h' ─ Gemm(V, c − b V)
 
-Meets: post-norm encoders (BERT, MiniLM, RoBERTa, DistilBERT), where the residual is the output of a normalization whose other readers
+Meets: post-norm encoders (BERT, MiniLM, RoBERTa, DistilBERT), where the residual is the output of a normalization whose
+    other readers
     are linear layers.
 Numerics: reassociated. The identity is exact in real numbers; one addition moves before the product.
-Source: x W + b + h = x W + (h + b), and (h + b) V + (c − b V) = h V + c. The kernel adds its third operand while it writes the
+Source: x W + b + h = x W + (h + b), and (h + b) V + (c − b V) = h V + c. The kernel adds its third operand while it
+    writes the
     product, so the separate pass over the activations goes away.
 """
 
@@ -55,7 +57,9 @@ def _fold(model: ir.Model, add: ir.Node) -> int:
         if readers is None:
             continue
         _shift(model, norm, 2, bias.astype(np.float64))
-        norm.outputs[0].name = f"{norm.outputs[0].name}/shifted"  # it is another tensor now; its old name would mislead a comparison
+        norm.outputs[
+            0
+        ].name = f"{norm.outputs[0].name}/shifted"  # it is another tensor now; its old name would mislead a comparison
         for reader in readers:
             weight = constant(reader.inputs[1])
             if weight is not None:
@@ -111,7 +115,11 @@ def _linear_readers(value: ir.Value, residual: ir.Node) -> list[ir.Node] | None:
             readers.extend(inner)
         elif is_op(node, "Shape"):
             continue
-        elif use.idx == 0 and (_plain_gemm(node) or is_op(node, "Attention", domain=CONTRIB)) and _has_constant_bias(node):
+        elif (
+            use.idx == 0
+            and (_plain_gemm(node) or is_op(node, "Attention", domain=CONTRIB))
+            and _has_constant_bias(node)
+        ):
             readers.append(node)
         else:
             return None

@@ -8,21 +8,26 @@ After::
 
     Gemm ─ Gelu ─ Gemm
 
-Meets: the result of lower-linear. A Reshape that restores the axes sinks below elementwise operators and normalizations of the last
+Meets: the result of lower-linear. A Reshape that restores the axes sinks below elementwise operators and normalizations
+    of the last
     axis until something really needs the axes (attention, an output).
 Numerics: exact. The same rows, the same order.
-Source: elementwise f and row-wise f commute with a Reshape of the leading axes. In two dimensions the CPU session also cannot merge
+Source: elementwise f and row-wise f commute with a Reshape of the leading axes. In two dimensions the CPU session also
+    cannot merge
     Add and LayerNormalization into SkipLayerNormalization, whose kernel is 7 times slower (1.31.1).
 """
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import PASS_KEY, attribute, dims, integers, is_constant, is_op, remove_dead
 from onnxopt.rewrite import Exact, Pass, register
 
-ELEMENTWISE = frozenset({"Gelu", "FastGelu", "QuickGelu", "Relu", "Tanh", "Sigmoid", "Erf", "Sqrt", "Neg", "Abs", "Elu", "LeakyRelu"})
+ELEMENTWISE = frozenset(
+    {"Gelu", "FastGelu", "QuickGelu", "Relu", "Tanh", "Sigmoid", "Erf", "Sqrt", "Neg", "Abs", "Elu", "LeakyRelu"}
+)
 ROW_WISE = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "Softmax"})
 BINARY = frozenset({"Add", "Sub", "Mul", "Div"})
 
@@ -112,7 +117,7 @@ def _acts_on_last_axis(node: ir.Node, rank: int) -> bool:
 
 def _flatten(node: ir.Node, value: ir.Value, rows: ir.Value) -> ir.Value:
     """Return a matrix of a value with all its axes, an existing one when there is one."""
-    width = (dims(value) or (None,))[-1]
+    width = (dims(rows) or (0,))[-1]
     for use in value.uses():
         if is_op(use.node, "Reshape") and use.idx == 0 and integers(use.node.inputs[1]) == (-1, width):
             return use.node.outputs[0]
@@ -122,7 +127,7 @@ def _flatten(node: ir.Node, value: ir.Value, rows: ir.Value) -> ir.Value:
         name=f"{name}/shape",
         type=ir.TensorType(ir.DataType.INT64),
         shape=ir.Shape([2]),
-        const_value=ir.tensor([-1, width], dtype=ir.DataType.INT64, name=f"{name}/shape"),
+        const_value=ir.tensor(np.array([-1, width], np.int64), dtype=ir.DataType.INT64, name=f"{name}/shape"),
     )
     if graph is None or not isinstance(graph, ir.Graph):
         raise ValueError(f"{node.name} is not in a graph")
@@ -145,9 +150,17 @@ def _rebuild(node: ir.Node, inputs: list[ir.Value | None], shape: ir.Value) -> i
     if graph is None:
         return 0
     moved = ir.Node(
-        node.domain, node.op_type, inputs, list(node.attributes.values()), num_outputs=1, name=f"{node.name}/rows", version=node.version
+        node.domain,
+        node.op_type,
+        inputs,
+        list(node.attributes.values()),
+        num_outputs=1,
+        name=f"{node.name}/rows",
+        version=node.version,
     )
-    rows = next(value for value in inputs if value is not None and len(dims(value) or ()) == 2 and not is_constant(value))
+    rows = next(
+        value for value in inputs if value is not None and len(dims(value) or ()) == 2 and not is_constant(value)
+    )
     out = moved.outputs[0]
     out.name, out.type, out.shape = f"{old.name}/rows", old.type, rows.shape
     restore = ir.node("Reshape", [out, shape], name=f"{node.name}/restore")

@@ -1,0 +1,69 @@
+# `make help` lists the targets. Every target makes the virtual environment when it is missing.
+
+MODEL   ?= minilm
+TARGET  ?= cpu
+WEIGHTS ?= pretrained
+OUT     ?=
+ARGS    ?=
+PYTHON  ?= python3
+PIP_ARGS ?=
+
+VENV := .venv
+BIN  := $(VENV)/bin
+DONE := $(VENV)/.onnxopt-ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup optimize test test-slow test-node lint format types check catalogue build clean distclean
+
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  make optimize MODEL=minilm|gpt2|bert-base-uncased|<Hub id>|<folder>|<file.onnx> [TARGET=cpu|cuda|tensorrt|portable]"
+	@echo "                [OUT=build/<name>] [WEIGHTS=random] [ARGS=\"--no-measure --json ...\"]"
+
+setup: $(DONE) ## Make .venv with everything the tool and its tests need
+
+$(DONE): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2])' || \
+		{ echo "onnxopt needs Python 3.10 or later; choose one with make PYTHON=python3.12"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@touch $(DONE)
+
+optimize: $(DONE) ## Optimize MODEL for TARGET (default: the sample minilm for this machine's CPU)
+	$(BIN)/onnxopt optimize "$(MODEL)" --target "$(TARGET)" --weights "$(WEIGHTS)" $(if $(OUT),--out "$(OUT)") $(ARGS)
+
+test: $(DONE) ## Run the tests (a few minutes)
+	$(BIN)/python -m pytest
+
+test-slow: $(DONE) ## Run the tests that take longer
+	$(BIN)/python -m pytest -m slow
+
+test-node: $(DONE) ## Run the tests that need Node and npm
+	$(BIN)/python -m pytest -m node
+
+lint: $(DONE) ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(DONE) ## Mend style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(DONE) ## Check types
+	$(BIN)/mypy
+
+check: lint types test ## Everything that must pass before a commit
+
+catalogue: $(DONE) ## Write the generated tables of the README
+	$(BIN)/python -m onnxopt.catalogue README.md
+
+build: $(DONE) ## Build the wheel and the source archive into dist
+	$(BIN)/python -m build
+
+clean: ## Remove artifacts and caches, keep .venv
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+distclean: clean ## Remove .venv too
+	rm -rf $(VENV)

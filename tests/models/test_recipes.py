@@ -1,0 +1,96 @@
+"""Every recipe says what a recipe must say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from onnxopt.recipe import Recipe, all_recipes
+from onnxopt.tasks import TASKS, infer_task, model_class, parse_task
+
+RECIPES = all_recipes()
+
+
+@pytest.fixture(params=sorted(RECIPES))
+def recipe(request: pytest.FixtureRequest) -> Recipe:
+    return RECIPES[request.param]
+
+
+def test_expected_recipes_are_there() -> None:
+    expected = {"minilm", "gpt2", "bert-base-uncased", "smollm2-135m", "distilbert-sst2", "roberta-base", "vit-base"}
+    assert expected <= set(RECIPES)
+
+
+def test_file_is_named_after_the_recipe(recipe: Recipe) -> None:
+    import onnxopt.models
+
+    file = Path(onnxopt.models.__path__[0]) / f"{recipe.name.replace('-', '_')}.py"
+    assert file.is_file()
+    assert len(file.read_text(encoding="utf-8").splitlines()) < 60
+
+
+def test_recipe_is_complete(recipe: Recipe) -> None:
+    assert recipe.task in TASKS
+    assert recipe.title
+    assert "\n" not in recipe.title
+    assert re.fullmatch(r"[\w.-]+/[\w.-]+", recipe.source)
+    assert recipe.expected
+    assert set(recipe.expected) <= {"attention", "layer_norm", "rms_norm", "gelu"}
+    assert recipe.workload.shapes
+
+
+def test_architecture_builds_a_config_with_a_class_for_the_task(recipe: Recipe) -> None:
+    from transformers import AutoConfig
+
+    settings = dict(recipe.architecture)
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    for key, value in settings.items():
+        assert getattr(config, key) == value, key
+    assert model_class(config, parse_task(recipe.task)) is not None
+    layers = config.num_hidden_layers
+    assert recipe.expected["attention"] == layers
+    norms = recipe.expected.get("layer_norm", 0) + recipe.expected.get("rms_norm", 0)
+    assert norms in (2 * layers + 1, 2 * layers + 2)
+
+
+def test_sample_is_pinned_by_version_and_hash(recipe: Recipe) -> None:
+    if recipe.sample is None:
+        return
+    assert re.fullmatch(r"[a-z0-9-]+==[0-9.]+", recipe.sample.requirement)
+    for digest in (recipe.sample.sha256, recipe.sample.member_sha256):
+        assert re.fullmatch(r"[0-9a-f]{64}", digest)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task"),
+    [
+        ("BertForMaskedLM", "fill-mask"),
+        ("BertForSequenceClassification", "text-classification"),
+        ("BertForTokenClassification", "token-classification"),
+        ("BertForQuestionAnswering", "question-answering"),
+        ("BertModel", "feature-extraction"),
+        (None, "feature-extraction"),
+    ],
+)
+def test_task_comes_from_the_saved_class(architecture: str | None, task: str) -> None:
+    from transformers import BertConfig
+
+    assert infer_task(BertConfig(architectures=[architecture] if architecture else None)).name == task
+
+
+def test_image_models_without_a_head_are_told_from_text_models() -> None:
+    from transformers import ResNetConfig, ViTConfig
+
+    assert infer_task(ViTConfig(architectures=["ViTModel"])).name == "image-feature-extraction"
+    assert infer_task(ResNetConfig()).name == "image-feature-extraction"
+    assert infer_task(ViTConfig(architectures=["ViTForImageClassification"])).name == "image-classification"
+
+
+def test_synonyms_and_unknown_tasks() -> None:
+    from onnxopt.errors import InputError
+
+    assert parse_task("Sentence-Similarity").name == "feature-extraction"
+    with pytest.raises(InputError, match="task 'juggling' is not supported; use one of feature-extraction, fill-mask"):
+        parse_task("juggling")

@@ -1,0 +1,85 @@
+import pytest
+
+from tests.support.rules import run_passes
+
+SPELLINGS = {
+    "half on x": "h = Mul(x, half) y = Mul(h, gate)",
+    "half behind": "h = Mul(x, gate) y = Mul(h, half)",
+    "half on the gate": "h = Mul(gate, half) y = Mul(x, h)",
+    "operands swapped": "h = Mul(half, x) y = Mul(gate, h)",
+}
+
+
+def erf_gelu(tail: str, inner: str = "e = Div(x, root)", half: str = "0.5") -> str:
+    return f"""
+    g (float[batch,sequence,4] x) => (float[batch,sequence,4] y)
+    <float half = {{{half}}}, float one = {{1.0}}, float root = {{1.4142135}}, float inverse = {{0.70710678}}> {{
+      {inner}
+      f = Erf(e)
+      gate = Add(f, one)
+      {tail}
+    }}"""
+
+
+@pytest.mark.parametrize("tail", SPELLINGS.values(), ids=SPELLINGS.keys())
+@pytest.mark.parametrize("inner", ["e = Div(x, root)", "e = Mul(x, inverse)", "e = Mul(inverse, x)"])
+def test_fires_on_every_spelling_of_the_erf_form(tail: str, inner: str) -> None:
+    outcome = run_passes(erf_gelu(tail, inner), "fuse-gelu")
+    assert outcome.ops == ["Gelu"]
+    assert outcome.model.graph.node(0).attributes["approximate"].value == "none"
+    assert outcome.worst_error() < 1e-5
+
+
+def test_a_second_run_changes_nothing() -> None:
+    outcome = run_passes(erf_gelu(SPELLINGS["half on x"]), "fuse-gelu", "fuse-gelu")
+    assert [entry.applied for entry in outcome.entries] == [1, 0]
+
+
+def test_holds_back_when_the_half_is_another_number() -> None:
+    outcome = run_passes(erf_gelu(SPELLINGS["half on x"], half="0.51"), "fuse-gelu")
+    assert outcome.entry.applied == 0
+    assert "Erf" in outcome.ops
+
+
+def test_holds_back_below_opset_20_with_the_reason() -> None:
+    outcome = run_passes(erf_gelu(SPELLINGS["half on x"]), "fuse-gelu", opset=17)
+    assert outcome.reasons == ["opset 17, needs 20"]
+
+
+def test_holds_back_when_the_gate_is_also_an_output() -> None:
+    text = """
+    g (float[batch,4] x) => (float[batch,4] y, float[batch,4] gate)
+    <float half = {0.5}, float one = {1.0}, float root = {1.4142135}> {
+      e = Div(x, root)
+      f = Erf(e)
+      gate = Add(f, one)
+      h = Mul(x, half)
+      y = Mul(h, gate)
+    }"""
+    outcome = run_passes(text, "fuse-gelu")
+    assert outcome.entry.applied == 0
+    assert outcome.reasons == ["an inner value is also used elsewhere or is a graph output"]
+
+
+TANH = {
+    "pow": "c = Pow(x, three) k = Mul(c, coefficient) s = Add(x, k) p = Mul(s, root)",
+    "products": "d = Mul(x, x) c = Mul(d, x) k = Mul(coefficient, c) s = Add(k, x) p = Mul(root, s)",
+    "factored": "a = Mul(x, root) d = Mul(x, coefficient) k = Mul(d, x) s = Add(k, one) p = Mul(a, s)",
+}
+
+
+@pytest.mark.parametrize("inner", TANH.values(), ids=TANH.keys())
+def test_fires_on_every_spelling_of_the_tanh_form_and_keeps_the_approximation(inner: str) -> None:
+    text = f"""
+    g (float[batch,4] x) => (float[batch,4] y)
+    <float half = {{0.5}}, float one = {{1.0}}, float three = {{3.0}}, float root = {{0.7978845608}}, float coefficient = {{0.044715}}> {{
+      {inner}
+      t = Tanh(p)
+      gate = Add(t, one)
+      h = Mul(x, half)
+      y = Mul(h, gate)
+    }}"""
+    outcome = run_passes(text, "fuse-gelu-tanh")
+    assert outcome.ops == ["Gelu"]
+    assert outcome.model.graph.node(0).attributes["approximate"].value == "tanh"
+    assert outcome.worst_error() < 1e-5

@@ -1,0 +1,117 @@
+"""Run passes on small graphs written as ONNX text, and look at what they did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxopt.driver import Driver
+from onnxopt.graph import known_dims
+from onnxopt.ledger import PassEntry
+from onnxopt.model import Array, Feeds
+from onnxopt.observe import Observation
+from onnxopt.pipeline import prepare
+from onnxopt.probe import GraphRunner
+from onnxopt.registry import get
+from onnxopt.rewrite import Rewrite
+
+SIZES = ((2, 7), (3, 11), (5, 13))
+
+
+@dataclass
+class Outcome:
+    """What passes did to a graph.
+
+    Attributes:
+        model: the graph afterwards.
+        entries: one ledger entry per pass.
+        before: outputs of the original on the largest observation.
+        after: outputs of the result on the same inputs.
+    """
+
+    model: ir.Model
+    entries: list[PassEntry]
+    before: Feeds
+    after: Feeds
+
+    @property
+    def entry(self) -> PassEntry:
+        """The entry of the last pass."""
+        return self.entries[-1]
+
+    @property
+    def ops(self) -> list[str]:
+        """Operators in order, contrib ones with their domain."""
+        return [f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in self.model.graph]
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why guards of the last pass held back."""
+        return [item.reason for item in self.entry.refused]
+
+    def worst_error(self) -> float:
+        """Worst absolute difference between the outputs before and after; shapes and dtypes must be equal."""
+        worst = 0.0
+        for name, expected in self.before.items():
+            found = self.after[name]
+            assert expected.shape == found.shape, name
+            assert expected.dtype == found.dtype, name
+            if expected.size:
+                worst = max(worst, float(np.abs(expected.astype(np.float64) - found.astype(np.float64)).max()))
+        return worst
+
+
+def parse(text: str, weights: Mapping[str, Array] | None = None, *, opset: int = 23) -> ir.Model:
+    """Parse `g (float[batch,4] x) => (float[batch,4] y) { y = Relu(x) }` and add weights as initializers."""
+    header = f'<ir_version: 10, opset_import: ["" : {opset}, "com.microsoft" : 1]>\n'
+    proto = onnx.parser.parse_model(header + text)
+    for name, array in (weights or {}).items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
+    return ir.from_proto(proto)
+
+
+def observe(model: ir.Model, feeds: Mapping[str, Sequence[Array]] | None = None) -> list[Observation]:
+    """Make inputs of three sizes: normal floats, ones and zeros for integers and booleans, or the given arrays."""
+    observations = []
+    for index, (batch, sequence) in enumerate(SIZES):
+        sizes = {"batch": batch, "sequence": sequence, "rows": batch * 5 + 9, "height": 17 + 2 * index}
+        generator = np.random.default_rng(index)
+        made: Feeds = {}
+        for value in model.graph.inputs:
+            given = (feeds or {}).get(value.name or "")
+            shape = [dim if isinstance(dim, int) else sizes[dim] for dim in known_dims(value) or ()]
+            kind = (value.dtype or ir.DataType.FLOAT).numpy()
+            if given is not None:
+                made[value.name or ""] = given[index]
+            elif kind.kind == "f":
+                made[value.name or ""] = generator.standard_normal(shape).astype(kind)
+            else:
+                mask = generator.integers(0, 2, shape)
+                if mask.ndim:
+                    mask[..., 0] = 1
+                made[value.name or ""] = mask.astype(kind)
+        observations.append(Observation(sizes, made))
+    return observations
+
+
+def run_passes(
+    model: ir.Model | str,
+    *steps: str | Rewrite,
+    weights: Mapping[str, Array] | None = None,
+    feeds: Mapping[str, Sequence[Array]] | None = None,
+    opset: int = 23,
+    prove: bool = True,
+) -> Outcome:
+    """Run passes in order on a model (or ONNX text) with their proof, and compare the outputs before and after."""
+    if isinstance(model, str):
+        model = parse(model, weights, opset=opset)
+    observations = observe(model, feeds)
+    before = GraphRunner(model).run(observations[-1].feeds)[0]
+    prepare(model, observations)
+    driver = Driver(model, observations, prove=prove)
+    entries = [driver.apply(get(step) if isinstance(step, str) else step) for step in steps]
+    return Outcome(model, entries, before, GraphRunner(model).run(observations[-1].feeds)[0])
