@@ -204,7 +204,7 @@ def write_assets(checkpoint: Checkpoint, config: Any, target: Path) -> None:
     if checkpoint.folder is None:
         settings = {key: value for key, value in config.to_dict().items() if not key.startswith("_")}
     else:
-        settings = dict(checkpoint.settings)
+        settings = _without_code(checkpoint.settings, "", [])
     (target / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if checkpoint.folder is None:
         return

@@ -14,7 +14,6 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 
@@ -23,6 +22,9 @@ from onnxopt.errors import InputError, OnnxoptError, ProofError
 if TYPE_CHECKING:
     from onnxopt.road import Event
     from onnxopt.spec import Target
+
+# typer carries its own copy of click, whose base class of usage errors it does not name
+UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 BUG_EXIT_CODE = 70
 INTERRUPTED_EXIT_CODE = 130
@@ -304,6 +306,8 @@ def bench(
 def run(
     path: Annotated[Path, typer.Argument(help="An artifact folder.")],
     texts: Annotated[list[str], typer.Argument(help="Texts (or paths of images for an image model).")],
+    context: Annotated[str | None, typer.Option("--context", help="The passage that a question is about.")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="How far to continue a text.")] = 20,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -312,7 +316,7 @@ def run(
     from onnxopt.live import print_run
     from onnxopt.textrun import run_text
 
-    result = run_text(path, texts)
+    result = run_text(path, texts, context=context, max_new_tokens=max_new_tokens)
     if as_json:
         out_console.print_json(result.to_json())
     else:
@@ -364,9 +368,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = command.main(args=given, prog_name="onnxopt", standalone_mode=False)
     except OnnxoptError as error:
         return _fail(str(error), error.exit_code)
-    except click.ClickException as error:
-        return _fail(error.format_message(), InputError.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except UsageError as error:
+        return _fail(str(getattr(error, "format_message", error.__str__)()), InputError.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted; nothing was written", INTERRUPTED_EXIT_CODE)
     except BrokenPipeError:
         return 0

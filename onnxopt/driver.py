@@ -167,10 +167,8 @@ class Driver:
             captured.append(values)
         try:
             return self._compare(rule.numerics, chosen, captured)
-        except ProbeError:
-            if len(chosen) == 1:
-                raise
-        return [self._prove_alone(rule, candidate, captured) for candidate in chosen]
+        except ProbeError:  # one of them does not run: find out which
+            return [self._prove_alone(rule, candidate, captured) for candidate in chosen]
 
     def _prove_alone(self, rule: Rule, candidate: _Candidate, captured: Sequence[dict[ir.Value, Array]]) -> _Verdict:
         try:

@@ -21,7 +21,7 @@ from onnxopt.model import Feeder, Loaded
 from onnxopt.pooling import Pooling, read_pooling
 from onnxopt.source import Source
 from onnxopt.spec import Signature, TensorSpec
-from onnxopt.tasks import Task, features_task, infer_task, parse_task
+from onnxopt.tasks import Task, features_task, infer_task, model_class, parse_task
 from onnxopt.torch_model import RANDOM_SEED, TorchModel, TorchReference, load_torch
 from onnxopt.trace import ROADS, Road, Traced, trace
 from onnxopt.usercache import cache_root, content_of, staged
@@ -148,11 +148,12 @@ def _first_road(
 
 
 def _task(config: Any, asked: str, source: Source) -> Task:
-    """Return the task: what was asked for, or what the config says; features of text or of an image by the model."""
-    if not asked:
-        return infer_task(config, where=source.text)
-    task = parse_task(asked)
-    return features_task(config) if task.auto_class == "AutoModel" else task
+    """Return the task, asked for or by the config, when the architecture does it; the model tells text from image."""
+    task = parse_task(asked) if asked else infer_task(config, where=source.text)
+    if task.auto_class == "AutoModel":
+        task = features_task(config)
+    model_class(config, task, where=source.text)
+    return task
 
 
 def _pooling(checkpoint: Checkpoint, task: Task, *, with_pooling: bool) -> tuple[Pooling | None, str]:

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from onnxopt.inspection import Inspection
     from onnxopt.package import Artifact
     from onnxopt.road import Event
+    from onnxopt.textrun import TextResult
     from onnxopt.verify import Comparison
 
 SHOWN_REFUSALS = 8
@@ -251,6 +252,7 @@ def print_bench(console: Console, result: BenchResult) -> None:
     console.print(table)
 
 
-def print_run(console: Console, result: Any) -> None:
+def print_run(console: Console, result: TextResult) -> None:
     """Print what a model answered."""
-    console.print(str(result), markup=False, soft_wrap=True)
+    for line in result.lines():
+        console.print(line, markup=False, soft_wrap=True)

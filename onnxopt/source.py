@@ -26,7 +26,10 @@ HUB_FILES = (
     "[0-9]_*/*.json",
     "[0-9]_*/*.safetensors",
 )
-HUB_FILES_NOT = ("onnx/*", "openvino/*", "coreml/*", "original/*", "flax_model*", "*/checkpoint-*")
+HUB_FILES_NOT = (
+    *("onnx/*", "openvino/*", "coreml/*", "original/*", "checkpoint-*/*"),
+    *("consolidated*.safetensors", "*.fp16.safetensors"),  # the same weights once more
+)
 HUB_FILES_SMALL = tuple(pattern for pattern in HUB_FILES if not pattern.endswith(".safetensors"))
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 

@@ -108,7 +108,7 @@ def infer_task(config: Any, *, where: str = "") -> Task:
     if not saved:
         return features_task(config)
     for task in TASKS.values():
-        if saved[0] in _classes(task.table, config.model_type):
+        if saved[0] in _classes(task.table, config.model_type) or saved[0] == _own_class(config, task):
             return features_task(config) if task.auto_class == "AutoModel" else task
     raise InputError(
         f"{saved[0]} does a task that is not supported",
@@ -127,10 +127,15 @@ def features_task(config: Any) -> Task:
 
 
 def model_class(config: Any, task: Task, *, where: str = "") -> Any:
-    """Return the transformers class that does `task` for a config object; raises InputError when there is none."""
+    """Return the transformers class that does `task` for a config object; raises InputError when there is none.
+
+    For a checkpoint with its own code it is the Auto class, which finds that code by the config's `auto_map`.
+    """
     import transformers
 
     auto = getattr(transformers, task.auto_class)
+    if _own_class(config, task):
+        return auto
     try:
         return auto._model_mapping[type(config)]  # noqa: SLF001  the only table from config class to model class
     except KeyError:
@@ -142,6 +147,12 @@ def model_class(config: Any, task: Task, *, where: str = "") -> Any:
         where=where,
         hint=f"name another with --task: {', '.join(able)}" if able else "this architecture does none of our tasks",
     )
+
+
+def _own_class(config: Any, task: Task) -> str:
+    """Return the class of the checkpoint's own code that does a task; only trusted ones keep their `auto_map`."""
+    named = (getattr(config, "auto_map", None) or {}).get(task.auto_class, "")
+    return str(named).rsplit(".", 1)[-1]
 
 
 def _classes(table: str, model_type: str) -> tuple[str, ...]:

@@ -128,7 +128,7 @@ def _build(checkpoint: Checkpoint, config: Any, kind: Any) -> tuple[Any, list[st
             if checkpoint.source.weights == "random":
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(RANDOM_SEED)
-                    return kind._from_config(config, **common), []  # noqa: SLF001  the class's own constructor
+                    return _made_up(checkpoint, config, kind, common), []
             return _from_files(checkpoint, config, kind, common)
         except ValueError as error:
             if attempt == "sdpa" and "scaled_dot_product_attention" in str(error):
@@ -137,6 +137,13 @@ def _build(checkpoint: Checkpoint, config: Any, kind: Any) -> tuple[Any, list[st
         except Exception as error:
             raise InputError(f"the weights cannot be loaded: {error}", where=checkpoint.source.text) from error
     raise ExportError("no attention implementation works", where=checkpoint.source.text)
+
+
+def _made_up(checkpoint: Checkpoint, config: Any, kind: Any, common: Mapping[str, Any]) -> Any:
+    """Return the network with weights as its own initialisation draws them."""
+    if hasattr(kind, "from_config"):  # an Auto class, for a checkpoint with its own code
+        return kind.from_config(config, trust_remote_code=checkpoint.source.trust_remote_code, **common)
+    return kind._from_config(config, **common)  # noqa: SLF001  the only constructor that takes dtype and attention
 
 
 def _from_files(checkpoint: Checkpoint, config: Any, kind: Any, common: Mapping[str, Any]) -> tuple[Any, list[str]]:

@@ -49,6 +49,7 @@ class RemoveNoOps(Rule):
         match.require(
             not (y.is_graph_output() and (x.is_graph_input() or x.producer() is None)), "an output cannot be an input"
         )
+        match.needs(not (y.is_graph_output() and node.op_type == "Identity"), "the Identity names an output")
         if node.op_type in ("Identity", "Concat"):
             return
         if node.op_type == "Dropout":
@@ -56,7 +57,9 @@ class RemoveNoOps(Rule):
             match.require(len(node.inputs) < 3 or (training is not None and not training.any()), "dropout may train")
             match.require(len(node.outputs) < 2 or not node.outputs[1].uses(), "the dropout mask is used")
         elif node.op_type == "Cast":
-            match.needs(x.dtype is not None and x.dtype == ir.DataType(attribute(node, "to")), "the cast changes the type")
+            match.needs(
+                x.dtype is not None and x.dtype == ir.DataType(attribute(node, "to")), "the cast changes the type"
+            )
         elif node.op_type == "Transpose":
             perm = attribute(node, "perm")
             match.needs(perm is not None and list(perm) == sorted(perm), "the transpose moves axes")

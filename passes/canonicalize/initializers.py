@@ -65,7 +65,7 @@ def _tie_transposed(model: ir.Model) -> None:
             continue
         rows, columns = (int(dim) for dim in value.const_value.shape)  # type: ignore[union-attr, arg-type]
         for other in sizes.get((columns, rows), []):
-            if other is value or other in gone or _is_table(other):
+            if other is value or other in gone or other.dtype != value.dtype or _is_table(other):
                 continue
             if _digest(value, digests, transpose=True) == _digest(other, digests, transpose=False):
                 _replace_by_transpose(model, value, other)

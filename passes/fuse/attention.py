@@ -63,10 +63,14 @@ class FuseAttention(Rule):
         match.require(
             isinstance(heads, int) and isinstance(size, int), "the number or the size of heads is not known", q
         )
+        match.require(
+            (dims(k) or ())[_heads_axis(match)] == heads, "queries and keys have different numbers of heads", k
+        )
         match.require((dims(v) or ())[1] == heads, "queries and values have different numbers of heads", v)
         if mask is not None:
             shape = dims(mask) or ()
             match.require(len(shape) == 4, f"the mask has rank {len(shape)}, needs 4", mask)
+            match.require(shape[3] != 1 or (dims(v) or ())[2] == 1, "the mask has one entry for all keys", mask)
         scale = 1.0
         for name, sign in (
             ("scale_q", 1),
@@ -77,7 +81,10 @@ class FuseAttention(Rule):
             ("divide", -1),
         ):
             found = number(match.values.get(name))
-            scale *= found**sign if found else 1.0
+            match.require(
+                found is None or found > 0, f"the scores are scaled by {found}; Attention takes a positive scale"
+            )
+            scale *= found**sign if found is not None else 1.0
         match.facts["scale"] = scale
 
     def rewrite(
@@ -90,6 +97,11 @@ class FuseAttention(Rule):
             queries = op.Shape(q, start=2, end=3)
             mask = op.Expand(mask, op.Concat(op.ints([1, 1], "ones"), queries, op.ints([1], "one"), axis=0))
         return op.Attention(q, k, v, mask, scale=match.facts["scale"])
+
+
+def _heads_axis(match: Match) -> int:
+    """Where the keys have their heads before they are turned."""
+    return 2 if tuple(attribute(match.named["turn"], "perm")) == KEY_FROM_TOKENS else 1
 
 
 def _turns_keys(perm: tuple[int, ...]) -> bool:

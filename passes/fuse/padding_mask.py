@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.graph import ancestors, dims, known_dims, region
+from onnxopt.graph import ancestors, dims, is_constant, known_dims, number, rank, region
 from onnxopt.model import Array
 from onnxopt.patterns import Miss, Ops, Pat, State, Var
 from onnxopt.patterns import match as match_pattern
@@ -32,6 +32,9 @@ from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
 MASKED_BELOW = -1e4  # additive masks use -10000 (BERT of 2018), finfo.min or -inf
 PROBE_SIZES = ((1, 1), (2, 5), (3, 8), (4, 37))  # batch, sequence
 LARGEST_SUBGRAPH = 200
+LONGEST_PROBE = 2050  # [2050, 2050] int64 positions take 32 MiB
+LARGEST_POSITION = 2**24  # beyond, a number is no position but finfo.min or the end of a Slice
+COMPARISONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "Clip", "Min", "Max", "Trilu")
 
 
 def padding_mask(op: Ops, mask: Pat) -> Pat:
@@ -118,9 +121,32 @@ def _differs(model: ir.Model, mask: ir.Value, source: ir.Value) -> str:
                 reason = _compare(runner.run(values)[0], rows)
                 if reason:
                     return f"not a padding mask: {reason} (batch {batch}, sequence {length}, {kind})"
+        for length in _telling_lengths(nodes):
+            if length > LONGEST_PROBE:
+                return f"the mask compares with a number or a table that asks for a probe of {length} keys"
+            rows = np.ones((1, length), np.int64)
+            reason = _compare(runner.run({leaf: _fill(leaf, source, rows) for leaf in leaves})[0], rows)
+            if reason:
+                return f"not a padding mask: {reason} (batch 1, sequence {length}, no padding)"
     except (ProbeError, KeyError, ValueError) as error:
         return f"the mask cannot be probed: {error}"
     return ""
+
+
+def _telling_lengths(nodes: Sequence[ir.Node]) -> list[int]:
+    """Return the lengths, longer than the usual probes, from which on a window or a stored table would show.
+
+    A window of 64 keys looks like no window at 37. Its size is a constant ahead of a comparison.
+    """
+    lengths: set[int] = set()
+    for node in nodes:
+        tables = [value for value in node.inputs if is_constant(value) and (rank(value) or 0) > 1]
+        lengths.update(dim for table in tables for dim in dims(table) or () if isinstance(dim, int))
+        if node.op_type in COMPARISONS:
+            ahead = [node, *(member for value in node.inputs if value is not None for member in ancestors(value)[0])]
+            found = [number(value) for member in ahead for value in member.inputs]
+            lengths.update(int(abs(size)) + 2 for size in found if size is not None and abs(size) < LARGEST_POSITION)
+    return sorted(length for length in lengths if length > PROBE_SIZES[-1][1])
 
 
 def _probes(batch: int, length: int) -> Iterator[tuple[str, Array]]:

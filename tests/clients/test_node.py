@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +14,9 @@ from onnxopt.model import Feeds
 from onnxopt.package import Golden, check_golden
 from onnxopt.session import Session
 from tests.support import loaded as support
+from tests.support.node import install_script, run
 
 pytestmark = pytest.mark.node
-
-SOURCE = Path(__file__).parent / "node"
-BUILD = Path(__file__).parents[2] / "build" / "node-clients"
 
 MODEL = """
 <ir_version: 10, opset_import: ["" : 20]>
@@ -41,32 +37,7 @@ mixed (int64[n] ids, float[n] x, bool[n] keep, int32[n] whole, float16[n] half)
 
 @pytest.fixture(scope="module")
 def script() -> Path:
-    """Install the pinned packages below build/, once, and return the script beside them."""
-    npm = shutil.which("npm")
-    assert npm, "npm is not installed; `pytest -m 'not node'` leaves these tests out"
-    BUILD.mkdir(parents=True, exist_ok=True)
-    names = ("package.json", "package-lock.json", "check_golden.mjs")
-    stamp = BUILD / "node_modules" / ".package-lock.json"
-    fresh = stamp.is_file() and all(
-        (BUILD / name).is_file() and (BUILD / name).read_bytes() == (SOURCE / name).read_bytes() for name in names[:2]
-    )
-    for name in names:
-        shutil.copyfile(SOURCE / name, BUILD / name)
-    if not fresh:
-        # the package's install script only fetches the CUDA provider
-        command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-        subprocess.run(command, cwd=BUILD, check=True, timeout=600)
-    return BUILD / "check_golden.mjs"
-
-
-def run(script: Path, folder: Path) -> tuple[int, str]:
-    node = shutil.which("node")
-    assert node
-    done = subprocess.run([node, str(script), str(folder)], capture_output=True, text=True, timeout=120, check=False)
-    assert done.stderr == ""
-    lines = done.stdout.splitlines()
-    assert len(lines) == 1
-    return done.returncode, lines[0]
+    return install_script()
 
 
 @pytest.fixture

@@ -321,6 +321,51 @@ def test_config_keys_that_were_left_out_are_noted(tiny: Callable[..., Path]) -> 
     assert "auto_map" not in relative_assets(loaded.assets)["config.json"].read_text(encoding="utf-8")
 
 
+OWN_CODE = """
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+
+class OwnConfig(PretrainedConfig):
+    model_type = "own"
+    vocab_size = 50
+
+
+class OwnModel(PreTrainedModel):
+    config_class = OwnConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.table = torch.nn.Embedding(50, 8)
+        self.post_init()
+
+    def forward(self, input_ids, attention_mask=None, return_dict=True):
+        return BaseModelOutput(last_hidden_state=self.table(input_ids) * attention_mask[..., None])
+"""
+
+
+def test_code_of_the_checkpoint_runs_only_when_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "own.py").write_text(OWN_CODE, encoding="utf-8")
+    own = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
+    config = {"model_type": "own", "architectures": ["OwnModel"], "auto_map": own, "pad_token_id": 0}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(InputError, match=r"its own code \(auto_map\)"):
+        export(resolve(str(folder), weights="random"))
+    assert not (tmp_path / "modules").exists()
+    trusted = resolve(str(folder), weights="random", trust_remote_code=True)
+    loaded = export(trusted, exporter="torchscript")
+    assert loaded.notes[0] == "the checkpoint's own code was allowed to run (trust_remote_code)"
+    assert loaded.task == "feature-extraction"
+    assert "auto_map" not in relative_assets(loaded.assets)["config.json"].read_text(encoding="utf-8")
+
+
 def test_onnx_file_is_not_exported(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"")
     with pytest.raises(InputError, match="which is imported, not exported"):

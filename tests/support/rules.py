@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxopt.driver import Driver
-from onnxopt.graph import known_dims
+from onnxopt.graph import constant, known_dims
 from onnxopt.ledger import PassEntry
 from onnxopt.model import Array, Feeds
 from onnxopt.observe import Observation
@@ -31,12 +31,14 @@ class Outcome:
         entries: one ledger entry per pass.
         before: outputs of the original on the largest observation.
         after: outputs of the result on the same inputs.
+        original: the graph as it was.
     """
 
     model: ir.Model
     entries: list[PassEntry]
     before: Feeds
     after: Feeds
+    original: ir.Model
 
     @property
     def entry(self) -> PassEntry:
@@ -53,16 +55,43 @@ class Outcome:
         """Why guards of the last pass held back."""
         return [item.reason for item in self.entry.refused]
 
+    @property
+    def rolled_back(self) -> list[str]:
+        """What the proof of any pass turned down; guards should have."""
+        return [item.reason for entry in self.entries for item in entry.rolled_back]
+
     def worst_error(self) -> float:
         """Worst absolute difference between the outputs before and after; shapes and dtypes must be equal."""
-        worst = 0.0
-        for name, expected in self.before.items():
-            found = self.after[name]
-            assert expected.shape == found.shape, name
-            assert expected.dtype == found.dtype, name
-            if expected.size:
-                worst = max(worst, float(np.abs(expected.astype(np.float64) - found.astype(np.float64)).max()))
-        return worst
+        return _worst(self.before, self.after)
+
+    def worst_error_at(self, batch: int, sequence: int, **given: Array) -> float:
+        """The same at sizes that no proof has seen; the result must also be a valid model."""
+        onnx.checker.check_model(ir.to_proto(self.model))
+        feeds = {**_feeds(self.original, _sizes(0, batch, sequence), seed=batch * sequence), **given}
+        return _worst(GraphRunner(self.original).run(feeds)[0], GraphRunner(self.model).run(feeds)[0])
+
+    def constant(self, op_type: str, index: int) -> Array:
+        """The array of an input of the only operator of a type."""
+        node = next(node for node in self.model.graph if node.op_type == op_type)
+        found = constant(node.inputs[index])
+        assert found is not None, f"input {index} of {op_type} is computed"
+        return found
+
+    def attributes(self, op_type: str) -> dict[str, object]:
+        """The attributes of the first operator of a type."""
+        node = next(node for node in self.model.graph if node.op_type == op_type)
+        return {name: attr.value for name, attr in node.attributes.items()}
+
+
+def _worst(before: Feeds, after: Feeds) -> float:
+    worst = 0.0
+    for name, expected in before.items():
+        found = after[name]
+        assert expected.shape == found.shape, name
+        assert expected.dtype == found.dtype, name
+        if expected.size:
+            worst = max(worst, float(np.abs(expected.astype(np.float64) - found.astype(np.float64)).max()))
+    return worst
 
 
 def parse(text: str, weights: Mapping[str, Array] | None = None, *, opset: int = 23) -> ir.Model:
@@ -75,27 +104,33 @@ def parse(text: str, weights: Mapping[str, Array] | None = None, *, opset: int =
 
 
 def observe(model: ir.Model, feeds: Mapping[str, Sequence[Array]] | None = None) -> list[Observation]:
-    """Make inputs of three sizes: normal floats, ones and zeros for integers and booleans, or the given arrays."""
+    """Make inputs of three sizes: normal floats; ones and zeros for integers, booleans and masks; or the given arrays."""
     observations = []
     for index, (batch, sequence) in enumerate(SIZES):
-        sizes = {"batch": batch, "sequence": sequence, "rows": batch * 5 + 9, "height": 17 + 2 * index}
-        generator = np.random.default_rng(index)
-        made: Feeds = {}
-        for value in model.graph.inputs:
-            given = (feeds or {}).get(value.name or "")
-            shape = [dim if isinstance(dim, int) else sizes[dim] for dim in known_dims(value) or ()]
-            kind = (value.dtype or ir.DataType.FLOAT).numpy()
-            if given is not None:
-                made[value.name or ""] = given[index]
-            elif kind.kind == "f":
-                made[value.name or ""] = generator.standard_normal(shape).astype(kind)
-            else:
-                mask = generator.integers(0, 2, shape)
-                if mask.ndim:
-                    mask[..., 0] = 1
-                made[value.name or ""] = mask.astype(kind)
-        observations.append(Observation(sizes, made))
+        given = {name: arrays[index] for name, arrays in (feeds or {}).items()}
+        sizes = _sizes(index, batch, sequence)
+        observations.append(Observation(sizes, {**_feeds(model, sizes, seed=index), **given}))
     return observations
+
+
+def _sizes(index: int, batch: int, sequence: int) -> dict[str, int]:
+    return {"batch": batch, "sequence": sequence, "rows": batch * 5 + 9, "height": 17 + 2 * index}
+
+
+def _feeds(model: ir.Model, sizes: Mapping[str, int], seed: int) -> Feeds:
+    generator = np.random.default_rng(seed)
+    made: Feeds = {}
+    for value in model.graph.inputs:
+        shape = [dim if isinstance(dim, int) else sizes[dim] for dim in known_dims(value) or ()]
+        kind = (value.dtype or ir.DataType.FLOAT).numpy()
+        if kind.kind == "f" and "mask" not in (value.name or ""):
+            made[value.name or ""] = generator.standard_normal(shape).astype(kind)
+        else:
+            mask = generator.integers(0, 2, shape)
+            if mask.ndim:
+                mask[..., 0] = 1
+            made[value.name or ""] = mask.astype(kind)
+    return made
 
 
 def run_passes(
@@ -109,9 +144,10 @@ def run_passes(
     """Run passes in order on a model (or ONNX text) with their proof, and compare the outputs before and after."""
     if isinstance(model, str):
         model = parse(model, weights, opset=opset)
-    observations = observe(model, feeds)
+    observations, original = observe(model, feeds), model.clone()
     before = GraphRunner(model).run(observations[-1].feeds)[0]
     prepare(model, observations)
     driver = Driver(model, observations, prove=prove)
     entries = [driver.apply(get(step) if isinstance(step, str) else step) for step in steps]
-    return Outcome(model, entries, before, GraphRunner(model).run(observations[-1].feeds)[0])
+    after = GraphRunner(model).run(observations[-1].feeds)[0]
+    return Outcome(model, entries, before, after, original)

@@ -24,7 +24,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import attribute, constant, dims, integers
 from onnxopt.passes.fuse.padding_mask import padding_mask
-from onnxopt.patterns import Ops, Pat, either
+from onnxopt.patterns import FLOATS, Ops, Pat, either
 from onnxopt.patterns import constant as any_constant
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
 
@@ -75,12 +75,19 @@ class LowerAttention(Rule):
             x,
             weight,
             op.constant(bias, "bias"),
-            op.Cast(keys, to=ir.DataType.INT32.value) if keys is not None else None,
+            _raw_mask(op, keys) if keys is not None else None,
             num_heads=heads,
             scale=None if scale is None or abs(scale - default) < 1e-6 * default else scale,
             qkv_hidden_sizes=None if len(set(sizes)) == 1 else list(sizes),
             mask_filter_value=LOWEST if keys is not None else None,
         )
+
+
+def _raw_mask(op: Builder, keys: ir.Value) -> ir.Value:
+    """int32 [batch, keys]; a float mask by way of bool, since int32 would cut ½, which allows its key, to 0."""
+    if keys.dtype in FLOATS:
+        keys = op.Cast(keys, to=ir.DataType.BOOL.value)
+    return op.Cast(keys, to=ir.DataType.INT32.value)
 
 
 def _last_of_three(axis: int) -> bool:

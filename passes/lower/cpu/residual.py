@@ -54,7 +54,9 @@ def _fold(model: ir.Model, add: ir.Node) -> int:
         if bias is None or bias.ndim != 1 or norm is None:
             continue
         readers = _linear_readers(norm.outputs[0], add)
-        if readers is None:
+        if readers is None or gemm in readers:  # a layer that reads h itself has no constant bias left to correct
+            continue
+        if not _same_width(bias, norm, readers):
             continue
         _shift(model, norm, 2, bias.astype(np.float64))
         norm.outputs[
@@ -126,10 +128,16 @@ def _linear_readers(value: ir.Value, residual: ir.Node) -> list[ir.Node] | None:
     return readers
 
 
+def _same_width(bias: Array, norm: ir.Node, readers: list[ir.Node]) -> bool:
+    """Tell whether b, β and the rows of every V are as long as one another; a Reshape may have cut the last axis."""
+    heights = [(dims(reader.inputs[1]) or (None,))[0] for reader in readers]
+    return dims(norm.inputs[2]) == bias.shape and all(height == bias.size for height in heights)
+
+
 def _has_constant_bias(node: ir.Node) -> bool:
     if len(node.inputs) < 3 or not is_constant(node.inputs[1]) or not is_constant(node.inputs[2]):
         return False
-    return len(dims(node.inputs[2]) or ()) == 1
+    return dims(node.inputs[2]) == (dims(node.inputs[1]) or (None,))[1:]
 
 
 def _shift(model: ir.Model, node: ir.Node, index: int, by: Array) -> None:

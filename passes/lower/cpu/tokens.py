@@ -158,6 +158,8 @@ def _rebuild(node: ir.Node, inputs: list[ir.Value | None], shape: ir.Value) -> i
         name=f"{node.name}/rows",
         version=node.version,
     )
+    if node.op_type in ROW_WISE:
+        moved.attributes["axis"] = ir.AttrInt64("axis", -1)  # the last axis has another number on rows
     rows = next(
         value for value in inputs if value is not None and len(dims(value) or ()) == 2 and not is_constant(value)
     )

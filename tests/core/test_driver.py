@@ -1,0 +1,251 @@
+"""The proof of each rewrite: a wrong pass is caught, blamed and undone; a right one stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnxopt.driver import Driver
+from onnxopt.errors import PassAuthorError
+from onnxopt.patterns import Ops, Pat, constant, scalar
+from onnxopt.pipeline import prepare
+from onnxopt.probe import GraphRunner
+from onnxopt.rewrite import Builder, Exact, Match, Pass, Reassociated, Rule
+from tests.support.rules import observe, parse, run_passes
+
+WEIGHTS = {
+    "gamma": np.linspace(0.5, 1.5, 8, dtype=np.float32),
+    "w": np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32),
+}
+
+ENCODER = """
+g (float[batch,sequence,8] x, float[batch,sequence,8] z, bool[batch,1,sequence,sequence] allowed)
+  => (float[batch,sequence,8] y) <float half = {0.5}, float one = {1.0}, float root = {1.4142135}> {
+  d = Sub(x, z)
+  n = LayerNormalization <axis = -1, epsilon = 1e-5> (d, gamma)
+  g1 = Gelu (n)
+  m = MatMul(g1, w)
+  y = Attention <q_num_heads = 2, kv_num_heads = 2> (m, m, m, allowed)
+}"""
+
+
+class WrongEpsilon(Rule):
+    """LayerNormalization with another ε."""
+
+    name = "test-wrong-epsilon"
+    numerics = Reassociated()
+
+    def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
+        yield op.LayerNormalization(x, constant("gamma"), epsilon=1e-5)
+
+    def rewrite(self, op: Builder, x: ir.Value, gamma: ir.Value) -> ir.Value:
+        return op.LayerNormalization(x, gamma, axis=-1, epsilon=1e-6)
+
+
+class SwappedOperands(Rule):
+    """Sub with its operands swapped."""
+
+    name = "test-swapped-operands"
+    numerics = Exact()
+
+    def patterns(self, op: Ops, a: Pat, b: Pat) -> Iterator[Pat]:
+        yield op.Sub(a, b)
+
+    def rewrite(self, op: Builder, a: ir.Value, b: ir.Value) -> ir.Value:
+        return op.Sub(b, a)
+
+
+class SwappedGelu(Rule):
+    """The tanh form in place of the erf form."""
+
+    name = "test-swapped-gelu"
+    numerics = Reassociated()
+
+    def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
+        yield op.Gelu(x, approximate="none")
+
+    def rewrite(self, op: Builder, x: ir.Value) -> ir.Value:
+        return op.Gelu(x, approximate="tanh")
+
+
+class DroppedMask(Rule):
+    """Attention without its mask."""
+
+    name = "test-dropped-mask"
+    numerics = Reassociated(rtol=1e-4)
+
+    def patterns(self, op: Ops, q: Pat, k: Pat, v: Pat, mask: Pat) -> Iterator[Pat]:
+        yield op.Attention(q, k, v, mask)
+
+    def rewrite(self, op: Builder, match: Match, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
+        return op.Attention(q, k, v, **{name: attr.value for name, attr in match.root.attributes.items()})
+
+
+class WrongShape(Rule):
+    """A replacement that does not even run."""
+
+    name = "test-wrong-shape"
+    numerics = Exact()
+
+    def patterns(self, op: Ops, a: Pat) -> Iterator[Pat]:
+        yield op.MatMul(a, constant("weight"))
+
+    def rewrite(self, op: Builder, match: Match, a: ir.Value) -> ir.Value:
+        return op.MatMul(a, op.constant(match.array("weight")[:3], "short"))
+
+
+WRONG = [WrongEpsilon, SwappedOperands, SwappedGelu, DroppedMask, WrongShape]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=[rule.name for rule in WRONG])
+def test_a_wrong_rewrite_is_caught_blamed_and_undone(wrong: type[Rule], tmp_path: Path) -> None:
+    model = parse(ENCODER, WEIGHTS)
+    observations = observe(model)
+    prepare(model, observations)
+    before = [node.op_type for node in model.graph]
+    expected = GraphRunner(model).run(observations[0].feeds)[0]["y"]
+    driver = Driver(model, observations, repro_folder=tmp_path)
+    entry = driver.apply(wrong())
+    assert entry.applied == 0
+    assert len(entry.rolled_back) == 1
+    blamed = entry.rolled_back[0]
+    assert blamed.node
+    assert blamed.reason
+    assert blamed.error > 1e-6
+    assert before == [node.op_type for node in model.graph]
+    np.testing.assert_array_equal(expected, GraphRunner(model).run(observations[0].feeds)[0]["y"])
+
+
+def test_the_inputs_of_a_refuted_rewrite_are_kept_and_reproduce_the_difference(tmp_path: Path) -> None:
+    import onnxruntime as ort
+
+    model = parse(ENCODER, WEIGHTS)
+    observations = observe(model)
+    prepare(model, observations)
+    entry = Driver(model, observations, repro_folder=tmp_path).apply(SwappedOperands())
+    folder = entry.rolled_back[0].repro
+    assert folder is not None
+    arrays = np.load(folder / "inputs.npz", allow_pickle=False)
+    results = []
+    for name in ("replaced", "replacement"):
+        feeds = {key.split("/")[1]: arrays[key] for key in arrays.files if key.startswith(f"{name}/")}
+        session = ort.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        results.append(session.run(None, feeds)[0])
+    np.testing.assert_array_equal(results[0], -results[1])
+
+
+def test_good_matches_stay_when_one_of_the_same_pass_is_refuted() -> None:
+    class WrongOnlyForTwo(Rule):
+        """x · c → x + x, which is right for c = 2 alone."""
+
+        name = "test-half-wrong"
+        numerics = Exact()
+
+        def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
+            yield op.Mul(x, scalar(name="factor"))
+
+        def rewrite(self, op: Builder, x: ir.Value) -> ir.Value:
+            return op.Add(x, x)
+
+    text = """
+    g (float[batch,4] x) => (float[batch,4] y) <float two = {2.0}, float three = {3.0}> {
+      a = Mul(x, two)
+      b = Mul(a, three)
+      y = Relu(b)
+    }"""
+    outcome = run_passes(text, WrongOnlyForTwo())
+    assert outcome.ops == ["Add", "Mul", "Relu"]
+    assert (outcome.entry.applied, len(outcome.entry.rolled_back)) == (1, 1)
+    assert outcome.worst_error() == 0.0
+
+
+def test_a_wrong_whole_graph_pass_is_undone_with_the_first_output_that_differs() -> None:
+    class Negate(Pass):
+        """y → −y."""
+
+        name = "test-negate"
+        numerics = Exact()
+
+        def run(self, model: ir.Model) -> int:
+            node = next(iter(model.graph))
+            replacement = ir.node("Neg", [node.inputs[0]])
+            model.graph.insert_before(node, [replacement])
+            name = node.outputs[0].name
+            node.outputs[0].replace_all_uses_with(replacement.outputs[0], replace_graph_outputs=True)
+            model.graph.remove(node)
+            replacement.outputs[0].name = name
+            return 1
+
+    outcome = run_passes("g (float[batch,4] x) => (float[batch,4] y) { y = Relu(x) }", Negate())
+    assert outcome.ops == ["Relu"]
+    assert outcome.entry.applied == 0
+    assert [item.node for item in outcome.entry.rolled_back] == ["y"]
+
+
+def test_a_crashing_whole_graph_pass_leaves_the_graph_as_it_was() -> None:
+    class Crash(Pass):
+        """Removes a node, then fails."""
+
+        name = "test-crash"
+        numerics = Exact()
+
+        def run(self, model: ir.Model) -> int:
+            node = model.graph.node(1)
+            node.outputs[0].replace_all_uses_with(node.inputs[0], replace_graph_outputs=True)
+            model.graph.remove(node)
+            raise RuntimeError("half done")
+
+    outcome = run_passes("g (float[batch,4] x) => (float[batch,4] y) { a = Relu(x) y = Relu(a) }", Crash())
+    assert outcome.ops == ["Relu", "Relu"]
+    assert "half done" in outcome.entry.rolled_back[0].reason
+
+
+def test_a_rule_that_feeds_on_itself_is_an_error_of_its_author() -> None:
+    class Forever(Rule):
+        """Relu → Relu, for ever."""
+
+        name = "test-forever"
+        numerics = Exact()
+
+        def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
+            yield op.Relu(x)
+
+        def rewrite(self, op: Builder, x: ir.Value) -> ir.Value:
+            return op.Relu(x)
+
+    with pytest.raises(PassAuthorError, match="did not come to rest"):
+        run_passes("g (float[batch,4] x) => (float[batch,4] y) { y = Relu(x) }", Forever())
+
+
+def test_a_saturated_softmax_is_judged_by_its_own_sensitivity() -> None:
+    class Reordered(Rule):
+        """(x · 300) @ w → (x @ w) · 300: equal in real arithmetic, far apart behind a saturated softmax."""
+
+        name = "test-reordered"
+        numerics = Reassociated(rtol=1e-7, atol=0.0)
+
+        def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
+            yield op.Softmax(op.MatMul(op.Mul(x, scalar(300.0)), constant("weight")))
+
+        def rewrite(self, op: Builder, x: ir.Value, weight: ir.Value) -> ir.Value:
+            return op.Softmax(op.Mul(op.MatMul(x, weight), op.constant(np.float32(300.0), "factor")))
+
+    text = """
+    g (float[batch,8] x) => (float[batch,8] y) <float big = {300.0}> { a = Mul(x, big) b = MatMul(a, w) y = Softmax(b) }"""
+    outcome = run_passes(text, Reordered(), weights=WEIGHTS)
+    assert outcome.entry.applied == 1
+
+
+def test_new_nodes_say_which_pass_made_them_and_outputs_keep_their_names() -> None:
+    text = """
+    g (float[batch,8] x) => (float[batch,8] y) <float half = {0.5}, float one = {1.0}, float root = {1.4142135}> {
+      e = Div(x, root) f = Erf(e) gate = Add(f, one) h = Mul(x, half) y = Mul(h, gate)
+    }"""
+    outcome = run_passes(text, "fuse-gelu")
+    (node,) = outcome.model.graph
+    assert node.metadata_props["onnxopt.pass"] == "fuse-gelu"
+    assert [value.name for value in outcome.model.graph.outputs] == ["y"]
