@@ -58,14 +58,14 @@ def _time(session: Any, feeds: Mapping[str, Any], seconds: float) -> list[float]
     A model that takes longer than `seconds` for one run is run once to warm up and once to be measured.
     """
     from onnxopt.errors import InputError
-    from onnxopt.session import first_line, runtime_errors
+    from onnxopt.runtime import runtime_errors, runtime_line
 
     begin = time.perf_counter()
     try:
         session.run(None, feeds)
     except runtime_errors() as error:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
-        raise InputError(f"onnxruntime failed on {shapes}: {first_line(error)}") from error
+        raise InputError(f"onnxruntime failed on {shapes}: {runtime_line(error)}") from error
     least = 1 if time.perf_counter() - begin > seconds else _MIN_RUNS
     while time.perf_counter() - begin < _WARM_UP_SHARE * seconds:
         session.run(None, feeds)

@@ -61,6 +61,7 @@ class Driver:
         """Run one pass to its fixed point and return its entry in the ledger."""
         entry = PassEntry(step.name, step.stage, str(step.numerics), nodes_before=self.model.graph.num_nodes())
         started, size = time.perf_counter(), initializer_bytes(self.model)
+        self._report(step.name, 0)
         try:
             if isinstance(step, Rule):
                 self._apply_rule(step, entry)
@@ -142,6 +143,7 @@ class Driver:
 
     def _prove_and_apply(self, rule: Rule, chosen: list[_Candidate], settled: set[str], entry: PassEntry) -> None:
         verdicts = self._prove(rule, chosen) if self.prove else [_Verdict()] * len(chosen)
+        replaced: dict[ir.Value, ir.Value] = {}
         for candidate, verdict in zip(chosen, verdicts, strict=True):
             if verdict.reason:
                 settled.add(_key(candidate.match.root))
@@ -152,7 +154,7 @@ class Driver:
                 _release(candidate.builder.nodes)
                 continue
             entry.worst_error = max(entry.worst_error, verdict.error)
-            _commit(self.model, candidate)
+            _commit(self.model, candidate, replaced)
             entry.applied += 1
         annotate(self.model, self.observations)
 
@@ -359,7 +361,15 @@ def _release(nodes: Sequence[ir.Node]) -> None:
             node.replace_input_with(index, None)
 
 
-def _commit(model: ir.Model, candidate: _Candidate) -> None:
+def _commit(model: ir.Model, candidate: _Candidate, replaced: dict[ir.Value, ir.Value]) -> None:
+    """Put a replacement into the graph.
+
+    Args:
+        model: gets the new nodes and loses the dead ones.
+        candidate: built, proved, not yet in the graph.
+        replaced: what each replaced value has become in this sweep; extended here. A replacement that hands on a value
+            may hold one that an earlier replacement of the sweep has taken out.
+    """
     graph, match, builder = model.graph, candidate.match, candidate.builder
     for node in builder.nodes:
         model.opset_imports.setdefault(node.domain, 1) if node.domain else None
@@ -372,6 +382,8 @@ def _commit(model: ir.Model, candidate: _Candidate) -> None:
     for old, new in zip(match.root.outputs, candidate.outputs, strict=True):
         if new is None:
             continue
+        while new in replaced:
+            new = replaced[new]  # noqa: PLW2901 - follow the chain
         passed_through = new.producer() not in made
         name, shape, kind = old.name, old.shape, old.type
         if passed_through and old.is_graph_output():
@@ -381,6 +393,7 @@ def _commit(model: ir.Model, candidate: _Candidate) -> None:
         else:
             taken = new
         old.replace_all_uses_with(taken, replace_graph_outputs=True)
+        replaced[old] = taken
         if passed_through:
             continue
         old.name = f"{name}/replaced"

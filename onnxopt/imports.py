@@ -18,6 +18,7 @@ import onnx_ir as ir
 from onnxopt.errors import InputError
 from onnxopt.graph_feeder import DEFAULT_SIZES, GraphFeeder, input_kinds, plan_input, role_of
 from onnxopt.model import Array, Feeds, Loaded
+from onnxopt.runtime import runtime_line
 from onnxopt.safety import Checked, check_onnx, hub_repository, inside_hub, word
 from onnxopt.spec import Signature, TensorSpec, available_threads
 
@@ -64,7 +65,6 @@ _EXCHANGED = frozenset(
     }
 )  # types that NumPy and ONNX Runtime's Python interface share
 _POSITION_TABLE = re.compile(r"pos|wpe", re.IGNORECASE)
-_STATUS = re.compile(r"^.*?(?:Status Message: |Load model .*? failed:|\[ONNXRuntimeError\] : \d+ : \w+ : )")
 
 
 class OrtReference:
@@ -103,7 +103,7 @@ class OrtReference:
             values = session.run(names, dict(feeds), options)
         except Exception as error:  # the binding raises a class of its own per status code
             sizes = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
-            raise InputError(f"cannot be run with {sizes}: {ort_line(error)}", where=self._label) from error
+            raise InputError(f"cannot be run with {sizes}: {runtime_line(error)}", where=self._label) from error
         return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
 
     def _open(self) -> Any:
@@ -118,17 +118,9 @@ class OrtReference:
                 self._session = ort.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
             except Exception as error:
                 hint = "check that the file runs where it was made"
-                what = f"ONNX Runtime {ort.__version__} cannot open it: {ort_line(error)}"
+                what = f"ONNX Runtime {ort.__version__} cannot open it: {runtime_line(error)}"
                 raise InputError(what, where=self._label, hint=hint) from error
         return self._session
-
-
-def ort_line(error: BaseException) -> str:
-    """Return what ONNX Runtime says is wrong, on one line, without its file names and status codes."""
-    text = " ".join(str(error).split())
-    text = _STATUS.sub("", text)
-    text = re.sub(r"\S*/onnxruntime/core/\S+ \S.*?\) ", "", text)
-    return word(text, 240)
 
 
 def load_onnx(path: Path, *, progress: Progress | None = None) -> Loaded:

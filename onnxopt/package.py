@@ -26,7 +26,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -177,7 +177,7 @@ def write_artifact(
     evidence: Evidence,
     golden: Sequence[Golden],
     measurements: Measurements | None = None,
-    extras: Mapping[str, bytes] | None = None,
+    extras: Mapping[str, bytes | Callable[[Manifest], bytes]] | None = None,
 ) -> Artifact:
     """Write everything a program needs to serve the model.
 
@@ -195,7 +195,8 @@ def write_artifact(
         evidence: the proof, the ledger and the counts; `bytes_after` is filled in here, the loader's notes come first.
         golden: cases with expected outputs.
         measurements: date and latencies.
-        extras: more files by name, such as `report.html`, whose bytes may differ between runs.
+        extras: more files by name, such as `report.html`, whose bytes may differ between runs; a function makes them
+            out of the manifest.
 
     Returns:
         The artifact.
@@ -233,7 +234,7 @@ def write_artifact(
             | {"bytes_after": size, "notes": tuple(dict.fromkeys((*loaded.notes, *evidence.notes)))},
         )
         for name, content in changing.items():
-            _write(folder / name, content)
+            _write(folder / name, content if isinstance(content, bytes) else content(manifest))
         _write(folder / MANIFEST_NAME, manifest.to_json().encode())
         _sync(folder)
     return Artifact(out, Manifest.read(out))

@@ -83,7 +83,7 @@ LOWER: dict[Provider, tuple[str, ...]] = {
     "tensorrt": (),
 }
 
-STAGES = ("canonicalize", "fuse", "lower")
+MOST_TURNS = 5
 
 PROBES: tuple[tuple[int, Padding], ...] = ((0, "none"), (1, "holes"), (2, "left"))
 BATCHES, LENGTHS = (2, 3, 5), (7, 11, 13)
@@ -155,16 +155,33 @@ def run_pipeline(
     for stage, names in passes_of(target).items():
         if stage == "fuse":
             raise_opset_for(driver, names)
-        for name in names:
-            if progress is not None:
-                progress(stage, name, 0)
-                driver.progress = lambda step, count, stage=stage: progress(stage, step, count)
-            driver.apply(get(name))
+        if progress is not None:
+            driver.progress = lambda step, count, stage=stage: progress(stage, step, count)
+        if stage == "canonicalize":
+            run_to_rest(driver, names)
+        else:
+            for name in names:
+                driver.apply(get(name))
     if target.provider in ("cuda", "tensorrt"):
         driver.ledger.notes.append(
             f"target {target.provider}: fused standard operators; no kernel of the provider was chosen by measure"
         )
     return driver.ledger
+
+
+def run_to_rest(driver: Driver, names: Sequence[str]) -> None:
+    """Run passes in turns until a turn changes nothing; later turns are in the ledger only where they did something."""
+    for turn in range(MOST_TURNS):
+        start = len(driver.ledger.entries)
+        refuted = {entry.name for entry in driver.ledger.entries if entry.rolled_back}
+        for name in names:
+            if name not in refuted:
+                driver.apply(get(name))
+        entries = driver.ledger.entries[start:]
+        if turn:
+            driver.ledger.entries[start:] = [entry for entry in entries if entry.applied or entry.rolled_back]
+        if not any(entry.applied for entry in entries):
+            return
 
 
 def raise_opset_for(driver: Driver, names: Iterable[str]) -> None:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import SMALL_CONSTANT_BYTES, Detached, Region, detach, tensor_shape
 from onnxopt.model import Array, Feeds
+from onnxopt.runtime import runtime_errors, runtime_line
 from onnxopt.spec import available_threads
 
 logger = logging.getLogger(__name__)
@@ -37,8 +38,8 @@ def _open(model: ir.Model) -> Any:
     model.ir_version = min(model.ir_version, MAX_IR_VERSION)
     try:
         return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ProbeError(first_line(error)) from error
+    except runtime_errors() as error:
+        raise ProbeError(runtime_line(error)) from error
 
 
 def _run(session: Any, outputs: Sequence[str], feeds: Feeds) -> list[Array]:
@@ -48,17 +49,8 @@ def _run(session: Any, outputs: Sequence[str], feeds: Feeds) -> list[Array]:
     options.log_severity_level = 4
     try:
         return list(session.run(list(outputs), feeds, options))
-    except Exception as error:
-        raise ProbeError(first_line(error)) from error
-
-
-def first_line(error: BaseException) -> str:
-    """Return the part of an ONNX Runtime message that tells what is wrong, on one line."""
-    text = " ".join(str(error).split())
-    for marker in ("Status Message: ", "Load model failed:", "[ONNXRuntimeError] : "):
-        if marker in text:
-            text = text.split(marker, 1)[1]
-    return text[:300]
+    except runtime_errors() as error:
+        raise ProbeError(runtime_line(error)) from error
 
 
 class RegionRunner:

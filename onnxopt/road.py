@@ -17,7 +17,7 @@ from onnxopt.bench import bench
 from onnxopt.blocks import KINDS, count_blocks
 from onnxopt.errors import InputError
 from onnxopt.export import Exporter, export
-from onnxopt.graph import STANDARD_DOMAINS, all_nodes, initializer_bytes
+from onnxopt.graph import STANDARD_DOMAINS, all_nodes, initializer_bytes, op_counts
 from onnxopt.imports import load_onnx
 from onnxopt.ledger import Ledger
 from onnxopt.manifest import (
@@ -34,6 +34,7 @@ from onnxopt.model import Loaded
 from onnxopt.package import Artifact, Golden, check_output_folder, write_artifact
 from onnxopt.pipeline import run_pipeline
 from onnxopt.probe import MAX_IR_VERSION
+from onnxopt.report import REPORT_NAME, render_report
 from onnxopt.session import Session
 from onnxopt.source import Source, Weights, resolve
 from onnxopt.spec import Budget, Target, Workload
@@ -186,6 +187,7 @@ def _finish(loaded: Loaded, plan: _Plan, scratch: Path, started: float, say: Lis
     target, out = plan.target, plan.out
     original = _save(loaded.model, scratch / "original")
     nodes_before, bytes_before = sum(1 for _ in all_nodes(loaded.model)), initializer_bytes(loaded.model)
+    ops_before = op_counts(loaded.model)
     ledger = run_pipeline(
         loaded,
         target,
@@ -220,6 +222,9 @@ def _finish(loaded: Loaded, plan: _Plan, scratch: Path, started: float, say: Lis
         evidence=evidence,
         golden=golden,
         measurements=measurements,
+        extras={
+            REPORT_NAME: lambda manifest: render_report(manifest, measurements, ops_before, op_counts(loaded.model))
+        },
     )
 
 

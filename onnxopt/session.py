@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
     from onnxopt.model import Array, Feeds
+from onnxopt.runtime import runtime_errors, runtime_line
 
 MODEL_NAME = "model.onnx"
 _NAME_A_MODEL = "name an artifact or an .onnx file"
@@ -77,7 +78,7 @@ def open_session(
         session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except runtime_errors() as error:
         raise InputError(
-            f"onnxruntime {onnxruntime.__version__} cannot open it: {first_line(error)}", where=str(path)
+            f"onnxruntime {onnxruntime.__version__} cannot open it: {runtime_line(error)}", where=str(path)
         ) from error
     if providers[0] not in session.get_providers():
         raise InputError(
@@ -86,36 +87,6 @@ def open_session(
             hint="check the driver and the CUDA and cuDNN libraries, or use --target cpu",
         )
     return session
-
-
-def runtime_errors() -> tuple[type[Exception], ...]:
-    """Return the exceptions that onnxruntime raises; they share no base class of their own."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    names = (
-        "EPFail",
-        "EngineError",
-        "Fail",
-        "InvalidArgument",
-        "InvalidGraph",
-        "InvalidProtobuf",
-        "ModelLoaded",
-        "NoModel",
-        "NoSuchFile",
-        "NotImplemented",
-        "RuntimeException",
-    )
-    own = tuple(getattr(state, name) for name in names if hasattr(state, name))
-    return (*own, RuntimeError, ValueError)  # the last two come from its bindings
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error of the runtime, without the runtime's name and number."""
-    text = str(error).strip() or type(error).__name__
-    line = text.splitlines()[0].strip()
-    if line.startswith("[ONNXRuntimeError]"):
-        line = line.split(" : ", 3)[-1]
-    return line.rstrip(".")
 
 
 def _installed(provider: Provider, available: Sequence[str]) -> list[str]:
@@ -184,7 +155,7 @@ class Session:
         try:
             values = self._session.run(names, contiguous)
         except runtime_errors() as error:
-            raise InputError(f"onnxruntime failed: {first_line(error)}", where=str(self.path)) from error
+            raise InputError(f"onnxruntime failed: {runtime_line(error)}", where=str(self.path)) from error
         return dict(zip(names, values, strict=True))
 
     def _check(self, feeds: Mapping[str, Array]) -> None:

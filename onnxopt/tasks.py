@@ -70,15 +70,11 @@ TASKS: dict[str, Task] = {
     )
 }
 
+# names of transformers' pipelines that optimum's table of synonyms does not have
 SYNONYMS = {
-    "default": "feature-extraction",
     "sentence-embedding": "feature-extraction",
-    "sentence-similarity": "feature-extraction",
-    "masked-lm": "fill-mask",
-    "sequence-classification": "text-classification",
     "sentiment-analysis": "text-classification",
     "ner": "token-classification",
-    "causal-lm": "text-generation",
 }
 
 
@@ -86,6 +82,10 @@ def parse_task(text: str) -> Task:
     """Return the task of that name; raises InputError that lists the names when there is none."""
     name = text.strip().lower()
     task = TASKS.get(SYNONYMS.get(name, name))
+    if task is None:
+        from optimum.exporters.tasks import TasksManager
+
+        task = TASKS.get(TasksManager.map_from_synonym(name))
     if task is None:
         raise InputError(f"task {text!r} is not supported", hint=f"use one of {', '.join(TASKS)}")
     return task

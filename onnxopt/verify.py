@@ -8,6 +8,7 @@ largest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,37 +83,49 @@ def prove(
         progress: told each case.
 
     Returns:
-        One record per case and output.
+        One record per case and output. Errors are relative to the largest magnitude of the output over all cases: a
+        single logit close to zero is no scale to measure by.
 
     Raises:
         ProofError: at the first output beyond the budget, with the case.
     """
-    records: list[ProofRecord] = []
+    measured: list[tuple[Case, str, float, float]] = []
+    scales: dict[str, float] = {}
     for index, (sizes, padding) in enumerate(cases):
         if progress is not None:
-            progress(f"{' '.join(f'{axis} {size}' for axis, size in sizes.items())}, {padding} padding")
+            progress(case_text(sizes, padding))
         feeds = loaded.feeder.make(sizes, padding, seed=100 + index)
         expected, found = loaded.reference.run(feeds), run(feeds)
         for spec in loaded.signature.outputs:
             rows = rows_that_matter(loaded.signature, feeds, spec.name, expected[spec.name])
             relative, absolute = worst_error(found[spec.name], expected[spec.name], rows)
-            records.append(
-                ProofRecord(
-                    sizes=dict(sizes),
-                    padding=padding,
-                    output=spec.name,
-                    worst_relative_error=relative,
-                    worst_absolute_error=absolute,
-                )
+            measured.append(((sizes, padding), spec.name, relative, absolute))
+            if math.isfinite(absolute) and relative > 0:
+                scales[spec.name] = max(scales.get(spec.name, 0.0), absolute / relative)
+    records = [
+        ProofRecord(
+            sizes=dict(sizes),
+            padding=padding,
+            output=name,
+            worst_relative_error=absolute / scales[name] if math.isfinite(absolute) and name in scales else relative,
+            worst_absolute_error=absolute,
+        )
+        for (sizes, padding), name, relative, absolute in measured
+    ]
+    for record in records:
+        if not record.worst_relative_error <= budget.relative_error:
+            raise ProofError(
+                f"output {record.output} differs from {loaded.reference.name} by {record.worst_relative_error:.3g} "
+                f"(relative) at {case_text(record.sizes, record.padding)}; the budget is {budget.relative_error:g}",
+                where=loaded.name,
+                hint="nothing was written; run with --verbose to see each pass, or raise the budget with --budget",
             )
-            if not relative <= budget.relative_error:
-                raise ProofError(
-                    f"output {spec.name} differs from {loaded.reference.name} by {relative:.3g} (relative), "
-                    f"the budget is {budget.relative_error:g}, at {dict(sizes)} with {padding} padding",
-                    where=loaded.name,
-                    hint="nothing was written; run with --verbose to see each pass, or raise the budget with --budget",
-                )
     return records
+
+
+def case_text(sizes: Mapping[str, int], padding: Padding) -> str:
+    """Write a case for a person: `batch 3 sequence 7, left padding`."""
+    return f"{' '.join(f'{axis} {size}' for axis, size in sizes.items())}, {padding} padding"
 
 
 @dataclass(frozen=True)
@@ -182,7 +195,7 @@ def compare_models(
     failed, feeds_failed = "", None
     cases = cases_of(first)
     for index, (sizes, padding) in enumerate(cases):
-        label = f"{' '.join(f'{axis} {size}' for axis, size in sizes.items())}, {padding} padding"
+        label = case_text(sizes, padding)
         if progress is not None:
             progress(label)
         feeds = first.feeder.make(sizes, padding, seed=100 + index)

@@ -81,7 +81,7 @@ def _digest(value: ir.Value, digests: dict[ir.Value, bytes], *, transpose: bool)
         return digests[value]
     array = value.const_value.numpy()  # type: ignore[union-attr]  # initializers of the list have data
     data = np.ascontiguousarray(array.T if transpose else array)
-    digest = hashlib.sha256(data.data).digest()
+    digest = hashlib.sha256(data.view(np.uint8).data).digest()  # bfloat16 has no buffer of its own
     if not transpose:
         digests[value] = digest
     return digest

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 # Rooms from the ground up: a module may import what stands in its own row or in a row above it.
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("spec", "usercache", "quiet"),
+    ("spec", "usercache", "quiet", "runtime"),
     ("model", "machine", "wire", "opset_rules"),
     ("graph", "recipe", "ledger", "manifest"),
     ("probe", "safety", "blocks"),
@@ -29,8 +29,9 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("driver", "samples", "session", "gguf"),
     ("pipeline", "source", "checkpoint", "imports"),
     ("explain", "pooling", "tasks", "feeds", "torch_model", "trace", "axes", "inspection"),
-    ("export", "package", "verify", "bench_inputs", "textinput", "imageinput"),
+    ("export", "package", "verify", "bench_inputs", "textinput", "imageinput", "report"),
     ("bench_worker", "bench", "textrun"),
+    ("report",),
     ("road",),
     ("catalogue", "live"),
     ("cli",),

@@ -72,7 +72,8 @@ TANH = {
 def test_fires_on_every_spelling_of_the_tanh_form_and_keeps_the_approximation(inner: str) -> None:
     text = f"""
     g (float[batch,4] x) => (float[batch,4] y)
-    <float half = {{0.5}}, float one = {{1.0}}, float three = {{3.0}}, float root = {{0.7978845608}}, float coefficient = {{0.044715}}> {{
+    <float half = {{0.5}}, float one = {{1.0}}, float three = {{3.0}}, float root = {{0.7978845608}},
+     float coefficient = {{0.044715}}> {{
       {inner}
       t = Tanh(p)
       gate = Add(t, one)

@@ -1,0 +1,400 @@
+"""Run the census: every architecture by every exporter through the pipeline, and write what was fused.
+
+    python -m tests.census.run                            # everything, into bench/results/census.json
+    python -m tests.census.run bert llama -e dynamo-23    # some
+    python -m tests.census.run --table README.md          # write the table from the results
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from tests.census.architectures import ARCHITECTURES, Architecture
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "bench" / "results" / "census.json"
+CACHE = ROOT / "build" / "census"
+PEERS = ROOT / ".venv-peers" / "bin" / "onnxslim"
+EXPORTERS = ("dynamo-23", "dynamo-18", "torchscript-17")
+KINDS = ("attention", "layer_norm", "rms_norm", "gelu")
+SECONDS = 240
+BYTES = 12 * 2**30  # of address space; torch alone maps five
+MARKS = ("<!-- census -->", "<!-- /census -->")
+TOLERANCE = 1e-4
+
+
+@dataclass
+class Record:
+    """What became of one architecture by one exporter.
+
+    Attributes:
+        architecture: its name in `ARCHITECTURES`.
+        exporter: `dynamo-23`, `dynamo-18` or `torchscript-17`.
+        slim: the file went through onnxslim before.
+        failed: stage and reason when it did not come through.
+        unproved: why the export's axes are not proved; empty when they are.
+        expected: blocks that the architecture has.
+        fused: blocks that are one operator.
+        total: those and the ones still spelled out.
+        missed: first node of each block still spelled out, with what the fusing pass said about it.
+        rolled_back: rewrites that the proof turned down.
+        worst_error: worst relative error of any output against the file before.
+        peer: blocks that ONNX Runtime's own optimizer fused.
+        nodes: before and after.
+        export_seconds: export and proof of the axes; 0 when taken from an earlier run.
+        seconds: the pipeline.
+    """
+
+    architecture: str
+    exporter: str
+    slim: bool = False
+    failed: str = ""
+    unproved: str = ""
+    expected: dict[str, int] = field(default_factory=dict)
+    fused: dict[str, int] = field(default_factory=dict)
+    total: dict[str, int] = field(default_factory=dict)
+    missed: dict[str, list[str]] = field(default_factory=dict)
+    rolled_back: list[str] = field(default_factory=list)
+    worst_error: float | None = None
+    peer: dict[str, int] = field(default_factory=dict)
+    nodes: tuple[int, int] = (0, 0)
+    export_seconds: float = 0.0
+    seconds: float = 0.0
+
+    def complete(self) -> bool:
+        """Tell whether every expected block is one operator and nothing was wrong."""
+        return not self.failed and not self.rolled_back and all(
+            self.fused.get(kind, 0) == self.expected[kind] == self.total.get(kind, 0) for kind in KINDS
+        )
+
+
+def census_of(one: Architecture, exporter: str, *, slim: bool = False, peer: bool = False) -> Record:
+    """Export, optimize, compare; failures are in the record."""
+    record = Record(one.name, exporter, slim, expected=one.expected)
+    stage = "export"
+    try:
+        from tests.census.model import export, load
+
+        started = time.perf_counter()
+        exported = export(one, exporter, CACHE)
+        record.export_seconds = time.perf_counter() - started
+        record.unproved = exported.unproved
+        with tempfile.TemporaryDirectory() as room:
+            path = None
+            if slim:
+                stage, path = "onnxslim", Path(room) / "slim.onnx"
+                _run([str(PEERS), str(exported.path), str(path)])
+            if peer:
+                record.peer = _peer(exported.path, one)
+            stage = "optimize"
+            _optimize(load(one, exported, path), record)
+    except Exception as error:  # noqa: BLE001  the table says why
+        record.failed = f"{stage}: {' '.join(str(error).split())[:300] or type(error).__name__}"
+        if os.environ.get("CENSUS_TRACE"):
+            traceback.print_exc()
+    return record
+
+
+def _run(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    if done.returncode:
+        raise RuntimeError((done.stderr or done.stdout).strip()[-300:])
+
+
+def _optimize(loaded: Any, record: Record) -> None:
+    from onnxopt.blocks import count_blocks
+    from onnxopt.graph import all_nodes, worst_error
+    from onnxopt.pipeline import run_pipeline
+    from onnxopt.probe import GraphRunner
+    from onnxopt.spec import Target
+    from onnxopt.verify import cases_of, rows_that_matter
+
+    before = sum(1 for _ in all_nodes(loaded.model))
+    started = time.perf_counter()
+    ledger = run_pipeline(loaded, Target("cpu"))
+    record.seconds = time.perf_counter() - started
+    record.nodes = before, sum(1 for _ in all_nodes(loaded.model))
+    record.rolled_back = [f"{name}: {item.node}: {item.reason}" for name, item in ledger.rolled_back()]
+    counts = count_blocks(loaded.model)
+    refusals = {item.node: f"{entry.name}: {item.reason}" for entry in ledger.entries for item in entry.refused}
+    for kind in KINDS:
+        count = counts[kind]
+        record.fused[kind], record.total[kind] = count.fused, count.total
+        record.missed[kind] = [f"{node} ({refusals[node]})" if node in refusals else node for node in count.missed]
+    runner = GraphRunner(loaded.model)
+    record.worst_error = 0.0
+    for index, (sizes, padding) in enumerate(_cases(loaded, cases_of(loaded))):
+        feeds = loaded.feeder.make(sizes, padding, seed=100 + index)
+        expected, found = loaded.reference.run(feeds), runner.run(feeds)[0]
+        for name, array in expected.items():
+            rows = rows_that_matter(loaded.signature, feeds, name, array)
+            record.worst_error = max(record.worst_error, worst_error(found[name], array, rows)[0])
+
+
+def _cases(loaded: Any, cases: Iterable[Any]) -> Iterable[Any]:
+    """Sound needs more samples than a batch of pictures needs of anything."""
+    for sizes, padding in cases:
+        yield {axis: size if axis in ("batch", "sequence") else 29 + 2 * size for axis, size in sizes.items()}, padding
+
+
+def _peer(path: Path, one: Architecture) -> dict[str, int]:
+    """Count what onnxruntime.transformers fuses, told heads and width, which we are not."""
+    import logging
+
+    import onnx_ir as ir
+    from onnxruntime.transformers import optimizer
+
+    from onnxopt.blocks import count_blocks
+
+    logging.disable(logging.CRITICAL)
+    kind = "gpt2" if one.family == "decoder" else "vit" if one.family == "vision" else "bert"
+    try:
+        fused = optimizer.optimize_model(str(path), model_type=kind, num_heads=4, hidden_size=32, opt_level=0)
+    finally:
+        logging.disable(logging.NOTSET)
+    counts = count_blocks(ir.from_proto(fused.model))
+    return {name: counts[name].fused for name in KINDS}
+
+
+# One child per architecture: what a model does to memory, time or the interpreter stays its own.
+
+
+def _child(pipe: Connection, one: Architecture, exporters: Sequence[str], options: dict[str, bool]) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+    if not os.environ.get("CENSUS_TRACE"):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+    for exporter in exporters:
+        signal.alarm(SECONDS)
+        for slim in (False, True) if options["slim"] else (False,):
+            pipe.send(asdict(census_of(one, exporter, slim=slim, peer=options["peer"] and not slim)))
+    pipe.close()
+
+
+def census(
+    names: Sequence[str], exporters: Sequence[str], *, slim: bool = False, peer: bool = False, jobs: int = 2
+) -> list[Record]:
+    """Run in children; a child that dies leaves a record that says so."""
+    import onnxruntime  # noqa: F401  loaded once, ahead of the forks
+    import onnxruntime.transformers.optimizer  # noqa: F401
+    import onnxscript  # noqa: F401
+    import torch
+    import torch.onnx
+    import transformers  # noqa: F401
+
+    import tests.census.model  # noqa: F401
+
+    torch.set_num_threads(1)
+    torch.set_num_interop_threads(1)
+    context = multiprocessing.get_context("fork")
+
+    def run(name: str) -> list[Record]:
+        started = time.perf_counter()
+        here, there = context.Pipe(duplex=False)
+        options = {"slim": slim, "peer": peer}
+        child = context.Process(target=_child, args=(there, ARCHITECTURES[name], exporters, options))
+        child.start()
+        there.close()
+        found: list[Record] = []
+        try:
+            while True:
+                content = here.recv()
+                content["nodes"] = tuple(content["nodes"])
+                found.append(Record(**content))
+                print(_line(found[-1]), flush=True)
+        except EOFError:
+            pass
+        child.join()
+        seen = {record.exporter for record in found}
+        if child.exitcode:
+            reason = f"died: exit code {child.exitcode} after {time.perf_counter() - started:.0f} s"
+            for exporter in exporters:
+                if exporter not in seen:
+                    record = Record(name, exporter, failed=reason, expected=ARCHITECTURES[name].expected)
+                    found.append(record)
+                    print(_line(record), flush=True)
+                    reason = "not reached"
+        return found
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return [record for found in pool.map(run, names) for record in found]
+
+
+def _line(record: Record) -> str:
+    if record.failed:
+        return f"{record.architecture:28} {record.exporter:15} {record.failed[:150]}"
+    cells = []
+    for kind in KINDS:
+        fused, total, expected = (record.fused[kind], record.total[kind], record.expected[kind])
+        cells.append(f"{kind[:4]} {fused}/{total}" + ("" if total == expected else f"(≠{expected})"))
+    mark = "ok " if record.complete() else "   "
+    more = f" rolled back {len(record.rolled_back)}" if record.rolled_back else ""
+    more += " UNPROVED" if record.unproved else ""
+    slim = "+slim" if record.slim else ""
+    seconds = f"{record.export_seconds:.1f}+{record.seconds:.1f} s"
+    error = f"{record.worst_error:.1e}"
+    name = f"{record.architecture:28} {record.exporter + slim:15}"
+    return f"{mark}{name} {'  '.join(cells)}  {error} {record.nodes[0]}→{record.nodes[1]} {seconds}{more}"
+
+
+# Results and table
+
+
+def write_results(records: Sequence[Record], path: Path) -> None:
+    """Merge records into the results file; those of other architectures and exporters stay."""
+    old = json.loads(path.read_text(encoding="utf-8"))["records"] if path.exists() else []
+    fresh = {(r.architecture, r.exporter, r.slim): asdict(r) for r in records}
+    merged = {(r["architecture"], r["exporter"], r["slim"]): r for r in old if r["architecture"] in ARCHITECTURES}
+    merged.update(fresh)
+    order = {name: index for index, name in enumerate(ARCHITECTURES)}
+    ordered = sorted(merged.values(), key=lambda r: (order[r["architecture"]], EXPORTERS.index(r["exporter"]), r["slim"]))
+    content = {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": platform.processor() or platform.machine(),
+        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "onnxruntime", "onnxscript")},
+        "records": ordered,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def read_results(path: Path = RESULTS) -> tuple[list[Record], dict[str, Any]]:
+    """Return the records and what they were made with."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    records = [Record(**{**item, "nodes": tuple(item["nodes"])}) for item in content.pop("records")]
+    return records, content
+
+
+def table(path: Path = RESULTS) -> str:
+    """Return the table in Markdown: one row per architecture, one column per exporter."""
+    records, made = read_results(path)
+    columns = [(exporter, slim) for exporter in EXPORTERS for slim in (False, True)]
+    columns = [column for column in columns if any((r.exporter, r.slim) == column for r in records)]
+    cells = {(r.architecture, r.exporter, r.slim): r for r in records}
+    names = list(dict.fromkeys(r.architecture for r in records))
+    titles = [f"{exporter}{' + onnxslim' if slim else ''}" for exporter, slim in columns]
+    lines = [
+        f"Fused of expected: attention · LayerNorm · RMSNorm · GELU. {_summary(records)} "
+        f"torch {made['versions']['torch']}, transformers {made['versions']['transformers']}, "
+        f"onnxruntime {made['versions']['onnxruntime']}, {made['date']}, random weights, two layers.",
+        "",
+        "| architecture | " + " | ".join(titles) + " | worst error | seconds |",
+        "|---" * (len(columns) + 3) + "|",
+    ]
+    notes: list[str] = []
+    for name in names:
+        row = [cells.get((name, *column)) for column in columns]
+        errors = [r.worst_error for r in row if r is not None and r.worst_error is not None]
+        seconds = sum(r.seconds for r in row if r is not None)
+        shown = [_cell(r) for r in row]
+        worst = f"{max(errors):.0e}" if errors else "–"
+        lines.append(f"| {name} | " + " | ".join(shown) + f" | {worst} | {seconds:.1f} |")
+        notes.extend(_notes(r) for r in row if r is not None)
+    missing = [note for note in notes if note]
+    if missing:
+        lines += ["", "<details><summary>What is missing, and why</summary>", "", *missing, "", "</details>"]
+    return "\n".join(lines)
+
+
+def _summary(records: Sequence[Record]) -> str:
+    parts = []
+    for kind in KINDS:
+        good = [r for r in records if not r.failed]
+        fused = sum(min(r.fused[kind], r.expected[kind]) for r in good)
+        parts.append(f"{kind} {fused} of {sum(r.expected[kind] for r in good)}")
+    exported = sum(not r.failed.startswith(("export", "died", "not reached")) for r in records)
+    names = {r.architecture for r in records}
+    return f"{len(names)} architectures, {exported} of {len(records)} exports; {', '.join(parts)}."
+
+
+def _cell(record: Record | None) -> str:
+    if record is None:
+        return "–"
+    if record.failed:
+        return f"✗ {record.failed.split(':', 1)[0]}"
+    parts = [
+        f"{record.fused[kind]}/{max(record.expected[kind], record.total[kind])}"
+        if max(record.expected[kind], record.total[kind])
+        else "–"
+        for kind in KINDS
+    ]
+    return ("" if record.complete() else "**") + " · ".join(parts) + ("" if record.complete() else "**") + (
+        " (axes not proved)" if record.unproved else ""
+    )
+
+
+def _notes(record: Record) -> str:
+    parts = [record.failed] if record.failed else []
+    parts += [f"axes: {record.unproved[:160]}"] if record.unproved else []
+    parts += [f"{kind}: {Counter(record.missed[kind]).most_common(1)[0][0]}" for kind in KINDS if record.missed.get(kind)]
+    parts += [f"rolled back: {item[:160]}" for item in record.rolled_back[:1]]
+    slim = " + onnxslim" if record.slim else ""
+    return f"- {record.architecture}, {record.exporter}{slim}: {'; '.join(parts)}" if parts else ""
+
+
+def write_table(readme: Path, path: Path = RESULTS) -> None:
+    """Put the table between its two marks; raises ValueError when the marks are not there."""
+    text = readme.read_text(encoding="utf-8")
+    start, end = text.find(MARKS[0]), text.find(MARKS[1])
+    if start < 0 or end < start:
+        raise ValueError(f"{readme} has no {MARKS[0]} … {MARKS[1]}")
+    fresh = f"{text[: start + len(MARKS[0])]}\n{table(path)}\n{text[end:]}"
+    aside = readme.with_suffix(".tmp")
+    aside.write_text(fresh, encoding="utf-8")
+    aside.replace(readme)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.census.run", description="Run the census.")
+    parser.add_argument("names", nargs="*", help="architectures; all when none is named")
+    parser.add_argument("-e", "--exporter", action="append", choices=EXPORTERS)
+    parser.add_argument("--slim", action="store_true", help="also after onnxslim, when .venv-peers has it")
+    parser.add_argument("--peer", action="store_true", help="count what ONNX Runtime's own optimizer fuses")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--table", type=Path, help="write the table into this file and run nothing")
+    options = parser.parse_args(arguments)
+    if options.table:
+        write_table(options.table, options.results)
+        return 0
+    unknown = [name for name in options.names if name not in ARCHITECTURES]
+    if unknown:
+        parser.error(f"no architecture {', '.join(unknown)}; there are {', '.join(ARCHITECTURES)}")
+    slim = options.slim and PEERS.exists()
+    records = census(
+        options.names or list(ARCHITECTURES),
+        options.exporter or EXPORTERS,
+        slim=slim,
+        peer=options.peer,
+        jobs=options.jobs,
+    )
+    write_results(records, options.results)
+    print(_summary(records))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

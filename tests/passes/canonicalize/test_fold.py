@@ -1,0 +1,125 @@
+import numpy as np
+import pytest
+
+from onnxopt.model import Array
+from tests.support.rules import run_passes
+
+MEGABYTE = 2**20
+
+
+def weight(*shape: int) -> Array:
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def test_folds_a_transposed_weight_and_stores_it_row_by_row() -> None:
+    text = "g (float[batch,4] x) => (float[batch,3] y) { t = Transpose<perm=[1,0]>(w) y = MatMul(x, t) }"
+    outcome = run_passes(text, "fold-constants", "fold-constants", "remove-unused", weights={"w": weight(3, 4)})
+    assert outcome.ops == ["MatMul"]
+    assert [entry.applied for entry in outcome.entries[:2]] == [1, 0]
+    stored = outcome.constant("MatMul", 1)
+    assert stored.flags.c_contiguous
+    assert np.array_equal(stored, weight(3, 4).T)
+    assert outcome.worst_error() == 0
+
+
+def test_folds_a_chain_of_small_arithmetic() -> None:
+    text = """
+    g (float[batch,4] x) => (float[batch,4] y)
+    <float two = {2.0}, float three = {3.0}, int64[1] four = {4}, int64[2] pads = {0, 0}> {
+      product = Mul(two, three)
+      root = Sqrt(product)
+      row = Expand(root, four)
+      y = Add(x, row)
+    }"""
+    outcome = run_passes(text, "fold-constants", "remove-unused")
+    assert outcome.ops == ["Add"]
+    assert outcome.entries[0].applied == 3
+    assert np.allclose(outcome.constant("Add", 1), np.full(4, 6**0.5))
+    assert outcome.worst_error() == 0
+
+
+GROWING = {
+    "Expand": ("Expand(one, shape)", {"one": np.ones((1, 1), np.float32), "shape": np.array([1024, 1024])}),
+    "Tile": ("Tile(one, shape)", {"one": np.ones((1, 1), np.float32), "shape": np.array([1024, 1024])}),
+    "ConstantOfShape": ("ConstantOfShape <value = float[1] {1.0}> (shape)", {"shape": np.array([1024, 1024])}),
+    "Pad": ("Pad(one, pads)", {"one": np.ones((1, 1), np.float32), "pads": np.array([0, 0, 1023, 1023])}),
+    "Gather": ("Gather(row, rows)", {"row": np.ones((1, 1024), np.float32), "rows": np.zeros(1000, np.int64)}),
+    "OneHot": (
+        "OneHot(indices, depth, values)",
+        {"indices": np.arange(1024), "depth": np.array(1024), "values": np.array([0, 1], np.float32)},
+    ),
+    "Range": (
+        "Range(start, stop, step)",
+        {"start": np.array(0, np.float32), "stop": np.array(1e6, np.float32), "step": np.array(1, np.float32)},
+    ),
+}
+
+
+@pytest.mark.parametrize("operator", GROWING)
+def test_what_would_grow_the_file_by_megabytes_stays_computed(operator: str) -> None:
+    call, weights = GROWING[operator]
+    text = f"g (float[batch] x) => (float[batch] y) {{ w = {call} m = ReduceMax<keepdims=0>(w) y = Mul(x, m) }}"
+    outcome = run_passes(text, "fold-constants", weights=weights)
+    assert operator in outcome.ops
+    assert outcome.entry.bytes_saved > -MEGABYTE
+
+
+def test_a_result_no_larger_than_what_it_replaces_is_folded_whatever_its_size() -> None:
+    text = "g (float[batch,512] x) => (float[batch,1024] y) { w = Gather(table, rows) y = MatMul(x, w) }"
+    weights = {"table": weight(600, 1024), "rows": np.arange(512)}
+    outcome = run_passes(text, "fold-constants", "remove-unused", weights=weights)
+    assert outcome.ops == ["MatMul"]
+    assert outcome.worst_error() == 0
+
+
+def test_a_large_weight_with_two_readers_is_not_stored_twice() -> None:
+    text = """
+    g (float[batch,512] x, float[batch,1024] z) => (float[batch,1024] y, float[batch,512] u) {
+      t = Transpose<perm=[1,0]>(w)
+      y = MatMul(x, t)
+      u = MatMul(z, w)
+    }"""
+    outcome = run_passes(text, "fold-constants", weights={"w": weight(1024, 512)})
+    assert "Transpose" in outcome.ops
+    assert outcome.entry.bytes_saved == 0
+
+
+RANDOM = {
+    "RandomNormal": "r = RandomNormal<shape=[4]>()",
+    "RandomUniform": "r = RandomUniform<shape=[4]>()",
+    "RandomNormalLike": "r = RandomNormalLike(w)",
+    "RandomUniformLike": "r = RandomUniformLike(w)",
+    "Multinomial": "m = Multinomial(p) r = Cast<to=1>(m)",
+    "Bernoulli": "r = Bernoulli(h)",
+}
+
+
+@pytest.mark.parametrize("operator", RANDOM)
+def test_random_numbers_are_drawn_in_every_run(operator: str) -> None:
+    text = f"g (float[batch,4] x) => (float[batch,4] y) {{ {RANDOM[operator]} y = Add(x, r) }}"
+    weights = {"w": weight(4), "p": np.zeros((1, 4), np.float32), "h": np.full(4, 0.5, np.float32)}
+    outcome = run_passes(text, "fold-constants", weights=weights, opset=20)
+    assert outcome.entry.applied == 0
+    assert operator in outcome.ops
+
+
+def test_an_operator_of_the_runtime_is_not_computed_by_the_reference() -> None:
+    text = "g (float[batch,4] x) => (float[batch,4] y) { w = com.microsoft.QuickGelu(c) y = Mul(x, w) }"
+    outcome = run_passes(text, "fold-constants", weights={"c": weight(4)})
+    assert outcome.ops == ["com.microsoft::QuickGelu", "Mul"]
+
+
+def test_a_default_that_a_caller_may_override_is_not_folded() -> None:
+    text = "g (float[batch,4] x, float[4] w) => (float[batch,4] y) { t = Neg(w) y = Add(x, t) }"
+    outcome = run_passes(text, "fold-constants", weights={"w": weight(4)})
+    assert outcome.ops == ["Neg", "Add"]
+    assert outcome.worst_error() == 0
+
+
+@pytest.mark.parametrize("nodes", ["c = Cast<to=1>(h)", "s = Shape(x) c = Reshape(h, s)"])
+def test_a_node_that_becomes_another_one_counts_as_a_change_and_is_proved(nodes: str) -> None:
+    text = f"g (float[batch,4] x) => (float[batch,4] y) {{ h = Relu(x) {nodes} y = Neg(c) }}"
+    outcome = run_passes(text, "fold-constants", "fold-constants")
+    assert "Identity" in outcome.ops
+    assert [entry.applied for entry in outcome.entries] == [1, 0]
+    assert outcome.worst_error() == 0

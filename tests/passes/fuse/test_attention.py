@@ -1,0 +1,200 @@
+import numpy as np
+import pytest
+
+from tests.support.rules import Outcome, run_passes
+
+HEADS = "float[batch,2,sequence,4]"
+TURN = "kt = Transpose<perm=[0,1,3,2]>(k)"
+SCORES = {
+    "no scale": (f"{TURN} s = MatMul(q, kt)", 1.0),
+    "scale on q": (f"qs = Mul(q, half) {TURN} s = MatMul(qs, kt)", 0.5),
+    "scale ahead of q": (f"qs = Mul(half, q) {TURN} s = MatMul(qs, kt)", 0.5),
+    "q divided": (f"qs = Div(q, root) {TURN} s = MatMul(qs, kt)", 0.5),
+    "scale on turned keys": (f"{TURN} ks = Mul(kt, half) s = MatMul(q, ks)", 0.5),
+    "turned keys divided": (f"{TURN} ks = Div(kt, root) s = MatMul(q, ks)", 0.5),
+    "scale on keys": ("ks = Mul(k, half) kt = Transpose<perm=[0,1,3,2]>(ks) s = MatMul(q, kt)", 0.5),
+    "scale on both": (f"qs = Mul(q, half) {TURN} ks = Mul(kt, half) s = MatMul(qs, ks)", 0.25),
+    "scale on the product": (f"{TURN} p = MatMul(q, kt) s = Mul(p, half)", 0.5),
+    "product divided by the root": (f"{TURN} p = MatMul(q, kt) s = Div(p, root)", 0.5),
+    "scale on q and the product": (f"qs = Mul(q, half) {TURN} p = MatMul(qs, kt) s = Div(p, root)", 0.25),
+}
+WEIGHTS = {"half": np.float32(0.5), "root": np.float32(2.0), "zero": np.float32(0.0)}
+MASKS = {
+    "no mask": ("", "s"),
+    "a mask of every row": (", float[batch,1,sequence,sequence] mask", "s"),
+    "a mask of one row": (", float[batch,1,1,sequence] mask", "s"),
+    "a mask of every head": (", float[batch,2,sequence,sequence] mask", "s"),
+    "a mask of all sentences": (", float[1,1,sequence,sequence] mask", "s"),
+}
+GUARD = "w = Softmax<axis=-1>(m) nan = IsNaN(w) w2 = Where(nan, zero, w) y = MatMul(w2, v)"
+PLAIN = "w = Softmax<axis=3>(m) y = MatMul(w, v)"
+
+
+def spelled(scores: str, *, mask: str = "", tail: str = PLAIN, q: str = HEADS, k: str = HEADS, v: str = HEADS) -> str:
+    masked = "m = Add(s, mask)" if mask else "m = Identity(s)"
+    return f"g ({q} q, {k} k, {v} v{mask}) => (float y) {{ {scores} {masked} {tail} }}"
+
+
+def run(text: str, *steps: str, opset: int = 23) -> Outcome:
+    weights = {name: array for name, array in WEIGHTS.items() if name in text}
+    return run_passes(text, "remove-no-ops", *(steps or ("fuse-attention",)), weights=weights, opset=opset)
+
+
+@pytest.mark.parametrize("tail", [PLAIN, GUARD], ids=["plain", "guarded"])
+@pytest.mark.parametrize(("scores", "scale"), SCORES.values(), ids=SCORES.keys())
+def test_fires_wherever_the_scale_is(scores: str, scale: float, tail: str) -> None:
+    outcome = run(spelled(scores, tail=tail), "fuse-attention", "fuse-attention")
+    assert outcome.ops == ["Attention"]
+    assert outcome.attributes("Attention") == {"scale": pytest.approx(scale)}
+    assert [entry.applied for entry in outcome.entries[1:]] == [1, 0]
+    assert outcome.worst_error() < 1e-5
+    assert outcome.worst_error_at(1, 1) < 1e-5
+
+
+@pytest.mark.parametrize("tail", [PLAIN, GUARD], ids=["plain", "guarded"])
+@pytest.mark.parametrize("mask", [mask for mask, _ in MASKS.values()], ids=MASKS.keys())
+def test_fires_with_every_shape_of_mask(mask: str, tail: str) -> None:
+    outcome = run(spelled(SCORES["scale on q"][0], mask=mask, tail=tail))
+    assert outcome.entry.applied == 1
+    assert outcome.rolled_back == []
+    assert outcome.ops[-1] == "Attention"
+    assert ("Expand" in outcome.ops) == (",1,1," in mask)
+    assert outcome.worst_error() < 1e-5
+    assert outcome.worst_error_at(1, 1) < 1e-5
+    assert outcome.worst_error_at(4, 3) < 1e-5
+
+
+@pytest.mark.parametrize("scores", ["kt = Transpose<perm=[0,2,3,1]>(k) s = MatMul(q, kt)"])
+def test_takes_keys_that_are_turned_from_tokens_in_one_step(scores: str) -> None:
+    outcome = run(spelled(scores, k="float[batch,sequence,2,4]"))
+    assert outcome.ops == ["Transpose", "Attention"]
+    assert list(outcome.attributes("Transpose")["perm"]) == [0, 2, 1, 3]
+    assert outcome.worst_error() < 1e-5
+    assert outcome.worst_error_at(1, 1) < 1e-5
+
+
+def test_takes_the_mask_on_either_side_of_the_sum() -> None:
+    text = spelled(SCORES["no scale"][0], mask=MASKS["a mask of every row"][0]).replace("Add(s, mask)", "Add(mask, s)")
+    outcome = run(text)
+    assert outcome.ops == ["Attention"]
+    assert outcome.worst_error() < 1e-5
+
+
+def test_one_row_of_a_mask_reaches_every_query_of_another_length() -> None:
+    text = spelled(SCORES["no scale"][0], mask=MASKS["a mask of one row"][0], q="float[batch,2,3,4]")
+    outcome = run(text)
+    assert outcome.entry.applied == 1
+    assert outcome.worst_error() < 1e-5
+    assert outcome.worst_error_at(2, 5) < 1e-5
+
+
+def test_values_may_be_wider_than_keys() -> None:
+    outcome = run(spelled(SCORES["scale on k" if False else "scale on keys"][0], v="float[batch,2,sequence,6]"))
+    assert outcome.ops == ["Attention"]
+    assert outcome.worst_error() < 1e-5
+
+
+def test_keys_in_the_place_of_queries_keep_their_meaning() -> None:
+    scores = "qt = Transpose<perm=[0,1,3,2]>(q) s = MatMul(k, qt)"
+    outcome = run(spelled(scores))
+    assert outcome.ops == ["Attention"]
+    assert [value.name for value in outcome.model.graph.node(0).inputs] == ["k", "q", "v"]
+    assert outcome.worst_error() < 1e-5
+    assert outcome.worst_error_at(3, 9) < 1e-5
+
+
+NO_MATCH = {
+    "softmax over queries": spelled(SCORES["no scale"][0], tail="w = Softmax<axis=2>(m) y = MatMul(w, v)"),
+    "softmax over heads": spelled(SCORES["no scale"][0], tail="w = Softmax<axis=1>(m) y = MatMul(w, v)"),
+    "no heads": spelled(
+        "kt = Transpose<perm=[0,2,1]>(k) s = MatMul(q, kt)",
+        q="float[batch,sequence,4]",
+        k="float[batch,sequence,4]",
+        v="float[batch,sequence,4]",
+        tail="w = Softmax<axis=-1>(m) y = MatMul(w, v)",
+    ),
+    "keys turned another way": spelled(
+        "kt = Transpose<perm=[0,1,2,3]>(k) s = MatMul(q, kt)", k="float[batch,2,4,sequence]"
+    )
+    .replace("perm=[0,1,2,3]", "perm=[0,1,3,2]", 0)
+    .replace("Transpose<perm=[0,1,2,3]>(k)", "Neg(k)"),
+    "a guard with another number": spelled(SCORES["no scale"][0], tail=GUARD.replace("zero", "half")),
+    "values times weights": spelled(
+        SCORES["no scale"][0], tail="w = Softmax<axis=-1>(m) vt = Transpose<perm=[0,1,3,2]>(v) y = MatMul(vt, w)"
+    ),
+}
+
+
+@pytest.mark.parametrize("text", NO_MATCH.values(), ids=NO_MATCH.keys())
+def test_does_not_take_for_attention_what_is_not(text: str) -> None:
+    outcome = run(text)
+    assert outcome.entry.applied == 0
+    assert outcome.entry.refused == []
+    assert "Softmax" in outcome.ops
+
+
+HELD_BACK = {
+    "heads without a batch": (
+        spelled(SCORES["no scale"][0], q="float[2,sequence,4]"),
+        "q, k and v are not [batch, heads, sequence, size]",
+    ),
+    "as many heads as tokens": (
+        spelled(
+            SCORES["no scale"][0],
+            q="float[batch,sequence,3,4]",
+            k="float[batch,sequence,3,4]",
+            v="float[batch,sequence,3,4]",
+        ),
+        "the number or the size of heads is not known",
+    ),
+    "one head of values": (
+        spelled(SCORES["no scale"][0], v="float[batch,1,sequence,4]"),
+        "queries and values have different numbers of heads",
+    ),
+    "one head of keys": (
+        spelled(SCORES["no scale"][0], k="float[batch,1,sequence,4]"),
+        "queries and keys have different numbers of heads",
+    ),
+    "one head of keys from tokens": (
+        spelled("kt = Transpose<perm=[0,2,3,1]>(k) s = MatMul(q, kt)", k="float[batch,sequence,1,4]"),
+        "queries and keys have different numbers of heads",
+    ),
+    "a mask of rank 2": (
+        spelled(SCORES["no scale"][0], mask=", float[sequence,sequence] mask"),
+        "the mask has rank 2, needs 4",
+    ),
+    "a mask of rank 3": (
+        spelled(SCORES["no scale"][0], mask=", float[1,sequence,sequence] mask"),
+        "the mask has rank 3, needs 4",
+    ),
+    "a bias per query": (
+        spelled(SCORES["no scale"][0], mask=", float[batch,1,sequence,1] mask"),
+        "the mask has one entry for all keys",
+    ),
+    "a negative scale": (
+        spelled(SCORES["scale on q"][0].replace("half", "minus")),
+        "the scores are scaled by -0.5; Attention takes a positive scale",
+    ),
+    "a scale of zero": (
+        spelled(SCORES["scale on q"][0].replace("half", "zero")),
+        "the scores are scaled by 0.0; Attention takes a positive scale",
+    ),
+    "the weights are an output": (
+        spelled(SCORES["no scale"][0]).replace("(float y)", "(float y, float w)"),
+        "an inner value is also used elsewhere or is a graph output",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "reason"), HELD_BACK.values(), ids=HELD_BACK.keys())
+def test_holds_back_with_the_reason(text: str, reason: str) -> None:
+    weights = {name: array for name, array in {**WEIGHTS, "minus": np.float32(-0.5)}.items() if name in text}
+    outcome = run_passes(text, "remove-no-ops", "fuse-attention", weights=weights)
+    assert outcome.entry.applied == 0
+    assert outcome.rolled_back == []
+    assert outcome.reasons == [reason]
+
+
+def test_holds_back_below_opset_23() -> None:
+    outcome = run(spelled(SCORES["scale on q"][0]), opset=21)
+    assert outcome.reasons == ["opset 21, needs 23"]

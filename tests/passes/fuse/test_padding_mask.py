@@ -1,0 +1,247 @@
+import numpy as np
+import pytest
+
+from tests.support.rules import Outcome, run_passes
+
+LOWEST = float(np.finfo(np.float32).min)
+WEIGHTS = {
+    "zero": np.array(0),
+    "step": np.array(1),
+    "three": np.array(3),
+    "four": np.array(4),
+    "sixty_four": np.array(64),
+    "one": np.array([1]),
+    "nothing": np.array([0]),
+    "last": np.array([-1]),
+    "first": np.array([0]),
+    "middle": np.array([1, 2]),
+    "columns": np.array([0, 1, 2]),
+    "rows": np.array([1, 2, 3]),
+    "column": np.array([1]),
+    "end": np.array([2**62]),
+    "float_zero": np.array(0, np.float32),
+    "float_one": np.array(1, np.float32),
+    "lowest": np.array(LOWEST, np.float32),
+    "minus_inf": np.array(-np.inf, np.float32),
+    "ten_thousand": np.array(-10000, np.float32),
+    "minus_one": np.array(-1, np.float32),
+    "no": np.array(False),  # noqa: FBT003 - an ONNX constant
+}
+SIZES = "b = Shape<start=0, end=1>(m) s = Shape<start=1, end=2>(m) shape = Concat<axis=0>(b, one, s, s)"
+BOOLEANS = "bool_m = Cast<to=9>(m) u = Unsqueeze(bool_m, middle)"
+FLOATS = "float_m = Cast<to=1>(m) u = Unsqueeze(float_m, middle)"
+POSITIONS = "n = Squeeze(s) p = Range(zero, n, step) keys = Unsqueeze(p, first) queries = Unsqueeze(p, column)"
+
+SPELLINGS = {
+    "two Unsqueezes of booleans": "c = Cast<to=9>(m) d = Unsqueeze(c, one) u = Unsqueeze(d, one) mask = Expand(u, shape)",
+    "not equal to zero": "k = Cast<to=7>(m) z = Equal(k, zero) c = Not(z) u = Unsqueeze(c, middle) mask = Expand(u, shape)",
+    "expanded with And": f"{BOOLEANS} yes = Expand(u, shape) same = And(yes, u) mask = And(same, yes)",
+    "Where of zero and -inf": f"{BOOLEANS} w = Where(u, float_zero, minus_inf) mask = Expand(w, shape)",
+    "(1 - m) * -10000": f"{FLOATS} i = Sub(float_one, u) a = Mul(i, ten_thousand) mask = Expand(a, shape)",
+    "(1 - m) * lowest": f"{FLOATS} i = Sub(float_one, u) a = Mul(i, lowest) mask = Expand(a, shape)",
+    "masked_fill of the expanded inverse": (
+        f"{FLOATS} e = Expand(u, shape) i = Sub(float_one, e) out = Cast<to=9>(i) mask = Where(out, lowest, i)"
+    ),
+    "torch dynamo with GatherND": (
+        f"bool_m = Cast<to=9>(m) {POSITIONS} nb = Squeeze(b) pb = Range(zero, nb, step)"
+        " bi = Unsqueeze(pb, rows) ki = Unsqueeze(p, columns) be = Expand(bi, shape) ke = Expand(ki, shape)"
+        " bu = Unsqueeze(be, last) ku = Unsqueeze(ke, last) index = Concat<axis=-1>(bu, ku)"
+        " gathered = GatherND(bool_m, index) exists = GreaterOrEqual(ki, zero) mask = And(exists, gathered)"
+    ),
+    "dynamo's additive form": (
+        f"bool_m = Cast<to=9>(m) {POSITIONS} near = GreaterOrEqual(keys, zero) u = Unsqueeze(bool_m, middle)"
+        " both = And(near, u) e = Expand(both, shape) mask = Where(e, float_zero, lowest)"
+    ),
+}
+
+
+def attention(mask: str, kind: str = "int64[batch,sequence]", more: str = "") -> str:
+    return f"""
+    g (float[batch,2,sequence,4] q, {kind} m{more}) => (float[batch,2,sequence,4] y) {{
+      {SIZES}
+      {mask}
+      y = Attention<scale=0.5>(q, q, q, mask)
+    }}"""
+
+
+def run(text: str, *steps: str) -> Outcome:
+    steps = steps or ("fuse-padding-mask",)
+    return run_passes(text, *steps, weights={name: array for name, array in WEIGHTS.items() if name in text})
+
+
+@pytest.mark.parametrize("mask", SPELLINGS.values(), ids=SPELLINGS.keys())
+@pytest.mark.parametrize("kind", ["int64", "int32", "bool", "float"])
+def test_recognises_a_padding_mask_however_it_is_spelled(mask: str, kind: str) -> None:
+    outcome = run(attention(mask, f"{kind}[batch,sequence]"), "fuse-padding-mask", "fuse-padding-mask", "remove-unused")
+    assert outcome.rolled_back == []
+    assert [entry.applied for entry in outcome.entries[:2]] == [1, 0]
+    assert outcome.ops == ["Cast", "Shape", "Shape", "Concat", "Unsqueeze", "Expand", "Attention"]
+    assert outcome.attributes("Attention") == {"scale": 0.5}
+    assert outcome.entries[1].refused[0].reason == "the mask is canonical"
+    assert outcome.worst_error() < 2e-6
+    for batch, sequence in ((1, 1), (2, 70)):
+        assert outcome.worst_error_at(batch, sequence) < 2e-6
+
+
+def test_two_layers_with_one_mask_both_get_the_canonical_one() -> None:
+    text = (
+        attention(SPELLINGS["(1 - m) * lowest"])
+        .replace("y = ", "h = ")
+        .replace("mask)\n", "mask)\n y = Attention(h, h, h, mask)\n")
+    )
+    outcome = run(text, "fuse-padding-mask", "merge-equal-nodes", "remove-unused")
+    assert outcome.entries[0].applied == 2
+    assert outcome.ops.count("Expand") == 1
+    assert "Where" not in outcome.ops
+    assert outcome.worst_error() < 4e-6
+
+
+OTHER_KEYS = {
+    "causal and padding": f"{BOOLEANS} {POSITIONS} past = LessOrEqual(keys, queries) mask = And(u, past)",
+    "a window of 4": f"{BOOLEANS} {POSITIONS} d = Sub(queries, keys) a = Abs(d) near = Less(a, four) mask = And(u, near)",
+    "a window of 64": (
+        f"{BOOLEANS} {POSITIONS} d = Sub(queries, keys) a = Abs(d) near = LessOrEqual(a, sixty_four) mask = And(u, near)"
+    ),
+    "a window of 64, one side at a time": (
+        f"{BOOLEANS} {POSITIONS} low = Sub(queries, sixty_four) high = Add(queries, sixty_four)"
+        " after = GreaterOrEqual(keys, low) before = LessOrEqual(keys, high) near = And(after, before) mask = And(u, near)"
+    ),
+    "chunks of 64": (
+        f"{BOOLEANS} {POSITIONS} kc = Div(keys, sixty_four) qc = Div(queries, sixty_four) same = Equal(kc, qc)"
+        " mask = And(u, same)"
+    ),
+    "one key ignored": (
+        f"bool_m = Cast<to=9>(m) {POSITIONS} third = Equal(keys, three) others = Not(third) both = And(bool_m, others)"
+        " u = Unsqueeze(both, middle) mask = Expand(u, shape)"
+    ),
+    "inverted": "bool_m = Cast<to=9>(m) i = Not(bool_m) u = Unsqueeze(i, middle) mask = Expand(u, shape)",
+    "shifted by one": (
+        "bool_m = Cast<to=9>(m) cut = Slice(bool_m, one, end, one) head = Slice(bool_m, nothing, one, one)"
+        " moved = Concat<axis=1>(head, cut2) u = Unsqueeze(moved, middle) mask = Expand(u, shape)"
+    ),
+    "pairs of tokens": (
+        "bool_m = Cast<to=9>(m) row = Unsqueeze(bool_m, middle) down = Unsqueeze(bool_m, one)"
+        " tall = Unsqueeze(down, last) mask = And(row, tall)"
+    ),
+}
+OTHER_KEYS["shifted by one"] = (
+    "bool_m = Cast<to=9>(m) cut = Slice(bool_m, one, end, one) head = Slice(bool_m, nothing, one, one)"
+    " moved = Concat<axis=1>(cut, head) u = Unsqueeze(moved, middle) mask = Expand(u, shape)"
+)
+
+
+@pytest.mark.parametrize("mask", OTHER_KEYS.values(), ids=OTHER_KEYS.keys())
+def test_a_mask_that_allows_other_keys_stays(mask: str) -> None:
+    outcome = run(attention(mask))
+    assert outcome.entry.applied == 0
+    assert outcome.rolled_back == []
+    assert len(outcome.reasons) == 1
+    assert outcome.reasons[0].startswith("not a padding mask: it allows other keys (batch ")
+
+
+def test_a_window_that_a_stored_table_makes_is_seen_at_the_length_of_the_table() -> None:
+    """A band of 64 around the diagonal looks like no band at 37 keys."""
+    text = attention(
+        f"{BOOLEANS} part = Slice(table, start, stop, axes) mask = And(u, part)".replace("start", "corner").replace(
+            "stop", "size"
+        )
+    ).replace(SIZES, SIZES + " size = Concat<axis=0>(s, s)")
+    distance = np.abs(np.arange(100)[:, None] - np.arange(100)[None])
+    weights = {**WEIGHTS, "table": (distance <= 64)[None, None], "corner": np.array([0, 0]), "axes": np.array([2, 3])}
+    used = {name: array for name, array in weights.items() if name in text}
+    outcome = run_passes(text, "fuse-padding-mask", weights=used)
+    assert outcome.entry.applied == 0
+    assert outcome.reasons == ["not a padding mask: it allows other keys (batch 1, sequence 100, no padding)"]
+
+
+def test_a_window_too_large_to_probe_holds_back() -> None:
+    text = attention(OTHER_KEYS["a window of 64"])
+    used = {name: array for name, array in WEIGHTS.items() if name in text}
+    outcome = run_passes(text, "fuse-padding-mask", weights={**used, "sixty_four": np.array(4096)})
+    assert outcome.entry.applied == 0
+    assert "asks for a probe of 4098 keys" in outcome.reasons[0]
+
+
+ADDED = {
+    "masked keys keep a weight": f"{FLOATS} i = Sub(float_one, u) a = Mul(i, minus_one) mask = Expand(a, shape)",
+    "it adds something to allowed keys": f"{FLOATS} i = Sub(float_one, u) a = Mul(i, lowest) c = Add(a, minus_one) mask = Expand(c, shape)",
+}
+
+
+@pytest.mark.parametrize("reason", ADDED)
+def test_a_bias_on_the_scores_stays(reason: str) -> None:
+    outcome = run(attention(ADDED[reason]))
+    assert outcome.entry.applied == 0
+    assert len(outcome.reasons) == 1
+    assert outcome.reasons[0].startswith(f"not a padding mask: {reason}")
+
+
+def test_a_causal_mask_depends_on_no_input() -> None:
+    outcome = run(attention(f"{POSITIONS} past = LessOrEqual(keys, queries) mask = Unsqueeze(past, nothing)"))
+    assert outcome.reasons == ["the mask depends on no input"]
+
+
+def test_a_mask_of_two_inputs_stays() -> None:
+    mask = f"{BOOLEANS} other = Cast<to=9>(k) v = Unsqueeze(other, middle) w = And(u, v) mask = Expand(w, shape)"
+    outcome = run(attention(mask, more=", int64[batch,sequence] k"))
+    assert outcome.entry.applied == 0
+    assert outcome.reasons == ["the mask depends on m, k"]
+
+
+def test_a_mask_with_its_own_queries_stays() -> None:
+    outcome = run(attention("bools = Cast<to=9>(m) mask = Unsqueeze(bools, one)", "int64[batch,sequence,sequence]"))
+    assert outcome.entry.applied == 0
+    assert outcome.reasons == ["m is not [batch, keys]"]
+
+
+def test_a_mask_that_takes_very_many_nodes_is_not_probed() -> None:
+    chain = " ".join(f"c{index + 1} = Not(c{index})" for index in range(202))
+    outcome = run(attention(f"c0 = Cast<to=9>(m) {chain} u = Unsqueeze(c202, middle) mask = Expand(u, shape)"))
+    assert outcome.entry.applied == 0
+    assert outcome.reasons == ["more than 200 nodes compute the mask"]
+
+
+def test_a_mask_that_only_measures_another_input_is_one_of_the_first() -> None:
+    """The sizes may come from the token ids."""
+    mask = f"{BOOLEANS} mask = Expand(u, shape2)"
+    sizes = "s2 = Shape<start=1, end=2>(ids) b2 = Shape<start=0, end=1>(ids) shape2 = Concat<axis=0>(b2, one, s2, s2)"
+    additive = mask.replace("mask = Expand(u, shape2)", "w = Where(u, float_zero, lowest) mask = Expand(w, shape2)")
+    outcome = run(attention(f"{sizes} {additive}", more=", int64[batch,sequence] ids"))
+    assert outcome.entry.applied == 1
+    assert outcome.worst_error_at(2, 3) < 2e-6
+
+
+def test_keys_of_another_length_than_queries_are_left_alone() -> None:
+    """Pooling by one learned query: the canonical mask has a row per key."""
+    text = """
+    g (float[2,1,8] q, float[batch,sequence,8] x, int64[batch,sequence] m) => (float y) {
+      s = Shape<start=0, end=1>(m)
+      c = Cast<to=9>(m)
+      d = Unsqueeze(c, one)
+      mask = Unsqueeze(d, one)
+      rows = Concat<axis=0>(s, tail)
+      e = Expand(q0, rows)
+      y = Attention<q_num_heads=2, kv_num_heads=2>(e, x, x, mask)
+    }""".replace("float[2,1,8] q, ", "")
+    weights = {"one": np.array([1]), "tail": np.array([1, 8]), "q0": np.ones((1, 1, 8), np.float32)}
+    outcome = run_passes(text, "fuse-padding-mask", weights=weights)
+    assert outcome.entry.applied == 0
+    assert outcome.worst_error() == 0
+
+
+def test_a_cache_that_is_an_output_holds_back() -> None:
+    text = attention(SPELLINGS["(1 - m) * lowest"]).replace("y) {", "y, float[batch,2,sequence,4] cached) {")
+    outcome = run(text.replace("y = Attention", "y, cached = Attention"))
+    assert outcome.entry.applied == 0
+
+
+def test_holds_back_below_opset_23() -> None:
+    """Attention itself is of opset 23; the contrib one is another operator."""
+    text = """
+    g (float[batch,sequence,4] x, int64[batch,sequence] m) => (float[batch,sequence,4] y) {
+      c = Cast<to=6>(m)
+      y = com.microsoft.Attention<num_heads=1>(x, w, b, c)
+    }"""
+    weights = {"w": np.ones((4, 12), np.float32), "b": np.ones(12, np.float32)}
+    outcome = run_passes(text, "fuse-padding-mask", weights=weights)
+    assert (outcome.entry.applied, outcome.reasons) == (0, [])
