@@ -38,6 +38,7 @@ CANONICALIZE = (
     "make-reshape-static",
     "read-dimension",
     "read-dimension-from-input",
+    "unfold-transpose",
     "merge-transposes",
     "merge-reshapes",
     "slice-position-table",

@@ -139,7 +139,9 @@ def render_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(size=size_text, error=error_text, number=number_text, milliseconds=ms_text, breakable=_breakable)
+    environment.filters.update(
+        size=size_text, error=error_text, number=number_text, milliseconds=ms_text, breakable=_breakable
+    )
     latency = measurements.latency if measurements else ()
     outputs = tuple(dict.fromkeys(record.output for record in manifest.proof))
     passes = pass_rows(manifest.ledger, measurements.pass_seconds if measurements else {})
@@ -317,12 +319,12 @@ def _svg(draw: Any, *facts: Any, seed: str) -> Any:
     """
     import io
 
-    import matplotlib as mpl
     import markupsafe
+    import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    settings = {
+    settings: dict[Any, Any] = {
         "svg.hashsalt": f"onnxopt-{seed}",
         "svg.fonttype": "none",  # text stays text: it can be searched, copied, and takes the page's font
         "text.parse_math": False,
@@ -415,5 +417,6 @@ def _draw_proof(figure: Figure, manifest: Manifest, outputs: Sequence[str]) -> N
     axes.set_yticks(range(len(cases)), [f"{sizes}  {padding}" for sizes, padding in cases])
     axes.set_ylim(len(cases) - 0.4, -0.6)
     axes.minorticks_off()
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0e}")  # the usual one writes mathematics, which stays as typed
+    # the usual labels are mathematics, which is not set here
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
     axes.set_xlabel("worst relative error; the dashed line is the budget")
