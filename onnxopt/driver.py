@@ -21,13 +21,14 @@ import onnx_ir as ir
 from onnxopt.errors import PassAuthorError
 from onnxopt.graph import Region, initializer_bytes, region, remove_dead, worst_error
 from onnxopt.ledger import Ledger, PassEntry, Refused, RolledBack
-from onnxopt.model import Array
+from onnxopt.model import Array, Feeds
 from onnxopt.observe import Observation, annotate
 from onnxopt.patterns import Miss
 from onnxopt.probe import GraphRunner, ProbeError, RegionRunner
 from onnxopt.repro import write_repro
 from onnxopt.rewrite import Builder, Match, Pass, Refusal, Rewrite, Rule
-from onnxopt.spec import Exact, Lossy, Numerics, Reassociated
+from onnxopt.rows import rows_that_matter
+from onnxopt.spec import Exact, Lossy, Numerics, Reassociated, Signature
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Driver:
         prove: False only in tests of single rules that do their own comparison.
         repro_folder: where the inputs of a refuted rewrite are kept; None keeps none.
         progress: called with a pass name and its count of kept rewrites while it works.
+        signature: tells which outputs have padded positions, for passes that may change those.
     """
 
     model: ir.Model
@@ -56,6 +58,7 @@ class Driver:
     prove: bool = True
     repro_folder: Path | None = None
     progress: Callable[[str, int], None] | None = None
+    signature: Signature | None = None
 
     def apply(self, step: Rewrite) -> PassEntry:
         """Run one pass to its fixed point and return its entry in the ledger."""
@@ -229,13 +232,16 @@ class Driver:
     def _prove_whole(self, step: Pass, before: ir.Model, entry: PassEntry) -> None:
         try:
             old, new = GraphRunner(before), GraphRunner(self.model)
-            pairs = [(old.run(item.feeds)[0], new.run(item.feeds)[0], item.feeds) for item in self.observations]
+            pairs = [
+                (self._kept(step, old.run(item.feeds)[0], item), self._kept(step, new.run(item.feeds)[0], item))
+                for item in self.observations
+            ]
         except ProbeError as error:
             self._restore(before)
             entry.rolled_back.append(RolledBack("whole graph", f"the result does not run: {error}", math.inf))
             entry.applied = 0
             return
-        for expected, found, _ in pairs:
+        for expected, found in pairs:
             verdict = _judge(
                 step.numerics, [expected[n] for n in expected], [found[n] for n in expected], entry.worst_error, {}
             )
@@ -247,6 +253,16 @@ class Driver:
                 entry.applied, entry.worst_error = 0, 0.0
                 logger.warning("%s rolled back: %s", step.name, verdict.reason)
                 return
+
+    def _kept(self, step: Pass, outputs: Feeds, observation: Observation) -> Feeds:
+        """Return the outputs, without padded positions when the pass may change those."""
+        if self.signature is None or not step.touches_padding:
+            return outputs
+        kept: Feeds = {}
+        for name, array in outputs.items():
+            rows = rows_that_matter(self.signature, observation.feeds, name, array)
+            kept[name] = array if rows is None else array[rows]
+        return kept
 
     def _restore(self, before: ir.Model) -> None:
         self.model.graph = before.graph

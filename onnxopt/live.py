@@ -106,7 +106,7 @@ def print_summary(console: Console, artifact: Artifact) -> None:
         )
     console.print(table)
     blocks = ", ".join(f"{kind.replace('_', ' ')} {count}" for kind, count in manifest.blocks.items())
-    console.print(f"fused         {blocks or 'nothing to fuse'}", markup=False)
+    console.print(f"fused         {blocks or 'nothing to fuse'}", markup=False, soft_wrap=True)
     worst = manifest.worst_relative_error
     if worst is not None:
         console.print(

@@ -38,6 +38,7 @@ CANONICALIZE = (
     "make-reshape-static",
     "read-dimension",
     "read-dimension-from-input",
+    "unfold-batch",
     "unfold-transpose",
     "merge-transposes",
     "merge-reshapes",
@@ -151,7 +152,7 @@ def run_pipeline(
     """
     model, observations = loaded.model, observations_of(loaded)
     prepare(model, observations)
-    driver = Driver(model, observations, repro_folder=repro_folder)
+    driver = Driver(model, observations, repro_folder=repro_folder, signature=loaded.signature)
     driver.ledger.notes.extend(loaded.notes)
     for stage, names in passes_of(target).items():
         if stage == "fuse":

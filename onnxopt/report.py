@@ -8,11 +8,14 @@ and our own words only, and the page forbids the browser to load anything.
 
 from __future__ import annotations
 
+import io
+import logging
 import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -317,12 +320,12 @@ def _svg(draw: Any, *facts: Any, seed: str) -> Any:
         facts: what is drawn.
         seed: makes the ids of this drawing differ from those of another on the same page.
     """
-    import io
-
     import markupsafe
-    import matplotlib as mpl
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
+
+    with _silence():
+        import matplotlib as mpl
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
 
     settings: dict[Any, Any] = {
         "svg.hashsalt": f"onnxopt-{seed}",
@@ -339,8 +342,7 @@ def _svg(draw: Any, *facts: Any, seed: str) -> Any:
         "legend.labelcolor": _INK,
     }
     content = io.StringIO()
-    with warnings.catch_warnings(), mpl.rc_context({**mpl.rcParamsDefault, **settings}):
-        warnings.simplefilter("ignore")
+    with _silence(), mpl.rc_context({**mpl.rcParamsDefault, **settings}):
         figure = Figure(figsize=(_PLOT_WIDTH, 1.0), layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure, *facts)
@@ -351,6 +353,19 @@ def _svg(draw: Any, *facts: Any, seed: str) -> Any:
             metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
         )
     return markupsafe.Markup(_inline(content.getvalue(), seed))  # noqa: S704  # numbers and our own words only
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep matplotlib from telling of its font cache and of letters its own font lacks; the browser has them."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _inline(svg: str, seed: str) -> str:

@@ -328,6 +328,8 @@ def call(function: Callable[..., Any], match: Match, op: Builder | None = None) 
 class Pass(Rewrite):
     """Change the graph as a whole."""
 
+    touches_padding: ClassVar[bool] = False  # True when positions that the mask excludes may change
+
     @abstractmethod
     def run(self, model: ir.Model) -> int:
         """Change the model in place; return the exact number of changes, 0 when run again."""

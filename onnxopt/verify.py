@@ -23,8 +23,9 @@ from onnxopt.model import Array, Feeder, Feeds, Loaded
 from onnxopt.observe import Observation
 from onnxopt.pipeline import prepare
 from onnxopt.probe import GraphRunner
+from onnxopt.rows import mask_of, rows_that_matter
 from onnxopt.session import Session, model_file
-from onnxopt.spec import PADDINGS, Budget, Padding, Signature, Target, TensorSpec
+from onnxopt.spec import PADDINGS, Budget, Padding, Signature, Target
 
 Case = tuple[dict[str, int], Padding]
 
@@ -49,21 +50,6 @@ def cases_of(loaded: Loaded) -> list[Case]:
         for size in sizes
         for padding in (PADDINGS if masked and size.get("batch", 1) > 1 else PADDINGS[:1])
     ]
-
-
-def mask_of(signature: Signature) -> TensorSpec | None:
-    """Return the padding mask [batch, sequence], None when there is none."""
-    return next((spec for spec in signature.inputs if "mask" in spec.name and len(spec.axes) == 2), None)
-
-
-def rows_that_matter(signature: Signature, feeds: Mapping[str, Array], output: str, array: Array) -> Array | None:
-    """Return bool [batch, sequence], where an output is not padding; None when it has no such axes."""
-    mask = mask_of(signature)
-    axes = next((spec.axes for spec in signature.outputs if spec.name == output), ())
-    if mask is None or axes[:2] != mask.axes:
-        return None
-    rows = np.asarray(feeds[mask.name]) != 0
-    return rows if array.shape[:2] == rows.shape else None
 
 
 def prove(

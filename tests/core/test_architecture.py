@@ -21,7 +21,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("spec", "usercache", "quiet", "runtime"),
     ("model", "machine", "wire", "opset_rules"),
-    ("graph", "recipe", "ledger", "manifest"),
+    ("graph", "recipe", "ledger", "manifest", "rows"),
     ("probe", "safety", "blocks"),
     ("patterns", "registry", "observe", "graph_feeder", "opset"),
     ("rewrite", "repro"),

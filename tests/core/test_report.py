@@ -245,13 +245,11 @@ def test_an_empty_manifest_still_reads() -> None:
 
 def test_errors_that_cannot_be_drawn_do_not_stop_the_report() -> None:
     proof = tuple(
-        ProofRecord(
-            sizes={}, padding="none", output=f"y{error}", worst_relative_error=error, worst_absolute_error=error
-        )
-        for error in (math.nan, math.inf, 0.0, 1e-30)
+        ProofRecord(sizes={}, padding="none", output=name, worst_relative_error=error, worst_absolute_error=error)
+        for name, error in (("a", math.nan), ("b", math.inf), ("c", 0.0), ("d", 1e-30))
     )
-    text = Page(render(make_manifest(proof=proof, budget=Budget(0.0)))).text
-    assert text.count("not comparable") == 4  # two errors, relative and absolute
+    text = Page(render(make_manifest(proof=proof, ledger=(), budget=Budget(0.0)))).text
+    assert text.count("not comparable") == 5  # two errors, relative and absolute, and the headline
 
 
 def test_refusals_are_counted_and_cut() -> None:
@@ -283,19 +281,12 @@ def test_words_for_numbers() -> None:
 def test_fits_a_phone_and_a_desk(width: int, tmp_path: Path) -> None:
     from PIL import Image
 
+    refusal = Refusal(node=LONG, reason=LONG)
+    record = PassRecord(name="fuse-linear", stage="fuse", numerics="exact", applied=1, refused=(refusal,))
     manifest = make_manifest(
         name=LONG,
         notes=(LONG,),
-        ledger=(
-            *make_manifest().ledger,
-            PassRecord(
-                name="fuse-linear",
-                stage="fuse",
-                numerics="exact",
-                applied=1,
-                refused=(Refusal(node=LONG, reason=LONG),),
-            ),
-        ),
+        ledger=(*make_manifest().ledger, record),
         origin={"source": LONG, "weights_sha256": "0123456789abcdef" * 4},
     )
     page = tmp_path / "report.html"

@@ -10,8 +10,9 @@ import pytest
 from onnxopt.errors import InputError, ProofError
 from onnxopt.graph import worst_error
 from onnxopt.imports import load_onnx
+from onnxopt.rows import rows_that_matter
 from onnxopt.spec import Budget
-from onnxopt.verify import cases_of, compare_models, prove, rows_that_matter
+from onnxopt.verify import cases_of, compare_models, prove
 
 MASKED = """
 <ir_version: 10, opset_import: ["" : 20]>
