@@ -26,7 +26,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("patterns", "registry", "observe", "graph_feeder", "opset"),
     ("rewrite", "repro"),
     ("passes", "models"),
-    ("driver", "samples", "session", "gguf"),
+    ("driver", "samples", "session", "gguf", "timing"),
     ("pipeline", "source", "checkpoint", "imports"),
     ("explain", "pooling", "tasks", "feeds", "torch_model", "trace", "axes", "inspection"),
     ("export", "package", "verify", "bench_inputs", "textinput", "imageinput", "report"),

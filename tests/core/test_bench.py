@@ -15,9 +15,10 @@ import onnx.parser
 import pytest
 
 from onnxopt import bench_worker
-from onnxopt.bench import BenchResult, bench, shape_stats
+from onnxopt.bench import BenchResult, bench
 from onnxopt.bench_inputs import make_requests, read_candidate
 from onnxopt.errors import InputError
+from onnxopt.timing import shape_stats
 
 EMBED = """
 <ir_version: 10, opset_import: ["" : 20]>

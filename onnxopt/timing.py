@@ -1,0 +1,164 @@
+"""Time models in turns, each in a process of its own, and sum up what was seen."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxopt.errors import InputError
+from onnxopt.manifest import Record
+from onnxopt.model import Array
+
+Progress = Callable[[str], None]
+
+_LEAST_SLICE_SECONDS = 0.02
+_RESAMPLES = 2000
+_INTERVAL = (2.5, 97.5)  # percentiles: a 95 % interval
+
+
+@dataclass(frozen=True)
+class Start:
+    """What one start of one model gave."""
+
+    load_ms: float
+    base_bytes: int
+    peak_bytes: int
+    times_ms: list[list[float]]
+
+
+class ShapeStats(Record):
+    """One model on one request shape, over all rounds.
+
+    Attributes:
+        sizes: size of each dynamic axis.
+        runs: how many were measured.
+        p50_ms: median.
+        p90_ms: nine of ten runs were faster.
+        p99_ms: 99 of 100 runs were faster; with fewer runs, about the slowest.
+        round_low_ms: smallest median of a round.
+        round_high_ms: largest median of a round.
+        speedup: median of the first model / median of this one.
+        speedup_low: lower end of its 95 % interval over rounds.
+        speedup_high: upper end.
+    """
+
+    sizes: dict[str, int]
+    runs: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    round_low_ms: float
+    round_high_ms: float
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the speed-up differs from 1 by more than the noise."""
+        return self.speedup_low > 1.0 or self.speedup_high < 1.0
+
+
+def run_rounds(
+    jobs: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    *,
+    rounds: int,
+    seconds: float,
+    progress: Progress | None,
+) -> list[list[Start]]:
+    """Return the starts of each job. A first one, not counted, finds failures and tells what a start costs."""
+    say = progress or (lambda _: None)
+    begin = time.perf_counter()
+    for name, job in zip(names, jobs, strict=True):
+        say(f"trying {name}")
+        _start(job)
+    spent = time.perf_counter() - begin
+    shapes = len(jobs[0]["inputs"])
+    share = ((seconds - spent) / rounds - spent) / (len(jobs) * shapes)
+    slice_seconds = max(_LEAST_SLICE_SECONDS, share)
+    starts: list[list[Start]] = [[] for _ in jobs]
+    for number in range(rounds):
+        order = range(len(jobs)) if number % 2 == 0 else reversed(range(len(jobs)))
+        for index in order:
+            say(f"round {number + 1} of {rounds}, {names[index]}")
+            starts[index].append(_start({**jobs[index], "seconds": slice_seconds}))
+    return starts
+
+
+def _start(job: Mapping[str, Any]) -> Start:
+    """Run one job in a process of its own."""
+    done = subprocess.run(  # our own module in our own interpreter
+        [sys.executable, "-m", "onnxopt.bench_worker"],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+        env={**os.environ, "PYTHONSAFEPATH": "1"},  # no modules out of the folder the user happens to be in
+    )
+    lines = done.stdout.strip().splitlines()
+    try:
+        result = json.loads(lines[-1])
+    except (IndexError, ValueError) as error:
+        raise InputError(_died(done), where=job["model"]) from error
+    if "error" in result:
+        found = result["error"]
+        raise InputError(found["what"], where=found["where"] or job["model"], hint=found["hint"])
+    return Start(**result)
+
+
+def _died(done: subprocess.CompletedProcess[str]) -> str:
+    """Say in words why a worker gave no result."""
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        killed = ", perhaps for want of memory" if name == "SIGKILL" else ""
+        return f"its process was ended by {name}{killed}"
+    last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+    return f"its process ended with code {done.returncode}: {last}"
+
+
+def shape_stats(
+    sizes: Mapping[str, int], own: Sequence[Sequence[float]], first: Sequence[Sequence[float]]
+) -> ShapeStats:
+    """Sum up the runs of one model on one shape.
+
+    Args:
+        sizes: size of each dynamic axis.
+        own: milliseconds of each run, a list per round.
+        first: the same of the model it is compared with; the same rounds, in the same order.
+    """
+    pooled = np.concatenate([np.asarray(times) for times in own])
+    medians = np.array([np.median(times) for times in own])
+    speedup = float(np.median(np.concatenate([np.asarray(times) for times in first])) / np.median(pooled))
+    low, high = _interval(np.array([np.median(times) for times in first]), medians)
+    return ShapeStats(
+        sizes=dict(sizes),
+        runs=pooled.size,
+        p50_ms=float(np.percentile(pooled, 50)),
+        p90_ms=float(np.percentile(pooled, 90)),
+        p99_ms=float(np.percentile(pooled, 99)),
+        round_low_ms=float(medians.min()),
+        round_high_ms=float(medians.max()),
+        speedup=speedup,
+        speedup_low=min(speedup, low),
+        speedup_high=max(speedup, high),
+    )
+
+
+def _interval(first: Array, own: Array) -> tuple[float, float]:
+    """Return the 95 % interval of median(first) / median(own) when rounds, taken in pairs, are drawn again."""
+    picks = np.random.default_rng(0).integers(0, own.size, (_RESAMPLES, own.size))
+    ratios = np.median(first[picks], axis=1) / np.median(own[picks], axis=1)
+    low, high = np.percentile(ratios, _INTERVAL)
+    return float(low), float(high)
