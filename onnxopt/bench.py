@@ -22,7 +22,7 @@ from onnxopt.machine import describe_machine, versions
 from onnxopt.manifest import Record
 from onnxopt.session import MODEL_NAME
 from onnxopt.spec import Target, Workload
-from onnxopt.timing import Progress, ShapeStats, Start, run_rounds, shape_stats
+from onnxopt.timing import Progress, ShapeStats, Start, run_rounds, shape_stats, write_job
 
 DEFAULT_ROUNDS = 5
 DEFAULT_SECONDS = 20.0
@@ -118,7 +118,15 @@ def bench(
         raise InputError("no request shape to measure", hint="write for example --workload 1x16,8x128")
     names = _names(candidates)
     with tempfile.TemporaryDirectory(prefix="onnxopt-bench-") as folder:
-        jobs = _write_jobs(Path(folder), candidates, requests, target, threads)
+        jobs = [
+            write_job(
+                candidate.file,
+                [request.feeds[number] for request in requests],
+                Target(target.provider, threads),
+                Path(folder) / str(number),
+            )
+            for number, candidate in enumerate(candidates)
+        ]
         left = seconds - (time.perf_counter() - begin)
         starts = run_rounds(jobs, names, rounds=rounds, seconds=left, progress=progress)
     return BenchResult(
@@ -134,28 +142,6 @@ def bench(
             for name, candidate, own in zip(names, candidates, starts, strict=True)
         ),
     )
-
-
-def _write_jobs(
-    folder: Path, candidates: Sequence[Candidate], requests: Sequence[Request], target: Target, threads: int
-) -> list[dict[str, Any]]:
-    jobs = []
-    for number, candidate in enumerate(candidates):
-        inputs = []
-        for index, request in enumerate(requests):
-            path = folder / f"{number}_{index}.npz"
-            np.savez(path, allow_pickle=False, **request.feeds[number])
-            inputs.append(str(path))
-        jobs.append(
-            {
-                "model": str(candidate.file.resolve()),
-                "provider": target.provider,
-                "threads": threads,
-                "inputs": inputs,
-                "seconds": 0.0,
-            }
-        )
-    return jobs
 
 
 def _stats(

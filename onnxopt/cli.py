@@ -83,7 +83,9 @@ BudgetOption = Annotated[
 ]
 WorkloadOption = Annotated[
     str | None,
-    typer.Option("--workload", "-w", help="Request shapes, batch x sequence: 1x16,8x128, or batch=8:height=224."),
+    typer.Option(
+        "--workload", "-w", help="Request shapes, batch x sequence: 1x16,8x128; 32x256@0.26 when 26 % are real tokens."
+    ),
 ]
 
 
@@ -115,6 +117,9 @@ def optimize(
         ExporterName, typer.Option("--exporter", help="dynamo, TorchScript, or dynamo first.")
     ] = ExporterName.auto,
     measure: Annotated[bool, typer.Option("--measure/--no-measure", help="Time the model before and after.")] = True,
+    tune: Annotated[
+        bool, typer.Option("--tune/--no-tune", help="Measure alternative kernels on this machine, about a minute.")
+    ] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let Python code of the checkpoint run.")
     ] = False,
@@ -142,6 +147,7 @@ def optimize(
             with_pooling=with_pooling,
             exporter=exporter.value,
             measure=measure,
+            tune=tune,
             trust_remote_code=trust_remote_code,
             progress=view.show,
         )

@@ -25,6 +25,7 @@ from onnxopt.model import Array, Feeds
 from onnxopt.observe import Observation, annotate
 from onnxopt.patterns import Miss
 from onnxopt.probe import GraphRunner, ProbeError, RegionRunner
+from onnxopt.profit import AS_IS, Profit
 from onnxopt.repro import write_repro
 from onnxopt.rewrite import Builder, Match, Pass, Refusal, Rewrite, Rule
 from onnxopt.rows import rows_that_matter
@@ -50,6 +51,7 @@ class Driver:
         repro_folder: where the inputs of a refuted rewrite are kept; None keeps none.
         progress: called with a pass name and its count of kept rewrites while it works.
         signature: tells which outputs have padded positions, for passes that may change those.
+        profit: measures the forms of rules that offer several; None takes the recorded winners.
     """
 
     model: ir.Model
@@ -59,6 +61,7 @@ class Driver:
     repro_folder: Path | None = None
     progress: Callable[[str, int], None] | None = None
     signature: Signature | None = None
+    profit: Profit | None = None
 
     def apply(self, step: Rewrite) -> PassEntry:
         """Run one pass to its fixed point and return its entry in the ledger."""
@@ -95,6 +98,8 @@ class Driver:
         for _ in range(MAX_ROUNDS):
             refused.clear()
             chosen = self._choose(rule, settled, refused)
+            if rule.forms and self.profit is not None:
+                chosen = self._by_profit(rule, chosen, settled, entry)
             if not chosen:
                 break
             self._prove_and_apply(rule, chosen, settled, entry)
@@ -130,7 +135,7 @@ class Driver:
         for match in rule.find(node, patterns, self.model, Miss()):  # type: ignore[arg-type]  # compiled by the same rule
             if any(member in claimed for member, shared in match.nodes if not shared):
                 return None  # the next sweep sees the graph without the overlap
-            builder = Builder(self.model, node.outputs[0].name or node.op_type, rule.name)
+            builder = _builder(rule, self.model, node, next(iter(rule.forms), ""))
             try:
                 rule.decide(match)
                 outputs = rule.build(match, builder)
@@ -143,6 +148,31 @@ class Driver:
             refused[item.node, item.reason] = item
             logger.debug("%s: %s: %s", rule.name, item.node, item.reason)
         return None
+
+    def _by_profit(self, rule: Rule, chosen: list[_Candidate], settled: set[str], entry: PassEntry) -> list[_Candidate]:
+        """Give every candidate the form that is fastest for its class; those that stay as they are are settled."""
+        if self.profit is None:
+            return chosen
+        kept: list[_Candidate] = []
+        for candidate in chosen:
+            default = candidate.regions()[1]
+            # shared nodes are computed once for all their readers: no form pays for them
+            own = [node for node, shared in candidate.match.nodes if not shared]
+            old = region(own, candidate.wanted())
+            others = [_candidate(rule, self.model, candidate.match, form) for form in rule.forms[1:]]
+            forms = {rule.forms[0]: default, **{c.builder.form: c.regions()[1] for c in others}, AS_IS: old}
+            choice = self.profit.choose_region(rule.name, forms, self.model)
+            winner = next((c for c in (candidate, *others) if c.builder.form == choice.form), None)
+            for loser in (candidate, *others):
+                if loser is not winner:
+                    _release(loser.builder.nodes)
+            if str(choice) not in entry.choices:
+                entry.choices.append(str(choice))
+            if winner is None:
+                settled.add(_key(candidate.match.root))
+            else:
+                kept.append(winner)
+        return kept
 
     def _prove_and_apply(self, rule: Rule, chosen: list[_Candidate], settled: set[str], entry: PassEntry) -> None:
         verdicts = self._prove(rule, chosen) if self.prove else [_Verdict()] * len(chosen)
@@ -316,6 +346,16 @@ def _loosened(numerics: Reassociated, old: list[Array], shaken: list[Array]) -> 
     """Widen a contract by what the replaced region itself makes of rounding errors in its inputs."""
     moved = max((worst_error(b, a)[1] for a, b in zip(old, shaken, strict=True)), default=0.0)
     return replace(numerics, atol=numerics.atol + SENSITIVITY_FACTOR * moved) if math.isfinite(moved) else numerics
+
+
+def _builder(rule: Rule, model: ir.Model, node: ir.Node, form: str) -> Builder:
+    return Builder(model, node.outputs[0].name or node.op_type, rule.name, form)
+
+
+def _candidate(rule: Rule, model: ir.Model, match: Match, form: str) -> _Candidate:
+    """Build another form of an accepted match."""
+    builder = _builder(rule, model, match.root, form)
+    return _Candidate(match, builder, rule.build(match, builder))
 
 
 def _key(node: ir.Node) -> str:

@@ -278,13 +278,22 @@ def detach(
     opset_imports: Mapping[str, int],
     functions: Sequence[ir.Function] = (),
     ir_version: int = 10,
+    *,
+    feed_constants: bool = True,
 ) -> Detached:
     """Copy regions side by side into one model.
+
+    Args:
+        regions: what to copy.
+        opset_imports: of the model they come from.
+        functions: of the same model.
+        ir_version: of the same model.
+        feed_constants: make large constants inputs, so that no weight is copied; False keeps them as initializers.
 
     Data inputs are named `in_<i>`, outputs `out_<j>` in the order of the regions' outputs. A value that is input of one
     region and made by another stays an input of the first: each region is computed from given inputs alone.
     """
-    copier = _Copier()
+    copier = _Copier(feed_constants=feed_constants)
     for part in regions:
         copier.copy(part)
     large = [value for value in copier.constants.values() if value.name in copier.feeds]
@@ -304,7 +313,8 @@ def detach(
 class _Copier:
     """Copies regions into fresh values and nodes; constants are shared between regions, everything else is not."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, feed_constants: bool) -> None:
+        self._feed_constants = feed_constants
         self.inputs: dict[ir.Value, ir.Value] = {}
         self.constants: dict[ir.Value, ir.Value] = {}
         self.feeds: dict[str, Array] = {}
@@ -336,7 +346,7 @@ class _Copier:
             if tensor is None:
                 raise ValueError(f"{value.name} is not a constant")
             copied = constant_value(tensor, f"const_{len(self.constants)}")
-            if tensor.nbytes > SMALL_CONSTANT_BYTES and tensor.dtype not in _NOT_FEEDABLE:
+            if self._feed_constants and tensor.nbytes > SMALL_CONSTANT_BYTES and tensor.dtype not in _NOT_FEEDABLE:
                 copied.const_value = None
                 self.feeds[copied.name or ""] = tensor.numpy()
             self.constants[value] = copied

@@ -57,6 +57,7 @@ class PassEntry:
         nodes_after: and after.
         seconds: time spent, proof included.
         bytes_saved: initializer bytes that disappeared (negative when some were added).
+        choices: for rules with several forms, the form of each class of regions and the times it was chosen by.
     """
 
     name: str
@@ -70,6 +71,7 @@ class PassEntry:
     nodes_after: int = 0
     seconds: float = 0.0
     bytes_saved: int = 0
+    choices: list[str] = field(default_factory=list)
 
     def refusal_counts(self) -> Counter[str]:
         """Count refusals by reason."""

@@ -101,6 +101,7 @@ def print_summary(console: Console, artifact: Artifact) -> None:
     table.add_row("size", size_text(manifest.bytes_before), size_text(manifest.bytes_after))
     for latency in measurements.latency if measurements else ():
         shape = " ".join(f"{axis} {size}" for axis, size in latency.shape.items())
+        shape += f", {latency.fill:.0%} real" if latency.fill < 1.0 else ""
         table.add_row(
             f"latency, {shape}", f"{latency.before_ms:.2f} ms", f"{latency.after_ms:.2f} ms ({latency.speedup:.2f}x)"
         )

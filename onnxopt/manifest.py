@@ -244,9 +244,11 @@ class Latency(Record):
         shape: size of each dynamic axis.
         before_ms: of the model as loaded, run by the same runtime with its own optimisations on.
         after_ms: of the result.
+        fill: share of positions that were real tokens.
     """
 
     shape: dict[str, int]
+    fill: float = 1.0
     before_ms: float = Field(gt=0)
     after_ms: float = Field(gt=0)
 

@@ -18,9 +18,10 @@ from onnxopt.observe import Observation, annotate
 from onnxopt.opset import raise_opset
 from onnxopt.patterns import Miss
 from onnxopt.probe import MAX_IR_VERSION, ProbeError
+from onnxopt.profit import Profit
 from onnxopt.registry import get
 from onnxopt.rewrite import Rule
-from onnxopt.spec import Padding, Provider, Target
+from onnxopt.spec import Padding, Provider, Target, Workload
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,22 @@ LOWER: dict[Provider, tuple[str, ...]] = {
     "tensorrt": (),
 }
 
+# The other lowering for the CPU: on real tokens only. It pays when a batch has enough padding.
+WITHOUT_PADDING = (
+    "remove-padding",
+    "fuse-linear",
+    "lower-gelu",
+    "merge-initializers",
+    "merge-equal-nodes",
+    "lower-norm",
+    "fold-residual",
+    "lower-normalize",
+    "drop-scale-before-normalize",
+    "read-dimension-from-input",
+    *TIDY,
+)
+RECORDED_FILL = 0.8  # unmeasured, padding is removed when less than this share of positions is real
+
 MOST_TURNS = 5
 
 PROBES: tuple[tuple[int, Padding], ...] = ((0, "none"), (1, "holes"), (2, "left"))
@@ -136,6 +153,9 @@ def run_pipeline(
     loaded: Loaded,
     target: Target,
     *,
+    workload: Workload | None = None,
+    profit: Profit | None = None,
+    tune: bool = False,
     progress: Callable[[str, str, int], None] | None = None,
     repro_folder: Path | None = None,
 ) -> Ledger:
@@ -144,6 +164,9 @@ def run_pipeline(
     Args:
         loaded: its model is changed by proved rewrites only.
         target: which lowering.
+        workload: what will be asked of it; padding in it makes the removal of padding a choice.
+        profit: measures alternatives; None takes recorded winners.
+        tune: also measure the forms of single regions.
         progress: called with (stage, pass, rewrites kept so far).
         repro_folder: where refuted rewrites leave their inputs.
 
@@ -152,7 +175,13 @@ def run_pipeline(
     """
     model, observations = loaded.model, observations_of(loaded)
     prepare(model, observations)
-    driver = Driver(model, observations, repro_folder=repro_folder, signature=loaded.signature)
+    driver = Driver(
+        model,
+        observations,
+        repro_folder=repro_folder,
+        signature=loaded.signature,
+        profit=profit if tune else None,
+    )
     driver.ledger.notes.extend(loaded.notes)
     for stage, names in passes_of(target).items():
         if stage == "fuse":
@@ -161,6 +190,8 @@ def run_pipeline(
             driver.progress = lambda step, count, stage=stage: progress(stage, step, count)
         if stage == "canonicalize":
             run_to_rest(driver, names)
+        elif stage == "lower" and target.provider == "cpu" and workload is not None and workload.fills:
+            _lower_ragged(driver, names, workload, profit)
         else:
             for name in names:
                 driver.apply(get(name))
@@ -169,6 +200,39 @@ def run_pipeline(
             f"target {target.provider}: fused standard operators; no kernel of the provider was chosen by measure"
         )
     return driver.ledger
+
+
+def _lower_ragged(driver: Driver, padded: Sequence[str], workload: Workload, profit: Profit | None) -> None:
+    """Lower with and without padding and keep what is faster on the workload."""
+    before, start = driver.model.clone(), len(driver.ledger.entries)
+    for name in WITHOUT_PADDING:
+        driver.apply(get(name))
+        if name == "remove-padding" and not driver.ledger.entries[-1].applied:
+            break
+    removed = driver.ledger.applied("remove-padding") > 0
+    other = Driver(
+        before,
+        driver.observations,
+        repro_folder=driver.repro_folder,
+        progress=driver.progress,
+        signature=driver.signature,
+        profit=driver.profit,
+    )
+    for name in padded:
+        other.apply(get(name))
+    keep, choice = not removed, "padding stays: no padding mask could be followed through the model"
+    if removed:
+        fill = sum(workload.fills) / len(workload.fills)
+        forms = {"padding removed": driver.model, "padding kept": before}
+        order = list(forms) if fill < RECORDED_FILL else list(reversed(forms))
+        found = (profit or Profit(Target("cpu"), (), measure=False)).choose_model(
+            "remove-padding", {name: forms[name] for name in order}
+        )
+        keep, choice = found.form == "padding kept", str(found)
+    if keep:
+        driver.model.graph = before.graph
+        driver.ledger.entries[start:] = other.ledger.entries
+    driver.ledger.notes.append(choice)
 
 
 def run_to_rest(driver: Driver, names: Sequence[str]) -> None:

@@ -122,8 +122,9 @@ class Builder:
     other keywords are attributes, and None leaves one out.
     """
 
-    def __init__(self, model: ir.Model, prefix: str, pass_name: str) -> None:
+    def __init__(self, model: ir.Model, prefix: str, pass_name: str, form: str = "") -> None:
         self.model = model
+        self.form = form
         self.nodes: list[ir.Node] = []
         self.initializers: list[ir.Value] = []
         self._prefix = prefix
@@ -252,6 +253,9 @@ class Rule(Rewrite):
     """
 
     keeps_shared: ClassVar[bool] = False  # True when recomputing a shared inner value costs nothing
+    forms: ClassVar[
+        tuple[str, ...]
+    ] = ()  # alternatives that `rewrite` can build (`op.form`), the recorded winner first
 
     @abstractmethod
     def patterns(self, op: Ops, *variables: Any, **named: Any) -> Iterator[Pat]:

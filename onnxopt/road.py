@@ -7,13 +7,12 @@ import logging
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
-from onnxopt.bench import bench
 from onnxopt.blocks import KINDS, count_blocks
 from onnxopt.errors import InputError
 from onnxopt.export import Exporter, export
@@ -31,19 +30,24 @@ from onnxopt.manifest import (
     RollbackRecord,
 )
 from onnxopt.model import Loaded
+from onnxopt.observe import Observation
 from onnxopt.package import Artifact, Golden, check_output_folder, write_artifact
 from onnxopt.pipeline import run_pipeline
 from onnxopt.probe import MAX_IR_VERSION
+from onnxopt.profit import Profit
 from onnxopt.report import REPORT_NAME, render_report
+from onnxopt.requests import fit_workload, requests_of
 from onnxopt.session import Session
 from onnxopt.source import Source, Weights, resolve
 from onnxopt.spec import Budget, Target, Workload
+from onnxopt.timing import run_rounds, shape_stats, write_job
 from onnxopt.verify import cases_of, prove
 
 logger = logging.getLogger(__name__)
 
 LARGE_BYTES = 2**31 - 2**27  # protobuf cannot hold 2 GiB; from here on weights lie beside the graph
 GOLDEN_ERROR = 1e-4  # what another build of the runtime may differ by in float32
+ROUNDS_TO_MEASURE = 5
 SECONDS_TO_MEASURE = 20.0
 
 
@@ -78,6 +82,7 @@ def optimize(
     with_pooling: bool = True,
     exporter: Exporter = "auto",
     measure: bool = True,
+    tune: bool = False,
     trust_remote_code: bool = False,
     progress: Listener | None = None,
 ) -> Artifact:
@@ -94,7 +99,8 @@ def optimize(
         revision: Hub revision.
         with_pooling: add the sentence embedding when the checkpoint describes one.
         exporter: `dynamo`, `torchscript` or `auto`.
-        measure: time the model before and after on the workload.
+        measure: time the model before and after on the workload, and choices that concern the whole model.
+        tune: also measure alternative kernels for single regions on this machine, about a minute for a small model.
         trust_remote_code: allow the checkpoint's own Python code to run.
         progress: told what happens.
 
@@ -123,7 +129,7 @@ def optimize(
     folder = Path(out) if out is not None else Path("build") / found.name
     check_output_folder(folder)
     loaded = load(found, task=task, with_pooling=with_pooling, exporter=exporter, progress=say)
-    plan = _Plan(goal, fit_workload(wanted, loaded), allowed, folder, measure)
+    plan = _Plan(goal, fit_workload(wanted, loaded), allowed, folder, measure, tune)
     with tempfile.TemporaryDirectory(prefix="onnxopt-") as scratch:
         return _finish(loaded, plan, Path(scratch), started, say)
 
@@ -157,20 +163,6 @@ def load(
     return export(source, task=task, with_pooling=with_pooling, exporter=exporter, progress=say)
 
 
-def fit_workload(workload: Workload, loaded: Loaded) -> Workload:
-    """Give every axis of the model a size in every shape, and drop axes that the model does not have."""
-    axes = loaded.signature.axes
-    shapes: list[Mapping[str, int]] = []
-    for shape in workload.shapes:
-        sizes = {
-            axis: shape.get(axis, shape.get("sequence", 1) if "sequence" in axis else shape.get("batch", 1))
-            for axis in axes
-        }
-        if sizes not in shapes:
-            shapes.append(sizes)
-    return Workload(tuple(shapes))
-
-
 @dataclass(frozen=True)
 class _Plan:
     """What was asked for."""
@@ -180,6 +172,7 @@ class _Plan:
     budget: Budget
     out: Path
     measure: bool
+    tune: bool
 
 
 def _finish(loaded: Loaded, plan: _Plan, scratch: Path, started: float, say: Listener) -> Artifact:
@@ -188,9 +181,18 @@ def _finish(loaded: Loaded, plan: _Plan, scratch: Path, started: float, say: Lis
     original = _save(loaded.model, scratch / "original")
     nodes_before, bytes_before = sum(1 for _ in all_nodes(loaded.model)), initializer_bytes(loaded.model)
     ops_before = op_counts(loaded.model)
+    requests = requests_of(loaded, plan.workload)
     ledger = run_pipeline(
         loaded,
         target,
+        workload=plan.workload,
+        profit=Profit(
+            target,
+            requests,
+            measure=plan.measure and target.provider == "cpu",
+            progress=lambda step: say(Event("choose", step)),
+        ),
+        tune=plan.tune,
         progress=lambda stage, step, count: say(Event(stage, step, count)),
         repro_folder=out.with_name(f"{out.name}.rolled-back"),
     )
@@ -202,7 +204,7 @@ def _finish(loaded: Loaded, plan: _Plan, scratch: Path, started: float, say: Lis
     del session
     latency: tuple[Latency, ...] = ()
     if plan.measure and _runnable(target, ledger) == target:
-        latency = _latency(original, candidate, plan.workload, target, say)
+        latency = _latency(original, candidate, plan, requests, say)
     evidence = _evidence(loaded, ledger, proof, nodes_before, bytes_before)
     seconds: dict[str, float] = defaultdict(float)
     for entry in ledger.entries:
@@ -272,20 +274,29 @@ def _golden(loaded: Loaded, session: Session) -> list[Golden]:
     return cases
 
 
-def _latency(original: Path, candidate: Path, workload: Workload, target: Target, say: Listener) -> tuple[Latency, ...]:
+def _latency(
+    original: Path, candidate: Path, plan: _Plan, requests: Sequence[Observation], say: Listener
+) -> tuple[Latency, ...]:
+    """Time the model as loaded and the result on the workload, in turns."""
     say(Event("measure", "before and after, in turns"))
-    result = bench(
-        [original, candidate],
-        shapes=workload.shapes,
-        target=target,
+    jobs = [
+        write_job(path, [request.feeds for request in requests], plan.target, path.parent / "feeds")
+        for path in (original, candidate)
+    ]
+    before, after = run_rounds(
+        jobs,
+        ["before", "after"],
+        rounds=ROUNDS_TO_MEASURE,
         seconds=SECONDS_TO_MEASURE,
         progress=lambda step: say(Event("measure", step)),
     )
-    before, after = result.candidates
-    return tuple(
-        Latency(shape=b.sizes, before_ms=b.p50_ms, after_ms=a.p50_ms)
-        for b, a in zip(before.shapes, after.shapes, strict=True)
-    )
+    found = []
+    for index, request in enumerate(requests):
+        slow, fast = ([start.times_ms[index] for start in own] for own in (before, after))
+        stats = [shape_stats(request.sizes, own, slow) for own in (slow, fast)]
+        fill = plan.workload.fill(index)
+        found.append(Latency(shape=dict(request.sizes), fill=fill, before_ms=stats[0].p50_ms, after_ms=stats[1].p50_ms))
+    return tuple(found)
 
 
 def _evidence(
@@ -298,7 +309,11 @@ def _evidence(
             numerics=entry.numerics,
             matches=entry.applied + len(entry.refused) + len(entry.rolled_back),
             applied=entry.applied,
-            refused=tuple(Refusal(node=item.node, reason=item.reason, where=item.where) for item in entry.refused if not item.needless),
+            refused=tuple(
+                Refusal(node=item.node, reason=item.reason, where=item.where)
+                for item in entry.refused
+                if not item.needless
+            ),
             rolled_back=tuple(
                 RollbackRecord(node=item.node, reason=item.reason, error=item.error) for item in entry.rolled_back
             ),
@@ -311,7 +326,8 @@ def _evidence(
         for entry in ledger.entries
     )
     counts = count_blocks(loaded.model)
-    notes = [*(note for note in ledger.notes if note not in loaded.notes)]
+    notes = [note for note in ledger.notes if note not in loaded.notes]
+    notes.extend(f"{entry.name}: {choice}" for entry in ledger.entries for choice in entry.choices)
     for kind in KINDS:
         notes.extend(f"{kind} not fused: {node}" for node in counts[kind].missed)
     return Evidence(

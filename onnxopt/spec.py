@@ -94,6 +94,7 @@ class Workload:
 
     Attributes:
         shapes: each maps axis names (`batch`, `sequence`, ...) to a size; axes not named keep the model's default.
+        fills: for each shape the share of positions that are real tokens, the rest being padding; all 1 when empty.
     """
 
     shapes: tuple[Mapping[str, int], ...] = (
@@ -101,17 +102,41 @@ class Workload:
         {"batch": 1, "sequence": 128},
         {"batch": 8, "sequence": 128},
     )
+    fills: tuple[float, ...] = ()
+
+    def fill(self, index: int) -> float:
+        """Return the share of real tokens of one shape."""
+        return self.fills[index] if self.fills else 1.0
 
     @classmethod
     def parse(cls, text: str) -> Workload:
-        """Read `1x16,1x128,8x128` (batch × sequence) or `batch=8:height=224,...`."""
-        shapes = tuple(_parse_shape(part.strip()) for part in text.split(",") if part.strip())
-        if not shapes:
+        """Read `1x16,8x128` (batch × sequence), `batch=8:height=224`, or `32x256@0.26` when 26 % are real tokens."""
+        parts = [part.strip().partition("@") for part in text.split(",") if part.strip()]
+        if not parts:
             raise InputError("the workload is empty", hint="write for example --workload 1x16,8x128")
-        return cls(shapes)
+        shapes = tuple(_parse_shape(shape) for shape, _, _ in parts)
+        fills = tuple(_parse_fill(fill) if mark else 1.0 for _, mark, fill in parts)
+        return cls(shapes, fills if any(fill < 1.0 for fill in fills) else ())
 
     def __str__(self) -> str:
-        return ", ".join(" ".join(f"{axis} {size}" for axis, size in shape.items()) for shape in self.shapes)
+        return ", ".join(self.label(index) for index in range(len(self.shapes)))
+
+    def label(self, index: int) -> str:
+        """Write one shape for a person: `batch 32 sequence 256, 26 % real tokens`."""
+        sizes = " ".join(f"{axis} {size}" for axis, size in self.shapes[index].items())
+        return sizes if self.fill(index) == 1.0 else f"{sizes}, {self.fill(index):.0%} real tokens"
+
+
+def _parse_fill(text: str) -> float:
+    try:
+        fill = float(text)
+    except ValueError:
+        fill = 0.0
+    if not 0.0 < fill <= 1.0:
+        raise InputError(
+            f"the share of real tokens {text!r} is not between 0 and 1", hint="write for example 32x256@0.26"
+        )
+    return fill
 
 
 def _parse_shape(text: str) -> dict[str, int]:

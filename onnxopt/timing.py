@@ -10,13 +10,15 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onnxopt.errors import InputError
 from onnxopt.manifest import Record
-from onnxopt.model import Array
+from onnxopt.model import Array, Feeds
+from onnxopt.spec import Target
 
 Progress = Callable[[str], None]
 
@@ -66,6 +68,30 @@ class ShapeStats(Record):
     def is_clear(self) -> bool:
         """Whether the speed-up differs from 1 by more than the noise."""
         return self.speedup_low > 1.0 or self.speedup_high < 1.0
+
+
+def write_job(model: Path, requests: Sequence[Feeds], target: Target, folder: Path) -> dict[str, Any]:
+    """Write the inputs of a model for the worker and return its job.
+
+    Args:
+        model: the file.
+        requests: inputs per shape.
+        target: provider and threads.
+        folder: where the inputs go; made when missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for index, feeds in enumerate(requests):
+        path = folder / f"{model.stem}_{index}.npz"
+        np.savez(path, allow_pickle=False, **feeds)
+        files.append(str(path))
+    return {
+        "model": str(model.resolve()),
+        "provider": target.provider,
+        "threads": target.threads,
+        "inputs": files,
+        "seconds": 0.0,
+    }
 
 
 def run_rounds(

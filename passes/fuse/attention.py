@@ -3,16 +3,17 @@
 Before::
 
     q ─ Mul(s) ─┐
-    k ─ Transpose ─ Mul(s) ─ MatMul ─ Add(mask) ─ Softmax ─ Where(IsNaN, 0) ─┐
-    v ───────────────────────────────────────────────────────────────────────┴─ MatMul ─ y
+    k ─ Transpose ─ Mul(s) ─ MatMul ─ Add(bias) ─ Where(mask) ─ Softmax ─ Where(IsNaN, 0) ─┐
+    v ─────────────────────────────────────────────────────────────────────────────────────┴─ MatMul ─ y
 
 After::
 
-    q, k, v, mask ─ Attention(scale) ─ y
+    bias ─ Where(mask) ─┐
+    q, k, v ────────────┴─ Attention(scale) ─ y
 
 Meets: TorchScript exports of SDPA and eager attention, decomposed dynamo exports (opset 18), with the scale on q, on k,
-    on both or
-    on the product, with or without a mask, with or without the exporter's guard for fully masked rows.
+    on both or on the product; masks that are added and masks that are written over the scores, relative-position and
+    ALiBi biases, up to three of them in any order; with or without the exporter's guard for fully masked rows.
 Numerics: reassociated. A row that may attend to nothing has no defined answer and is not compared.
 Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; ONNX operator Attention-23.
 """
@@ -20,15 +21,23 @@ Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; ONNX operator Attention-23
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
-from onnxopt.graph import attribute, dims, number, rank
-from onnxopt.patterns import FLOATS, Ops, Pat, either, scalar
+from onnxopt.graph import Dim, ancestors, attribute, constant, dims, number, rank
+from onnxopt.patterns import FLOATS, Ops, Pat, Var, either, scalar
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
 
 KEY_FROM_HEADS = (0, 1, 3, 2)  # [batch, heads, keys, size] -> [batch, heads, size, keys]
 KEY_FROM_TOKENS = (0, 2, 3, 1)  # [batch, keys, heads, size] -> the same
+STEPS = (1, 2, 3)  # what may happen to the scores, from the product outwards; DeBERTa and Swin have two
+MASKED_BELOW = -1e4  # what is written over a masked score: -10000 (GPT-J of 2021), finfo.min or -inf
+# A row that is written over with one finite number has equal weights. Added to a score, -1e30 swallows it just so, and is
+# above finfo.min, at which ONNX Runtime's kernel (1.31.1) gives zeros instead.
+FAR_BELOW = {np.dtype(np.float16): -6e4}
+FAR_BELOW_OTHERS = -1e30
 
 
 @register
@@ -40,21 +49,26 @@ class FuseAttention(Rule):
     numerics = Reassociated(rtol=2e-5, atol=2e-6)
     enables = ("fuse-padding-mask", "fuse-attention-heads")
 
-    def patterns(self, op: Ops, q: Pat, k: Pat, v: Pat, mask: Pat) -> Iterator[Pat]:
-        """Every place of the scale, with and without mask and guard."""
+    def patterns(self, op: Ops, q: Pat, k: Pat, v: Pat) -> Iterator[Pat]:
+        """Every place of the scale, with and without masks and guard."""
         turned = op.Transpose(k, perm=_turns_keys, _name="turn")
         query = either(op.Mul(q, scalar(name="scale_q")), op.Div(q, scalar(name="divide_q")), q)
-        key = either(turned, op.Mul(turned, scalar(name="scale_k")), op.Div(turned, scalar(name="divide_k")))
-        key = either(key, op.Transpose(op.Mul(k, scalar(name="scale_k")), perm=_turns_keys, _name="turn"))
+        scaled_before = op.Transpose(op.Mul(k, scalar(name="scale_k")), perm=_turns_keys, _name="turn")
+        scaled_after = either(op.Mul(turned, scalar(name="scale_k")), op.Div(turned, scalar(name="divide_k")))
+        key = either(scaled_before, scaled_after, turned)  # the bare one last: it would leave the Mul in front
+        stored = Var("turned")  # keys that a convolution or a cache gives as [batch, heads, size, keys]
+        key = either(key, op.Mul(stored, scalar(name="scale_k")), op.Div(stored, scalar(name="divide_k")), stored)
         product = op.MatMul(query, key)
         scores = either(product, op.Mul(product, scalar(name="scale")), op.Div(product, scalar(name="divide")))
-        for masked in (op.Add(scores, mask), scores):
-            weights = op.Softmax(masked, axis=_last)
-            guarded = op.Where(op.IsNaN(weights), scalar(0.0), weights)
-            yield op.MatMul(either(guarded, weights), v)
+        for step in STEPS:
+            scores = either(*_steps(op, scores, step), scores)
+        weights = op.Softmax(scores, axis=_last)
+        guarded = op.Where(op.IsNaN(weights), scalar(0.0), weights)
+        yield op.MatMul(either(guarded, weights), v)
 
-    def guard(self, match: Match, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None) -> None:
+    def guard(self, match: Match, q: ir.Value, k: ir.Value | None, v: ir.Value, turned: ir.Value | None) -> None:
         """Four-dimensional heads; the mask must have the dimensions of the scores that the operator wants."""
+        k = k or turned or q
         match.require(all(value.dtype in FLOATS for value in (q, k, v)), "q, k or v is not a float tensor", q)
         match.require(
             all(rank(value) == 4 for value in (q, k, v)), "q, k and v are not [batch, heads, sequence, size]", q
@@ -67,10 +81,7 @@ class FuseAttention(Rule):
             (dims(k) or ())[_heads_axis(match)] == heads, "queries and keys have different numbers of heads", k
         )
         match.require((dims(v) or ())[1] == heads, "queries and values have different numbers of heads", v)
-        if mask is not None:
-            shape = dims(mask) or ()
-            match.require(len(shape) == 4, f"the mask has rank {len(shape)}, needs 4", mask)
-            match.require(shape[3] != 1 or (dims(v) or ())[2] == 1, "the mask has one entry for all keys", mask)
+        _require_masks(match, v)
         scale = 1.0
         for name, sign in (
             ("scale_q", 1),
@@ -88,20 +99,106 @@ class FuseAttention(Rule):
         match.facts["scale"] = scale
 
     def rewrite(
-        self, op: Builder, match: Match, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None
+        self, op: Builder, match: Match, q: ir.Value, k: ir.Value | None, v: ir.Value, turned: ir.Value | None
     ) -> ir.Value:
         """One node; a mask with one row for all queries is written out, since runtimes want every row."""
-        if tuple(attribute(match.named["turn"], "perm")) == KEY_FROM_TOKENS:
+        if k is None:
+            k = op.Transpose(turned, perm=KEY_FROM_HEADS)
+        elif _heads_axis(match) == 2:
             k = op.Transpose(k, perm=(0, 2, 1, 3))
-        if mask is not None and (dims(mask) or ())[2] == 1 and (dims(q) or ())[2] != 1:
+        mask, shape = _mask(op, match), match.facts["mask"]
+        if mask is not None and len(shape) < 4:
+            mask = op.Unsqueeze(mask, op.ints(range(4 - len(shape)), "leading"))
+        if mask is not None and (1, *shape)[-2] == 1 and (dims(q) or ())[2] != 1:
             queries = op.Shape(q, start=2, end=3)
             mask = op.Expand(mask, op.Concat(op.ints([1, 1], "ones"), queries, op.ints([1], "one"), axis=0))
         return op.Attention(q, k, v, mask, scale=match.facts["scale"])
 
 
+def _steps(op: Ops, scores: Pat, step: int) -> Iterator[Pat]:
+    """What may happen to the scores: a bias is added, or masked ones are written over."""
+    fill = scalar(name=f"fill_{step}")
+    yield op.Add(scores, Var(f"bias_{step}"))
+    yield op.Where(Var(f"masked_{step}"), fill, scores)  # torch's masked_fill
+    yield op.Where(Var(f"allowed_{step}"), scores, fill)  # torch.where(causal_mask, ...)
+
+
+def _require_masks(match: Match, v: ir.Value) -> None:
+    """Masks hide keys for good, and broadcast to [batch, heads, queries, keys]."""
+    shape: tuple[Dim, ...] = ()
+    for step in STEPS:
+        fill = number(match.values.get(f"fill_{step}"))
+        match.require(fill is None or fill <= MASKED_BELOW, f"masked scores become {fill}, which keeps them a weight")
+        for kind in ("bias", "masked", "allowed"):
+            part = match.values.get(f"{kind}_{step}")
+            if part is not None:
+                match.require(dims(part) is not None, "the rank of the mask is not known", part)
+                shape = _broadcast(shape, dims(part) or ())
+    match.require(len(shape) <= 4, f"the mask has rank {len(shape)}, needs 4 at most")
+    keys = (dims(v) or ())[2]
+    match.require(not shape or shape[-1] != 1 or keys == 1, "the mask has one entry for all keys")
+    match.facts["mask"] = shape
+
+
+def _broadcast(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    """The shape of a + b; both are known to be added somewhere already."""
+    width = max(len(a), len(b))
+    left, right = ((1,) * (width - len(shape)) + shape for shape in (a, b))
+    return tuple(y if x == 1 else x for x, y in zip(left, right, strict=True))
+
+
+def _mask(op: Builder, match: Match) -> ir.Value | None:
+    """Do to zero what is done to the scores: the sum is the same where no score is written over.
+
+    A score that is written over gets a weight of zero in both ways, or, in a row of nothing else, equal weights.
+    """
+    values = match.values
+    q = values["q"]
+    kind = np.dtype(q.dtype.numpy() if q is not None and q.dtype is not None else np.float32)
+    total: ir.Value | None = None
+    for step in STEPS:
+        bias, fill = values.get(f"bias_{step}"), values.get(f"fill_{step}")
+        if bias is not None:
+            total = op.Add(total, bias) if total is not None else bias
+        elif fill is not None:
+            flat = op.constant(np.array(_fill(number(fill), kind), dtype=kind), f"fill_{step}")
+            below = total if total is not None else op.constant(np.zeros((), dtype=kind), f"zero_{step}")
+            masked = values.get(f"masked_{step}")
+            total = (
+                op.Where(masked, flat, below)
+                if masked is not None
+                else op.Where(values[f"allowed_{step}"], below, flat)
+            )
+    if total is not None and any(_reaches_lowest(values[name], kind) for name in values if name.startswith("bias_")):
+        total = op.Max(total, op.constant(np.array(_fill(None, kind), dtype=kind), "lowest"))
+    return total
+
+
+def _reaches_lowest(bias: ir.Value | None, kind: np.dtype[Any]) -> bool:
+    """Tell whether finfo.min, but not -inf, goes into a bias; looked up once per bias, every layer has the same."""
+    if bias is None:
+        return False
+    known: bool | None = bias.meta.get(FuseAttention.name)
+    if known is None:
+        arrays = [
+            array
+            for value in {bias, *(value for node in ancestors(bias)[0] for value in node.inputs)}
+            if (array := constant(value)) is not None and array.dtype.kind == "f" and array.size
+        ]
+        lowest = min((float(array.min()) for array in arrays), default=0.0)
+        known = bias.meta[FuseAttention.name] = -np.inf < lowest <= _fill(None, kind)
+    return known
+
+
+def _fill(written: float | None, kind: np.dtype[Any]) -> float:
+    """What to add to a score that is written over; -inf stays, since a row of it has no weights at all."""
+    return -np.inf if written == -np.inf else FAR_BELOW.get(kind, FAR_BELOW_OTHERS)
+
+
 def _heads_axis(match: Match) -> int:
     """Where the keys have their heads before they are turned."""
-    return 2 if tuple(attribute(match.named["turn"], "perm")) == KEY_FROM_TOKENS else 1
+    turn = match.named.get("turn")
+    return 2 if turn is not None and tuple(attribute(turn, "perm")) == KEY_FROM_TOKENS else 1
 
 
 def _turns_keys(perm: tuple[int, ...]) -> bool:

@@ -31,6 +31,7 @@ class LowerGelu(Rule):
 
     name = "lower-gelu"
     numerics = Reassociated(rtol=1e-5, atol=1e-6)
+    forms = ("kernel",)
 
     def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
         """Both approximations."""

@@ -12,7 +12,8 @@ After::
 
 Meets: encoders after fuse-padding-mask and pack-qkv, whatever side or holes the padding has.
 Numerics: reassociated, on positions that are not padding; padded positions of an output become zero.
-Source: the construction follows RemovePadding and RestorePadding of ONNX Runtime's CUDA encoders, in stock operators. Rows are packed
+Source: the construction follows RemovePadding and RestorePadding of ONNX Runtime's CUDA encoders, in stock operators.
+    Rows are packed
     to the left whatever the padding was, and the padded length is the longest real row, so masks become lengths.
 """
 
@@ -30,7 +31,10 @@ from onnxopt.patterns import Miss, Ops, State, Var
 from onnxopt.patterns import match as match_pattern
 from onnxopt.rewrite import Builder, Pass, Reassociated, register
 
-TOKEN_WISE = frozenset({"Add", "Mul", "Sub", "Div", "Sum", "Gelu", "Relu", "Tanh", "Sigmoid", "Erf", "MatMul", "LayerNormalization"})
+TOKEN_WISE = frozenset(
+    {"Add", "Mul", "Sub", "Div", "Sum", "Gelu", "Relu", "Tanh", "Sigmoid", "Erf", "MatMul", "LayerNormalization"}
+)
+HEAD_SIZE_MULTIPLE = 8  # GroupQueryAttention refuses other sizes (ONNX Runtime 1.32)
 ROW_NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
 
 
@@ -89,12 +93,20 @@ def _self_attention(node: ir.Node) -> _SelfAttention | None:
     widths = integers(split.inputs[1]) if len(split.inputs) > 1 else None
     order = [value.index() for value in node.inputs[:3] if value is not None]
     heads = attribute(node, "q_num_heads")
-    plain = not attribute(node, "is_causal") and not attribute(node, "softcap") and heads == attribute(node, "kv_num_heads")
+    plain = (
+        not attribute(node, "is_causal") and not attribute(node, "softcap") and heads == attribute(node, "kv_num_heads")
+    )
     used_by_others = any(use.node is not node for value in split.outputs for use in value.uses())
     packed = split.inputs[0]
+    if widths is not None and heads and (widths[0] // heads) % HEAD_SIZE_MULTIPLE:
+        return None
     if not heads or not plain or widths is None or len(set(widths)) != 1 or order != [0, 1, 2] or used_by_others:
         return None
-    if packed is None or packed.dtype != ir.DataType.FLOAT or any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
+    if (
+        packed is None
+        or packed.dtype != ir.DataType.FLOAT
+        or any(v.uses() or v.is_graph_output() for v in node.outputs[1:])
+    ):
         return None
     scale = attribute(node, "scale")
     default = (widths[0] // heads) ** -0.5
@@ -109,7 +121,9 @@ def _mask_source(node: ir.Node) -> ir.Value | None:
     return None
 
 
-def _token_wise(model: ir.Model, attentions: dict[ir.Node, _SelfAttention], axes: tuple[int | str | None, ...]) -> set[ir.Node]:
+def _token_wise(
+    model: ir.Model, attentions: dict[ir.Node, _SelfAttention], axes: tuple[int | str | None, ...]
+) -> set[ir.Node]:
     """Return the nodes that treat every token alike, with the attentions and their Splits."""
 
     def on_tokens(value: ir.Value | None) -> bool:
@@ -124,13 +138,19 @@ def _token_wise(model: ir.Model, attentions: dict[ir.Node, _SelfAttention], axes
         if node in attentions or node in splits:
             members.add(node)
             continue
-        if node.op_type not in TOKEN_WISE or node.domain not in ("", "ai.onnx", "com.microsoft") or not on_tokens(node.outputs[0]):
+        if (
+            node.op_type not in TOKEN_WISE
+            or node.domain not in ("", "ai.onnx", "com.microsoft")
+            or not on_tokens(node.outputs[0])
+        ):
             continue
         if node.op_type == "MatMul":
             fits = on_tokens(node.inputs[0]) and is_constant(node.inputs[1]) and len(dims(node.inputs[1]) or ()) == 2
         elif node.op_type in ROW_NORMS:
             last = attribute(node, "axis")
-            fits = on_tokens(node.inputs[0]) and last in (-1, 2, None) and all(plain(value) for value in node.inputs[1:])
+            fits = (
+                on_tokens(node.inputs[0]) and last in (-1, 2, None) and all(plain(value) for value in node.inputs[1:])
+            )
         else:
             fits = all(on_tokens(value) or plain(value) for value in node.inputs) and any(map(on_tokens, node.inputs))
         if fits and node.outputs[0].dtype == ir.DataType.FLOAT:
@@ -197,7 +217,9 @@ class _Packer:
         keep = op.Cast(self._mask, to=ir.DataType.BOOL.value)
         flags = op.Cast(keep, to=ir.DataType.INT64.value)
         flat = op.Reshape(flags, op.ints([-1], "flat"))
-        self._tokens = op.Reshape(op.NonZero(flat), op.ints([-1], "flat_tokens"))  # [tokens], places in batch * sequence
+        self._tokens = op.Reshape(
+            op.NonZero(flat), op.ints([-1], "flat_tokens")
+        )  # [tokens], places in batch * sequence
         lengths = op.ReduceSum(flags, op.ints([1], "axis"), keepdims=0)  # [batch]
         one = op.constant(np.array(1, np.int64), "one")
         longest = op.Max(op.ReduceMax(lengths, keepdims=0), one)
@@ -263,4 +285,3 @@ class _Packer:
                     outputs[index] = padded
             old.name = f"{name}/replaced"
             padded.name = name
-

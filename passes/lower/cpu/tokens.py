@@ -118,10 +118,15 @@ def _acts_on_last_axis(node: ir.Node, rank: int) -> bool:
 def _flatten(node: ir.Node, value: ir.Value, rows: ir.Value) -> ir.Value:
     """Return a matrix of a value with all its axes, an existing one when there is one."""
     width = (dims(rows) or (0,))[-1]
-    for use in value.uses():
-        if is_op(use.node, "Reshape") and use.idx == 0 and integers(use.node.inputs[1]) == (-1, width):
-            return use.node.outputs[0]
     graph = node.graph
+    if graph is None or not isinstance(graph, ir.Graph):
+        raise ValueError(f"{node.name} is not in a graph")
+    for use in value.uses():
+        flat = use.node
+        if is_op(flat, "Reshape") and flat.graph is graph and use.idx == 0 and integers(flat.inputs[1]) == (-1, width):
+            graph.remove(flat)
+            _place_behind(graph, value, flat)  # it may stand behind `node`
+            return flat.outputs[0]
     name = f"{value.name}/{FlattenTokens.name}"
     target = ir.Value(
         name=f"{name}/shape",
@@ -129,19 +134,21 @@ def _flatten(node: ir.Node, value: ir.Value, rows: ir.Value) -> ir.Value:
         shape=ir.Shape([2]),
         const_value=ir.tensor(np.array([-1, width], np.int64), dtype=ir.DataType.INT64, name=f"{name}/shape"),
     )
-    if graph is None or not isinstance(graph, ir.Graph):
-        raise ValueError(f"{node.name} is not in a graph")
     graph.register_initializer(target)
     flat = ir.node("Reshape", [value, target], name=f"{name}/Reshape")
     flat.metadata_props[PASS_KEY] = FlattenTokens.name
     out = flat.outputs[0]
     out.name, out.type, out.shape = f"{name}/rows", value.type, rows.shape
+    _place_behind(graph, value, flat)
+    return out
+
+
+def _place_behind(graph: ir.Graph, value: ir.Value, node: ir.Node) -> None:
     producer = value.producer()
     if producer is not None:
-        graph.insert_after(producer, [flat])
+        graph.insert_after(producer, [node])
     else:
-        graph.insert_before(next(iter(graph)), [flat])
-    return out
+        graph.insert_before(next(iter(graph)), [node])
 
 
 def _rebuild(node: ir.Node, inputs: list[ir.Value | None], shape: ir.Value) -> int:

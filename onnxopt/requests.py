@@ -1,0 +1,74 @@
+"""Inputs in the shapes of a workload, ragged where it says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from onnxopt.model import Array, Feeds, Loaded
+from onnxopt.observe import Observation
+from onnxopt.rows import mask_of
+from onnxopt.spec import Workload
+
+SPREAD = 0.75  # of the logarithm of text lengths; a few long texts among many short ones
+SEED = 7
+
+
+def fit_workload(workload: Workload, loaded: Loaded) -> Workload:
+    """Give every axis of the model a size in every shape, and drop axes that the model does not have."""
+    axes = loaded.signature.axes
+    masked = mask_of(loaded.signature) is not None
+    shapes: dict[tuple[tuple[tuple[str, int], ...], float], Mapping[str, int]] = {}
+    for index, shape in enumerate(workload.shapes):
+        sizes = {axis: shape.get(axis, _default(axis, shape)) for axis in axes}
+        shapes.setdefault((tuple(sizes.items()), workload.fill(index) if masked else 1.0), sizes)
+    fills = tuple(fill for _, fill in shapes)
+    return Workload(tuple(shapes.values()), fills if any(fill < 1.0 for fill in fills) else ())
+
+
+def _default(axis: str, shape: Mapping[str, int]) -> int:
+    return shape.get("sequence", 1) if "sequence" in axis else shape.get("batch", 1)
+
+
+def requests_of(loaded: Loaded, workload: Workload) -> list[Observation]:
+    """Make one request per shape of a workload that fits the model.
+
+    Raises:
+        InputError: a size is beyond what the model takes.
+    """
+    requests = []
+    for index, sizes in enumerate(workload.shapes):
+        feeds = loaded.feeder.make(sizes, "none", seed=SEED + index)
+        mask = mask_of(loaded.signature)
+        if mask is not None and workload.fill(index) < 1.0 and mask.name in feeds:
+            feeds = _thin(feeds, mask.name, workload.fill(index))
+        requests.append(Observation(sizes, feeds))
+    return requests
+
+
+def _thin(feeds: Feeds, mask: str, fill: float) -> Feeds:
+    """Return the inputs with right padding, so that a share `fill` of all positions stays."""
+    batch, longest = feeds[mask].shape
+    lengths = ragged_lengths(batch, longest, fill)
+    rows = (np.arange(longest) < lengths[:, None]).astype(feeds[mask].dtype)
+    return {**feeds, mask: rows}
+
+
+def ragged_lengths(batch: int, longest: int, fill: float, seed: int = SEED) -> Array:
+    """Return int64 [batch], log-normal lengths between 1 and `longest` whose mean is about `fill * longest`.
+
+    One row has the full length, as the longest text of a padded batch has.
+    """
+    draws = np.exp(np.random.default_rng(seed).normal(0.0, SPREAD, batch))
+
+    def lengths(scale: float) -> Array:
+        found = np.clip(np.rint(draws * scale), 1, longest).astype(np.int64)
+        found[int(draws.argmax())] = longest
+        return found
+
+    low, high = 0.0, longest / float(draws.min())
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if lengths(middle).mean() < fill * longest else (low, middle)
+    return lengths(high)

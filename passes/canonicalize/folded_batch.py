@@ -1,0 +1,142 @@
+"""Compute on [batch, heads, …] what an exporter computes on [batch·heads, …].
+
+Before::
+
+    q [batch, heads, queries, size] ─ Reshape [batch·heads, queries, size] ─┐
+    k likewise ─ Transpose(0 2 1) ──────────────────────────────────────────┴─ MatMul ─ Add ─ Reshape ─ scores
+
+After::
+
+    q ──────────────────────┐
+    k ─ Transpose(0 1 3 2) ─┴─ MatMul ─ Add ─ scores
+
+Meets: torch.bmm and torch.baddbmm in attention: BLOOM, DeBERTa-v2, XGLM, WavLM; every exporter.
+Numerics: exact up to the runtime's order of the same sums.
+Source: ONNX operator MatMul-13: a stack of matrices may have any number of axes in front of the last two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import onnx_ir as ir
+
+from onnxopt.graph import Dim, attribute, dims, is_constant, is_op, known_dims, rank
+from onnxopt.patterns import Miss, Ops, Pat
+from onnxopt.rewrite import Builder, Match, Reassociated, Refusal, Rule, register
+
+ELEMENTWISE = ("Add", "Sub", "Mul", "Div")
+LARGEST_EXPRESSION = 40
+
+
+@register
+class UnfoldBatch(Rule):
+    """Reshape(f(Reshape(a), Reshape(b)))  →  f(a, b), where f is made of MatMul, sums, products and transposes."""
+
+    name = "unfold-batch"
+    numerics = Reassociated(rtol=2e-5, atol=2e-6)
+    enables = ("unfold-transpose", "fuse-attention")
+
+    def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
+        """Whatever is unfolded; `find` walks back to where it was folded."""
+        yield op.Reshape(x, _rest=True)
+
+    def find(self, node: ir.Node, patterns: Sequence[Pat], model: ir.Model, miss: Miss) -> Iterator[Match]:
+        """Take the expression into the match, so that the proof covers it."""
+        for found in super().find(node, patterns, model, miss):
+            members = list(_expression(found.values["x"]))
+            if len(members) <= LARGEST_EXPRESSION:
+                found.nodes = (*((member, is_op(member, "Reshape")) for member in members), *found.nodes)
+                yield found
+
+    def guard(self, match: Match, x: ir.Value) -> None:
+        """Two leading axes come back, the matrices stay, and a product of matrices is among the expression."""
+        shape = known_dims(match.root.outputs[0])
+        match.needs(rank(x) == 3 and shape is not None and len(shape) == 4, "not a batch of matrices that is unfolded")
+        match.needs((dims(x) or ())[1:] == (shape or ())[2:], "the matrices are cut")
+        members = [member for member, _ in match.nodes]
+        match.needs(any(is_op(member, "MatMul") for member in members), "nothing is multiplied in between")
+        folded = [member for member in members[:-1] if is_op(member, "Reshape")]
+        match.require(folded, "nothing was folded", x)
+        match.facts["leading"] = (shape or ())[:2]
+
+    def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
+        """The same expression on what lies before the folds."""
+        inner = {member for member, _ in match.nodes}
+        return _lift(op, x, match.facts["leading"], inner, {})
+
+
+def _expression(value: ir.Value | None) -> Iterator[ir.Node]:
+    """Yield the nodes back to the folds, in topological order."""
+    seen: dict[ir.Node, None] = {}
+
+    def visit(current: ir.Value | None) -> None:
+        node = current.producer() if current is not None else None
+        if node is None or node in seen or rank(current) != 3 or len(seen) > LARGEST_EXPRESSION:
+            return
+        if is_op(node, "MatMul", *ELEMENTWISE) or _swaps(node):
+            for parent in node.inputs:
+                visit(parent)
+            seen[node] = None
+        elif is_op(node, "Reshape") and _folds(node):
+            seen[node] = None
+
+    visit(value)
+    yield from seen
+
+
+def _swaps(node: ir.Node) -> bool:
+    return is_op(node, "Transpose") and tuple(attribute(node, "perm") or ()) == (0, 2, 1)
+
+
+def _folds(node: ir.Node) -> bool:
+    """A Reshape that makes the two leading axes of four one."""
+    before, after = known_dims(node.inputs[0]), dims(node.outputs[0])
+    return before is not None and len(before) == 4 and after is not None and after[1:] == before[2:]
+
+
+def _lift(
+    op: Builder, value: ir.Value, leading: tuple[Dim, ...], inner: set[ir.Node], done: dict[ir.Value, ir.Value]
+) -> ir.Value:
+    """Return the value with its two leading axes apart."""
+    if value in done:
+        return done[value]
+    node = value.producer()
+    if node is None or node not in inner:
+        lifted = _leaf(op, value, leading)
+    elif is_op(node, "Reshape"):
+        source = node.inputs[0]
+        if source is None or not _fits(dims(source) or (), leading):
+            raise Refusal("other axes are folded", value.name or "")
+        lifted = source
+    elif is_op(node, "Transpose"):
+        lifted = op.Transpose(_lift(op, _input(node, 0), leading, inner, done), perm=[0, 1, 3, 2])
+    else:
+        parts = [_lift(op, _input(node, index), leading, inner, done) for index in range(2)]
+        lifted = op.node(node.op_type, parts, {})[0]
+    done[value] = lifted
+    return lifted
+
+
+def _input(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index]
+    if value is None:
+        raise Refusal("an operand is missing", node.name or "")
+    return value
+
+
+def _fits(shape: tuple[Dim, ...], leading: tuple[Dim, ...]) -> bool:
+    return all(have in (want, 1) for have, want in zip(shape, leading, strict=False))
+
+
+def _leaf(op: Builder, value: ir.Value, leading: tuple[Dim, ...]) -> ir.Value:
+    """Unfold what was made folded; what broadcasts over the batch stays as it is."""
+    shape = dims(value)
+    if shape is None:
+        raise Refusal("its rank is not known", value.name or "")
+    if len(shape) < 3 or shape[0] == 1:
+        return value
+    if len(shape) > 3 or None in shape[1:] or is_constant(value):
+        raise Refusal("it cannot be unfolded", value.name or "")
+    wanted = [dim for dim in (*leading, *shape[1:]) if dim is not None]
+    return op.Reshape(value, op.dimensions(wanted, "unfolded"))

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+
+from onnxopt.model import Array
+from tests.support.rules import run_passes
+
+
+def weight(*shape: int) -> Array:
+    return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("nodes", ["p = MatMul(x, w) y = Add(p, b)", "p = MatMul(x, w) y = Add(b, p)"])
+@pytest.mark.parametrize("shape", ["batch,sequence,4", "batch,7,4", "2,3,4", "batch,2,sequence,4"])
+def test_runs_all_tokens_as_rows_of_one_product(nodes: str, shape: str) -> None:
+    text = f"g (float[{shape}] x) => (float y) {{ {nodes} }}"
+    outcome = run_passes(text, "lower-linear", "lower-linear", weights={"w": weight(4, 6), "b": weight(6)})
+    assert [op for op in outcome.ops if op not in ("Shape", "Concat")] == ["Reshape", "Gemm", "Reshape"]
+    assert outcome.constant("Reshape", 1).tolist() == [-1, 4]
+    assert [entry.applied for entry in outcome.entries] == [1, 0]
+    assert outcome.worst_error() < 1e-5
+    assert outcome.worst_error_at(1, 1) < 1e-5
+    assert outcome.worst_error_at(4, 3) < 1e-5
+
+
+def test_batch_and_sequence_are_asked_from_an_input() -> None:
+    text = "g (int64[batch,sequence] ids) => (float y) { x = Gather(t, ids) p = MatMul(x, w) y = Add(p, b) }"
+    outcome = run_passes(text, "lower-linear", weights={"t": weight(2, 4), "w": weight(4, 6), "b": weight(6)})
+    shapes = [node for node in outcome.model.graph if node.op_type == "Shape"]
+    assert [node.inputs[0].name for node in shapes] == ["ids"]
+    assert outcome.worst_error_at(1, 1) < 1e-5
+
+
+HELD_BACK = {
+    "a matrix": ("batch,4", weight(4, 6), weight(6), "x is a matrix already"),
+    "a stack of weights": ("3,batch,4", weight(3, 4, 6), weight(6), "the weight is not a matrix"),
+    "a scalar bias": ("batch,3,4", weight(4, 6), np.array(2, np.float32), "the bias has shape ()"),
+    "a bias per token": ("batch,3,4", weight(4, 6), weight(3, 6), "the bias has shape (3, 6)"),
+}
+
+
+@pytest.mark.parametrize(("shape", "w", "b", "reason"), HELD_BACK.values(), ids=HELD_BACK.keys())
+def test_holds_back_with_the_reason(shape: str, w: Array, b: Array, reason: str) -> None:
+    text = f"g (float[{shape}] x) => (float y) {{ p = MatMul(x, w) y = Add(p, b) }}"
+    outcome = run_passes(text, "lower-linear", weights={"w": w, "b": b})
+    assert (outcome.entry.applied, outcome.reasons, outcome.rolled_back) == (0, [reason], [])
+
+
+def test_holds_back_on_double_precision() -> None:
+    text = "g (double[batch,3,4] x) => (double y) { p = MatMul(x, w) y = Add(p, b) }"
+    weights = {"w": weight(4, 6).astype(np.float64), "b": weight(6).astype(np.float64)}
+    assert run_passes(text, "lower-linear", weights=weights).reasons == ["x is DOUBLE; the CPU kernel takes float32"]
+
+
+def test_holds_back_when_the_axes_cannot_be_asked_from_an_input() -> None:
+    """The sequence gets a class token in front."""
+    text = """
+    g (float[batch,sequence,4] x, float[batch,1,4] c) => (float y) {
+      h = Concat<axis=1>(c, x)
+      p = MatMul(h, w)
+      y = Add(p, b)
+    }"""
+    outcome = run_passes(text, "lower-linear", weights={"w": weight(4, 6), "b": weight(6)})
+    assert outcome.reasons == ["no graph input has the axis 'sequence + 1'"]
+
+
+def test_holds_back_when_the_length_depends_on_data() -> None:
+    text = """
+    g (float[batch,sequence,4] x, bool[batch] keep) => (float y) {
+      h = Compress<axis=0>(x, keep)
+      p = MatMul(h, w)
+      y = Add(p, b)
+    }"""
+    keep = [np.ones(2, np.bool_), np.ones(3, np.bool_), np.array([1, 0, 1, 0, 1], np.bool_)]
+    outcome = run_passes(text, "lower-linear", weights={"w": weight(4, 6), "b": weight(6)}, feeds={"keep": keep})
+    assert outcome.reasons == ["the shape of the result is not known"]
