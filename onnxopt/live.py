@@ -114,6 +114,7 @@ def print_summary(console: Console, artifact: Artifact) -> None:
             f"worst error   {worst:.2g} relative over {len(manifest.proof)} comparisons "
             f"(budget {manifest.budget.relative_error:g})",
             markup=False,
+            soft_wrap=True,
         )
     if manifest.random_weights:
         console.print(
@@ -121,7 +122,12 @@ def print_summary(console: Console, artifact: Artifact) -> None:
         )
     for entry in manifest.ledger:
         for item in entry.rolled_back:
-            console.print(f"rolled back   {entry.name} at {item.node}: {item.reason}", style="yellow", markup=False)
+            console.print(
+                f"rolled back   {entry.name} at {item.node}: {item.reason}",
+                style="yellow",
+                markup=False,
+                soft_wrap=True,
+            )
     reasons = Counter(
         (entry.name, item.reason)
         for entry in manifest.ledger
@@ -129,7 +135,7 @@ def print_summary(console: Console, artifact: Artifact) -> None:
         for item in entry.refused
     )
     for (name, reason), count in reasons.most_common(SHOWN_REFUSALS):
-        console.print(f"refused       {name}, {count} x: {reason}", style="dim", markup=False)
+        console.print(f"refused       {name}, {count} x: {reason}", style="dim", markup=False, soft_wrap=True)
     for note in manifest.notes:
         console.print(f"note          {note}", markup=False, soft_wrap=True)
     console.print(f"artifact      {artifact.path}", markup=False, soft_wrap=True)

@@ -178,9 +178,11 @@ class _Plan:
 def _finish(loaded: Loaded, plan: _Plan, scratch: Path, started: float, say: Listener) -> Artifact:
     """Rewrite, prove, measure and write a loaded model."""
     target, out = plan.target, plan.out
-    original = _save(loaded.model, scratch / "original")
-    nodes_before, bytes_before = sum(1 for _ in all_nodes(loaded.model)), initializer_bytes(loaded.model)
-    ops_before = op_counts(loaded.model)
+    baseline = default_export(loaded)
+    original = _save(baseline, scratch / "original")
+    nodes_before, bytes_before = sum(1 for _ in all_nodes(baseline)), initializer_bytes(baseline)
+    ops_before = op_counts(baseline)
+    del baseline
     requests = requests_of(loaded, plan.workload)
     ledger = run_pipeline(
         loaded,
@@ -228,6 +230,17 @@ def _finish(loaded: Loaded, plan: _Plan, scratch: Path, started: float, say: Lis
             REPORT_NAME: lambda manifest: render_report(manifest, measurements, ops_before, op_counts(loaded.model))
         },
     )
+
+
+def default_export(loaded: Loaded) -> ir.Model:
+    """Return what the result is compared with: the imported file, or the export as torch's own optimizer leaves it."""
+    if loaded.task == "onnx":
+        return loaded.model
+    from onnxscript.optimizer import optimize as tidy
+
+    baseline = loaded.model.clone()
+    tidy(baseline)
+    return baseline
 
 
 def _save(model: ir.Model, folder: Path) -> Path:
