@@ -62,6 +62,7 @@ class Driver:
     progress: Callable[[str, int], None] | None = None
     signature: Signature | None = None
     profit: Profit | None = None
+    _outputs: list[Feeds] | None = field(default=None, init=False)
 
     def apply(self, step: Rewrite) -> PassEntry:
         """Run one pass to its fixed point and return its entry in the ledger."""
@@ -88,6 +89,10 @@ class Driver:
             len(entry.rolled_back),
         )
         return entry
+
+    def forget(self) -> None:
+        """Drop the remembered outputs of the model; call it after changing the model by other means than `apply`."""
+        self._outputs = None
 
     # Rules
 
@@ -189,6 +194,8 @@ class Driver:
             entry.worst_error = max(entry.worst_error, verdict.error)
             _commit(self.model, candidate, replaced)
             entry.applied += 1
+        if entry.applied and not isinstance(rule.numerics, Exact):
+            self.forget()
         annotate(self.model, self.observations)
 
     def _prove(self, rule: Rule, chosen: list[_Candidate]) -> list[_Verdict]:
@@ -261,10 +268,11 @@ class Driver:
 
     def _prove_whole(self, step: Pass, before: ir.Model, entry: PassEntry) -> None:
         try:
-            old, new = GraphRunner(before), GraphRunner(self.model)
+            old = self._outputs or self._run_all(before)
+            new = self._run_all(self.model)
             pairs = [
-                (self._kept(step, old.run(item.feeds)[0], item), self._kept(step, new.run(item.feeds)[0], item))
-                for item in self.observations
+                (self._kept(step, expected, item), self._kept(step, found, item))
+                for expected, found, item in zip(old, new, self.observations, strict=True)
             ]
         except ProbeError as error:
             self._restore(before)
@@ -283,6 +291,11 @@ class Driver:
                 entry.applied, entry.worst_error = 0, 0.0
                 logger.warning("%s rolled back: %s", step.name, verdict.reason)
                 return
+        self._outputs = new
+
+    def _run_all(self, model: ir.Model) -> list[Feeds]:
+        runner = GraphRunner(model)
+        return [runner.run(item.feeds)[0] for item in self.observations]
 
     def _kept(self, step: Pass, outputs: Feeds, observation: Observation) -> Feeds:
         """Return the outputs, without padded positions when the pass may change those."""

@@ -265,6 +265,7 @@ def raise_opset_for(driver: Driver, names: Iterable[str]) -> None:
     model.functions.clear()
     model.functions.update(raised.functions)
     model.ir_version = min(raised.ir_version, MAX_IR_VERSION)
+    driver.forget()
     driver.ledger.notes.append(f"opset raised from {before} to {wanted} for the fused operators")
     prepare(model, driver.observations)
     for name in ("lift-constants", "fold-constants", *TIDY):

@@ -21,12 +21,12 @@ import hashlib
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import DeduplicateHashedInitializersPass
 
 from onnxopt.graph import PASS_KEY
 from onnxopt.rewrite import Exact, Pass, register
 
 TIE_BYTES = 2**20
+_DIGEST = "onnxopt.digest"
 
 
 @register
@@ -38,10 +38,24 @@ class MergeInitializers(Pass):
 
     def run(self, model: ir.Model) -> int:
         """Merge; returns how many initializers are gone."""
-        before = len(model.graph.initializers)
-        DeduplicateHashedInitializersPass(size_limit=2**62)(model)
+        before = sum(len(graph.initializers) for graph in model.graphs())
+        for graph in model.graphs():
+            _merge_equal(graph)
         _tie_transposed(model)
-        return before - len(model.graph.initializers)
+        return before - sum(len(graph.initializers) for graph in model.graphs())
+
+
+def _merge_equal(graph: ir.Graph) -> None:
+    """Let one of several equal constants serve the readers of all; what is an input or an output stays."""
+    first: dict[tuple[object, ...], ir.Value] = {}
+    for name, value in list(graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or value.is_graph_input() or value.is_graph_output() or tensor.dtype == ir.DataType.STRING:
+            continue
+        kept = first.setdefault((tensor.dtype, tuple(tensor.shape), _digest(value)), value)
+        if kept is not value:
+            value.replace_all_uses_with(kept)
+            graph.initializers.pop(name)
 
 
 def _tie_transposed(model: ir.Model) -> None:
@@ -58,7 +72,6 @@ def _tie_transposed(model: ir.Model) -> None:
     sizes: dict[tuple[int, ...], list[ir.Value]] = {}
     for value in matrices:
         sizes.setdefault(tuple(int(d) for d in value.const_value.shape), []).append(value)  # type: ignore[union-attr, arg-type]
-    digests: dict[ir.Value, bytes] = {}
     gone: set[ir.Value] = set()
     for value in matrices:
         if value in gone or not _is_table(value):
@@ -67,7 +80,7 @@ def _tie_transposed(model: ir.Model) -> None:
         for other in sizes.get((columns, rows), []):
             if other is value or other in gone or other.dtype != value.dtype or _is_table(other):
                 continue
-            if _digest(value, digests, transpose=True) == _digest(other, digests, transpose=False):
+            if _digest(value, transpose=True) == _digest(other):
                 _replace_by_transpose(model, value, other)
                 gone.add(other)
 
@@ -76,14 +89,19 @@ def _is_table(value: ir.Value) -> bool:
     return any(use.node.op_type == "Gather" and use.idx == 0 for use in value.uses())
 
 
-def _digest(value: ir.Value, digests: dict[ir.Value, bytes], *, transpose: bool) -> bytes:
-    if not transpose and value in digests:
-        return digests[value]
-    array = value.const_value.numpy()  # type: ignore[union-attr]  # initializers of the list have data
-    data = np.ascontiguousarray(array.T if transpose else array)
+def _digest(value: ir.Value, *, transpose: bool = False) -> bytes:
+    """Hash a constant's data; the digest stays with the value as long as its tensor does."""
+    tensor = value.const_value
+    if tensor is None:
+        raise ValueError(f"{value.name} has no data")
+    known = value.meta.get(_DIGEST)
+    if known is not None and known[0] is tensor and not transpose:
+        return bytes(known[1])
+    array = tensor.numpy()
+    data = np.ascontiguousarray(array.T if transpose else array).reshape(-1)
     digest = hashlib.sha256(data.view(np.uint8).data).digest()  # bfloat16 has no buffer of its own
     if not transpose:
-        digests[value] = digest
+        value.meta[_DIGEST] = (tensor, digest)
     return digest
 
 
