@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -63,6 +64,7 @@ class Driver:
     signature: Signature | None = None
     profit: Profit | None = None
     _outputs: list[Feeds] | None = field(default=None, init=False)
+    _commits: Counter[tuple[str, str]] = field(default_factory=Counter, init=False)
 
     def apply(self, step: Rewrite) -> PassEntry:
         """Run one pass to its fixed point and return its entry in the ledger."""
@@ -140,7 +142,7 @@ class Driver:
         for match in rule.find(node, patterns, self.model, Miss()):  # type: ignore[arg-type]  # compiled by the same rule
             if any(member in claimed for member, shared in match.nodes if not shared):
                 return None  # the next sweep sees the graph without the overlap
-            builder = _builder(rule, self.model, node, next(iter(rule.forms), ""))
+            builder = self._builder(rule, node, next(iter(rule.forms), ""))
             try:
                 rule.decide(match)
                 outputs = rule.build(match, builder)
@@ -154,6 +156,17 @@ class Driver:
             logger.debug("%s: %s: %s", rule.name, item.node, item.reason)
         return None
 
+    def _builder(self, rule: Rule, node: ir.Node, form: str) -> Builder:
+        """Return a builder whose names are new: a value keeps its name when it is rewritten, and may be so again."""
+        prefix = node.outputs[0].name or node.op_type
+        times = self._commits[prefix, rule.name]
+        return Builder(self.model, f"{prefix}~{times}" if times else prefix, rule.name, form)
+
+    def _candidate(self, rule: Rule, match: Match, form: str) -> _Candidate:
+        """Build another form of an accepted match."""
+        builder = self._builder(rule, match.root, form)
+        return _Candidate(match, builder, rule.build(match, builder))
+
     def _by_profit(self, rule: Rule, chosen: list[_Candidate], settled: set[str], entry: PassEntry) -> list[_Candidate]:
         """Give every candidate the form that is fastest for its class; those that stay as they are are settled."""
         if self.profit is None:
@@ -164,7 +177,7 @@ class Driver:
             # shared nodes are computed once for all their readers: no form pays for them
             own = [node for node, shared in candidate.match.nodes if not shared]
             old = region(own, candidate.wanted())
-            others = [_candidate(rule, self.model, candidate.match, form) for form in rule.forms[1:]]
+            others = [self._candidate(rule, candidate.match, form) for form in rule.forms[1:]]
             forms = {rule.forms[0]: default, **{c.builder.form: c.regions()[1] for c in others}, AS_IS: old}
             choice = self.profit.choose_region(rule.name, forms, self.model)
             winner = next((c for c in (candidate, *others) if c.builder.form == choice.form), None)
@@ -192,6 +205,7 @@ class Driver:
                 _release(candidate.builder.nodes)
                 continue
             entry.worst_error = max(entry.worst_error, verdict.error)
+            self._commits[_key(candidate.match.root), rule.name] += 1
             _commit(self.model, candidate, replaced)
             entry.applied += 1
         if entry.applied and not isinstance(rule.numerics, Exact):
@@ -328,7 +342,22 @@ class _Candidate:
 
     def regions(self) -> tuple[Region, Region]:
         new = [value for value in self.outputs if value is not None]
-        return region([node for node, _ in self.match.nodes], self.wanted()), region(self.builder.nodes, new)
+        return region(self._members(), self.wanted()), region([*self._kept(new), *self.builder.nodes], new)
+
+    def _members(self) -> list[ir.Node]:
+        return [node for node, _ in self.match.nodes]
+
+    def _kept(self, new: Sequence[ir.Value]) -> list[ir.Node]:
+        """Return the matched nodes whose results the replacement goes on using; it computes them itself."""
+        members = set(self._members()) - {self.match.root}
+        stack = [*new, *(value for node in self.builder.nodes for value in node.inputs if value is not None)]
+        kept: dict[ir.Node, None] = {}
+        while stack:
+            producer = stack.pop().producer()
+            if producer in members and producer is not None and producer not in kept:
+                kept[producer] = None
+                stack.extend(value for value in producer.inputs if value is not None)
+        return list(kept)
 
 
 @dataclass(frozen=True)
@@ -359,16 +388,6 @@ def _loosened(numerics: Reassociated, old: list[Array], shaken: list[Array]) -> 
     """Widen a contract by what the replaced region itself makes of rounding errors in its inputs."""
     moved = max((worst_error(b, a)[1] for a, b in zip(old, shaken, strict=True)), default=0.0)
     return replace(numerics, atol=numerics.atol + SENSITIVITY_FACTOR * moved) if math.isfinite(moved) else numerics
-
-
-def _builder(rule: Rule, model: ir.Model, node: ir.Node, form: str) -> Builder:
-    return Builder(model, node.outputs[0].name or node.op_type, rule.name, form)
-
-
-def _candidate(rule: Rule, model: ir.Model, match: Match, form: str) -> _Candidate:
-    """Build another form of an accepted match."""
-    builder = _builder(rule, model, match.root, form)
-    return _Candidate(match, builder, rule.build(match, builder))
 
 
 def _key(node: ir.Node) -> str:
@@ -411,10 +430,11 @@ def _difference(numerics: Numerics, candidate: Array, reference: Array, relative
 
 
 def _random(captured: dict[ir.Value, Array], scale: float, seed: int) -> dict[ir.Value, Array]:
-    """Return the captured values with every float tensor replaced by normal noise of its own spread times `scale`."""
+    """Return the captured values with float tensors, but for masks, replaced by noise of their spread times `scale`."""
     noise: dict[ir.Value, Array] = {}
     for index, (value, array) in enumerate(captured.items()):
-        if array.dtype.kind != "f" or not np.isfinite(array).all():
+        switch = bool(np.isin(array, (0, 1)).all())  # a mask in float stays a mask
+        if array.dtype.kind != "f" or switch or not np.isfinite(array).all():
             noise[value] = array
             continue
         generator = np.random.default_rng((seed, index))
@@ -443,7 +463,7 @@ def _commit(model: ir.Model, candidate: _Candidate, replaced: dict[ir.Value, ir.
     for node in builder.nodes:
         model.opset_imports.setdefault(node.domain, 1) if node.domain else None
     for value in builder.initializers:
-        if value.uses() and (value.name or "") not in graph.initializers:
+        if value.uses():
             graph.register_initializer(value)
     made = set(builder.nodes)
     anchor = match.root

@@ -217,13 +217,10 @@ def region(nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> Region:
     """Bound a set of nodes: inputs are the non-constant values that they use and do not make.
 
     Args:
-        nodes: in topological order, or any order when all belong to one graph.
+        nodes: in any order.
         outputs: the values wanted.
     """
-    graph = nodes[0].graph if nodes else None
-    ordered = list(dict.fromkeys(nodes))
-    if graph is not None and all(node.graph is graph for node in ordered):
-        ordered = _in_dependency_order(ordered)
+    ordered = _in_dependency_order(list(dict.fromkeys(nodes)))
     made = {value for node in ordered for value in node.outputs}
     inputs: dict[ir.Value, None] = {}
     for node in ordered:

@@ -106,3 +106,32 @@ def fit(seen: tuple[int, ...], sizes: Sequence[Mapping[str, int]]) -> int | str 
             offset = offsets.pop()
             return f"{axis} {'+' if offset > 0 else '-'} {abs(offset)}"
     return None
+
+
+def axes_of(dim: int | str | None) -> list[str]:
+    """Return the axes that an expression of `fit` names."""
+    if not isinstance(dim, str):
+        return []
+    return [
+        part.strip() for part in dim.replace(" + ", "*").replace(" - ", "*").split("*") if not part.strip().isdigit()
+    ]
+
+
+def size_of(dim: int | str | None, sizes: Mapping[str, int]) -> int:
+    """Evaluate an expression of `fit`: a size, `a`, `a*b`, `a + c` or `a - c`.
+
+    Raises:
+        ValueError: the dimension is unknown.
+    """
+    if isinstance(dim, int):
+        return dim
+    if dim is None:
+        raise ValueError("an unknown dimension has no size")
+    for sign, factor in ((" + ", 1), (" - ", -1)):
+        if sign in dim:
+            axis, offset = dim.split(sign)
+            return sizes[axis] + factor * int(offset)
+    product = 1
+    for axis in dim.split("*"):
+        product *= sizes[axis]
+    return product

@@ -305,7 +305,7 @@ class Rule(Rewrite):
         padded = (*outputs, *[None] * (len(match.root.outputs) - len(outputs)))
         for old, new in zip(match.root.outputs, padded, strict=True):
             if new is None and (old.uses() or old.is_graph_output()):
-                raise PassAuthorError(f"{self.name} built nothing for the used output {old.name}")
+                raise Refusal("another output of the node is used, which the new form does not have", old.name or "")
         return padded
 
 

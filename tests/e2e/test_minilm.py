@@ -12,10 +12,10 @@ from onnxopt.export import export
 from onnxopt.graph import worst_error
 from onnxopt.model import Feeds, Loaded
 from onnxopt.package import Artifact, check_golden
+from onnxopt.rows import rows_that_matter
 from onnxopt.source import resolve
 from onnxopt.spec import PADDINGS, Padding
 from onnxopt.textrun import Embeddings, run_text
-from onnxopt.verify import rows_that_matter
 from tests.support.node import install_script, run
 
 EXPORTERS = ("dynamo", "torchscript")

@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+
+from onnxopt.model import Array
+from tests.support.rules import Outcome, run_passes
+
+MERGE = "t = Transpose<perm=[0,2,1,3]>(a) y = Reshape(t, merge)"
+
+
+def graph(attention: str = "a = Attention<scale=0.3>(qh, kh, vh)", merge: str = MERGE, more: str = "") -> str:
+    heads = " ".join(
+        f"{name}4 = Reshape({name}, split_{name}) {name}h = Transpose<perm=[0,2,1,3]>({name}4)" for name in "qkv"
+    )
+    tokens = ", ".join(f"float[batch,sequence,{name.upper()}] {name}" for name in "qkv")
+    return f"g ({tokens}{more}) => (float y) {{ {heads} {attention} {merge} }}"
+
+
+def run(
+    text: str,
+    *steps: str,
+    widths: tuple[int, int, int] = (8, 8, 8),
+    heads: tuple[int, int, int] = (2, 2, 2),
+    opset: int = 23,
+    **more: Array,
+) -> Outcome:
+    weights: dict[str, Array] = {"merge": np.array([0, 0, -1]), **more}
+    for name, width, count in zip("qkv", widths, heads, strict=True):
+        text = text.replace(f"sequence,{name.upper()}]", f"sequence,{width}]")
+        weights.setdefault(f"split_{name}", np.array([0, 0, count, width // count]))
+    return run_passes(text, *(steps or ("fuse-attention-heads",)), weights=weights, opset=opset)
+
+
+def test_lets_the_operator_split_and_merge() -> None:
+    outcome = run(graph(), "fuse-attention-heads", "fuse-attention-heads")
+    assert outcome.ops == ["Attention"]
+    assert outcome.attributes("Attention") == {"scale": pytest.approx(0.3), "q_num_heads": 2, "kv_num_heads": 2}
+    assert [value.name for value in outcome.model.graph.node(0).inputs] == ["q", "k", "v"]
+    assert [entry.applied for entry in outcome.entries] == [1, 0]
+    assert outcome.worst_error() < 1e-5
+    assert outcome.worst_error_at(1, 1) < 1e-5
+    assert outcome.worst_error_at(3, 2) < 1e-5
+
+
+def test_hands_the_mask_and_the_attributes_on() -> None:
+    attention = "a = Attention<scale=0.3, is_causal=1>(qh, kh, vh, mask)"
+    outcome = run(graph(attention, more=", float[batch,1,sequence,sequence] mask"))
+    assert outcome.ops == ["Attention"]
+    assert outcome.attributes("Attention")["is_causal"] == 1
+    assert outcome.worst_error() < 1e-5
+    assert outcome.worst_error_at(1, 1) < 1e-5
+
+
+def test_values_may_have_another_width_and_queries_more_heads() -> None:
+    outcome = run(graph(), widths=(16, 8, 12), heads=(4, 2, 2))
+    assert outcome.ops == ["Attention"]
+    found = outcome.attributes("Attention")
+    assert (found["q_num_heads"], found["kv_num_heads"]) == (4, 2)
+    assert outcome.worst_error() < 1e-5
+
+
+HELD_BACK = {
+    "q": "q is not cut into heads along its last axis",
+    "v": "v is not cut into heads along its last axis",
+}
+
+
+@pytest.mark.parametrize("name", HELD_BACK)
+def test_holds_back_when_tokens_and_heads_are_mixed(name: str) -> None:
+    """A split of [batch, sequence, 8] into [sequence, batch, 2, 4] has the same number of elements."""
+    text = graph().replace(
+        f"float[batch,sequence,{name.upper()}] {name}", f"float[sequence,batch,{name.upper()}] {name}"
+    )
+    turned = text.replace(f"Reshape({name}, split_{name})", f"Reshape({name}r, split_{name})").replace(
+        "{ ", f"{{ flat_{name} = Reshape({name}, flat) {name}r = Reshape(flat_{name}, halves) ", 1
+    )
+    outcome = run(
+        turned.replace(f"float[sequence,batch,{name.upper()}]", f"float[batch,sequence,{name.upper()}]"),
+        flat=np.array([0, -1]),
+        halves=np.array([0, -1, 4]),
+        **{f"split_{name}": np.array([0, -1, 2, 4])},
+    )
+    assert outcome.reasons == [HELD_BACK[name]]
+    assert outcome.worst_error() == 0
+
+
+def test_holds_back_when_the_heads_stay_apart() -> None:
+    outcome = run(graph(merge=MERGE), merge=np.array([0, 0, 2, 2, 2]))
+    assert outcome.reasons == ["the heads are not merged into tokens"]
+
+
+def test_holds_back_when_a_cache_is_written() -> None:
+    text = graph("a, past_k, past_v = Attention<scale=0.3>(qh, kh, vh)").replace("(float y)", "(float y, float past_k)")
+    outcome = run(text)
+    assert outcome.reasons == ["an inner value is also used elsewhere or is a graph output"]
+
+
+def test_another_transpose_is_no_split() -> None:
+    outcome = run(
+        graph().replace("vh = Transpose<perm=[0,2,1,3]>(v4)", "vn = Neg(v4) vh = Transpose<perm=[0,2,1,3]>(vn)")
+    )
+    assert (outcome.entry.applied, outcome.entry.refused) == (0, [])

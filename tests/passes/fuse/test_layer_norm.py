@@ -1,0 +1,156 @@
+import numpy as np
+import pytest
+
+from onnxopt.model import Array
+from tests.support.rules import Outcome, run_passes
+
+
+def weights(**more: Array) -> dict[str, Array]:
+    generator = np.random.default_rng(0)
+    return {
+        "gamma": generator.standard_normal(6).astype(np.float32),
+        "beta": generator.standard_normal(6).astype(np.float32),
+        "last": np.array([-1]),
+        "second": np.array([2]),
+        "middle": np.array([1]),
+        "two": np.array(2, np.float32),
+        "half": np.array(0.5, np.float32),
+        "epsilon": np.array(1e-3, np.float32),
+        **more,
+    }
+
+
+MEAN = "mean = ReduceMean(x, last) d = Sub(x, mean)"
+VARIANCE = "p = Pow(d, two) v = ReduceMean(p, last) e = Add(v, epsilon) r = Sqrt(e)"
+AFFINE = "s = Mul(n, gamma) y = Add(s, beta)"
+SPELLINGS = {
+    "torch": f"{MEAN} {VARIANCE} n = Div(d, r) {AFFINE}",
+    "squares by Mul": f"{MEAN} {VARIANCE.replace('Pow(d, two)', 'Mul(d, d)')} n = Div(d, r) {AFFINE}",
+    "root by Pow": f"{MEAN} {VARIANCE.replace('Sqrt(e)', 'Pow(e, half)')} n = Div(d, r) {AFFINE}",
+    "reciprocal": f"{MEAN} {VARIANCE} i = Reciprocal(r) n = Mul(d, i) {AFFINE}",
+    "epsilon first": f"{MEAN} {VARIANCE.replace('Add(v, epsilon)', 'Add(epsilon, v)')} n = Div(d, r) {AFFINE}",
+    "constants first": f"{MEAN} {VARIANCE} n = Div(d, r) s = Mul(gamma, n) y = Add(beta, s)",
+    "axis by its number": f"{MEAN} {VARIANCE} n = Div(d, r) {AFFINE}".replace("last", "second"),
+}
+
+
+def graph(nodes: str, shape: str = "batch,sequence,6", outputs: str = "float y") -> str:
+    return f"g (float[{shape}] x) => ({outputs}) {{ {nodes} }}"
+
+
+def run(text: str, *steps: str, opset: int = 23, **more: Array) -> Outcome:
+    used = {name: array for name, array in weights(**more).items() if name in text}
+    return run_passes(text, *(steps or ("fuse-layer-norm", "fuse-layer-norm-bias")), weights=used, opset=opset)
+
+
+@pytest.mark.parametrize("nodes", SPELLINGS.values(), ids=SPELLINGS.keys())
+def test_fires_on_every_spelling(nodes: str) -> None:
+    again = ("fuse-layer-norm", "fuse-layer-norm-bias") * 2
+    outcome = run(graph(nodes), *again)
+    assert outcome.ops == ["LayerNormalization"]
+    assert [entry.applied for entry in outcome.entries] == [1, 1, 0, 0]
+    found = outcome.attributes("LayerNormalization")
+    assert (found["axis"], found["stash_type"]) == (-1, 1)
+    assert found["epsilon"] == pytest.approx(1e-3)
+    assert outcome.worst_error() < 1e-5
+    assert outcome.worst_error_at(1, 1) < 1e-5
+
+
+def test_takes_the_axes_as_attributes_below_opset_18() -> None:
+    nodes = SPELLINGS["torch"].replace("ReduceMean(x, last)", "ReduceMean<axes=[-1]>(x)")
+    nodes = nodes.replace("ReduceMean(p, last)", "ReduceMean<axes=[-1]>(p)")
+    outcome = run(graph(nodes), opset=17)
+    assert outcome.ops == ["LayerNormalization"]
+    assert outcome.worst_error() < 1e-5
+
+
+def test_does_without_beta() -> None:
+    outcome = run(graph(f"{MEAN} {VARIANCE} n = Div(d, r) y = Mul(n, gamma)"))
+    assert outcome.ops == ["LayerNormalization"]
+    assert [len(node.inputs) for node in outcome.model.graph] == [2]
+    assert outcome.worst_error() < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["float16", "double"])
+def test_keeps_other_float_types(kind: str) -> None:
+    dtype = np.dtype("float64" if kind == "double" else kind)
+    cast = {name: array.astype(dtype) for name, array in weights().items() if array.dtype == np.float32}
+    outcome = run(graph(SPELLINGS["torch"]).replace("float[", f"{kind}[").replace("float y", f"{kind} y"), **cast)
+    assert "LayerNormalization" in outcome.ops or outcome.rolled_back
+    assert outcome.worst_error() < 1e-2
+
+
+HELD_BACK = {
+    "another axis": (SPELLINGS["torch"].replace("last", "middle"), {}, "reduces axis 1, not the last"),
+    "another axis for the variance": (
+        SPELLINGS["torch"].replace("ReduceMean(p, last)", "ReduceMean(p, middle)"),
+        {},
+        "reduces axis 1, not the last",
+    ),
+    "a scalar gamma": (SPELLINGS["torch"], {"gamma": np.array(2, np.float32)}, "gamma has shape (), needs [6]"),
+    "a gamma per token": (
+        SPELLINGS["torch"],
+        {"gamma": np.ones((1, 1, 6), np.float32)},
+        "gamma has shape (1, 1, 6), needs [6]",
+    ),
+    "a shared mean": (SPELLINGS["torch"] + " z = Neg(mean)", {}, "an inner value is also used elsewhere"),
+}
+
+
+@pytest.mark.parametrize(("nodes", "more", "reason"), HELD_BACK.values(), ids=HELD_BACK.keys())
+def test_holds_back_with_the_reason(nodes: str, more: dict[str, Array], reason: str) -> None:
+    outputs = "float y, float z" if " z = " in nodes else "float y"
+    outcome = run(graph(nodes, "batch,6,6", outputs), "fuse-layer-norm", **more)
+    assert outcome.entry.applied == 0
+    assert outcome.rolled_back == []
+    assert len(outcome.reasons) == 1
+    assert outcome.reasons[0].startswith(reason)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        SPELLINGS["torch"].replace("Sub(x, mean)", "Sub(mean, x)"),
+        SPELLINGS["torch"].replace("Div(d, r)", "Div(x, r)"),
+        SPELLINGS["torch"].replace("Pow(d, two)", "Pow(d, half)").replace("Sub(x, mean)", "Abs(x)"),
+    ],
+)
+def test_does_not_take_another_formula_for_it(nodes: str) -> None:
+    outcome = run(graph(nodes), "fuse-layer-norm")
+    if "Sub(mean, x)" in nodes:
+        assert outcome.worst_error() < 1e-5
+    assert (outcome.entry.applied, outcome.entry.refused) == (0, [])
+
+
+def test_holds_back_below_opset_17() -> None:
+    nodes = SPELLINGS["torch"].replace("ReduceMean(x, last)", "ReduceMean<axes=[-1]>(x)")
+    nodes = nodes.replace("ReduceMean(p, last)", "ReduceMean<axes=[-1]>(p)")
+    outcome = run(graph(nodes), "fuse-layer-norm", opset=16)
+    assert outcome.reasons == ["opset 16, needs 17"]
+
+
+@pytest.mark.parametrize("beta", [np.ones((1, 1, 6), np.float32), np.ones(1, np.float32), np.ones((), np.float32)])
+def test_a_bias_of_another_shape_stays_outside(beta: Array) -> None:
+    text = graph("n = LayerNormalization(x, gamma) y = Add(n, beta)")
+    outcome = run(text, "fuse-layer-norm-bias", beta=beta)
+    assert outcome.ops == ["LayerNormalization", "Add"]
+    assert outcome.reasons == [f"beta has shape {beta.shape}, needs [6]"]
+
+
+def test_the_bias_keeps_the_attributes_of_the_norm() -> None:
+    text = graph("n = LayerNormalization<axis=2, epsilon=0.25>(x, gamma) y = Add(beta, n)")
+    outcome = run(text, "fuse-layer-norm-bias")
+    assert outcome.ops == ["LayerNormalization"]
+    assert outcome.attributes("LayerNormalization") == {"axis": 2, "epsilon": 0.25, "stash_type": 1}
+    assert outcome.worst_error() < 1e-5
+
+
+def test_a_norm_with_a_bias_takes_no_second_one() -> None:
+    outcome = run(graph("n = LayerNormalization(x, gamma, beta) y = Add(n, beta)"), "fuse-layer-norm-bias")
+    assert (outcome.entry.applied, outcome.ops) == (0, ["LayerNormalization", "Add"])
+
+
+def test_a_norm_whose_mean_is_read_keeps_its_outputs() -> None:
+    text = graph("n, mean = LayerNormalization(x, gamma) y = Add(n, beta)", outputs="float y, float mean")
+    outcome = run(text, "fuse-layer-norm-bias")
+    assert outcome.reasons == ["an inner value is also used elsewhere or is a graph output"]
