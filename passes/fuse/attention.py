@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.graph import Dim, ancestors, attribute, constant, dims, number, rank
+from onnxopt.graph import Dim, attribute, dims, number, rank
 from onnxopt.patterns import FLOATS, Ops, Pat, Var, either, scalar
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
 
@@ -34,7 +34,8 @@ KEY_FROM_HEADS = (0, 1, 3, 2)  # [batch, heads, keys, size] -> [batch, heads, si
 KEY_FROM_TOKENS = (0, 2, 3, 1)  # [batch, keys, heads, size] -> the same
 STEPS = (1, 2, 3)  # what may happen to the scores, from the product outwards; DeBERTa and Swin have two
 MASKED_BELOW = -1e4  # what is written over a masked score: -10000 (GPT-J of 2021), finfo.min or -inf
-# A row that is written over with one finite number has equal weights. Added to a score, -1e30 swallows it just so, and is
+# A row that is written over with one finite number has equal weights. Added to a score, -1e30 swallows it just so, and
+# is
 # above finfo.min, at which ONNX Runtime's kernel (1.31.1) gives zeros instead.
 FAR_BELOW = {np.dtype(np.float16): -6e4}
 FAR_BELOW_OTHERS = -1e30
@@ -116,11 +117,17 @@ class FuseAttention(Rule):
 
 
 def _steps(op: Ops, scores: Pat, step: int) -> Iterator[Pat]:
-    """What may happen to the scores: a bias is added, or masked ones are written over."""
-    fill = scalar(name=f"fill_{step}")
+    """What may happen to the scores: masked ones are written over, or get a large negative number, or a bias is added.
+
+    The second is a bias too, but told apart its number can be chosen anew.
+    """
+    fill, allowed, masked = scalar(name=f"fill_{step}"), Var(f"allowed_{step}"), Var(f"masked_{step}")
+    zero = scalar(0.0, name=f"zero_{step}")
+    yield op.Where(masked, fill, scores)  # torch's masked_fill
+    yield op.Where(allowed, scores, fill)  # torch.where(causal_mask, ...)
+    yield op.Add(scores, op.Where(allowed, zero, fill, _shared=True))  # transformers' eager_mask, SDPA's boolean mask
+    yield op.Add(scores, op.Where(masked, fill, zero, _shared=True))
     yield op.Add(scores, Var(f"bias_{step}"))
-    yield op.Where(Var(f"masked_{step}"), fill, scores)  # torch's masked_fill
-    yield op.Where(Var(f"allowed_{step}"), scores, fill)  # torch.where(causal_mask, ...)
 
 
 def _require_masks(match: Match, v: ir.Value) -> None:
@@ -152,47 +159,29 @@ def _mask(op: Builder, match: Match) -> ir.Value | None:
 
     A score that is written over gets a weight of zero in both ways, or, in a row of nothing else, equal weights.
     """
-    values = match.values
-    q = values["q"]
+    values, q = match.values, match.values["q"]
     kind = np.dtype(q.dtype.numpy() if q is not None and q.dtype is not None else np.float32)
     total: ir.Value | None = None
     for step in STEPS:
-        bias, fill = values.get(f"bias_{step}"), values.get(f"fill_{step}")
-        if bias is not None:
-            total = op.Add(total, bias) if total is not None else bias
-        elif fill is not None:
-            flat = op.constant(np.array(_fill(number(fill), kind), dtype=kind), f"fill_{step}")
-            below = total if total is not None else op.constant(np.zeros((), dtype=kind), f"zero_{step}")
-            masked = values.get(f"masked_{step}")
-            total = (
-                op.Where(masked, flat, below)
-                if masked is not None
-                else op.Where(values[f"allowed_{step}"], below, flat)
-            )
-    if total is not None and any(_reaches_lowest(values[name], kind) for name in values if name.startswith("bias_")):
-        total = op.Max(total, op.constant(np.array(_fill(None, kind), dtype=kind), "lowest"))
+        part = values.get(f"bias_{step}")
+        written = number(values.get(f"fill_{step}"))
+        if written is not None:
+            added = values.get(f"zero_{step}") is not None
+            fill = op.constant(np.array(_fill(written, kind, added=added), dtype=kind), f"fill_{step}")
+            zero = op.constant(np.zeros((), dtype=kind), f"zero_{step}")
+            below = zero if added or total is None else total
+            masked, allowed = values.get(f"masked_{step}"), values.get(f"allowed_{step}")
+            part = op.Where(masked, fill, below) if masked is not None else op.Where(allowed, below, fill)
+            total = total if added else None  # what is written over holds the earlier steps inside
+        if part is not None:
+            total = op.Add(total, part) if total is not None else part
     return total
 
 
-def _reaches_lowest(bias: ir.Value | None, kind: np.dtype[Any]) -> bool:
-    """Tell whether finfo.min, but not -inf, goes into a bias; looked up once per bias, every layer has the same."""
-    if bias is None:
-        return False
-    known: bool | None = bias.meta.get(FuseAttention.name)
-    if known is None:
-        arrays = [
-            array
-            for value in {bias, *(value for node in ancestors(bias)[0] for value in node.inputs)}
-            if (array := constant(value)) is not None and array.dtype.kind == "f" and array.size
-        ]
-        lowest = min((float(array.min()) for array in arrays), default=0.0)
-        known = bias.meta[FuseAttention.name] = -np.inf < lowest <= _fill(None, kind)
-    return known
-
-
-def _fill(written: float | None, kind: np.dtype[Any]) -> float:
-    """What to add to a score that is written over; -inf stays, since a row of it has no weights at all."""
-    return -np.inf if written == -np.inf else FAR_BELOW.get(kind, FAR_BELOW_OTHERS)
+def _fill(written: float, kind: np.dtype[Any], *, added: bool) -> float:
+    """What to add to a masked score; -inf stays, since a row of it has no weights at all."""
+    far = FAR_BELOW.get(kind, FAR_BELOW_OTHERS)
+    return written if written == -np.inf or (added and written > far) else far
 
 
 def _heads_axis(match: Match) -> int:

@@ -106,5 +106,7 @@ def test_the_links_for_editors_are_there() -> None:
 
 
 def test_files_stay_small_enough_to_read() -> None:
-    long = {path.name: lines for path in modules() if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 700}
+    long = {
+        path.name: lines for path in modules() if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 700
+    }
     assert not long

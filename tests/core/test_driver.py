@@ -235,7 +235,9 @@ def test_a_saturated_softmax_is_judged_by_its_own_sensitivity() -> None:
             return op.Softmax(op.Mul(op.MatMul(x, weight), op.constant(np.float32(300.0), "factor")))
 
     text = """
-    g (float[batch,8] x) => (float[batch,8] y) <float big = {300.0}> { a = Mul(x, big) b = MatMul(a, w) y = Softmax(b) }"""
+    g (float[batch,8] x) => (float[batch,8] y) <float big = {300.0}> {
+      a = Mul(x, big) b = MatMul(a, w) y = Softmax(b)
+    }"""
     outcome = run_passes(text, Reordered(), weights=WEIGHTS)
     assert outcome.entry.applied == 1
 

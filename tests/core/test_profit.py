@@ -43,7 +43,9 @@ def test_shapes_weigh_the_same_and_their_disagreement_is_said() -> None:
 
 
 MODEL = """
-g (float[batch,64] x) => (float[batch,64] y) <float half = {0.5}> { a = Mul (x, half) b = Mul (a, half) y = Relu (b) }"""
+g (float[batch,64] x) => (float[batch,64] y) <float half = {0.5}> {
+  a = Mul (x, half) b = Mul (a, half) y = Relu (b)
+}"""
 
 
 def forms_of_a_region() -> tuple[object, dict[str, object]]:
@@ -54,7 +56,7 @@ def forms_of_a_region() -> tuple[object, dict[str, object]]:
     return model, {"default": region(nodes, nodes[-1].outputs), AS_IS: old}
 
 
-def profit(measure: bool, seconds: float = 60.0) -> Profit:
+def profit(*, measure: bool, seconds: float = 60.0) -> Profit:
     feeds = {"x": np.ones((4, 64), np.float32)}
     return Profit(Target("cpu"), [Observation({"batch": 4}, feeds)], measure=measure, seconds=seconds)
 
@@ -90,7 +92,9 @@ def test_when_the_time_is_used_up_the_recorded_winner_is_taken(tmp_path: Path, m
 
 
 def test_regions_of_one_class_share_a_signature_and_others_do_not() -> None:
-    text = "g (float[batch,4] x) => (float[batch,4] y, float[batch,4] z) { a = Relu (x) y = Neg (a) b = Relu (x) z = Abs (b) }"
+    text = """g (float[batch,4] x) => (float[batch,4] y, float[batch,4] z) {
+      a = Relu (x) y = Neg (a) b = Relu (x) z = Abs (b)
+    }"""
     model = parse(text)
     prepare(model, observe(model))
     relu, neg, again, absolute = list(model.graph)

@@ -94,7 +94,9 @@ def test_a_bad_checkpoint_is_refused_in_one_line(name: str, tmp_path: Path, caps
 
 def test_an_unsupported_task_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "result" / "out"
-    code, err = run(capsys, "optimize", tiny_checkpoint("bert", tmp_path / "bert"), "--task", "make-coffee", "-o", out, "-q")
+    code, err = run(
+        capsys, "optimize", tiny_checkpoint("bert", tmp_path / "bert"), "--task", "make-coffee", "-o", out, "-q"
+    )
     assert_refused(code, err, out)
     assert "make-coffee" in err
     assert "feature-extraction" in err
@@ -111,7 +113,9 @@ def test_an_output_folder_that_cannot_be_written_is_refused_before_any_work(
     assert blocker.read_text(encoding="utf-8") == "not a folder"
 
 
-def test_a_folder_that_holds_something_else_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_holds_something_else_is_never_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.txt").write_text("years of work", encoding="utf-8")

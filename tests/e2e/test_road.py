@@ -25,7 +25,7 @@ def test_an_encoder_is_fused_completely_and_proved(kind: str, exporter: str, tmp
     source = tiny_checkpoint(kind, tmp_path / kind)
     artifact = onnxopt.optimize(source, out=tmp_path / "out", exporter=exporter, measure=False)  # type: ignore[arg-type]
     blocks = {name: (count.fused, count.total) for name, count in artifact.manifest.blocks.items()}
-    assert {"attention": (2, 2), "layer_norm": (5, 5), "gelu": (2, 2), "linear": (8, 8)} == blocks
+    assert blocks == {"attention": (2, 2), "layer_norm": (5, 5), "gelu": (2, 2), "linear": (8, 8)}
     assert artifact.manifest.worst_relative_error is not None
     assert artifact.manifest.worst_relative_error < 1e-5
     assert not [item for entry in artifact.manifest.ledger for item in entry.rolled_back]
@@ -137,7 +137,7 @@ def test_every_command_answers_as_text_and_as_json(tmp_path: Path, capsys: pytes
     assert "fuse-gelu" in call("passes")
     assert any(row["name"] == "fuse-gelu" and row["source"] for row in json.loads(call("passes", "--json")))
     assert "fires at 0 of" in call("explain", file, "fuse-gelu")
-    assert json.loads(call("explain", file, "lower-norm", "--json"))["pass"] == "lower-norm"
+    assert {"pass", "candidates"} == set(json.loads(call("explain", file, "lower-norm", "--json")))
     assert "equal within the budget" in call("verify", file, out)
     assert json.loads(call("verify", file, out, "--json"))["equal"] is True
     assert "p50" in call("bench", out, "--workload", "1x8", "--seconds", "1", "--rounds", "1")
