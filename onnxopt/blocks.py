@@ -93,14 +93,24 @@ def _is_linear(node: ir.Node) -> bool:
     )
 
 
+_PASSING = ("Where", "Cast", "Dropout", "Reshape", "Slice", "Identity")
+
+
 def _attention_root(node: ir.Node) -> bool:
     """A Softmax between two products."""
     if not is_op(node, "Softmax"):
         return False
-    after = {use.node.op_type for use in node.outputs[0].uses()}
-    guarded = [use.node for use in node.outputs[0].uses() if use.node.op_type in ("Where", "Cast", "Dropout")]
-    after |= {use.node.op_type for inner in guarded for use in inner.outputs[0].uses()}
-    return "MatMul" in after and _comes_from(node.inputs[0], "MatMul", depth=6)
+    return _goes_to(node.outputs[0], "MatMul", depth=3) and _comes_from(node.inputs[0], "MatMul", depth=8)
+
+
+def _goes_to(value: ir.Value, op_type: str, depth: int) -> bool:
+    """Tell whether a value reaches an operator through nodes that only guard, cut or reshape it."""
+    users = [use.node for use in value.uses()]
+    if any(user.op_type == op_type for user in users):
+        return True
+    return depth > 0 and any(
+        _goes_to(user.outputs[0], op_type, depth - 1) for user in users if user.op_type in _PASSING
+    )
 
 
 def _comes_from(value: ir.Value | None, op_type: str, depth: int) -> bool:

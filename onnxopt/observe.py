@@ -87,7 +87,7 @@ def fit(seen: tuple[int, ...], sizes: Sequence[Mapping[str, int]]) -> int | str 
         sizes: the axes in each run.
 
     Returns:
-        A size, an axis name, `a*b`, `a + c`, or None.
+        A size, an axis name, `a*b`, `a*c`, `a + c`, or None.
     """
     axes = sorted(set.intersection(*(set(size) for size in sizes)))
     varying = [axis for axis in axes if len({size[axis] for size in sizes}) == len(sizes)]
@@ -100,6 +100,10 @@ def fit(seen: tuple[int, ...], sizes: Sequence[Mapping[str, int]]) -> int | str 
         for second in varying[i:]:
             if all(size[first] * size[second] == dim for size, dim in zip(sizes, seen, strict=True)):
                 return f"{first}*{second}"
+    for axis in varying:  # heads folded into the batch
+        factors = {dim / size[axis] for size, dim in zip(sizes, seen, strict=True)}
+        if len(factors) == 1 and (factor := factors.pop()) > 1 and factor.is_integer():
+            return f"{axis}*{int(factor)}"
     for axis in varying:
         offsets = {dim - size[axis] for size, dim in zip(sizes, seen, strict=True)}
         if len(offsets) == 1:

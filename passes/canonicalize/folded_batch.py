@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
-from onnxopt.graph import Dim, attribute, dims, is_constant, is_op, known_dims, rank
+from onnxopt.graph import Dim, ancestors, attribute, dims, is_constant, is_op, known_dims, rank
 from onnxopt.patterns import Miss, Ops, Pat
 from onnxopt.rewrite import Builder, Match, Reassociated, Refusal, Rule, register
 
@@ -31,7 +31,7 @@ LARGEST_EXPRESSION = 40
 
 @register
 class UnfoldBatch(Rule):
-    """Reshape(f(Reshape(a), Reshape(b)))  →  f(a, b), where f is made of MatMul, sums, products and transposes."""
+    """Reshape(f(Reshape(a), Reshape(b)))  →  f(a, b), where f is made of MatMul, Softmax, + − × ÷ and transposes."""
 
     name = "unfold-batch"
     numerics = Reassociated(rtol=2e-5, atol=2e-6)
@@ -45,8 +45,12 @@ class UnfoldBatch(Rule):
         """Take the expression into the match, so that the proof covers it."""
         for found in super().find(node, patterns, model, miss):
             members = list(_expression(found.values["x"]))
-            if len(members) <= LARGEST_EXPRESSION:
-                found.nodes = (*((member, is_op(member, "Reshape")) for member in members), *found.nodes)
+            sizes = ancestors(node.inputs[1], through_shape=False)[0] if node.inputs[1] is not None else []
+            if len(members) + len(sizes) <= LARGEST_EXPRESSION:
+                # what reads the size of the product to unfold it is not needed any more
+                kept = {**dict.fromkeys(sizes, True), **{member: is_op(member, "Reshape") for member in members}}
+                found.facts["members"] = members
+                found.nodes = (*kept.items(), *found.nodes)
                 yield found
 
     def guard(self, match: Match, x: ir.Value) -> None:
@@ -54,35 +58,37 @@ class UnfoldBatch(Rule):
         shape = known_dims(match.root.outputs[0])
         match.needs(rank(x) == 3 and shape is not None and len(shape) == 4, "not a batch of matrices that is unfolded")
         match.needs((dims(x) or ())[1:] == (shape or ())[2:], "the matrices are cut")
-        members = [member for member, _ in match.nodes]
-        match.needs(any(is_op(member, "MatMul") for member in members), "nothing is multiplied in between")
-        folded = [member for member in members[:-1] if is_op(member, "Reshape")]
-        match.require(folded, "nothing was folded", x)
+        members = match.facts["members"]
+        match.needs(any(is_op(member, "MatMul", "Softmax") for member in members), "nothing is multiplied in between")
         match.facts["leading"] = (shape or ())[:2]
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
         """The same expression on what lies before the folds."""
-        inner = {member for member, _ in match.nodes}
-        return _lift(op, x, match.facts["leading"], inner, {})
+        return _lift(op, x, match.facts["leading"], set(match.facts["members"]), {})
 
 
 def _expression(value: ir.Value | None) -> Iterator[ir.Node]:
-    """Yield the nodes back to the folds, in topological order."""
-    seen: dict[ir.Node, None] = {}
+    """Yield the nodes back to the folds, in topological order; what has no fold behind it is left as it is."""
+    seen: dict[ir.Node, bool] = {}
 
-    def visit(current: ir.Value | None) -> None:
+    def visit(current: ir.Value | None) -> bool:
         node = current.producer() if current is not None else None
-        if node is None or node in seen or rank(current) != 3 or len(seen) > LARGEST_EXPRESSION:
-            return
-        if is_op(node, "MatMul", *ELEMENTWISE) or _swaps(node):
-            for parent in node.inputs:
-                visit(parent)
-            seen[node] = None
-        elif is_op(node, "Reshape") and _folds(node):
-            seen[node] = None
+        if node is None or rank(current) != 3 or len(seen) > LARGEST_EXPRESSION:
+            return False
+        if node not in seen:
+            if is_op(node, "MatMul", *ELEMENTWISE) or _swaps(node) or _weighs(node):
+                reached = [visit(parent) for parent in node.inputs]
+                seen[node] = any(reached)
+            else:
+                seen[node] = is_op(node, "Reshape") and _folds(node)
+        return seen[node]
 
     visit(value)
-    yield from seen
+    yield from (node for node, folded in seen.items() if folded)
+
+
+def _weighs(node: ir.Node) -> bool:
+    return is_op(node, "Softmax") and attribute(node, "axis") in (-1, 2)
 
 
 def _swaps(node: ir.Node) -> bool:
@@ -103,12 +109,14 @@ def _lift(
         return done[value]
     node = value.producer()
     if node is None or node not in inner:
-        lifted = _leaf(op, value, leading)
+        lifted = _leaf(op, value, leading, f"unfolded_{len(done)}")
     elif is_op(node, "Reshape"):
         source = node.inputs[0]
         if source is None or not _fits(dims(source) or (), leading):
             raise Refusal("other axes are folded", value.name or "")
         lifted = source
+    elif is_op(node, "Softmax"):
+        lifted = op.Softmax(_lift(op, _input(node, 0), leading, inner, done), axis=-1)
     elif is_op(node, "Transpose"):
         lifted = op.Transpose(_lift(op, _input(node, 0), leading, inner, done), perm=[0, 1, 3, 2])
     else:
@@ -129,7 +137,7 @@ def _fits(shape: tuple[Dim, ...], leading: tuple[Dim, ...]) -> bool:
     return all(have in (want, 1) for have, want in zip(shape, leading, strict=False))
 
 
-def _leaf(op: Builder, value: ir.Value, leading: tuple[Dim, ...]) -> ir.Value:
+def _leaf(op: Builder, value: ir.Value, leading: tuple[Dim, ...], name: str) -> ir.Value:
     """Unfold what was made folded; what broadcasts over the batch stays as it is."""
     shape = dims(value)
     if shape is None:
@@ -139,4 +147,4 @@ def _leaf(op: Builder, value: ir.Value, leading: tuple[Dim, ...]) -> ir.Value:
     if len(shape) > 3 or None in shape[1:] or is_constant(value):
         raise Refusal("it cannot be unfolded", value.name or "")
     wanted = [dim for dim in (*leading, *shape[1:]) if dim is not None]
-    return op.Reshape(value, op.dimensions(wanted, "unfolded"))
+    return op.Reshape(value, op.dimensions(wanted, name))

@@ -30,8 +30,14 @@ from onnxopt.graph import Dim, attribute, dims, number, rank
 from onnxopt.patterns import FLOATS, Ops, Pat, Var, either, scalar
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
 
-KEY_FROM_HEADS = (0, 1, 3, 2)  # [batch, heads, keys, size] -> [batch, heads, size, keys]
-KEY_FROM_TOKENS = (0, 2, 3, 1)  # [batch, keys, heads, size] -> the same
+# How keys become [..., size, keys], and what brings the same keys to [..., keys, size]; None where they are that
+# already.
+KEY_TURNS: dict[tuple[int, ...], tuple[int, ...] | None] = {
+    (0, 1, 3, 2): None,  # [batch, heads, keys, size]
+    (0, 2, 3, 1): (0, 2, 1, 3),  # [batch, keys, heads, size]
+    (0, 2, 1): None,  # [matrices, keys, size]
+    (1, 2, 0): (1, 0, 2),  # [keys, matrices, size]: torch's multi_head_attention_forward
+}
 STEPS = (1, 2, 3)  # what may happen to the scores, from the product outwards; DeBERTa and Swin have two
 MASKED_BELOW = -1e4  # what is written over a masked score: -10000 (GPT-J of 2021), finfo.min or -inf
 # A row that is written over with one finite number has equal weights. Added to a score, -1e30 swallows it just so, and
@@ -63,25 +69,22 @@ class FuseAttention(Rule):
         scores = either(product, op.Mul(product, scalar(name="scale")), op.Div(product, scalar(name="divide")))
         for step in STEPS:
             scores = either(*_steps(op, scores, step), scores)
-        weights = op.Softmax(scores, axis=_last)
+        scores = either(scores, op.Div(scores, scalar(name="divide_all")), op.Mul(scores, scalar(name="scale_all")))
+        weights = op.Softmax(scores, axis=_last, _name="softmax")
         guarded = op.Where(op.IsNaN(weights), scalar(0.0), weights)
         yield op.MatMul(either(guarded, weights), v)
 
     def guard(self, match: Match, q: ir.Value, k: ir.Value | None, v: ir.Value, turned: ir.Value | None) -> None:
-        """Four-dimensional heads; the mask must have the dimensions of the scores that the operator wants."""
-        k = k or turned or q
-        match.require(all(value.dtype in FLOATS for value in (q, k, v)), "q, k or v is not a float tensor", q)
-        match.require(
-            all(rank(value) == 4 for value in (q, k, v)), "q, k and v are not [batch, heads, sequence, size]", q
-        )
-        heads, size = (dims(q) or ())[1], (dims(q) or ())[3]
-        match.require(
-            isinstance(heads, int) and isinstance(size, int), "the number or the size of heads is not known", q
-        )
-        match.require(
-            (dims(k) or ())[_heads_axis(match)] == heads, "queries and keys have different numbers of heads", k
-        )
-        match.require((dims(v) or ())[1] == heads, "queries and values have different numbers of heads", v)
+        """Heads, or matrices without heads; the mask must have the dimensions of the scores that the operator wants."""
+        keys = k or turned or q
+        match.require(all(value.dtype in FLOATS for value in (q, keys, v)), "q, k or v is not a float tensor", q)
+        ranks = {rank(value) for value in (q, keys, v)}
+        match.require(ranks in ({3}, {4}), "q, k and v are not [batch, heads, sequence, size]", q)
+        match.require(isinstance((dims(q) or ())[-1], int), "the size of heads is not known", q)
+        if ranks == {4}:
+            _require_heads(match, q, keys, v)
+        axis = attribute(match.named["softmax"], "axis")
+        match.require(axis in (-1, (rank(q) or 0) - 1), f"the weights of axis {axis} sum to one, not of the keys", v)
         _require_masks(match, v)
         scale = 1.0
         for name, sign in (
@@ -91,6 +94,8 @@ class FuseAttention(Rule):
             ("divide_q", -1),
             ("divide_k", -1),
             ("divide", -1),
+            ("scale_all", 1),
+            ("divide_all", -1),
         ):
             found = number(match.values.get(name))
             match.require(
@@ -102,18 +107,42 @@ class FuseAttention(Rule):
     def rewrite(
         self, op: Builder, match: Match, q: ir.Value, k: ir.Value | None, v: ir.Value, turned: ir.Value | None
     ) -> ir.Value:
-        """One node; a mask with one row for all queries is written out, since runtimes want every row."""
+        """One node; matrices without heads become heads of their own."""
+        width = rank(q) or 4
         if k is None:
-            k = op.Transpose(turned, perm=KEY_FROM_HEADS)
-        elif _heads_axis(match) == 2:
-            k = op.Transpose(k, perm=(0, 2, 1, 3))
-        mask, shape = _mask(op, match), match.facts["mask"]
-        if mask is not None and len(shape) < 4:
-            mask = op.Unsqueeze(mask, op.ints(range(4 - len(shape)), "leading"))
-        if mask is not None and (1, *shape)[-2] == 1 and (dims(q) or ())[2] != 1:
-            queries = op.Shape(q, start=2, end=3)
-            mask = op.Expand(mask, op.Concat(op.ints([1, 1], "ones"), queries, op.ints([1], "one"), axis=0))
-        return op.Attention(q, k, v, mask, scale=match.facts["scale"])
+            k = op.Transpose(turned, perm=[*range(width - 2), width - 1, width - 2])
+        back = KEY_TURNS.get(_turn(match))
+        key = op.Transpose(k, perm=back) if back is not None else k
+        mask, scale = _full_rows(op, _mask(op, match), match.facts["mask"], q), match.facts["scale"]
+        if width == 4:
+            return op.Attention(q, key, v, mask, scale=scale)
+        head = op.ints([1], "head")
+        apart = [op.Unsqueeze(value, head) if value is not None else None for value in (q, key, v, mask)]
+        return op.Squeeze(op.Attention(*apart, scale=scale), head)
+
+
+def _full_rows(op: Builder, mask: ir.Value | None, shape: tuple[Dim, ...], q: ir.Value) -> ir.Value | None:
+    """Give the mask the rank of the scores, and a row for every query: runtimes want every row."""
+    width = rank(q) or 4
+    if mask is None:
+        return None
+    if len(shape) < width:
+        mask = op.Unsqueeze(mask, op.ints(range(width - len(shape)), "leading"))
+    if (1, *shape)[-2] != 1 or (dims(q) or ())[-2] == 1:
+        return mask
+    queries = op.Shape(q, start=width - 2, end=width - 1)
+    return op.Expand(mask, op.Concat(op.ints([1] * (width - 2), "ones"), queries, op.ints([1], "one"), axis=0))
+
+
+def _require_heads(match: Match, q: ir.Value, keys: ir.Value, v: ir.Value) -> None:
+    """As many heads of keys and values as of queries, or one of each for all."""
+    heads, values = (dims(q) or ())[1], (dims(v) or ())[1]
+    found = (dims(keys) or ())[2 if KEY_TURNS.get(_turn(match)) else 1]
+    batches = {(dims(value) or ())[0] for value in (q, keys, v)}
+    match.require(len(batches) == 1, f"queries, keys and values have the batches {batches}", q)
+    match.require(isinstance(heads, int), "the number of heads is not known", q)
+    match.require(found in (heads, 1), f"queries have {heads} heads, keys have {found}", keys)
+    match.require(found == values, f"keys have {found} heads, values have {values}", v)
 
 
 def _steps(op: Ops, scores: Pat, step: int) -> Iterator[Pat]:
@@ -127,6 +156,7 @@ def _steps(op: Ops, scores: Pat, step: int) -> Iterator[Pat]:
     yield op.Where(allowed, scores, fill)  # torch.where(causal_mask, ...)
     yield op.Add(scores, op.Where(allowed, zero, fill, _shared=True))  # transformers' eager_mask, SDPA's boolean mask
     yield op.Add(scores, op.Where(masked, fill, zero, _shared=True))
+    yield op.Max(scores, scalar(name=f"floor_{step}"))  # XGLM; only masked scores lie that low
     yield op.Add(scores, Var(f"bias_{step}"))
 
 
@@ -136,13 +166,15 @@ def _require_masks(match: Match, v: ir.Value) -> None:
     for step in STEPS:
         fill = number(match.values.get(f"fill_{step}"))
         match.require(fill is None or fill <= MASKED_BELOW, f"masked scores become {fill}, which keeps them a weight")
+        floor = number(match.values.get(f"floor_{step}"))
+        match.require(floor is None or floor <= MASKED_BELOW, f"scores are cut off at {floor}")
         for kind in ("bias", "masked", "allowed"):
             part = match.values.get(f"{kind}_{step}")
             if part is not None:
                 match.require(dims(part) is not None, "the rank of the mask is not known", part)
                 shape = _broadcast(shape, dims(part) or ())
-    match.require(len(shape) <= 4, f"the mask has rank {len(shape)}, needs 4 at most")
-    keys = (dims(v) or ())[2]
+    match.require(len(shape) <= (rank(v) or 0), f"the mask has rank {len(shape)}, the heads have {rank(v)}")
+    keys = (dims(v) or ())[-2]
     match.require(not shape or shape[-1] != 1 or keys == 1, "the mask has one entry for all keys")
     match.facts["mask"] = shape
 
@@ -175,6 +207,9 @@ def _mask(op: Builder, match: Match) -> ir.Value | None:
             total = total if added else None  # what is written over holds the earlier steps inside
         if part is not None:
             total = op.Add(total, part) if total is not None else part
+    outer = (number(values.get("scale_all")) or 1.0) / (number(values.get("divide_all")) or 1.0)
+    if total is not None and outer != 1.0:
+        total = op.Mul(total, op.constant(np.array(outer, dtype=kind), "scale_all"))
     return total
 
 
@@ -184,17 +219,17 @@ def _fill(written: float, kind: np.dtype[Any], *, added: bool) -> float:
     return written if written == -np.inf or (added and written > far) else far
 
 
-def _heads_axis(match: Match) -> int:
-    """Where the keys have their heads before they are turned."""
+def _turn(match: Match) -> tuple[int, ...]:
+    """The permutation that puts the size of a head before the keys; empty when they are stored so."""
     turn = match.named.get("turn")
-    return 2 if turn is not None and tuple(attribute(turn, "perm")) == KEY_FROM_TOKENS else 1
+    return tuple(attribute(turn, "perm")) if turn is not None else ()
 
 
 def _turns_keys(perm: tuple[int, ...]) -> bool:
     """A permutation that puts the size of a head before the keys."""
-    return tuple(perm or ()) in (KEY_FROM_HEADS, KEY_FROM_TOKENS)
+    return tuple(perm or ()) in KEY_TURNS
 
 
 def _last(axis: int) -> bool:
-    """The last of four axes."""
-    return axis in (-1, 3)
+    """The last of three or four axes; the guard knows how many there are."""
+    return axis in (-1, 2, 3)

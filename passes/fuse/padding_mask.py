@@ -121,7 +121,7 @@ def _differs(model: ir.Model, mask: ir.Value, source: ir.Value) -> str:
                 reason = _compare(runner.run(values)[0], rows)
                 if reason:
                     return f"not a padding mask: {reason} (batch {batch}, sequence {length}, {kind})"
-        for length in _telling_lengths(nodes):
+        for length in _telling_lengths(ancestors(mask, through_shape=False)[0]):
             if length > LONGEST_PROBE:
                 return f"the mask compares with a number or a table that asks for a probe of {length} keys"
             rows = np.ones((1, length), np.int64)
@@ -136,14 +136,23 @@ def _differs(model: ir.Model, mask: ir.Value, source: ir.Value) -> str:
 def _telling_lengths(nodes: Sequence[ir.Node]) -> list[int]:
     """Return the lengths, longer than the usual probes, from which on a window or a stored table would show.
 
-    A window of 64 keys looks like no window at 37. Its size is a constant ahead of a comparison.
+    A window of 64 keys looks like no window at 37. Its size is a constant ahead of a comparison. What is only measured,
+    an embedding behind a Shape say, does not count.
     """
     lengths: set[int] = set()
     for node in nodes:
         tables = [value for value in node.inputs if is_constant(value) and (rank(value) or 0) > 1]
         lengths.update(dim for table in tables for dim in dims(table) or () if isinstance(dim, int))
         if node.op_type in COMPARISONS:
-            ahead = [node, *(member for value in node.inputs if value is not None for member in ancestors(value)[0])]
+            ahead = [
+                node,
+                *(
+                    member
+                    for value in node.inputs
+                    if value is not None
+                    for member in ancestors(value, through_shape=False)[0]
+                ),
+            ]
             found = [number(value) for member in ahead for value in member.inputs]
             lengths.update(int(abs(size)) + 2 for size in found if size is not None and abs(size) < LARGEST_POSITION)
     return sorted(length for length in lengths if length > PROBE_SIZES[-1][1])

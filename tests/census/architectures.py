@@ -201,7 +201,7 @@ ENCODERS = (
     _encoder("layoutlm"),
     _encoder("megatron-bert"),
     _encoder("rembert", extra={"input_embedding_size": 16}),
-    _encoder("nystromformer", 5, extra={"num_landmarks": 4, "segment_means_seq_len": 8}),
+    _encoder("nystromformer", 5, extra={"num_landmarks": 8, "segment_means_seq_len": 8}),
     _encoder("ibert", extra=ROBERTA),
     _encoder("fnet", attention=0, extra={"use_tpu_fourier_optimizations": False}),
     _encoder("splinter"),
@@ -258,7 +258,7 @@ ENCODERS_OF_PAIRS = tuple(
         ("mt5", (0, 5, 2), "text", T5, {}),
         ("bart", (5, 0, 2), "text", ENCODER_DECODER, {}),
         ("mbart", (6, 0, 2), "text", ENCODER_DECODER, {}),
-        ("pegasus", (5, 0, 0), "text", ENCODER_DECODER, {}),
+        ("pegasus", (5, 0, 2), "text", ENCODER_DECODER, {}),
         ("marian", (4, 0, 2), "text", ENCODER_DECODER, {"activation_function": "gelu"}),
         ("whisper", (5, 0, 4), "mel", ENCODER_DECODER, {"num_mel_bins": 8, "max_source_positions": 10}),
     )
@@ -267,13 +267,12 @@ ENCODERS_OF_PAIRS = tuple(
 VISION = (
     _vision("vit", 2, 5, 2),
     _vision("deit", 2, 5, 2),
-    _vision("beit", 2, 5, 2),
-    _vision("data2vec-vision", 2, 5, 2),
+    _vision("beit", 2, 4, 2),
+    _vision("data2vec-vision", 2, 4, 2),
     _vision("dinov2", 2, 5, 2),
     _vision("dinov3_vit", 2, 5, 2),
-    _vision("vit_mae", 2, 5, 2, extra={"mask_ratio": 0.0}),
-    _vision("clip_vision_model", 2, 6, 0),
-    _vision("siglip_vision_model", 3, 6, 3),
+    _vision("clip_vision_model", 2, 5, 0),
+    _vision("siglip_vision_model", 2, 5, 2),
     _vision(
         "swin",
         2,
@@ -284,7 +283,7 @@ VISION = (
     _vision(
         "segformer",
         2,
-        10,
+        9,
         2,
         settings={
             "num_encoder_blocks": 2,
@@ -302,7 +301,7 @@ VISION = (
     _vision(
         "convnext",
         0,
-        5,
+        4,
         2,
         settings={"num_stages": 2, "hidden_sizes": [16, 32], "depths": [1, 1], "patch_size": 4, "image_size": 32},
     ),
@@ -315,8 +314,8 @@ VISION = (
     ),
     _vision(
         "mobilevit",
-        3,
         9,
+        21,
         0,
         settings={
             "image_size": 32,

@@ -98,6 +98,9 @@ def census_of(one: Architecture, exporter: str, *, slim: bool = False, peer: boo
         exported = export(one, exporter, CACHE)
         record.export_seconds = time.perf_counter() - started
         record.unproved = exported.unproved
+        if exported.unproved:  # the road would take another exporter
+            record.failed = f"proof of the axes: {exported.unproved[:300]}"
+            return record
         with tempfile.TemporaryDirectory() as room:
             path = None
             if slim:
@@ -324,7 +327,7 @@ def _summary(records: Sequence[Record]) -> str:
         good = [r for r in records if not r.failed]
         fused = sum(min(r.fused[kind], r.expected[kind]) for r in good)
         parts.append(f"{kind} {fused} of {sum(r.expected[kind] for r in good)}")
-    exported = sum(not r.failed.startswith(("export", "died", "not reached")) for r in records)
+    exported = sum(not r.failed.startswith(("export", "proof", "died", "not reached")) for r in records)
     names = {r.architecture for r in records}
     return f"{len(names)} architectures, {exported} of {len(records)} exports; {', '.join(parts)}."
 
@@ -340,14 +343,11 @@ def _cell(record: Record | None) -> str:
         else "–"
         for kind in KINDS
     ]
-    return ("" if record.complete() else "**") + " · ".join(parts) + ("" if record.complete() else "**") + (
-        " (axes not proved)" if record.unproved else ""
-    )
+    return ("" if record.complete() else "**") + " · ".join(parts) + ("" if record.complete() else "**")
 
 
 def _notes(record: Record) -> str:
     parts = [record.failed] if record.failed else []
-    parts += [f"axes: {record.unproved[:160]}"] if record.unproved else []
     parts += [f"{kind}: {Counter(record.missed[kind]).most_common(1)[0][0]}" for kind in KINDS if record.missed.get(kind)]
     parts += [f"rolled back: {item[:160]}" for item in record.rolled_back[:1]]
     slim = " + onnxslim" if record.slim else ""

@@ -69,3 +69,20 @@ def test_an_expand_with_another_reader_stays_for_that_reader() -> None:
     assert outcome.entry.applied == 1
     assert outcome.model.graph.node(2).inputs[1].name == "z"
     assert outcome.worst_error() == 0
+
+
+def test_a_number_of_blocks_that_was_one_at_every_probe_is_still_repeated() -> None:
+    text = """
+    g (float[batch,sequence,4] x, float[batch,1,4] z) => (float y)
+    <int64[1] width = {64}, int64[1] before = {63}, int64[1] four = {4}> {
+      b = Shape<start=0, end=1>(x)
+      s = Shape<start=1, end=2>(x)
+      up = Add(s, before)
+      blocks = Div(up, width)
+      target = Concat<axis=0>(b, blocks, four)
+      e = Expand(z, target)
+      y = Add(e, z)
+    }"""
+    outcome = run_passes(text, "remove-expand")
+    assert outcome.worst_error() == 0
+    assert outcome.worst_error_at(2, 130) == 0

@@ -123,3 +123,24 @@ def test_a_node_that_becomes_another_one_counts_as_a_change_and_is_proved(nodes:
     assert "Identity" in outcome.ops
     assert [entry.applied for entry in outcome.entries] == [1, 0]
     assert outcome.worst_error() == 0
+
+
+def test_a_length_that_was_64_at_every_probe_is_not_taken_for_a_constant() -> None:
+    text = """
+    g (float[batch,sequence,4] x) => (int64[1] y)
+    <int64[1] width = {64}, int64[1] before = {63}, int64[1] four = {4},
+     int64[1] zero = {0}, int64[4] zeros = {0, 0, 0, 0}> {
+      b = Shape<start=0, end=1>(x)
+      s = Shape<start=1, end=2>(x)
+      up = Add(s, before)
+      blocks = Div(up, width)
+      full = Mul(blocks, width)
+      more = Sub(full, s)
+      pads = Concat<axis=0>(zeros, more, zero)
+      padded = Pad(x, pads)
+      length = Shape<start=1, end=2>(padded)
+      y = Add(length, four)
+    }"""
+    outcome = run_passes(text, "fold-constants")
+    assert outcome.worst_error() == 0
+    assert outcome.worst_error_at(2, 130) == 0

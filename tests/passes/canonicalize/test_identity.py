@@ -123,3 +123,21 @@ def test_a_no_op_at_an_output_comes_to_rest_and_keeps_the_name(last: str, output
     assert [value.name for value in outcome.model.graph.outputs] == names
     assert outcome.worst_error() == 0
     assert outcome.worst_error_at(1, 1) == 0
+
+
+def test_a_number_of_blocks_that_was_one_at_every_probe_makes_no_no_op() -> None:
+    text = """
+    g (float[batch,sequence,4] x, float[batch,1,4] z) => (float y)
+    <int64[1] width = {64}, int64[1] before = {63}, int64[1] four = {4}> {
+      b = Shape<start=0, end=1>(x)
+      s = Shape<start=1, end=2>(x)
+      up = Add(s, before)
+      blocks = Div(up, width)
+      target = Concat<axis=0>(b, blocks, four)
+      h = Neg(z)
+      e = Expand(h, target)
+      y = Relu(e)
+    }"""
+    outcome = run_passes(text, "remove-no-ops")
+    assert outcome.worst_error() == 0
+    assert outcome.worst_error_at(2, 130) == 0

@@ -293,3 +293,27 @@ def test_the_inner_reshape_stays_for_its_other_readers() -> None:
     assert outcome.ops == ["Reshape", "Reshape"]
     assert [node.inputs[0].name for node in outcome.model.graph] == ["x", "x"]
     assert outcome.worst_error_at(1, 1) == 0
+
+
+def test_merging_does_not_take_a_number_of_blocks_for_a_constant() -> None:
+    text = """
+    g (float[batch,sequence,4] x) => (float y)
+    <int64[1] width = {64}, int64[1] before = {63}, int64[1] four = {4}, int64[1] edge = {16},
+     int64[1] zero = {0}, int64[4] zeros = {0, 0, 0, 0}> {
+      b = Shape<start=0, end=1>(x)
+      s = Shape<start=1, end=2>(x)
+      up = Add(s, before)
+      blocks = Div(up, width)
+      full = Mul(blocks, width)
+      more = Sub(full, s)
+      pads = Concat<axis=0>(zeros, more, zero)
+      padded = Pad(x, pads)
+      wide = Concat<axis=0>(b, blocks, width, four)
+      h = Reshape(padded, wide)
+      square = Concat<axis=0>(b, blocks, edge, edge)
+      q = Reshape(h, square)
+      y = Neg(q)
+    }"""
+    outcome = run_passes(text, "merge-reshapes")
+    assert outcome.worst_error() == 0
+    assert outcome.worst_error_at(2, 130) == 0

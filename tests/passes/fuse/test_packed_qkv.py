@@ -70,6 +70,11 @@ def test_holds_back_on_a_bias_that_is_not_a_vector() -> None:
     assert outcome.reasons == ["the bias of k is not a vector"]
 
 
+def test_holds_back_on_a_weight_that_is_not_a_matrix() -> None:
+    outcome = run(graph("qkv"), wv=np.ones((1, 8, 8), np.float32))
+    assert outcome.reasons == ["the weight of v is not a matrix"]
+
+
 def test_holds_back_on_heads() -> None:
     text = """
     g (float[batch,2,sequence,8] x) => (float y) {

@@ -248,3 +248,25 @@ def test_holds_back_below_opset_23() -> None:
     weights = {"w": np.ones((4, 12), np.float32), "b": np.ones(12, np.float32)}
     outcome = run_passes(text, "fuse-padding-mask", weights=weights)
     assert (outcome.entry.applied, outcome.reasons) == (0, [])
+
+
+def test_a_table_behind_a_shape_does_not_hold_a_padding_mask_back() -> None:
+    """TorchScript asks the embedding for its length; 30,000 rows of a vocabulary are no window of 30,000 keys."""
+    text = """
+    g (float[batch,2,sequence,8] q, int64[batch,sequence] ids, int64[batch,sequence] mask) => (y)
+    <int64 zero = {0}, int64 one = {1}, int64[2] front = {1, 2}, int64[3] column = {0, 1, 3}> {
+      word = Gather(table, ids)
+      size = Shape(word)
+      length = Gather(size, one)
+      places = Range(zero, length, one)
+      rows = Unsqueeze(places, column)
+      real = GreaterOrEqual(rows, zero)
+      keep = Cast<to = 9>(mask)
+      wide = Unsqueeze(keep, front)
+      allowed = And(real, wide)
+      y = Attention(q, q, q, allowed)
+    }"""
+    table = np.zeros((30000, 4), np.float32)
+    outcome = run_passes(text, "fuse-padding-mask", weights={"table": table})
+    assert outcome.entry.applied == 1
+    assert "And" not in outcome.ops
