@@ -3,7 +3,7 @@
 Shape inference knows one exporter's spelling of a shape and not the next one's. A run knows all of them: a dimension
 that
 was 7, 11 and 13 when `sequence` was 7, 11 and 13 is `sequence`. All sizes are distinct primes, so a dimension can only
-follow one axis, a product of two, or an axis plus a constant; anything else stays unknown.
+follow one axis, a product of two, an axis times or plus a constant; anything else stays unknown.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def axes_of(dim: int | str | None) -> list[str]:
 
 
 def size_of(dim: int | str | None, sizes: Mapping[str, int]) -> int:
-    """Evaluate an expression of `fit`: a size, `a`, `a*b`, `a + c` or `a - c`.
+    """Evaluate an expression of `fit`: a size, `a`, `a*b`, `a*c`, `a + c` or `a - c`.
 
     Raises:
         ValueError: the dimension is unknown.
@@ -136,6 +136,6 @@ def size_of(dim: int | str | None, sizes: Mapping[str, int]) -> int:
             axis, offset = dim.split(sign)
             return sizes[axis] + factor * int(offset)
     product = 1
-    for axis in dim.split("*"):
-        product *= sizes[axis]
+    for part in dim.split("*"):
+        product *= int(part) if part.isdigit() else sizes[part]
     return product

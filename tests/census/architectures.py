@@ -195,7 +195,9 @@ ENCODERS = (
     _encoder("roformer", extra={"embedding_size": HIDDEN}),
     _encoder("nomic_bert", extra={"hidden_act": "gelu"}),
     _encoder(
-        "modernbert", 5, extra={"local_attention": 16, "global_attn_every_n_layers": 2, "cls_token_id": 1, "sep_token_id": 2}
+        "modernbert",
+        5,
+        extra={"local_attention": 16, "global_attn_every_n_layers": 2, "cls_token_id": 1, "sep_token_id": 2},
     ),
     _encoder("ernie"),
     _encoder("layoutlm"),
@@ -211,7 +213,13 @@ ENCODERS = (
 
 DECODERS = (
     _decoder("gpt2", 5, 0, 2, settings=GPT),
-    _decoder("gpt_neo", 5, 0, 2, extra={"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 16}),
+    _decoder(
+        "gpt_neo",
+        5,
+        0,
+        2,
+        extra={"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 16},
+    ),
     _decoder("gptj", 3, 0, 2, settings=GPT, extra={"rotary_dim": 4}),
     _decoder("gpt_neox", 5, 0, 2),
     _decoder("opt", 5, 0, 0, extra={"ffn_dim": 64, "word_embed_proj_dim": HIDDEN}),
@@ -248,11 +256,23 @@ DECODERS = (
     _decoder("ernie4_5", 0, 5, 0, extra=GROUPED),
     _decoder("seed_oss", 0, 5, 0, extra=GROUPED),
     _decoder("exaone4", 0, 9, 0, extra={**GROUPED, "sliding_window": 16}),
-    _decoder("gpt_oss", 0, 5, 0, extra={**GROUPED, "sliding_window": 16, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    _decoder(
+        "gpt_oss", 0, 5, 0, extra={**GROUPED, "sliding_window": 16, "num_local_experts": 4, "num_experts_per_tok": 2}
+    ),
 )
 
 ENCODERS_OF_PAIRS = tuple(
-    Architecture(f"{name}-encoder", name, 2, *counts, part="encoder", family="pair", inputs=inputs, settings=settings, extra=extra)  # type: ignore[misc, arg-type]
+    Architecture(
+        f"{name}-encoder",
+        name,
+        2,
+        *counts,
+        part="encoder",
+        family="pair",
+        inputs=inputs,
+        settings=settings,
+        extra=extra,
+    )  # type: ignore[misc, arg-type]
     for name, counts, inputs, settings, extra in (
         ("t5", (0, 5, 0), "text", T5, {}),
         ("mt5", (0, 5, 2), "text", T5, {}),
@@ -278,7 +298,14 @@ VISION = (
         2,
         7,
         2,
-        settings={"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4], "window_size": 4},
+        settings={
+            "image_size": 32,
+            "patch_size": 4,
+            "embed_dim": 16,
+            "depths": [1, 1],
+            "num_heads": [2, 4],
+            "window_size": 4,
+        },
     ),
     _vision(
         "segformer",
@@ -310,7 +337,13 @@ VISION = (
         0,
         0,
         0,
-        settings={"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1], "layer_type": "basic", "image_size": 32},
+        settings={
+            "embedding_size": 16,
+            "hidden_sizes": [16, 32],
+            "depths": [1, 1],
+            "layer_type": "basic",
+            "image_size": 32,
+        },
     ),
     _vision(
         "mobilevit",
@@ -343,7 +376,14 @@ AUDIO = (
         5,
         gelu=2,
         inputs="frames",
-        settings={**PATCHES, "patch_size": 8, "num_mel_bins": 16, "max_length": 32, "frequency_stride": 8, "time_stride": 8},
+        settings={
+            **PATCHES,
+            "patch_size": 8,
+            "num_mel_bins": 16,
+            "max_length": 32,
+            "frequency_stride": 8,
+            "time_stride": 8,
+        },
         family="audio",
     ),
 )

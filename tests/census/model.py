@@ -89,9 +89,11 @@ def _inputs(one: Architecture, network: Any, config: Any) -> tuple[TensorSpec, .
         return tuple(TensorSpec(name, "int64", ("batch", "sequence")) for name in names)
     axes: tuple[int | str, ...]
     if one.inputs == "image":
-        size = int(config.image_size if isinstance(config.image_size, int) else config.image_size[0]) if hasattr(
-            config, "image_size"
-        ) else 32
+        size = (
+            int(config.image_size if isinstance(config.image_size, int) else config.image_size[0])
+            if hasattr(config, "image_size")
+            else 32
+        )
         axes = ("batch", 3, size, size)
     elif one.inputs == "wave":
         axes = ("batch", "samples")

@@ -19,7 +19,7 @@ from onnxopt.probe import GraphRunner
 from onnxopt.registry import get
 from onnxopt.rewrite import Rewrite
 
-SIZES = ((2, 7), (3, 11), (5, 13))
+SIZES = ((2, 7), (3, 11), (5, 13), (1, 131))
 
 
 @dataclass
@@ -109,7 +109,8 @@ def parse(text: str, weights: Mapping[str, Array] | None = None, *, opset: int =
 def observe(model: ir.Model, feeds: Mapping[str, Sequence[Array]] | None = None) -> list[Observation]:
     """Make inputs of three sizes: normal floats; 0 and 1 for integers, booleans and masks; or the given arrays."""
     observations = []
-    for index, (batch, sequence) in enumerate(SIZES):
+    count = min((len(arrays) for arrays in (feeds or {}).values()), default=len(SIZES))
+    for index, (batch, sequence) in enumerate(SIZES[:count]):
         given = {name: arrays[index] for name, arrays in (feeds or {}).items()}
         sizes = _sizes(index, batch, sequence)
         observations.append(Observation(sizes, {**_feeds(model, sizes, seed=index), **given}))

@@ -147,12 +147,12 @@ def test_a_window_that_a_stored_table_makes_is_seen_at_the_length_of_the_table()
     text = attention(
         f"{BOOLEANS} size = Concat<axis=0>(s, s) part = Slice(table, corner, size, axes) mask = And(u, part)"
     )
-    distance = np.abs(np.arange(100)[:, None] - np.arange(100)[None])
+    distance = np.abs(np.arange(160)[:, None] - np.arange(160)[None])
     weights = {**WEIGHTS, "table": (distance <= 64)[None, None], "corner": np.array([0, 0]), "axes": np.array([2, 3])}
     used = {name: array for name, array in weights.items() if name in text}
     outcome = run_passes(text, "fuse-padding-mask", weights=used)
     assert outcome.entry.applied == 0
-    assert outcome.reasons == ["not a padding mask: it allows other keys (batch 1, sequence 100, no padding)"]
+    assert outcome.reasons == ["not a padding mask: it allows other keys (batch 1, sequence 160, no padding)"]
 
 
 def test_a_window_too_large_to_probe_holds_back() -> None:

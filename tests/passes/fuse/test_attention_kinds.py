@@ -1,0 +1,130 @@
+"""Attention that is not spelled with one head per query head, four axes and one mask."""
+
+import numpy as np
+import pytest
+
+from tests.support.rules import run_passes
+
+LOWEST = float(np.finfo(np.float32).min)
+HEADS = "float[batch,2,sequence,4]"
+NUMBERS = {
+    "half": np.float32(0.5),
+    "zero": np.float32(0.0),
+    "lowest": np.float32(LOWEST),
+    "infinite": np.float32(-np.inf),
+}
+
+
+def run(text: str, **more: np.ndarray):  # type: ignore[no-untyped-def]
+    weights = {name: array for name, array in {**NUMBERS, **more}.items() if name in text}
+    return run_passes(text, "remove-no-ops", "fuse-attention", "fuse-attention", weights=weights)
+
+
+def check(outcome) -> None:  # type: ignore[no-untyped-def]
+    assert [entry.applied for entry in outcome.entries[1:]] == [1, 0]
+    assert outcome.rolled_back == []
+    assert "Softmax" not in outcome.ops
+    assert outcome.worst_error() < 1e-5
+    assert outcome.worst_error_at(1, 1) < 1e-5
+    assert outcome.worst_error_at(4, 6) < 1e-5
+
+
+def test_one_head_of_keys_and_values_serves_all_queries() -> None:
+    one = "float[batch,1,sequence,4]"
+    outcome = run(
+        f"g ({HEADS} q, {one} k, {one} v) => (float y) {{"
+        "kt = Transpose<perm=[0,1,3,2]>(k) s = MatMul(q, kt) w = Softmax(s) y = MatMul(w, v) }"
+    )
+    check(outcome)
+    assert outcome.ops == ["Attention"]
+
+
+@pytest.mark.parametrize(
+    ("k", "v", "reason"),
+    [
+        (HEADS, "float[batch,1,sequence,4]", "keys have 2 heads, values have 1"),
+        ("float[1,2,sequence,4]", HEADS, "queries, keys and values have the batches"),
+    ],
+)
+def test_heads_or_batches_that_only_broadcast_are_left_alone(k: str, v: str, reason: str) -> None:
+    outcome = run(
+        f"g ({HEADS} q, {k} k, {v} v) => (float y) {{"
+        "kt = Transpose<perm=[0,1,3,2]>(k) s = MatMul(q, kt) w = Softmax(s) y = MatMul(w, v) }"
+    )
+    assert outcome.entry.applied == 0
+    assert outcome.rolled_back == []
+    assert any(reason in found for found in outcome.reasons)
+
+
+@pytest.mark.parametrize(("k", "perm"), [("float[rows,sequence,4]", "[0,2,1]"), ("float[sequence,rows,4]", "[1,2,0]")])
+@pytest.mark.parametrize("bias", ["", ", float[rows,sequence,sequence] bias", ", float[sequence,sequence] bias"])
+def test_matrices_without_heads_become_heads_of_their_own(k: str, perm: str, bias: str) -> None:
+    added = "m = Add(s, bias)" if bias else "m = Identity(s)"
+    outcome = run(
+        f"g (float[rows,sequence,4] q, {k} k, float[rows,sequence,4] v{bias}) => (float y) {{"
+        f"kt = Transpose<perm={perm}>(k) s = MatMul(q, kt) {added} w = Softmax<axis=2>(m) y = MatMul(w, v) }}"
+    )
+    check(outcome)
+
+
+def test_keys_that_are_stored_turned_are_turned_back() -> None:
+    outcome = run(
+        f"g ({HEADS} q, float[batch,2,4,sequence] k, {HEADS} v) => (float y) {{"
+        "s = MatMul(q, k) t = Mul(s, half) w = Softmax(t) y = MatMul(w, v) }"
+    )
+    check(outcome)
+    assert outcome.ops == ["Transpose", "Attention"]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        "a = Add(s, bias) m = Where(hide, lowest, a)",  # DeBERTa
+        "a = Where(keep, s, lowest) mask = Where(keep, zero, lowest) m = Add(a, mask)",  # GPT-Neo
+        "a = Add(s, bias) mask = Where(hide, lowest, zero) m = Add(a, mask)",  # MPNet
+        "a = Add(s, bias) mask = Where(keep, zero, lowest) b = Add(a, mask) m = Max(b, lowest)",  # XGLM
+        "a = Where(hide, lowest, s) m = Add(a, bias)",
+    ],
+)
+@pytest.mark.parametrize("empty", [False, True])
+def test_biases_and_masks_in_any_order(steps: str, empty: bool) -> None:  # noqa: FBT001
+    text = (
+        f"g ({HEADS} q, {HEADS} k, {HEADS} v, float[1,2,sequence,sequence] bias, bool[batch,1,sequence,sequence] keep)"
+        " => (float y, float rest) { hide = Not(keep) rest = ReduceSum(bias) kt = Transpose<perm=[0,1,3,2]>(k) "
+        f"s = MatMul(q, kt) {steps} w = Softmax(m) y = MatMul(w, v) }}"
+    )
+    outcome = run(text)
+    check(outcome)
+    if empty and "Where(keep, s" not in steps:  # lowest twice is -inf, and a row of it is NaN: no answer to keep
+        # a row that may attend to nothing has equal weights in both
+        keep = np.ones((3, 1, 5, 5), np.bool_)
+        keep[1, 0, 2] = False
+        assert outcome.worst_error_at(3, 5, keep=keep) < 1e-5
+
+
+def test_a_scale_behind_the_mask_scales_the_mask_too() -> None:
+    outcome = run(
+        f"g ({HEADS} q, {HEADS} k, {HEADS} v, float[batch,1,sequence,sequence] bias) => (float y) {{"
+        "kt = Transpose<perm=[0,1,3,2]>(k) s = MatMul(q, kt) a = Add(s, bias) m = Div(a, half) "
+        "w = Softmax(m) y = MatMul(w, v) }"
+    )
+    check(outcome)
+    assert outcome.attributes("Attention")["scale"] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "reason"),
+    [
+        ("m = Where(keep, s, half)", "masked scores become 0.5"),
+        ("m = Max(s, zero)", "scores are cut off at 0"),
+    ],
+)
+def test_numbers_that_keep_a_weight_are_left_alone(steps: str, reason: str) -> None:
+    outcome = run(
+        f"g ({HEADS} q, {HEADS} k, {HEADS} v, bool[batch,1,sequence,sequence] keep) => (float y, bool other) {{"
+        f"kt = Transpose<perm=[0,1,3,2]>(k) s = MatMul(q, kt) {steps} other = Not(keep) "
+        "w = Softmax(m) y = MatMul(w, v) }"
+    )
+    assert outcome.entry.applied == 0
+    assert outcome.rolled_back == []
+    assert any(reason in found for found in outcome.reasons)
