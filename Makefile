@@ -13,7 +13,7 @@ BIN  := $(VENV)/bin
 DONE := $(VENV)/.onnxopt-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup optimize test test-slow test-node lint format types check catalogue build clean distclean
+.PHONY: help setup optimize test test-slow test-node lint format types check peers bench census catalogue build clean distclean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,17 @@ types: $(DONE) ## Check types
 	$(BIN)/mypy
 
 check: lint types test ## Everything that must pass before a commit
+
+peers: $(DONE) ## Build a virtual environment per peer in .venv-peers
+	$(BIN)/python -m bench.peers
+
+bench: $(DONE) ## Run the peers side by side on MiniLM and write the table of the README
+	$(BIN)/python -m bench.run
+	$(BIN)/python -m bench.run --table README.md
+
+census: $(DONE) ## Take many architectures the whole road and write the table of the README (long)
+	$(BIN)/python -m tests.census.run
+	$(BIN)/python -m tests.census.run --table README.md
 
 catalogue: $(DONE) ## Write the generated tables of the README
 	$(BIN)/python -m onnxopt.catalogue README.md

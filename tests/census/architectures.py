@@ -1,7 +1,7 @@
 """The architectures of the census: tiny configs of transformers' own, and the blocks that each of them has.
 
-Counts are of a model of two layers and come from the papers and from transformers' modules, not from our result: a block
-that nobody recognises is missing from `fused` and from `total`, and only a count written down here shows that.
+Counts are of a model of two layers and come from the papers and from transformers' modules, not from our result: a
+block that nobody recognises is missing from `fused` and from `total`, and only a count written down here shows that.
 """
 
 from __future__ import annotations

@@ -1,0 +1,125 @@
+"""Write the benchmark's results as markdown between two marks of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+START, END = "<!-- bench -->", "<!-- /bench -->"
+WRONG = 0.5  # relative error; int8 stays far below it, a mask that was misread does not
+_ERROR_CHARACTERS = 110
+
+
+def write(path: Path, result: Mapping[str, Any]) -> None:
+    """Put the tables between the marks of a file, which must have them once each, in this order.
+
+    Raises:
+        ValueError: when it has not.
+    """
+    text = path.read_text(encoding="utf-8")
+    if text.count(START) != 1 or text.count(END) != 1 or text.index(END) < text.index(START):
+        raise ValueError(f"{path}: expected one {START} and after it one {END}")
+    before, rest = text.split(START)
+    _, after = rest.split(END)
+    path.write_text(f"{before}{START}\n\n{render(result)}\n{END}{after}", encoding="utf-8")
+
+
+def render(result: Mapping[str, Any]) -> str:
+    """Return the tables: milliseconds by shape, then how right and how heavy each model is, then what failed."""
+    done = [peer for peer in result["peers"] if not peer["error"]]
+    failed = [peer for peer in result["peers"] if peer["error"]]
+    shapes = list(result["shapes"])
+    best = {
+        (precision, shape): min(_ms(peer, shape) for peer in done if peer["precision"] == precision)
+        for precision in {peer["precision"] for peer in done}
+        for shape in shapes
+    }
+    parts = [
+        _caption(result),
+        _lines(
+            ["model", "", *(_shape(shape, result) for shape in shapes)],
+            [
+                [_title(peer), peer["precision"], *(_latency(peer, shape, best) for shape in shapes)]
+                for peer in sorted(done, key=lambda peer: str(peer["precision"]))
+            ],
+        ),
+        "Worst relative error of any real token against torch, by place of the padding, lowest cosine of embeddings:",
+        _lines(
+            ["model", "", "right", "left", "holes", "cosine", "file", "peak memory", "made in"],
+            [_quality(peer) for peer in sorted(done, key=lambda peer: str(peer["precision"]))],
+        ),
+    ]
+    if failed:
+        parts.append("Could not be made or run here:")
+        parts.append(_lines(["model", "", "error"], [[_title(p), p["precision"], _error(p)] for p in failed]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _caption(result: Mapping[str, Any]) -> str:
+    machine, versions = result["machine"], result["versions"]
+    isa = ", ".join(machine.get("isa") or ())
+    tools = ", ".join(f"{name} {versions[name]}" for name in ("onnxopt", "onnxruntime", "torch") if name in versions)
+    return (
+        f"{_escape(str(result['model']))}, median ms of one request (times faster than the default export), "
+        f"{result['threads']} threads of {_escape(str(machine.get('cpu', 'an unknown processor')))}"
+        f"{f' ({isa})' if isa else ''}, {tools}, {result['rounds']} starts of each model in turns, "
+        f"{str(result['created'])[:10]}, `make bench`. The fastest of each precision is bold."
+    )
+
+
+def _shape(shape: str, result: Mapping[str, Any]) -> str:
+    fill = result.get("fill", {}).get(shape, 1.0)
+    return shape.replace("x", " × ") + (f", {fill:.0%} filled" if fill < 1 else "")
+
+
+def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---", "---"] + ["---" if name == "error" else "---:" for name in head[2:]]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
+
+
+def _title(peer: Mapping[str, Any]) -> str:
+    other = "" if peer["runtime"] == "onnxruntime" or "OpenVINO" in peer["title"] else f" ({peer['runtime']})"
+    note = f" ({_escape(str(peer['note']))})" if peer.get("note") else ""
+    return f"{_escape(str(peer['title']))}{other}{note}"
+
+
+def _ms(peer: Mapping[str, Any], shape: str) -> float:
+    return float(peer["latency"][shape]["p50_ms"])
+
+
+def _latency(peer: Mapping[str, Any], shape: str, best: Mapping[tuple[str, str], float]) -> str:
+    ms, speedup = _ms(peer, shape), float(peer["latency"][shape]["speedup"])
+    text = f"{ms:,.0f}" if ms >= 100 else f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}"
+    text = f"**{text}**" if ms == best[peer["precision"], shape] else text
+    return f"{text} ({speedup:.2f}×)"
+
+
+def _quality(peer: Mapping[str, Any]) -> list[str]:
+    errors = peer["errors"]
+    return [
+        _title(peer),
+        peer["precision"],
+        *(_wrong(errors[place]) for place in ("right", "left", "holes")),
+        f"{peer['cosine']:.6f}",
+        f"{peer['size_bytes'] / 2**20:.0f} MiB",
+        f"{peer['peak_bytes'] / 2**20:.0f} MiB",
+        f"{peer['make_seconds']:.1f} s",
+    ]
+
+
+def _wrong(error: float | str) -> str:
+    """Write an error; one that makes the answer useless is marked."""
+    if isinstance(error, str):
+        return f"**{error}**"
+    return f"**{error:.2g}**" if error >= WRONG else f"{error:.1e}"
+
+
+def _error(peer: Mapping[str, Any]) -> str:
+    text = " ".join(str(peer["error"]).split())
+    return _escape(text if len(text) <= _ERROR_CHARACTERS else text[: _ERROR_CHARACTERS - 1] + "…")
+
+
+def _escape(text: str) -> str:
+    """Keep a text from ending its cell or the marks around the tables."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
