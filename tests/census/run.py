@@ -11,6 +11,7 @@ import argparse
 import importlib
 import itertools
 import json
+import logging
 import multiprocessing
 import os
 import platform
@@ -34,7 +35,7 @@ from tests.census.architectures import ARCHITECTURES, Architecture
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results" / "census.json"
 CACHE = ROOT / "build" / "census"
-PEERS = ROOT / ".venv-peers" / "bin" / "onnxslim"
+ONNXSLIM = ROOT / ".venv-peers" / "simplifiers" / "bin" / "onnxslim"  # made by `make peers`
 EXPORTERS = ("dynamo-23", "dynamo-18", "torchscript-17")
 KINDS = ("attention", "layer_norm", "rms_norm", "gelu")
 FUSERS = {
@@ -66,6 +67,7 @@ class Record:
         rolled_back: rewrites that the proof turned down.
         worst_error: worst relative error of any output against the file before.
         peer: blocks that ONNX Runtime's own optimizer fused.
+        peer_failed: why it did not come through.
         nodes: before and after.
         export_seconds: export and proof of the axes; 0 when taken from an earlier run.
         seconds: the pipeline.
@@ -83,6 +85,7 @@ class Record:
     rolled_back: list[str] = field(default_factory=list)
     worst_error: float | None = None
     peer: dict[str, int] = field(default_factory=dict)
+    peer_failed: str = ""
     nodes: tuple[int, int] = (0, 0)
     export_seconds: float = 0.0
     seconds: float = 0.0
@@ -114,9 +117,9 @@ def census_of(one: Architecture, exporter: str, *, slim: bool = False, peer: boo
             path = None
             if slim:
                 stage, path = "onnxslim", Path(room) / "slim.onnx"
-                _run([str(PEERS), str(exported.path), str(path)])
+                _run([str(ONNXSLIM), str(exported.path), str(path)])
             if peer:
-                record.peer = _peer(exported.path, one)
+                record.peer, record.peer_failed = _peer(exported.path, one)
             stage = "optimize"
             _optimize(load(one, exported, path), record)
     except Exception as error:  # noqa: BLE001  the table says why
@@ -181,23 +184,23 @@ def _cases(loaded: Any, cases: Iterable[Any]) -> Iterable[Any]:
         yield {axis: size if axis in ("batch", "sequence") else 29 + 2 * size for axis, size in sizes.items()}, padding
 
 
-def _peer(path: Path, one: Architecture) -> dict[str, int]:
-    """Count what onnxruntime.transformers fuses, told heads and width, which we are not."""
-    import logging
-
+def _peer(path: Path, one: Architecture) -> tuple[dict[str, int], str]:
+    """Count what onnxruntime.transformers fuses, told heads and width, which we are not; or return how it failed."""
     import onnx_ir as ir
     from onnxruntime.transformers import optimizer
 
     from onnxopt.blocks import count_blocks
 
-    logging.disable(logging.CRITICAL)
     kind = "gpt2" if one.family == "decoder" else "vit" if one.family == "vision" else "bert"
+    logging.disable(logging.CRITICAL)
     try:
         fused = optimizer.optimize_model(str(path), model_type=kind, num_heads=4, hidden_size=32, opt_level=0)
+        counts = count_blocks(ir.from_proto(fused.model))
+    except Exception as error:  # noqa: BLE001  the table says why
+        return dict.fromkeys(KINDS, 0), f"{type(error).__name__}: {error}"[:200]
     finally:
         logging.disable(logging.NOTSET)
-    counts = count_blocks(ir.from_proto(fused.model))
-    return {name: counts[name].fused for name in KINDS}
+    return {name: counts[name].fused for name in KINDS}, ""
 
 
 # One child per architecture: what a model does to memory, time or the interpreter stays its own.
@@ -374,7 +377,9 @@ def _summary(records: Sequence[Record]) -> str:
             f"{kind} {sum(min(r.peer[kind], r.expected[kind]) for r in told)} of {sum(r.expected[kind] for r in told)}"
             for kind in KINDS
         )
-        text += f" ONNX Runtime's own optimizer, told heads and width: {theirs}."
+        broken = sum(bool(r.peer_failed) for r in told)
+        text += f" ONNX Runtime's own optimizer, told heads and width: {theirs}"
+        text += f"; it failed on {broken}." if broken else "."
     return text
 
 
@@ -433,7 +438,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = [name for name in options.names if name not in ARCHITECTURES]
     if unknown:
         parser.error(f"no architecture {', '.join(unknown)}; there are {', '.join(ARCHITECTURES)}")
-    slim = options.slim and PEERS.exists()
+    slim = options.slim and ONNXSLIM.exists()
     records = census(
         options.names or list(ARCHITECTURES),
         options.exporter or EXPORTERS,
