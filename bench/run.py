@@ -24,12 +24,12 @@ import numpy as np
 from bench import peers, table
 from bench.inputs import bench_feeds, calibration_feeds, check_feeds
 from bench.peers import MODELS, PEERS, ROOT, Made, Peer
-from onnxopt.bench import shape_stats
 from onnxopt.machine import describe_machine, versions
 from onnxopt.model import Array, Feeds
 from onnxopt.runtime import runtime_errors, runtime_line
 from onnxopt.session import open_session
 from onnxopt.spec import Target, available_threads
+from onnxopt.timing import shape_stats
 
 RESULTS = ROOT / "bench" / "results"
 RESULT = RESULTS / "minilm.json"

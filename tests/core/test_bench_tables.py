@@ -123,10 +123,10 @@ def test_a_peer_that_failed_stands_in_the_table_with_its_error() -> None:
 
 def test_tables_go_between_the_marks(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{table.START}\nold\n{table.END}\nafter\n", encoding="utf-8")
+    readme.write_text(f"before\n{table.START}\nstale\n{table.END}\nafter\n", encoding="utf-8")
     table.write(readme, make_result(make_peer("a", 8.0)))
     once = readme.read_text(encoding="utf-8")
-    assert "old" not in once
+    assert "stale" not in once
     assert once.startswith("before\n")
     assert once.endswith(f"{table.END}\nafter\n")
     table.write(readme, make_result(make_peer("a", 8.0)))
