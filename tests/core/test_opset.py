@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -57,6 +58,8 @@ def only_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxopt.opset._converters", lambda _: iter([_by_rules]))
 
 
+# onnxruntime 1.23, the newest for Python 3.10, runs opset 23 at most
+TARGETS = (20, 23, 25) if tuple(map(int, onnxruntime.__version__.split(".")[:2])) > (1, 23) else (20, 23)
 X3 = {"x": numbers(3, 4, 5)}
 IMAGE = {"x": numbers(2, 4, 6, 6)}
 ROIS = {"rois": np.array([[0, 0, 3, 3], [1, 1, 5, 4]], dtype=np.float32), "index": np.array([0, 1])}
@@ -137,7 +140,7 @@ CASES: dict[str, tuple[int, list[onnx.NodeProto], Feeds, Weights]] = {
 }
 
 
-@pytest.mark.parametrize("target", [20, 23, 25])
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("case", sorted(CASES))
 def test_keeps_the_answer_of_each_changed_operator(case: str, target: int, only_rules: None) -> None:
     version, nodes, feed, weights = CASES[case]
