@@ -185,18 +185,9 @@ def make(peer: Peer, facts: Mapping[str, Any], *, retry: bool = False, fresh: bo
         old.unlink()
     begin = time.perf_counter()
     if peer.maker == "onnxopt":
-        command = [
-            "-m",
-            "onnxopt",
-            "optimize",
-            "minilm",
-            "--no-measure",
-            "--quiet",
-            "--out",
-            str(folder),
-            *peer.options,
-        ]
-        done = _run([sys.executable, *command], MAKE_SECONDS)
+        # measuring stays on: without it --tune only looks up what was recorded
+        command = [sys.executable, "-m", "onnxopt", "optimize", "minilm", "--quiet", "--out", str(folder)]
+        done = _run([*command, *peer.options], MAKE_SECONDS)
     else:
         job = {
             **facts,

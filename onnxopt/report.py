@@ -151,7 +151,7 @@ def render_report(
     page = environment.get_template("report.html.j2").render(
         manifest=manifest,
         measurements=measurements,
-        latency=[(shape_text(entry.shape), entry) for entry in latency],
+        latency=[(_request_text(entry), entry) for entry in latency],
         axes=" × ".join(latency[0].shape) if latency else "",
         latency_plot=_svg(_draw_latency, latency, seed="latency") if latency else "",
         proof=_proof_rows(manifest.proof),
@@ -273,6 +273,11 @@ def _tools(manifest: Manifest) -> dict[str, str]:
 def shape_text(shape: Mapping[str, int]) -> str:
     """Write sizes as `8 × 128`."""
     return " × ".join(f"{size:,}" for size in shape.values()) or "fixed"
+
+
+def _request_text(entry: Latency) -> str:
+    """Write the sizes of a request, and how much of it was real tokens when some was padding."""
+    return shape_text(entry.shape) + (f", {entry.fill:.0%} real" if entry.fill < 1 else "")
 
 
 def size_text(count: float) -> str:
@@ -403,7 +408,7 @@ def _draw_latency(figure: Figure, latency: Sequence[Latency]) -> None:
         axes.annotate(f"{ms_text(entry.before_ms)} ms", (100, row - 0.19), (4, 0), **place)
         label = f"{ms_text(entry.after_ms)} ms, {entry.speedup:.2f}×"
         axes.annotate(label, (share, row + 0.19), (4, 0), fontweight="bold", **place)
-    axes.set_yticks(range(len(latency)), [shape_text(entry.shape) for entry in latency])
+    axes.set_yticks(range(len(latency)), [_request_text(entry) for entry in latency])
     axes.set_ylim(len(latency) - 0.45, -0.55)
     longest = max(100.0, *(100 * entry.after_ms / entry.before_ms for entry in latency))
     axes.set_xlim(0, 1.3 * longest)

@@ -91,7 +91,7 @@ def make_measurements() -> Measurements:
         created="2026-11-02T03:04:05+00:00",
         latency=(
             Latency(shape={"batch": 1, "sequence": 16}, before_ms=8.0, after_ms=4.0),
-            Latency(shape={"batch": 8, "sequence": 128}, before_ms=300.0, after_ms=330.0),
+            Latency(shape={"batch": 8, "sequence": 128}, fill=0.26, before_ms=300.0, after_ms=330.0),
         ),
         pass_seconds={"fuse-gelu": 1.25},
         seconds=12.0,
@@ -132,6 +132,7 @@ def test_tells_the_headline() -> None:
         "budget 0.0001",
         "2.00×",
         "0.91×",
+        "8 × 128, 26% real",
         "8.00 → 4.00 ms",
     ):
         assert fact in text
