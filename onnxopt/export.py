@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -22,14 +23,14 @@ from onnxopt.pooling import Pooling, read_pooling
 from onnxopt.source import Source
 from onnxopt.spec import Signature, TensorSpec
 from onnxopt.tasks import Task, features_task, infer_task, model_class, parse_task
-from onnxopt.torch_model import RANDOM_SEED, TorchModel, TorchReference, load_torch
+from onnxopt.torch_model import RANDOM_SEED, Logits, TorchModel, TorchReference, load_torch
 from onnxopt.trace import ROADS, Road, Traced, trace
 from onnxopt.usercache import cache_root, content_of, staged
 
 Exporter = Literal["auto", "dynamo", "torchscript"]
 Progress = Callable[[str], None]
 
-_FORMAT = 1
+_FORMAT = 2
 _RECORD = "export.json"
 _MODEL = "model.onnx"
 _ASSETS = "assets"
@@ -43,6 +44,8 @@ def export(
     *,
     task: str | None = None,
     with_pooling: bool = True,
+    with_cache: bool = True,
+    logits: Logits = "last",
     exporter: Exporter = "auto",
     progress: Progress | None = None,
     use_cache: bool = True,
@@ -56,6 +59,8 @@ def export(
         source: from `onnxopt.source.resolve`; anything but an .onnx file.
         task: transformers task name; the default is the recipe's, else what the config says.
         with_pooling: add the output `sentence_embedding` when the checkpoint says how tokens become one vector.
+        with_cache: give a language model inputs and outputs for the keys and values that it has seen.
+        logits: with a cache, whether `logits` are those of the last position or of all.
         exporter: `dynamo` (opset 23), `torchscript` (opset 17), or `auto`: dynamo, and TorchScript if that fails.
         progress: told what is being done.
         use_cache: false makes the export again and replaces what the cache has.
@@ -75,20 +80,30 @@ def export(
     checkpoint = read_checkpoint(source)
     say("hashing the weights")
     weights = weights_digest(checkpoint)
-    options = {"task": asked, "pooling": with_pooling, "exporter": exporter, "weights": source.weights}
+    form = _Form(with_pooling, with_cache, logits)
+    options = {"task": asked, "form": asdict(form), "exporter": exporter, "weights": source.weights}
     key = _digest([_FORMAT, weights, dict(checkpoint.settings), options, _versions(), source.trust_remote_code])
     entry = cache_root() / "exports" / f"{source.name}-{key[:24]}"
     if not (use_cache and _intact(entry)):
         with staged(entry) as fresh:
-            model = _make(fresh, checkpoint, asked, with_pooling=with_pooling, exporter=exporter, say=say)
+            model = _make(fresh, checkpoint, asked, form, exporter=exporter, say=say)
             _seal(fresh)
         return _open(entry, checkpoint, weights, model)
     say("export found in the cache")
     return _open(entry, checkpoint, weights)
 
 
+@dataclass(frozen=True)
+class _Form:
+    """What inputs and outputs a model gets besides its own."""
+
+    pooling: bool
+    cache: bool
+    logits: Logits
+
+
 def _make(
-    folder: Path, checkpoint: Checkpoint, asked: str, *, with_pooling: bool, exporter: Exporter, say: Progress
+    folder: Path, checkpoint: Checkpoint, asked: str, form: _Form, *, exporter: Exporter, say: Progress
 ) -> TorchModel:
     """Write graph, assets and record of one export into `folder`; return the model it was made from."""
     source = checkpoint.source
@@ -96,11 +111,13 @@ def _make(
     config = load_config(checkpoint)
     task = _task(config, asked, source)
     notes = _notes(checkpoint)
-    pooling, left_out = _pooling(checkpoint, task, with_pooling=with_pooling)
+    pooling, left_out = _pooling(checkpoint, task, with_pooling=form.pooling)
     notes += [left_out] if left_out else []
     _require_tokenizer(checkpoint, task, notes)
     write_assets(checkpoint, config, folder / _ASSETS)
-    model = load_torch(checkpoint, config, task, pooling)
+    model = load_torch(checkpoint, config, task, pooling, with_cache=form.cache, logits=form.logits)
+    if form.cache and task.generates and model.cache is None:
+        notes.append("the model keeps other states than keys and values; exported without a cache")
     if task.modality == "text":
         words = folder / _ASSETS if checkpoint.has_tokenizer else None
         tokens: Tokens | None = read_tokens(words, config, longest=model.longest)
@@ -110,6 +127,7 @@ def _make(
     notes += [f"{failure}; exported with {traced.exporter} instead" for failure in failures]
     record = _record(traced, task, model, tokens, notes)
     record |= {"pooling": str(pooling) if pooling else "", "proved_sizes": list(proved)}
+    record |= {"with_cache": model.cache is not None, "logits": model.logits, "longest": model.longest}
     (folder / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
     return model
 
@@ -223,7 +241,8 @@ def _open(entry: Path, checkpoint: Checkpoint, weights: Mapping[str, str], model
         if model is not None:
             return model
         pooling = read_pooling(checkpoint.folder)[0] if record["pooling"] else None
-        return load_torch(checkpoint, load_config(checkpoint), task, pooling)
+        with_cache, logits = record["with_cache"], record["logits"]
+        return load_torch(checkpoint, load_config(checkpoint), task, pooling, with_cache=with_cache, logits=logits)
 
     return Loaded(
         name=source.name,
@@ -243,6 +262,7 @@ def _open(entry: Path, checkpoint: Checkpoint, weights: Mapping[str, str], model
             "pooling": record["pooling"],
             "exporter": record["exporter"],
             "opset": record["opset"],
+            "context_length": record["longest"],
             "versions": _versions(),
         },
         notes=[*source.notes, *record["notes"]],

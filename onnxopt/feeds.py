@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from onnxopt.cache import PAST, SEQUENCE
 from onnxopt.errors import InputError
 from onnxopt.model import Array, Feeds
 from onnxopt.spec import Padding, TensorSpec
@@ -58,7 +59,10 @@ class Tokens:
 
 @dataclass(frozen=True)
 class TextFeeder:
-    """Makes `input_ids`, `attention_mask` and `token_type_ids`.
+    """Makes `input_ids`, `attention_mask` and `token_type_ids`, and for a decoder what it has seen before.
+
+    Padding lies among the new tokens: positions that were seen before are all real, since a cache that holds padding
+    means something only to the graph that wrote it. Keys and values of the past are normal random numbers.
 
     Attributes:
         inputs: the model's inputs.
@@ -69,11 +73,12 @@ class TextFeeder:
     tokens: Tokens
 
     def make(self, sizes: Mapping[str, int], padding: Padding = "none", seed: int = 0) -> Feeds:
-        """Return int64 [batch, sequence] for each input; the first row is never padded."""
+        """Return int64 [batch, sequence] for each input, float32 for the cache; the first row is never padded."""
         batch = sizes.get("batch", DEFAULT_BATCH)
-        sequence = sizes.get("sequence", self._default_sequence())
-        if self.tokens.longest and sequence > self.tokens.longest:
-            raise InputError(f"sequence {sequence} is longer than the model's {self.tokens.longest} positions")
+        sequence = sizes.get(SEQUENCE, self._default_sequence())
+        past = sizes.get(PAST, 0)
+        if self.tokens.longest and past + sequence > self.tokens.longest:
+            raise InputError(f"sequence {past + sequence} is longer than the model's {self.tokens.longest} positions")
         rng = np.random.default_rng([seed, batch, sequence])
         mask = np.stack([_mask(sequence, "none" if row == 0 else padding, rng) for row in range(batch)])
         ids = np.full((batch, sequence), self.tokens.pad, dtype=np.int64)
@@ -85,7 +90,12 @@ class TextFeeder:
             if self.tokens.types > 1 and rng.random() < 0.5:
                 types[row, places[len(places) // 2 :]] = 1
         ids[mask == 0] = self.tokens.pad
-        made = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types * mask}
+        seen = np.concatenate([np.ones((batch, past), mask.dtype), mask], axis=1)
+        made = {"input_ids": ids, "attention_mask": seen, "token_type_ids": types * mask}
+        full = {"batch": batch, SEQUENCE: sequence, PAST: past}
+        for spec in self.inputs:
+            if spec.name not in made:
+                made[spec.name] = rng.standard_normal(spec.shape(full))
         return {spec.name: made[spec.name].astype(spec.dtype) for spec in self.inputs}
 
     def _default_sequence(self) -> int:

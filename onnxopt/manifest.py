@@ -166,6 +166,22 @@ class Evidence(Record):
         return max((math.inf if math.isnan(error) else error for error in errors), default=None)
 
 
+class DecodingRecord(Record):
+    """How a decoder with a cache is to be run.
+
+    Attributes:
+        shared_buffers: past and present may be one buffer longer than what is in it; the mask's length counts.
+        logits: `last` gives [batch, 1, vocabulary] of the last position, `all` one row per position.
+        context_length: the most positions the model takes, past and new together; 0 when unknown.
+        vocabulary: entries of a row of logits.
+    """
+
+    shared_buffers: bool
+    logits: Literal["last", "all"]
+    context_length: int = Field(default=0, ge=0)
+    vocabulary: int = Field(default=0, ge=0)
+
+
 class Manifest(Evidence):
     """`manifest.json`: everything about an artifact that its inputs decide.
 
@@ -177,6 +193,7 @@ class Manifest(Evidence):
         task: the transformers task name, or `onnx` for an imported file.
         random_weights: true when the weights are made up and accuracy means nothing.
         signature: inputs and outputs of the graph.
+        decoding: for a decoder with a cache; None for every other model.
         target: where it is meant to run.
         workload: the request shapes it was optimized for.
         budget: how far the answer may move.
@@ -193,6 +210,7 @@ class Manifest(Evidence):
     task: str
     random_weights: bool = False
     signature: Signature
+    decoding: DecodingRecord | None = None
     target: Target
     workload: Workload
     budget: Budget

@@ -34,9 +34,19 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxopt.cache import Cache
 from onnxopt.errors import InputError, PassAuthorError
+from onnxopt.graph import CONTRIB, is_op
 from onnxopt.machine import describe_machine, versions
-from onnxopt.manifest import MANIFEST_NAME, MEASUREMENTS_NAME, Evidence, FileRecord, Manifest, Measurements
+from onnxopt.manifest import (
+    MANIFEST_NAME,
+    MEASUREMENTS_NAME,
+    DecodingRecord,
+    Evidence,
+    FileRecord,
+    Manifest,
+    Measurements,
+)
 from onnxopt.model import Array, Feeds, Loaded
 from onnxopt.session import MODEL_NAME, Session
 from onnxopt.spec import Budget, Padding, Target, Workload
@@ -223,6 +233,7 @@ def write_artifact(
             task=loaded.task,
             random_weights=loaded.random_weights,
             signature=loaded.signature,
+            decoding=_decoding(model, loaded),
             target=target,
             workload=workload,
             budget=budget,
@@ -238,6 +249,23 @@ def write_artifact(
         _write(folder / MANIFEST_NAME, manifest.to_json().encode())
         _sync(folder)
     return Artifact(out, Manifest.read(out))
+
+
+def _decoding(model: ir.Model, loaded: Loaded) -> DecodingRecord | None:
+    """Return how a decoder is run, None for a model without a cache."""
+    cache = Cache.of(loaded.signature)
+    logits = next((spec for spec in loaded.signature.outputs if spec.name == "logits"), None)
+    if cache is None or logits is None:
+        return None
+    past = {spec.name for spec in cache.inputs}
+    readers = [use.node for value in model.graph.inputs if value.name in past for use in value.uses()]
+    vocabulary = logits.axes[-1]
+    return DecodingRecord(
+        shared_buffers=all(is_op(node, "GroupQueryAttention", domain=CONTRIB) for node in readers),
+        logits="last" if logits.axes[1] == 1 else "all",
+        context_length=int(loaded.origin.get("context_length", 0)),
+        vocabulary=vocabulary if isinstance(vocabulary, int) else 0,
+    )
 
 
 def check_golden(path: str | Path, *, target: Target | None = None) -> list[GoldenDifference]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from onnxopt.cache import PAST, SEQUENCE, complete
 from onnxopt.model import Array, Feeds, Loaded
 from onnxopt.observe import Observation
 from onnxopt.rows import mask_of
@@ -13,21 +14,36 @@ from onnxopt.spec import Workload
 
 SPREAD = 0.75  # of the logarithm of text lengths; a few long texts among many short ones
 SEED = 7
+# what generating text asks for when nobody says: a prompt, then tokens one by one, alone and in a batch
+GENERATION = Workload(
+    (
+        {"batch": 1, SEQUENCE: 128, PAST: 0},
+        {"batch": 1, SEQUENCE: 1, PAST: 128},
+        {"batch": 8, SEQUENCE: 1, PAST: 128},
+    )
+)
 
 
 def fit_workload(workload: Workload, loaded: Loaded) -> Workload:
-    """Give every axis of the model a size in every shape, and drop axes that the model does not have."""
+    """Give every axis of the model a size in every shape, and drop axes that the model does not have.
+
+    A model with a cache takes a workload that knows of none for prompts; the default workload becomes `GENERATION`.
+    """
     axes = loaded.signature.axes
+    if PAST in axes and workload == Workload():
+        workload = GENERATION
     masked = mask_of(loaded.signature) is not None
     shapes: dict[tuple[tuple[tuple[str, int], ...], float], Mapping[str, int]] = {}
     for index, shape in enumerate(workload.shapes):
-        sizes = {axis: shape.get(axis, _default(axis, shape)) for axis in axes}
+        sizes = complete({axis: shape.get(axis, _default(axis, shape)) for axis in axes})
         shapes.setdefault((tuple(sizes.items()), workload.fill(index) if masked else 1.0), sizes)
     fills = tuple(fill for _, fill in shapes)
     return Workload(tuple(shapes.values()), fills if any(fill < 1.0 for fill in fills) else ())
 
 
 def _default(axis: str, shape: Mapping[str, int]) -> int:
+    if axis == PAST:
+        return 0
     return shape.get("sequence", 1) if "sequence" in axis else shape.get("batch", 1)
 
 
@@ -49,7 +65,7 @@ def requests_of(loaded: Loaded, workload: Workload) -> list[Observation]:
 
 def _thin(feeds: Feeds, mask: str, fill: float) -> Feeds:
     """Return the inputs with right padding, so that a share `fill` of all positions stays."""
-    batch, longest = feeds[mask].shape
+    batch, longest = feeds[mask].shape  # with a cache, all of it counts
     lengths = ragged_lengths(batch, longest, fill)
     rows = (np.arange(longest) < lengths[:, None]).astype(feeds[mask].dtype)
     return {**feeds, mask: rows}

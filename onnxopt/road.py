@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxopt.blocks import KINDS, count_blocks
+from onnxopt.cache import PAST, Cache, complete
 from onnxopt.errors import InputError
 from onnxopt.export import Exporter, export
 from onnxopt.graph import STANDARD_DOMAINS, all_nodes, initializer_bytes, op_counts
@@ -41,7 +42,8 @@ from onnxopt.session import Session
 from onnxopt.source import Source, Weights, resolve
 from onnxopt.spec import Budget, Target, Workload
 from onnxopt.timing import run_rounds, shape_stats, write_job
-from onnxopt.verify import cases_of, prove
+from onnxopt.torch_model import Logits
+from onnxopt.verify import cases_of, is_packed, prove
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +82,8 @@ def optimize(
     weights: Weights = "pretrained",
     revision: str | None = None,
     with_pooling: bool = True,
+    with_cache: bool = True,
+    logits: Logits = "last",
     exporter: Exporter = "auto",
     measure: bool = True,
     tune: bool = False,
@@ -98,6 +102,8 @@ def optimize(
         weights: `random` builds the architecture with made-up weights.
         revision: Hub revision.
         with_pooling: add the sentence embedding when the checkpoint describes one.
+        with_cache: give a language model inputs and outputs for the keys and values that it has seen.
+        logits: with a cache, whether `logits` are those of the `last` position or of `all`.
         exporter: `dynamo`, `torchscript` or `auto`.
         measure: time the model before and after on the workload, and choices that concern the whole model.
         tune: also measure alternative kernels for single regions on this machine, about a minute for a small model.
@@ -128,7 +134,15 @@ def optimize(
     )
     folder = Path(out) if out is not None else Path("build") / found.name
     check_output_folder(folder)
-    loaded = load(found, task=task, with_pooling=with_pooling, exporter=exporter, progress=say)
+    loaded = load(
+        found,
+        task=task,
+        with_pooling=with_pooling,
+        with_cache=with_cache,
+        logits=logits,
+        exporter=exporter,
+        progress=say,
+    )
     plan = _Plan(goal, fit_workload(wanted, loaded), allowed, folder, measure, tune)
     with tempfile.TemporaryDirectory(prefix="onnxopt-") as scratch:
         return _finish(loaded, plan, Path(scratch), started, say)
@@ -139,6 +153,8 @@ def load(
     *,
     task: str | None = None,
     with_pooling: bool = True,
+    with_cache: bool = True,
+    logits: Logits = "last",
     exporter: Exporter = "auto",
     progress: Listener | None = None,
 ) -> Loaded:
@@ -148,6 +164,8 @@ def load(
         source: from `onnxopt.source.resolve`.
         task: transformers task name.
         with_pooling: add the sentence embedding when the checkpoint describes one.
+        with_cache: give a language model inputs and outputs for the keys and values that it has seen.
+        logits: with a cache, whether `logits` are those of the `last` position or of `all`.
         exporter: which exporter.
         progress: told what happens.
     """
@@ -160,7 +178,15 @@ def load(
         if task is not None:
             raise InputError("a task cannot be chosen for an .onnx file", where=str(source.path), hint="drop --task")
         return load_onnx(source.path, progress=say)
-    return export(source, task=task, with_pooling=with_pooling, exporter=exporter, progress=say)
+    return export(
+        source,
+        task=task,
+        with_pooling=with_pooling,
+        with_cache=with_cache,
+        logits=logits,
+        exporter=exporter,
+        progress=say,
+    )
 
 
 @dataclass(frozen=True)
@@ -201,7 +227,14 @@ def _finish(loaded: Loaded, plan: _Plan, scratch: Path, started: float, say: Lis
     _require_standard(loaded.model, target)
     candidate = _save(loaded.model, scratch / "candidate")
     session = Session(candidate, target=_runnable(target, ledger))
-    proof = prove(session.run, loaded, plan.budget, cases_of(loaded), lambda step: say(Event("verify", step)))
+    proof = prove(
+        session.run,
+        loaded,
+        plan.budget,
+        cases_of(loaded),
+        lambda step: say(Event("verify", step)),
+        packed=is_packed(loaded),
+    )
     golden = list(_golden(loaded, session))
     del session
     latency: tuple[Latency, ...] = ()
@@ -280,8 +313,10 @@ def _require_standard(model: ir.Model, target: Target) -> None:
 def _golden(loaded: Loaded, session: Session) -> list[Golden]:
     """Take two cases, one request and one padded batch, and what the finished model answers."""
     cases = []
-    for seed, (batch, length, padding) in enumerate(((1, 9, "none"), (3, 12, "right"))):
+    cached = Cache.of(loaded.signature) is not None
+    for seed, (batch, length, padding) in enumerate(((1, 9, "none"), (3, 12, "left" if cached else "right"))):
         sizes = {axis: batch if axis == "batch" else length for axis in loaded.signature.axes}
+        sizes = complete(sizes | ({PAST: 0} if cached else {}))
         feeds = loaded.feeder.make(sizes, padding, seed=seed)  # type: ignore[arg-type]  # the literal is one of the paddings
         cases.append(Golden(feeds, session.run(feeds), GOLDEN_ERROR, sizes, padding))  # type: ignore[arg-type]  # same
     return cases

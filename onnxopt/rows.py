@@ -6,20 +6,44 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from onnxopt.cache import SEQUENCE, TOTAL, packed_rows
 from onnxopt.model import Array
 from onnxopt.spec import Signature, TensorSpec
 
 
 def mask_of(signature: Signature) -> TensorSpec | None:
-    """Return the padding mask [batch, sequence], None when there is none."""
+    """Return the padding mask [batch, sequence], None when there is none; with a cache it covers the past too."""
     return next((spec for spec in signature.inputs if "mask" in spec.name and len(spec.axes) == 2), None)
 
 
-def rows_that_matter(signature: Signature, feeds: Mapping[str, Array], output: str, array: Array) -> Array | None:
-    """Return bool [batch, sequence], where an output is not padding; None when it has no such axes."""
+def rows_that_matter(
+    signature: Signature, feeds: Mapping[str, Array], output: str, array: Array, *, packed: bool = False
+) -> Array | None:
+    """Return bool, true where an output is not padding, with a dimension for each of its leading axes that needs one.
+
+    Args:
+        signature: names the axes.
+        feeds: the inputs, the mask among them.
+        output: name of the output.
+        array: its value, which tells how many positions it has.
+        packed: a cache holds the real tokens of a row at its front.
+
+    Returns:
+        bool [batch, sequence] for an output with a row per position; [batch, heads, positions] for keys and values of
+        a cache; [batch, 1] for the row of the last position alone; None when all of it matters.
+    """
     mask = mask_of(signature)
     axes = next((spec.axes for spec in signature.outputs if spec.name == output), ())
-    if mask is None or axes[:2] != mask.axes:
+    if mask is None or not axes or axes[0] != mask.axes[0] or len(axes) < 2:
         return None
-    rows = np.asarray(feeds[mask.name]) != 0
-    return rows if array.shape[:2] == rows.shape else None
+    kept = np.asarray(feeds[mask.name]) != 0
+    cached = mask.axes[1] == TOTAL
+    if len(axes) == 4 and axes[2] == mask.axes[1]:
+        rows = np.repeat((packed_rows(kept) if packed else kept)[:, None, :], array.shape[1], axis=1)
+    elif axes[1] == mask.axes[1]:
+        rows = kept
+    elif cached and axes[1] in (SEQUENCE, 1):
+        rows = kept[:, kept.shape[1] - array.shape[1] :]
+    else:
+        return None
+    return rows if array.shape[: rows.ndim] == rows.shape else None

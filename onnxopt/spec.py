@@ -145,13 +145,17 @@ def _parse_shape(text: str) -> dict[str, int]:
             pairs = (item.split("=") for item in text.split(":"))
             shape = {axis.strip(): int(size) for axis, size in pairs}
         else:
-            batch, sequence = text.lower().split("x")
+            sizes, mark, past = text.lower().partition("+")
+            batch, sequence = sizes.split("x")
             shape = {"batch": int(batch), "sequence": int(sequence)}
+            if mark:
+                shape["past_sequence"] = int(past)
     except ValueError as error:
         raise InputError(
-            f"cannot read the workload shape {text!r}", hint="write batch x sequence as 8x128, or batch=8:sequence=128"
+            f"cannot read the workload shape {text!r}",
+            hint="write batch x sequence as 8x128, batch=8:sequence=128, or 1x1+256 for a token behind 256 others",
         ) from error
-    if any(size < 1 for size in shape.values()):
+    if any(size < (axis != "past_sequence") for axis, size in shape.items()):
         raise InputError(f"the workload shape {text!r} has a size below 1", hint="sizes start at 1")
     return shape
 

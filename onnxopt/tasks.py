@@ -22,6 +22,7 @@ class Task:
         table: transformers' table from model type to class name, in `transformers.models.auto.modeling_auto`.
         modality: what goes in.
         outputs: the outputs that the task is about; a model without them gives all of its own.
+        generates: the answer is made token by token, so what was seen is kept in a cache.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Task:
     table: str
     modality: Literal["text", "image"]
     outputs: tuple[str, ...]
+    generates: bool = False
 
 
 _LOGITS = ("logits",)
@@ -58,7 +60,14 @@ TASKS: dict[str, Task] = {
             "text",
             ("start_logits", "end_logits"),
         ),
-        Task("text-generation", "AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "text", _LOGITS),
+        Task(
+            "text-generation",
+            "AutoModelForCausalLM",
+            "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+            "text",
+            _LOGITS,
+            generates=True,
+        ),
         Task(
             "image-classification",
             "AutoModelForImageClassification",

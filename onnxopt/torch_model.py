@@ -8,10 +8,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from onnxopt.cache import PARTS, Cache, CacheLayer, complete
 from onnxopt.checkpoint import Checkpoint
 from onnxopt.errors import ExportError, InputError
 from onnxopt.model import Array, Feeds
@@ -22,6 +23,7 @@ from onnxopt.tasks import Task, model_class
 
 EMBEDDING_OUTPUT = "sentence_embedding"
 RANDOM_SEED = 0
+Logits = Literal["last", "all"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class TorchModel:
         longest: the longest sequence it takes, or 0.
         image_size: height and width it was trained with; empty for text.
         config: transformers' config object.
+        cache: what the model keeps of the tokens it has seen; None when it keeps nothing.
+        logits: positions of the output `logits` of a model with a cache.
     """
 
     flat: Any
@@ -45,6 +49,8 @@ class TorchModel:
     longest: int
     image_size: tuple[int, ...]
     config: Any
+    cache: Cache | None = None
+    logits: Logits = "all"
 
     def fixed_image(self) -> TorchModel:
         """Return the same model for images of the size it was trained with only."""
@@ -81,7 +87,15 @@ class TorchReference:
         return self._model.run(feeds)
 
 
-def load_torch(checkpoint: Checkpoint, config: Any, task: Task, pooling: Pooling | None) -> TorchModel:
+def load_torch(
+    checkpoint: Checkpoint,
+    config: Any,
+    task: Task,
+    pooling: Pooling | None,
+    *,
+    with_cache: bool = True,
+    logits: Logits = "last",
+) -> TorchModel:
     """Load a checkpoint in float32 for inference.
 
     Args:
@@ -89,6 +103,8 @@ def load_torch(checkpoint: Checkpoint, config: Any, task: Task, pooling: Pooling
         config: transformers' config object of it.
         task: which head.
         pooling: adds the output `sentence_embedding` when given.
+        with_cache: give a language model inputs and outputs for the keys and values that it has seen.
+        logits: with a cache, whether `logits` are those of the last position or of all.
 
     Returns:
         The model behind its flat face.
@@ -107,10 +123,17 @@ def load_torch(checkpoint: Checkpoint, config: Any, task: Task, pooling: Pooling
     inputs, image_size = _inputs(network, config, task, where)
     longest = _longest(network, config) if task.modality == "text" else 0
     names = _output_names(network, inputs, task, image_size, where)
-    flat = _flatten(network, inputs, names, task, build_head(pooling) if pooling else None)
-    outputs = (*names, EMBEDDING_OUTPUT) if pooling else names
     title = f"torch {torch.__version__} {type(network).__name__} float32"
-    model = TorchModel(flat, title, inputs, outputs, longest, image_size, config)
+    cache = _find_cache(network) if with_cache and task.generates else None
+    if cache is not None:
+        flat = _flatten_with_cache(network, inputs, cache, logits)
+        inputs = tuple(_over_all(spec) for spec in inputs) + cache.inputs
+        outputs = ("logits", *(spec.name for spec in cache.outputs))
+        model = TorchModel(flat, title, inputs, outputs, longest, image_size, config, cache, logits)
+    else:
+        flat = _flatten(network, inputs, names, task, build_head(pooling) if pooling else None)
+        outputs = (*names, EMBEDDING_OUTPUT) if pooling else names
+        model = TorchModel(flat, title, inputs, outputs, longest, image_size, config)
     if missing:
         _check_missing(model, network, missing, where)
     return model
@@ -269,6 +292,82 @@ def _flatten(network: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[str, .
     return Flat().eval()
 
 
+def _find_cache(network: Any) -> Cache | None:
+    """Return what the model keeps of tokens it has seen, found by running it; None when it keeps other states too."""
+    import torch
+    from transformers import DynamicCache
+
+    if "past_key_values" not in inspect.signature(network.forward).parameters:
+        return None
+    ids = torch.ones(2, 3, dtype=torch.int64)
+    try:
+        with torch.inference_mode(), quiet():
+            kept = network(input_ids=ids, past_key_values=DynamicCache(), use_cache=True, return_dict=True)
+    except Exception:  # noqa: BLE001  a model with states of its own says so in its own way
+        return None
+    layers = []
+    for index, layer in enumerate(getattr(kept.get("past_key_values"), "layers", ())):
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if keys is None or values is None:
+            continue  # a layer that shares the cache of another
+        if keys.ndim != 4 or keys.shape[:3] != values.shape[:3] or tuple(keys.shape[::2]) != tuple(ids.shape):
+            return None
+        dtype = str(keys.dtype).removeprefix("torch.")
+        layers.append(CacheLayer(index, keys.shape[1], keys.shape[3], values.shape[3], dtype))
+    return Cache(tuple(layers)) if layers and not _has_other_states(network) else None
+
+
+def _has_other_states(network: Any) -> bool:
+    """Tell whether layers keep something else than keys and values, by what their config calls them."""
+    config = network.config.get_text_config() if hasattr(network.config, "get_text_config") else network.config
+    kinds = set(getattr(config, "layer_types", None) or ())
+    return any("attention" not in kind or "linear" in kind for kind in kinds)
+
+
+def _over_all(spec: TensorSpec) -> TensorSpec:
+    """Let the mask speak of past and new tokens; ids are of new ones."""
+    return replace(spec, axes=("batch", "total_sequence")) if spec.name == "attention_mask" else spec
+
+
+def _flatten_with_cache(network: Any, inputs: tuple[TensorSpec, ...], cache: Cache, logits: Logits) -> Any:
+    """Return a module that takes ids, mask and past, and gives logits and present, as tensors.
+
+    Positions are counted in the mask, so that a row's first real token is at 0 wherever its padding lies. The cache
+    keeps every position, also where a layer looks at a window only: the mask knows the window.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    names = tuple(spec.name for spec in inputs)
+    accepted = inspect.signature(network.forward).parameters
+    counts_positions = "position_ids" in accepted
+    kept = {"logits_to_keep": 1} if logits == "last" and "logits_to_keep" in accepted else {}
+
+    class FlatWithCache(torch.nn.Module):
+        """The network behind positional tensors."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            feeds: dict[str, Any] = dict(zip(names, tensors[: len(names)], strict=True))
+            past = iter(tensors[len(names) :])
+            seen = DynamicCache()
+            for layer in cache.layers:
+                seen.update(next(past), next(past), layer.index)
+            if counts_positions:
+                positions = (feeds["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+                feeds["position_ids"] = positions[:, -feeds["input_ids"].shape[1] :]
+            result = self.network(**feeds, **kept, past_key_values=seen, use_cache=True, return_dict=True)
+            rows = result.logits if kept or logits == "all" else result.logits[:, -1:]
+            layers = result.past_key_values.layers
+            present = (getattr(layers[layer.index], f"{part}s") for layer in cache.layers for part in PARTS)
+            return (rows, *present)
+
+    return FlatWithCache().eval()
+
+
 def _check_missing(model: TorchModel, network: Any, missing: list[str], where: str) -> None:
     """Refuse weights that the checkpoint lacks and the outputs need; parts that no output uses may lack theirs.
 
@@ -281,6 +380,7 @@ def _check_missing(model: TorchModel, network: Any, missing: list[str], where: s
         for one in parameters.values():
             one.fill_(float("nan"))
     sizes = {"batch": 2, "sequence": 3, **dict(zip(("height", "width"), model.image_size, strict=False))}
+    sizes = complete(sizes | ({"past_sequence": 0} if model.cache else {}))
     ones = {spec.name: np.ones(spec.shape(sizes), dtype=spec.dtype) for spec in model.inputs}
     broken = [name for name, array in model.run(ones).items() if np.isnan(array).any()]
     if broken:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
+from onnxopt.cache import PAST, complete
 from onnxopt.errors import ExportError
 from onnxopt.quiet import quiet
 from onnxopt.spec import Signature, TensorSpec
@@ -85,13 +86,13 @@ def example_sizes(model: TorchModel) -> dict[str, int]:
     sizes = dict(zip(axes, free, strict=False))
     if "height" in sizes:  # an image has a least size, and height and width must differ to be told apart
         sizes |= {"height": model.image_size[0], "width": model.image_size[1] + 32}
-    return sizes
+    return complete(sizes)
 
 
 def _signature(model: TorchModel, example: Mapping[str, int]) -> Signature:
     """Return inputs and outputs; which output dimension follows which axis shows when sizes change."""
     # the second sizes stay whole patches of an image
-    other = {axis: size + (64 if axis in ("height", "width") else 1) for axis, size in example.items()}
+    other = complete({axis: size + (64 if axis in ("height", "width") else 1) for axis, size in example.items()})
     first, second = ([*model.run(_feeds(model, sizes)).items()] for sizes in (example, other))
     outputs = []
     for (name, left), (_, right) in zip(first, second, strict=True):
@@ -118,7 +119,7 @@ def _example(spec: TensorSpec, sizes: Mapping[str, int]) -> Any:
     shape = spec.shape(sizes)
     if spec.name == "attention_mask":
         mask = np.ones(shape, dtype=spec.dtype)
-        mask[1:, -1:] = 0
+        mask[1:, slice(0, 1) if PAST in sizes else slice(-1, None)] = 0
         return mask
     rng = np.random.default_rng(0)
     if spec.dtype == "float32":

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxopt.cache import LAYOUT_KEY, PACKED, PAST, SEQUENCE, Cache, complete
 from onnxopt.errors import InputError, ProofError
 from onnxopt.graph import worst_error
 from onnxopt.imports import load_onnx
@@ -31,11 +32,31 @@ Case = tuple[dict[str, int], Padding]
 
 BATCHES_AND_LENGTHS = ((1, 1), (1, 128), (3, 7), (2, 33))
 BATCHES = (1, 2, 5)
+# with a cache: batch, new tokens, seen ones, padding. Several new tokens behind a past are for a batch of one: kernels
+# that append to a cache take no other.
+CACHED: tuple[tuple[int, int, int, Padding], ...] = (
+    (1, 1, 0, "none"),
+    (1, 128, 0, "none"),
+    *((3, 7, 0, padding) for padding in PADDINGS),
+    *((2, 33, 0, padding) for padding in PADDINGS),
+    (2, 1, 33, "none"),
+    (1, 1, 128, "none"),
+    (1, 6, 40, "none"),
+)
+STEPS = 4  # tokens that are generated one by one behind a padded prompt
+PROMPTS = 3
 
 
 def cases_of(loaded: Loaded) -> list[Case]:
     """Choose sizes and paddings for comparing the whole graph; lengths stay inside what was proved at export."""
     axes = loaded.signature.axes
+    if Cache.of(loaded.signature) is not None:
+        limit = max((sizes["total_sequence"] for sizes in loaded.proved_sizes), default=2**31)
+        return [
+            (complete({"batch": batch, SEQUENCE: new, PAST: past}), padding)
+            for batch, new, past, padding in CACHED
+            if new + past <= limit
+        ]
     masked = mask_of(loaded.signature) is not None
     longest = max((sizes.get("sequence", 0) for sizes in loaded.proved_sizes), default=0) or BATCHES_AND_LENGTHS[1][1]
     if "sequence" in axes:
@@ -58,8 +79,10 @@ def prove(
     budget: Budget,
     cases: Sequence[Case],
     progress: Callable[[str], None] | None = None,
+    *,
+    packed: bool = False,
 ) -> list[ProofRecord]:
-    """Compare a candidate with the reference.
+    """Compare a candidate with the reference; with a cache also step by step, each on the cache it made itself.
 
     Args:
         run: the candidate, inputs by name to outputs by name.
@@ -67,6 +90,7 @@ def prove(
         budget: the limit.
         cases: sizes and paddings.
         progress: told each case.
+        packed: the candidate keeps a row's real tokens at the front of its cache.
 
     Returns:
         One record per case and output. Errors are relative to the largest magnitude of the output over all cases: a
@@ -77,15 +101,10 @@ def prove(
     """
     measured: list[tuple[Case, str, float, float]] = []
     scales: dict[str, float] = {}
-    for index, (sizes, padding) in enumerate(cases):
-        if progress is not None:
-            progress(case_text(sizes, padding))
-        feeds = loaded.feeder.make(sizes, padding, seed=100 + index)
-        expected, found = loaded.reference.run(feeds), run(feeds)
+    for (sizes, padding), feeds, expected, found in _answers(run, loaded, cases, progress):
         for spec in loaded.signature.outputs:
-            rows = rows_that_matter(loaded.signature, feeds, spec.name, expected[spec.name])
-            relative, absolute = worst_error(found[spec.name], expected[spec.name], rows)
-            measured.append(((sizes, padding), spec.name, relative, absolute))
+            relative, absolute = _error(loaded.signature, feeds, spec.name, expected, found, packed=packed)
+            measured.append(((dict(sizes), padding), spec.name, relative, absolute))
             if math.isfinite(absolute) and relative > 0:
                 scales[spec.name] = max(scales.get(spec.name, 0.0), absolute / relative)
     records = [
@@ -107,6 +126,73 @@ def prove(
                 hint="nothing was written; run with --verbose to see each pass, or raise the budget with --budget",
             )
     return records
+
+
+Answer = tuple[Case, Feeds, Feeds, Feeds]
+
+
+def _answers(
+    run: Callable[[Feeds], Feeds],
+    loaded: Loaded,
+    cases: Sequence[Case],
+    progress: Callable[[str], None] | None,
+) -> Iterator[Answer]:
+    """Yield case, inputs, the reference's outputs and the candidate's."""
+    for index, (sizes, padding) in enumerate(cases):
+        if progress is not None:
+            progress(case_text(sizes, padding))
+        feeds = loaded.feeder.make(sizes, padding, seed=100 + index)
+        yield (sizes, padding), feeds, loaded.reference.run(feeds), run(feeds)
+    cache = Cache.of(loaded.signature)
+    if cache is None:
+        return
+    for seed, padding in enumerate(PADDINGS):
+        if progress is not None:
+            progress(f"{STEPS} tokens behind prompts with {padding} padding")
+        yield from _steps(run, loaded, cache, padding, seed)
+
+
+def _steps(
+    run: Callable[[Feeds], Feeds], loaded: Loaded, cache: Cache, padding: Padding, seed: int
+) -> Iterator[Answer]:
+    """Take prompts, then one token at a time; reference and candidate go on from their own caches."""
+    sizes = complete({"batch": PROMPTS, SEQUENCE: 9, PAST: 0})
+    prompt = loaded.feeder.make(sizes, padding, seed=200 + seed)
+    sides = [(loaded.reference.run, dict(prompt)), (run, dict(prompt))]
+    mask = mask_of(loaded.signature)
+    for step in range(STEPS):
+        answers = [answer(feeds) for answer, feeds in sides]
+        if step:
+            yield (dict(sizes), padding), sides[0][1], answers[0], answers[1]
+        sizes = complete({"batch": PROMPTS, SEQUENCE: 1, PAST: sizes["total_sequence"]})
+        fresh = loaded.feeder.make(sizes, "none", seed=300 + step)
+        if mask is not None:
+            seen = sides[0][1][mask.name]
+            fresh[mask.name] = np.concatenate([seen, np.ones((PROMPTS, 1), seen.dtype)], axis=1)
+        renamed = {past.name: present.name for past, present in zip(cache.inputs, cache.outputs, strict=True)}
+        sides = [
+            (answer, {**fresh, **{past: made[present] for past, present in renamed.items()}})
+            for (answer, _), made in zip(sides, answers, strict=True)
+        ]
+
+
+def _error(
+    signature: Signature, feeds: Feeds, name: str, expected: Feeds, found: Feeds, *, packed: bool
+) -> tuple[float, float]:
+    """Return the worst (relative, absolute) error of an output over the rows that matter."""
+    left, right = found[name], expected[name]
+    if left.shape != right.shape:
+        return math.inf, math.inf
+    rows = rows_that_matter(signature, feeds, name, right)
+    if rows is None:
+        return worst_error(left, right)
+    own = rows_that_matter(signature, feeds, name, left, packed=packed)
+    return worst_error(left[own], right[rows])
+
+
+def is_packed(loaded: Loaded) -> bool:
+    """Tell whether a graph keeps a row's real tokens at the front of its cache."""
+    return loaded.model.graph.metadata_props.get(LAYOUT_KEY) == PACKED
 
 
 def case_text(sizes: Mapping[str, int], padding: Padding) -> str:

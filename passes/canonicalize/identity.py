@@ -10,7 +10,7 @@ After::
 
 Meets: every exporter; inference Dropout, Cast to the same type, Expand, Slice, Reshape or Concat that change nothing.
 Numerics: exact.
-Source: ONNX operators Identity, Dropout, Cast, Expand, Concat, Transpose.
+Source: ONNX operators Identity, Dropout, Cast, Expand, Slice, Concat, Transpose.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxopt.graph import attribute, constant, known_dims
-from onnxopt.patterns import Ops, Pat
+from onnxopt.graph import attribute, integers, known_dims
+from onnxopt.graph import constant as array_of
+from onnxopt.patterns import Ops, Pat, constant
 from onnxopt.rewrite import Builder, Exact, Match, Rule, register
+
+ENDLESS = 2**31 - 1  # exporters write the largest int32 or int64 where they mean the end
 
 
 @register
@@ -42,6 +45,7 @@ class RemoveNoOps(Rule):
         yield op.Transpose(x)
         yield op.Concat(x)
         yield op.Flatten(x)
+        yield op.Slice(x, constant("starts"), constant("ends"), _rest=True)
 
     def guard(self, match: Match, x: ir.Value) -> None:
         """Allow each operator where it provably does nothing."""
@@ -53,13 +57,15 @@ class RemoveNoOps(Rule):
         if node.op_type in ("Identity", "Concat"):
             return
         if node.op_type == "Dropout":
-            training = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+            training = array_of(node.inputs[2]) if len(node.inputs) > 2 else None
             match.require(len(node.inputs) < 3 or (training is not None and not training.any()), "dropout may train")
             match.require(len(node.outputs) < 2 or not node.outputs[1].uses(), "the dropout mask is used")
         elif node.op_type == "Cast":
             match.needs(
                 x.dtype is not None and x.dtype == ir.DataType(attribute(node, "to")), "the cast changes the type"
             )
+        elif node.op_type == "Slice":
+            match.needs(_takes_all(node), "the slice leaves something out")
         elif node.op_type == "Transpose":
             perm = attribute(node, "perm")
             match.needs(perm is not None and list(perm) == sorted(perm), "the transpose moves axes")
@@ -71,3 +77,12 @@ class RemoveNoOps(Rule):
         """Hand on the input."""
         del op
         return x
+
+
+def _takes_all(node: ir.Node) -> bool:
+    """From the first element to an end that no tensor reaches, in steps of one."""
+    starts, ends = integers(node.inputs[1]), integers(node.inputs[2])
+    steps = integers(node.inputs[4]) if len(node.inputs) > 4 and node.inputs[4] is not None else (1,)
+    if not starts or not ends or not steps:
+        return False
+    return not any(starts) and min(ends) >= ENDLESS and set(steps) == {1}

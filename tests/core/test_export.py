@@ -15,6 +15,7 @@ import pytest
 
 from onnxopt import trace as trace_module
 from onnxopt.axes import prove_axes
+from onnxopt.cache import Cache
 from onnxopt.checkpoint import relative_assets
 from onnxopt.errors import ExportError, InputError
 from onnxopt.export import Exporter, export
@@ -78,7 +79,7 @@ def worst(loaded: Loaded, feeds: Feeds) -> float:
 @pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_architecture_is_exported_and_proved(kind: str, exporter: Exporter, tiny: Callable[..., Path]) -> None:
-    loaded = export(resolve(str(tiny(kind))), exporter=exporter)
+    loaded = export(resolve(str(tiny(kind))), exporter=exporter, with_cache=False)
     image = kind == "vit"
     assert loaded.origin["exporter"] == exporter
     assert loaded.origin["opset"] == loaded.model.opset_imports[""] == (23 if exporter == "dynamo" else 17)
@@ -117,12 +118,44 @@ def test_task_comes_from_the_config(
 
 
 def test_left_padded_text_gets_the_answer_of_the_text_alone(tiny: Callable[..., Path]) -> None:
-    loaded = export(resolve(str(tiny("gpt2"))), exporter="torchscript")
+    loaded = export(resolve(str(tiny("gpt2"))), exporter="torchscript", with_cache=False)
     ids = np.array([[9, 8, 7, 6, 5], [0, 0, 11, 12, 13]])
     mask = np.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
     together = run_graph(loaded.model, {"input_ids": ids, "attention_mask": mask})["logits"][1, 2:]
     alone = run_graph(loaded.model, {"input_ids": ids[1:, 2:], "attention_mask": mask[1:, 2:]})["logits"][0]
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_a_decoder_keeps_what_it_has_seen(exporter: Exporter, tiny: Callable[..., Path]) -> None:
+    loaded = export(resolve(str(tiny("gpt2"))), exporter=exporter)
+    assert loaded.notes == []
+    cache = Cache.of(loaded.signature)
+    assert cache is not None
+    assert [spec.name for spec in loaded.signature.inputs] == [
+        "input_ids",
+        "attention_mask",
+        *(f"past_key_values.{layer}.{part}" for layer in range(2) for part in ("key", "value")),
+    ]
+    assert {spec.name: spec.axes for spec in loaded.signature.outputs} == {
+        "logits": ("batch", 1, 200),
+        **{spec.name: spec.axes for spec in cache.outputs},
+    }
+    ids = np.array([[9, 8, 7, 6, 5], [0, 0, 11, 12, 13]])
+    mask = np.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+    nothing = {spec.name: np.zeros(spec.shape({"batch": 2, "past_sequence": 0}), np.float32) for spec in cache.inputs}
+    at_once = run_graph(loaded.model, {"input_ids": ids, "attention_mask": mask, **nothing})
+    first = run_graph(loaded.model, {"input_ids": ids[:, :3], "attention_mask": mask[:, :3], **nothing})
+    seen = {past.name: first[now.name] for past, now in zip(cache.inputs, cache.outputs, strict=True)}
+    then = run_graph(loaded.model, {"input_ids": ids[:, 3:], "attention_mask": mask, **seen})
+    np.testing.assert_allclose(then["logits"], at_once["logits"], rtol=1e-4, atol=1e-5)
+    for spec in cache.outputs:
+        np.testing.assert_allclose(then[spec.name][0], at_once[spec.name][0], rtol=1e-4, atol=1e-5)
+
+
+def test_logits_of_every_position_are_a_choice(tiny: Callable[..., Path]) -> None:
+    loaded = export(resolve(str(tiny("gpt2"))), exporter="torchscript", logits="all")
+    assert loaded.signature.outputs[0].axes == ("batch", "sequence", 200)
 
 
 def test_sentence_embedding_is_pooled_and_has_length_one(tiny: Callable[..., Path]) -> None:

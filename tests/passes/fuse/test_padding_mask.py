@@ -105,7 +105,6 @@ def test_two_layers_with_one_mask_both_get_the_canonical_one() -> None:
 
 
 OTHER_KEYS = {
-    "causal and padding": f"{BOOLEANS} {POSITIONS} past = LessOrEqual(keys, queries) mask = And(u, past)",
     "a window of 4": f"{BOOLEANS} {DISTANCE} near = Less(distance, four) mask = And(u, near)",
     "a window of 64": f"{BOOLEANS} {DISTANCE} near = LessOrEqual(distance, sixty_four) mask = And(u, near)",
     "a window of 64, one side at a time": (
@@ -140,6 +139,11 @@ def test_a_mask_that_allows_other_keys_stays(mask: str) -> None:
     assert outcome.rolled_back == []
     assert len(outcome.reasons) == 1
     assert outcome.reasons[0].startswith("not a padding mask: it allows other keys (batch ")
+
+
+def test_a_causal_mask_is_named() -> None:
+    outcome = run(attention(f"{BOOLEANS} {POSITIONS} past = LessOrEqual(keys, queries) mask = And(u, past)"))
+    assert outcome.reasons == ["the mask is causal"]
 
 
 def test_a_window_that_a_stored_table_makes_is_seen_at_the_length_of_the_table() -> None:

@@ -1,0 +1,122 @@
+"""The contract of a decoder's cache of keys and values: names, shapes, and how sizes of axes hang together.
+
+A graph with a cache takes `past_key_values.N.key` and `.value` [batch, kv_heads, past_sequence, size] and gives
+`present.N.key` and `.value` [batch, kv_heads, total_sequence, size], where total = past + sequence. Positions lie in
+the order in which they were given; a window is a matter of the mask, not of the cache. The names are those that
+optimum, onnxruntime-genai and transformers.js use.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from onnxopt.model import Array
+from onnxopt.spec import Signature, TensorSpec
+
+Part = Literal["key", "value"]
+PARTS: tuple[Part, ...] = ("key", "value")
+
+BATCH, SEQUENCE, PAST, TOTAL = "batch", "sequence", "past_sequence", "total_sequence"
+_PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
+
+
+def past_name(layer: int, part: Part) -> str:
+    """Return the name of the input that brings what a layer has seen."""
+    return f"past_key_values.{layer}.{part}"
+
+
+def present_name(layer: int, part: Part) -> str:
+    """Return the name of the output that holds what a layer has seen now."""
+    return f"present.{layer}.{part}"
+
+
+@dataclass(frozen=True)
+class CacheLayer:
+    """One attention's part of the cache.
+
+    Attributes:
+        index: N of the names; layers without a cache have no entry.
+        heads: heads of keys and values.
+        key_size: last dimension of the keys.
+        value_size: last dimension of the values.
+        dtype: NumPy name.
+    """
+
+    index: int
+    heads: int
+    key_size: int
+    value_size: int
+    dtype: str
+
+    def size(self, part: Part) -> int:
+        """Return the last dimension of keys or values."""
+        return self.key_size if part == "key" else self.value_size
+
+    def spec(self, part: Part, *, present: bool = False) -> TensorSpec:
+        """Return name, dtype and axes of an input, or of an output when `present`."""
+        name = present_name(self.index, part) if present else past_name(self.index, part)
+        return TensorSpec(name, self.dtype, (BATCH, self.heads, TOTAL if present else PAST, self.size(part)))
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The whole cache, layers in order of their index."""
+
+    layers: tuple[CacheLayer, ...]
+
+    @classmethod
+    def of(cls, signature: Signature) -> Cache | None:
+        """Read the cache off a signature; None for a model without one."""
+        found: dict[int, dict[str, TensorSpec]] = {}
+        for spec in signature.inputs:
+            name = _PAST.fullmatch(spec.name)
+            if name is not None:
+                found.setdefault(int(name.group(1)), {})[name.group(2)] = spec
+        whole = {index: parts for index, parts in found.items() if set(parts) == set(PARTS)}
+        if not whole:
+            return None
+        return cls(
+            tuple(
+                CacheLayer(
+                    index,
+                    int(parts["key"].axes[1]),
+                    int(parts["key"].axes[3]),
+                    int(parts["value"].axes[3]),
+                    parts["key"].dtype,
+                )
+                for index, parts in sorted(whole.items())
+            )
+        )
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The past, in graph order: keys and values of each layer."""
+        return tuple(layer.spec(part) for layer in self.layers for part in PARTS)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The present, in the same order."""
+        return tuple(layer.spec(part, present=True) for layer in self.layers for part in PARTS)
+
+
+def complete(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return sizes with `total_sequence` as past and new tokens make it, when there is a past axis."""
+    if PAST not in sizes:
+        return dict(sizes)
+    return {**sizes, TOTAL: sizes[PAST] + sizes.get(SEQUENCE, 0)}
+
+
+CONTEXT_KEY = "onnxopt.context_length"  # in a graph's metadata: the most positions the model takes
+LAYOUT_KEY = "onnxopt.cache_layout"  # in a graph's metadata; a cache without it is aligned
+PACKED = "packed"  # a row's real tokens lie at the front of the cache, wherever its padding was among the inputs
+
+
+def packed_rows(mask: Array) -> Array:
+    """Return bool [batch, total]: where a packed cache holds the real tokens of a padding mask [batch, total]."""
+    real = np.asarray(mask) != 0
+    return np.asarray(np.arange(real.shape[1])[None] < real.sum(axis=1)[:, None])

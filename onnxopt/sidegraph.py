@@ -1,0 +1,317 @@
+"""Ask a side graph what it computes: cut out what a mask, a table or positions are made of, and run it on probes.
+
+Structure says where to look; behaviour decides. A side graph hangs on few inputs of the model (the padding mask, the
+sizes of ids and cache), so it can be run alone, at any size, in microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxopt.cache import PAST, SEQUENCE, TOTAL, complete
+from onnxopt.graph import ancestors, dims, is_constant, known_dims, number, rank, region
+from onnxopt.model import Array
+from onnxopt.probe import ProbeError, RegionRunner
+
+LARGEST = 200  # nodes of a side graph
+LONGEST_PROBE = 2050  # [2050, 2050] int64 positions take 32 MiB
+LARGEST_POSITION = 2**24  # beyond, a number is no position but finfo.min or the end of a Slice
+COMPARISONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "Clip", "Min", "Max", "Trilu")
+MASKED_BELOW = -1e4  # additive masks use -10000 (BERT of 2018), finfo.min or -inf
+LONGEST_USUAL = 50
+PROBES = ((1, 1, 0), (2, 5, 0), (3, 8, 0), (2, 1, 6), (3, 4, 7), (4, 37, 0), (2, 9, 41))  # batch, new tokens, past
+
+
+class SideGraph:
+    """What some values are computed from.
+
+    Args:
+        model: it lies in.
+        values: computed by the side graph.
+        stop: values that count as inputs of it although something computes them.
+
+    Attributes:
+        leaves: non-constant inputs of the side graph.
+        read: those whose numbers matter; of the others only sizes are read.
+        nodes: in topological order.
+    """
+
+    def __init__(self, model: ir.Model, values: tuple[ir.Value, ...], stop: tuple[ir.Value, ...] = ()) -> None:
+        nodes: dict[ir.Node, None] = {}
+        read: dict[ir.Value, None] = {}
+        leaves: dict[ir.Value, None] = {}
+        for value in values:
+            order, ends = _ancestors(value, stop, through_shape=True)
+            nodes.update(dict.fromkeys(order))
+            leaves.update(dict.fromkeys(ends))
+            read.update(dict.fromkeys(_ancestors(value, stop, through_shape=False)[1]))
+        self.nodes = tuple(nodes)
+        self.leaves = tuple(leaves)
+        self.read = tuple(read)
+        self._model = model
+        self._values = values
+        self._runner: RegionRunner | None = None
+
+    def run(self, sizes: Mapping[str, int], given: Mapping[ir.Value, Array]) -> list[Array]:
+        """Return the values at some sizes of the axes.
+
+        Args:
+            sizes: of every axis that a leaf has.
+            given: the numbers of the leaves that matter; others become ones.
+
+        Raises:
+            ProbeError: it does not run so, or a size is not known.
+        """
+        if self._runner is None:
+            self._runner = RegionRunner([region(self.nodes, self._values)], self._model)
+        feeds = {}
+        for leaf in self.leaves:
+            kind = (leaf.dtype or ir.DataType.INT64).numpy()
+            feeds[leaf] = given[leaf].astype(kind) if leaf in given else np.ones(_shape(leaf, sizes), kind)
+        return self._runner.run(feeds)
+
+
+def _ancestors(
+    value: ir.Value, stop: tuple[ir.Value, ...], *, through_shape: bool
+) -> tuple[list[ir.Node], list[ir.Value]]:
+    if not stop:
+        return ancestors(value, through_shape=through_shape)
+    order, leaves = ancestors(value, through_shape=through_shape)
+    members = set(order)
+    wanted: dict[ir.Node, None] = {}
+    ends: dict[ir.Value, None] = {}
+    stack = [value]
+    while stack:
+        current = stack.pop()
+        node = current.producer()
+        if current in stop or node is None:
+            if not is_constant(current):
+                ends[current] = None
+        elif node not in wanted:
+            wanted[node] = None
+            if through_shape or node.op_type not in ("Shape", "Size"):
+                stack.extend(parent for parent in node.inputs if parent is not None)
+    del leaves
+    return [node for node in order if node in wanted and node in members], list(ends)
+
+
+def _shape(leaf: ir.Value, sizes: Mapping[str, int]) -> list[int]:
+    found = known_dims(leaf)
+    if found is None or any(isinstance(dim, str) and dim not in sizes for dim in found):
+        raise ProbeError(f"the sizes of {leaf.name} are not known")
+    return [sizes[dim] if isinstance(dim, str) else dim for dim in found]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One padding mask to ask about.
+
+    Attributes:
+        sizes: of the axes batch, sequence, past_sequence and total_sequence.
+        kind: where the padding lies, for messages.
+        mask: int64 [batch, total_sequence].
+    """
+
+    sizes: Mapping[str, int]
+    kind: str
+    mask: Array
+
+    @property
+    def past(self) -> int:
+        """Positions that were seen before."""
+        return self.sizes[PAST]
+
+    def __str__(self) -> str:
+        past = f", past {self.past}" if self.past else ""
+        return f"batch {self.sizes['batch']}, sequence {self.sizes[SEQUENCE]}{past}, {self.kind}"
+
+
+@lru_cache(maxsize=2)
+def probes(*, with_past: bool) -> tuple[Probe, ...]:
+    """Return masks of several sizes without padding, with padding right, left and in holes, and with an empty row."""
+    return tuple(
+        probe for batch, new, past in PROBES if with_past or not past for probe in _probes_of_size(batch, new, past)
+    )
+
+
+def long_probe(length: int, *, past: int = 0) -> Probe:
+    """Return one row without padding, long enough to show a window or a stored table."""
+    sizes = complete({"batch": 1, SEQUENCE: length - past, PAST: past})
+    return Probe(sizes, "no padding", np.ones((1, length), np.int64))
+
+
+def _probes_of_size(batch: int, new: int, past: int) -> Iterator[Probe]:
+    sizes = complete({"batch": batch, SEQUENCE: new, PAST: past})
+    total = sizes[TOTAL]
+    generator = np.random.default_rng(total)
+    full = np.ones((batch, total), np.int64)
+    right, left, holes, empty = full.copy(), full.copy(), full.copy(), full.copy()
+    for row in range(batch):
+        pads = (row * total) // (batch + 1)
+        right[row, total - pads :] = 0
+        left[row, :pads] = 0
+        holes[row] = generator.integers(0, 2, total)
+        holes[row, row % total] = 1
+    empty[-1] = 0
+    kinds = (
+        ("no padding", full),
+        ("right padding", right),
+        ("left padding", left),
+        ("holes", holes),
+        ("an empty row", empty),
+    )
+    for kind, mask in kinds:
+        yield Probe(sizes, kind, mask)
+
+
+def telling_lengths(nodes: tuple[ir.Node, ...]) -> list[int]:
+    """Return the lengths, longer than the usual probes, from which on a window or a stored table would show.
+
+    A window of 64 keys looks like no window at 37. Its size is a constant ahead of a comparison. What is only measured,
+    an embedding behind a Shape say, does not count.
+    """
+    lengths: set[int] = set()
+    for node in nodes:
+        tables = [value for value in node.inputs if is_constant(value) and (rank(value) or 0) > 1]
+        lengths.update(dim for table in tables for dim in dims(table) or () if isinstance(dim, int))
+        if node.op_type in COMPARISONS:
+            ahead = [node]
+            for value in node.inputs:
+                if value is not None:
+                    ahead.extend(ancestors(value, through_shape=False)[0])
+            found = [number(value) for member in ahead for value in member.inputs]
+            lengths.update(int(abs(size)) + 2 for size in found if size is not None and abs(size) < LARGEST_POSITION)
+    return sorted(length for length in lengths if length > LONGEST_USUAL)
+
+
+@dataclass(frozen=True)
+class MaskMeaning:
+    """What a mask of attention allows, besides real keys only.
+
+    Attributes:
+        source: the padding mask [batch, total_sequence] of the model.
+        causal: a query sees itself and what came before.
+        window: how many of these, itself included; 0 for all.
+    """
+
+    source: ir.Value
+    causal: bool
+    window: int = 0
+
+    def allowed(self, probe: Probe) -> Array:
+        """Return bool [batch, 1, new tokens, all tokens]."""
+        batch, total = probe.mask.shape
+        queries = np.arange(probe.past, total)[:, None]
+        keys = np.arange(total)[None]
+        seen = np.ones((total - probe.past, total), bool)
+        if self.causal:
+            seen &= keys <= queries
+        if self.window:
+            seen &= keys > queries - self.window
+        return np.broadcast_to((probe.mask != 0)[:, None, None, :] & seen, (batch, 1, total - probe.past, total))
+
+
+def meaning_of_mask(model: ir.Model, mask: ir.Value) -> MaskMeaning | str:
+    """Return what a mask allows, or why that is not known.
+
+    Args:
+        model: it lies in.
+        mask: bool or additive, broadcastable to [batch, heads, new tokens, all tokens].
+    """
+    cached = mask.meta.get("onnxopt.meaning")
+    if cached is None:
+        cached = mask.meta["onnxopt.meaning"] = _meaning_of_mask(model, mask)
+    return cached
+
+
+def _meaning_of_mask(model: ir.Model, mask: ir.Value) -> MaskMeaning | str:
+    side = SideGraph(model, (mask,))
+    if len(side.nodes) > LARGEST:
+        return f"more than {LARGEST} nodes compute the mask"
+    if len(side.read) != 1 or not side.read[0].is_graph_input():
+        return f"the mask depends on {', '.join(leaf.name or '' for leaf in side.read) or 'no input'}"
+    source = side.read[0]
+    shape = known_dims(source) or ()
+    if len(shape) != 2 or not all(isinstance(dim, str) for dim in shape):
+        return f"{source.name} is not [batch, keys]"
+    with_past = shape[1] == TOTAL
+    lengths = telling_lengths(tuple(ancestors(mask, through_shape=False)[0]))
+    if lengths and lengths[-1] > LONGEST_PROBE:
+        return f"the mask compares with a number or a table that asks for a probe of {lengths[-1]} keys"
+    try:
+        guess = _guess(side, source, max([*lengths, LONGEST_USUAL]))
+        if isinstance(guess, str):
+            return guess
+        pasts = [(length, past) for length in lengths for past in ((0, length - 3) if with_past else (0,))]
+        others = [long_probe(length, past=past) for length, past in pasts]
+        for probe in (*probes(with_past=with_past), *others):
+            reason = _differs(side.run(_sizes(source, probe), {source: probe.mask})[0], guess.allowed(probe), guess)
+            if reason:
+                return f"{reason} ({probe})"
+    except (ProbeError, KeyError, ValueError) as error:
+        return f"the mask cannot be probed: {error}"
+    return guess
+
+
+def _sizes(source: ir.Value, probe: Probe) -> dict[str, int]:
+    """Return sizes under the names that the mask's own axes have."""
+    names = known_dims(source) or ()
+    return {**probe.sizes, **{str(name): size for name, size in zip(names, probe.mask.shape, strict=True)}}
+
+
+def _guess(side: SideGraph, source: ir.Value, length: int) -> MaskMeaning | str:
+    """Read causality and window off one long row without padding; the probes then hold the guess to it."""
+    probe = long_probe(length)
+    found = side.run(_sizes(source, probe), {source: probe.mask})[0]
+    try:
+        full = np.broadcast_to(found, (1, 1, length, length))[0, 0]
+    except ValueError:
+        return f"the shape of the mask is {list(found.shape)} for {length} tokens"
+    seen = full if full.dtype == np.bool_ else full > MASKED_BELOW
+    causal = bool(seen[0, 0]) and not seen[0, 1:].any()
+    window = int(seen[-1].sum()) if causal else length
+    return MaskMeaning(source, causal, 0 if window == length else window)
+
+
+def _differs(found: Array, wanted: Array, guess: MaskMeaning) -> str:
+    kind = "not a padding mask" if not guess.causal else "not a causal mask"
+    try:
+        full = np.broadcast_to(found, wanted.shape)
+    except ValueError:
+        return f"{kind}: its shape is {list(found.shape)}"
+    rows = wanted.any(axis=-1, keepdims=True) & np.ones_like(wanted)  # a row that may see nothing has no answer
+    if full.dtype == np.bool_:
+        return "" if np.array_equal(full[rows], wanted[rows]) else f"{kind}: it allows other keys"
+    if np.any(full[wanted] != 0):
+        return f"{kind}: it adds something to allowed keys"
+    return "" if np.all(full[~wanted & rows] <= MASKED_BELOW) else f"{kind}: masked keys keep a weight"
+
+
+def counts_positions(model: ir.Model, positions: ir.Value) -> ir.Value | None:
+    """Return the padding mask in which positions are counted, None when they are something else.
+
+    Args:
+        model: it lies in.
+        positions: [batch, sequence]; the position of a real token is how many real ones came before it.
+    """
+    side = SideGraph(model, (positions,))
+    if len(side.nodes) > LARGEST or len(side.read) != 1 or not side.read[0].is_graph_input():
+        return None
+    source = side.read[0]
+    if (known_dims(source) or ())[1:] != (TOTAL,):
+        return None
+    try:
+        for probe in probes(with_past=True):
+            found = side.run(_sizes(source, probe), {source: probe.mask})[0]
+            wanted = (np.cumsum(probe.mask, axis=1) - 1)[:, probe.past :]
+            real = probe.mask[:, probe.past :] != 0
+            if found.shape != wanted.shape or not np.array_equal(found[real], wanted[real]):
+                return None
+    except ProbeError:
+        return None
+    return source

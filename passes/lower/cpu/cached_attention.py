@@ -1,0 +1,357 @@
+"""Lower a decoder's attentions to GroupQueryAttention, with rotary embedding and cache inside.
+
+Before::
+
+    input_ids [a b · ·], attention_mask [1 1 0 0] ─ … ─ RotaryEmbedding ─ Attention(mask, past) ─ y, present
+
+After::
+
+    input_ids ─ GatherElements(real tokens first) ─ … ─ GroupQueryAttention(past, lengths, cos, sin) ─ y, present
+
+Meets: decoders after fuse-cache whose masks are causal, with or without a window, padded in any way.
+Numerics: reassociated. The kernel wants each row's real tokens in front, as right padding leaves them. So rows are
+    packed: ids and positions are gathered by the mask, and what leaves by position is gathered back. The cache stays
+    packed; graph and mask agree about it from the first token on. A token's place in the cache is then its position,
+    which is what the kernel's own rotary embedding counts; tables that are no function of the position, or positions
+    that are not counted in the mask, keep RotaryEmbedding outside.
+Source: ONNX Runtime contrib operator GroupQueryAttention: seqlens_k is the length of a row less one; new tokens behind
+    a past, more than one at a time, are for a batch of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxopt.cache import CONTEXT_KEY, LAYOUT_KEY, PACKED, SEQUENCE, TOTAL
+from onnxopt.graph import CONTRIB, ancestors, attribute, dims, integers, is_constant, is_op, number, remove_dead
+from onnxopt.probe import ProbeError
+from onnxopt.rewrite import Builder, Pass, Reassociated, register
+from onnxopt.sidegraph import MaskMeaning, SideGraph, counts_positions, meaning_of_mask
+
+HEADS_FIRST = (0, 2, 1, 3)  # [batch, sequence, heads, size] <-> [batch, heads, sequence, size]
+ENDLESS = 2**62
+ANGLES_MULTIPLE = 8  # the kernel's rotary embedding takes tables of this many angles, or a multiple
+LARGEST_TABLE_BYTES = 2**28
+CHECKED_POSITIONS = ((3, 11), (1, 64))  # batch and length at which a table must hold for positions in any order
+
+
+_Tables = tuple[ir.Value, ir.Value, int]
+
+
+@dataclass(frozen=True)
+class _Rotary:
+    """A rotary embedding that the kernel can do itself.
+
+    Attributes:
+        values: cosines and sines, float32 [positions, angles] each.
+        interleaved: pairs lie side by side.
+    """
+
+    values: list[ir.Value]
+    interleaved: int
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One attention that can be lowered.
+
+    Attributes:
+        node: the Attention.
+        meaning: of its mask.
+        query: [batch, heads, sequence, size], before a rotary embedding that goes inside.
+        key: likewise.
+        tables: cosines, sines [batch, sequence, angles] and whether pairs lie side by side; None without an embedding.
+    """
+
+    node: ir.Node
+    meaning: MaskMeaning
+    query: ir.Value
+    key: ir.Value
+    tables: _Tables | None
+
+
+@register
+class LowerCachedAttention(Pass):
+    """Attention(q, k, v, causal mask, past)  →  com.microsoft.GroupQueryAttention(q, k, v, past, lengths)."""
+
+    name = "lower-cached-attention"
+    min_opset = 18
+    numerics = Reassociated(rtol=1e-4, atol=1e-5)
+    touches_padding = True
+
+    def run(self, model: ir.Model) -> int:
+        """Lower every attention with a cache, or none: the layout of the cache is one for all. Return how many."""
+        nodes = [node for node in model.graph if is_op(node, "Attention") and len(node.inputs) > 4]
+        mask = next((value for value in model.graph.inputs if (dims(value) or ()) == ("batch", TOTAL)), None)
+        if not nodes or mask is None or model.graph.metadata_props.get(LAYOUT_KEY) == PACKED:
+            return 0
+        blocks = [_block(model, node, mask) for node in nodes]
+        positions = _positions(model, mask)
+        if any(block is None for block in blocks) or not _only_in(mask, positions, nodes):
+            return 0
+        found = [block for block in blocks if block is not None]
+        ids = next((value for value in model.graph.inputs if dims(value) == ("batch", SEQUENCE)), None)
+        if ids is None:
+            return 0
+        op = Builder(model, "packing", self.name)
+        packing = _Packing(op, ids, mask)
+        rotary = {tables: _rotary(op, tables, found, positions) for tables in {block.tables for block in found}}
+        replaced: list[tuple[ir.Value, ir.Value]] = []
+        for block in found:
+            made = _attend(op, block, packing, rotary[block.tables])
+            replaced += zip(block.node.outputs, made, strict=True)
+        _pack_rows(model, op, packing, positions)
+        replaced += _unpack_rows(model, packing)
+        _insert(model, op, replaced)
+        model.graph.metadata_props[LAYOUT_KEY] = PACKED
+        return len(found)
+
+
+def _block(model: ir.Model, node: ir.Node, mask: ir.Value) -> _Block | None:
+    """Return an attention with what the kernel needs to know of it, None when the kernel cannot do it."""
+    query, key, value, bias, past_key, past_value = node.inputs[:6]
+    if query is None or key is None or value is None or bias is None or past_key is None or past_value is None:
+        return None
+    shapes = [dims(one) or () for one in (query, key, value)]
+    if {len(shape) for shape in shapes} != {4} or {one.dtype for one in (query, key, value)} != {ir.DataType.FLOAT}:
+        return None
+    if attribute(node, "is_causal") or len({shape[3] for shape in shapes}) != 1 or shapes[1][1] != shapes[2][1]:
+        return None
+    if not all(isinstance(number, int) for shape in shapes for number in (shape[1], shape[3])):
+        return None
+    meaning = meaning_of_mask(model, bias)
+    if isinstance(meaning, str) or not meaning.causal or meaning.source is not mask:
+        return None
+    turns = [one.producer() for one in (query, key)]
+    turned = [turn for turn in turns if turn is not None and is_op(turn, "RotaryEmbedding") and len(turn.inputs) == 3]
+    tables = {(turn.inputs[1], turn.inputs[2], int(attribute(turn, "interleaved") or 0)) for turn in turned}
+    if len(turned) == 2 and len(tables) == 1:
+        cos, sin, interleaved = tables.pop()
+        if cos is not None and sin is not None:
+            before = [turn.inputs[0] for turn in turned]
+            if before[0] is not None and before[1] is not None:
+                return _Block(node, meaning, before[0], before[1], (cos, sin, interleaved))
+    return _Block(node, meaning, query, key, None)
+
+
+def _positions(model: ir.Model, mask: ir.Value) -> list[ir.Value]:
+    """Return the values that hold positions [batch, sequence] counted in the mask."""
+    found = []
+    for node in model.graph:
+        for value in node.outputs:
+            whole = dims(value) == ("batch", SEQUENCE) and value.dtype == ir.DataType.INT64
+            if whole and mask in ancestors(value)[1] and counts_positions(model, value) is mask:
+                found.append(value)
+    return found
+
+
+def _only_in(mask: ir.Value, positions: Iterable[ir.Value], nodes: Iterable[ir.Node]) -> bool:
+    """Tell whether the mask's numbers reach nothing but positions and the masks of the attentions."""
+    ends = set(positions)
+    attentions = set(nodes)
+    seen: set[ir.Value] = set()
+    stack = [mask]
+    while stack:
+        value = stack.pop()
+        if value in seen or value in ends:
+            continue
+        seen.add(value)
+        if value.is_graph_output():
+            return False
+        for user, index in value.uses():
+            if is_op(user, "Shape", "Size") or (user in attentions and index == 3):
+                continue
+            if user in attentions or is_op(user, "MatMul", "Gemm"):
+                return False
+            stack.extend(user.outputs)
+    return True
+
+
+def _rotary(
+    op: Builder, tables: _Tables | None, blocks: Sequence[_Block], positions: Sequence[ir.Value]
+) -> _Rotary | None:
+    """Write the tables for every position, None when they are no function of counted positions alone."""
+    model = op.model
+    longest = int(model.graph.metadata_props.get(CONTEXT_KEY, "0"))
+    if tables is None or not longest:
+        return None
+    cos, sin, interleaved = tables
+    sizes = {(dims(block.query) or ())[3] for block in blocks if block.tables == tables}
+    angles = (dims(cos) or ())[-1]
+    if not isinstance(angles, int) or angles % ANGLES_MULTIPLE or any(2 * angles > int(size or 0) for size in sizes):
+        return None
+    if 8 * angles * longest > LARGEST_TABLE_BYTES:
+        return None
+    ahead = set(ancestors(cos)[0])
+    start = next((value for value in reversed(positions) if value.producer() in ahead), None)
+    if start is None:
+        return None
+    side = SideGraph(model, (cos, sin), stop=(start,))
+    if set(side.leaves) != {start}:
+        return None
+    try:
+        whole = [table[0] for table in side.run({}, {start: np.arange(longest)[None]})]
+        generator = np.random.default_rng(0)
+        for shape in CHECKED_POSITIONS:
+            some = generator.integers(0, longest, shape)
+            found = side.run({}, {start: some})
+            if not all(np.array_equal(table[some], one) for table, one in zip(whole, found, strict=True)):
+                return None
+    except (ProbeError, KeyError, ValueError):
+        return None
+    names = (f"{kind}_{cos.name}" for kind in ("cos", "sin"))
+    values = [op.constant(table.astype(np.float32), name) for table, name in zip(whole, names, strict=True)]
+    return _Rotary(values, interleaved)
+
+
+def _pack_rows(model: ir.Model, op: Builder, packing: _Packing, positions: Sequence[ir.Value]) -> None:
+    """Let everything read ids and positions in packed order."""
+    own = set(op.nodes)
+    inner = {value.producer() for value in positions}
+    for value in (*(v for v in model.graph.inputs if dims(v) == ("batch", SEQUENCE)), *positions):
+        users = [
+            use
+            for use in value.uses()
+            if use.node not in own and use.node not in inner and not is_op(use.node, "Shape", "Size")
+        ]
+        if not users:
+            continue
+        packed = packing.pack(value)
+        for use in users:
+            use.node.replace_input_with(use.idx, packed)
+
+
+def _unpack_rows(model: ir.Model, packing: _Packing) -> Iterator[tuple[ir.Value, ir.Value]]:
+    """Yield what leaves the rows by position, and what gives the same from packed rows."""
+    for node in list(model.graph):
+        keep = _is_last(node)
+        if keep is not None and node.inputs[0] is not None:
+            yield node.outputs[0], packing.last(node.inputs[0], keep=keep)
+    for value in model.graph.outputs:
+        if (dims(value) or ())[:2] == ("batch", SEQUENCE):
+            narrow = _before_linears(value)
+            yield narrow, packing.unpack(narrow)
+
+
+def _before_linears(value: ir.Value) -> ir.Value:
+    """Return what a value is computed from by linears alone: that is narrower than logits."""
+    node = value.producer()
+    if node is not None and is_op(node, "MatMul", "Add") and len([v for v in node.inputs if not is_constant(v)]) == 1:
+        inner = next(v for v in node.inputs if v is not None and not is_constant(v))
+        if len(inner.uses()) == 1 and not inner.is_graph_output() and (dims(inner) or ())[:2] == ("batch", SEQUENCE):
+            return _before_linears(inner)
+    return value
+
+
+def _insert(model: ir.Model, op: Builder, replaced: Iterable[tuple[ir.Value, ir.Value]]) -> None:
+    """Put the new nodes into the graph and hand over names and users of what they replace."""
+    graph = model.graph
+    for value in op.initializers:
+        graph.register_initializer(value)
+    graph.insert_before(next(iter(graph)), op.nodes)
+    own = set(op.nodes)
+    for old, new in replaced:
+        name, old.name = old.name, f"{old.name}/aligned"
+        new.name, new.shape, new.type = name, old.shape, old.type
+        if old.is_graph_output():
+            graph.outputs[list(graph.outputs).index(old)] = new
+        for use in list(old.uses()):
+            if use.node not in own or use.node.op_type != "GatherND":
+                use.node.replace_input_with(use.idx, new)
+    remove_dead([node for old, _ in replaced if (node := old.producer()) is not None])
+    graph.sort()
+
+
+class _Packing:
+    """The values that every layer shares, and the two ways through them: to packed rows and back.
+
+    Args:
+        op: builds the nodes.
+        ids: [batch, sequence].
+        mask: [batch, total], not 0 where a token is real.
+
+    Attributes:
+        lengths: int32 [batch], real tokens of a row, less one.
+        total: int32, the length of the mask.
+    """
+
+    def __init__(self, op: Builder, ids: ir.Value, mask: ir.Value) -> None:
+        self._op = op
+        self._one = op.ints([1], "one")
+        real = op.Cast(op.Cast(mask, to=ir.DataType.BOOL.value), to=ir.DataType.INT64.value)
+        length = op.Shape(ids, start=1, end=2)
+        new = op.Slice(real, op.Neg(length), op.ints([ENDLESS], "end"), self._one)
+        zero, step = op.constant(np.array(0), "zero"), op.constant(np.array(1), "step")
+        self._columns = op.Range(zero, op.Squeeze(length), step)
+        # real tokens before padding, and each kind in its own order
+        keys = op.Sub(op.Mul(new, length), self._columns)
+        self._order = op.node("TopK", [keys, length], {"axis": -1}, outputs=2)[1]
+        self._last = op.Max(op.Sub(op.ReduceSum(new, self._one, keepdims=1), self._one), zero)
+        lengths = op.Max(op.Sub(op.ReduceSum(real, self._one, keepdims=0), self._one), zero)
+        self.lengths = op.Cast(lengths, to=ir.DataType.INT32.value)
+        self.total = op.Cast(op.Squeeze(op.Shape(mask, start=1, end=2)), to=ir.DataType.INT32.value)
+
+    def pack(self, value: ir.Value) -> ir.Value:
+        """[batch, sequence] with each row's real tokens in front."""
+        return self._op.GatherElements(value, self._order, axis=1)
+
+    def unpack(self, value: ir.Value) -> ir.Value:
+        """[batch, sequence, width] with every token in its own place again."""
+        op = self._op
+        columns = op.Expand(self._columns, op.Shape(self._order))
+        places = op.ScatterElements(self._order, self._order, columns, axis=1)
+        return op.GatherND(value, op.Unsqueeze(places, op.ints([2], "width")), batch_dims=1)
+
+    def last(self, value: ir.Value, *, keep: bool) -> ir.Value:
+        """[batch, 1, width], or [batch, width] unless `keep`: the row of the last real token."""
+        op = self._op
+        return op.GatherND(value, op.Unsqueeze(self._last, op.ints([2], "width")) if keep else self._last, batch_dims=1)
+
+
+def _attend(op: Builder, block: _Block, packing: _Packing, rotary: _Rotary | None) -> tuple[ir.Value, ...]:
+    """Build the kernel's node and what turns heads into tokens around it; return output and present."""
+    node = block.node
+    _, key, value, _, past_key, past_value = node.inputs[:6]
+    inside = rotary is not None
+    query, key = (block.query, block.key) if inside else (node.inputs[0], key)
+    shape, grouped = dims(query) or (), dims(key) or ()
+    tokens = [_tokens(op, one) for one in (query, key, value)]
+    attributes = {
+        "num_heads": shape[1],
+        "kv_num_heads": grouped[1],
+        "scale": attribute(node, "scale"),
+        "softcap": attribute(node, "softcap") or None,
+        "local_window_size": block.meaning.window or None,
+        "do_rotary": int(inside),
+        "rotary_interleaved": rotary.interleaved if rotary is not None else None,
+    }
+    tables = rotary.values if rotary is not None else []
+    inputs = [*tokens, past_key, past_value, packing.lengths, packing.total, *tables]
+    made = op.node("GroupQueryAttention", inputs, attributes, domain=CONTRIB, outputs=3)
+    heads = op.Reshape(made[0], op.ints([0, 0, int(shape[1] or 0), -1], f"heads_{node.name}"))
+    return op.Transpose(heads, perm=HEADS_FIRST), made[1], made[2]
+
+
+def _tokens(op: Builder, heads: ir.Value | None) -> ir.Value:
+    """[batch, sequence, heads·size] of [batch, heads, sequence, size]."""
+    shape = dims(heads) or ()
+    width = int(shape[1] or 0) * int(shape[3] or 0)  # known: the block was checked
+    return op.Reshape(op.Transpose(heads, perm=HEADS_FIRST), op.ints([0, 0, width], f"width_{len(op.nodes)}"))
+
+
+def _is_last(node: ir.Node) -> bool | None:
+    """Tell how a node takes the last of [batch, sequence, width]: True keeps the axis, False drops it."""
+    data = node.inputs[0] if node.inputs else None
+    if (dims(data) or ())[:2] != ("batch", SEQUENCE) or len(dims(data) or ()) != 3:
+        return None
+    if is_op(node, "Slice"):
+        starts, ends, axes = (integers(value) for value in node.inputs[1:4])
+        return True if starts == (-1,) and ends is not None and ends[0] >= 2**31 - 1 and axes == (1,) else None
+    if is_op(node, "Gather") and attribute(node, "axis") == 1:
+        index = node.inputs[1]
+        return False if number(index) == -1.0 and not dims(index) else None
+    return None
