@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, OutputFixPass, TopologicalSortPass
 
+from onnxopt.cache import CONTEXT_KEY, PAST, SEQUENCE, Cache, complete
 from onnxopt.driver import Driver
 from onnxopt.errors import InputError
 from onnxopt.graph import opset
@@ -30,8 +31,23 @@ TIDY = ("merge-initializers", "merge-equal-nodes", "remove-unused")
 CANONICALIZE = (
     "inline-functions",
     "lift-constants",
+    "raise-gelu",
+    "raise-quick-gelu",
+    "raise-skip-layer-norm",
+    "raise-skip-rms-norm",
+    "raise-rms-norm",
+    "raise-layer-norm",
+    "raise-embed-layer-norm",
+    "raise-fused-matmul",
+    "raise-fused-gemm",
+    "raise-fused-conv",
+    "raise-attention",
+    "raise-multi-head-attention",
+    "raise-group-query-attention",
+    "raise-rotary-embedding",
     "fold-constants",
     "remove-no-ops",
+    "split-sequence",
     "remove-expand",
     "order-operands",
     "merge-initializers",
@@ -49,16 +65,23 @@ CANONICALIZE = (
 )
 
 FUSE = (
+    "fold-batch-norm",
     "fuse-gelu",
     "fuse-gelu-tanh",
+    "fuse-silu",
     "fuse-layer-norm",
     "fuse-layer-norm-bias",
     "fuse-rms-norm",
+    "fuse-group-norm",
     "fuse-linear",
     "store-weight-untransposed",
     "fuse-attention",
+    "fuse-grouped-heads",
+    "fuse-rotary",
+    "fuse-cache",
     "fuse-padding-mask",
     "fuse-attention-heads",
+    "trim-rows",
     "pack-qkv",
     "fuse-mean-pooling",
     *TIDY,
@@ -68,8 +91,16 @@ FUSE = (
 # which both run.
 LOWER: dict[Provider, tuple[str, ...]] = {
     "cpu": (
+        "lower-cached-attention",
+        "merge-transposes",
+        "remove-no-ops",
+        "merge-reshapes",
+        "remove-no-ops",
+        "remove-unused",
         "lower-attention",
+        "lower-group-norm",
         "lower-gelu",
+        "lower-silu",
         "lower-linear",
         "merge-initializers",
         "merge-equal-nodes",
@@ -91,6 +122,7 @@ WITHOUT_PADDING = (
     "remove-padding",
     "fuse-linear",
     "lower-gelu",
+    "lower-silu",
     "merge-initializers",
     "merge-equal-nodes",
     "lower-norm",
@@ -107,6 +139,15 @@ MOST_TURNS = 5
 # The last probe is one long row: a number of blocks of 64, say, is 1 in all short ones and would look like a constant.
 PROBES: tuple[tuple[int, Padding], ...] = ((0, "none"), (1, "holes"), (2, "left"), (3, "none"))
 BATCHES, LENGTHS = (2, 3, 5, 1), (7, 11, 13, 131)
+PASTS = (17, 0, 19, 5)  # seen before, for a model with a cache
+# What generating text asks for: prompts of a batch, padded anywhere; single tokens; a longer prompt in pieces.
+GENERATED: tuple[tuple[int, int, int, Padding], ...] = (
+    (2, 7, 0, "none"),
+    (3, 11, 0, "left"),
+    (4, 13, 0, "holes"),
+    (5, 1, 17, "none"),
+    (1, 5, 131, "none"),
+)
 OTHER_PRIMES = (17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
 
 
@@ -126,12 +167,28 @@ def observations_of(loaded: Loaded) -> list[Observation]:
                 sizes[axis] = BATCHES[index]
             elif axis in ("sequence", "total_sequence"):
                 sizes[axis] = LENGTHS[index]
+            elif axis == PAST:
+                sizes[axis] = PASTS[index]
             else:
                 sizes[axis] = next(others, OTHER_PRIMES[index])
+        sizes = complete(sizes)
         try:
             observations.append(Observation(sizes, loaded.feeder.make(sizes, padding, seed=index)))
         except InputError:
             if index < len(PROBES) - 1:  # only the long row may be beyond what the model takes
+                raise
+    return observations
+
+
+def generated(loaded: Loaded) -> list[Observation]:
+    """Make inputs as generating text makes them, for kernels that take no others; the long one only if it fits."""
+    observations = []
+    for index, (batch, length, past, padding) in enumerate(GENERATED):
+        sizes = complete({"batch": batch, SEQUENCE: length, PAST: past})
+        try:
+            observations.append(Observation(sizes, loaded.feeder.make(sizes, padding, seed=index)))
+        except InputError:
+            if index < len(GENERATED) - 1:
                 raise
     return observations
 
@@ -179,6 +236,8 @@ def run_pipeline(
         The ledger of the run.
     """
     model, observations = loaded.model, observations_of(loaded)
+    if Cache.of(loaded.signature) is not None:
+        model.graph.metadata_props[CONTEXT_KEY] = str(loaded.origin.get("context_length", 0))
     prepare(model, observations)
     driver = Driver(
         model,
@@ -195,6 +254,18 @@ def run_pipeline(
             driver.progress = lambda step, count, stage=stage: progress(stage, step, count)
         if stage == "canonicalize":
             run_to_rest(driver, names)
+        elif stage == "lower" and CONTEXT_KEY in model.graph.metadata_props:
+            generating = Driver(
+                model,
+                generated(loaded),
+                driver.ledger,
+                repro_folder=repro_folder,
+                progress=driver.progress,
+                signature=loaded.signature,
+                profit=driver.profit,
+            )
+            for name in names:
+                generating.apply(get(name))
         elif stage == "lower" and target.provider == "cpu" and workload is not None and workload.fills:
             _lower_ragged(driver, names, workload, profit)
         else:

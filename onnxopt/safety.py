@@ -37,6 +37,8 @@ MAX_MADE = 1 << 32  # elements that one node may make from a shape written in th
 MAX_NODES = 5_000_000  # after the functions of the file are expanded
 EXTERNAL_KEYS = ("location", "offset", "length", "checksum")
 STANDARD_DOMAINS = ("", "ai.onnx.ml", "com.microsoft")
+# ONNX Runtime's session keeps these in the standard domain of any opset, where it also saves them.
+RUNTIME_STANDARD = ("LayerNormalization", "SimplifiedLayerNormalization")
 _MEMORY_MARKER = "_ORT_MEM_ADDR_"  # ONNX Runtime reads `offset` as an address of its own process when it meets this
 _DRIVE = re.compile(r"^[A-Za-z]:")
 _TYPED_FIELDS = ("float_data", "double_data", "int32_data", "int64_data", "uint64_data", "string_data")
@@ -508,6 +510,8 @@ class _ModelCheck:
             if self._microsoft is None:
                 self._microsoft = _microsoft_operators()
             return "" if operator in self._microsoft else "which the installed ONNX Runtime does not have"
+        if domain == "" and operator in RUNTIME_STANDARD:
+            return ""
         shown = domain or "ai.onnx"
         try:
             schema = onnx.defs.get_schema(operator, version, domain)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import tempfile
 from collections.abc import Mapping
@@ -13,16 +14,19 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.cache import PAST, complete
+from onnxopt.capture import capture
 from onnxopt.errors import ExportError
 from onnxopt.quiet import quiet
 from onnxopt.spec import Signature, TensorSpec
 from onnxopt.torch_model import TorchModel
 
+logger = logging.getLogger(__name__)
+
 Road = Literal["dynamo", "torchscript"]
 ROADS: tuple[Road, ...] = ("dynamo", "torchscript")  # in the order of preference
 DYNAMO_OPSET = 23  # at exactly 23 torch writes Attention, RMSNormalization, RotaryEmbedding, Gelu as one operator each
 TORCHSCRIPT_OPSET = 17  # has LayerNormalization; the last one that most runtimes of its time read
-EMBEDDED_LIMIT_BYTES = 1_500_000_000  # protobuf stops at 2 GB
+EMBEDDED_LIMIT_BYTES = 2**26  # larger weights lie beside the graph: they are written as they are, and read as needed
 _PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41)
 _SHOWN = 300  # characters of a message of torch
 _KEPT_METADATA = "pkg.torch.onnx.name_scopes"
@@ -130,20 +134,27 @@ def _example(spec: TensorSpec, sizes: Mapping[str, int]) -> Any:
 def _dynamo(model: TorchModel, signature: Signature, tensors: tuple[Any, ...]) -> ir.Model:
     import torch
 
+    options: dict[str, Any] = {
+        "dynamo": True,
+        "opset_version": DYNAMO_OPSET,
+        "optimize": False,  # the passes do that, and prove it
+        "verbose": False,
+        "input_names": [spec.name for spec in signature.inputs],
+        "output_names": [spec.name for spec in signature.outputs],
+    }
+    captured = capture(model.flat, signature, tensors)
+    if captured is not None:
+        try:
+            program = torch.onnx.export(captured, **options)
+        except Exception as error:  # noqa: BLE001  the long way may know better, and says what is wrong
+            logger.info("the short way through the exporter failed: %s", error)
+        else:
+            if program is not None:
+                return program.model
     shapes = tuple(
         {index: axis for index, axis in enumerate(spec.axes) if isinstance(axis, str)} for spec in signature.inputs
     )
-    program = torch.onnx.export(
-        model.flat,
-        tensors,
-        dynamo=True,
-        opset_version=DYNAMO_OPSET,
-        optimize=False,  # the passes do that, and prove it
-        verbose=False,
-        input_names=[spec.name for spec in signature.inputs],
-        output_names=[spec.name for spec in signature.outputs],
-        dynamic_shapes=(shapes,),  # one entry for *tensors
-    )
+    program = torch.onnx.export(model.flat, tensors, dynamic_shapes=(shapes,), **options)  # one entry for *tensors
     if program is None:
         raise ExportError("the exporter gave nothing")
     return program.model

@@ -11,21 +11,28 @@ After::
 
 Meets: every exporter.
 Numerics: exact up to the runtime's own rounding of the folded node.
-Source: onnxscript.optimizer.fold_constants. The budget keeps Expand, Tile and ConstantOfShape from growing the file
-    (onnxsim issue 291): a result may be as large as the largest constant it replaces, or one mebibyte.
+Source: onnxscript.optimizer.fold_constants. The budget keeps Expand, Tile, ConstantOfShape and outer products from
+    growing the file (onnxsim issue 291): a result may be as large as the constants it replaces, or one mebibyte.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 from onnxscript.optimizer import fold_constants
 
 from onnxopt.graph import all_nodes, is_constant, is_op
+from onnxopt.probe import release_pages
 from onnxopt.rewrite import Pass, Reassociated, register
 
 FREE_BYTES = 2**20
 LARGEST_BYTES = 2**31
+PAGES_BYTES = 2**25  # of files that are held in memory at a time
+# the size of the result is a number in an input, and not bounded by the sizes of all inputs together
+MAKES = ("Expand", "Tile", "ConstantOfShape", "Range", "Pad", "Resize", "Upsample", "OneHot", "EyeLike")
 NEVER = (
     "RandomNormal",
     "RandomNormalLike",
@@ -44,21 +51,35 @@ class FoldConstants(Pass):
     name = "fold-constants"
     numerics = Reassociated(rtol=1e-6, atol=1e-6)
     enables = ("remove-unused",)
+    makes_weights = True
 
     def run(self, model: ir.Model) -> int:
         """Fold; returns how many nodes are gone, those that became another node (an empty Cast, say) included."""
         before = set(all_nodes(model))
+        sources = [value.const_value for value in model.graph.initializers.values()]
         fold_constants(model, input_size_limit=LARGEST_BYTES, output_size_limit=LARGEST_BYTES, should_fold=_should_fold)
-        _store_in_rows(model)
+        _store_in_rows(model, sources)
         return len(before - set(all_nodes(model)))
 
 
-def _store_in_rows(model: ir.Model) -> None:
-    """Copy folded results that are strided views, such as a transposed weight, into row-major order."""
+def _store_in_rows(model: ir.Model, sources: Sequence[ir.TensorProtocol | None]) -> None:
+    """Copy folded results that are strided views, such as a transposed weight, into row-major order.
+
+    Args:
+        model: its initializers are looked through.
+        sources: tensors that the views may look into; what they hold of a file in memory is let go on the way.
+    """
+    copied = 0
     for value in model.graph.initializers.values():
         tensor = value.const_value
-        if isinstance(tensor, ir.Tensor) and not tensor.numpy().flags.c_contiguous:
-            value.const_value = ir.Tensor(np.ascontiguousarray(tensor.numpy()), dtype=tensor.dtype, name=value.name)
+        if not isinstance(tensor, ir.Tensor) or tensor.numpy().flags.c_contiguous:
+            continue
+        value.const_value = ir.Tensor(np.asarray(tensor.numpy(), order="C"), dtype=tensor.dtype, name=value.name)
+        copied += tensor.nbytes
+        if copied > PAGES_BYTES:
+            release_pages(sources)
+            copied = 0
+    release_pages(sources)
 
 
 def _should_fold(node: ir.Node) -> bool | None:
@@ -68,12 +89,13 @@ def _should_fold(node: ir.Node) -> bool | None:
     inputs = [value for value in node.inputs if value is not None]
     if not inputs or not all(is_constant(value) for value in inputs):
         return None
-    used = max((value.const_value.nbytes for value in inputs if value.const_value is not None), default=0)
+    sizes = [value.const_value.nbytes for value in inputs if value.const_value is not None]
+    used = max(sizes, default=0)
     if is_op(node, "Transpose", "Cast", "Reshape", "Squeeze", "Unsqueeze"):
         return used <= FREE_BYTES or all(len(value.uses()) == 1 for value in inputs if _large(value))
-    if is_op(node, "Expand", "Tile", "ConstantOfShape", "Range", "Gather", "Pad", "Resize", "OneHot"):
-        return _result_bytes(node) <= max(FREE_BYTES, used)
-    return None
+    # what nobody else reads goes when the result comes
+    replaced = sum(v.const_value.nbytes for v in inputs if v.const_value is not None and len(v.uses()) == 1)
+    return None if _result_bytes(node) <= max(FREE_BYTES, used, replaced) else False
 
 
 def _large(value: ir.Value) -> bool:
@@ -81,9 +103,13 @@ def _large(value: ir.Value) -> bool:
 
 
 def _result_bytes(node: ir.Node) -> int:
+    """Return the bytes of a node's result; where they are not known, the most that can come of its inputs."""
     value = node.outputs[0]
     if value.shape is None or value.dtype is None or not all(isinstance(dim, int) for dim in value.shape):
-        return LARGEST_BYTES
+        if is_op(node, *MAKES):
+            return LARGEST_BYTES
+        tensors = [v.const_value for v in node.inputs if v is not None and v.const_value is not None]
+        return math.prod(int(tensor.size) for tensor in tensors) * max((t.dtype.itemsize for t in tensors), default=1)
     count = 1
     for dim in value.shape:
         count *= int(dim)  # type: ignore[arg-type]  # checked to be integers above

@@ -17,16 +17,16 @@ Source: Press & Wolf 2017, arXiv:1608.05859 (tied embeddings). ONNX Runtime fold
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 import onnx_ir as ir
 
+from onnxopt.expression import Tensors
 from onnxopt.graph import PASS_KEY
+from onnxopt.probe import release_pages
 from onnxopt.rewrite import Exact, Pass, register
 
 TIE_BYTES = 2**20
-_DIGEST = "onnxopt.digest"
+ROWS = 1024  # of a table that are compared at a time
 
 
 @register
@@ -39,20 +39,21 @@ class MergeInitializers(Pass):
     def run(self, model: ir.Model) -> int:
         """Merge; returns how many initializers are gone."""
         before = sum(len(graph.initializers) for graph in model.graphs())
+        tensors = Tensors()
         for graph in model.graphs():
-            _merge_equal(graph)
+            _merge_equal(graph, tensors)
         _tie_transposed(model)
         return before - sum(len(graph.initializers) for graph in model.graphs())
 
 
-def _merge_equal(graph: ir.Graph) -> None:
+def _merge_equal(graph: ir.Graph, tensors: Tensors) -> None:
     """Let one of several equal constants serve the readers of all; what is an input or an output stays."""
-    first: dict[tuple[object, ...], ir.Value] = {}
+    first: dict[int, ir.Value] = {}
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
         if tensor is None or value.is_graph_input() or value.is_graph_output() or tensor.dtype == ir.DataType.STRING:
             continue
-        kept = first.setdefault((tensor.dtype, tuple(tensor.shape), _digest(value)), value)
+        kept = first.setdefault(tensors.number(tensor), value)
         if kept is not value:
             value.replace_all_uses_with(kept)
             graph.initializers.pop(name)
@@ -80,7 +81,7 @@ def _tie_transposed(model: ir.Model) -> None:
         for other in sizes.get((columns, rows), []):
             if other is value or other in gone or other.dtype != value.dtype or _is_table(other):
                 continue
-            if _digest(value, transpose=True) == _digest(other):
+            if _are_transposed(value, other):
                 _replace_by_transpose(model, value, other)
                 gone.add(other)
 
@@ -89,20 +90,22 @@ def _is_table(value: ir.Value) -> bool:
     return any(use.node.op_type == "Gather" and use.idx == 0 for use in value.uses())
 
 
-def _digest(value: ir.Value, *, transpose: bool = False) -> bytes:
-    """Hash a constant's data; the digest stays with the value as long as its tensor does."""
-    tensor = value.const_value
-    if tensor is None:
-        raise ValueError(f"{value.name} has no data")
-    known = value.meta.get(_DIGEST)
-    if known is not None and known[0] is tensor and not transpose:
-        return bytes(known[1])
-    array = tensor.numpy()
-    data = np.ascontiguousarray(array.T if transpose else array).reshape(-1)
-    digest = hashlib.sha256(data.view(np.uint8).data).digest()  # bfloat16 has no buffer of its own
-    if not transpose:
-        value.meta[_DIGEST] = (tensor, digest)
-    return digest
+def _are_transposed(table: ir.Value, other: ir.Value) -> bool:
+    """Compare two matrices bit by bit, one of them turned, some rows at a time."""
+    tensors = table.const_value, other.const_value
+    if tensors[0] is None or tensors[1] is None:
+        return False
+    upright, turned = (tensor.numpy() for tensor in tensors if tensor is not None)
+    bits = np.dtype(f"u{upright.dtype.itemsize}")
+    same = all(
+        np.array_equal(
+            np.asarray(upright[start : start + ROWS], order="C").view(bits),
+            np.asarray(turned[:, start : start + ROWS], order="C").view(bits).T,
+        )
+        for start in range(0, len(upright), ROWS)
+    )
+    release_pages(tensors)
+    return same
 
 
 def _replace_by_transpose(model: ir.Model, table: ir.Value, copy: ir.Value) -> None:

@@ -144,3 +144,31 @@ def test_a_length_that_was_64_at_every_probe_is_not_taken_for_a_constant() -> No
     outcome = run_passes(text, "fold-constants")
     assert outcome.worst_error() == 0
     assert outcome.worst_error_at(2, 130) == 0
+
+
+OUTER = {
+    "Mul": ("Mul(column, row)", {"column": weight(1024, 1), "row": weight(1, 1024)}),
+    "MatMul": ("MatMul(column, row)", {"column": weight(1024, 1), "row": weight(1, 1024)}),
+    "Where": (
+        "Where(yes, column, row)",
+        {"yes": np.ones((1, 1), bool), "column": weight(1024, 1), "row": weight(1024)},
+    ),
+    "Einsum": ("Einsum<equation='i,j->ij'>(left, right)", {"left": weight(1024), "right": weight(1024)}),
+}
+
+
+@pytest.mark.parametrize("operator", OUTER)
+def test_an_outer_product_that_would_grow_the_file_stays_computed(operator: str) -> None:
+    call, weights = OUTER[operator]
+    call = call.replace("'", '"')
+    text = f"g (float[batch] x) => (float[batch] y) {{ w = {call} m = ReduceMax<keepdims=0>(w) y = Mul(x, m) }}"
+    outcome = run_passes(text, "fold-constants", weights=weights)
+    assert operator in outcome.ops
+    assert outcome.entry.bytes_saved > -MEGABYTE
+
+
+def test_two_weights_that_only_their_union_needs_are_joined() -> None:
+    text = "g (float[batch,512] x) => (float[batch,1024] y) { w = Concat<axis=1>(a, b) y = MatMul(x, w) }"
+    outcome = run_passes(text, "fold-constants", weights={"a": weight(512, 512), "b": weight(512, 512) * 2})
+    assert outcome.ops == ["MatMul"]
+    assert outcome.worst_error() == 0

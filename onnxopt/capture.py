@@ -1,0 +1,120 @@
+"""Capture a model's graph in the operators that torch's ONNX exporter translates, without tracing it again.
+
+`torch.onnx.export` captures a model and then decomposes it, which traces the whole graph twice more: two thirds of the
+time for a decoder of 30 layers. Most models need none of it, since the exporter translates the operators that they are
+captured in. The few that stand in the way are put right here, one node at a time; a graph with any other is left to
+the exporter's own way.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from onnxopt.spec import Signature
+
+logger = logging.getLogger(__name__)
+
+
+def capture(module: Any, signature: Signature, tensors: tuple[Any, ...]) -> Any:
+    """Return a `torch.export.ExportedProgram` that needs no decomposition, None when there is none.
+
+    Args:
+        module: takes the tensors.
+        signature: named axes are dynamic.
+        tensors: example inputs.
+    """
+    import torch
+
+    dynamic = torch.export.Dim.DYNAMIC
+    shapes = tuple(
+        {index: dynamic for index, axis in enumerate(spec.axes) if isinstance(axis, str)} for spec in signature.inputs
+    )
+    try:
+        with torch.no_grad():
+            program = torch.export.export(module, tensors, dynamic_shapes=(shapes,), strict=False)
+        left = _left_over(program)
+    except Exception as error:  # noqa: BLE001  whatever torch raises, there is the other way
+        logger.info("the model cannot be captured ahead of the exporter: %s", error)
+        return None
+    if left:
+        logger.info("operators that need decomposition: %s", ", ".join(sorted(left)))
+        return None
+    program.run_decompositions = lambda *_, **__: program  # there is nothing to decompose
+    return program
+
+
+def _left_over(program: Any) -> set[str]:
+    """Put right what can be, and return the names of operators that the exporter does not translate."""
+    import operator
+
+    translated = _translated()
+    left: set[str] = set()
+    for module in program.graph_module.modules():
+        graph = getattr(module, "graph", None)
+        if graph is None:
+            continue
+        for node in list(graph.nodes):
+            if node.op == "call_function":
+                _put_right(graph, node)
+        for node in graph.nodes:
+            if node.op != "call_function" or node.target is operator.getitem:
+                continue
+            schema = getattr(node.target, "_schema", None)
+            if node.target not in translated or (schema is not None and schema.is_mutable):
+                left.add(str(node.target))
+        graph.lint()
+        module.recompile()
+    return left
+
+
+def _translated() -> set[Any]:
+    """Return the operators that the exporter has a translation for."""
+    from torch.onnx._internal.exporter import _decomp, _registration
+
+    return set(_decomp.get_onnx_implemented_overloads(_registration.ONNXRegistry.from_torchlib()))
+
+
+def _put_right(graph: Any, node: Any) -> None:
+    """Replace a node by one that means the same and is translated, where such a one is known."""
+    import torch
+
+    aten = torch.ops.aten
+    checks = {
+        aten._assert_tensor_metadata.default,  # noqa: SLF001  the name of an operator
+        aten._assert_scalar.default,  # noqa: SLF001  the same
+        aten._assert_async.msg,  # noqa: SLF001  the same
+        aten.sym_constrain_range_for_size.default,
+    }
+    plain = {aten.__and__.Tensor: aten.bitwise_and.Tensor, aten.__or__.Tensor: aten.bitwise_or.Tensor}
+    same = {aten.detach_.default, aten.detach.default, aten.contiguous.default, aten.alias.default}
+    casts = {aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other, aten.type_as.default}
+    if node.target in checks and not node.users:
+        graph.erase_node(node)
+    elif node.target in plain:
+        node.target = plain[node.target]
+    elif node.target in same:
+        _replace(graph, node, node.args[0])
+    elif node.target in casts:
+        _cast(graph, node)
+
+
+def _cast(graph: Any, node: Any) -> None:
+    """Replace one of torch's many casts by the plain one, or by nothing."""
+    import torch
+
+    source = node.args[0]
+    wanted, given = node.meta["val"].dtype, source.meta["val"].dtype
+    if wanted == given:
+        _replace(graph, node, source)
+        return
+    with graph.inserting_before(node):
+        copy = torch.ops.aten._to_copy.default  # noqa: SLF001  the name of an operator
+        made = graph.call_function(copy, (source,), {"dtype": wanted})
+    made.meta.update(node.meta)
+    _replace(graph, node, made)
+
+
+def _replace(graph: Any, node: Any, other: Any) -> None:
+    node.replace_all_uses_with(other)
+    graph.erase_node(node)

@@ -1,0 +1,47 @@
+"""Lower the sigmoid gate to ONNX Runtime's own kernel.
+
+Before::
+
+    x ─┬─ Mul(α) ─ Sigmoid ─┐
+       └────────────────────┴─ Mul ─ y
+
+After::
+
+    x ─ com.microsoft.QuickGelu(α) ─ y
+
+Meets: SiLU (α = 1) in gated MLPs and convolutional encoders, the quick GELU of CLIP (α = 1.702).
+Numerics: reassociated.
+Source: ONNX Runtime's operator QuickGelu: [128, 1536] takes 76 µs instead of 143 µs for α = 1, and 155 µs instead of
+    169 µs for 1.702 (one thread, onnxruntime 1.32.0, AVX-512 EPYC, 2026-11-23). The session would fuse the plain
+    spelling itself, and every runtime below the extended level would not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from onnxopt.patterns import Ops, Pat, either, scalar
+from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+
+
+@register
+class LowerSilu(Rule):
+    """x · σ(α x)  →  com.microsoft QuickGelu(x, α)."""
+
+    name = "lower-silu"
+    numerics = Reassociated(rtol=1e-5, atol=1e-6)
+
+    def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
+        """With and without a factor; fuse-silu has written the other spellings so."""
+        yield op.Mul(x, op.Sigmoid(either(op.Mul(x, scalar(name="alpha")), x)))
+
+    def guard(self, match: Match, x: ir.Value) -> None:
+        """The CPU kernel takes float32."""
+        match.require(x.dtype == ir.DataType.FLOAT, f"x is {x.dtype}; the CPU kernel takes float32", x)
+
+    def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
+        """Without a factor α is 1, which is not the kernel's default."""
+        alpha = match.number("alpha") if match.values.get("alpha") is not None else 1.0
+        return op.contrib("QuickGelu", x, alpha=alpha)

@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+
+from tests.support.rules import Outcome, run_passes
+
+GENERATOR = np.random.default_rng(17)
+CHANNELS = 8
+INSTANCE = "n = InstanceNormalization<epsilon = 0.001>(r, ones, zeros)"
+CENTRED = (
+    "mean = ReduceMean<keepdims = 1>(r, last) c = Sub(r, mean) s = Mul(c, c) v = ReduceMean<keepdims = 1>(s, last)"
+)
+DECOMPOSED = f"{CENTRED} e = Add(v, epsilon) d = Sqrt(e) n = Div(c, d)"
+RECIPROCAL = f"{CENTRED} e = Add(v, epsilon) d = Sqrt(e) i = Reciprocal(d) n = Mul(c, i)"
+
+
+def run(
+    norm: str = INSTANCE,
+    *steps: str,
+    groups: int = 2,
+    factors: str = "8,1,1",
+    split: str = "",
+    ones: float = 1.0,
+    opset: int = 21,
+    axes: str = "batch,8,height,height",
+) -> Outcome:
+    text = f"""
+    g (float[{axes}] x) => (float[{axes}] y)
+    <int64[3] split = {{{split or f"0, {groups}, -1"}}}, float epsilon = {{0.001}}, int64[1] last = {{-1}}> {{
+      r = Reshape(x, split)
+      {norm}
+      back = Shape(x)
+      k = Reshape(n, back)
+      m = Mul(k, gamma)
+      y = Add(beta, m)
+    }}"""
+    shape = [int(part) for part in factors.split(",")]
+    weights = {name: GENERATOR.standard_normal(shape).astype(np.float32) for name in ("gamma", "beta")}
+    weights |= {"ones": np.full(groups, ones, np.float32), "zeros": np.zeros(groups, np.float32)}
+    return run_passes(text, *(steps or ("fuse-group-norm", "fuse-group-norm")), weights=weights, opset=opset)
+
+
+@pytest.mark.parametrize("norm", [INSTANCE, DECOMPOSED, RECIPROCAL], ids=["instance", "div", "reciprocal"])
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("factors", ["8,1,1", "1,8,1,1"])
+def test_fires_on_every_spelling(norm: str, groups: int, factors: str) -> None:
+    outcome = run(norm, groups=groups, factors=factors)
+    assert [entry.applied for entry in outcome.entries] == [1, 0]
+    assert outcome.rolled_back == []
+    assert outcome.ops[-1] == "GroupNormalization"
+    assert outcome.attributes("GroupNormalization") == {"num_groups": groups, "epsilon": pytest.approx(0.001)}
+    assert outcome.worst_error() < 1e-5
+
+
+def test_fires_on_sound() -> None:
+    outcome = run(axes="batch,8,height", factors="8,1", groups=8)
+    assert outcome.ops[-1] == "GroupNormalization"
+    assert outcome.worst_error() < 1e-5
+
+
+def test_holds_back_with_a_reason() -> None:
+    assert run(opset=20).reasons == ["opset 20, needs 21"]
+    assert run(ones=2.0).reasons == ["the groups have factors of their own"]
+    assert run(factors="1").reasons == ["gamma has shape (1,), needs (8, 1, 1)"]
+    other = run(split="8, -1, 18", groups=2, axes="2,8,3,6")
+    assert other.reasons == ["the groups have shape (8, 2, 18), not [batch, groups, rest]"]
+    finer = run(split="0, -1, 6", groups=24, axes="batch,8,3,6")
+    assert finer.reasons == ["24 groups do not divide 8 channels"]
