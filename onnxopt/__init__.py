@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxopt.errors import ExportError, InputError, OnnxoptError, ProofError
+    from onnxopt.generator import Generator
     from onnxopt.package import Artifact
+    from onnxopt.perplexity import measure_perplexity
     from onnxopt.road import Event, optimize
+    from onnxopt.sampling import Sampling
     from onnxopt.session import Session
     from onnxopt.spec import Budget, Target, Workload
     from onnxopt.verify import compare_models
@@ -23,13 +26,16 @@ _HOMES = {
     "Budget": "spec",
     "Event": "road",
     "ExportError": "errors",
+    "Generator": "generator",
     "InputError": "errors",
     "OnnxoptError": "errors",
     "ProofError": "errors",
+    "Sampling": "sampling",
     "Session": "session",
     "Target": "spec",
     "Workload": "spec",
     "compare_models": "verify",
+    "measure_perplexity": "perplexity",
     "optimize": "road",
 }
 
@@ -39,13 +45,16 @@ __all__ = [  # noqa: RUF022 - the main thing first
     "Budget",
     "Event",
     "ExportError",
+    "Generator",
     "InputError",
     "OnnxoptError",
     "ProofError",
+    "Sampling",
     "Session",
     "Target",
     "Workload",
     "compare_models",
+    "measure_perplexity",
 ]
 
 

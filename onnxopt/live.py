@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from rich import box
 from rich.console import Console
@@ -16,6 +17,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from onnxopt.bench import BenchResult
     from onnxopt.explain import Description, Verdict
+    from onnxopt.generator import Generation
     from onnxopt.inspection import Inspection
     from onnxopt.package import Artifact
     from onnxopt.road import Event
@@ -57,14 +59,18 @@ class LiveView:
 
     def show(self, event: Event) -> None:
         """Show what happens now."""
-        if event.stage != self._stage:
+        self.say(event.stage, event.step, event.count)
+
+    def say(self, stage: str, step: str, count: int = 0) -> None:
+        """Show what happens now, for commands that take no road and should start fast."""
+        if stage != self._stage:
             self._close_stage()
-            self._stage, self._started = event.stage, time.perf_counter()
+            self._stage, self._started = stage, time.perf_counter()
             self._kept.clear()
-        if event.count:
-            self._kept[event.step] = event.count
-        text = f"{event.step}  {event.count} kept" if event.count else event.step
-        self._progress.update(self._task, description=text.replace("[", "\\["), stage=event.stage)
+        if count:
+            self._kept[step] = count
+        text = f"{step}  {count} kept" if count else step
+        self._progress.update(self._task, description=text.replace("[", "\\["), stage=stage)
 
     def _close_stage(self) -> None:
         if not self._enabled or not self._stage:
@@ -263,3 +269,49 @@ def print_run(console: Console, result: TextResult) -> None:
     """Print what a model answered."""
     for line in result.lines():
         console.print(line, markup=False, soft_wrap=True)
+
+
+class TextView:
+    """Text that is shown while it is written."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def show(self, _: int, piece: str) -> None:
+        """Write the next piece at once."""
+        encoding = self._stream.encoding or "utf-8"
+        shown = harmless(piece) if self._stream.isatty() else piece
+        self._stream.write(shown.encode(encoding, "replace").decode(encoding))
+        self._stream.flush()
+
+
+def harmless(text: str) -> str:
+    """Return a text without the control characters by which a model could steer the reader's terminal."""
+    return "".join(" " if unicodedata.category(letter) == "Cc" and letter not in "\n\t" else letter for letter in text)
+
+
+def print_generation(console: Console, errors: Console, result: Generation, *, streamed: bool, quiet: bool) -> None:
+    """Print what a model wrote, and how fast on standard error.
+
+    Args:
+        console: where the texts go.
+        errors: where the rest goes.
+        result: texts and speed.
+        streamed: the text has been shown already.
+        quiet: the texts only.
+    """
+    if streamed:
+        console.print()
+    for found in () if streamed else result.results:
+        shown = harmless(found.text) if console.is_terminal else found.text
+        if not quiet:
+            console.print(f"> {found.prompt}", style="bold", markup=False, emoji=False, soft_wrap=True)
+        console.print(shown, markup=False, emoji=False, soft_wrap=True)
+        if not quiet:
+            console.print()
+    if quiet:
+        return
+    seed = "" if result.seed is None else f"; seed {result.seed}"
+    errors.print(f"{result.speed}{seed}", style="dim", markup=False, soft_wrap=True)
+    for note in result.notes:
+        errors.print(f"note: {note}", markup=False, soft_wrap=True)

@@ -158,6 +158,26 @@ class Session:
             raise InputError(f"onnxruntime failed: {runtime_line(error)}", where=str(self.path)) from error
         return dict(zip(names, values, strict=True))
 
+    def binding(self) -> onnxruntime.IOBinding:
+        """Return a fresh set of bound inputs and outputs, for `run_bound`."""
+        return self._session.io_binding()
+
+    def run_bound(self, binding: onnxruntime.IOBinding) -> None:
+        """Run the model once on bound inputs, into bound outputs.
+
+        Raises:
+            InputError: when the runtime fails.
+        """
+        try:
+            self._session.run_with_iobinding(binding)
+        except runtime_errors() as error:
+            raise InputError(f"onnxruntime failed: {runtime_line(error)}", where=str(self.path)) from error
+
+    @property
+    def device(self) -> str:
+        """Where the provider keeps its tensors, as onnxruntime names it: `cpu` or `cuda`."""
+        return "cpu" if self._session.get_providers()[0] == "CPUExecutionProvider" else "cuda"
+
     def _check(self, feeds: Mapping[str, Array]) -> None:
         names = [spec.name for spec in self.inputs]
         unknown = [name for name in feeds if name not in names]

@@ -92,19 +92,7 @@ class TextModel:
         Raises:
             InputError: when it has no tokenizer or one that cannot be read.
         """
-        import tokenizers
-
-        path = folder / TOKENIZER_NAME
-        if not path.is_file():
-            raise InputError(
-                f"no {TOKENIZER_NAME}, so text cannot be turned into tokens",
-                where=str(folder),
-                hint="copy it from the checkpoint; tokenizer.save_pretrained(...) of transformers writes it",
-            )
-        try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the tokenizers library raises nothing more specific
-            raise InputError(f"cannot be read ({error})", where=str(path)) from error
+        tokenizer = open_tokenizer(folder)
         config = read_settings(folder, "config.json")
         settings = read_settings(folder, "tokenizer_config.json")
         sentence = read_settings(folder, "sentence_bert_config.json")
@@ -201,6 +189,27 @@ class TextModel:
 
     def _place(self, row: Array, width: int, *, fill: int) -> Array:
         return _placed(row, width, fill, left=self.pads_left)
+
+
+def open_tokenizer(folder: Path) -> Tokenizer:
+    """Open the tokenizer of an artifact as it was saved.
+
+    Raises:
+        InputError: when there is none or it cannot be read.
+    """
+    import tokenizers
+
+    path = folder / TOKENIZER_NAME
+    if not path.is_file():
+        raise InputError(
+            f"no {TOKENIZER_NAME}, so text cannot be turned into tokens",
+            where=str(folder),
+            hint="copy it from the checkpoint; tokenizer.save_pretrained(...) of transformers writes it",
+        )
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        raise InputError(f"cannot be read ({error})", where=str(path)) from error
 
 
 def token_text(entry: object) -> str:

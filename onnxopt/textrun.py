@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from onnxopt.decoder import cache_of
 from onnxopt.errors import InputError
+from onnxopt.generator import RANDOM_WEIGHTS, Generator, end_ids
 from onnxopt.manifest import Manifest, Record
 from onnxopt.model import Array, Feeds
 from onnxopt.session import Session
@@ -210,7 +212,8 @@ def run_text(
         artifact: the folder.
         texts: sentences, questions or prompts; paths of image files when the task is about images.
         context: the text to find answers in, for question answering.
-        max_new_tokens: how many tokens to write, for text generation. The whole text is run again for each.
+        max_new_tokens: how many tokens to write, for text generation. A model without a cache runs the whole text
+            again for each.
         target: where to run; the default is the artifact's own target.
         threads: threads of one operator.
 
@@ -227,7 +230,7 @@ def run_text(
     session = Session(folder, target=target, threads=threads)
     config = read_settings(folder, "config.json")
     request = _Request(task_of(manifest.task, config, session), tuple(texts), context, max_new_tokens)
-    warning = ("the weights are random: the answer means nothing",) if manifest.random_weights else ()
+    warning = (RANDOM_WEIGHTS,) if manifest.random_weights else ()
     if request.task.startswith("image"):
         result = _run_images(folder, session, config, request)
     else:
@@ -240,7 +243,7 @@ def run_text(
                 hint=f"it can be {', '.join(_ANSWERS)}",
             )
         result = answer(model, request)
-    return result.model_copy(update={"notes": (*warning, *result.notes)})
+    return result.model_copy(update={"notes": tuple(dict.fromkeys((*warning, *result.notes)))})
 
 
 def task_of(task: str, config: Mapping[str, Any], session: Session) -> str:
@@ -395,13 +398,27 @@ def _top_tokens(model: TextModel, scores: Array) -> tuple[Fill, ...]:
 
 
 def _continue(model: TextModel, request: _Request) -> Continuations:
-    settings = read_settings(model.folder, "generation_config.json")
-    ends = _as_ids(settings.get("eos_token_id", model.config.get("eos_token_id")))
+    if cache_of(model.session) is not None:
+        return _generate(model, request)
+    ends = end_ids(read_settings(model.folder, "generation_config.json"), model.config)
     continuations = tuple(
         _write_on(model, encoding, ends, request.max_new_tokens) for encoding in model.encode(request.texts)
     )
     return Continuations(
         task=request.task, texts=request.texts, continuations=continuations, notes=tuple(dict.fromkeys(model.notes))
+    )
+
+
+def _generate(model: TextModel, request: _Request) -> Continuations:
+    """Continue all texts together, with the cache that the model has."""
+    generator = Generator(model.folder, session=model.session)
+    prompts = [encoding.ids for encoding in model.encode(request.texts)]
+    result = generator.generate(prompts, max_new_tokens=request.max_new_tokens)
+    return Continuations(
+        task=request.task,
+        texts=request.texts,
+        continuations=tuple(result.texts),
+        notes=tuple(dict.fromkeys((*model.notes, *result.notes))),
     )
 
 
@@ -508,9 +525,3 @@ def _logits(outputs: Feeds, session: Session) -> Array:
 def _label_names(config: Mapping[str, Any], count: int) -> list[str]:
     names = config.get("id2label") or {}
     return [str(names.get(str(index), f"LABEL_{index}")) for index in range(count)]
-
-
-def _as_ids(value: object) -> frozenset[int]:
-    if isinstance(value, int):
-        return frozenset({value})
-    return frozenset(one for one in value if isinstance(one, int)) if isinstance(value, list) else frozenset()

@@ -1,0 +1,559 @@
+"""Write on from prompts with a decoder artifact: greedy or sampled, one text or many, in pieces or at once.
+
+Prompts of different lengths run together, padded on the left; longer lists run in batches of similar length. A text
+ends at one of the checkpoint's end tokens, at a stop string, after the tokens that were asked for, or where the model's
+context is full. Texts that have ended leave the batch when at least a quarter of its rows has (`onnxopt.decoder.pays`),
+and always before the columns of the batch would go beyond the context.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import computed_field
+
+from onnxopt.chat import ChatTemplate, Message
+from onnxopt.decoder import Batch, Decoder, pays
+from onnxopt.errors import InputError
+from onnxopt.manifest import MANIFEST_NAME, Manifest, Record
+from onnxopt.sampling import Sampler, Sampling
+from onnxopt.session import MODEL_NAME, Session, model_file
+from onnxopt.textinput import TOKENIZER_NAME, open_tokenizer, read_settings, token_text
+from onnxopt.textstream import TextStream
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from onnxopt.spec import Target
+
+NEW_TOKENS = 128
+MAX_BATCH = 8
+RANDOM_WEIGHTS = "the weights are random: the answer means nothing"
+_MAX_PROMPT_BYTES = 64 << 20
+_SEEDS = 2**32
+GREEDY = Sampling()
+
+Prompt = str | Sequence[int]
+Finish = Literal["end", "stop", "length", "context"]
+OnText = Callable[[int, str], None]
+
+
+class Generated(Record):
+    """What came after one prompt.
+
+    Attributes:
+        prompt: what was given; empty for a prompt of token ids.
+        text: the new text, without special tokens and without the stop string.
+        tokens: the new tokens, without the end token.
+        prompt_tokens: tokens of the prompt as the model got it, chat template included.
+        finish: why it ended: `end` token, `stop` string, `length` asked for, or `context` full.
+    """
+
+    prompt: str
+    text: str
+    tokens: tuple[int, ...]
+    prompt_tokens: int
+    finish: Finish
+
+
+class Speed(Record):
+    """How fast it went.
+
+    Attributes:
+        prefill_tokens: tokens of all prompts.
+        prefill_seconds: reading them and giving the first logits.
+        decode_tokens: tokens that were written after the first of each text.
+        decode_seconds: writing them: the model, the choice of the token and the text.
+    """
+
+    prefill_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_tokens: int = 0
+    decode_seconds: float = 0.0
+
+    @computed_field  # type: ignore[prop-decorator]  # as pydantic documents it
+    @property
+    def prefill_per_second(self) -> float:
+        """Tokens read per second; 0 when there were none."""
+        return self.prefill_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def decode_per_second(self) -> float:
+        """Tokens written per second; 0 when there were none."""
+        return self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+    def __str__(self) -> str:
+        parts = (
+            ("prefill", self.prefill_tokens, self.prefill_per_second),
+            ("decode", self.decode_tokens, self.decode_per_second),
+        )
+        return ", ".join(f"{name} {count} tokens at {speed:.1f}/s" for name, count, speed in parts)
+
+
+class Generation(Record):
+    """The answer to a list of prompts.
+
+    Attributes:
+        results: one per prompt, in their order.
+        speed: tokens and seconds over all of them.
+        seed: with which the same texts come again; None for greedy.
+        chat: whether prompts went through the chat template.
+        notes: sentences a user should read.
+    """
+
+    results: tuple[Generated, ...]
+    speed: Speed
+    seed: int | None = None
+    chat: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def texts(self) -> list[str]:
+        """The new texts."""
+        return [result.text for result in self.results]
+
+
+@dataclasses.dataclass
+class _Row:
+    """A text on its way."""
+
+    number: int
+    prompt: list[int]
+    sampler: Sampler
+    stream: TextStream
+    ends: frozenset[int]
+    most: int
+    context: int
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    text: str = ""
+    finish: Finish | None = None
+
+    def take(self, token: int) -> str:
+        """Add a token and return the text that is certain now."""
+        piece = ""
+        if token in self.ends:
+            self.finish = "end"
+        else:
+            self.tokens.append(token)
+            piece = self.stream.push(token)
+            if len(self.tokens) >= self.most:
+                self.finish = "length"
+            elif self.context and len(self.prompt) + len(self.tokens) > self.context:
+                self.finish = "context"
+        if self.finish is not None:
+            piece += self.stream.finish()
+        if self.stream.stopped:
+            self.finish = "stop"
+        self.text += piece
+        return piece
+
+
+@dataclasses.dataclass
+class _Clock:
+    """Tokens and seconds so far; time in which the caller holds a piece of text does not count."""
+
+    prefill_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_tokens: int = 0
+    decode_seconds: float = 0.0
+
+
+class Generator:
+    """A decoder with its tokenizer, ready to write.
+
+    Args:
+        path: an artifact folder, or the .onnx file of a decoder.
+        tokenizer: folder of `tokenizer.json` and the configs; beside the model when not given.
+        target: where to run; the default is the artifact's own target.
+        threads: threads of one operator.
+        session: the model, when it is open already.
+
+    Attributes:
+        decoder: the model; its `prefill` and `step` are the low-level interface.
+        tokenizer: turns text into tokens and back.
+        template: the chat template; None when the checkpoint has none.
+        ends: tokens that end a text.
+        settings: content of generation_config.json.
+
+    Raises:
+        InputError: when there is no decoder with a cache, or no tokenizer.
+    """
+
+    decoder: Decoder
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    ends: frozenset[int]
+    settings: Mapping[str, Any]
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        tokenizer: str | Path | None = None,
+        target: Target | None = None,
+        threads: int | None = None,
+        session: Session | None = None,
+    ) -> None:
+        path = Path(path)
+        manifest = read_manifest(path)
+        folder = tokenizer_folder(path, tokenizer)
+        self.tokenizer = open_tokenizer(folder)
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        config = read_settings(folder, "config.json")
+        self.settings = read_settings(folder, "generation_config.json")
+        self.template = ChatTemplate.of(folder)
+        self.ends = end_ids(self.settings, config) | self._named_end(folder)
+        self.decoder = Decoder.of(
+            session or Session(path, target=target, threads=threads),
+            manifest.decoding if manifest else None,
+            context_length=context_length(config),
+        )
+        self._notes = (RANDOM_WEIGHTS,) if manifest and manifest.random_weights else ()
+
+    def _named_end(self, folder: Path) -> frozenset[int]:
+        token = token_text(read_settings(folder, "tokenizer_config.json").get("eos_token"))
+        return _as_ids(self.tokenizer.token_to_id(token)) if token else frozenset()
+
+    def encode(self, prompt: str, *, chat: bool | None = None, system: str | None = None) -> list[int]:
+        """Return the tokens of a prompt.
+
+        Args:
+            prompt: what the user says.
+            chat: whether to write it into the chat template; the default is to do so when there is one.
+            system: what the system says before it, in the chat template.
+
+        Raises:
+            InputError: when the prompt is empty, or the chat template is missing or refuses.
+        """
+        if not prompt.strip():
+            raise InputError("the prompt is empty", hint="write at least one word")
+        if not self._chats(chat=chat, system=system):
+            return list(self._tokens(prompt, specials=True))
+        messages: list[Message] = [{"role": "user", "content": prompt}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        return self.encode_chat(messages)
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Return the tokens of a conversation in the checkpoint's chat template.
+
+        Args:
+            messages: each with `role` and `content`.
+
+        Raises:
+            InputError: when there is no template or it refuses.
+        """
+        self._chats(chat=True, system=None)
+        assert self.template is not None  # noqa: S101  # for the type checker; the line above looked
+        return self._tokens(self.template.render(messages), specials=False)  # the template writes them itself
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = NEW_TOKENS,
+        sampling: Sampling = GREEDY,
+        stop: Sequence[str] = (),
+        chat: bool | None = None,
+        system: str | None = None,
+    ) -> Iterator[str]:
+        """Yield the text after a prompt in pieces, each as soon as it is certain; arguments as in `generate`."""
+        rows = self._rows([prompt], max_new_tokens, sampling, stop, chat=chat, system=system)
+        return (piece for _, piece in self._decode(rows, _Clock()) if piece)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int = NEW_TOKENS,
+        sampling: Sampling = GREEDY,
+        stop: Sequence[str] = (),
+        chat: bool | None = None,
+        system: str | None = None,
+        max_batch: int = MAX_BATCH,
+        on_text: OnText | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> Generation:
+        """Write on from each prompt.
+
+        Args:
+            prompts: texts, or rows of token ids.
+            max_new_tokens: the most tokens to write for each.
+            sampling: how tokens are chosen; greedy without it. What is drawn for a prompt depends on the seed and on
+                its place in the list, not on its neighbours in a batch.
+            stop: strings that end a text.
+            chat: whether texts go through the chat template; the default is to do so when there is one.
+            system: what the system says first, in the chat template.
+            max_batch: how many prompts run together.
+            on_text: told each piece of text, with the number of its prompt from 0.
+            progress: told what is being done.
+
+        Returns:
+            Texts in the order of the prompts, and how fast they came.
+
+        Raises:
+            InputError: when there is no prompt, one is empty or longer than the model takes, or an option is out of
+                range.
+        """
+        if max_batch < 1:
+            raise InputError(f"the batch is {max_batch}", hint="it must be 1 or more")
+        if sampling.seed is None and not sampling.greedy:
+            sampling = dataclasses.replace(sampling, seed=secrets.randbelow(_SEEDS))
+        rows = self._rows(prompts, max_new_tokens, sampling, stop, chat=chat, system=system)
+        clock, done = _Clock(), 0
+        for some in self._batches(rows, max_batch):
+            if progress:
+                progress(f"prompts {done + 1} to {done + len(some)} of {len(rows)}")
+            for row, piece in self._decode(some, clock):
+                if on_text and piece:
+                    on_text(row.number, piece)
+            done += len(some)
+        return Generation(
+            results=tuple(
+                Generated(
+                    prompt=prompt if isinstance(prompt, str) else "",
+                    text=row.text,
+                    tokens=tuple(row.tokens),
+                    prompt_tokens=len(row.prompt),
+                    finish=row.finish or "length",
+                )
+                for prompt, row in zip(prompts, rows, strict=True)
+            ),
+            speed=Speed(**dataclasses.asdict(clock)),
+            seed=None if sampling.greedy else sampling.seed,
+            chat=any(isinstance(prompt, str) for prompt in prompts) and self._chats(chat=chat, system=system),
+            notes=(*self._notes, *self._full(rows)),
+        )
+
+    def _batches(self, rows: Sequence[_Row], most: int) -> Iterator[list[_Row]]:
+        """Yield rows that run together.
+
+        Similar lengths waste the least on padding; the longest come first, since they need the most memory.
+        """
+        some: list[_Row] = []
+        for row in sorted(rows, key=lambda row: -len(row.prompt)):
+            differs = bool(some) and len(some[0].prompt) != len(row.prompt)
+            if some and (len(some) == most or (differs and not self.decoder.takes_padding)):
+                yield some
+                some = []
+            some.append(row)
+        yield some
+
+    def _full(self, rows: Sequence[_Row]) -> Iterator[str]:
+        full = sum(row.finish == "context" for row in rows)
+        if full:
+            context = self.decoder.context_length
+            yield f"{full} of {len(rows)} texts stopped at the {context} tokens that the model takes"
+
+    def _chats(self, *, chat: bool | None, system: str | None) -> bool:
+        """Return whether prompts go through the chat template."""
+        if chat and self.template is None:
+            raise InputError("the checkpoint has no chat template", hint="leave out --chat")
+        chats = self.template is not None if chat is None else chat
+        if system is not None and not chats:
+            raise InputError("a system prompt needs a chat template", hint="leave out --system")
+        return chats
+
+    def _tokens(self, text: str, *, specials: bool) -> list[int]:
+        try:
+            ids = self.tokenizer.encode(text, add_special_tokens=specials).ids
+        except Exception as error:  # the tokenizers library raises nothing more specific
+            raise InputError(f"the prompt cannot be tokenized ({error})") from error
+        return list(ids)
+
+    def _rows(
+        self,
+        prompts: Sequence[Prompt],
+        most: int,
+        sampling: Sampling,
+        stop: Sequence[str],
+        *,
+        chat: bool | None,
+        system: str | None,
+    ) -> list[_Row]:
+        if most < 1:
+            raise InputError(f"the number of new tokens is {most}", hint="it must be 1 or more")
+        if isinstance(prompts, str) or not prompts:
+            raise InputError("there is no prompt", hint="give a list with at least one")
+        context, rows = self.decoder.context_length, []
+        for number, prompt in enumerate(prompts):
+            name = f"prompt {number + 1}" if len(prompts) > 1 else "the prompt"
+            try:
+                ids = self.encode(prompt, chat=chat, system=system) if isinstance(prompt, str) else list(prompt)
+            except InputError as error:
+                raise InputError(error.what.replace("the prompt", name), where=error.where, hint=error.hint) from error
+            if not ids:
+                raise InputError(f"{name} gives no tokens", hint="write at least one word")
+            if context and len(ids) > context:
+                raise InputError(f"{name} has {len(ids)} tokens, the model takes {context}", hint="shorten it")
+            sampler = Sampler(sampling, ids, stream=number)
+            rows.append(_Row(number, ids, sampler, TextStream(self.tokenizer, ids, stop), self.ends, most, context))
+        return rows
+
+    def _decode(self, rows: Sequence[_Row], clock: _Clock) -> Iterator[tuple[_Row, str]]:
+        """Write on from rows until all have ended; yield each new piece of text, which may be empty."""
+        started = time.perf_counter()
+        batch = self._prefill(rows)
+        clock.prefill_seconds += time.perf_counter() - started
+        clock.prefill_tokens += sum(len(row.prompt) for row in rows)
+        active, chosen = list(rows), [0] * len(rows)
+        first = True
+        while True:
+            started = time.perf_counter()
+            pieces = []
+            for place, row in enumerate(active):
+                if row.finish is None:
+                    chosen[place] = row.sampler.next_id(batch.logits[place])
+                    pieces.append((row, row.take(chosen[place])))
+            clock.decode_seconds += time.perf_counter() - started
+            clock.decode_tokens += 0 if first else len(pieces)
+            first = False
+            yield from pieces
+            started = time.perf_counter()
+            live = [place for place, row in enumerate(active) if row.finish is None]
+            if not live:
+                return
+            if self._leave(batch, len(active) - len(live)):
+                batch.keep(live)
+                active, chosen = [active[place] for place in live], [chosen[place] for place in live]
+            batch.step(chosen, [row.finish is None for row in active])
+            clock.decode_seconds += time.perf_counter() - started
+
+    def _prefill(self, rows: Sequence[_Row]) -> Batch:
+        most, context = max(row.most for row in rows), self.decoder.context_length
+        room = most if not context else min(most, context - max(len(row.prompt) for row in rows))
+        return self.decoder.prefill([row.prompt for row in rows], new_tokens=room)
+
+    def _leave(self, batch: Batch, finished: int) -> bool:
+        """Return whether rows that have ended leave the batch now."""
+        width, context = batch.mask.shape[1], self.decoder.context_length
+        return finished > 0 and (pays(finished, len(batch)) or bool(context and width >= context))
+
+
+# What lies beside a model
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """Return the manifest of an artifact; None for a plain .onnx file or a folder with nothing but one."""
+    file = model_file(path)
+    own = file.name == MODEL_NAME and (file.parent / MANIFEST_NAME).is_file()
+    return Manifest.read(file.parent) if own else None
+
+
+def tokenizer_folder(path: Path, tokenizer: str | Path | None) -> Path:
+    """Return the folder with the tokenizer: the one that was named, or the model's own."""
+    if tokenizer is None:
+        return model_file(path).parent
+    named = Path(tokenizer)
+    return named.parent if named.name == TOKENIZER_NAME else named
+
+
+def context_length(config: Mapping[str, Any]) -> int:
+    """Return the most positions that a config speaks of; 0 when it does not."""
+    found = config.get("max_position_embeddings") or config.get("n_positions")
+    return found if isinstance(found, int) and found > 0 else 0
+
+
+def end_ids(settings: Mapping[str, Any], config: Mapping[str, Any]) -> frozenset[int]:
+    """Return the tokens that end a text.
+
+    Args:
+        settings: content of generation_config.json, which comes first.
+        config: content of config.json.
+    """
+    return _as_ids(settings.get("eos_token_id", config.get("eos_token_id")))
+
+
+def _as_ids(value: object) -> frozenset[int]:
+    if isinstance(value, int):
+        return frozenset({value})
+    return frozenset(one for one in value if isinstance(one, int)) if isinstance(value, list) else frozenset()
+
+
+# What the command line gives
+
+
+def gather_prompts(given: Sequence[str], file: Path | None) -> list[str]:
+    """Return the prompts that were written on the command line, or those of a file.
+
+    Raises:
+        InputError: when there are none, or both.
+    """
+    if given and file is not None:
+        raise InputError("there are prompts and a file of prompts", hint="give one of them")
+    if file is not None:
+        return read_prompts(file)
+    if not given:
+        raise InputError("there is no prompt", hint="write it in quotes, or name a file with --prompts")
+    return list(given)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Read prompts from a file: one per line, or with the ending .jsonl an object per line with the key `prompt`.
+
+    Args:
+        path: the file; `-` is standard input. Empty lines are left out.
+
+    Raises:
+        InputError: when it cannot be read, a line is not what it should be, or there is no prompt in it.
+    """
+    where = "standard input" if str(path) == "-" else str(path)
+    try:
+        if str(path) != "-" and path.stat().st_size > _MAX_PROMPT_BYTES:
+            raise InputError(f"is larger than {_MAX_PROMPT_BYTES} bytes", where=where)
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=where) from error
+    except ValueError as error:
+        raise InputError("is not UTF-8 text", where=where) from error
+    # only line feeds part lines: `splitlines` would also cut at separators that a prompt may hold
+    lines = [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if not lines:
+        raise InputError("holds no prompt", where=where, hint="write one per line")
+    if path.suffix != ".jsonl":
+        return [line for _, line in lines]
+    return [_json_prompt(line, f"{where}, line {number}") for number, line in lines]
+
+
+def _json_prompt(line: str, where: str) -> str:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"is not valid JSON ({error})", where=where) from error
+    prompt = entry.get("prompt") if isinstance(entry, dict) else None
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise InputError('holds no text under "prompt"', where=where, hint='write {"prompt": "..."}')
+    return prompt
+
+
+def choose_sampling(
+    settings: Mapping[str, Any], *, sample: bool, temperature: float | None, **given: float | None
+) -> Sampling:
+    """Return how tokens are chosen, by the options of the command line.
+
+    Args:
+        settings: content of generation_config.json, which counts with `sample` only.
+        sample: start from the checkpoint's own settings.
+        temperature: 0 or None without `sample` is greedy.
+        given: `top_k`, `top_p`, `min_p`, `repetition_penalty` and `seed`; None where nothing was said.
+
+    Raises:
+        InputError: when a value is out of range, or has no meaning for greedy decoding.
+    """
+    if sample:
+        return Sampling.from_settings(settings, temperature=temperature, **given)
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    pointless = [name for name in ("top_k", "top_p", "min_p") if name in chosen and not temperature]
+    if pointless:
+        option = pointless[0].replace("_", "-")
+        raise InputError(f"--{option} means nothing to greedy decoding", hint="add --sample or --temperature")
+    return Sampling(temperature=temperature or 0.0, **chosen)
