@@ -13,12 +13,12 @@ BIN  := $(VENV)/bin
 DONE := $(VENV)/.onnxopt-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup optimize test test-slow test-node lint format types check peers bench census catalogue build clean distclean
+.PHONY: help setup optimize test test-slow test-node lint format types check peers bench cost census catalogue build clean distclean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  make optimize MODEL=minilm|gpt2|bert-base-uncased|<Hub id>|<folder>|<file.onnx> [TARGET=cpu|cuda|tensorrt|portable]"
+	@echo "  make optimize MODEL=minilm|gpt2-mini|bert-base-uncased|<Hub id>|<folder>|<file.onnx> [TARGET=cpu|cuda|tensorrt|portable]"
 	@echo "                [OUT=build/<name>] [WEIGHTS=random] [ARGS=\"--no-measure --json ...\"]"
 
 setup: $(DONE) ## Make .venv with everything the tool and its tests need
@@ -62,6 +62,10 @@ peers: $(DONE) ## Build a virtual environment per peer in .venv-peers
 bench: $(DONE) ## Run the peers side by side on MiniLM and write the table of the README
 	$(BIN)/python -m bench.run
 	$(BIN)/python -m bench.run --table README.md
+
+cost: $(DONE) ## Measure what optimizing costs beside OnnxSlim and onnxsim and write the table of the README
+	$(BIN)/python -m bench.cost
+	$(BIN)/python -m bench.cost --table README.md
 
 census: $(DONE) ## Take many architectures the whole road and write the table of the README (long)
 	$(BIN)/python -m tests.census.run

@@ -198,7 +198,7 @@ def make(peer: Peer, facts: Mapping[str, Any], *, retry: bool = False, fresh: bo
         done = _run([str(python_of(peer.environment)), str(MAKERS / peer.maker), json.dumps(job)], MAKE_SECONDS)
     seconds = time.perf_counter() - begin
     error = done.error or ("" if peer.file.is_file() else "it wrote no model")
-    return _record(folder, key, Made(seconds, error, done.note, _versions(peer.environment)))
+    return _record(folder, key, Made(seconds, error, done.note, tool_versions(peer.environment)))
 
 
 def _key(peer: Peer) -> str:
@@ -279,7 +279,7 @@ def error_line(text: str) -> str:
     return line.replace(str(ROOT), ".").replace(str(Path.home()), "~")[:_ERROR_CHARACTERS]
 
 
-def _versions(environment: str) -> dict[str, str]:
+def tool_versions(environment: str) -> dict[str, str]:
     """Return the versions of the tools that an environment was asked for."""
     if environment == OURS:
         from onnxopt.machine import versions

@@ -17,17 +17,27 @@ _ERROR_CHARACTERS = 110
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:
-    """Put the tables between the marks of a file, which must have them once each, in this order.
+    """Put the tables between the marks of a file.
+
+    Raises:
+        ValueError: when it has not both marks once, in order.
+    """
+    put(path, (START, END), render(result))
+
+
+def put(path: Path, marks: tuple[str, str], text: str) -> None:
+    """Put a text between two marks of a file, which must have them once each, in this order.
 
     Raises:
         ValueError: when it has not.
     """
-    text = path.read_text(encoding="utf-8")
-    if text.count(START) != 1 or text.count(END) != 1 or text.index(END) < text.index(START):
-        raise ValueError(f"{path}: expected one {START} and after it one {END}")
-    before, rest = text.split(START)
-    _, after = rest.split(END)
-    path.write_text(f"{before}{START}\n\n{render(result)}\n{END}{after}", encoding="utf-8")
+    start, end = marks
+    old = path.read_text(encoding="utf-8")
+    if old.count(start) != 1 or old.count(end) != 1 or old.index(end) < old.index(start):
+        raise ValueError(f"{path}: expected one {start} and after it one {end}")
+    before, rest = old.split(start)
+    _, after = rest.split(end)
+    path.write_text(f"{before}{start}\n\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -42,7 +52,7 @@ def render(result: Mapping[str, Any]) -> str:
     }
     parts = [
         _caption(result),
-        _lines(
+        lines(
             ["model", "", *(_shape(shape, result) for shape in shapes)],
             [
                 [_title(peer), peer["precision"], *(_latency(peer, shape, best) for shape in shapes)]
@@ -50,14 +60,14 @@ def render(result: Mapping[str, Any]) -> str:
             ],
         ),
         _QUALITY_CAPTION,
-        _lines(
+        lines(
             ["model", "", "right", "left", "holes", "cosine", "file", "peak memory", "made in"],
             [_quality(peer) for peer in sorted(done, key=lambda peer: str(peer["precision"]))],
         ),
     ]
     if failed:
         parts.append("Could not be made or run here:")
-        parts.append(_lines(["model", "", "error"], [[_title(p), p["precision"], _error(p)] for p in failed]))
+        parts.append(lines(["model", "", "error"], [[_title(p), p["precision"], _error(p)] for p in failed]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -66,8 +76,8 @@ def _caption(result: Mapping[str, Any]) -> str:
     isa = ", ".join(machine.get("isa") or ())
     tools = ", ".join(f"{name} {versions[name]}" for name in ("onnxopt", "onnxruntime", "torch") if name in versions)
     return (
-        f"{_escape(str(result['model']))}, median ms of one request (times faster than the default export), "
-        f"{result['threads']} threads of {_escape(str(machine.get('cpu', 'an unknown processor')))}"
+        f"{escape(str(result['model']))}, median ms of one request (times faster than the default export), "
+        f"{result['threads']} threads of {escape(str(machine.get('cpu', 'an unknown processor')))}"
         f"{f' ({isa})' if isa else ''}, {tools}, {result['rounds']} starts of each model in turns, "
         f"{str(result['created'])[:10]}, `make bench`. The fastest of each precision is bold."
     )
@@ -78,15 +88,16 @@ def _shape(shape: str, result: Mapping[str, Any]) -> str:
     return shape.replace("x", " × ") + (f", {fill:.0%} filled" if fill < 1 else "")
 
 
-def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table; the first two columns are words."""
     rule = ["---", "---"] + ["---" if name == "error" else "---:" for name in head[2:]]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
 
 
 def _title(peer: Mapping[str, Any]) -> str:
     other = "" if peer["runtime"] == "onnxruntime" or "OpenVINO" in peer["title"] else f" ({peer['runtime']})"
-    note = f" ({_escape(str(peer['note']))})" if peer.get("note") else ""
-    return f"{_escape(str(peer['title']))}{other}{note}"
+    note = f" ({escape(str(peer['note']))})" if peer.get("note") else ""
+    return f"{escape(str(peer['title']))}{other}{note}"
 
 
 def _ms(peer: Mapping[str, Any], shape: str) -> float:
@@ -122,9 +133,9 @@ def _wrong(error: float | str) -> str:
 
 def _error(peer: Mapping[str, Any]) -> str:
     text = " ".join(str(peer["error"]).split())
-    return _escape(text if len(text) <= _ERROR_CHARACTERS else text[: _ERROR_CHARACTERS - 1] + "…")
+    return escape(text if len(text) <= _ERROR_CHARACTERS else text[: _ERROR_CHARACTERS - 1] + "…")
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Keep a text from ending its cell or the marks around the tables."""
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

@@ -36,8 +36,9 @@ def axis_sizes(signature: Signature, example: Mapping[str, int], longest: int) -
         longest: the longest sequence the model takes, or 0.
     """
     if PAST in signature.axes:
-        steps = [(min(new, (longest or new) - min(past, (longest or new) - 1)), past) for new, past in PROOF_STEPS]
-        steps = [(new, min(past, longest - new) if longest else past) for new, past in dict.fromkeys(steps)]
+        top = longest or max(new + past for new, past in PROOF_STEPS)
+        steps = [(min(new, top - min(past, top - 1)), past) for new, past in PROOF_STEPS]
+        steps = [(new, min(past, top - new)) for new, past in steps]
         return [
             complete({"batch": batch, SEQUENCE: new, PAST: past})
             for batch in PROOF_SIZES["batch"]

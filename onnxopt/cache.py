@@ -3,14 +3,15 @@
 A graph with a cache takes `past_key_values.N.key` and `.value` [batch, kv_heads, past_sequence, size] and gives
 `present.N.key` and `.value` [batch, kv_heads, total_sequence, size], where total = past + sequence. Positions lie in
 the order in which they were given; a window is a matter of the mask, not of the cache. The names are those that
-optimum, onnxruntime-genai and transformers.js use.
+optimum, onnxruntime-genai and transformers.js use. In files the axis `batch` of such a graph is called `batch_size`:
+transformers.js makes the empty past from the names of its axes, and this is the one that it knows.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -109,6 +110,29 @@ def complete(sizes: Mapping[str, int]) -> dict[str, int]:
     if PAST not in sizes:
         return dict(sizes)
     return {**sizes, TOTAL: sizes[PAST] + sizes.get(SEQUENCE, 0)}
+
+
+SERVED_BATCH = "batch_size"
+
+
+def served(signature: Signature) -> Signature:
+    """Return a signature as the file has it; one without a cache stays as it is."""
+    return _with_axis(signature, BATCH, SERVED_BATCH)
+
+
+def unserved(signature: Signature) -> Signature:
+    """Return a signature as onnxopt speaks of it, from that of a file; the inverse of `served`."""
+    return signature if BATCH in signature.axes else _with_axis(signature, SERVED_BATCH, BATCH)
+
+
+def _with_axis(signature: Signature, old: str, new: str) -> Signature:
+    if not any(_PAST.fullmatch(spec.name) and spec.axes[:1] == (old,) for spec in signature.inputs):
+        return signature
+    inputs, outputs = (
+        tuple(replace(spec, axes=tuple(new if axis == old else axis for axis in spec.axes)) for spec in specs)
+        for specs in (signature.inputs, signature.outputs)
+    )
+    return Signature(inputs, outputs)
 
 
 CONTEXT_KEY = "onnxopt.context_length"  # in a graph's metadata: the most positions the model takes

@@ -1,9 +1,9 @@
 """Apply one pass with its proof: what is not equal to what it replaces does not stay.
 
 For a rule every match is proved before it is applied: the region it replaces and its replacement are cut out, run side
-by side on
-activations captured from a run of the whole model and on random ones, and compared under the rule's contract. For a
-whole-graph pass the outputs of the model before and after are compared, and a difference restores the model.
+by side on activations captured from a run of the whole model and on random ones, and compared under the rule's
+contract. A whole-graph pass that leaves every output the same expression of the inputs is proved by that; of any other
+the outputs before and after are compared, and a difference restores the model.
 """
 
 from __future__ import annotations
@@ -12,20 +12,23 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxopt.cache import LAYOUT_KEY, PACKED
 from onnxopt.errors import PassAuthorError
-from onnxopt.graph import Region, initializer_bytes, region, remove_dead, worst_error
+from onnxopt.expression import Expressions
+from onnxopt.graph import Region, difference, initializer_bytes, region, remove_dead, worst_error
 from onnxopt.ledger import Ledger, PassEntry, Refused, RolledBack
 from onnxopt.model import Array, Feeds
-from onnxopt.observe import Observation, annotate
+from onnxopt.observe import Observation, annotate, describe, dtype_of
 from onnxopt.patterns import Miss
-from onnxopt.probe import GraphRunner, ProbeError, RegionRunner
+from onnxopt.probe import GraphRunner, ProbeError, RegionRunner, release_memory, release_pages
 from onnxopt.profit import AS_IS, Profit
 from onnxopt.repro import write_repro
 from onnxopt.rewrite import Builder, Match, Pass, Refusal, Rewrite, Rule
@@ -64,10 +67,18 @@ class Driver:
     signature: Signature | None = None
     profit: Profit | None = None
     _outputs: list[Feeds] | None = field(default=None, init=False)
+    _copy: ir.Model | None = field(default=None, init=False)
+    _replayed: list[Pass] = field(default_factory=list, init=False)
+    _expression: object = field(default=None, init=False)
+    _graph: ir.Graph | None = field(default=None, init=False)
+    _annotated: bool = field(default=False, init=False)
+    _expressions: Expressions = field(default_factory=Expressions, init=False)
     _commits: Counter[tuple[str, str]] = field(default_factory=Counter, init=False)
 
     def apply(self, step: Rewrite) -> PassEntry:
         """Run one pass to its fixed point and return its entry in the ledger."""
+        if self.model.graph is not self._graph:
+            self.forget()
         entry = PassEntry(step.name, step.stage, str(step.numerics), nodes_before=self.model.graph.num_nodes())
         started, size = time.perf_counter(), initializer_bytes(self.model)
         self._report(step.name, 0)
@@ -79,6 +90,7 @@ class Driver:
             else:
                 raise PassAuthorError(f"{step.name} is neither a Rule nor a Pass")
         finally:
+            self._graph = self.model.graph
             entry.nodes_after = self.model.graph.num_nodes()
             entry.seconds = time.perf_counter() - started
             entry.bytes_saved = size - initializer_bytes(self.model)
@@ -93,13 +105,14 @@ class Driver:
         return entry
 
     def forget(self) -> None:
-        """Drop the remembered outputs of the model; call it after changing the model by other means than `apply`."""
-        self._outputs = None
+        """Drop what is remembered of the model; call it after changing the model by other means than `apply`."""
+        self._outputs = self._copy = None
+        self._annotated = False
 
     # Rules
 
     def _apply_rule(self, rule: Rule, entry: PassEntry) -> None:
-        annotate(self.model, self.observations)
+        self._annotate()
         settled: set[str] = set()
         refused: dict[tuple[str, str], Refused] = {}
         for _ in range(MAX_ROUNDS):
@@ -173,12 +186,12 @@ class Driver:
             return chosen
         kept: list[_Candidate] = []
         for candidate in chosen:
-            default = candidate.regions()[1]
+            default = candidate.regions[1]
             # shared nodes are computed once for all their readers: no form pays for them
             own = [node for node, shared in candidate.match.nodes if not shared]
             old = region(own, candidate.wanted())
             others = [self._candidate(rule, candidate.match, form) for form in rule.forms[1:]]
-            forms = {rule.forms[0]: default, **{c.builder.form: c.regions()[1] for c in others}, AS_IS: old}
+            forms = {rule.forms[0]: default, **{c.builder.form: c.regions[1] for c in others}, AS_IS: old}
             choice = self.profit.choose_region(rule.name, forms, self.model)
             winner = next((c for c in (candidate, *others) if c.builder.form == choice.form), None)
             for loser in (candidate, *others):
@@ -198,7 +211,7 @@ class Driver:
         for candidate, verdict in zip(chosen, verdicts, strict=True):
             if verdict.reason:
                 settled.add(_key(candidate.match.root))
-                repro = write_repro(self.repro_folder, rule.name, candidate.regions(), self.model, verdict.values)
+                repro = write_repro(self.repro_folder, rule.name, candidate.regions, self.model, verdict.values)
                 node = candidate.match.root.name or candidate.match.root.op_type
                 entry.rolled_back.append(RolledBack(node, verdict.reason, verdict.error, repro))
                 logger.warning("%s: %s rolled back: %s", rule.name, node, verdict.reason)
@@ -208,116 +221,145 @@ class Driver:
             self._commits[_key(candidate.match.root), rule.name] += 1
             _commit(self.model, candidate, replaced)
             entry.applied += 1
-        if entry.applied and not isinstance(rule.numerics, Exact):
-            self.forget()
-        annotate(self.model, self.observations)
+        if entry.applied:
+            self._copy = None
+            self._outputs = self._outputs if isinstance(rule.numerics, Exact) else None
+            self._annotated = self._annotated and self.prove  # the proof has seen all new values
+        self._annotate()
+
+    def _annotate(self) -> None:
+        if not self._annotated:
+            annotate(self.model, self.observations)
+            self._annotated = True
 
     def _prove(self, rule: Rule, chosen: list[_Candidate]) -> list[_Verdict]:
-        regions = [part for candidate in chosen for part in candidate.regions()]
-        wanted = {value for part in regions for value in part.inputs}
-        runner = GraphRunner(self.model, wanted)
-        captured = []
+        """Compare both regions of each candidate on captured, random and asked-for inputs, one run after the other."""
+        proof = _Proof(rule.numerics, chosen, self.model)
+        wanted = {value for candidate in chosen for part in candidate.regions for value in part.inputs}
+        runner = GraphRunner(self.model, wanted, with_outputs=False)
+        first: dict[ir.Value, Array] = {}
         for observation in self.observations:
             values = runner.run(observation.feeds)[1]
             values.update({v: observation.feeds[v.name or ""] for v in wanted if v.is_graph_input()})
-            captured.append(values)
-        try:
-            return self._compare(rule.numerics, chosen, captured)
-        except ProbeError:  # one of them does not run: find out which
-            return [self._prove_alone(rule, candidate, captured) for candidate in chosen]
-
-    def _prove_alone(self, rule: Rule, candidate: _Candidate, captured: Sequence[dict[ir.Value, Array]]) -> _Verdict:
-        try:
-            return self._compare(rule.numerics, [candidate], captured)[0]
-        except ProbeError as error:
-            return _Verdict(f"the replacement does not run: {error}", math.inf)
-
-    def _compare(
-        self, numerics: Numerics, chosen: list[_Candidate], captured: Sequence[dict[ir.Value, Array]]
-    ) -> list[_Verdict]:
-        runner = RegionRunner([part for candidate in chosen for part in candidate.regions()], self.model)
-        verdicts = [_Verdict() for _ in chosen]
-        trials = [*captured, *(_random(captured[0], scale, seed) for seed, scale in enumerate(RANDOM_SCALES))]
+            proof.add(values, observation)
+            first = first or values
+            del values  # one size at a time: the longest are as large as all others together
+        del runner
+        release_memory()
+        for seed, scale in enumerate(RANDOM_SCALES):
+            proof.add(_random(first, scale, seed))
         extra = max((len(candidate.match.probes) for candidate in chosen), default=0)
         for index in range(extra):
-            values = dict(captured[0])
+            values = dict(first)
             for candidate in chosen:
                 if index < len(candidate.match.probes):
                     values.update(candidate.match.probes[index])
-            trials.append(values)
-        for values in trials:
-            results = _per_candidate(chosen, runner.run(values))
-            shaken: list[tuple[list[Array], list[Array]]] | None = None
-            for position, (old, new) in enumerate(results):
-                if verdicts[position].reason:
-                    continue
-                verdict = _judge(numerics, old, new, verdicts[position].error, values)
-                if verdict.reason and isinstance(numerics, Reassociated):
-                    shaken = shaken or _per_candidate(chosen, runner.run(_shake(values)))
-                    verdict = _judge(
-                        _loosened(numerics, old, shaken[position][0]), old, new, verdicts[position].error, values
-                    )
-                verdicts[position] = verdict
-        return verdicts
+            proof.add(values)
+        proof.describe_new_values()
+        return proof.verdicts
 
     # Whole-graph passes
 
     def _apply_pass(self, step: Pass, entry: PassEntry) -> None:
-        before = self.model.clone() if self.prove else None
+        before = self._snapshot() if self.prove else None
+        if before is not None and step.makes_weights and self._outputs is None:
+            self._outputs = self._try_all(before)  # now, since two sets of weights at a time are too much
         try:
             entry.applied = step.run(self.model)
+            entry.refused.extend(Refused(refusal.where, refusal.reason) for refusal in step.refusals)
         except PassAuthorError:
             raise
         except Exception as error:
             if before is None:
                 raise
-            self._restore(before)
-            entry.applied = 0
-            entry.rolled_back.append(RolledBack("whole graph", f"{type(error).__name__}: {error}", math.inf))
+            self._undo(before, entry, RolledBack("whole graph", f"{type(error).__name__}: {error}", math.inf))
             logger.warning("%s failed and was undone: %s", step.name, error)
             return
         self._report(step.name, entry.applied)
-        if before is not None and entry.applied:
+        if not entry.applied:
+            return
+        self._annotated = False
+        if before is not None and self._same():
+            self._replayed.append(step)
+        elif before is not None:
             self._prove_whole(step, before, entry)
+            self._copy = None
+
+    def _snapshot(self) -> ir.Model:
+        """Return a copy of the model, or of one of the same expressions, from which `_replayed` lead to the model."""
+        if self._copy is None:
+            self._copy, self._replayed = self.model.clone(), []
+            self._expression = self._expressions.of(self._copy)
+        return self._copy
+
+    def _same(self) -> bool:
+        """Tell whether every output is the same expression of the inputs as in the last copy."""
+        return self._expression is not None and self._expression == self._expressions.of(self.model)
 
     def _prove_whole(self, step: Pass, before: ir.Model, entry: PassEntry) -> None:
         try:
-            old = self._outputs or self._run_all(before)
-            new = self._run_all(self.model)
-            pairs = [
-                (self._kept(step, expected, item), self._kept(step, found, item))
-                for expected, found, item in zip(old, new, self.observations, strict=True)
-            ]
+            outputs = self._outputs or self._run_all(before)
+            runner = GraphRunner(self.model)
+            for index, observation in enumerate(self.observations):
+                new = runner.run(observation.feeds)[0]
+                if not self._agrees(step, (outputs[index], new), observation, (before, entry)):
+                    return
+                outputs[index] = new  # one set of outputs at a time
         except ProbeError as error:
-            self._restore(before)
-            entry.rolled_back.append(RolledBack("whole graph", f"the result does not run: {error}", math.inf))
-            entry.applied = 0
+            self._undo(before, entry, RolledBack("whole graph", f"the result does not run: {error}", math.inf))
             return
-        for expected, found in pairs:
-            verdict = _judge(
-                step.numerics, [expected[n] for n in expected], [found[n] for n in expected], entry.worst_error, {}
+        release_memory()
+        self._outputs = outputs
+
+    def _agrees(
+        self, step: Pass, outputs: tuple[Feeds, Feeds], observation: Observation, undo: tuple[ir.Model, PassEntry]
+    ) -> bool:
+        """Compare the outputs before and after at one size; undo the pass when they differ."""
+        before, entry = undo
+        old = self._kept(step, outputs[0], observation, before)
+        new = self._kept(step, outputs[1], observation, self.model)
+        verdict = _judge(step.numerics, [old[n] for n in old], [new[n] for n in old], entry.worst_error, {})
+        entry.worst_error = verdict.error
+        if verdict.reason:
+            first = next(n for n in old if _judge(step.numerics, [old[n]], [new[n]], 0.0, {}).reason)
+            self._undo(before, entry, RolledBack(first, verdict.reason, verdict.error))
+            logger.warning("%s rolled back: %s", step.name, verdict.reason)
+        return not verdict.reason
+
+    def _undo(self, before: ir.Model, entry: PassEntry, why: RolledBack) -> None:
+        self._restore(before)
+        for step in self._replayed:
+            step.run(self.model)
+        if self._replayed and not self._same():
+            raise PassAuthorError(
+                f"{', '.join(step.name for step in self._replayed)} did something else the second time"
             )
-            entry.worst_error = verdict.error
-            if verdict.reason:
-                first = next(n for n in expected if _judge(step.numerics, [expected[n]], [found[n]], 0.0, {}).reason)
-                self._restore(before)
-                entry.rolled_back.append(RolledBack(first, verdict.reason, verdict.error))
-                entry.applied, entry.worst_error = 0, 0.0
-                logger.warning("%s rolled back: %s", step.name, verdict.reason)
-                return
-        self._outputs = new
+        self._outputs = None
+        entry.rolled_back.append(why)
+        entry.applied, entry.worst_error = 0, 0.0
+
+    def _try_all(self, model: ir.Model) -> list[Feeds] | None:
+        try:
+            return self._run_all(model)
+        except ProbeError:
+            return None  # when it matters, it is tried again and said
 
     def _run_all(self, model: ir.Model) -> list[Feeds]:
         runner = GraphRunner(model)
-        return [runner.run(item.feeds)[0] for item in self.observations]
+        found = [runner.run(item.feeds)[0] for item in self.observations]
+        del runner
+        release_pages(value.const_value for value in model.graph.initializers.values())
+        release_memory()
+        return found
 
-    def _kept(self, step: Pass, outputs: Feeds, observation: Observation) -> Feeds:
+    def _kept(self, step: Pass, outputs: Feeds, observation: Observation, model: ir.Model) -> Feeds:
         """Return the outputs, without padded positions when the pass may change those."""
         if self.signature is None or not step.touches_padding:
             return outputs
         kept: Feeds = {}
         for name, array in outputs.items():
-            rows = rows_that_matter(self.signature, observation.feeds, name, array)
+            packed = model.graph.metadata_props.get(LAYOUT_KEY) == PACKED
+            rows = rows_that_matter(self.signature, observation.feeds, name, array, packed=packed)
             kept[name] = array if rows is None else array[rows]
         return kept
 
@@ -325,6 +367,7 @@ class Driver:
         self.model.graph = before.graph
         self.model.functions.clear()
         self.model.functions.update(before.functions)
+        self._copy, self._graph, self._annotated = None, before.graph, False
 
     def _report(self, name: str, count: int) -> None:
         if self.progress is not None:
@@ -340,9 +383,17 @@ class _Candidate:
     def wanted(self) -> list[ir.Value]:
         return [old for old, new in zip(self.match.root.outputs, self.outputs, strict=True) if new is not None]
 
+    @cached_property
     def regions(self) -> tuple[Region, Region]:
+        """What is replaced, and the replacement."""
         new = [value for value in self.outputs if value is not None]
         return region(self._members(), self.wanted()), region([*self._kept(new), *self.builder.nodes], new)
+
+    @cached_property
+    def inner(self) -> list[ir.Value]:
+        """The values that the replacement makes on the way to its outputs."""
+        made = (value for node in self.builder.nodes for value in node.outputs if value.name)
+        return [value for value in made if value not in self.outputs]
 
     def _members(self) -> list[ir.Node]:
         return [node for node, _ in self.match.nodes]
@@ -367,10 +418,113 @@ class _Verdict:
     values: dict[ir.Value, Array] | None = None
 
 
-def _per_candidate(chosen: Sequence[_Candidate], results: Sequence[Array]) -> list[tuple[list[Array], list[Array]]]:
-    """Deal a runner's outputs out to the candidates: those of the replaced region, then those of the replacement."""
-    deal = iter(results)
-    return [([next(deal) for _ in c.wanted()], [next(deal) for _ in c.wanted()]) for c in chosen]
+@dataclass(frozen=True)
+class _Results:
+    """What both regions of a candidate gave, and the inner values of the replacement."""
+
+    old: list[Array]
+    new: list[Array]
+    inner: list[Array]
+
+
+class _Proof:
+    """Candidates of one sweep, compared side by side in one session; apart, once one of them does not run.
+
+    Attributes:
+        verdicts: one per candidate; it stays as soon as it has a reason.
+    """
+
+    def __init__(self, numerics: Numerics, chosen: Sequence[_Candidate], model: ir.Model) -> None:
+        self.verdicts = [_Verdict() for _ in chosen]
+        self._numerics, self._chosen, self._model = numerics, chosen, model
+        self._shapes: dict[ir.Value, list[tuple[int, ...]]] = {}
+        self._dtypes: dict[ir.Value, ir.DataType] = {}
+        self._sizes: list[Observation] = []
+        self._runners: list[tuple[list[int], RegionRunner]] = []
+        everyone = list(range(len(chosen)))
+        try:
+            self._runners.append((everyone, self._runner(everyone)))
+        except ProbeError:
+            self._part(everyone)
+
+    def add(self, values: dict[ir.Value, Array], observation: Observation | None = None) -> None:
+        """Compare on an array per input value; new values are described from those that are an observation."""
+        if observation is not None:
+            self._sizes.append(observation)
+        waiting = list(self._runners)
+        while waiting:
+            members, runner = waiting.pop()
+            try:
+                self._judge(members, runner, values, observed=observation is not None)
+            except ProbeError as error:
+                self._runners.remove((members, runner))
+                if len(members) == 1:
+                    self._fail(members[0], error)
+                else:
+                    waiting.extend(self._part(members))
+
+    def describe_new_values(self) -> None:
+        """Give the inner values of replacements dtype and dimensions, as `annotate` would."""
+        sizes = [observation.sizes for observation in self._sizes]
+        for value, shapes in self._shapes.items():
+            if len(shapes) == len(sizes):
+                describe(value, self._dtypes[value], shapes, sizes)
+
+    def _part(self, members: Sequence[int]) -> list[tuple[list[int], RegionRunner]]:
+        """Go on with each of these candidates alone; those that cannot be opened have failed."""
+        alone = []
+        for index in members:
+            try:
+                alone.append(([index], self._runner([index])))
+            except ProbeError as error:  # noqa: PERF203 - a session costs more
+                self._fail(index, error)
+        self._runners.extend(alone)
+        return alone
+
+    def _fail(self, index: int, error: ProbeError) -> None:
+        if not self.verdicts[index].reason:
+            self.verdicts[index] = _Verdict(f"the replacement does not run: {error}", math.inf)
+
+    def _runner(self, members: Sequence[int]) -> RegionRunner:
+        parts: list[Region] = []
+        for index in members:
+            old, new = self._chosen[index].regions
+            parts += [old, replace(new, outputs=(*new.outputs, *self._chosen[index].inner))]
+        return RegionRunner(parts, self._model)
+
+    def _judge(
+        self, members: Sequence[int], runner: RegionRunner, values: dict[ir.Value, Array], *, observed: bool
+    ) -> None:
+        results = self._deal(members, runner.run(values))
+        shaken: dict[int, _Results] = {}
+        for index, found in results.items():
+            if observed:
+                self._note(self._chosen[index], found.inner)
+            so_far = self.verdicts[index]
+            if so_far.reason:
+                continue
+            verdict = _judge(self._numerics, found.old, found.new, so_far.error, values)
+            if verdict.reason and isinstance(self._numerics, Reassociated):
+                shaken = shaken or self._deal(members, runner.run(_shake(values)))
+                numerics = _loosened(self._numerics, found.old, shaken[index].old)
+                verdict = _judge(numerics, found.old, found.new, so_far.error, values)
+            self.verdicts[index] = verdict
+
+    def _deal(self, members: Sequence[int], results: Sequence[Array]) -> dict[int, _Results]:
+        """Deal a runner's outputs out to the candidates."""
+        deal = iter(results)
+        dealt: dict[int, _Results] = {}
+        for index in members:
+            candidate = self._chosen[index]
+            old, new = ([next(deal) for _ in candidate.wanted()] for _ in range(2))
+            dealt[index] = _Results(old, new, [next(deal) for _ in candidate.inner])
+        return dealt
+
+    def _note(self, candidate: _Candidate, arrays: Iterable[Array]) -> None:
+        for value, array in zip(candidate.inner, arrays, strict=True):
+            if isinstance(array, np.ndarray):
+                self._dtypes[value] = dtype_of(array)
+                self._shapes.setdefault(value, []).append(array.shape)
 
 
 def _shake(values: dict[ir.Value, Array]) -> dict[ir.Value, Array]:
@@ -400,7 +554,8 @@ def _judge(
     """Compare outputs under a contract; the error is relative to the largest magnitude of the reference."""
     worst = so_far
     for reference, candidate in zip(old, new, strict=True):
-        relative, absolute = worst_error(candidate, reference)
+        absolute, scale = difference(candidate, reference)
+        relative = absolute / scale if scale > 0 else (0.0 if absolute == 0 else math.inf)
         if isinstance(numerics, Lossy):
             if not math.isfinite(absolute):
                 return _Verdict("shape, dtype or the places of NaN differ", relative, values)
@@ -409,11 +564,6 @@ def _judge(
             if candidate.dtype != reference.dtype or absolute > 0:
                 return _Verdict(_difference(numerics, candidate, reference, relative), relative, values)
             continue
-        scale = (
-            float(np.abs(reference[np.isfinite(reference)]).max())
-            if reference.dtype.kind == "f" and np.isfinite(reference).any()
-            else 0.0
-        )
         if candidate.dtype != reference.dtype or absolute > numerics.atol + numerics.rtol * scale:
             return _Verdict(_difference(numerics, candidate, reference, relative), relative, values)
         worst = max(worst, 0.0 if absolute <= numerics.atol else relative)
@@ -463,7 +613,7 @@ def _commit(model: ir.Model, candidate: _Candidate, replaced: dict[ir.Value, ir.
     for node in builder.nodes:
         model.opset_imports.setdefault(node.domain, 1) if node.domain else None
     for value in builder.initializers:
-        if value.uses():
+        if value.uses() or value in candidate.outputs:
             graph.register_initializer(value)
     made = set(builder.nodes)
     anchor = match.root

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from onnxopt.cache import PAST, SEQUENCE
+from onnxopt.cache import PAST, SEQUENCE, complete
 from onnxopt.errors import InputError
 from onnxopt.model import Array, Feeds
 from onnxopt.spec import Padding, TensorSpec
@@ -92,7 +92,7 @@ class TextFeeder:
         ids[mask == 0] = self.tokens.pad
         seen = np.concatenate([np.ones((batch, past), mask.dtype), mask], axis=1)
         made = {"input_ids": ids, "attention_mask": seen, "token_type_ids": types * mask}
-        full = {"batch": batch, SEQUENCE: sequence, PAST: past}
+        full = complete({"batch": batch, SEQUENCE: sequence, PAST: past})
         for spec in self.inputs:
             if spec.name not in made:
                 made[spec.name] = rng.standard_normal(spec.shape(full))

@@ -22,6 +22,7 @@ STANDARD_DOMAINS = ("", "ai.onnx")
 CONTRIB = "com.microsoft"
 PASS_KEY = "onnxopt.pass"  # noqa: S105 - metadata key on a node: the pass that built it
 SMALL_CONSTANT_BYTES = 1024
+PIECE = 2**18  # elements that are compared at a time
 
 
 def opset(model: ir.Model, domain: str = "") -> int:
@@ -202,6 +203,21 @@ def ancestors(value: ir.Value, *, through_shape: bool = True) -> tuple[list[ir.N
             continue
         stack.extend((parent, False) for parent in reversed(node.inputs) if parent is not None)
     return order, list(leaves)
+
+
+def has_few_ancestors(value: ir.Value, limit: int) -> bool:
+    """Tell whether at most `limit` nodes compute a value, without looking at more than those."""
+    seen: set[ir.Node] = set()
+    stack = [value]
+    while stack:
+        node = stack.pop().producer()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if len(seen) > limit:
+            return False
+        stack.extend(parent for parent in node.inputs if parent is not None)
+    return True
 
 
 @dataclass(frozen=True)
@@ -399,18 +415,38 @@ def worst_error(candidate: Array, reference: Array, rows: Array | None = None) -
         candidate, reference = candidate[rows], reference[rows]
     if not reference.size:
         return 0.0, 0.0
-    if reference.dtype.kind not in "fc":
-        same = bool(np.array_equal(candidate, reference))
-        return (0.0, 0.0) if same else (math.inf, math.inf)
-    wide_c, wide_r = candidate.astype(np.float64), reference.astype(np.float64)
-    same_place = np.isfinite(wide_c) == np.isfinite(wide_r)
-    if not same_place.all():
-        return math.inf, math.inf
-    finite = np.isfinite(wide_r)
-    if not np.array_equal(wide_c[~finite], wide_r[~finite], equal_nan=True):
-        return math.inf, math.inf
+    absolute, scale = difference(candidate, reference)
+    return (absolute / scale if scale > 0 else (0.0 if absolute == 0 else math.inf)), absolute
+
+
+def difference(candidate: Array, reference: Array) -> tuple[float, float]:
+    """Return (worst absolute error, largest magnitude of the reference), both over what is finite.
+
+    A difference of shape, dtype kind or of where NaN and infinities lie is inf, and so is any between numbers that are
+    no floats. Arrays are read in pieces, since each step in float64 needs twice their memory.
+    """
+    if candidate.shape != reference.shape or candidate.dtype.kind != reference.dtype.kind:
+        return math.inf, 0.0
+    if reference.dtype.kind not in "fc" and reference.dtype.name != "bfloat16":
+        return (0.0 if np.array_equal(candidate, reference) else math.inf), 0.0
+    absolute, scale = 0.0, 0.0
+    flat_c, flat_r = candidate.reshape(-1), reference.reshape(-1)
+    for start in range(0, flat_r.size, PIECE):
+        part = slice(start, start + PIECE)
+        moved, size = _difference(flat_c[part].astype(np.float64), flat_r[part].astype(np.float64))
+        absolute, scale = max(absolute, moved), max(scale, size)
+    return absolute, scale
+
+
+def _difference(candidate: Array, reference: Array) -> tuple[float, float]:
+    finite = np.isfinite(reference)
+    if finite.all():
+        moved = float(np.abs(candidate - reference).max())
+        return (moved if math.isfinite(moved) else math.inf), float(np.abs(reference).max())
+    if not np.array_equal(np.isfinite(candidate), finite):
+        return math.inf, 0.0
+    if not np.array_equal(candidate[~finite], reference[~finite], equal_nan=True):
+        return math.inf, 0.0
     if not finite.any():
         return 0.0, 0.0
-    absolute = float(np.abs(wide_c[finite] - wide_r[finite]).max())
-    scale = float(np.abs(wide_r[finite]).max())
-    return (absolute / scale if scale > 0 else (0.0 if absolute == 0 else math.inf)), absolute
+    return float(np.abs(candidate[finite] - reference[finite]).max()), float(np.abs(reference[finite]).max())

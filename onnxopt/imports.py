@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxopt.cache import unserved
 from onnxopt.errors import InputError
 from onnxopt.graph_feeder import DEFAULT_SIZES, GraphFeeder, input_kinds, plan_input, role_of
 from onnxopt.model import Array, Feeds, Loaded
@@ -142,8 +143,12 @@ def load_onnx(path: Path, *, progress: Progress | None = None) -> Loaded:
     model = _deserialize(checked, path)
     notes = list(checked.notes)
     notes += _drop_default_inputs(model, word(path.name))
-    inputs = [_spec(value, "input", word(path.name)) for value in model.graph.inputs]
-    outputs = [_spec(value, "output", word(path.name)) for value in model.graph.outputs]
+    said = Signature(
+        tuple(_spec(value, "input", word(path.name)) for value in model.graph.inputs),
+        tuple(_spec(value, "output", word(path.name)) for value in model.graph.outputs),
+    )
+    known = unserved(said)
+    inputs, outputs = list(known.inputs), list(known.outputs)
     say("running it to learn its inputs")
     named, unnamed = _name_axes(inputs)
     plans = tuple(

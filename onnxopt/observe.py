@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
-from onnxopt.graph import known_dims
+from onnxopt.graph import is_op, known_dims, tensor_shape
 from onnxopt.model import Array, Feeds
-from onnxopt.probe import GraphRunner
+from onnxopt.probe import ShapeRunner, release_memory, release_pages
 
 
 @dataclass(frozen=True)
@@ -56,27 +55,51 @@ def annotate(model: ir.Model, observations: Sequence[Observation], *, everything
     ]
     if not wanted:
         return 0
-    runner = GraphRunner(model, wanted)
-    runs = [runner.run(observation.feeds)[1] for observation in observations]
-    sizes = [observation.sizes for observation in observations]
     for value in wanted:
-        arrays = [run[value] for run in runs]
         value.meta[_TRIED] = True
-        if not all(isinstance(array, np.ndarray) for array in arrays):
-            continue  # a sequence or an absent optional has no shape
-        value.type = ir.TensorType(_dtype(arrays[0]))
-        ranks = {array.ndim for array in arrays}
-        if len(ranks) == 1:
-            per_axis = zip(*(array.shape for array in arrays), strict=True)
-            value.shape = ir.Shape([fit(tuple(seen), sizes) for seen in per_axis])
+    measured = [value for value in wanted if not _read_off(value)]
+    if not measured:
+        return len(wanted)
+    runner = ShapeRunner(model, measured)
+    runs = [runner.run(observation.feeds) for observation in observations]
+    release_pages(value.const_value for value in model.graph.initializers.values())
+    release_memory()
+    sizes = [observation.sizes for observation in observations]
+    for value, dtype in runner.dtypes.items():
+        describe(value, dtype, [run[value] for run in runs], sizes)
     return len(wanted)
 
 
 _TRIED = "onnxopt.observed"
 
 
-def _dtype(array: Array) -> ir.DataType:
+def _read_off(value: ir.Value) -> bool:
+    """Describe the output of a Constant by its tensor."""
+    tensor = ir.convenience.get_const_tensor(value) if is_op(value.producer(), "Constant") else None
+    if tensor is not None:
+        value.type, value.shape = ir.TensorType(tensor.dtype), tensor_shape(tensor)
+    return tensor is not None
+
+
+def dtype_of(array: Array) -> ir.DataType:
+    """Return the ONNX type of an array."""
     return ir.DataType.STRING if array.dtype.kind in "OUS" else ir.DataType.from_numpy(array.dtype)
+
+
+def describe(
+    value: ir.Value, dtype: ir.DataType, shapes: Sequence[tuple[int, ...]], sizes: Sequence[Mapping[str, int]]
+) -> None:
+    """Set dtype and shape of a value.
+
+    Args:
+        value: changed.
+        dtype: of its tensor.
+        shapes: that it had in several runs.
+        sizes: the axes in each run.
+    """
+    value.type = ir.TensorType(dtype)
+    if len({len(shape) for shape in shapes}) == 1:
+        value.shape = ir.Shape([fit(tuple(seen), sizes) for seen in zip(*shapes, strict=True)])
 
 
 def fit(seen: tuple[int, ...], sizes: Sequence[Mapping[str, int]]) -> int | str | None:
@@ -101,7 +124,8 @@ def fit(seen: tuple[int, ...], sizes: Sequence[Mapping[str, int]]) -> int | str 
             if all(size[first] * size[second] == dim for size, dim in zip(sizes, seen, strict=True)):
                 return f"{first}*{second}"
     for axis in varying:  # heads folded into the batch
-        factors = {dim / size[axis] for size, dim in zip(sizes, seen, strict=True)}
+        pairs = [(size[axis], dim) for size, dim in zip(sizes, seen, strict=True)]
+        factors = {dim / size for size, dim in pairs if size} if all(size or not dim for size, dim in pairs) else set()
         if len(factors) == 1 and (factor := factors.pop()) > 1 and factor.is_integer():
             return f"{axis}*{int(factor)}"
     for axis in varying:

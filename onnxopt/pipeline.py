@@ -9,10 +9,10 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, OutputFixPass, TopologicalSortPass
 
-from onnxopt.cache import CONTEXT_KEY, PAST, SEQUENCE, Cache, complete
+from onnxopt.cache import CONTEXT_KEY, LAYOUT_KEY, PACKED, PAST, SEQUENCE, Cache, complete
 from onnxopt.driver import Driver
 from onnxopt.errors import InputError
-from onnxopt.graph import opset
+from onnxopt.graph import CONTRIB, attribute, is_op, opset
 from onnxopt.ledger import Ledger
 from onnxopt.model import Loaded
 from onnxopt.observe import Observation, annotate
@@ -22,7 +22,8 @@ from onnxopt.probe import MAX_IR_VERSION, ProbeError
 from onnxopt.profit import Profit
 from onnxopt.registry import get
 from onnxopt.rewrite import Rule
-from onnxopt.spec import Padding, Provider, Target, Workload
+from onnxopt.sidegraph import MaskMeaning, meaning_of_mask
+from onnxopt.spec import PADDINGS, Padding, Provider, Target, Workload
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ CANONICALIZE = (
     "merge-equal-nodes",
     "make-reshape-static",
     "read-dimension",
+    "read-known-dimension",
     "read-dimension-from-input",
     "unfold-batch",
     "unfold-transpose",
@@ -76,6 +78,7 @@ FUSE = (
     "fuse-linear",
     "store-weight-untransposed",
     "fuse-attention",
+    "read-dimension-from-input",
     "fuse-grouped-heads",
     "fuse-rotary",
     "fuse-cache",
@@ -180,10 +183,31 @@ def observations_of(loaded: Loaded) -> list[Observation]:
     return observations
 
 
+def paddings_of(loaded: Loaded) -> tuple[Padding, ...]:
+    """Return the kinds of padding that a model is proved with.
+
+    A window counts the keys between, padding among them or not. On packed rows there is none among them, so a decoder
+    with windows is held to padding at the ends of a row; a note says so.
+    """
+    return tuple(kind for kind in PADDINGS if kind != "holes") if _looks_through_windows(loaded.model) else PADDINGS
+
+
+def _looks_through_windows(model: ir.Model) -> bool:
+    for node in model.graph:
+        if is_op(node, "GroupQueryAttention", domain=CONTRIB) and (attribute(node, "local_window_size") or 0) > 0:
+            return True
+        if is_op(node, "Attention") and len(node.inputs) > 4 and node.inputs[3] is not None:
+            meaning = meaning_of_mask(model, node.inputs[3])
+            if isinstance(meaning, MaskMeaning) and meaning.window:
+                return True
+    return False
+
+
 def generated(loaded: Loaded) -> list[Observation]:
     """Make inputs as generating text makes them, for kernels that take no others; the long one only if it fits."""
     observations = []
-    for index, (batch, length, past, padding) in enumerate(GENERATED):
+    for index, (batch, length, past, kind) in enumerate(GENERATED):
+        padding = kind if kind in paddings_of(loaded) else "right"
         sizes = complete({"batch": batch, SEQUENCE: length, PAST: past})
         try:
             observations.append(Observation(sizes, loaded.feeder.make(sizes, padding, seed=index)))
@@ -266,6 +290,10 @@ def run_pipeline(
             )
             for name in names:
                 generating.apply(get(name))
+            if model.graph.metadata_props.get(LAYOUT_KEY) == PACKED and _looks_through_windows(model):
+                driver.ledger.notes.append(
+                    "windows count real tokens: padding in the middle of a row, which torch counts, is not counted"
+                )
         elif stage == "lower" and target.provider == "cpu" and workload is not None and workload.fills:
             _lower_ragged(driver, names, workload, profit)
         else:

@@ -1,19 +1,26 @@
 """Run graphs, or parts of them, in ONNX Runtime with its own optimizations off.
 
 Weights are handed over as inputs that share NumPy's memory, so a probe costs neither a copy nor a serialization of
-them.
+them; a weight that lies in a file is read through its mapping. What is not asked for is not computed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import mmap
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.graph import SMALL_CONSTANT_BYTES, Detached, Region, detach, tensor_shape
+from onnxopt.graph import SMALL_CONSTANT_BYTES, STANDARD_DOMAINS, Detached, Region, detach, has_subgraph
 from onnxopt.model import Array, Feeds
 from onnxopt.runtime import runtime_errors, runtime_line
 from onnxopt.spec import available_threads
@@ -21,36 +28,111 @@ from onnxopt.spec import available_threads
 logger = logging.getLogger(__name__)
 
 MAX_IR_VERSION = 11  # the newest that every ONNX Runtime we accept (1.23 on) reads
+SESSIONS_KEPT = 64  # of small regions: the layers of a model ask the same question, each in its turn
+LARGEST_KEPT_BYTES = 2**16
+OLDEST_OPSET = 13  # for the Shape and Cast nodes of a probe where the model imports no standard operators
+
+MILES = 8
+LEAST_PAGED_BYTES = 2**26  # less is not worth a thread
+PAGING_SECONDS = 0.03
+
+_FEEDABLE = frozenset(
+    getattr(ir.DataType, name)
+    for name in (
+        *("FLOAT", "FLOAT16", "DOUBLE", "BOOL", "INT8", "INT16", "INT32", "INT64"),
+        *("UINT8", "UINT16", "UINT32", "UINT64"),
+    )
+)
+_BFLOAT16 = "tensor(bfloat16)"
 
 
 class ProbeError(Exception):
     """A graph could not be run; carries ONNX Runtime's line."""
 
 
-def _open(model: ir.Model) -> Any:
+class _Program:
+    """An open session; bfloat16, which the runtime does not exchange with NumPy, goes in and out as float32."""
+
+    def __init__(self, proto: Any) -> None:
+        """Open a session on an `onnx.ModelProto`, which may be changed."""
+        self._session = _open(proto)
+        self._narrow = {item.name for item in self._session.get_inputs() if item.type == _BFLOAT16}
+        self._widened = {item.name for item in self._session.get_outputs() if item.type == _BFLOAT16}
+        self.types = {item.name: str(item.type) for item in self._session.get_outputs()}
+        if self._narrow or self._widened:
+            _exchange_as_float(proto, self._narrow, self._widened)
+            self._session = _open(proto)
+        self._inputs = {item.name for item in self._session.get_inputs()}
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Any]) -> list[Array]:
+        """Return the named outputs; feeds of inputs that the session does not have are passed over."""
+        import onnxruntime as ort
+
+        options = ort.RunOptions()
+        options.log_severity_level = 4
+        given = {_wide(name) if name in self._narrow else name: array for name, array in feeds.items()}
+        given = {name: array for name, array in given.items() if name in self._inputs}
+        for name in self._narrow & set(feeds):
+            given[_wide(name)] = feeds[name].astype(np.float32)
+        names = [_wide(name) if name in self._widened else name for name in outputs]
+        try:
+            found = list(self._session.run(names, given, options))
+        except runtime_errors() as error:
+            raise ProbeError(runtime_line(error)) from error
+        return [
+            array.astype(ml_dtypes.bfloat16) if name in self._widened else array
+            for name, array in zip(outputs, found, strict=True)
+        ]
+
+
+def _wide(name: str) -> str:
+    return f"{name}::float32"
+
+
+def _open(proto: Any) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = available_threads()
     options.log_severity_level = 4
+    # a session lives for a few runs of different sizes: memory that it keeps for the next one is only in the way
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    model.ir_version = min(model.ir_version, MAX_IR_VERSION)
+    proto.ir_version = min(proto.ir_version, MAX_IR_VERSION)
     try:
-        return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except runtime_errors() as error:
         raise ProbeError(runtime_line(error)) from error
 
 
-def _run(session: Any, outputs: Sequence[str], feeds: Feeds) -> list[Array]:
-    import onnxruntime as ort
+def _exchange_as_float(proto: Any, inputs: set[str], outputs: set[str]) -> None:
+    """Put a Cast behind each named input and each named output."""
+    import onnx
 
-    options = ort.RunOptions()
-    options.log_severity_level = 4
-    try:
-        return list(session.run(list(outputs), feeds, options))
-    except runtime_errors() as error:
-        raise ProbeError(runtime_line(error)) from error
+    first = []
+    for value in proto.graph.input:
+        if value.name in inputs:
+            first.append(onnx.helper.make_node("Cast", [_wide(value.name)], [value.name], to=onnx.TensorProto.BFLOAT16))
+            value.name = _wide(value.name)
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    rest = list(proto.graph.node)
+    del proto.graph.node[:]
+    proto.graph.node.extend([*first, *rest])
+    for value in proto.graph.output:
+        if value.name in outputs:
+            proto.graph.node.append(
+                onnx.helper.make_node("Cast", [value.name], [_wide(value.name)], to=onnx.TensorProto.FLOAT)
+            )
+            value.name = _wide(value.name)
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    _import_standard(proto)
+
+
+def _import_standard(proto: Any) -> None:
+    if not any(entry.domain in STANDARD_DOMAINS for entry in proto.opset_import):
+        proto.opset_import.add(domain="", version=OLDEST_OPSET)
 
 
 class RegionRunner:
@@ -60,15 +142,30 @@ class RegionRunner:
         self._detached: Detached = detach(
             regions, model.opset_imports, list(model.functions.values()), model.ir_version
         )
-        self._session = _open(self._detached.model)
         self._outputs = [value.name or "" for value in self._detached.model.graph.outputs]
+        self._program = _region_program(self._detached.model)
 
     def run(self, values: Mapping[ir.Value, Array]) -> list[Array]:
         """Return the outputs of all regions in order, for an array per input value."""
-        feeds = {f"in_{i}": np.ascontiguousarray(values[value]) for i, value in enumerate(self._detached.inputs)}
-        used = {item.name for item in self._session.get_inputs()}
-        feeds.update(self._detached.feeds)
-        return _run(self._session, self._outputs, {name: array for name, array in feeds.items() if name in used})
+        feeds = {f"in_{i}": np.asarray(values[value], order="C") for i, value in enumerate(self._detached.inputs)}
+        return self._program.run(self._outputs, {**feeds, **self._detached.feeds})
+
+
+_programs: OrderedDict[bytes, _Program] = OrderedDict()
+
+
+def _region_program(model: ir.Model) -> _Program:
+    """Open a region, or return the open session of an equal one: what is alike has the same bytes."""
+    proto = ir.to_proto(model)
+    key = proto.SerializeToString(deterministic=True)
+    if len(key) > LARGEST_KEPT_BYTES:
+        return _Program(proto)
+    if key not in _programs:
+        _programs[key] = _Program(proto)
+        if len(_programs) > SESSIONS_KEPT:
+            _programs.popitem(last=False)
+    _programs.move_to_end(key)
+    return _programs[key]
 
 
 class GraphRunner:
@@ -77,34 +174,259 @@ class GraphRunner:
     Args:
         model: not changed; its values must have unique names.
         fetch: values of the main graph.
+        with_outputs: False leaves the outputs of the graph out, with all that only they need.
     """
 
-    def __init__(self, model: ir.Model, fetch: Iterable[ir.Value] = ()) -> None:
+    def __init__(self, model: ir.Model, fetch: Iterable[ir.Value] = (), *, with_outputs: bool = True) -> None:
         self._fetch = [value for value in dict.fromkeys(fetch) if value.producer() is not None]
-        self._outputs = [value.name or "" for value in model.graph.outputs]
-        names = [value.name or "" for value in self._fetch]
-        copy = model.clone()
-        by_name = {value.name: value for node in copy.graph for value in node.outputs}
-        present = set(self._outputs)
-        copy.graph.outputs.extend(by_name[name] for name in dict.fromkeys(names) if name not in present)
-        self._weights: Feeds = {}
-        for name, value in list(copy.graph.initializers.items()):
-            tensor = value.const_value
-            keep = tensor is None or tensor.nbytes <= SMALL_CONSTANT_BYTES or value.is_graph_output()
-            if tensor is None or keep or tensor.dtype in (ir.DataType.BFLOAT16, ir.DataType.STRING):
-                continue
-            self._weights[name] = tensor.numpy()
-            del copy.graph.initializers[name]
-            value.const_value = None
-            value.type, value.shape = ir.TensorType(tensor.dtype), tensor_shape(tensor)
-            if not value.is_graph_input():
-                copy.graph.inputs.append(value)
-        self._session = _open(copy)
-        self._used = {item.name for item in self._session.get_inputs()}
+        outputs = list(model.graph.outputs) if with_outputs else []
+        self._outputs = [value.name or "" for value in outputs]
+        self._names = list(dict.fromkeys([*self._outputs, *(value.name or "" for value in self._fetch)]))
+        if not self._names:
+            return
+        cut = _Cut(model, [*outputs, *self._fetch])
+        cut.hand_out([*outputs, *self._fetch])
+        self._weights, self._mapped = cut.weights, cut.mapped
+        self._program = _Program(cut.proto)
 
     def run(self, feeds: Mapping[str, Array]) -> tuple[Feeds, dict[ir.Value, Array]]:
         """Return the graph's outputs by name, and the fetched values."""
-        names = list(dict.fromkeys([*self._outputs, *(value.name or "" for value in self._fetch)]))
-        given = {name: array for name, array in {**self._weights, **feeds}.items() if name in self._used}
-        results = dict(zip(names, _run(self._session, names, given), strict=True))
+        if not self._names:
+            return {}, {}
+        with _paging(self._mapped):
+            found = self._program.run(self._names, {**self._weights, **feeds})
+        results = dict(zip(self._names, found, strict=True))
         return {name: results[name] for name in self._outputs}, {v: results[v.name or ""] for v in self._fetch}
+
+
+class ShapeRunner:
+    """A whole model that hands out the shapes of values instead of their data, which it drops as it goes.
+
+    Args:
+        model: not changed; its values must have unique names.
+        values: made by nodes of the main graph.
+
+    Attributes:
+        dtypes: the type of each value that is a tensor; a sequence, say, has no shape and is left out.
+    """
+
+    def __init__(self, model: ir.Model, values: Sequence[ir.Value]) -> None:
+        self.dtypes = _dtypes(model, values)
+        self._measured = list(self.dtypes)
+        if not self._measured:
+            return
+        cut = _Cut(model, self._measured, measured=self._measured)
+        self._weights, self._mapped = cut.weights, cut.mapped
+        self._program = _Program(cut.proto)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[ir.Value, tuple[int, ...]]:
+        """Return the shape of each value."""
+        if not self._measured:
+            return {}
+        names = [_shape_name(value) for value in self._measured]
+        with _paging(self._mapped):
+            found = self._program.run(names, {**self._weights, **feeds})
+        return {value: tuple(shape.tolist()) for value, shape in zip(self._measured, found, strict=True)}
+
+
+def _shape_name(value: ir.Value) -> str:
+    return f"{value.name}::shape"
+
+
+def _dtypes(model: ir.Model, values: Sequence[ir.Value]) -> dict[ir.Value, ir.DataType]:
+    """Return the types of values: what the graph declares, which the runtime checks; else what the runtime infers."""
+    types: dict[ir.Value, ir.DataType | None] = dict.fromkeys(values)
+    unknown = [value for value in values if value.type is None]
+    found: dict[str, str] = {}
+    if unknown:
+        cut = _Cut(model, unknown)
+        cut.hand_out(unknown)
+        found = _Program(cut.proto).types
+    for value in values:
+        is_tensor = isinstance(value.type, ir.TensorType)
+        types[value] = value.dtype if is_tensor else _ORT_TYPES.get(found.get(value.name or "", ""))
+    return {value: dtype for value, dtype in types.items() if dtype is not None}
+
+
+_ORT_TYPES = {
+    f"tensor({name})": dtype
+    for dtype in ir.DataType
+    for name in (dtype.name.lower(), {"FLOAT8E4M3FN": "float8e4m3fn"}.get(dtype.name, dtype.name.lower()))
+}
+
+
+class _Cut:
+    """The part of a model that some values need, as a message without large weights.
+
+    Attributes:
+        proto: an `onnx.ModelProto`; its graph has no outputs yet but the shapes of `measured`.
+        weights: the large constants by name, inputs of the graph.
+        mapped: those of them that lie in a file.
+    """
+
+    def __init__(self, model: ir.Model, wanted: Sequence[ir.Value], *, measured: Sequence[ir.Value] = ()) -> None:
+        import onnx
+
+        self.weights: Feeds = {}
+        self.mapped: list[ir.TensorProtocol] = []
+        self.proto = onnx.ModelProto()
+        self.proto.ir_version = model.ir_version
+        for domain, version in model.opset_imports.items():
+            self.proto.opset_import.add(domain=domain, version=version)
+        for function in model.functions.values():
+            self.proto.functions.append(ir.serde.serialize_function(function))
+        self.proto.graph.name = "probe"
+        nodes, values = _needed(model, wanted)
+        self._add_inputs(model, values)
+        for node in model.graph:
+            if node not in nodes:
+                continue
+            ir.serde.serialize_node_into(self.proto.graph.node.add(), node)
+            for value in node.outputs:
+                self._declare(value)
+        # The runtime works its way back from the nodes that nobody reads, the last in the list first, and on that way
+        # runs what needs no inputs (the transposition of every weight, say). So each shape is read as soon as its value
+        # is there, and no value waits for the others; where none are asked for, some are read to that end.
+        for value in reversed(measured or _milestones(model, nodes)):
+            self._measure(value, hand_out=bool(measured))
+
+    def hand_out(self, values: Sequence[ir.Value]) -> None:
+        """Make values outputs of the graph."""
+        for value in dict.fromkeys(values):
+            found = self.proto.graph.output.add()
+            found.name = value.name or ""
+            if isinstance(value.type, ir.TensorType):
+                found.type.tensor_type.elem_type = value.type.dtype.value
+
+    def _add_inputs(self, model: ir.Model, needed: set[ir.Value]) -> None:
+        graph = self.proto.graph
+        for value in model.graph.inputs:
+            graph.input.append(ir.serde.serialize_value(value))
+        for name, value in model.graph.initializers.items():
+            tensor = value.const_value
+            if tensor is None or (value not in needed and not value.is_graph_input()):
+                continue
+            small = tensor.nbytes <= SMALL_CONSTANT_BYTES or value.is_graph_output()
+            if small or tensor.dtype not in _FEEDABLE:
+                ir.serde.serialize_tensor_into(graph.initializer.add(), tensor)
+                graph.initializer[-1].name = name
+                continue
+            self.weights[name] = tensor.numpy()
+            if isinstance(tensor, ir.ExternalTensor):
+                self.mapped.append(tensor)
+            if not value.is_graph_input():
+                found = graph.input.add()
+                found.name = name
+                found.type.tensor_type.elem_type = tensor.dtype.value
+                for dim in tensor.shape:
+                    found.type.tensor_type.shape.dim.add().dim_value = int(dim)  # type: ignore[arg-type]  # a tensor's
+
+    def _declare(self, value: ir.Value) -> None:
+        """Say the type that a value is known to have: the runtime refuses the graph when it is wrong."""
+        if value.name and isinstance(value.type, ir.TensorType):
+            found = self.proto.graph.value_info.add()
+            found.name = value.name
+            found.type.tensor_type.elem_type = value.type.dtype.value
+
+    def _measure(self, value: ir.Value, *, hand_out: bool) -> None:
+        import onnx
+
+        _import_standard(self.proto)
+        graph, name = self.proto.graph, _shape_name(value)
+        node = graph.node.add()
+        node.op_type, node.name = "Shape", name
+        node.input.append(value.name or "")
+        node.output.append(name)
+        if not hand_out:
+            return
+        found = graph.output.add()
+        found.name = name
+        found.type.tensor_type.elem_type = onnx.TensorProto.INT64
+
+
+def _milestones(model: ir.Model, nodes: set[ir.Node]) -> list[ir.Value]:
+    """Return some values along the way, in order."""
+    passed = [node.outputs[0] for node in model.graph if node in nodes][::MILES]
+    return [value for value in passed if value.name and isinstance(value.type, ir.TensorType)]
+
+
+def _needed(model: ir.Model, wanted: Sequence[ir.Value]) -> tuple[set[ir.Node], set[ir.Value]]:
+    """Return the nodes of the main graph that values need, and all values that those read."""
+    nodes: set[ir.Node] = set()
+    values: set[ir.Value] = set()
+    stack = list(wanted)
+    while stack:
+        value = stack.pop()
+        if value in values:
+            continue
+        values.add(value)
+        node = value.producer()
+        if node is None or node in nodes:
+            continue
+        if node.graph is model.graph:
+            nodes.add(node)
+        stack.extend(parent for parent in node.inputs if parent is not None)
+        if has_subgraph(node):
+            stack.extend(_read_inside(node))
+    return nodes, values
+
+
+def _read_inside(node: ir.Node) -> Iterable[ir.Value]:
+    """Yield what the graphs that a node carries read."""
+    for attr in node.attributes.values():
+        if attr.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+            continue
+        for graph in [attr.value] if attr.type == ir.AttributeType.GRAPH else attr.value:
+            yield from graph.outputs
+            for inner in ir.traversal.RecursiveGraphIterator(graph):
+                yield from (value for value in inner.inputs if value is not None)
+                for part in inner.attributes.values():
+                    if part.type == ir.AttributeType.GRAPH:
+                        yield from part.value.outputs
+
+
+def release_pages(tensors: Iterable[ir.TensorProtocol | None]) -> None:
+    """Let go of the memory behind tensors that are mapped from a file; they are read again when they are used."""
+    advice = getattr(mmap, "MADV_DONTNEED", None)
+    if advice is None:
+        return
+    for tensor in tensors:
+        if isinstance(tensor, ir.ExternalTensor) and tensor.raw is not None:
+            tensor.raw.madvise(advice)
+
+
+@contextlib.contextmanager
+def _paging(tensors: Sequence[ir.TensorProtocol]) -> Iterator[None]:
+    """While a model runs, let go of the weights that it has read; they come back from the system's cache."""
+    if sum(tensor.nbytes for tensor in tensors) < LEAST_PAGED_BYTES:
+        yield
+        return
+    done = threading.Event()
+
+    def let_go() -> None:
+        while not done.wait(PAGING_SECONDS):
+            release_pages(tensors)
+
+    thread = threading.Thread(target=let_go, name="onnxopt-paging", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        release_pages(tensors)
+
+
+def release_memory() -> None:
+    """Give memory that is free back to the system, where the C library can; it keeps much of it after large runs."""
+    trim = _trimmer()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _trimmer() -> Any:
+    try:
+        return getattr(ctypes.CDLL(None), "malloc_trim", None)
+    except (OSError, TypeError):  # no such thing on Windows
+        return None

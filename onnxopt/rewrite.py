@@ -173,7 +173,7 @@ class Builder:
             name: the role it plays, part of its name in the graph.
         """
         full = f"{self._prefix}/{self._pass_name}/{name}"
-        value = constant_value(ir.tensor(np.ascontiguousarray(array), name=full), full)
+        value = constant_value(ir.tensor(np.asarray(array, order="C"), name=full), full)
         self.initializers.append(value)
         return value
 
@@ -333,7 +333,15 @@ class Pass(Rewrite):
     """Change the graph as a whole."""
 
     touches_padding: ClassVar[bool] = False  # True when positions that the mask excludes may change
+    makes_weights: ClassVar[bool] = False  # True when it makes new large tensors out of others
+
+    def __init__(self) -> None:
+        self.refusals: list[Refusal] = []  # what the last run left alone, for the ledger
 
     @abstractmethod
     def run(self, model: ir.Model) -> int:
         """Change the model in place; return the exact number of changes, 0 when run again."""
+
+    def refuse(self, reason: str, where: ir.Value | ir.Node | None = None) -> None:
+        """Say in the ledger why something was left alone."""
+        self.refusals.append(Refusal(reason, (where.name or "") if where is not None else ""))

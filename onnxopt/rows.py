@@ -30,7 +30,8 @@ def rows_that_matter(
 
     Returns:
         bool [batch, sequence] for an output with a row per position; [batch, heads, positions] for keys and values of
-        a cache; [batch, 1] for the row of the last position alone; None when all of it matters.
+        a cache; [batch, 1] for the row of the last position alone, [batch] where that has no axis of its own; None when
+        all of it matters.
     """
     mask = mask_of(signature)
     axes = next((spec.axes for spec in signature.outputs if spec.name == output), ())
@@ -44,6 +45,8 @@ def rows_that_matter(
         rows = kept
     elif cached and axes[1] in (SEQUENCE, 1):
         rows = kept[:, kept.shape[1] - array.shape[1] :]
+    elif cached and len(axes) == 2:
+        rows = kept[:, -1]
     else:
         return None
     return rows if array.shape[: rows.ndim] == rows.shape else None

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.cache import PAST, SEQUENCE, TOTAL, complete
+from onnxopt.cache import CONTEXT_KEY, PAST, SEQUENCE, TOTAL, complete
 from onnxopt.graph import ancestors, dims, is_constant, known_dims, number, rank, region
 from onnxopt.model import Array
 from onnxopt.probe import ProbeError, RegionRunner
@@ -240,7 +240,8 @@ def _meaning_of_mask(model: ir.Model, mask: ir.Value) -> MaskMeaning | str:
     if len(shape) != 2 or not all(isinstance(dim, str) for dim in shape):
         return f"{source.name} is not [batch, keys]"
     with_past = shape[1] == TOTAL
-    lengths = telling_lengths(tuple(ancestors(mask, through_shape=False)[0]))
+    longest = int(model.graph.metadata_props.get(CONTEXT_KEY, "0")) or LARGEST_POSITION
+    lengths = [n for n in telling_lengths(tuple(ancestors(mask, through_shape=False)[0])) if n <= longest]
     if lengths and lengths[-1] > LONGEST_PROBE:
         return f"the mask compares with a number or a table that asks for a probe of {lengths[-1]} keys"
     try:

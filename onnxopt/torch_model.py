@@ -144,6 +144,10 @@ def _build(checkpoint: Checkpoint, config: Any, kind: Any) -> tuple[Any, list[st
     import torch
 
     common: dict[str, Any] = {"attn_implementation": "sdpa", "dtype": torch.float32}
+    if any(hasattr(part, "num_experts") or hasattr(part, "num_local_experts") for part in _configs(config)):
+        # each token looks its experts' weights up; the other ways call operators that no exporter knows, or loop
+        # over the experts that the example happened to use
+        common["experts_implementation"] = "batched_mm"
     config.use_cache = False
     for attempt in ("sdpa", "eager"):  # not every architecture has an sdpa form
         common["attn_implementation"] = attempt
@@ -160,6 +164,11 @@ def _build(checkpoint: Checkpoint, config: Any, kind: Any) -> tuple[Any, list[st
         except Exception as error:
             raise InputError(f"the weights cannot be loaded: {error}", where=checkpoint.source.text) from error
     raise ExportError("no attention implementation works", where=checkpoint.source.text)
+
+
+def _configs(config: Any) -> list[Any]:
+    """Return a config and that of its text part."""
+    return [config, *([config.get_text_config()] if hasattr(config, "get_text_config") else [])]
 
 
 def _made_up(checkpoint: Checkpoint, config: Any, kind: Any, common: Mapping[str, Any]) -> Any:

@@ -22,7 +22,7 @@ from onnxopt.imports import load_onnx
 from onnxopt.manifest import ProofRecord
 from onnxopt.model import Array, Feeder, Feeds, Loaded
 from onnxopt.observe import Observation
-from onnxopt.pipeline import prepare
+from onnxopt.pipeline import paddings_of, prepare
 from onnxopt.probe import GraphRunner
 from onnxopt.rows import mask_of, rows_that_matter
 from onnxopt.session import Session, model_file
@@ -55,7 +55,7 @@ def cases_of(loaded: Loaded) -> list[Case]:
         return [
             (complete({"batch": batch, SEQUENCE: new, PAST: past}), padding)
             for batch, new, past, padding in CACHED
-            if new + past <= limit
+            if new + past <= limit and padding in paddings_of(loaded)
         ]
     masked = mask_of(loaded.signature) is not None
     longest = max((sizes.get("sequence", 0) for sizes in loaded.proved_sizes), default=0) or BATCHES_AND_LENGTHS[1][1]
@@ -138,18 +138,32 @@ def _answers(
     progress: Callable[[str], None] | None,
 ) -> Iterator[Answer]:
     """Yield case, inputs, the reference's outputs and the candidate's."""
+    cache = Cache.of(loaded.signature)
     for index, (sizes, padding) in enumerate(cases):
         if progress is not None:
             progress(case_text(sizes, padding))
         feeds = loaded.feeder.make(sizes, padding, seed=100 + index)
+        if cache is not None and sizes[PAST]:
+            feeds |= _past(loaded, cache, sizes)
         yield (sizes, padding), feeds, loaded.reference.run(feeds), run(feeds)
-    cache = Cache.of(loaded.signature)
     if cache is None:
         return
-    for seed, padding in enumerate(PADDINGS):
+    # behind padding on the right, generated tokens make it padding in the middle
+    kinds = paddings_of(loaded)
+    for seed, padding in enumerate(kinds if kinds == PADDINGS else ("none", "left")):
         if progress is not None:
             progress(f"{STEPS} tokens behind prompts with {padding} padding")
         yield from _steps(run, loaded, cache, padding, seed)
+
+
+def _past(loaded: Loaded, cache: Cache, sizes: Mapping[str, int]) -> Feeds:
+    """Return keys and values that the reference itself made of a text.
+
+    Random ones put a model into a state that no text does, in which rounding grows without a limit.
+    """
+    before = complete({"batch": sizes["batch"], SEQUENCE: sizes[PAST], PAST: 0})
+    seen = loaded.reference.run(loaded.feeder.make(before, "none", seed=400))
+    return {past.name: seen[present.name] for past, present in zip(cache.inputs, cache.outputs, strict=True)}
 
 
 def _steps(

@@ -35,25 +35,64 @@ class ReadDimension(Rule):
     keeps_shared = True
 
     def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
-        """The index as a scalar with an Unsqueeze, or as a list without one."""
+        """The index as a scalar with an Unsqueeze, or as a list without one; a part of the shape by a Slice."""
         yield op.Unsqueeze(op.Gather(op.Shape(x, _name="shape"), constant("index"), axis=0), constant("axes"))
         yield op.Gather(op.Shape(x, _name="shape"), constant("index"), axis=0)
+        yield op.Slice(op.Shape(x, _name="shape"), constant("from"), constant("to"), _rest=True)
 
-    def guard(self, match: Match, x: ir.Value, index: ir.Value) -> None:
-        """One index into the whole shape, and a list as the result."""
-        found, rank = integers(index), len(dims(x) or ())
-        match.require(found is not None and len(found) == 1 and rank, "not one dimension of a known rank", x)
-        match.require(dims(match.root.outputs[0]) == (1,), "the result is not a list of one", match.root)
+    def guard(self, match: Match, x: ir.Value) -> None:
+        """Neighbours in the whole shape, and a list as the result."""
+        rank = len(dims(x) or ())
+        match.require(rank, "the rank is not known", x)
         shape = match.named["shape"]
         match.require(
             not attribute(shape, "start") and attribute(shape, "end") in (None, rank), "a part of the shape", x
         )
-        match.facts["axis"] = (found or (0,))[0] % rank
+        if "from" in match.values:
+            start, end = integers(match.values["from"]), integers(match.values["to"])
+            steps = integers(match.root.inputs[4]) if len(match.root.inputs) > 4 else (1,)
+            whole = start is not None and end is not None and steps == (1,)
+            match.require(whole, "not neighbours in a known order", x)
+            found = range(rank)[slice((start or (0,))[0], (end or (0,))[0])]
+        else:
+            index = integers(match.values["index"])
+            match.require(index is not None and len(index) == 1, "not one dimension", x)
+            match.require(dims(match.root.outputs[0]) == (1,), "the result is not a list of one", match.root)
+            place = (index or (0,))[0] % rank
+            found = range(place, place + 1)
+        match.require(len(found) > 0, "no dimension at all", x)
+        match.facts.update(start=found.start, end=found.stop)
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
         """One node."""
-        axis = match.facts["axis"]
-        return op.Shape(x, start=axis, end=axis + 1)
+        return op.Shape(x, start=match.facts["start"], end=match.facts["end"])
+
+
+@register
+class ReadKnownDimension(Rule):
+    """Shape(x)  →  a constant, where every size is known."""
+
+    name = "read-known-dimension"
+    numerics = Exact()
+    enables = ("fold-constants",)
+
+    def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
+        """Any Shape."""
+        yield op.Shape(x)
+
+    def guard(self, match: Match, x: ir.Value) -> None:
+        """Sizes, not axes."""
+        shape = known_dims(x)
+        match.needs(shape is not None, "the shape is not known")
+        start, end = _bounds(match.root, len(shape or ()))
+        wanted = (shape or ())[start:end]
+        match.needs(all(isinstance(dim, int) for dim in wanted), "an axis is dynamic")
+        match.needs(not match.root.outputs[0].is_graph_output(), "the shape is an output")
+        match.facts["sizes"] = wanted
+
+    def rewrite(self, op: Builder, match: Match) -> ir.Value:
+        """Say it."""
+        return op.ints(match.facts["sizes"], "sizes")
 
 
 @register

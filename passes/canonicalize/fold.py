@@ -109,7 +109,8 @@ def _result_bytes(node: ir.Node) -> int:
         if is_op(node, *MAKES):
             return LARGEST_BYTES
         tensors = [v.const_value for v in node.inputs if v is not None and v.const_value is not None]
-        return math.prod(int(tensor.size) for tensor in tensors) * max((t.dtype.itemsize for t in tensors), default=1)
+        width = max((float(tensor.dtype.itemsize) for tensor in tensors), default=1.0)
+        return int(math.prod(int(tensor.size) for tensor in tensors) * width)
     count = 1
     for dim in value.shape:
         count *= int(dim)  # type: ignore[arg-type]  # checked to be integers above

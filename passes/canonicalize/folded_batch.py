@@ -27,6 +27,7 @@ from onnxopt.rewrite import Builder, Match, Reassociated, Refusal, Rule, registe
 
 ELEMENTWISE = ("Add", "Sub", "Mul", "Div")
 LARGEST_EXPRESSION = 40
+LARGEST_WALK = 80  # nodes looked at for it: the sum of all layers before is no expression of a batch
 
 
 @register
@@ -70,12 +71,14 @@ class UnfoldBatch(Rule):
 def _expression(value: ir.Value | None) -> Iterator[ir.Node]:
     """Yield the nodes back to the folds, in topological order; what has no fold behind it is left as it is."""
     seen: dict[ir.Node, bool] = {}
+    entered: set[ir.Node] = set()
 
     def visit(current: ir.Value | None) -> bool:
         node = current.producer() if current is not None else None
-        if node is None or rank(current) != 3 or len(seen) > LARGEST_EXPRESSION:
+        if node is None or rank(current) != 3 or len(entered) > LARGEST_WALK:
             return False
         if node not in seen:
+            entered.add(node)
             if is_op(node, "MatMul", *ELEMENTWISE) or _swaps(node) or _weighs(node):
                 reached = [visit(parent) for parent in node.inputs]
                 seen[node] = any(reached)

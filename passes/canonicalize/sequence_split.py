@@ -51,8 +51,8 @@ class SplitSequence(Pass):
 
 def _sizes(node: ir.Node) -> tuple[int, ...] | None:
     """Return the sizes of the parts along the split axis, None when they depend on the input."""
-    if not attribute(node, "keepdims") and len(node.inputs) < 2:
-        return None  # single slices lose their axis
+    if not attribute(node, "keepdims"):
+        return None  # single slices lose their axis; the runtime takes it away even where sizes are given
     shape, axis = dims(node.inputs[0]), int(attribute(node, "axis") or 0)
     length = shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else None
     if not isinstance(length, int):
@@ -78,7 +78,11 @@ def _rewrite(model: ir.Model, node: ir.Node, sizes: tuple[int, ...], users: list
     for user, place in zip(users, places, strict=True):
         old, new = user.outputs[0], parts[place]
         name, old.name = old.name, f"{old.name}/in-sequence"
-        if not any(use for use in new.uses()) and not new.is_graph_output():
+        if old.is_graph_output() and new.is_graph_output():  # one tensor has one name
+            keep = ir.node("Identity", [new], name=f"{name}/keep")
+            model.graph.insert_before(node, [keep])
+            new = keep.outputs[0]
+        if old.is_graph_output() or not new.uses():
             new.name = name
         new.shape, new.type = old.shape, old.type
         old.replace_all_uses_with(new, replace_graph_outputs=True)

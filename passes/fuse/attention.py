@@ -12,7 +12,8 @@ After::
     q, k, v ────────────┴─ Attention(scale) ─ y
 
 Meets: TorchScript exports of SDPA and eager attention, decomposed dynamo exports (opset 18), with the scale on q, on k,
-    on both or on the product; masks that are added and masks that are written over the scores, relative-position and
+    on both or on the product; scores that are soft-capped (Gemma 2); masks that are added and masks that are written
+    over the scores, relative-position and
     ALiBi biases, up to three of them in any order; with or without the exporter's guard for fully masked rows.
 Numerics: reassociated. A row that may attend to nothing has no defined answer and is not compared.
 Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; ONNX operator Attention-23.
@@ -67,6 +68,8 @@ class FuseAttention(Rule):
         key = either(key, op.Mul(stored, scalar(name="scale_k")), op.Div(stored, scalar(name="divide_k")), stored)
         product = op.MatMul(query, key)
         scores = either(product, op.Mul(product, scalar(name="scale")), op.Div(product, scalar(name="divide")))
+        inner = either(op.Div(scores, scalar(name="cap_divide")), op.Mul(scores, scalar(name="cap_factor")))
+        scores = either(op.Mul(op.Tanh(inner), scalar(name="cap")), scores)
         for step in STEPS:
             scores = either(*_steps(op, scores, step), scores)
         scores = either(scores, op.Div(scores, scalar(name="divide_all")), op.Mul(scores, scalar(name="scale_all")))
@@ -103,6 +106,7 @@ class FuseAttention(Rule):
             )
             scale *= found**sign if found is not None else 1.0
         match.facts["scale"] = scale
+        match.facts["softcap"] = _softcap(match)
 
     def rewrite(
         self, op: Builder, match: Match, q: ir.Value, k: ir.Value | None, v: ir.Value, turned: ir.Value | None
@@ -113,12 +117,26 @@ class FuseAttention(Rule):
             k = op.Transpose(turned, perm=[*range(width - 2), width - 1, width - 2])
         back = KEY_TURNS.get(_turn(match))
         key = op.Transpose(k, perm=back) if back is not None else k
-        mask, scale = _full_rows(op, _mask(op, match), match.facts["mask"], q), match.facts["scale"]
+        mask = _full_rows(op, _mask(op, match), match.facts["mask"], q)
+        given = {"scale": match.facts["scale"], "softcap": match.facts["softcap"] or None}
         if width == 4:
-            return op.Attention(q, key, v, mask, scale=scale)
+            return op.Attention(q, key, v, mask, **given)
         head = op.ints([1], "head")
         apart = [op.Unsqueeze(value, head) if value is not None else None for value in (q, key, v, mask)]
-        return op.Squeeze(op.Attention(*apart, scale=scale), head)
+        return op.Squeeze(op.Attention(*apart, **given), head)
+
+
+def _softcap(match: Match) -> float:
+    """Return c of c · tanh(scores / c), 0 when there is none; scaling behind the cap has no place in the operator."""
+    cap = number(match.values.get("cap"))
+    if cap is None:
+        return 0.0
+    divided, factor = number(match.values.get("cap_divide")), number(match.values.get("cap_factor"))
+    inner = divided if divided is not None else 1.0 / factor if factor else 0.0
+    match.require(cap > 0 and abs(inner - cap) <= 1e-5 * cap, f"scores are divided by {inner} and multiplied by {cap}")
+    outer = [match.values.get(name) for name in ("scale_all", "divide_all")]
+    match.require(not any(value is not None for value in outer), "soft-capped scores are scaled once more")
+    return cap
 
 
 def _full_rows(op: Builder, mask: ir.Value | None, shape: tuple[Dim, ...], q: ir.Value) -> ir.Value | None:

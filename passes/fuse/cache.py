@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from onnxopt.graph import attribute, dims, is_op
+from onnxopt.graph import ancestors, attribute, dims, is_op
 from onnxopt.rewrite import Pass, Reassociated, register
 
 PRESENT = 3  # outputs of Attention: y, present_key, present_value
@@ -56,6 +56,9 @@ class FuseCache(Pass):
             keys, values = _appended(node.inputs[1]), _appended(node.inputs[2])
             if keys is None or values is None or keys.all is values.all or "q_num_heads" in node.attributes:
                 continue
+            # a causal attention without a past counts its queries from the first key on, one with a past behind it
+            if attribute(node, "is_causal") or _waits_for(node, keys, values):
+                continue
             _rewrite(model.graph, node, keys, values)
             done += 1
         if done:
@@ -75,6 +78,13 @@ def _appended(value: ir.Value | None) -> _Appended | None:
     if any(shape is None or len(shape) != 4 for shape in shapes):
         return None
     return _Appended(past, new, value)
+
+
+def _waits_for(node: ir.Node, *parts: _Appended) -> bool:
+    """Tell whether what an attention takes hangs on the joined keys or values, which it is to give."""
+    joins = {part.all.producer() for part in parts}
+    taken = (node.inputs[0], *node.inputs[3:], *(part.new for part in parts))
+    return any(not joins.isdisjoint(ancestors(value)[0]) for value in taken if value is not None)
 
 
 def _rewrite(graph: ir.Graph, node: ir.Node, keys: _Appended, values: _Appended) -> None:

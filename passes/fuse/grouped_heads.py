@@ -38,7 +38,12 @@ class FuseGroupedHeads(Rule):
         """Keys and values repeated alike."""
         repeated = [
             op.Reshape(
-                op.Expand(op.Unsqueeze(x, _rest=True, _shared=True), _rest=True, _shared=True, _name=f"copies_{name}"),
+                op.Expand(
+                    op.Unsqueeze(x, _rest=True, _shared=True, _name=f"single_{name}"),
+                    _rest=True,
+                    _shared=True,
+                    _name=f"copies_{name}",
+                ),
                 _rest=True,
                 _shared=True,
                 _name=f"heads_{name}",
@@ -53,10 +58,11 @@ class FuseGroupedHeads(Rule):
         heads = (dims(q) or (None, None))[1]
         for name, value in (("k", k), ("v", v)):
             own = dims(value)
+            single = dims(match.named[f"single_{name}"].outputs[0])
             copies = dims(match.named[f"copies_{name}"].outputs[0])
             merged = dims(match.named[f"heads_{name}"].outputs[0])
             match.require(
-                _repeats(own, copies, merged) and merged is not None and merged[1] == heads,
+                _repeats(own, single, copies, merged) and merged is not None and merged[1] == heads,
                 f"heads become {copies} and then {merged}",
                 value,
             )
@@ -70,10 +76,15 @@ class FuseGroupedHeads(Rule):
         return op.Attention(q, k, v, maybe_mask, **attributes)
 
 
-def _repeats(own: tuple[Dim, ...] | None, copies: tuple[Dim, ...] | None, merged: tuple[Dim, ...] | None) -> bool:
-    """[b, groups, keys, size] → [b, groups, copies, keys, size] → [b, groups·copies, keys, size]."""
+_Shape = tuple[Dim, ...] | None
+
+
+def _repeats(own: _Shape, single: _Shape, copies: _Shape, merged: _Shape) -> bool:
+    """[b, groups, keys, size] → [b, groups, 1 and then copies, keys, size] → [b, groups·copies, keys, size]."""
     if own is None or copies is None or merged is None or (len(own), len(copies), len(merged)) != (4, 5, 4):
         return False
+    if single != (*own[:2], 1, *own[2:]):
+        return False  # copies of all heads one after the other are another order
     if None in own or copies[:2] != own[:2] or copies[3:] != own[2:] or (merged[0], *merged[2:]) != (own[0], *own[2:]):
         return False
     return isinstance(own[1], int) and isinstance(copies[2], int) and merged[1] == own[1] * copies[2]

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 import onnx_ir as ir
 
 from onnxopt.cache import TOTAL
-from onnxopt.graph import ancestors, known_dims
+from onnxopt.graph import ancestors, has_few_ancestors, known_dims
 from onnxopt.patterns import Miss, Ops, Pat, State, Var
 from onnxopt.patterns import match as match_pattern
 from onnxopt.rewrite import Builder, Match, Reassociated, Refusal, Rule, register
@@ -61,7 +61,8 @@ class FusePaddingMask(Rule):
         """Take the subgraph of the mask into the match, so that the proof covers it."""
         for found in super().find(node, patterns, model, miss):
             mask = found.values["mask"]
-            members = ancestors(mask)[0] if mask is not None else []
+            few = mask is not None and has_few_ancestors(mask, LARGEST)
+            members = ancestors(mask)[0] if mask is not None and few else []
             if len(members) <= LARGEST:
                 found.nodes = (*((member, True) for member in members), *found.nodes)
             yield found

@@ -10,8 +10,9 @@ After::
     cos, sin ─ Slice(half) ─┐
     x ──────────────────────┴─ RotaryEmbedding ─ y
 
-Meets: Llama's halves, GPT-J's interleaved pairs, the halves apart of gpt-oss; all of a head or its first part; tables
-    from positions times frequencies, or stored ones.
+Meets: Llama's halves, GPT-J's interleaved pairs, the halves apart of gpt-oss, whose tables have one entry per angle;
+    all of a head or its first part; tables from positions times frequencies, or stored ones; one row for all or a row
+    each.
 Numerics: reassociated.
 Source: Su et al. 2021, arXiv:2104.09864, eq. 34; ONNX operator RotaryEmbedding-23 without position ids. How the tables
     are spelled is not looked at: the side graph that computes them is run on several sizes, and must give every angle
@@ -20,19 +21,21 @@ Source: Su et al. 2021, arXiv:2104.09864, eq. 34; ONNX operator RotaryEmbedding-
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.graph import ancestors, dims, integers, known_dims, rank
+from onnxopt.cache import TOTAL
+from onnxopt.graph import ancestors, attribute, dims, integers, is_op, known_dims, rank
 from onnxopt.model import Array
 from onnxopt.patterns import FLOATS, Miss, Ops, Pat, Var, constant
 from onnxopt.probe import ProbeError
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
-from onnxopt.sidegraph import LARGEST, SideGraph, probes
+from onnxopt.sidegraph import LARGEST, Probe, SideGraph, probes
 
 ENDLESS = 2**31 - 1
+ROUNDING = 2.0**-22  # of a table: the runtime's cosine of one angle depends on its place among others by 2**-24
 
 
 @register
@@ -45,14 +48,10 @@ class FuseRotary(Rule):
     enables = ("lower-cached-attention",)
 
     def patterns(self, op: Ops, x: Pat, cos: Pat, sin: Pat) -> Iterator[Pat]:
-        """Parts of heads before whole ones, so that the rest of a head is found."""
-        part = op.Slice(Var("whole"), constant("starts"), constant("ends"), constant("axes"), _rest=True, _name="cut")
-        rest = op.Slice(Var("whole"), constant("rest_starts"), constant("rest_ends"), constant("rest_axes"), _rest=True)
-        split = [op.Split(Var("whole"), _rest=True, _output=index, _name="parts") for index in range(2)]
-        for first, last in ((part, rest), (split[0], split[1])):
-            for turned in _turns(op, first, cos, sin):
-                yield op.Concat(turned, last, axis=_last)
+        """A part of a head is turned as a whole first, then joined with the rest."""
         yield from _turns(op, x, cos, sin)
+        for part, rest in _two(op, Var("whole"), "part", "rest"):
+            yield op.Concat(op.RotaryEmbedding(part, cos, sin, _name="turned"), rest, axis=_last)
 
     def find(self, node: ir.Node, patterns: Sequence[Pat], model: ir.Model, miss: Miss) -> Iterator[Match]:
         """Take the tables into the match, so that the proof sees tables and not any numbers."""
@@ -70,52 +69,70 @@ class FuseRotary(Rule):
         match.require(heads is not None and heads.dtype in FLOATS, "x is not a float tensor", heads)
         shape = dims(heads) or ()
         match.require(len(shape) == 4 and isinstance(shape[-1], int), "x is not [batch, heads, sequence, size]", heads)
-        size = shape[-1]
-        halves = "half" in match.values  # the tables have one entry per angle
+        size = int(shape[-1] or 0)
         width = (dims(cos) or (None,))[-1]
         match.require(isinstance(width, int) and width == (dims(sin) or (None,))[-1], "the tables differ in width", cos)
-        rotated = int(width) * (2 if halves else 1)  # type: ignore[arg-type]  # required above
+        twice = "apart" not in match.named and whole is None
+        rotated = int(width or 0) * (1 if twice else 2)
+        match.facts.update(heads=heads, rotated=rotated, twice=twice, interleaved="pairs" in match.named)
         if whole is not None:
-            match.require(_cut_at(match) == rotated, "the rest of a head is not what the tables leave", heads)
-        else:
-            match.require(rotated == size, f"tables for {rotated} of {size} entries of a head", cos)
+            parts = (_taken(match, "part", 0), _taken(match, "rest", 1))
+            fits = parts == (range(rotated), range(rotated, size))
+            match.require(fits, "the rest of a head is not what the tables leave", heads)
+            match.facts["interleaved"] = attribute(match.named["turned"], "interleaved")
+            return
+        match.require(rotated == size, f"tables for {rotated} of {size} entries of a head", cos)
+        self._turned(match, heads)
         for table in (cos, sin):
             match.require(_spans_heads(dims(table) or (), shape), f"a table is {dims(table)}", table)
-        interleaved = "pairs" in match.named
-        if not halves:
-            reason = _repeats(match.model, cos, sin, pairs=interleaved)
-            match.require(not reason, reason, cos)
-        match.facts.update(rotated=rotated, size=size, interleaved=interleaved, halves=halves)
+        reason = _repeats(match.model, cos, sin, pairs=match.facts["interleaved"]) if twice else ""
+        match.require(not reason, reason, cos)
 
-    def rewrite(
-        self, op: Builder, match: Match, cos: ir.Value, sin: ir.Value, x: ir.Value | None, whole: ir.Value | None
-    ) -> ir.Value:
+    def _turned(self, match: Match, heads: ir.Value | None) -> None:
+        """Require that the halves, or the pairs, of a head are turned against each other."""
+        rotated, half = match.facts["rotated"], match.facts["rotated"] // 2
+        found = (_taken(match, "low", 0), _taken(match, "high", 1))
+        if not match.facts["interleaved"]:
+            match.require(found == (range(half), range(half, rotated)), "the parts are not the halves", heads)
+            return
+        match.require(found == (range(0, rotated, 2), range(1, rotated, 2)), "the parts are not the pairs", heads)
+        pairs = dims(match.named["pairs"].inputs[0]) or (None,)
+        match.require(pairs[-1] == 2, "the pairs do not stay together", heads)
+
+    def rewrite(self, op: Builder, match: Match, cos: ir.Value, sin: ir.Value, whole: ir.Value | None) -> ir.Value:
         """The tables become [batch, sequence, angles]."""
         facts = match.facts
-        step = 2 if facts["interleaved"] else 1
-        ends = ENDLESS if facts["interleaved"] else facts["rotated"] // 2
+        paired = int(facts["interleaved"])
+        if whole is not None:
+            return op.RotaryEmbedding(whole, cos, sin, interleaved=paired, rotary_embedding_dim=facts["rotated"])
         cut = None
-        if not facts["halves"]:
+        if facts["twice"]:
+            ends, step = (ENDLESS, 2) if paired else (facts["rotated"] // 2, 1)
             cut = [op.ints([n], name) for n, name in ((0, "from"), (ends, "to"), (-1, "axis"), (step, "step"))]
-        tables = [_angles(op, table, cut) for table in (cos, sin)]
-        partial = facts["rotated"] if facts["rotated"] != facts["size"] else None
-        return op.RotaryEmbedding(
-            whole if whole is not None else x,
-            *tables,
-            interleaved=int(facts["interleaved"]),
-            rotary_embedding_dim=partial,
-        )
+        tables = [_angles(op, table, cut, facts["heads"]) for table in (cos, sin)]
+        return op.RotaryEmbedding(facts["heads"], *tables, interleaved=paired)
+
+
+def _two(op: Ops, x: Pat, first: str, second: str) -> Iterator[tuple[Pat, Pat]]:
+    """Two parts of the last axis, as two Slices or one Split; the nodes get these names."""
+    cuts = []
+    for name in (first, second):
+        bounds = [constant(f"{name}_{bound}") for bound in ("starts", "ends", "axes")]
+        cuts.append(op.Slice(x, *bounds, _rest=True, _shared=True, _name=name))
+    yield cuts[0], cuts[1]
+    split = [op.Split(x, _rest=True, _shared=True, _output=n, _name=name) for n, name in enumerate((first, second))]
+    yield split[0], split[1]
 
 
 def _turns(op: Ops, x: Pat, cos: Pat, sin: Pat) -> Iterator[Pat]:
     """Every spelling of turning x, whose last axis is turned as a whole."""
-    low = op.Slice(x, constant("low_starts"), constant("low_ends"), constant("low_axes"), _rest=True, _shared=True)
-    high = op.Slice(x, constant("high_starts"), constant("high_ends"), constant("high_axes"), _rest=True, _shared=True)
-    first, second = (op.Split(x, _rest=True, _shared=True, _output=index, _name="halves") for index in range(2))
-    for a, b in ((low, high), (first, second)):
-        yield op.Add(op.Mul(x, cos), op.Mul(op.Concat(op.Neg(b), a, axis=_last), sin))
-    pair = op.Concat(op.Unsqueeze(op.Neg(high), _rest=True), op.Unsqueeze(low, _rest=True), axis=_last_of_five)
-    yield op.Add(op.Mul(x, cos), op.Mul(op.Reshape(pair, _rest=True, _name="pairs"), sin))
+    for low, high in _two(op, x, "low", "high"):
+        yield op.Add(op.Mul(x, cos), op.Mul(op.Concat(op.Neg(high), low, axis=_last), sin))  # Llama
+        first = op.Sub(op.Mul(low, cos), op.Mul(high, sin))
+        second = op.Add(op.Mul(high, cos), op.Mul(low, sin))
+        yield op.Concat(first, second, axis=_last, _name="apart")  # gpt-oss
+        pair = op.Concat(op.Unsqueeze(op.Neg(high), _rest=True), op.Unsqueeze(low, _rest=True), axis=_last_of_five)
+        yield op.Add(op.Mul(x, cos), op.Mul(op.Reshape(pair, _rest=True, _name="pairs"), sin))  # GPT-J
 
 
 def _last(axis: int) -> bool:
@@ -128,18 +145,21 @@ def _last_of_five(axis: int) -> bool:
     return axis in (-1, 4)
 
 
-def _cut_at(match: Match) -> int | None:
-    """Return where a head is cut into the part that is turned and the rest, None when the two are not the whole."""
-    values, size = match.values, (dims(match.values["whole"]) or (None,))[-1]
-    if "cut" not in match.named:
-        width = (dims(match.named["parts"].outputs[0]) or (None,))[-1]
-        return width if isinstance(width, int) else None
-    starts, ends = integers(values["starts"]), integers(values["ends"])
-    rest, stop = integers(values["rest_starts"]), integers(values["rest_ends"])
-    axes = {integers(values[name]) for name in ("axes", "rest_axes")}
-    if starts != (0,) or ends is None or rest != ends or stop is None or not axes <= {(-1,), (3,)}:
+def _taken(match: Match, name: str, index: int) -> range | None:
+    """Return which entries of the last axis a Slice takes, or a Split into two gives as an output."""
+    node = match.named[name]
+    size, last = (dims(node.inputs[0]) or (None,))[-1], (rank(node.inputs[0]) or 0) - 1
+    if not isinstance(size, int):
         return None
-    return ends[0] if isinstance(size, int) and (stop[0] >= size) else None
+    if is_op(node, "Split"):
+        middle = (dims(node.outputs[0]) or (None,))[-1]
+        if attribute(node, "axis") not in (-1, last) or len(node.outputs) != 2 or not isinstance(middle, int):
+            return None
+        return range(size)[slice(middle) if index == 0 else slice(middle, None)]
+    start, end, axis, step = ([integers(value) for value in node.inputs[1:]] + [(1,)])[:4]
+    if axis not in ((-1,), (last,)) or any(one is None or len(one) != 1 for one in (start, end, step)):
+        return None
+    return range(size)[slice(*(one[0] for one in (start, end, step) if one is not None))]
 
 
 def _spans_heads(table: Sequence[object], heads: Sequence[object]) -> bool:
@@ -155,31 +175,40 @@ def _repeats(model: ir.Model, cos: ir.Value, sin: ir.Value, *, pairs: bool) -> s
         return f"more than {LARGEST} nodes compute the tables"
     try:
         for probe in probes(with_past=True):
-            given = {
-                leaf: probe.mask if (dims(leaf) or ())[-1:] == ("total_sequence",) else _counted(leaf, probe.sizes)
-                for leaf in side.read
-                if len(dims(leaf) or ()) == 2
-            }
+            given = {leaf: _numbers(leaf, probe) for leaf in side.read}
             for table in side.run(probe.sizes, given):
                 first, second = (table[..., 0::2], table[..., 1::2]) if pairs else np.split(table, 2, axis=-1)
-                if not np.array_equal(first, second):
+                if not np.allclose(first, second, rtol=0.0, atol=ROUNDING):
                     return f"the tables do not hold every angle twice ({probe})"
     except (ProbeError, KeyError, ValueError) as error:
         return f"the tables cannot be probed: {error}"
     return ""
 
 
-def _counted(leaf: ir.Value, sizes: Mapping[str, int]) -> Array:
-    """Return positions, rising from another start in every row."""
-    rows, columns = (sizes[dim] if isinstance(dim, str) else int(dim) for dim in known_dims(leaf) or ())
-    return np.arange(columns)[None] + np.arange(rows)[:, None]
+def _numbers(leaf: ir.Value, probe: Probe) -> Array:
+    """Return a padding mask, positions that rise from another start in every row, or any floats."""
+    shape = [probe.sizes[dim] if isinstance(dim, str) else dim for dim in known_dims(leaf) or ()]
+    if leaf.dtype in FLOATS:
+        return np.random.default_rng(0).standard_normal(shape)
+    if shape == list(probe.mask.shape) and (dims(leaf) or ())[-1] == TOTAL:
+        return probe.mask
+    return np.indices(shape)[-2:].sum(axis=0) if shape else np.array(1)
 
 
-def _angles(op: Builder, table: ir.Value, cut: list[ir.Value] | None) -> ir.Value:
-    """[batch, sequence, angles] of a table, cut when it has two entries per angle."""
-    width = rank(table) or 4
+def _angles(op: Builder, table: ir.Value, cut: list[ir.Value] | None, heads: ir.Value) -> ir.Value:
+    """[batch, sequence, angles] of a table, cut when it has two entries per angle; a row for all becomes a row each."""
+    width, name, (batch, _, sequence, _) = rank(table) or 4, table.name, dims(heads) or (None,) * 4
+    for_all = width == 2 or (dims(table) or ())[0] != batch
     if cut is not None:
         table = op.Slice(table, *cut)
     if width == 4:
-        return op.Squeeze(table, op.ints([1], f"heads_{table.name}"))
-    return op.Unsqueeze(table, op.ints([0], f"batch_{table.name}")) if width == 2 else table
+        table = op.Squeeze(table, op.ints([1], f"heads_{name}"))
+    elif width == 2:
+        table = op.Unsqueeze(table, op.ints([0], f"batch_{name}"))
+    if not for_all or batch == 1:
+        return table
+    if isinstance(batch, int):
+        return op.Expand(table, op.ints([batch, 1, 1], f"rows_{name}"))
+    if isinstance(batch, str) and isinstance(sequence, str):  # from an input, so that queries and keys share the table
+        return op.Expand(table, op.dimensions([batch, sequence, 1], f"rows_{name}"))
+    return op.Expand(table, op.Concat(op.Shape(heads, start=0, end=1), op.ints([1, 1], f"rows_{name}"), axis=0))

@@ -251,3 +251,67 @@ def test_new_nodes_say_which_pass_made_them_and_outputs_keep_their_names() -> No
     (node,) = outcome.model.graph
     assert node.metadata_props["onnxopt.pass"] == "fuse-gelu"
     assert [value.name for value in outcome.model.graph.outputs] == ["y"]
+
+
+class Harmless(Pass):
+    """Swaps the operands of an Add; the expression stays."""
+
+    name = "test-harmless"
+    numerics = Exact()
+
+    def run(self, model: ir.Model) -> int:
+        (node,) = (node for node in model.graph if node.op_type == "Add")
+        left, right = node.inputs
+        node.replace_input_with(0, right)
+        node.replace_input_with(1, left)
+        return 1
+
+
+class Doubling(Pass):
+    """Adds an output to itself."""
+
+    name = "test-doubling"
+    numerics = Exact()
+
+    def run(self, model: ir.Model) -> int:
+        (node,) = (node for node in model.graph if node.op_type == "Add")
+        node.replace_input_with(1, node.inputs[0])
+        return 1
+
+
+def test_a_pass_that_leaves_the_expressions_as_they_are_is_proved_without_a_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = parse("g (float[batch,4] x, float[batch,4] z) => (float[batch,4] y) { y = Add(x, z) }")
+    driver = Driver(model, observe(model))
+    monkeypatch.setattr(driver, "_prove_whole", lambda *_: pytest.fail("the model was run"))
+    assert driver.apply(Harmless()).applied == 1
+
+
+def test_undoing_a_pass_keeps_what_was_proved_before_it() -> None:
+    text = "g (float[batch,4] x, float[batch,4] z) => (float[batch,4] y) { y = Add(x, z) }"
+    outcome = run_passes(text, Harmless(), Doubling())
+    assert [len(entry.rolled_back) for entry in outcome.entries] == [0, 1]
+    (node,) = outcome.model.graph
+    assert [value.name for value in node.inputs if value is not None] == ["z", "x"]
+    assert outcome.worst_error() == 0
+
+
+def test_a_region_of_bfloat16_is_proved() -> None:
+    class Drop(Rule):
+        """Identity(x) → x, in a type that NumPy does not have."""
+
+        name = "test-drop"
+        numerics = Exact()
+
+        def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
+            yield op.Identity(op.Identity(x))
+
+        def rewrite(self, op: Builder, x: ir.Value) -> ir.Value:
+            return op.Identity(x)
+
+    body = "{ a = Cast<to=16>(x) b = Identity(a) c = Identity(b) y = Cast<to=1>(c) }"
+    text = f"g (float[batch,4] x) => (float[batch,4] y) {body}"
+    outcome = run_passes(text, Drop())
+    assert outcome.entry.applied == 1
+    assert outcome.worst_error() == 0

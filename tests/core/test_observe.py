@@ -68,3 +68,34 @@ def test_a_model_that_does_not_run_says_why() -> None:
     model = parse("g (float[batch,4] x) => (y) <int64[1] s = {7}> { y = Reshape (x, s) }")
     with pytest.raises(ProbeError, match="cannot be reshaped"):
         annotate(model, observe(model))
+
+
+def test_values_that_numpy_has_no_type_for_are_observed_too() -> None:
+    model = parse("g (float[batch,sequence] x) => (y) { a = Cast<to=16>(x) b = Identity(a) y = Cast<to=1>(b) }")
+    annotate(model, observe(model), everything=True)
+    by_name = {value.name: value for node in model.graph for value in node.outputs}
+    assert dims(by_name["b"]) == ("batch", "sequence")
+    assert str(by_name["b"].dtype) == "BFLOAT16"
+
+
+def test_a_sequence_of_tensors_has_no_shape() -> None:
+    model = parse("g (float[batch,4] x) => (y) { s = SequenceConstruct(x) y = ConcatFromSequence<axis=0>(s) }")
+    annotate(model, observe(model), everything=True)
+    assert model.graph.node(0).outputs[0].shape is None
+    assert dims(model.graph.node(1).outputs[0]) == ("batch", 4)
+
+
+def test_the_text_of_an_input_is_measured() -> None:
+    model = parse('g (float[batch,4] x) => (y) <string[2] words = {"a", "b"}> { t = Identity(words) y = Shape(t) }')
+    annotate(model, observe(model), everything=True)
+    assert dims(model.graph.node(0).outputs[0]) == (2,)
+    assert str(model.graph.node(0).outputs[0].dtype) == "STRING"
+
+
+def test_an_axis_that_is_empty_in_one_run_divides_nothing() -> None:
+    """What a decoder has seen before may be nothing."""
+    sizes = [{"batch": 2, "past": 17}, {"batch": 3, "past": 0}, {"batch": 5, "past": 19}]
+    assert fit((17, 0, 19), sizes) == "past"
+    assert fit((34, 0, 38), sizes) == "past*2"
+    assert fit((34, 1, 38), sizes) is None
+    assert fit((18, 1, 20), sizes) == "past + 1"

@@ -13,7 +13,8 @@ Numerics: reassociated. The kernel wants each row's real tokens in front, as rig
     packed: ids and positions are gathered by the mask, and what leaves by position is gathered back. The cache stays
     packed; graph and mask agree about it from the first token on. A token's place in the cache is then its position,
     which is what the kernel's own rotary embedding counts; tables that are no function of the position, or positions
-    that are not counted in the mask, keep RotaryEmbedding outside.
+    that are not counted in the mask, keep RotaryEmbedding outside. A window counts the real tokens of a row, where the
+    mask counts places: they differ for a row with padding between its tokens that is longer than the window.
 Source: ONNX Runtime contrib operator GroupQueryAttention: seqlens_k is the length of a row less one; new tokens behind
     a past, more than one at a time, are for a batch of one.
 """
@@ -27,13 +28,14 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.cache import CONTEXT_KEY, LAYOUT_KEY, PACKED, SEQUENCE, TOTAL
-from onnxopt.graph import CONTRIB, ancestors, attribute, dims, integers, is_constant, is_op, number, remove_dead
+from onnxopt.graph import CONTRIB, ancestors, attribute, dims, integers, is_constant, is_op, number, rank, remove_dead
 from onnxopt.probe import ProbeError
 from onnxopt.rewrite import Builder, Pass, Reassociated, register
 from onnxopt.sidegraph import MaskMeaning, SideGraph, counts_positions, meaning_of_mask
 
 HEADS_FIRST = (0, 2, 1, 3)  # [batch, sequence, heads, size] <-> [batch, heads, sequence, size]
 ENDLESS = 2**62
+HEAD_SIZE_MULTIPLE = 8
 ANGLES_MULTIPLE = 8  # the kernel's rotary embedding takes tables of this many angles, or a multiple
 LARGEST_TABLE_BYTES = 2**28
 ROUNDING = 2.0**-22  # the runtime's cosine of one angle depends on its place among others by 2**-24
@@ -91,16 +93,24 @@ class LowerCachedAttention(Pass):
         if not nodes or mask is None or model.graph.metadata_props.get(LAYOUT_KEY) == PACKED:
             return 0
         blocks = [_block(model, node, mask) for node in nodes]
+        for node, block in zip(nodes, blocks, strict=True):
+            if isinstance(block, str):
+                self.refuse(block, node)
         positions = _positions(model, mask)
-        if any(block is None for block in blocks) or not _only_in(mask, positions, nodes):
+        found = [block for block in blocks if isinstance(block, _Block)]
+        if len(found) < len(nodes):
             return 0
-        found = [block for block in blocks if block is not None]
+        other = _read_elsewhere(mask, positions, nodes)
+        if other is not None:
+            self.refuse("the padding mask reaches something else than positions and masks of attentions", other)
+            return 0
         ids = next((value for value in model.graph.inputs if dims(value) == ("batch", SEQUENCE)), None)
         if ids is None:
             return 0
         op = Builder(model, "packing", self.name)
         packing = _Packing(op, ids, mask)
-        rotary = {tables: _rotary(op, tables, found, positions) for tables in {block.tables for block in found}}
+        every = dict.fromkeys(block.tables for block in found)
+        rotary = {tables: _rotary(op, tables, found, positions) for tables in every}
         replaced: list[tuple[ir.Value, ir.Value]] = []
         for block in found:
             made = _attend(op, block, packing, rotary[block.tables])
@@ -112,21 +122,27 @@ class LowerCachedAttention(Pass):
         return len(found)
 
 
-def _block(model: ir.Model, node: ir.Node, mask: ir.Value) -> _Block | None:
-    """Return an attention with what the kernel needs to know of it, None when the kernel cannot do it."""
+def _block(model: ir.Model, node: ir.Node, mask: ir.Value) -> _Block | str:
+    """Return an attention with what the kernel needs to know of it, or why the kernel cannot do it."""
     query, key, value, bias, past_key, past_value = node.inputs[:6]
     if query is None or key is None or value is None or bias is None or past_key is None or past_value is None:
-        return None
+        return "the attention has no mask" if bias is None else "an input of the attention is missing"
     shapes = [dims(one) or () for one in (query, key, value)]
     if {len(shape) for shape in shapes} != {4} or {one.dtype for one in (query, key, value)} != {ir.DataType.FLOAT}:
-        return None
-    if attribute(node, "is_causal") or len({shape[3] for shape in shapes}) != 1 or shapes[1][1] != shapes[2][1]:
-        return None
-    if not all(isinstance(number, int) for shape in shapes for number in (shape[1], shape[3])):
-        return None
+        return "queries, keys and values are not float32 [batch, heads, sequence, size]"
+    if not all(isinstance(size, int) for shape in shapes for size in (shape[1], shape[3])):
+        return f"the heads have shapes {shapes}"
+    if len({shape[3] for shape in shapes}) != 1 or shapes[1][1] != shapes[2][1]:
+        return f"the kernel takes one size for all heads, not {shapes}"
+    if int(shapes[0][3] or 0) % HEAD_SIZE_MULTIPLE:
+        return f"the kernel takes heads of a multiple of {HEAD_SIZE_MULTIPLE}, not {shapes[0][3]}"
+    if attribute(node, "is_causal"):
+        return "the attention has a mask and is causal besides"
     meaning = meaning_of_mask(model, bias)
-    if isinstance(meaning, str) or not meaning.causal or meaning.source is not mask:
-        return None
+    if isinstance(meaning, str):
+        return meaning
+    if not meaning.causal or meaning.source is not mask:
+        return "the mask is not causal"
     turns = [one.producer() for one in (query, key)]
     turned = [turn for turn in turns if turn is not None and is_op(turn, "RotaryEmbedding") and len(turn.inputs) == 3]
     tables = {(turn.inputs[1], turn.inputs[2], int(attribute(turn, "interleaved") or 0)) for turn in turned}
@@ -150,8 +166,10 @@ def _positions(model: ir.Model, mask: ir.Value) -> list[ir.Value]:
     return found
 
 
-def _only_in(mask: ir.Value, positions: Iterable[ir.Value], nodes: Iterable[ir.Node]) -> bool:
-    """Tell whether the mask's numbers reach nothing but positions and the masks of the attentions."""
+def _read_elsewhere(
+    mask: ir.Value, positions: Iterable[ir.Value], nodes: Iterable[ir.Node]
+) -> ir.Value | ir.Node | None:
+    """Return what the mask's numbers reach besides positions and the masks of the attentions."""
     ends = set(positions)
     attentions = set(nodes)
     seen: set[ir.Value] = set()
@@ -162,14 +180,14 @@ def _only_in(mask: ir.Value, positions: Iterable[ir.Value], nodes: Iterable[ir.N
             continue
         seen.add(value)
         if value.is_graph_output():
-            return False
+            return value
         for user, index in value.uses():
             if is_op(user, "Shape", "Size") or (user in attentions and index == 3):
                 continue
             if user in attentions or is_op(user, "MatMul", "Gemm"):
-                return False
+                return user
             stack.extend(user.outputs)
-    return True
+    return None
 
 
 def _rotary(
@@ -306,7 +324,8 @@ class _Packing:
         op = self._op
         columns = op.Expand(self._columns, op.Shape(self._order))
         places = op.ScatterElements(self._order, self._order, columns, axis=1)
-        return op.GatherND(value, op.Unsqueeze(places, op.ints([2], "width")), batch_dims=1)
+        axis = op.ints([2], f"width_{len(op.nodes)}")
+        return op.GatherND(value, op.Unsqueeze(places, axis), batch_dims=1)
 
     def last(self, value: ir.Value, *, keep: bool) -> ir.Value:
         """[batch, 1, width], or [batch, width] unless `keep`: the row of the last real token."""
@@ -353,8 +372,8 @@ def _is_last(node: ir.Node) -> bool | None:
         return None
     if is_op(node, "Slice"):
         starts, ends, axes = (integers(value) for value in node.inputs[1:4])
-        return True if starts == (-1,) and ends is not None and ends[0] >= 2**31 - 1 and axes == (1,) else None
-    if is_op(node, "Gather") and attribute(node, "axis") == 1:
-        index = node.inputs[1]
-        return False if number(index) == -1.0 and not dims(index) else None
+        whole = ends is not None and ends[0] >= 2**31 - 1 and axes in ((1,), (-2,))
+        return True if starts == (-1,) and whole else None
+    if is_op(node, "Gather") and attribute(node, "axis") in (1, -2) and number(node.inputs[1]) == -1.0:
+        return rank(node.inputs[1]) == 1 if (rank(node.inputs[1]) or 0) < 2 else None
     return None

@@ -33,9 +33,11 @@ def test_reads_one_dimension_with_one_shape(spelling: str, index: int, start: in
 
 
 HELD_BACK = {
-    "two dimensions": ("s = Shape(x) y = Gather(s, both)", "not one dimension of a known rank"),
+    "two dimensions": ("s = Shape(x) y = Gather(s, both)", "not one dimension"),
     "a scalar result": ("s = Shape(x) y = Gather(s, index)", "the result is not a list of one"),
     "a part of the shape": ("s = Shape<start=1>(x) y = Gather(s, listed)", "a part of the shape"),
+    "every other dimension": ("s = Shape(x) y = Slice(s, zero, end, zero, two)", "not neighbours in a known order"),
+    "no dimension": ("s = Shape(x) y = Slice(s, end, end)", "no dimension at all"),
 }
 
 
@@ -43,9 +45,38 @@ HELD_BACK = {
 def test_holds_back_with_the_reason(nodes: str, reason: str) -> None:
     text = f"""
     g (float[batch,sequence,4] x) => (int64 y)
-    <int64[2] both = {{0, 1}}, int64 index = {{1}}, int64[1] listed = {{1}}> {{ {nodes} }}"""
+    <int64[2] both = {{0, 1}}, int64 index = {{1}}, int64[1] listed = {{1}}, int64[1] zero = {{0}},
+     int64[1] end = {{9}}, int64[1] two = {{2}}> {{ {nodes} }}"""
     outcome = run_passes(text, "read-dimension")
     assert (outcome.entry.applied, outcome.reasons) == (0, [reason])
+
+
+@pytest.mark.parametrize(("cut", "start", "end"), [("-1 9", 2, 3), ("0 2", 0, 2), ("1 -1", 1, 2), ("-2 99", 1, 3)])
+def test_a_slice_of_a_shape_is_a_part_of_it(cut: str, start: int, end: int) -> None:
+    first, last = cut.split()
+    text = f"""
+    g (float[batch,sequence,4] x) => (int64[n] y)
+    <int64[1] first = {{{first}}}, int64[1] last = {{{last}}}> {{ s = Shape(x) y = Slice(s, first, last) }}"""
+    outcome = run_passes(text, "read-dimension", "read-dimension")
+    assert [entry.applied for entry in outcome.entries] == [1, 0]
+    assert outcome.attributes("Shape") == {"start": start, "end": end}
+    assert outcome.worst_error_at(3, 2) == 0
+
+
+def test_a_size_that_is_known_is_a_constant() -> None:
+    text = "g (float[batch,sequence,4] x) => (int64[1] y) { s = Shape<start=2>(x) y = Neg(s) }"
+    outcome = run_passes(text, "read-known-dimension", "read-known-dimension")
+    assert [entry.applied for entry in outcome.entries] == [1, 0]
+    assert outcome.ops == ["Neg"]
+    assert outcome.worst_error_at(3, 2) == 0
+
+
+@pytest.mark.parametrize("shape", ["Shape(x)", "Shape<start=1>(x)", "Shape<end=1>(x)"])
+def test_a_size_that_changes_is_no_constant(shape: str) -> None:
+    outcome = run_passes(
+        f"g (float[batch,sequence,4] x) => (int64[n] y) {{ s = {shape} y = Neg(s) }}", "read-known-dimension"
+    )
+    assert outcome.entry.applied == 0
 
 
 def test_holds_back_below_opset_15() -> None:

@@ -16,6 +16,10 @@ NO_OPS = {
     "Transpose that moves nothing": "c = Transpose<perm=[0,1]>(h)",
     "Concat of one": "c = Concat<axis=1>(h)",
     "Flatten of a matrix": "c = Flatten<axis=1>(h)",
+    "Slice of everything": "c = Slice(h, nothing, end, second)",
+    "Slice to the largest int32": "c = Slice(h, nothing, end32, second)",
+    "Slice of everything in steps of one": "c = Slice(h, nothing, end, second, once)",
+    "Slice of every axis": "c = Slice(h, zeros, ends)",
 }
 WEIGHTS = {
     "ratio": np.array(0.5, np.float32),
@@ -24,6 +28,12 @@ WEIGHTS = {
     "ones": np.array([1, 1]),
     "zeros": np.array([0, 0]),
     "two": np.array([2, 1]),
+    "nothing": np.array([0]),
+    "end": np.array([2**63 - 1]),
+    "end32": np.array([2**31 - 1]),
+    "ends": np.array([2**62, 2**31 - 1]),
+    "second": np.array([1]),
+    "once": np.array([1]),
 }
 
 
@@ -46,18 +56,43 @@ def test_removes_a_chain_of_them() -> None:
     assert outcome.worst_error() == 0
 
 
+SLICED = "the slice leaves something out"
 HELD_BACK = {
     "Cast to another type": ("d = Cast<to=11>(h) c = Cast<to=1>(d)", "the cast changes the type"),
     "Transpose": ("d = Transpose<perm=[1,0]>(h) c = Transpose<perm=[1,0]>(d)", "the transpose moves axes"),
     "Transpose without perm": ("d = Transpose(h) c = Transpose(d)", "the transpose moves axes"),
     "Reshape": ("d = Reshape(h, flat) c = Reshape(d, four)", "Reshape may change the shape"),
+    "Slice from the second on": ("d = Slice(h, start, end, axis) c = Pad(d, front)", SLICED),
+    "Slice that ends": ("d = Slice(h, nothing, three, axis) c = Pad(d, front)", SLICED),
+    "Slice that ends where the axis does now": ("c = Slice(h, nothing, four_only, axis)", SLICED),
+    "Slice without the last": ("d = Slice(h, nothing, minus_one, axis) c = Pad(d, front)", SLICED),
+    "Slice that ends along one of two axes": ("d = Slice(h, zeros, some) c = Pad(d, front)", SLICED),
+    "Slice in larger steps": ("d = Slice(h, nothing, end, axis, step) c = Concat<axis=1>(d, d)", SLICED),
+    "Slice whose steps are computed": (
+        "n = Shape(x) k = Slice(n, axis, step) d = Slice(h, nothing, end, axis, k) c = Concat<axis=1>(d, d, d, d)",
+        SLICED,
+    ),
     "Flatten": ("d = Flatten<axis=0>(h) c = Reshape(d, four)", "Flatten may change the shape"),
 }
 
 
 @pytest.mark.parametrize(("nodes", "reason"), HELD_BACK.values(), ids=HELD_BACK.keys())
 def test_holds_back_where_something_changes(nodes: str, reason: str) -> None:
-    weights = {"flat": np.array([-1]), "four": np.array([-1, 4])}
+    weights = {
+        "flat": np.array([-1]),
+        "four": np.array([-1, 4]),
+        "zeros": np.array([0, 0]),
+        "nothing": np.array([0]),
+        "start": np.array([1]),
+        "three": np.array([3]),
+        "four_only": np.array([4]),
+        "minus_one": np.array([-1]),
+        "some": np.array([2**62, 3]),
+        "end": np.array([2**62]),
+        "axis": np.array([1]),
+        "step": np.array([2]),
+        "front": np.array([0, 1, 0, 0]),
+    }
     outcome = run_passes(graph(nodes), "remove-no-ops", weights=weights)
     assert outcome.entry.applied == 0
     assert reason in outcome.reasons
