@@ -12,6 +12,7 @@ RECIPE = Recipe(
     title="BERT base, token features",
     source="google-bert/bert-base-uncased",
     task="feature-extraction",
+    stand_in="minilm",
     architecture={
         "model_type": "bert",
         "vocab_size": 30522,

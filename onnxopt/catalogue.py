@@ -11,7 +11,7 @@ from pathlib import Path
 
 from onnxopt.errors import InputError
 from onnxopt.explain import describe_pass
-from onnxopt.recipe import Recipe, all_recipes
+from onnxopt.recipe import Recipe, SampleFolder, all_recipes
 from onnxopt.registry import catalogue
 
 
@@ -35,6 +35,8 @@ def recipes_table() -> str:
 
 
 def _offline(recipe: Recipe) -> str:
+    if isinstance(recipe.sample, SampleFolder):
+        return "real, carried by onnxopt"
     if recipe.sample is not None:
         return f"real, from the package {recipe.sample.requirement.split('==')[0]}"
     return "random (`WEIGHTS=random`)" if recipe.architecture else "none"

@@ -3,8 +3,9 @@
 An artifact::
 
     model.onnx            the graph; weights too, up to EXTERNAL_DATA_BYTES
-    model.onnx.data       the weights of a larger model
+    model.onnx_data       the weights of a larger model, under the name that transformers.js looks for
     tokenizer.json, ...   tokenizer, processor and config files, in the folders the checkpoint had them in
+    genai_config.json     for a decoder: what onnxruntime-genai must know of it
     golden/golden.json    the cases below: names, dtypes, shapes, tolerances
     golden/inputs_0.npz   one file per case for Python, without pickles
     golden/outputs_0.npz
@@ -34,9 +35,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.cache import Cache
+from onnxopt.cache import Cache, served
 from onnxopt.errors import InputError, PassAuthorError
-from onnxopt.graph import CONTRIB, is_op
+from onnxopt.graph import CONTRIB, attribute, is_op
 from onnxopt.machine import describe_machine, versions
 from onnxopt.manifest import (
     MANIFEST_NAME,
@@ -50,8 +51,9 @@ from onnxopt.manifest import (
 from onnxopt.model import Array, Feeds, Loaded
 from onnxopt.session import MODEL_NAME, Session
 from onnxopt.spec import Budget, Padding, Target, Workload
+from onnxopt.stacks import GENAI_NAME, served_model, stack_files
 
-DATA_NAME = "model.onnx.data"
+DATA_NAME = "model.onnx_data"
 GOLDEN_FOLDER = "golden"
 GOLDEN_NAME = "golden.json"
 EXTERNAL_DATA_BYTES = 1_500_000_000  # a protobuf file ends at 2 GiB; the graph itself and its readers need room
@@ -217,8 +219,11 @@ def write_artifact(
     out = _resolved(out)
     check_output_folder(out)
     with _folder_in_place(out) as folder:
-        model_files = _write_model(model, folder)
+        model_files = _write_model(served_model(model, loaded.signature), folder)
         _copy_assets(loaded, folder)
+        decoding, signature = _decoding(model, loaded), served(loaded.signature)
+        for name, content in stack_files(folder, signature, decoding, provider=target.provider).items():
+            _write(folder / name, content)
         _write_golden(golden, folder / GOLDEN_FOLDER)
         hashed = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         changing = dict(extras or {})
@@ -232,8 +237,8 @@ def write_artifact(
             origin={key: value for key, value in loaded.origin.items() if key != "folder"},
             task=loaded.task,
             random_weights=loaded.random_weights,
-            signature=loaded.signature,
-            decoding=_decoding(model, loaded),
+            signature=signature,
+            decoding=decoding,
             target=target,
             workload=workload,
             budget=budget,
@@ -244,8 +249,8 @@ def write_artifact(
             **{name: getattr(evidence, name) for name in Evidence.model_fields}
             | {"bytes_after": size, "notes": tuple(dict.fromkeys((*loaded.notes, *evidence.notes)))},
         )
-        for name, content in changing.items():
-            _write(folder / name, content if isinstance(content, bytes) else content(manifest))
+        for name, extra in changing.items():
+            _write(folder / name, extra if isinstance(extra, bytes) else extra(manifest))
         _write(folder / MANIFEST_NAME, manifest.to_json().encode())
         _sync(folder)
     return Artifact(out, Manifest.read(out))
@@ -261,11 +266,18 @@ def _decoding(model: ir.Model, loaded: Loaded) -> DecodingRecord | None:
     readers = [use.node for value in model.graph.inputs if value.name in past for use in value.uses()]
     vocabulary = logits.axes[-1]
     return DecodingRecord(
-        shared_buffers=all(is_op(node, "GroupQueryAttention", domain=CONTRIB) for node in readers),
+        shared_buffers=all(
+            is_op(node, "GroupQueryAttention", domain=CONTRIB) or _reads_batch(node) for node in readers
+        ),
         logits="last" if logits.axes[1] == 1 else "all",
         context_length=int(loaded.origin.get("context_length", 0)),
         vocabulary=vocabulary if isinstance(vocabulary, int) else 0,
     )
+
+
+def _reads_batch(node: ir.Node) -> bool:
+    """Tell whether a node reads the size of the batch alone, which is no matter of how long a buffer is."""
+    return is_op(node, "Shape") and not attribute(node, "start") and attribute(node, "end") == 1
 
 
 def check_golden(path: str | Path, *, target: Target | None = None) -> list[GoldenDifference]:
@@ -451,7 +463,7 @@ def _write_model(model: ir.Model, folder: Path) -> list[str]:
 
 
 def _copy_assets(loaded: Loaded, folder: Path) -> None:
-    taken = {MODEL_NAME, DATA_NAME, MANIFEST_NAME, MEASUREMENTS_NAME, GOLDEN_FOLDER}
+    taken = {MODEL_NAME, DATA_NAME, MANIFEST_NAME, MEASUREMENTS_NAME, GENAI_NAME, GOLDEN_FOLDER}
     for name, source in _placed(loaded).items():
         _check_name(name, taken=taken)
         taken.add(name)

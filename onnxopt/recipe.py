@@ -29,15 +29,29 @@ class SampleWheel:
 
 
 @dataclass(frozen=True)
+class SampleFolder:
+    """Real weights that onnxopt itself carries: a model that needs no network at all.
+
+    Attributes:
+        name: folder in `models/weights`.
+        sha256: of its model.safetensors.
+    """
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One source with all that the tool should know of it.
 
     Attributes:
         name: the recipe's name, `models/<name>.py` with dashes for underscores.
         title: one line for the table in the README.
-        source: Hub id.
+        source: Hub id; for weights made here, their folder in this repository.
         task: transformers task name.
         sample: where real weights can be had without the Hub.
+        stand_in: the recipe to offer when the Hub cannot be reached: the same kind of model with a sample of its own.
         architecture: `model_type` and the config values that build the full-size architecture for random weights.
         workload: the request shapes it is optimized for.
         budget: how far the answer may move.
@@ -48,7 +62,8 @@ class Recipe:
     title: str
     source: str
     task: str
-    sample: SampleWheel | None = None
+    sample: SampleWheel | SampleFolder | None = None
+    stand_in: str = ""
     architecture: Mapping[str, Any] = field(default_factory=dict)
     workload: Workload = field(default_factory=Workload)
     budget: Budget = field(default_factory=Budget)

@@ -17,7 +17,7 @@ from onnxopt.blocks import KINDS, count_blocks
 from onnxopt.cache import PAST, Cache, complete
 from onnxopt.errors import InputError
 from onnxopt.export import Exporter, export
-from onnxopt.graph import STANDARD_DOMAINS, all_nodes, initializer_bytes, op_counts
+from onnxopt.graph import SMALL_CONSTANT_BYTES, STANDARD_DOMAINS, all_nodes, initializer_bytes, op_counts
 from onnxopt.imports import load_onnx
 from onnxopt.ledger import Ledger
 from onnxopt.manifest import (
@@ -32,7 +32,7 @@ from onnxopt.manifest import (
 )
 from onnxopt.model import Loaded
 from onnxopt.observe import Observation
-from onnxopt.package import Artifact, Golden, check_output_folder, write_artifact
+from onnxopt.package import DATA_NAME, Artifact, Golden, check_output_folder, write_artifact
 from onnxopt.pipeline import run_pipeline
 from onnxopt.probe import MAX_IR_VERSION
 from onnxopt.profit import Profit
@@ -280,7 +280,11 @@ def _save(model: ir.Model, folder: Path) -> Path:
     folder.mkdir()
     path = folder / "model.onnx"
     model.ir_version = min(model.ir_version, MAX_IR_VERSION)
-    ir.save(model, path, external_data="model.onnx.data" if initializer_bytes(model) > LARGE_BYTES else None)
+    size = initializer_bytes(model)
+    # without `external_data`, a weight that lies in another folder would be looked for in this one
+    ir.save(
+        model, path, external_data=DATA_NAME, size_threshold_bytes=SMALL_CONSTANT_BYTES if size > LARGE_BYTES else size
+    )
     return path
 
 

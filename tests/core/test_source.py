@@ -81,6 +81,14 @@ def test_unreachable_hub_names_what_needs_no_hub(tmp_path: Path) -> None:
         assert word in line
 
 
+def test_a_recipe_without_the_hub_offers_its_stand_in_and_random_weights(tmp_path: Path) -> None:
+    first, second = resolve_elsewhere(["gpt2", "openai-community/gpt2"], "http://127.0.0.1:9", tmp_path / "home")
+    assert first == second
+    assert first.startswith("exit 2: openai-community/gpt2: is not in the cache and the Hub")
+    assert "without the Hub use MODEL=gpt2-mini (small GPT-2 of documentation prose)" in first
+    assert "or WEIGHTS=random, which builds gpt2 with made-up weights" in first
+
+
 def test_offline_says_that_the_hub_is_switched_off() -> None:
     with pytest.raises(InputError, match="switched off"):
         resolve("nobody/has-this-model", offline=True)

@@ -1,40 +1,56 @@
-"""Run the golden check of an artifact in onnxruntime-node."""
+"""Run artifacts in Node: the golden check in onnxruntime-node, text in transformers.js."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 SOURCE = Path(__file__).parents[1] / "clients" / "node"
 BUILD = Path(__file__).parents[2] / "build" / "node-clients"
+_LOCKS = ("package.json", "package-lock.json")
+_SCRIPTS = ("check_golden.mjs", "transformers_js.mjs")
 
 
-def install_script() -> Path:
-    """Install the pinned packages below build/, once, and return the script beside them."""
+def install_script(name: str = _SCRIPTS[0]) -> Path:
+    """Install the pinned packages below build/, once, and return a script beside them."""
     npm = shutil.which("npm")
     assert npm, "npm is not installed; `pytest -m 'not node'` leaves these tests out"
     BUILD.mkdir(parents=True, exist_ok=True)
-    names = ("package.json", "package-lock.json", "check_golden.mjs")
     stamp = BUILD / "node_modules" / ".package-lock.json"
     fresh = stamp.is_file() and all(
-        (BUILD / name).is_file() and (BUILD / name).read_bytes() == (SOURCE / name).read_bytes() for name in names[:2]
+        (BUILD / lock).is_file() and (BUILD / lock).read_bytes() == (SOURCE / lock).read_bytes() for lock in _LOCKS
     )
-    for name in names:
-        shutil.copyfile(SOURCE / name, BUILD / name)
+    for file in (*_LOCKS, *_SCRIPTS):
+        shutil.copyfile(SOURCE / file, BUILD / file)
     if not fresh:
-        # the package's install script only fetches the CUDA provider
+        # onnxruntime-node's install script only fetches the CUDA provider, and the others are not needed either
         command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
         subprocess.run(command, cwd=BUILD, check=True, timeout=600)
-    return BUILD / "check_golden.mjs"
+    return BUILD / name
 
 
 def run(script: Path, folder: Path) -> tuple[int, str]:
-    """Return exit code and the one line that the script prints for an artifact."""
-    node = shutil.which("node")
-    assert node
-    done = subprocess.run([node, str(script), str(folder)], capture_output=True, text=True, timeout=120, check=False)
+    """Return exit code and the one line that the golden check prints for an artifact."""
+    done = _node(script, str(folder))
     assert done.stderr == ""
     lines = done.stdout.splitlines()
     assert len(lines) == 1
     return done.returncode, lines[0]
+
+
+def transformers_js(*arguments: str) -> Any:
+    """Return what `transformers_js.mjs` finds."""
+    done = _node(install_script("transformers_js.mjs"), *arguments)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["version"] == "4.3.1"
+    return answer["found"]
+
+
+def _node(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    node = shutil.which("node")
+    assert node
+    return subprocess.run([node, str(script), *arguments], capture_output=True, text=True, timeout=120, check=False)
