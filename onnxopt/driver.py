@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 MAX_ROUNDS = 64  # a rule that still fires after this many sweeps feeds on its own result
 ROUNDING = 2.0**-22  # two units in the last place of float32
 SENSITIVITY_FACTOR = 4.0
+MASKED_BELOW = -1e9  # no activation is that small; what is added to masked scores is
 RANDOM_SCALES = (1.0, 1e-2, 1e-4, 10.0)  # small ones show a wrong epsilon, large ones a wrong activation
 
 
@@ -583,7 +584,8 @@ def _random(captured: dict[ir.Value, Array], scale: float, seed: int) -> dict[ir
     """Return the captured values with float tensors, but for masks, replaced by noise of their spread times `scale`."""
     noise: dict[ir.Value, Array] = {}
     for index, (value, array) in enumerate(captured.items()):
-        switch = bool(np.isin(array, (0, 1)).all())  # a mask in float stays a mask
+        # a mask in float stays a mask, whether it switches or is added to scores
+        switch = bool(np.isin(array, (0, 1)).all()) or float(np.min(array, initial=0.0)) < MASKED_BELOW
         if array.dtype.kind != "f" or switch or not np.isfinite(array).all():
             noise[value] = array
             continue

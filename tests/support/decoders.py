@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-VOCABULARY = 200
+from tests.support.tiny import VOCABULARY, tiny_tokenizer
+
 POSITIONS = 160
 TEXT: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -81,4 +82,4 @@ def save_decoder(name: str, folder: Path) -> Path:
             if parameter.ndim > 1:
                 parameter.normal_(0.0, 0.12)
     model.save_pretrained(folder)
-    return folder
+    return tiny_tokenizer(folder, gpt2=True)

@@ -1,0 +1,98 @@
+"""Decoders of many architectures: exported with a cache, fused, proved, and generated from as transformers does it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnxopt.blocks import count_blocks
+from onnxopt.cache import Cache
+from onnxopt.export import export
+from onnxopt.graph import op_counts
+from onnxopt.model import Array, Loaded
+from onnxopt.pipeline import run_pipeline
+from onnxopt.session import Session
+from onnxopt.source import resolve
+from onnxopt.spec import Budget, Target
+from onnxopt.verify import cases_of, is_packed, prove
+from tests.support.decoders import CONFIGS, save_decoder
+
+NEW_TOKENS = 20
+LENGTHS = (9, 4, 1, 13)  # of the prompts of a batch
+
+# What keeps an attention from the kernel with the cache inside, or from being one node at all.
+NOT_LOWERED = {
+    "bloom": "ALiBi is a bias of its own for each head",
+    "gpt_oss": "attention sinks are spelled out",
+}
+NOT_FUSED = {"gpt_oss": "attention sinks have no standard operator"}
+TWO_LAYERS = 2
+
+QUICK = ("gpt2", "llama", "gemma2", "qwen3", "mixtral", "bloom", "gpt_neox")
+NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_architecture_answers_like_the_original(name: str, tmp_path: Path) -> None:
+    """Equal logits at all sizes and paddings, and the same greedy tokens for a batch of prompts padded on the left."""
+    folder = save_decoder(name, tmp_path / name)
+    loaded = export(resolve(str(folder)), use_cache=False)
+    ledger = run_pipeline(loaded, Target("cpu"))
+    assert [item.reason for entry in ledger.entries for item in entry.rolled_back] == []
+    ir.save(loaded.model, tmp_path / "model.onnx")
+    session = Session(tmp_path / "model.onnx", target=Target("cpu"))
+    worst = prove(session.run, loaded, Budget(), cases_of(loaded), packed=is_packed(loaded))
+    assert max(record.worst_relative_error for record in worst) < 1e-5
+    kernels = op_counts(loaded.model)["com.microsoft::GroupQueryAttention"]
+    assert kernels == (0 if name in NOT_LOWERED else TWO_LAYERS)
+    assert str(count_blocks(loaded.model)["attention"]) == ("0 of 2" if name in NOT_FUSED else "2 of 2")
+    prompts = _prompts(loaded)
+    assert _continue(loaded, session, prompts) == _continue_in_torch(folder, prompts)
+
+
+def _prompts(loaded: Loaded) -> list[list[int]]:
+    ids = loaded.feeder.make({"batch": len(LENGTHS), "sequence": max(LENGTHS), "past_sequence": 0})["input_ids"]
+    return [row[:length].tolist() for row, length in zip(ids, LENGTHS, strict=True)]
+
+
+def _padded(prompts: list[list[int]]) -> tuple[Array, Array]:
+    longest = max(map(len, prompts))
+    ids = np.array([[0] * (longest - len(row)) + row for row in prompts])
+    mask = np.array([[0] * (longest - len(row)) + [1] * len(row) for row in prompts])
+    return ids, mask
+
+
+def _continue(loaded: Loaded, session: Session, prompts: list[list[int]]) -> list[list[int]]:
+    """Take the most likely token, again and again, for all prompts at once."""
+    cache = Cache.of(loaded.signature)
+    assert cache is not None
+    ids, mask = _padded(prompts)
+    sizes = {"batch": len(prompts), "past_sequence": 0}
+    past = {spec.name: np.zeros(spec.shape(sizes), np.float32) for spec in cache.inputs}
+    rows: list[list[int]] = [[] for _ in prompts]
+    for _ in range(NEW_TOKENS):
+        found = session.run({"input_ids": ids, "attention_mask": mask, **past})
+        ids = found["logits"][:, -1:].argmax(axis=-1)
+        for row, token in zip(rows, ids[:, 0].tolist(), strict=True):
+            row.append(token)
+        mask = np.concatenate([mask, np.ones((len(prompts), 1), mask.dtype)], axis=1)
+        past = {before.name: found[now.name] for before, now in zip(cache.inputs, cache.outputs, strict=True)}
+    return rows
+
+
+def _continue_in_torch(folder: Path, prompts: list[list[int]]) -> list[list[int]]:
+    import torch
+    import transformers
+
+    network: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    network.generation_config.eos_token_id = None
+    ids, mask = (torch.from_numpy(array) for array in _padded(prompts))
+    with torch.inference_mode():
+        found = network.generate(
+            ids, attention_mask=mask, do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=0, eos_token_id=None
+        )
+    return found[:, ids.shape[1] :].tolist()  # type: ignore[no-any-return]  # torch types it so
