@@ -65,7 +65,16 @@ def _left_over(program: Any) -> set[str]:
                 left.add(str(node.target))
         graph.lint()
         module.recompile()
+    _name_outputs(program)
     return left
+
+
+def _name_outputs(program: Any) -> None:
+    """Tell the program's signature which nodes its outputs are now."""
+    ends = next(node for node in program.graph.nodes if node.op == "output").args[0]
+    for spec, end in zip(program.graph_signature.output_specs, ends, strict=True):
+        if hasattr(spec.arg, "name") and hasattr(end, "name"):
+            spec.arg.name = end.name
 
 
 def _translated() -> set[Any]:

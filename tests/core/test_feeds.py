@@ -136,3 +136,57 @@ def test_without_a_tokenizer_ids_avoid_special_ones() -> None:
     tokens = read_tokens(None, BertConfig(vocab_size=9, pad_token_id=0, bos_token_id=1, eos_token_id=[2, 3]))
     ids = TextFeeder(INPUTS[:1], tokens).make({"batch": 4, "sequence": 64})["input_ids"]
     assert {4, 5, 6, 7, 8} == set(ids.ravel().tolist())
+
+
+CACHED = (
+    TensorSpec("input_ids", "int64", AXES),
+    TensorSpec("attention_mask", "int64", ("batch", "total_sequence")),
+    TensorSpec("past_key_values.0.key", "float32", ("batch", 2, "past_sequence", 8)),
+    TensorSpec("past_key_values.0.value", "float16", ("batch", 2, "past_sequence", 4)),
+    TensorSpec("bias", "float32", ("batch", 1, "sequence", "total_sequence")),
+)
+
+
+@given(
+    batch=st.integers(1, 4),
+    sequence=st.integers(1, 20),
+    past=st.integers(0, 20),
+    padding=st.sampled_from(PADDINGS),
+)
+@settings(max_examples=60, deadline=None)
+def test_padding_lies_among_the_new_tokens_behind_a_past(
+    batch: int, sequence: int, past: int, padding: Padding
+) -> None:
+    feeder = TextFeeder(CACHED, TOKENS)
+    made = feeder.make({"batch": batch, "sequence": sequence, "past_sequence": past}, padding, seed=5)
+    assert list(made) == [spec.name for spec in CACHED]
+    mask = made["attention_mask"]
+    assert mask.shape == (batch, past + sequence)
+    assert np.all(mask[:, :past] == 1)
+    assert np.all(made["input_ids"][mask[:, past:] == 0] == 7)
+    alone = feeder.make({"batch": batch, "sequence": sequence, "past_sequence": 0}, padding, seed=5)
+    assert np.array_equal(mask[:, past:], alone["attention_mask"])
+    assert np.array_equal(made["input_ids"], alone["input_ids"])
+    assert made["past_key_values.0.key"].shape == (batch, 2, past, 8)
+    assert made["past_key_values.0.value"].shape == (batch, 2, past, 4)
+    assert made["past_key_values.0.value"].dtype == np.float16
+    assert made["bias"].shape == (batch, 1, sequence, past + sequence)
+
+
+def test_keys_and_values_are_any_numbers_and_no_zeros() -> None:
+    made = TextFeeder(CACHED, TOKENS).make({"batch": 2, "sequence": 3, "past_sequence": 30})
+    for name in ("past_key_values.0.key", "past_key_values.0.value"):
+        assert abs(float(made[name].std()) - 1) < 0.2
+    assert not np.array_equal(made["past_key_values.0.key"][..., :4], made["past_key_values.0.value"])
+
+
+def test_a_past_that_nobody_names_is_empty() -> None:
+    made = TextFeeder(CACHED, TOKENS).make({"batch": 2, "sequence": 3})
+    assert made["attention_mask"].shape == (2, 3)
+    assert made["past_key_values.0.key"].shape == (2, 2, 0, 8)
+
+
+def test_a_past_and_a_sequence_together_past_the_models_positions_are_refused() -> None:
+    with pytest.raises(InputError, match="sequence 65 is longer than the model's 64 positions"):
+        TextFeeder(CACHED, TOKENS).make({"sequence": 1, "past_sequence": 64})
+    assert TextFeeder(CACHED, TOKENS).make({"sequence": 1, "past_sequence": 63})["attention_mask"].shape == (1, 64)

@@ -154,10 +154,12 @@ def test_a_sequence_that_is_an_output_stays() -> None:
 
 def test_nobody_reads_the_sequence() -> None:
     outcome = run(taken="y = Neg(h)")
-    assert outcome.entry.applied == 0
+    assert [entry.applied for entry in outcome.entries] == [0, 0]
+    assert "Split" not in outcome.ops
 
 
 def test_below_opset_13_sizes_are_no_input() -> None:
     outcome = run(opset=12)
+    assert outcome.rolled_back == []
     assert [entry.applied for entry in outcome.entries] == [0, 0]
     assert outcome.worst_error() == 0

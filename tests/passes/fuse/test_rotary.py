@@ -207,6 +207,7 @@ def test_a_batch_of_a_known_size(batch: str) -> None:
     assert outcome.rolled_back == []
     assert outcome.ops.count("RotaryEmbedding") == 1
     assert ("Expand" in outcome.ops) == (batch == "3")
+    assert outcome.ops.count("Shape") == 1  # that of the range
     assert outcome.worst_error() < 1e-5
 
 

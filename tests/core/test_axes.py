@@ -1,0 +1,64 @@
+"""The sizes at which a file is proved: small, all kinds of steps with a cache, never longer than the model takes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxopt.axes import PROOF_SIZES, PROOF_STEPS, axis_sizes
+from onnxopt.spec import Signature, TensorSpec
+
+IDS = TensorSpec("input_ids", "int64", ("batch", "sequence"))
+MASK = TensorSpec("attention_mask", "int64", ("batch", "total_sequence"))
+PAST = TensorSpec("past_key_values.0.key", "float32", ("batch", 2, "past_sequence", 8))
+CACHED = Signature((IDS, MASK, PAST), ())
+EXAMPLE = {"batch": 3, "sequence": 5, "past_sequence": 7, "total_sequence": 12}
+
+
+def steps(longest: int) -> list[tuple[int, int]]:
+    found = axis_sizes(CACHED, EXAMPLE, longest)
+    per_batch = {
+        batch: [(one["sequence"], one["past_sequence"]) for one in found if one["batch"] == batch]
+        for batch in PROOF_SIZES["batch"]
+    }
+    assert len(found) == sum(map(len, per_batch.values()))
+    first, *others = per_batch.values()
+    assert all(one == first for one in others)
+    return first
+
+
+def test_with_a_cache_prompts_and_steps_are_proved() -> None:
+    assert steps(0) == steps(1024) == list(PROOF_STEPS)
+
+
+@pytest.mark.parametrize(
+    ("longest", "wanted"),
+    [
+        (128, [(1, 0), (33, 0), (128, 0), (8, 5), (1, 33)]),
+        (100, [(1, 0), (33, 0), (100, 0), (8, 5), (1, 33)]),
+        (20, [(1, 0), (20, 0), (8, 5), (1, 19)]),
+        (8, [(1, 0), (8, 0), (3, 5), (1, 7)]),
+        (2, [(1, 0), (2, 0), (1, 1)]),
+        (1, [(1, 0)]),
+    ],
+)
+def test_steps_fit_into_the_model(longest: int, wanted: list[tuple[int, int]]) -> None:
+    assert steps(longest) == wanted
+
+
+@given(longest=st.integers(1, 300))
+def test_no_step_is_longer_than_the_model(longest: int) -> None:
+    found = axis_sizes(CACHED, EXAMPLE, longest)
+    assert len({tuple(one.items()) for one in found}) == len(found)
+    for one in found:
+        assert one["total_sequence"] == one["sequence"] + one["past_sequence"] <= longest
+        assert one["sequence"] >= 1
+        assert one["past_sequence"] >= 0
+    assert longest == 1 or any(one["past_sequence"] for one in found)
+
+
+def test_without_a_cache_every_combination_is_proved() -> None:
+    mask = TensorSpec("attention_mask", "int64", IDS.axes)
+    found = axis_sizes(Signature((IDS, mask), ()), {"batch": 3, "sequence": 5}, 20)
+    assert [(one["batch"], one["sequence"]) for one in found] == [(b, s) for b in (1, 2, 5) for s in (1, 8, 20)]
