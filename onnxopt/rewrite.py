@@ -253,6 +253,7 @@ class Rule(Rewrite):
     """
 
     keeps_shared: ClassVar[bool] = False  # True when recomputing a shared inner value costs nothing
+    leaves_shared: ClassVar[bool] = False  # True when a match with a shared inner value has no need of the rewrite
     forms: ClassVar[
         tuple[str, ...]
     ] = ()  # alternatives that `rewrite` can build (`op.form`), the recorded winner first
@@ -293,7 +294,8 @@ class Rule(Rewrite):
             raise Refusal(f"opset {opset(match.model)}, needs {self.min_opset}")
         if not self.keeps_shared:
             for value in match.shared_values():
-                raise Refusal("an inner value is also used elsewhere or is a graph output", value.name or "")
+                reason = "an inner value is also used elsewhere or is a graph output"
+                raise Refusal(reason, value.name or "", needless=self.leaves_shared)
         call(self.guard, match)
 
     def build(self, match: Match, op: Builder) -> tuple[ir.Value | None, ...]:

@@ -27,13 +27,14 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.cache import TOTAL
-from onnxopt.graph import ancestors, attribute, dims, integers, is_op, known_dims, rank
+from onnxopt.graph import Dim, ancestors, attribute, dims, integers, is_op, known_dims, rank
 from onnxopt.model import Array
 from onnxopt.patterns import FLOATS, Miss, Ops, Pat, Var, constant
 from onnxopt.probe import ProbeError
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
 from onnxopt.sidegraph import LARGEST, Probe, SideGraph, probes
 
+SWAPPED = (0, 2, 1, 3)  # [batch, sequence, heads, size] <-> [batch, heads, sequence, size]
 ENDLESS = 2**31 - 1
 ROUNDING = 2.0**-22  # of a table: the runtime's cosine of one angle depends on its place among others by 2**-24
 
@@ -52,6 +53,8 @@ class FuseRotary(Rule):
         yield from _turns(op, x, cos, sin)
         for part, rest in _two(op, Var("whole"), "part", "rest"):
             yield op.Concat(op.RotaryEmbedding(part, cos, sin, _name="turned"), rest, axis=_last)
+            heads_first = op.RotaryEmbedding(op.Transpose(part, perm=SWAPPED), cos, sin, _name="turned")
+            yield op.Concat(op.Transpose(heads_first, perm=SWAPPED, _name="swapped"), rest, axis=_last)
 
     def find(self, node: ir.Node, patterns: Sequence[Pat], model: ir.Model, miss: Miss) -> Iterator[Match]:
         """Take the tables into the match, so that the proof sees tables and not any numbers."""
@@ -83,8 +86,13 @@ class FuseRotary(Rule):
             return
         match.require(rotated == size, f"tables for {rotated} of {size} entries of a head", cos)
         self._turned(match, heads)
-        for table in (cos, sin):
-            match.require(_spans_heads(dims(table) or (), shape), f"a table is {dims(table)}", table)
+        tables = [dims(table) or () for table in (cos, sin)]
+        # GPT-J turns [batch, sequence, heads, size]
+        counted = isinstance(shape[2], int)
+        swapped = counted and all(len(one) == 4 and _spans_heads(_swap(one), _swap(shape)) for one in tables)
+        match.facts["swapped"] = swapped
+        for table, one in zip((cos, sin), tables, strict=True):
+            match.require(swapped or _spans_heads(one, shape), f"a table is {one}", table)
         reason = _repeats(match.model, cos, sin, pairs=match.facts["interleaved"]) if twice else ""
         match.require(not reason, reason, cos)
 
@@ -104,11 +112,17 @@ class FuseRotary(Rule):
         facts = match.facts
         paired = int(facts["interleaved"])
         if whole is not None:
-            return op.RotaryEmbedding(whole, cos, sin, interleaved=paired, rotary_embedding_dim=facts["rotated"])
+            heads = op.Transpose(whole, perm=SWAPPED) if "swapped" in match.named else whole
+            turned = op.RotaryEmbedding(heads, cos, sin, interleaved=paired, rotary_embedding_dim=facts["rotated"])
+            return op.Transpose(turned, perm=SWAPPED) if "swapped" in match.named else turned
         cut = None
         if facts["twice"]:
             ends, step = (ENDLESS, 2) if paired else (facts["rotated"] // 2, 1)
             cut = [op.ints([n], name) for n, name in ((0, "from"), (ends, "to"), (-1, "axis"), (step, "step"))]
+        if facts["swapped"]:
+            tables = [_angles(op, table, cut, facts["heads"], heads_at=2) for table in (cos, sin)]
+            turned = op.RotaryEmbedding(op.Transpose(facts["heads"], perm=SWAPPED), *tables, interleaved=paired)
+            return op.Transpose(turned, perm=SWAPPED)
         tables = [_angles(op, table, cut, facts["heads"]) for table in (cos, sin)]
         return op.RotaryEmbedding(facts["heads"], *tables, interleaved=paired)
 
@@ -195,14 +209,22 @@ def _numbers(leaf: ir.Value, probe: Probe) -> Array:
     return np.indices(shape)[-2:].sum(axis=0) if shape else np.array(1)
 
 
-def _angles(op: Builder, table: ir.Value, cut: list[ir.Value] | None, heads: ir.Value) -> ir.Value:
+def _swap(shape: Sequence[Dim]) -> tuple[Dim, ...]:
+    """[batch, sequence, heads, size] <-> [batch, heads, sequence, size]."""
+    return tuple(shape[axis] for axis in SWAPPED)
+
+
+def _angles(
+    op: Builder, table: ir.Value, cut: list[ir.Value] | None, heads: ir.Value, *, heads_at: int = 1
+) -> ir.Value:
     """[batch, sequence, angles] of a table, cut when it has two entries per angle; a row for all becomes a row each."""
-    width, name, (batch, _, sequence, _) = rank(table) or 4, table.name, dims(heads) or (None,) * 4
+    width, name, shape = rank(table) or 4, table.name, dims(heads) or (None,) * 4
+    batch, sequence = shape[0], shape[3 - heads_at]
     for_all = width == 2 or (dims(table) or ())[0] != batch
     if cut is not None:
         table = op.Slice(table, *cut)
     if width == 4:
-        table = op.Squeeze(table, op.ints([1], f"heads_{name}"))
+        table = op.Squeeze(table, op.ints([heads_at], f"heads_{name}"))
     elif width == 2:
         table = op.Unsqueeze(table, op.ints([0], f"batch_{name}"))
     if not for_all or batch == 1:

@@ -33,6 +33,7 @@ class LowerNorm(Rule):
 
     name = "lower-norm"
     numerics = Reassociated(rtol=1e-6, atol=1e-6)
+    leaves_shared = True  # the session fuses no sum that others read
 
     def patterns(self, op: Ops, a: Pat, b: Pat, c: Pat, maybe_beta: Pat) -> Iterator[Pat]:
         """Three summands before two."""

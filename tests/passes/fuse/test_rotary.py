@@ -65,6 +65,7 @@ def constants(size: int, rotated: int) -> dict[str, Array]:
         "third": np.array([2]),
         "fourth": np.array([3]),
         "ones_and_three": np.array([1, 3]),
+        "two_and_three": np.array([2, 3]),
         "all_but_sequence": np.array([0, 1, 3]),
         "middle": np.array([rotated // 2]),
         "cut": np.array([rotated]),
@@ -422,3 +423,30 @@ def test_holds_back_when_an_inner_value_leaves() -> None:
 def test_holds_back_below_opset_23() -> None:
     outcome = run(LLAMA, opset=22, steps=("remove-no-ops", "fuse-rotary"))
     assert outcome.reasons == ["opset 22, needs 23"]
+
+
+TOKENS_FIRST = "h2 = Transpose<perm=[0, 2, 1, 3]>(h) t = Identity(h2)"
+TOKENS_FIRST_PART = "h2 = Transpose<perm=[0, 2, 1, 3]>(h) t = Slice(h2, nothing, cut, last_of_four)"
+TURNED_BACK = "y0 = Transpose<perm=[0, 2, 1, 3]>(z)"
+JOINED_BACK = (
+    "rest = Slice(h2, cut, end, last_of_four) y1 = Concat<axis=3>(z, rest) y0 = Transpose<perm=[0, 2, 1, 3]>(y1)"
+)
+BEHIND_TOKENS = GPTJ_TABLES.replace("ones_and_three", "two_and_three")
+
+
+@pytest.mark.parametrize("rotated", [8, 4])
+def test_heads_behind_the_tokens_are_turned_there(rotated: int) -> None:
+    """GPT-J turns [batch, sequence, heads, size] and transposes later."""
+    parts = (
+        (TOKENS_FIRST, EVEN_AND_ODD, TURN_PAIRS, ADD, TURNED_BACK)
+        if rotated == 8
+        else (TOKENS_FIRST_PART, EVEN_AND_ODD, TURN_PAIRS, ADD, JOINED_BACK)
+    )
+    assert BEHIND_TOKENS != GPTJ_TABLES
+    outcome = run(parts, BEHIND_TOKENS, rotated=rotated)
+    assert outcome.rolled_back == []
+    assert outcome.ops.count("RotaryEmbedding") == 1
+    assert outcome.attributes("RotaryEmbedding")["interleaved"] == 1
+    assert outcome.attributes("RotaryEmbedding").get("rotary_embedding_dim", 8) == rotated
+    assert outcome.ops.count("Concat") == 1  # that of the table
+    assert error_at(outcome, 2, 5, start=9) < 2e-6
