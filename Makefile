@@ -13,7 +13,7 @@ BIN  := $(VENV)/bin
 DONE := $(VENV)/.onnxopt-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup optimize test test-slow test-node lint format types check peers bench cost census catalogue build clean distclean
+.PHONY: help setup optimize test test-slow test-node lint format types check peers bench bench-decode cost census catalogue build clean distclean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,10 @@ bench: $(DONE) ## Run the peers side by side on MiniLM and write the table of th
 cost: $(DONE) ## Measure what optimizing costs beside OnnxSlim and onnxsim and write the table of the README
 	$(BIN)/python -m bench.cost
 	$(BIN)/python -m bench.cost --table README.md
+
+bench-decode: $(DONE) ## Run SmolLM2 beside onnxruntime-genai's own graph and write the table of the README
+	$(BIN)/python -m bench.decode
+	$(BIN)/python -m bench.decode --table README.md
 
 census: $(DONE) ## Take many architectures the whole road and write the table of the README (long)
 	$(BIN)/python -m tests.census.run

@@ -93,7 +93,7 @@ def prove(
         packed: the candidate keeps a row's real tokens at the front of its cache.
 
     Returns:
-        One record per case and output. Errors are relative to the largest magnitude of the output over all cases: a
+        One record per case and output; of the layers of a cache, the worst in each case. Errors are relative to the largest magnitude of the output over all cases: a
         single logit close to zero is no scale to measure by.
 
     Raises:
@@ -125,7 +125,26 @@ def prove(
                 where=loaded.name,
                 hint="nothing was written; run with --verbose to see each pass, or raise the budget with --budget",
             )
-    return records
+    return _without_layers(records, loaded.signature)
+
+
+def _without_layers(records: Sequence[ProofRecord], signature: Signature) -> list[ProofRecord]:
+    """Keep of each case's keys and values the worst alone: a decoder has two outputs for every layer."""
+    cache = Cache.of(signature)
+    if cache is None:
+        return list(records)
+    layers = {spec.name for spec in cache.outputs}
+    kept: list[ProofRecord] = []
+    for record in records:
+        last = kept[-1] if kept else None
+        same = (
+            last is not None and last.output in layers and (last.sizes, last.padding) == (record.sizes, record.padding)
+        )
+        if not same or record.output not in layers:
+            kept.append(record)
+        elif last is not None and record.worst_relative_error > last.worst_relative_error:
+            kept[-1] = record
+    return kept
 
 
 Answer = tuple[Case, Feeds, Feeds, Feeds]
