@@ -15,6 +15,7 @@ RECIPE = Recipe(
     title="GPT-2 language model",
     source="openai-community/gpt2",
     task="text-generation",
+    stand_in="gpt2-mini",
     architecture={
         "model_type": "gpt2",
         "vocab_size": 50257,

@@ -93,8 +93,8 @@ def prove(
         packed: the candidate keeps a row's real tokens at the front of its cache.
 
     Returns:
-        One record per case and output; of the layers of a cache, the worst in each case. Errors are relative to the largest magnitude of the output over all cases: a
-        single logit close to zero is no scale to measure by.
+        One record per case and output; of the layers of a cache, the worst in each case. Errors are relative to the
+        largest magnitude of the output over all cases: a single logit close to zero is no scale to measure by.
 
     Raises:
         ProofError: at the first output beyond the budget, with the case.

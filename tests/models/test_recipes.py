@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxopt.recipe import Recipe, all_recipes
+from onnxopt.recipe import Recipe, SampleFolder, SampleWheel, all_recipes
 from onnxopt.tasks import TASKS, infer_task, model_class, parse_task
 
 RECIPES = all_recipes()
@@ -19,7 +19,16 @@ def recipe(request: pytest.FixtureRequest) -> Recipe:
 
 
 def test_expected_recipes_are_there() -> None:
-    expected = {"minilm", "gpt2", "bert-base-uncased", "smollm2-135m", "distilbert-sst2", "roberta-base", "vit-base"}
+    expected = {
+        "minilm",
+        "gpt2",
+        "gpt2-mini",
+        "bert-base-uncased",
+        "smollm2-135m",
+        "distilbert-sst2",
+        "roberta-base",
+        "vit-base",
+    }
     assert expected <= set(RECIPES)
 
 
@@ -35,7 +44,10 @@ def test_recipe_is_complete(recipe: Recipe) -> None:
     assert recipe.task in TASKS
     assert recipe.title
     assert "\n" not in recipe.title
-    assert re.fullmatch(r"[\w.-]+/[\w.-]+", recipe.source)
+    if isinstance(recipe.sample, SampleFolder):
+        assert recipe.source == f"models/weights/{recipe.sample.name}"
+    else:
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+", recipe.source)
     assert recipe.expected
     assert set(recipe.expected) <= {"attention", "layer_norm", "rms_norm", "gelu"}
     assert recipe.workload.shapes
@@ -58,9 +70,21 @@ def test_architecture_builds_a_config_with_a_class_for_the_task(recipe: Recipe) 
 def test_sample_is_pinned_by_version_and_hash(recipe: Recipe) -> None:
     if recipe.sample is None:
         return
-    assert re.fullmatch(r"[a-z0-9-]+==[0-9.]+", recipe.sample.requirement)
-    for digest in (recipe.sample.sha256, recipe.sample.member_sha256):
+    digests = [recipe.sample.sha256]
+    if isinstance(recipe.sample, SampleWheel):
+        assert re.fullmatch(r"[a-z0-9-]+==[0-9.]+", recipe.sample.requirement)
+        digests.append(recipe.sample.member_sha256)
+    for digest in digests:
         assert re.fullmatch(r"[0-9a-f]{64}", digest)
+
+
+def test_a_stand_in_does_the_same_task_and_needs_no_hub(recipe: Recipe) -> None:
+    if not recipe.stand_in:
+        return
+    other = RECIPES[recipe.stand_in]
+    assert other.sample is not None
+    assert other.task == recipe.task
+    assert other.architecture["model_type"] == recipe.architecture["model_type"]
 
 
 @pytest.mark.parametrize(
