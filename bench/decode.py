@@ -127,8 +127,8 @@ def render(result: Mapping[str, Any]) -> str:
     machine, versions = result["machine"], result["versions"]
     caption = (
         f"SmolLM2-135M, float32, {machine['cores']} threads of {table.escape(str(machine['cpu']))}, onnxruntime "
-        f"{versions['onnxruntime']}, onnxruntime-genai {versions['onnxruntime-genai']}, cache in a shared buffer; medians "
-        f"of {len(result['seconds']['genai']['alone'])} starts and half the distance between their quartiles, "
+        f"{versions['onnxruntime']}, onnxruntime-genai {versions['onnxruntime-genai']}, cache in a shared buffer; "
+        f"medians of {len(result['seconds']['genai']['alone'])} starts and half the distance between their quartiles, "
         f"{str(result['created'])[:10]}, `make bench-decode`. Ours answers for the last position of a prompt, the "
         "builder's graph, as it makes it by default, for all."
     )

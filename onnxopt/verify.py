@@ -137,12 +137,9 @@ def _without_layers(records: Sequence[ProofRecord], signature: Signature) -> lis
     kept: list[ProofRecord] = []
     for record in records:
         last = kept[-1] if kept else None
-        same = (
-            last is not None and last.output in layers and (last.sizes, last.padding) == (record.sizes, record.padding)
-        )
-        if not same or record.output not in layers:
+        if last is None or last.output not in layers or record.output not in layers:
             kept.append(record)
-        elif last is not None and record.worst_relative_error > last.worst_relative_error:
+        elif record.worst_relative_error > last.worst_relative_error:
             kept[-1] = record
     return kept
 
