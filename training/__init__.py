@@ -1,0 +1,1 @@
+"""How the weights that this repository carries were made."""
