@@ -541,7 +541,7 @@ def choose_sampling(
     """Return how tokens are chosen, by the options of the command line.
 
     Args:
-        settings: content of generation_config.json, which counts with `sample` only.
+        settings: content of generation_config.json; without `sample` only its repetition penalty counts.
         sample: start from the checkpoint's own settings.
         temperature: 0 or None without `sample` is greedy.
         given: `top_k`, `top_p`, `min_p`, `repetition_penalty` and `seed`; None where nothing was said.
@@ -552,6 +552,8 @@ def choose_sampling(
     if sample:
         return Sampling.from_settings(settings, temperature=temperature, **given)
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if "repetition_penalty" not in chosen and settings.get("repetition_penalty"):
+        chosen["repetition_penalty"] = float(settings["repetition_penalty"])  # so does transformers
     pointless = [name for name in ("top_k", "top_p", "min_p") if name in chosen and not temperature]
     if pointless:
         option = pointless[0].replace("_", "-")

@@ -307,8 +307,11 @@ def test_prompts_come_from_one_place(tmp_path: Path) -> None:
 def test_sampling_is_chosen_by_what_was_said() -> None:
     file = {"temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.1}
     nothing: dict[str, float | None] = {"top_k": None, "top_p": None, "seed": None}
-    assert choose_sampling(file, sample=False, temperature=None, **nothing) == Sampling()
-    assert choose_sampling(file, sample=False, temperature=0.7, top_k=4) == Sampling(temperature=0.7, top_k=4)
+    assert choose_sampling(file, sample=False, temperature=None, **nothing) == Sampling(repetition_penalty=1.1)
+    assert choose_sampling({}, sample=False, temperature=None, **nothing) == Sampling()
+    assert choose_sampling(file, sample=False, temperature=None, repetition_penalty=1.0) == Sampling()
+    expected = Sampling(temperature=0.7, top_k=4, repetition_penalty=1.1)
+    assert choose_sampling(file, sample=False, temperature=0.7, top_k=4) == expected
     assert choose_sampling(file, sample=True, temperature=None, top_p=0.5) == Sampling(0.6, 0, 0.5, 0.0, 1.1)
     assert choose_sampling(file, sample=True, temperature=0.0).greedy
     with pytest.raises(InputError, match="--top-k means nothing to greedy"):

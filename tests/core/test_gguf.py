@@ -89,7 +89,7 @@ def test_gguf_file_is_exported_like_a_checkpoint(tmp_path: Path) -> None:
     assert {"config.json", "tokenizer.json"} <= {path.name for path in loaded.assets}
     ids = loaded.feeder.make({"batch": 1, "sequence": 12})["input_ids"]
     assert np.all((ids > 2) & (ids < 98))  # letters and the one merge, no made-up ids
-    assert len(loaded.proved_sizes) == 12
+    assert len(loaded.proved_sizes) == 15
 
 
 def test_gguf_is_converted_once_and_again_when_damaged(tmp_path: Path) -> None:
