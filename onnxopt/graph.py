@@ -358,6 +358,8 @@ class _Copier:
             tensor = value.const_value if value.const_value is not None else ir.convenience.get_const_tensor(value)
             if tensor is None:
                 raise ValueError(f"{value.name} is not a constant")
+            if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= SMALL_CONSTANT_BYTES:
+                tensor = ir.tensor(tensor.numpy())  # the cut-out model has no folder to find it in
             copied = constant_value(tensor, f"const_{len(self.constants)}")
             if self._feed_constants and tensor.nbytes > SMALL_CONSTANT_BYTES and tensor.dtype not in _NOT_FEEDABLE:
                 copied.const_value = None

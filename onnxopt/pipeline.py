@@ -100,6 +100,7 @@ LOWER: dict[Provider, tuple[str, ...]] = {
         "merge-reshapes",
         "remove-no-ops",
         "remove-unused",
+        "pack-cached-qkv",
         "lower-attention",
         "lower-group-norm",
         "lower-gelu",

@@ -308,7 +308,8 @@ class _Cut:
                 continue
             small = tensor.nbytes <= SMALL_CONSTANT_BYTES or value.is_graph_output()
             if small or tensor.dtype not in _FEEDABLE:
-                ir.serde.serialize_tensor_into(graph.initializer.add(), tensor)
+                inside = ir.tensor(tensor.numpy(), name=name) if isinstance(tensor, ir.ExternalTensor) else tensor
+                ir.serde.serialize_tensor_into(graph.initializer.add(), inside)
                 graph.initializer[-1].name = name
                 continue
             self.weights[name] = tensor.numpy()

@@ -16,8 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxopt.errors import InputError
 from onnxopt.graph_feeder import GraphFeeder, InputPlan, plan_input, role_of
 from onnxopt.imports import OrtReference, load_onnx
-from onnxopt.spec import PADDINGS, TensorSpec
+from onnxopt.pipeline import run_pipeline
+from onnxopt.spec import PADDINGS, Target, TensorSpec
 from tests.support.bad_models import good_model, save, write_good
+from tests.support.rules import parse
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 Dims = Sequence[int | str | None]
@@ -358,3 +360,23 @@ def test_feeds_have_the_declared_shapes_and_do_not_change(
     mask = feeds["attention_mask"]
     assert mask[0].all()
     assert mask.any(axis=1).all()
+
+
+def test_weights_beside_the_file_may_be_of_any_size(tmp_path: Path) -> None:
+    """Small ones too: what is cut out of the model and run has no folder to find them in."""
+    text = """
+    g (float[batch,sequence,8] x) => (float[batch,sequence,8] y) {
+      h = MatMul(x, w) half = Mul(h, point_five) scaled = Div(h, root) e = Erf(scaled) more = Add(e, one)
+      y = Mul(half, more)
+    }"""
+    weights = {
+        "w": np.eye(8, dtype=np.float32),
+        "point_five": np.array(0.5, np.float32),
+        "one": np.array(1, np.float32),
+    }
+    model = parse(text, {**weights, "root": np.array(2**0.5, np.float32)})
+    ir.save(model, tmp_path / "model.onnx", external_data="model.onnx.data", size_threshold_bytes=0)
+    loaded = load_onnx(tmp_path / "model.onnx")
+    ledger = run_pipeline(loaded, Target("portable"))
+    assert ledger.applied("fuse-gelu") == 1
+    assert [entry.rolled_back for entry in ledger.entries if entry.rolled_back] == []
