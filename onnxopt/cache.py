@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxopt.model import Array
 from onnxopt.spec import Signature, TensorSpec
@@ -138,6 +139,11 @@ def _with_axis(signature: Signature, old: str, new: str) -> Signature:
 CONTEXT_KEY = "onnxopt.context_length"  # in a graph's metadata: the most positions the model takes
 LAYOUT_KEY = "onnxopt.cache_layout"  # in a graph's metadata; a cache without it is aligned
 PACKED = "packed"  # a row's real tokens lie at the front of the cache, wherever its padding was among the inputs
+
+
+def keeps_packed(model: ir.Model) -> bool:
+    """Tell whether a graph keeps a row's real tokens at the front of its cache."""
+    return model.graph.metadata_props.get(LAYOUT_KEY) == PACKED
 
 
 def packed_rows(mask: Array) -> Array:

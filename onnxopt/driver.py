@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.cache import LAYOUT_KEY, PACKED
+from onnxopt.cache import keeps_packed
 from onnxopt.errors import PassAuthorError
 from onnxopt.expression import Expressions
 from onnxopt.graph import Region, difference, initializer_bytes, region, remove_dead, worst_error
@@ -359,7 +359,7 @@ class Driver:
             return outputs
         kept: Feeds = {}
         for name, array in outputs.items():
-            packed = model.graph.metadata_props.get(LAYOUT_KEY) == PACKED
+            packed = keeps_packed(model)
             rows = rows_that_matter(self.signature, observation.feeds, name, array, packed=packed)
             kept[name] = array if rows is None else array[rows]
         return kept

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,13 +172,16 @@ def remove_dead(nodes: Iterable[ir.Node]) -> int:
     return removed
 
 
-def ancestors(value: ir.Value, *, through_shape: bool = True) -> tuple[list[ir.Node], list[ir.Value]]:
-    """Return the nodes that compute a value, in topological order, and the non-constant values without a producer.
+def ancestors(
+    value: ir.Value, *, through_shape: bool = True, stop: Collection[ir.Value] = ()
+) -> tuple[list[ir.Node], list[ir.Value]]:
+    """Return the nodes that compute a value, in topological order, and the non-constant values that they start from.
 
     Args:
         value: where to start.
         through_shape: when False, the walk stops at Shape and Size nodes, which only read dimensions; they are in the
             list.
+        stop: values that count as starts although something computes them.
     """
     order: list[ir.Node] = []
     leaves: dict[ir.Value, None] = {}
@@ -187,7 +190,7 @@ def ancestors(value: ir.Value, *, through_shape: bool = True) -> tuple[list[ir.N
     while stack:
         current, expanded = stack.pop()
         node = current.producer()
-        if node is None:
+        if node is None or current in stop:
             if not is_constant(current):
                 leaves[current] = None
             continue

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, OutputFixPass, TopologicalSortPass
 
-from onnxopt.cache import CONTEXT_KEY, LAYOUT_KEY, PACKED, PAST, SEQUENCE, Cache, complete
+from onnxopt.cache import CONTEXT_KEY, PAST, SEQUENCE, Cache, complete, keeps_packed
 from onnxopt.driver import Driver
 from onnxopt.errors import InputError
 from onnxopt.graph import CONTRIB, attribute, is_op, opset
@@ -291,7 +291,7 @@ def run_pipeline(
             )
             for name in names:
                 generating.apply(get(name))
-            if model.graph.metadata_props.get(LAYOUT_KEY) == PACKED and _looks_through_windows(model):
+            if keeps_packed(model) and _looks_through_windows(model):
                 driver.ledger.notes.append(
                     "windows count real tokens: padding in the middle of a row, which torch counts, is not counted"
                 )

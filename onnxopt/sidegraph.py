@@ -46,10 +46,10 @@ class SideGraph:
         read: dict[ir.Value, None] = {}
         leaves: dict[ir.Value, None] = {}
         for value in values:
-            order, ends = _ancestors(value, stop, through_shape=True)
+            order, ends = ancestors(value, stop=stop)
             nodes.update(dict.fromkeys(order))
             leaves.update(dict.fromkeys(ends))
-            read.update(dict.fromkeys(_ancestors(value, stop, through_shape=False)[1]))
+            read.update(dict.fromkeys(ancestors(value, stop=stop, through_shape=False)[1]))
         self.nodes = tuple(nodes)
         self.leaves = tuple(leaves)
         self.read = tuple(read)
@@ -74,30 +74,6 @@ class SideGraph:
             kind = (leaf.dtype or ir.DataType.INT64).numpy()
             feeds[leaf] = given[leaf].astype(kind) if leaf in given else np.ones(_shape(leaf, sizes), kind)
         return self._runner.run(feeds)
-
-
-def _ancestors(
-    value: ir.Value, stop: tuple[ir.Value, ...], *, through_shape: bool
-) -> tuple[list[ir.Node], list[ir.Value]]:
-    if not stop:
-        return ancestors(value, through_shape=through_shape)
-    order, leaves = ancestors(value, through_shape=through_shape)
-    members = set(order)
-    wanted: dict[ir.Node, None] = {}
-    ends: dict[ir.Value, None] = {}
-    stack = [value]
-    while stack:
-        current = stack.pop()
-        node = current.producer()
-        if current in stop or node is None:
-            if not is_constant(current):
-                ends[current] = None
-        elif node not in wanted:
-            wanted[node] = None
-            if through_shape or node.op_type not in ("Shape", "Size"):
-                stack.extend(parent for parent in node.inputs if parent is not None)
-    del leaves
-    return [node for node in order if node in wanted and node in members], list(ends)
 
 
 def _shape(leaf: ir.Value, sizes: Mapping[str, int]) -> list[int]:

@@ -328,8 +328,7 @@ def _find_cache(network: Any) -> Cache | None:
 
 def _has_other_states(network: Any) -> bool:
     """Tell whether layers keep something else than keys and values, by what their config calls them."""
-    config = network.config.get_text_config() if hasattr(network.config, "get_text_config") else network.config
-    kinds = set(getattr(config, "layer_types", None) or ())
+    kinds = set(getattr(_configs(network.config)[-1], "layer_types", None) or ())
     return any("attention" not in kind or "linear" in kind for kind in kinds)
 
 

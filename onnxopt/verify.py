@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxopt.cache import LAYOUT_KEY, PACKED, PAST, SEQUENCE, Cache, complete
+from onnxopt.cache import PAST, SEQUENCE, Cache, complete, keeps_packed
 from onnxopt.errors import InputError, ProofError
 from onnxopt.graph import worst_error
 from onnxopt.imports import load_onnx
@@ -222,7 +222,7 @@ def _error(
 
 def is_packed(loaded: Loaded) -> bool:
     """Tell whether a graph keeps a row's real tokens at the front of its cache."""
-    return loaded.model.graph.metadata_props.get(LAYOUT_KEY) == PACKED
+    return keeps_packed(loaded.model)
 
 
 def case_text(sizes: Mapping[str, int], padding: Padding) -> str:

@@ -63,8 +63,7 @@ class FusePaddingMask(Rule):
             mask = found.values["mask"]
             few = mask is not None and has_few_ancestors(mask, LARGEST)
             members = ancestors(mask)[0] if mask is not None and few else []
-            if len(members) <= LARGEST:
-                found.nodes = (*((member, True) for member in members), *found.nodes)
+            found.nodes = (*((member, True) for member in members), *found.nodes)
             yield found
 
     def guard(self, match: Match, mask: ir.Value) -> None:

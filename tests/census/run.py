@@ -109,9 +109,9 @@ def census_of(one: Architecture, exporter: str, *, slim: bool = False, peer: boo
         started = time.perf_counter()
         exported = export(one, exporter, CACHE)
         record.export_seconds = time.perf_counter() - started
-        record.unproved = exported.unproved
+        record.unproved = _short(exported.unproved)
         if exported.unproved:  # the road would take another exporter
-            record.failed = f"proof of the axes: {exported.unproved[:300]}"
+            record.failed = f"proof of the axes: {_short(exported.unproved)}"
             return record
         with tempfile.TemporaryDirectory() as room:
             path = None
@@ -123,10 +123,15 @@ def census_of(one: Architecture, exporter: str, *, slim: bool = False, peer: boo
             stage = "optimize"
             _optimize(load(one, exported, path), record)
     except Exception as error:  # noqa: BLE001  the table says why
-        record.failed = f"{stage}: {' '.join(str(error).split())[:300] or type(error).__name__}"
+        record.failed = f"{stage}: {_short(str(error)) or type(error).__name__}"
         if os.environ.get("CENSUS_TRACE"):
             traceback.print_exc()
     return record
+
+
+def _short(reason: str) -> str:
+    """Return a message in one line, without where this checkout lies."""
+    return " ".join(reason.replace(f"{ROOT}/", "").split())[:300]
 
 
 def _run(command: Sequence[str]) -> None:

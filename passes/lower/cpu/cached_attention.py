@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.cache import CONTEXT_KEY, LAYOUT_KEY, PACKED, SEQUENCE, TOTAL
+from onnxopt.cache import CONTEXT_KEY, LAYOUT_KEY, PACKED, SEQUENCE, TOTAL, keeps_packed
 from onnxopt.graph import CONTRIB, ancestors, attribute, dims, integers, is_constant, is_op, number, rank, remove_dead
 from onnxopt.probe import ProbeError
 from onnxopt.rewrite import Builder, Pass, Reassociated, register
@@ -90,7 +90,7 @@ class LowerCachedAttention(Pass):
         """Lower every attention with a cache, or none: the layout of the cache is one for all. Return how many."""
         nodes = [node for node in model.graph if is_op(node, "Attention") and len(node.inputs) > 4]
         mask = next((value for value in model.graph.inputs if (dims(value) or ()) == ("batch", TOTAL)), None)
-        if not nodes or mask is None or model.graph.metadata_props.get(LAYOUT_KEY) == PACKED:
+        if not nodes or mask is None or keeps_packed(model):
             return 0
         blocks = [_block(model, node, mask) for node in nodes]
         for node, block in zip(nodes, blocks, strict=True):

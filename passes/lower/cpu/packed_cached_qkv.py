@@ -20,12 +20,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import onnx_ir as ir
 
-from onnxopt.graph import CONTRIB, attribute, constant, dims, integers
-from onnxopt.patterns import Ops, Pat, Var, either
-from onnxopt.patterns import constant as any_constant
+from onnxopt.graph import CONTRIB, attribute, dims, integers
+from onnxopt.passes.fuse.packed_qkv import one_product, projections, require_projections
+from onnxopt.patterns import Ops, Pat, Var
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
 
 OUTPUTS = 3  # y, present key, present value
@@ -45,13 +44,7 @@ class PackCachedQKV(Rule):
             for index in range(OUTPUTS)
         ]
         yield op.GroupQueryAttention(*parts, _domain=CONTRIB, _rest=True)
-
-        def projection(name: str) -> Pat:
-            product = op.MatMul(x, any_constant(f"w{name}"))
-            return either(op.Add(product, any_constant(f"b{name}")), product)
-
-        projections = [projection(name) for name in "qkv"]
-        yield op.GroupQueryAttention(*projections, _domain=CONTRIB, _rest=True)
+        yield op.GroupQueryAttention(*projections(op, x), _domain=CONTRIB, _rest=True)
 
     def guard(self, match: Match, x: ir.Value | None, packed: ir.Value | None) -> None:
         """The parts must be as wide as the heads say, in the kernel's order."""
@@ -66,26 +59,12 @@ class PackCachedQKV(Rule):
             match.require(sizes is None or list(sizes) == widths, f"the parts are {sizes} wide", packed)
             return
         match.require(len(dims(x) or ()) == OUTPUTS, "x is not [batch, sequence, width]", x)
-        for name in "qkv":
-            weight, bias = match.values[f"w{name}"], match.values.get(f"b{name}")
-            shape = dims(weight) or ()
-            match.require(len(shape) == 2, f"the weight of {name} is not a matrix", weight)
-            match.require(bias is None or dims(bias) == shape[1:], f"the bias of {name} is not a vector", bias)
-            match.require(weight is not None and len(weight.uses()) == 1, f"the weight of {name} is shared", weight)
+        require_projections(match)
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value | None, packed: ir.Value | None) -> tuple[ir.Value, ...]:
         """The kernel takes the rest as it was."""
         if packed is None:
-            weights = np.concatenate([match.array(f"w{name}") for name in "qkv"], axis=1)
-            packed = op.MatMul(x, op.constant(weights, "weight"))
-            biases = [constant(match.values.get(f"b{name}")) for name in "qkv"]
-            if any(bias is not None for bias in biases):
-                sizes = [match.array(f"w{name}").shape[1] for name in "qkv"]
-                filled = [
-                    np.zeros(size, weights.dtype) if bias is None else bias
-                    for bias, size in zip(biases, sizes, strict=True)
-                ]
-                packed = op.Add(packed, op.constant(np.concatenate(filled), "bias"))
+            packed = one_product(op, match, x)
         attributes = {name: attr.value for name, attr in match.root.attributes.items()}
         inputs = [packed, None, None, *match.root.inputs[3:]]
         return op.node("GroupQueryAttention", inputs, attributes, domain=CONTRIB, outputs=OUTPUTS)
