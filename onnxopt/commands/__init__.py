@@ -1,0 +1,1 @@
+"""The commands of the command line, a few to a file; each registers itself with `app`."""

@@ -1,0 +1,112 @@
+"""`onnxopt optimize`: the whole road."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onnxopt.commands.shared import (
+    BudgetOption,
+    ExporterName,
+    JsonOption,
+    LogitsName,
+    QuietOption,
+    TargetName,
+    TargetOption,
+    VerboseOption,
+    WeightsName,
+    WorkloadOption,
+    app,
+    configure_logging,
+    err_console,
+    out_console,
+    print_json,
+)
+
+
+@app.command(
+    epilog="Examples: `onnxopt optimize minilm` · `onnxopt optimize ./my-bert -o out/my-bert` · "
+    "`onnxopt optimize model.onnx -t portable`"
+)
+def optimize(
+    source: Annotated[
+        str, typer.Argument(help="Sample or recipe name, Hub id, local checkpoint folder, or .onnx file.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write; build/<name> when not given.")
+    ] = None,
+    target: TargetOption = TargetName.cpu,
+    workload: WorkloadOption = None,
+    budget: BudgetOption = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="transformers task, such as feature-extraction; found when not given.")
+    ] = None,
+    weights: Annotated[
+        WeightsName, typer.Option("--weights", help="random builds the architecture with made-up weights.")
+    ] = WeightsName.pretrained,
+    revision: Annotated[str | None, typer.Option("--revision", help="Hub branch, tag or commit.")] = None,
+    with_pooling: Annotated[
+        bool, typer.Option("--with-pooling/--no-pooling", help="Add the sentence embedding as an output.")
+    ] = True,
+    with_cache: Annotated[
+        bool, typer.Option("--cache/--no-cache", help="Let a language model keep keys and values of what it has seen.")
+    ] = True,
+    logits: Annotated[
+        LogitsName, typer.Option("--logits", help="With a cache: logits of the last position, or of all.")
+    ] = LogitsName.last,
+    exporter: Annotated[
+        ExporterName, typer.Option("--exporter", help="dynamo, TorchScript, or dynamo first.")
+    ] = ExporterName.auto,
+    measure: Annotated[bool, typer.Option("--measure/--no-measure", help="Time the model before and after.")] = True,
+    tune: Annotated[
+        bool, typer.Option("--tune/--no-tune", help="Measure alternative kernels on this machine, about a minute.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let Python code of the checkpoint run.")
+    ] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Take a model the whole road: load, canonicalize, fuse, lower, prove, measure, package."""
+    configure_logging(verbose=verbose)
+    from onnxopt.live import LiveView, print_summary
+    from onnxopt.road import optimize as run
+
+    if trust_remote_code:
+        err_console.print("warning: Python code of the checkpoint may run (--trust-remote-code)", style="yellow")
+    with LiveView(err_console, enabled=not (quiet or as_json)) as view:
+        artifact = run(
+            source,
+            out=out,
+            target=target.value,
+            workload=workload,
+            budget=budget,
+            task=task,
+            weights=weights.value,
+            revision=revision,
+            with_pooling=with_pooling,
+            with_cache=with_cache,
+            logits=logits.value,
+            exporter=exporter.value,
+            measure=measure,
+            tune=tune,
+            trust_remote_code=trust_remote_code,
+            progress=view.show,
+        )
+    if as_json:
+        measurements = artifact.measurements
+        print_json(
+            {
+                "path": str(artifact.path),
+                "manifest": json.loads(artifact.manifest.to_json()),
+                "measurements": json.loads(measurements.to_json()) if measurements else None,
+            }
+        )
+    elif quiet:
+        out_console.print(str(artifact.path), soft_wrap=True)
+    else:
+        print_summary(out_console, artifact)
