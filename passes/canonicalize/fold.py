@@ -25,6 +25,7 @@ import onnx_ir as ir
 from onnxscript.optimizer import fold_constants
 
 from onnxopt.graph import all_nodes, is_constant, is_op
+from onnxopt.linears import ORIGIN_KEY, origin
 from onnxopt.probe import release_pages
 from onnxopt.rewrite import Pass, Reassociated, register
 
@@ -57,9 +58,29 @@ class FoldConstants(Pass):
         """Fold; returns how many nodes are gone, those that became another node (an empty Cast, say) included."""
         before = set(all_nodes(model))
         sources = [value.const_value for value in model.graph.initializers.values()]
+        names = _origins(model)
         fold_constants(model, input_size_limit=LARGEST_BYTES, output_size_limit=LARGEST_BYTES, should_fold=_should_fold)
         _store_in_rows(model, sources)
+        for name, value in model.graph.initializers.items():
+            if name in names:
+                value.metadata_props.setdefault(ORIGIN_KEY, names[name])
         return len(before - set(all_nodes(model)))
+
+
+def _origins(model: ir.Model) -> dict[str, str]:
+    """Return for what could be folded the name in the checkpoint of the one large constant that it is made of."""
+    names: dict[str, str] = {}
+    for node in model.graph:
+        inputs = [value for value in node.inputs if value is not None]
+        large = [value for value in inputs if (value.name or "") in names or (is_constant(value) and _matrix(value))]
+        if len(large) == 1 and all(is_constant(value) or (value.name or "") in names for value in inputs):
+            found = names.get(large[0].name or "") or origin(large[0])
+            names.update((value.name, found) for value in node.outputs if value.name)
+    return names
+
+
+def _matrix(value: ir.Value) -> bool:
+    return value.const_value is not None and len(value.const_value.shape) >= 2
 
 
 def _store_in_rows(model: ir.Model, sources: Sequence[ir.TensorProtocol | None]) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxopt.graph import attribute, dims, rank
+from onnxopt.linears import name_after
 from onnxopt.patterns import FLOATS, Ops, Pat, constant, linear
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
 
@@ -65,8 +66,11 @@ class StoreWeightUntransposed(Rule):
         """A weight that others read as it is would be stored twice."""
         match.require(len(weight.uses()) == 1, "the weight is shared", weight)
 
-    def rewrite(self, op: Builder, match: Match, x: ir.Value, maybe_bias: ir.Value | None) -> ir.Value:
+    def rewrite(
+        self, op: Builder, match: Match, x: ir.Value, weight: ir.Value, maybe_bias: ir.Value | None
+    ) -> ir.Value:
         """Turn the constant."""
         node = match.root
         turned = op.constant(match.array("weight").T, "weight")
+        name_after(turned, [weight])
         return op.Gemm(x, turned, maybe_bias, alpha=attribute(node, "alpha"), beta=attribute(node, "beta"))

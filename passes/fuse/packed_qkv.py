@@ -23,6 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import Dim, constant, dims, rank
+from onnxopt.linears import name_after
 from onnxopt.patterns import Ops, Pat, either
 from onnxopt.patterns import constant as any_constant
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
@@ -77,7 +78,9 @@ def require_projections(match: Match) -> list[Dim]:
 def one_product(op: Builder, match: Match, x: ir.Value | None) -> ir.Value:
     """Concatenate the constants; a missing bias counts as zero."""
     weights = [match.array(f"w{name}") for name in "qkv"]
-    packed = op.MatMul(x, op.constant(np.concatenate(weights, axis=1), "weight"))
+    weight = op.constant(np.concatenate(weights, axis=1), "weight")
+    name_after(weight, [value for name in "qkv" if (value := match.values[f"w{name}"]) is not None])
+    packed = op.MatMul(x, weight)
     biases = [constant(match.values.get(f"b{name}")) for name in "qkv"]
     if all(bias is None for bias in biases):
         return packed

@@ -19,9 +19,11 @@ ROOT = Path(__file__).parents[2]
 # Rooms from the ground up: a module may import what stands in its own row or in a row above it.
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("spec", "usercache", "quiet", "runtime", "sampling", "textstream"),
+    ("spec", "qmath", "usercache", "quiet", "runtime", "sampling", "textstream"),
     ("model", "machine", "wire", "opset_rules"),
+    ("precision",),
     ("cache", "graph", "recipe", "ledger", "manifest", "rows"),
+    ("linears",),
     ("probe", "safety", "blocks"),
     ("expression", "sidegraph", "patterns", "registry", "observe", "graph_feeder", "opset"),
     ("rewrite", "repro"),
