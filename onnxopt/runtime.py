@@ -1,4 +1,4 @@
-"""What ONNX Runtime raises, and what it says, in words for a user; `Session` and `Generator` can be had here too."""
+"""What ONNX Runtime raises, and what it says, in words for a user; what runs artifacts can be had here too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ _STATUS = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _STATUS_MESSAGE = re.compile(r".*?Status Message: ")
 _SOURCE = re.compile(r"\S*/onnxruntime/core/\S+ \S.*?\) ")  # file and function of the runtime's own code
 
-_HOMES = {"Generator": "generator", "Session": "session"}  # they run artifacts, and stand on floors above this one
+_HOMES = {  # they run artifacts, and stand on floors above this one
+    "Batcher": "batcher",
+    "Buckets": "buckets",
+    "ContinuousBatcher": "continuous",
+    "Generator": "generator",
+    "Session": "session",
+    "placement": "placement",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onnxopt.errors import InputError
-from onnxopt.machine import runtime_package
-from onnxopt.spec import Provider, Target, TensorSpec
+from onnxopt.providers import (
+    Device,
+    Plan,
+    Wishes,
+    add_plugin,
+    engine_cache,
+    parse_device,
+    plan,
+    preload_cuda,
+)
+from onnxopt.spec import Provider, Target, TensorSpec, Workload
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     import onnxruntime
 
     from onnxopt.model import Array, Feeds
 from onnxopt.runtime import runtime_errors, runtime_line
 
-MODEL_NAME = "model.onnx"
-_NAME_A_MODEL = "name an artifact or an .onnx file"
+logger = logging.getLogger(__name__)
 
-# in order of preference; the CPU takes what a device cannot
-EXECUTION_PROVIDERS: Mapping[Provider, tuple[str, ...]] = {
-    "cpu": ("CPUExecutionProvider",),
-    "portable": ("CPUExecutionProvider",),
-    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
-    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
-}
+MODEL_NAME = "model.onnx"
 _FATAL = 4  # onnxruntime's severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal; errors reach us as exceptions
 
 _DTYPES = {
@@ -43,7 +46,14 @@ _DTYPES = {
 
 
 def open_session(
-    path: Path, *, target: Target, optimize: bool = True, threads: int | None = None
+    path: Path,
+    *,
+    target: Target,
+    optimize: bool = True,
+    threads: int | None = None,
+    chosen: Plan | None = None,
+    config: Mapping[str, str] | None = None,
+    profile: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """Open a model file.
 
@@ -52,6 +62,9 @@ def open_session(
         target: decides the execution provider and, without `threads`, the thread count.
         optimize: false switches off the runtime's own graph optimisations, as a reference must be run.
         threads: threads of one operator.
+        chosen: providers with options, when they are known already.
+        config: more session configuration entries.
+        profile: beginning of the name of a file for the times of all kernels.
 
     Returns:
         The runtime's session; it logs nothing and never falls back to another provider in silence.
@@ -64,41 +77,39 @@ def open_session(
     path = Path(path)
     if not path.is_file():
         raise InputError("no such model file", where=str(path))
-    providers = _installed(target.provider, onnxruntime.get_available_providers())
-    if target.provider in {"cuda", "tensorrt"} and hasattr(onnxruntime, "preload_dlls"):
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it misses; the session's own error says it too
-            onnxruntime.preload_dlls()  # CUDA and cuDNN out of their own wheels or torch's
+    chosen = chosen or plan(_device(target.provider), target.provider, onnxruntime.get_available_providers())
+    if chosen.device in {"cuda", "tensorrt"}:
+        preload_cuda()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
     options.intra_op_num_threads = target.threads if threads is None else threads
     options.inter_op_num_threads = 1
+    for key, value in {**chosen.config, **(config or {})}.items():
+        options.add_session_config_entry(key, value)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    first = add_plugin(options, chosen.plugin, chosen.device) if chosen.plugin else chosen.names[0]
+    given = {} if chosen.plugin else {"providers": [(name, dict(values)) for name, values in chosen.providers]}
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+        session = onnxruntime.InferenceSession(str(path), options, enable_fallback=0, **given)
     except runtime_errors() as error:
         raise InputError(
             f"onnxruntime {onnxruntime.__version__} cannot open it: {runtime_line(error)}", where=str(path)
         ) from error
-    if providers[0] not in session.get_providers():
+    if first not in session.get_providers():
         raise InputError(
-            f"{providers[0]} is installed but does not start on this machine",
-            where=f"target {target.provider}",
+            f"{first} is installed but does not start on this machine",
+            where=f"target {chosen.device}",
             hint="check the driver and the CUDA and cuDNN libraries, or use --target cpu",
         )
     return session
 
 
-def _installed(provider: Provider, available: Sequence[str]) -> list[str]:
-    wanted = EXECUTION_PROVIDERS[provider]
-    if wanted[0] in available:
-        return [name for name in wanted if name in available]
-    package = runtime_package() or "onnxruntime"
-    raise InputError(
-        f"the installed package {package} has no {wanted[0]}",
-        where=f"target {provider}",
-        hint=f"replace it: pip uninstall {package}, then pip install onnxruntime-gpu; or use --target cpu",
-    )
+def _device(provider: Provider) -> Device:
+    return "cpu" if provider == "portable" else provider
 
 
 class Session:
@@ -108,27 +119,71 @@ class Session:
         path: the model file.
         inputs: what it takes, in graph order.
         outputs: what it gives, in graph order.
+        plan: the providers it runs on, with their options, and what to know about them.
+        cuda_graph: whether runs are captured and replayed.
     """
 
     path: Path
+    plan: Plan
+    cuda_graph: bool
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    def __init__(self, path: str | Path, *, target: Target | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        target: Target | None = None,
+        threads: int | None = None,
+        device: Device | str | None = None,
+        workload: Workload | None = None,
+        cuda_graph: bool = False,
+        config: Mapping[str, str] | None = None,
+        profile: Path | None = None,
+    ) -> None:
         """Open a model.
 
         Args:
             path: an .onnx file, or an artifact folder (any folder that holds `model.onnx`).
             target: where to run; the default is the artifact's own target, and the CPU for a plain file.
             threads: threads of one operator; the default is what this process may use.
+            device: where to run, instead of `target`: `auto` (the artifact's own target, else the CPU with a note),
+                `cpu`, `cuda`, `tensorrt`, or a plugin: `openvino`, `tensorrt-rtx`.
+            workload: request shapes that TensorRT builds for; the default is the artifact's own.
+            cuda_graph: capture each fixed shape once and replay it; for `onnxopt.buckets`.
+            config: session configuration entries of onnxruntime.
+            profile: beginning of the name of a file that gets the times of all kernels, written by `end_profile`.
 
         Raises:
             InputError: when there is no such model or it cannot be opened here.
         """
+        import onnxruntime
+
         path = Path(path)
         self.path = model_file(path)
-        chosen = target or _target_of(path)
-        self._session = open_session(self.path, target=chosen, threads=threads)
+        made_for, known = _made_for(path)
+        chosen = target or made_for
+        wanted = _device(chosen.provider) if device is None else parse_device(device)
+        available = onnxruntime.get_available_providers()
+        wishes = Wishes(workload=workload or known, cuda_graph=cuda_graph)
+        if "tensorrt" in {wanted, chosen.provider} and "TensorrtExecutionProvider" in available:
+            wishes = replace(wishes, inputs=_inputs_of(self.path), cache=engine_cache(self.path))
+        self.plan = plan(wanted, chosen.provider, available, wishes)
+        try:
+            self._session = open_session(
+                self.path, target=chosen, threads=threads, chosen=self.plan, config=config, profile=profile
+            )
+        except InputError as error:
+            if wanted != "auto" or self.plan.device == "cpu":
+                raise
+            note = f"runs on the CPU, not on {self.plan.device} for which it was made: {error.what}"
+            self.plan = replace(plan("cpu", "cpu", available), notes=(note,))
+            self._session = open_session(
+                self.path, target=chosen, threads=threads, chosen=self.plan, config=config, profile=profile
+            )
+        self.cuda_graph = cuda_graph and self.device == "cuda"
+        for note in self.plan.notes:
+            logger.warning("%s: %s", self.path, note)
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
 
@@ -145,7 +200,7 @@ class Session:
         Raises:
             InputError: when a name, dtype or shape does not fit, or the runtime fails.
         """
-        self._check(feeds)
+        self.check(feeds)
         known = [spec.name for spec in self.outputs]
         names = known if outputs is None else list(outputs)
         for name in names:
@@ -162,23 +217,45 @@ class Session:
         """Return a fresh set of bound inputs and outputs, for `run_bound`."""
         return self._session.io_binding()
 
-    def run_bound(self, binding: onnxruntime.IOBinding) -> None:
+    @property
+    def providers(self) -> list[str]:
+        """Names of onnxruntime's providers that the session runs on, in order of preference."""
+        return list(self._session.get_providers())
+
+    def run_bound(self, binding: onnxruntime.IOBinding, *, graph: int | None = None) -> None:
         """Run the model once on bound inputs, into bound outputs.
+
+        Args:
+            binding: inputs and outputs.
+            graph: number of the CUDA graph to capture or replay, from 1, in a session with `cuda_graph`.
 
         Raises:
             InputError: when the runtime fails.
         """
         try:
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, _graph_options(graph))
         except runtime_errors() as error:
             raise InputError(f"onnxruntime failed: {runtime_line(error)}", where=str(self.path)) from error
 
     @property
     def device(self) -> str:
         """Where the provider keeps its tensors, as onnxruntime names it: `cpu` or `cuda`."""
-        return "cpu" if self._session.get_providers()[0] == "CPUExecutionProvider" else "cuda"
+        return "cuda" if self.plan.device in {"cuda", "tensorrt"} else "cpu"
 
-    def _check(self, feeds: Mapping[str, Array]) -> None:
+    def end_profile(self) -> Path:
+        """Stop profiling and return the file that was written; for a session with `profile`."""
+        return Path(self._session.end_profiling())
+
+    def assignment(self) -> list[onnxruntime.OrtEpAssignedSubgraph]:
+        """Return what each provider took, for a session whose `config` asked onnxruntime to record it."""
+        return list(self._session.get_provider_graph_assignment_info())
+
+    def check(self, feeds: Mapping[str, Array]) -> None:
+        """Make sure that inputs have the names, dtypes and shapes that the model takes.
+
+        Raises:
+            InputError: when one has not.
+        """
         names = [spec.name for spec in self.inputs]
         unknown = [name for name in feeds if name not in names]
         missing = [name for name in names if name not in feeds]
@@ -220,12 +297,41 @@ def model_file(path: Path) -> Path:
     return path
 
 
-def _target_of(path: Path) -> Target:
+def _made_for(path: Path) -> tuple[Target, Workload | None]:
+    """Return where an artifact is meant to run and for which shapes; the CPU for a plain file."""
     from onnxopt.manifest import MANIFEST_NAME, Manifest
 
     if path.is_dir() and (path / MANIFEST_NAME).is_file():
-        return Target(Manifest.read(path).target.provider)
-    return Target()
+        manifest = Manifest.read(path)
+        return Target(manifest.target.provider), manifest.workload
+    return Target(), None
+
+
+def _inputs_of(model: Path) -> tuple[TensorSpec, ...]:
+    """Return the inputs of a model file, whose names are wanted before a session can be opened."""
+    import onnx_ir as ir
+
+    try:
+        values = ir.load(model).graph.inputs  # weights beside the file stay there
+    except Exception as error:
+        raise InputError(f"cannot be read ({error})", where=str(model)) from error
+    return tuple(_input(value) for value in values)
+
+
+def _input(value: ir.Value) -> TensorSpec:
+    axes = () if value.shape is None else tuple(axis if isinstance(axis, int) else axis.value for axis in value.shape)
+    dtype = "" if value.dtype is None else value.dtype.numpy().name
+    return TensorSpec(value.name or "", dtype, tuple("?" if axis is None else axis for axis in axes))
+
+
+def _graph_options(number: int | None) -> onnxruntime.RunOptions | None:
+    if number is None:
+        return None
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(number))
+    return options
 
 
 def _spec(node: onnxruntime.NodeArg) -> TensorSpec:

@@ -6,7 +6,7 @@ Nothing here imports another onnxopt module except `errors`.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -57,14 +57,46 @@ def available_threads() -> int:
     """Return how many CPU threads this process may use: the smaller of its affinity mask and its cgroup's quota."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else (os.cpu_count() or 1)
-    quota = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: "<quota> <period>" in microseconds, or "max <period>"
+    quota = cgroup_quota(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
+    return max(1, cores if quota is None else min(cores, int(quota)))
+
+
+def cgroup_quota(root: Path, membership: Path) -> float | None:
+    """Return how many cores the cgroups of this process allow, the smallest over its own and all above it.
+
+    Args:
+        root: where the cgroup file system is mounted.
+        membership: the file `/proc/self/cgroup`: lines of `id:controllers:path`, no controllers in version 2.
+
+    Returns:
+        Quota divided by period; None when nothing limits them.
+    """
+    found: list[float] = []
+    for line in _text(membership).splitlines() or ["0::/"]:
+        _, _, rest = line.partition(":")
+        controllers, _, inner = rest.partition(":")
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        base = root / controllers if controllers else root
+        place = base / inner.strip("/")
+        # in a container the path may be the host's; then only the mount itself is there
+        folders = [folder for folder in (place, *place.parents) if folder == base or base in folder.parents]
+        for folder in dict.fromkeys(folders):
+            # version 2: "<quota> <period>" in microseconds, or "max <period>"; version 1: a file each, -1 for none
+            words = _text(folder / "cpu.max").split() or [
+                _text(folder / "cpu.cfs_quota_us").strip(),
+                _text(folder / "cpu.cfs_period_us").strip(),
+            ]
+            if len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]):
+                found.append(int(words[0]) / int(words[1]))
+    return min(found, default=None)
+
+
+def _text(path: Path) -> str:
     try:
-        limit, period = quota.read_text(encoding="ascii").split()
-        if limit != "max":
-            cores = min(cores, max(1, int(limit) // int(period)))
+        return path.read_text(encoding="ascii")
     except (OSError, ValueError):
-        pass
-    return max(1, cores)
+        return ""
 
 
 @dataclass(frozen=True)
@@ -117,6 +149,35 @@ class Workload:
         shapes = tuple(_parse_shape(shape) for shape, _, _ in parts)
         fills = tuple(_parse_fill(fill) if mark else 1.0 for _, mark, fill in parts)
         return cls(shapes, fills if any(fill < 1.0 for fill in fills) else ())
+
+    @classmethod
+    def of_lengths(cls, lengths: Mapping[int, int], batches: Sequence[int] = (1,)) -> Workload:
+        """Return the request shapes of a histogram of lengths.
+
+        Args:
+            lengths: how often each sequence length was asked for.
+            batches: how many rows run together.
+
+        Returns:
+            Each batch with the smallest length, the quartiles and the largest, so that ranges and medians of the
+            shapes are those of the requests.
+
+        Raises:
+            InputError: when there is no length.
+        """
+        ordered = sorted(length for length, count in lengths.items() if count > 0)
+        total = sum(count for count in lengths.values() if count > 0)
+        if not ordered or ordered[0] < 1 or not batches:
+            raise InputError("the histogram of lengths is empty or has a length below 1")
+        picks: list[int] = []
+        for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+            seen = 0
+            for length in ordered:
+                seen += lengths[length]
+                if seen >= share * total and seen:
+                    picks.append(length)
+                    break
+        return cls(tuple({"batch": batch, "sequence": length} for batch in batches for length in picks))
 
     def __str__(self) -> str:
         return ", ".join(self.label(index) for index in range(len(self.shapes)))

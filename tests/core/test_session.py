@@ -137,8 +137,8 @@ def test_a_provider_that_does_not_start_is_not_replaced_in_silence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class CpuOnly:
-        def __init__(self, path: str, options: object, *, providers: Sequence[str], enable_fallback: int) -> None:
-            assert providers == ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        def __init__(self, path: str, options: object, *, providers: Sequence[Any], enable_fallback: int) -> None:
+            assert [name for name, _ in providers] == ["CUDAExecutionProvider", "CPUExecutionProvider"]
             assert enable_fallback == 0
 
         def get_providers(self) -> list[str]:

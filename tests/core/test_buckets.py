@@ -1,0 +1,100 @@
+"""Fixed shapes: a request is padded to the smallest bucket, and its part comes back as it would alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+from onnxopt.errors import InputError
+from onnxopt.model import Feeds
+from onnxopt.padding import Filler
+from onnxopt.runtime import Buckets, Session
+
+# the mean of the embeddings that the mask keeps, and the embeddings
+MODEL = """
+<ir_version: 10, opset_import: ["" : 20]>
+pool (int64[batch, sequence] input_ids, int64[batch, sequence] attention_mask)
+    => (float[batch, 2] mean, float[batch, sequence, 2] tokens)
+<float[5, 2] table = {9, 9, 1, 2, 3, 4, 5, 6, 7, 8}, int64[1] one = {1}, int64[1] two = {2}>
+{
+    mask = Cast<to = 1>(attention_mask)
+    wide = Unsqueeze(mask, two)
+    tokens = Gather(table, input_ids)
+    kept = Mul(tokens, wide)
+    sum = ReduceSum<keepdims = 0>(kept, one)
+    count = ReduceSum<keepdims = 1>(mask, one)
+    mean = Div(sum, count)
+}
+"""
+BUCKETS = ({"batch": 1, "sequence": 4}, {"batch": 4, "sequence": 8})
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    onnx.save(onnx.parser.parse_model(MODEL), tmp_path / "model.onnx")
+    return Session(tmp_path)
+
+
+def feeds(rows: int, length: int) -> Feeds:
+    ids = np.arange(rows * length).reshape(rows, length) % 4 + 1
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (2, 3), (4, 8), (3, 5)])
+def test_a_request_in_a_bucket_is_answered_as_alone(session: Session, shape: tuple[int, int]) -> None:
+    buckets = Buckets(session, BUCKETS)
+    for _ in range(2):  # the second time the buffers hold what was there
+        found, alone = buckets.run(feeds(*shape)), session.run(feeds(*shape))
+        for name, expected in alone.items():
+            np.testing.assert_array_equal(expected, found[name])
+
+
+def test_buffers_stay_and_an_older_answer_is_not_overwritten(session: Session) -> None:
+    buckets = Buckets(session, BUCKETS)
+    first = buckets.run(feeds(1, 2))
+    kept = {name: array.copy() for name, array in first.items()}
+    bound = buckets._bound[0]
+    buckets.run(feeds(1, 4))
+    assert buckets._bound[0] is bound
+    for name, array in kept.items():
+        np.testing.assert_array_equal(array, first[name])
+
+
+def test_every_bucket_has_a_graph_of_its_own(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[int | None] = []
+    run = session.run_bound
+    monkeypatch.setattr(session, "run_bound", lambda binding, graph=None: (graphs.append(graph), run(binding)))
+    session.cuda_graph = True
+    buckets = Buckets(session, BUCKETS)
+    for shape in ((1, 1), (2, 2), (1, 3)):
+        buckets.run(feeds(*shape))
+    assert graphs == [1, 2, 1]
+
+
+def test_what_no_bucket_holds_is_said(session: Session) -> None:
+    with pytest.raises(InputError, match="no bucket holds batch 1, sequence 9; add a larger one"):
+        Buckets(session, BUCKETS).run(feeds(1, 9))
+    with pytest.raises(InputError, match="the axis 'sequence' has no size in the bucket"):
+        Buckets(session, [{"batch": 1}])
+    with pytest.raises(InputError, match="there is no bucket"):
+        Buckets(session, [])
+
+
+def test_a_model_without_a_mask_is_not_padded(session: Session) -> None:
+    filler = Filler(session.inputs[:1], session.outputs[:1])
+    assert (filler.batch, filler.length) == ("batch", "")
+    with pytest.raises(InputError, match="the axis 'sequence' of input 'input_ids' cannot be padded"):
+        filler.fill({"input_ids": np.ones((1, 2), np.int64)}, {"batch": 1, "sequence": 3})
+
+
+def test_padding_goes_to_the_side_that_was_asked_for(session: Session) -> None:
+    filler = Filler(session.inputs, session.outputs, pad=3, left=True)
+    filled = filler.fill(feeds(1, 2), {"batch": 2, "sequence": 4})
+    assert filled["input_ids"].tolist() == [[3, 3, 1, 2], [3, 3, 1, 2]]
+    assert filled["attention_mask"].tolist() == [[0, 0, 1, 1], [0, 0, 1, 1]]
+    cut = filler.cut(session.run(filled), {"batch": 1, "sequence": 2}, start=1)
+    np.testing.assert_array_equal(session.run(feeds(1, 2))["tokens"], cut["tokens"])
