@@ -139,6 +139,17 @@ def load_torch(
     return model
 
 
+def load_network(checkpoint: Checkpoint, config: Any, task: Task) -> Any:
+    """Load a checkpoint in float32 as transformers' own module, for inference; parts it lacks are as drawn.
+
+    Raises:
+        InputError: when the weights are broken or of another architecture.
+    """
+    kind = model_class(config, task, where=checkpoint.source.text)
+    with quiet():
+        return _build(checkpoint, config, kind)[0].eval()
+
+
 def _build(checkpoint: Checkpoint, config: Any, kind: Any) -> tuple[Any, list[str]]:
     """Return the network and the names of parameters that the checkpoint does not have."""
     import torch

@@ -41,6 +41,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("continuous", "clients"),
     ("serve",),
     ("report",),
+    ("prune", "distill"),
     ("road",),
     ("catalogue", "live"),
     ("commands",),

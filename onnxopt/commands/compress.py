@@ -1,0 +1,138 @@
+"""`onnxopt distill`: make models smaller and teach them what they lost."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from onnxopt.commands.shared import (
+    JsonOption,
+    QuietOption,
+    VerboseOption,
+    app,
+    configure_logging,
+    err_console,
+    out_console,
+    print_json,
+)
+from onnxopt.errors import InputError
+
+
+class ScheduleName(str, Enum):
+    """How the learning rate falls."""
+
+    cosine = "cosine"
+    linear = "linear"
+    constant = "constant"
+
+
+class MixedName(str, Enum):
+    """What to multiply in."""
+
+    no = "no"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+@app.command(
+    epilog='Examples: `onnxopt distill minilm --student "layers=3" -o build/minilm-3` · '
+    '`onnxopt distill gpt2-mini --student "ffn=25%" --steps 200 -o build/gpt2-small` · '
+    "`onnxopt distill smollm2-135m --student ./mine --data texts.jsonl --processes 2 -o build/mine`"
+)
+def distill(
+    teacher: Annotated[str, typer.Argument(help="Sample or recipe name, Hub id, or checkpoint folder.")],
+    student: Annotated[
+        str, typer.Option("--student", help='"layers=6" (how many stay), "ffn=25%" (how much goes), or a folder.')
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Checkpoint folder to write.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", help="Text file, .jsonl with text and label, or builtin; may be repeated."),
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Weight updates.")] = 200,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Rows of an update, over all processes.")] = 16,
+    length: Annotated[int, typer.Option("--length", min=2, help="Tokens of a row.")] = 128,
+    accumulate: Annotated[int, typer.Option("--accumulate", min=1, help="Pieces that an update is cut into.")] = 1,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", help="The highest one.")] = 5e-4,
+    schedule: Annotated[ScheduleName, typer.Option("--schedule", help="How it falls.")] = ScheduleName.cosine,
+    loss: Annotated[
+        list[str] | None,
+        typer.Option("--loss", help="logits, hidden, embedding or task, with a weight: hidden=0.5; may be repeated."),
+    ] = None,
+    temperature: Annotated[float, typer.Option("--temperature", help="Softens the distributions.")] = 2.0,
+    top_k: Annotated[int, typer.Option("--top-k", min=0, help="Teacher's logits that count one by one; 0: all.")] = 0,
+    mixed_precision: Annotated[MixedName, typer.Option("--mixed-precision", help="Multiply in it.")] = MixedName.no,
+    evaluate_every: Annotated[int, typer.Option("--evaluate-every", min=0, help="Updates between looks.")] = 0,
+    patience: Annotated[int, typer.Option("--patience", min=0, help="Stop after so many looks without gain.")] = 0,
+    save_every: Annotated[int, typer.Option("--save-every", min=0, help="Updates between saved states.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved state.")] = False,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Processes that accelerate starts here.")] = 1,
+    job: Annotated[
+        Path | None,
+        typer.Option("--write-job", help="Write the job for `accelerate launch -m onnxopt.distill.worker` and stop."),
+    ] = None,
+    task: Annotated[str, typer.Option("--task", help="transformers task; found when not given.")] = "",
+    seed: Annotated[int, typer.Option("--seed", help="Same seed, same student.")] = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Teach a small model what a large one does; the result is a checkpoint for `optimize`."""
+    configure_logging(verbose=verbose)
+    from onnxopt.distill.run import distill as run
+    from onnxopt.distill.run import write_job
+    from onnxopt.distill.settings import Settings
+    from onnxopt.live import LiveView
+
+    options: dict[str, Any] = {
+        "data": tuple(data or ("builtin",)),
+        "steps": steps,
+        "batch": batch,
+        "length": length,
+        "accumulate": accumulate,
+        "learning_rate": learning_rate,
+        "schedule": schedule.value,
+        "losses": dict(_weighted(one) for one in loss or ()),
+        "temperature": temperature,
+        "top_k": top_k,
+        "mixed_precision": mixed_precision.value,
+        "evaluate_every": evaluate_every,
+        "patience": patience,
+        "save_every": save_every,
+        "task": task,
+        "seed": seed,
+    }
+    if job is not None:
+        write_job(Settings.made(teacher=teacher, student=student, **options), out, job)
+        out_console.print(str(job), soft_wrap=True)
+        return
+    with LiveView(err_console, enabled=not (quiet or as_json)) as view:
+        record = run(
+            teacher,
+            out,
+            student=student,
+            processes=processes,
+            resume=resume,
+            say=lambda step: view.say("distill", step),
+            **options,
+        )
+    if as_json:
+        print_json({"path": str(out), "distillation": json.loads(record.to_json())})
+    elif quiet:
+        out_console.print(str(out), soft_wrap=True)
+    else:
+        for line in record.lines():
+            out_console.print(line, markup=False, soft_wrap=True)
+        out_console.print(f"checkpoint    {out}", markup=False, soft_wrap=True)
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    name, mark, weight = text.partition("=")
+    try:
+        return name.strip(), float(weight) if mark else 1.0
+    except ValueError as error:
+        raise InputError(f"cannot read {text!r}", where="--loss", hint="write hidden or hidden=0.5") from error

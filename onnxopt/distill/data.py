@@ -1,0 +1,192 @@
+"""Rows of tokens to learn from: running text in blocks, or one text a row, with labels where a file has them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxopt.errors import InputError
+from onnxopt.model import Array
+from onnxopt.perplexity import BUILTIN, read_text
+from onnxopt.textinput import open_tokenizer
+
+_MAX_BYTES = 1 << 30
+_IGNORED = -100  # how torch's cross entropy spells a position that does not count
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tokenized rows of one width.
+
+    Attributes:
+        ids: int64 [rows, length], padded on the right.
+        mask: int64 [rows, length], 1 where there is a token.
+        labels: int64 [rows], or None.
+    """
+
+    ids: Array
+    mask: Array
+    labels: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, index: Array) -> Rows:
+        """Return some rows, cut to the longest of them."""
+        width = max(1, int(self.mask[index].sum(axis=1).max(initial=1)))
+        labels = None if self.labels is None else self.labels[index]
+        return Rows(self.ids[index, :width], self.mask[index, :width], labels)
+
+    def split(self, share: float) -> tuple[Rows, Rows]:
+        """Return rows to learn from and rows held out, which lie evenly among the others."""
+        held = max(1, round(len(self) * share))
+        if held >= len(self):
+            raise InputError(f"the data give {len(self)} rows", hint="give more text, or shorter rows (--length)")
+        places = np.unique(np.linspace(0, len(self) - 1, held).round().astype(np.int64))
+        others = np.setdiff1d(np.arange(len(self)), places)
+        return self.take_whole(others), self.take_whole(places)
+
+    def take_whole(self, index: Array) -> Rows:
+        """Return some rows at full width."""
+        return Rows(self.ids[index], self.mask[index], None if self.labels is None else self.labels[index])
+
+    @property
+    def tokens(self) -> int:
+        """How many real tokens there are."""
+        return int(self.mask.sum())
+
+
+@dataclass
+class Order:
+    """The rows of every update: each epoch a new order, drawn from the seed alone."""
+
+    rows: int
+    batch_size: int
+    seed: int
+
+    def batch(self, number: int) -> Array:
+        """Return int64 [batch], the rows of update `number`, counted from 0."""
+        start = number * self.batch_size
+        places = np.arange(start, start + self.batch_size)
+        return np.array([self._epoch(int(place) // self.rows)[int(place) % self.rows] for place in places])
+
+    def _epoch(self, epoch: int) -> Array:
+        known = self.__dict__.setdefault("known", {})
+        if epoch not in known:
+            known.clear()
+            known[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+        found: Array = known[epoch]
+        return found
+
+
+def read_rows(data: Sequence[str], folder: Path, *, length: int, running: bool, pad: int, most: int = 0) -> Rows:
+    """Read texts and tokenize them.
+
+    Args:
+        data: `builtin`, text files (a line or paragraph each is one text), or .jsonl files with `text` and perhaps
+            `label`.
+        folder: has tokenizer.json.
+        length: tokens of a row.
+        running: join all texts and cut them into full rows, as a language model reads; else one text a row.
+        pad: id at padded positions.
+        most: rows at most; 0 for all.
+
+    Raises:
+        InputError: when a file cannot be read or gives no rows.
+    """
+    tokenizer = open_tokenizer(folder)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    texts, labels = _texts(data, whole=running)
+    if running:
+        end = _end(folder, tokenizer)
+        stream: list[int] = []
+        for encoding in tokenizer.encode_batch(texts, add_special_tokens=False):
+            stream += [*encoding.ids, *end]
+            if most and len(stream) >= most * length:
+                break
+        count = min(len(stream) // length, most or len(stream))
+        if count < 2:
+            raise InputError(f"the data give {len(stream)} tokens", where=", ".join(data), hint="give more text")
+        ids = np.array(stream[: count * length], np.int64).reshape(count, length)
+        return Rows(ids, np.ones_like(ids))
+    tokenizer.enable_truncation(length)
+    found = [encoding.ids for encoding in tokenizer.encode_batch(texts[: most or None])]
+    kept = [index for index, ids in enumerate(found) if ids]
+    if len(kept) < 2:
+        raise InputError(f"the data give {len(kept)} texts", where=", ".join(data), hint="give more, one a line")
+    ids = np.full((len(kept), length), pad, np.int64)
+    mask = np.zeros((len(kept), length), np.int64)
+    for row, index in enumerate(kept):
+        ids[row, : len(found[index])] = found[index]
+        mask[row, : len(found[index])] = 1
+    return Rows(ids, mask, None if labels is None else np.array([labels[index] for index in kept], np.int64))
+
+
+def next_tokens(ids: Array, mask: Array) -> Array:
+    """Return what a language model should say at each position: int64 like `ids`, -100 where nothing follows."""
+    wanted = np.full_like(ids, _IGNORED)
+    wanted[:, :-1] = np.where(mask[:, 1:] == 1, ids[:, 1:], _IGNORED)
+    return wanted
+
+
+def _texts(data: Sequence[str], *, whole: bool) -> tuple[list[str], list[int] | None]:
+    texts: list[str] = []
+    labels: list[int] = []
+    for name in data:
+        for text, label in _of_one(name, whole=whole):
+            texts.append(text)
+            if label is not None:
+                labels.append(label)
+    if labels and len(labels) != len(texts):
+        raise InputError(f"{len(labels)} of {len(texts)} texts have a label", where=", ".join(data))
+    return texts, labels or None
+
+
+def _of_one(name: str, *, whole: bool) -> Iterator[tuple[str, int | None]]:
+    path = Path(name).expanduser()
+    if name == BUILTIN or path.suffix not in (".jsonl", ".ndjson"):
+        text = read_text(BUILTIN if name == BUILTIN else path)
+        yield from ((part, None) for part in ([text] if whole else _paragraphs(text)))
+        return
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise InputError(f"is larger than {_MAX_BYTES} bytes", where=name)
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot be read ({error})", where=name) from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield _row(line, f"{name}:{number}")
+
+
+def _row(line: str, where: str) -> tuple[str, int | None]:
+    try:
+        content: Any = json.loads(line)
+        text, label = content["text"], content.get("label")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InputError('is not {"text": "...", "label": 0}', where=where) from error
+    if not isinstance(text, str) or not (label is None or isinstance(label, int)):
+        raise InputError("text must be a string and label a whole number", where=where)
+    return text, label
+
+
+def _paragraphs(text: str) -> list[str]:
+    """Return the texts of a file: its paragraphs, or its lines when it has no empty ones."""
+    parts = text.split("\n\n") if "\n\n" in text else text.split("\n")
+    joined = (" ".join(part.split()) for part in parts)
+    return [part for part in joined if len(part) > 1]
+
+
+def _end(folder: Path, tokenizer: Any) -> list[int]:
+    """Return the id that ends a text, if the checkpoint names one."""
+    from onnxopt.textinput import read_settings, token_text
+
+    named = token_text(read_settings(folder, "tokenizer_config.json").get("eos_token"))
+    found = tokenizer.token_to_id(named) if named else None
+    return [] if found is None else [int(found)]

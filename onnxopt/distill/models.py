@@ -1,0 +1,175 @@
+"""Teacher and student behind one face, and the module that turns both into losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxopt.checkpoint import Checkpoint, load_config, read_checkpoint
+from onnxopt.distill.settings import Settings
+from onnxopt.errors import InputError
+from onnxopt.pooling import build_head, read_pooling
+from onnxopt.source import resolve
+from onnxopt.tasks import Task, infer_task, parse_task
+from onnxopt.torch_model import load_network
+
+DEFAULT_LOSSES: dict[str, dict[str, float]] = {
+    "text-generation": {"logits": 1.0},
+    "fill-mask": {"logits": 1.0},
+    "text-classification": {"logits": 1.0},
+    "token-classification": {"logits": 1.0},
+    "feature-extraction": {"embedding": 1.0, "hidden": 1.0},
+}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint in torch.
+
+    Attributes:
+        network: transformers' module, float32, in inference mode.
+        config: its config.
+        task: what it does.
+        folder: where its files are.
+        checkpoint: what was read.
+        head: turns token features into an embedding; None without one.
+    """
+
+    network: Any
+    config: Any
+    task: Task
+    folder: Path
+    checkpoint: Checkpoint
+    head: Any = None
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters."""
+        return sum(one.numel() for one in self.network.parameters())
+
+    @property
+    def pad(self) -> int:
+        """Id at padded positions."""
+        found = getattr(self.config, "pad_token_id", None)
+        return found if isinstance(found, int) and found >= 0 else 0
+
+
+def open_checkpoint(text: str, task: str = "") -> Opened:
+    """Load what a user names.
+
+    Args:
+        text: sample, recipe, Hub id or folder.
+        task: transformers task name; found when empty.
+
+    Raises:
+        InputError: when it is no checkpoint of text with weights.
+    """
+    source = resolve(text)
+    if source.kind == "onnx" or source.path is None:
+        raise InputError("is no checkpoint", where=text, hint="name a folder with config.json and *.safetensors")
+    checkpoint = read_checkpoint(source)
+    config = load_config(checkpoint)
+    named = task or (source.recipe.task if source.recipe else "")
+    kind = parse_task(named) if named else infer_task(config, where=text)
+    if kind.modality != "text":
+        raise InputError(f"the task is {kind.name}; only models of text are supported here", where=text)
+    network = load_network(checkpoint, config, kind)
+    pooling = read_pooling(source.path)[0] if kind.name == "feature-extraction" else None
+    return Opened(network, config, kind, source.path, checkpoint, build_head(pooling) if pooling else None)
+
+
+def losses_of(settings: Settings, teacher: Opened) -> dict[str, float]:
+    """Return the weights of the losses, by the task when the settings name none.
+
+    Raises:
+        InputError: for a loss that the task does not have.
+    """
+    name = teacher.task.name
+    if name not in DEFAULT_LOSSES:
+        raise InputError(f"task {name} cannot be distilled", hint=f"supported: {', '.join(DEFAULT_LOSSES)}")
+    wanted = dict(settings.losses) or dict(DEFAULT_LOSSES[name])
+    if not settings.losses and teacher.head is None:
+        wanted.pop("embedding", None)
+    if "embedding" in wanted and teacher.head is None:
+        raise InputError("the teacher has no sentence embedding", where="--loss embedding", hint="use hidden")
+    if name == "feature-extraction" and {"logits", "task"} & wanted.keys():
+        raise InputError("the teacher has no logits", where="--loss", hint="use embedding or hidden")
+    kept = {key: weight for key, weight in wanted.items() if weight > 0}
+    if not kept:
+        raise InputError("no loss is left", where="--loss")
+    return kept
+
+
+def answers(network: Any, head: Any, feeds: Mapping[str, Any], *, hidden: bool) -> dict[str, Any]:
+    """Run a network and return what losses read: `logits`, `hidden` (a tuple), `embedding`, `last`."""
+    result = network(**feeds, output_hidden_states=hidden, return_dict=True)
+    found: dict[str, Any] = {}
+    if result.get("logits") is not None:
+        found["logits"] = result["logits"]
+    if result.get("last_hidden_state") is not None:
+        found["last"] = result["last_hidden_state"]
+        if head is not None:
+            found["embedding"] = head(found["last"], feeds["attention_mask"])
+    if hidden:
+        found["hidden"] = result["hidden_states"]
+    return found
+
+
+def make_learner(student: Opened, teacher: Opened, weights: Mapping[str, float], settings: Settings) -> Any:
+    """Return a module that holds the student and the projections of its hidden states, and gives sums of losses.
+
+    Its forward takes the feeds, the teacher's answers, what counts (`tokens`: bool [rows, positions], `labels`: int64)
+    and returns a dict of scalars, one per loss.
+    """
+    import torch
+
+    from onnxopt.distill import losses
+
+    theirs, ours = teacher.config.get_text_config(), student.config.get_text_config()
+    project = "hidden" in weights and ours.hidden_size != theirs.hidden_size
+    pairs = [
+        (j, round(j * theirs.num_hidden_layers / ours.num_hidden_layers)) for j in range(ours.num_hidden_layers + 1)
+    ]
+
+    class Learner(torch.nn.Module):
+        """The student with its projections."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.student = student.network
+            self.head = student.head
+            self.projections = torch.nn.ModuleList(
+                [torch.nn.Linear(ours.hidden_size, theirs.hidden_size, bias=False) for _ in pairs] if project else []
+            )
+
+        def forward(
+            self, feeds: dict[str, Any], taught: dict[str, Any], tokens: Any, wanted: Any
+        ) -> dict[str, torch.Tensor]:
+            found = answers(self.student, self.head, feeds, hidden="hidden" in weights)
+            sums: dict[str, torch.Tensor] = {}
+            if {"logits", "task"} & weights.keys():
+                mine, other = found["logits"], taught["logits"]
+                if mine.ndim == 3:
+                    mine, other = mine[tokens], other[tokens]
+                    wanted = None if wanted is None else wanted[tokens]
+                if "logits" in weights:
+                    sums["logits"] = losses.soft_targets(
+                        mine, other, temperature=settings.temperature, top_k=settings.top_k
+                    )
+                if "task" in weights:
+                    sums["task"] = losses.labels(mine, wanted)
+            if "hidden" in weights:
+                real = feeds["attention_mask"].bool()
+                parts = []
+                for place, (j, k) in enumerate(pairs):
+                    rows = found["hidden"][j][real]
+                    rows = self.projections[place](rows) if project else rows
+                    parts.append(losses.hidden_states(rows, taught["hidden"][k][real]))
+                sums["hidden"] = torch.stack(parts).mean()
+            if "embedding" in weights:
+                sums["embedding"] = losses.embeddings(found["embedding"], taught["embedding"])
+            return sums
+
+    return Learner()

@@ -1,0 +1,513 @@
+"""Teach: the loop, on one process or on those that accelerate started.
+
+Every process sees the same order of rows and takes its share of each update, so that the same global batch gives the
+same loss curve however many there are. Losses are sums divided by what counts in the whole update.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import onnxopt
+from onnxopt.checkpoint import assets_of
+from onnxopt.distill.data import Order, Rows, next_tokens, read_rows
+from onnxopt.distill.models import Opened, answers, losses_of, make_learner, open_checkpoint
+from onnxopt.distill.settings import RECORD_NAME, Distillation, Point, Settings
+from onnxopt.errors import InputError
+from onnxopt.model import Array
+from onnxopt.quiet import quiet
+from onnxopt.usercache import staged
+
+Say = Callable[[str], None]
+
+PIECE = 16  # rows that are evaluated together
+MASKED_SHARE = 0.15  # of the tokens, for a model that fills masks (Devlin et al. 2019, arXiv:1810.04805)
+MOST_HELD_OUT = 256  # rows; more would only cost time
+_VERSIONED = ("torch", "transformers", "accelerate", "tokenizers")
+METRICS = {
+    "text-generation": ("perplexity", "lower"),
+    "fill-mask": ("agreement with the teacher", "higher"),
+    "text-classification": ("agreement with the teacher", "higher"),
+    "token-classification": ("agreement with the teacher", "higher"),
+    "feature-extraction": ("mean cosine with the teacher", "higher"),
+}
+
+
+def train(settings: Settings, out: Path, *, resume: bool = False, say: Say | None = None) -> Distillation:
+    """Teach a student and write its checkpoint.
+
+    Args:
+        settings: what decides the outcome.
+        out: folder of the finished checkpoint; states are kept in `<out>.state` beside it until then.
+        resume: go on from the last saved state.
+        say: told what happens, on the main process.
+
+    Returns:
+        The record, which also lies in the folder as `distillation.json`.
+
+    Raises:
+        InputError: when teacher, student, data or settings do not fit.
+    """
+    import accelerate
+    import torch
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    accelerate.utils.set_seed(settings.seed)
+    engine = accelerate.Accelerator(mixed_precision=settings.mixed_precision)
+    tell = say if say is not None and engine.is_main_process else _silent
+    if settings.batch % (engine.num_processes * settings.accumulate):
+        raise InputError(
+            f"a batch of {settings.batch} does not divide into {engine.num_processes} processes of "
+            f"{settings.accumulate} pieces",
+            hint="choose another --batch",
+        )
+    tell("loading the teacher")
+    teacher = open_checkpoint(settings.teacher, settings.task)
+    tell("loading the student")
+    student = open_checkpoint(settings.student, teacher.task.name)
+    run = _Run(settings, out, engine, teacher, student, tell)
+    with quiet():
+        return run.go(resume=resume)
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+@dataclass
+class _Run:
+    settings: Settings
+    out: Path
+    engine: Any
+    teacher: Opened
+    student: Opened
+    say: Say
+    curve: list[Point] = field(default_factory=list)
+    best: tuple[float, int] = (math.nan, 0)
+    weights: dict[str, Any] = field(default_factory=dict)
+    since: int = 0
+    parts: dict[str, float] = field(default_factory=dict)
+    sign: float = 1.0
+    teacher_head: Any = None
+    held_answers: list[Any] = field(default_factory=list)
+    busy: float = 0.0
+    seen_rows: int = 0
+    seen_tokens: int = 0
+
+    @property
+    def state_folder(self) -> Path:
+        return self.out.with_name(f"{self.out.name}.state")
+
+    def go(self, *, resume: bool) -> Distillation:
+        """Run the whole."""
+        started = time.perf_counter()
+        settings, engine = self.settings, self.engine
+        self.parts = losses_of(settings, self.teacher)
+        self._check()
+        running = self.teacher.task.name in ("text-generation", "fill-mask")
+        rows, held = read_rows(
+            settings.data,
+            self.teacher.folder,
+            length=self._length(),
+            running=running,
+            pad=self.teacher.pad,
+            most=settings.most_rows,
+        ).split(settings.hold_out)
+        held = held.take_whole(np.arange(min(len(held), MOST_HELD_OUT)))
+        self._check_labels(rows)
+        if len(rows) < settings.batch:
+            raise InputError(f"{len(rows)} rows are fewer than a batch of {settings.batch}", hint="give more text")
+        teacher = self.teacher.network.to(engine.device).requires_grad_(requires_grad=False)
+        self.teacher_head = self.teacher.head.to(engine.device) if self.teacher.head is not None else None
+        learner = make_learner(self.student, self.teacher, self.parts, settings)
+        learner.requires_grad_(requires_grad=True)
+        learner.to(engine.device)
+        self._freeze_unused(learner, rows)
+        optimizer, schedule = self._optimizer(learner)
+        learner, optimizer = engine.prepare(learner, optimizer)
+        metric, better = METRICS[self.teacher.task.name]
+        if self._narrower():
+            metric = "correlation of similarities with the teacher's"
+        self.sign = 1.0 if better == "higher" else -1.0
+        self.say("the teacher on held-out rows")
+        self.held_answers = self._teach_held(held)
+        of_teacher = self._metric(teacher, self.teacher_head, held)
+        before = self._metric(self._inner(learner).student, self.student.head, held)
+        begin = self._resume(learner, optimizer, schedule) if resume else 0
+        if not begin:
+            self._look(learner, Point(step=0, metric=before))
+        stopped = self._steps(begin, rows, held, (learner, optimizer, schedule))
+        last = self.curve[-1].step
+        record = Distillation(
+            settings=settings.model_copy(update={"losses": self.parts}),
+            metric=metric,
+            better=better,  # type: ignore[arg-type]  # one of the two
+            teacher_metric=of_teacher,
+            before=self.curve[0].metric if self.curve[0].metric is not None else before,
+            after=self.best[0],
+            best_step=self.best[1],
+            steps=last,
+            stopped_early=stopped,
+            resumed_at=begin,
+            curve=tuple(self.curve),
+            rows=len(rows),
+            held_out=len(held),
+            teacher_parameters=self.teacher.parameters,
+            student_parameters=sum(one.numel() for one in self.student.network.parameters()),
+            processes=engine.num_processes,
+            device=str(engine.device.type),
+            samples_per_second=self.seen_rows / self.busy if self.busy else 0.0,
+            tokens_per_second=self.seen_tokens / self.busy if self.busy else 0.0,
+            seconds=time.perf_counter() - started,
+            versions={"onnxopt": onnxopt.__version__, **{name: metadata.version(name) for name in _VERSIONED}},
+            notes=tuple(self._notes()),
+        )
+        if engine.is_main_process:
+            self._write(record)
+        engine.wait_for_everyone()
+        return record
+
+    # What fits
+
+    def _check(self) -> None:
+        theirs, ours = (one.config.get_text_config().vocab_size for one in (self.teacher, self.student))
+        if theirs != ours:
+            raise InputError(
+                f"the student has a vocabulary of {ours}, the teacher of {theirs}",
+                where=self.settings.student,
+                hint="both must read the same tokens; cut the vocabulary after distilling",
+            )
+        if "embedding" in self.parts and self._narrower():
+            raise InputError(
+                "embeddings of teacher and student have different widths", where="--loss embedding", hint="use hidden"
+            )
+
+    def _narrower(self) -> bool:
+        """Tell whether features of teacher and student have different widths, so that no cosine compares them."""
+        theirs, ours = (one.config.get_text_config().hidden_size for one in (self.teacher, self.student))
+        return self.teacher.task.name == "feature-extraction" and bool(theirs != ours)
+
+    def _check_labels(self, rows: Rows) -> None:
+        name = self.teacher.task.name
+        if "task" not in self.parts or name == "text-generation":
+            return
+        if name != "text-classification" or rows.labels is None:
+            raise InputError(
+                f"the loss `task` of {name} needs labels", where="--loss", hint='give .jsonl with {"text", "label"}'
+            )
+        classes = int(self.teacher.config.num_labels)
+        if rows.labels.min() < 0 or rows.labels.max() >= classes:
+            raise InputError(f"a label is outside 0 to {classes - 1}", where=", ".join(self.settings.data))
+
+    def _length(self) -> int:
+        taken = int(getattr(self.teacher.config.get_text_config(), "max_position_embeddings", 0) or 0)
+        if taken and self.settings.length > taken:
+            raise InputError(
+                f"rows of {self.settings.length} tokens are longer than the teacher's {taken} positions",
+                hint="choose a smaller --length",
+            )
+        return self.settings.length
+
+    def _notes(self) -> list[str]:
+        notes = []
+        if self.best[1] != self.curve[-1].step:
+            notes.append(f"the weights are those of step {self.best[1]}, where the held-out metric was best")
+        if self.settings.data == ("builtin",):
+            notes.append("taught on the builtin text; give your own with --data")
+        return notes
+
+    # Batches
+
+    def _batch(self, rows: Rows, index: Array, seed: int) -> tuple[dict[str, Any], Any, Any, int]:
+        """Return feeds, the positions that count, what is wanted there, and how many count."""
+        import torch
+
+        some = rows.take(index)
+        ids, mask = some.ids, some.mask
+        tokens, wanted = mask.astype(bool), None
+        name = self.teacher.task.name
+        if name == "text-generation":
+            wanted = next_tokens(ids, mask)
+        elif name == "fill-mask":
+            ids, tokens = self._hide(ids, mask, index, seed)
+        elif some.labels is not None:
+            wanted = some.labels
+        device = self.engine.device
+        feeds = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+        moved = {key: one.to(device) for key, one in feeds.items()}
+        count = len(ids) if name == "text-classification" else int(tokens.sum())
+        return (
+            moved,
+            torch.from_numpy(tokens).to(device),
+            None if wanted is None else torch.from_numpy(wanted).to(device),
+            count,
+        )
+
+    def _hide(self, ids: Array, mask: Array, index: Array, seed: int) -> tuple[Array, Array]:
+        """Hide some tokens of each row behind the mask token, the same whichever process has the row."""
+        from onnxopt.textinput import open_tokenizer, read_settings, token_text
+
+        folder = self.teacher.folder
+        named = token_text(read_settings(folder, "tokenizer_config.json").get("mask_token")) or "[MASK]"
+        hidden = open_tokenizer(folder).token_to_id(named)
+        if hidden is None:
+            raise InputError("the tokenizer has no mask token", where=str(folder))
+        chosen = np.zeros(mask.shape, bool)
+        for place, row in enumerate(index):
+            draw = np.random.default_rng([self.settings.seed, seed, int(row)])
+            chosen[place] = draw.random(mask.shape[1]) < MASKED_SHARE
+            chosen[place, 0] |= not chosen[place].any()
+        chosen &= mask.astype(bool)
+        return np.where(chosen, hidden, ids), chosen
+
+    def _teach(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        import torch
+
+        with torch.no_grad(), self.engine.autocast():
+            return answers(self.teacher.network, self.teacher_head, feeds, hidden="hidden" in self.parts)
+
+    def _freeze_unused(self, learner: Any, rows: Rows) -> None:
+        """Leave out of training what no loss depends on, which processes that add up gradients must know."""
+        feeds, tokens, wanted, _ = self._batch(rows, np.arange(min(2, len(rows))), 0)
+        sums = learner(feeds, self._teach(feeds), tokens, wanted)
+        sum(sums.values()).backward()
+        for one in learner.parameters():
+            if one.grad is None:
+                one.requires_grad_(requires_grad=False)
+            one.grad = None
+
+    def _optimizer(self, learner: Any) -> tuple[Any, Any]:
+        import torch
+        from transformers import get_scheduler
+
+        taught = [one for one in learner.parameters() if one.requires_grad]
+        tables = {
+            id(one)
+            for module in learner.modules()
+            if isinstance(module, torch.nn.Embedding)
+            for one in module.parameters(recurse=False)
+        }
+        decayed = [one for one in taught if one.ndim >= 2 and id(one) not in tables]
+        others = [one for one in taught if one.ndim < 2 or id(one) in tables]
+        settings = self.settings
+        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.learning_rate)
+        warm = max(1, round(settings.warmup * settings.steps)) if settings.warmup else 0
+        return optimizer, get_scheduler(
+            settings.schedule, optimizer, num_warmup_steps=warm, num_training_steps=settings.steps
+        )
+
+    def _inner(self, learner: Any) -> Any:
+        return self.engine.unwrap_model(learner)
+
+    # The loop
+
+    def _steps(self, begin: int, rows: Rows, held: Rows, taught: tuple[Any, Any, Any]) -> bool:
+        settings, (learner, optimizer, schedule) = self.settings, taught
+        every = settings.evaluate_every or max(1, settings.steps // 10)
+        order = Order(len(rows), settings.batch, settings.seed)
+        totals: dict[str, float] = {}
+        counted = 0
+        for step in range(begin + 1, settings.steps + 1):
+            began = time.perf_counter()
+            index = order.batch(step - 1)
+            parts = self._update(index, step, rows, learner, optimizer)
+            schedule.step()
+            self.busy += time.perf_counter() - began
+            self.seen_rows += len(index)
+            self.seen_tokens += int(rows.mask[index].sum())
+            for name, value in parts.items():
+                totals[name] = totals.get(name, 0.0) + value
+            counted += 1
+            if step % every == 0 or step == settings.steps:
+                loss = sum(self.parts[name] * value for name, value in totals.items()) / counted
+                metric = self._metric(self._inner(learner).student, self.student.head, held)
+                mean = {name: value / counted for name, value in totals.items()}
+                rate = float(schedule.get_last_lr()[0])
+                self._look(learner, Point(step=step, loss=loss, parts=mean, metric=metric, learning_rate=rate))
+                totals, counted = {}, 0
+                if settings.patience and self.since >= settings.patience and step < settings.steps:
+                    return True
+            if settings.save_every and step % settings.save_every == 0:
+                self._save(step, learner, schedule)
+        return False
+
+    def _update(self, index: Array, step: int, rows: Rows, learner: Any, optimizer: Any) -> dict[str, float]:
+        """Make one update with this process's share of the rows; return the losses of the whole batch."""
+        import torch
+
+        engine, settings = self.engine, self.settings
+        own = index[engine.process_index :: engine.num_processes]
+        pieces = [self._batch(rows, part, step) for part in np.array_split(own, settings.accumulate)]
+        # what is divided by: tokens or rows of the whole update
+        counts = torch.tensor(
+            [
+                sum(count for *_, count in pieces),
+                sum(int(feeds["attention_mask"].sum()) for feeds, *_ in pieces),
+                len(own),
+                sum(0 if wanted is None else int((wanted != -100).sum()) for *_, wanted, _ in pieces),
+            ],
+            device=engine.device,
+            dtype=torch.float64 if engine.device.type == "cpu" else torch.float32,
+        )
+        counts = engine.reduce(counts, "sum").clamp(min=1)
+        divisors = {"logits": counts[0], "hidden": counts[1], "embedding": counts[2], "task": counts[3]}
+        sums = torch.zeros(len(self.parts), device=engine.device)
+        for number, (feeds, tokens, wanted, _) in enumerate(pieces, start=1):
+            taught = self._teach(feeds)
+            apart = engine.no_sync(learner) if number < len(pieces) else nullcontext()
+            with apart, engine.autocast():
+                found = learner(feeds, taught, tokens, wanted)
+                means = {name: found[name] / divisors[name].to(found[name].dtype) for name in self.parts}
+                loss = sum(self.parts[name] * mean for name, mean in means.items())
+                # gradients of processes are averaged; the divisors are those of all of them
+                engine.backward(loss * engine.num_processes)
+            sums += torch.stack([means[name].detach().float() for name in self.parts])
+        engine.clip_grad_norm_(learner.parameters(), settings.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        total = engine.reduce(sums, "sum")
+        return {name: float(value) for name, value in zip(self.parts, total, strict=True)}
+
+    # The metric
+
+    def _pieces(self, held: Rows) -> list[Array]:
+        own = np.arange(len(held))[self.engine.process_index :: self.engine.num_processes]
+        return [own[start : start + PIECE] for start in range(0, len(own), PIECE)]
+
+    def _teach_held(self, held: Rows) -> list[Any]:
+        """Return what the metric compares with, once for all looks."""
+        found: list[Any] = []
+        for index in self._pieces(held):
+            feeds, tokens, _, _ = self._batch(held, index, 0)
+            given = self._teach(feeds)
+            if self.teacher.task.name == "text-generation":
+                found.append(None)
+            elif "logits" in given:
+                best = given["logits"].argmax(dim=-1)
+                found.append(best[tokens] if best.ndim == 2 else best)
+            else:
+                found.append(given["embedding"] if "embedding" in given else given["last"][tokens])
+        return found
+
+    def _metric(self, network: Any, head: Any, held: Rows) -> float:
+        """Return the held-out metric of a network, over all processes."""
+        import torch
+
+        from onnxopt.distill import losses
+
+        total, count = 0.0, 0
+        for index, target in zip(self._pieces(held), self.held_answers, strict=True):
+            feeds, tokens, wanted, _ = self._batch(held, index, 0)
+            with torch.inference_mode(), self.engine.autocast():
+                given = answers(network, head, feeds, hidden=False)
+            if target is None:
+                total += float(losses.labels(given["logits"][tokens], wanted[tokens]))
+                count += int((wanted[tokens] != -100).sum())
+            elif "logits" in given:
+                best = given["logits"].argmax(dim=-1)
+                best = best[tokens] if best.ndim == 2 else best
+                total, count = total + float((best == target).sum()), count + len(best)
+            else:
+                rows = given["embedding"] if "embedding" in given else given["last"][tokens]
+                total, count = total + len(rows) * losses.likeness(rows, target), count + len(rows)
+        both = self.engine.reduce(torch.tensor([total, float(count)], device=self.engine.device), "sum")
+        mean = float(both[0] / both[1].clamp(min=1))
+        return math.exp(min(mean, 700.0)) if self.teacher.task.name == "text-generation" else mean
+
+    def _look(self, learner: Any, point: Point) -> None:
+        """Add a point to the curve, and keep the weights if none before was better."""
+        self.curve.append(point)
+        step, metric = point.step, float(point.metric or 0.0)
+        name = METRICS[self.teacher.task.name][0]
+        shown = "" if point.loss is None else f", loss {point.loss:.4f}"
+        self.say(f"step {step} of {self.settings.steps}{shown}, {name} {metric:.4g}")
+        if math.isnan(self.best[0]) or self.sign * metric > self.sign * self.best[0]:
+            self.best, self.since = (metric, step), 0
+            full = self.engine.get_state_dict(learner)
+            if self.engine.is_main_process:
+                own = {name[8:]: one for name, one in full.items() if name.startswith("student.")}
+                self.weights = {name: one.detach().cpu().clone() for name, one in own.items()}
+        else:
+            self.since += 1
+
+    # States
+
+    def _save(self, step: int, learner: Any, schedule: Any) -> None:
+        """Keep all that is needed to go on, in place of what was kept before."""
+        from safetensors.torch import save_file
+
+        del learner
+        folder = self.state_folder / f"step-{step}"
+        self.engine.save_state(str(folder))
+        if self.engine.is_main_process:
+            save_file({name: one.contiguous() for name, one in self._untied().items()}, folder / "best.safetensors")
+            state = {
+                "step": step,
+                "best": list(self.best),
+                "since": self.since,
+                "schedule": schedule.state_dict()["last_epoch"],
+                "curve": [point.model_dump() for point in self.curve],
+                "settings": self.settings.model_dump(mode="json"),
+            }
+            (folder / "progress.json").write_text(json.dumps(state), encoding="utf-8")
+            for old in self.state_folder.glob("step-*"):
+                if old != folder:
+                    shutil.rmtree(old, ignore_errors=True)
+        self.engine.wait_for_everyone()
+
+    def _untied(self) -> dict[str, Any]:
+        return {name: one.clone() for name, one in self.weights.items()}
+
+    def _resume(self, learner: Any, optimizer: Any, schedule: Any) -> int:
+        from safetensors.torch import load_file
+
+        del learner, optimizer
+        found = sorted(self.state_folder.glob("step-*/progress.json"), key=lambda path: int(path.parent.name[5:]))
+        if not found:
+            where = str(self.state_folder)
+            raise InputError("there is no saved state to go on from", where=where, hint="drop --resume")
+        state = json.loads(found[-1].read_text(encoding="utf-8"))
+        free = {"evaluate_every", "patience", "save_every", "threads"}
+        now = {key: value for key, value in self.settings.model_dump(mode="json").items() if key not in free}
+        changed = [key for key, value in now.items() if state["settings"].get(key) != value]
+        if changed:
+            raise InputError(
+                f"the saved state was made with another {', '.join(changed)}",
+                where=str(found[-1].parent),
+                hint="use the same options, or drop --resume",
+            )
+        self.engine.load_state(str(found[-1].parent))
+        self.curve = [Point(**point) for point in state["curve"]]
+        self.best, self.since = (float(state["best"][0]), int(state["best"][1])), int(state["since"])
+        self.weights = load_file(found[-1].parent / "best.safetensors")
+        for _ in range(int(state["schedule"])):
+            schedule.step()
+        self.say(f"going on from step {state['step']}")
+        return int(state["step"])
+
+    def _write(self, record: Distillation) -> None:
+        """Write the checkpoint folder: config, weights in float32, tokenizer and pooling as the teacher has them."""
+        self.say(f"writing {self.out}")
+        network = self.student.network
+        network.load_state_dict(self.weights)
+        with staged(self.out) as folder:
+            for path in assets_of(self.teacher.folder):
+                copy = folder / path.relative_to(self.teacher.folder)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+            network.save_pretrained(folder)
+            (folder / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
+        shutil.rmtree(self.state_folder, ignore_errors=True)

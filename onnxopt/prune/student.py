@@ -1,0 +1,91 @@
+"""Prune an opened checkpoint and write it as a checkpoint again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from onnxopt.checkpoint import assets_of
+from onnxopt.errors import InputError
+from onnxopt.prune.network import Pruned, choose_layers, keep_layers, shrink_ffn
+from onnxopt.prune.spec import PruneSpec
+from onnxopt.quiet import quiet
+from onnxopt.usercache import staged
+
+Say = Callable[[str], None]
+
+
+class Opened(Protocol):
+    """A checkpoint in torch: its network, config, and the folder of its files."""
+
+    @property
+    def network(self) -> Any:
+        """Transformers' module."""
+
+    @property
+    def config(self) -> Any:
+        """Its config."""
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are."""
+
+
+def prune_opened(opened: Opened, spec: PruneSpec, batches: Sequence[Mapping[str, Any]], say: Say) -> list[Pruned]:
+    """Prune a network in place; its config follows.
+
+    Args:
+        opened: the checkpoint.
+        spec: layers and ffn; what a config cannot say is refused.
+        batches: calibration feeds, int64 [rows, tokens].
+        say: told what happens.
+
+    Returns:
+        What was made smaller.
+
+    Raises:
+        InputError: for parts that only a graph can lose.
+    """
+    alien = [kind for kind in spec.amounts if kind not in ("layers", "ffn")]
+    alien += ["vocab"] if spec.vocabulary else []
+    alien += ["zeros"] if spec.zeros else []
+    if alien:
+        raise InputError(
+            f"{alien[0]} is pruned on a graph, not in a checkpoint",
+            where="--prune",
+            hint="use `onnxopt optimize --prune`, or leave it out of the student",
+        )
+    report: list[Pruned] = []
+    network, config = opened.network, opened.config
+    if "layers" in spec.amounts:
+        count = int(config.num_hidden_layers)
+        say("how much each layer changes")
+        kept, changes = choose_layers(network, config, spec.amounts["layers"].of(count), spec, batches)
+        keep_layers(network, config, kept)
+        gone = [index for index in range(count) if index not in kept]
+        shown = ", ".join(f"{index} ({changes[index]:.3f})" if changes else str(index) for index in gone)
+        report.append(Pruned("layers", "layers", count, len(kept), note=f"gone: {shown}"))
+    if "ffn" in spec.amounts:
+        report += shrink_ffn(network, config, spec, batches, say)
+    return report
+
+
+def write_opened(opened: Opened, folder: Path) -> None:
+    """Write a checkpoint folder that transformers and `optimize` read, and prove that it can be read again.
+
+    Raises:
+        InputError: when the weights do not fit the config any more.
+    """
+    with staged(folder) as fresh:
+        for path in assets_of(opened.folder):
+            copy = fresh / path.relative_to(opened.folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+        with quiet():
+            opened.network.save_pretrained(fresh)
+            _, found = type(opened.network).from_pretrained(fresh, output_loading_info=True)
+        broken = [*found["missing_keys"], *found["unexpected_keys"], *map(str, found.get("mismatched_keys", ()))]
+        if broken:
+            raise InputError(f"the config does not describe the pruned weights: {broken[0]}", where=str(folder))
