@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.cache import PAST, SEQUENCE, complete
+from onnxopt.cache import PAST, SEQUENCE, complete, complete_all
 from onnxopt.errors import ExportError
 from onnxopt.model import Feeder, Feeds, Reference
 from onnxopt.rows import rows_that_matter
@@ -39,10 +39,10 @@ def axis_sizes(signature: Signature, example: Mapping[str, int], longest: int) -
         top = longest or max(new + past for new, past in PROOF_STEPS)
         steps = [(min(new, top - min(past, top - 1)), past) for new, past in PROOF_STEPS]
         steps = [(new, min(past, top - new)) for new, past in steps]
+        pairs = list(product(PROOF_SIZES["batch"], dict.fromkeys(steps)))
         return [
-            complete({"batch": batch, SEQUENCE: new, PAST: past})
-            for batch in PROOF_SIZES["batch"]
-            for new, past in dict.fromkeys(steps)
+            complete_all({"batch": batch, SEQUENCE: new, PAST: past}, signature.axes, index)
+            for index, (batch, (new, past)) in enumerate(pairs)
         ]
     choices: list[list[int]] = []
     for axis in signature.axes:

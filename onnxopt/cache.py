@@ -3,14 +3,17 @@
 A graph with a cache takes `past_key_values.N.key` and `.value` [batch, kv_heads, past_sequence, size] and gives
 `present.N.key` and `.value` [batch, kv_heads, total_sequence, size], where total = past + sequence. Positions lie in
 the order in which they were given; a window is a matter of the mask, not of the cache. The names are those that
-optimum, onnxruntime-genai and transformers.js use. In files the axis `batch` of such a graph is called `batch_size`:
+optimum, onnxruntime-genai and transformers.js use. The decoder of an encoder-decoder says `past_key_values.N.decoder.key`
+and `present.N.decoder.key`. What it knows of the encoder's text does not grow: the encoder gives `present.N.encoder.key`
+and `.value` [batch, heads, sequence, size] once, and the decoder takes them at every step as
+`past_key_values.N.encoder.key` and `.value` [batch, heads, encoder_sequence, size]. In files the axis `batch` of such a graph is called `batch_size`:
 transformers.js makes the empty past from the names of its axes, and this is the one that it knows.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -24,17 +27,19 @@ Part = Literal["key", "value"]
 PARTS: tuple[Part, ...] = ("key", "value")
 
 BATCH, SEQUENCE, PAST, TOTAL = "batch", "sequence", "past_sequence", "total_sequence"
-_PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
+ENCODED = "encoder_sequence"  # positions of the text that a decoder looks at across
+Side = Literal["", "decoder", "encoder"]
+_PAST = re.compile(r"past_key_values\.(\d+)\.(?:(decoder)\.)?(key|value)")
 
 
-def past_name(layer: int, part: Part) -> str:
+def past_name(layer: int, part: Part, side: Side = "") -> str:
     """Return the name of the input that brings what a layer has seen."""
-    return f"past_key_values.{layer}.{part}"
+    return f"past_key_values.{layer}.{side}{'.' if side else ''}{part}"
 
 
-def present_name(layer: int, part: Part) -> str:
+def present_name(layer: int, part: Part, side: Side = "") -> str:
     """Return the name of the output that holds what a layer has seen now."""
-    return f"present.{layer}.{part}"
+    return f"present.{layer}.{side}{'.' if side else ''}{part}"
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class CacheLayer:
         key_size: last dimension of the keys.
         value_size: last dimension of the values.
         dtype: NumPy name.
+        side: part of the names in an encoder-decoder.
     """
 
     index: int
@@ -54,6 +60,7 @@ class CacheLayer:
     key_size: int
     value_size: int
     dtype: str
+    side: Side = ""
 
     def size(self, part: Part) -> int:
         """Return the last dimension of keys or values."""
@@ -61,8 +68,9 @@ class CacheLayer:
 
     def spec(self, part: Part, *, present: bool = False) -> TensorSpec:
         """Return name, dtype and axes of an input, or of an output when `present`."""
-        name = present_name(self.index, part) if present else past_name(self.index, part)
-        return TensorSpec(name, self.dtype, (BATCH, self.heads, TOTAL if present else PAST, self.size(part)))
+        name = (present_name if present else past_name)(self.index, part, self.side)
+        lengths = (SEQUENCE, ENCODED) if self.side == "encoder" else (TOTAL, PAST)
+        return TensorSpec(name, self.dtype, (BATCH, self.heads, lengths[0 if present else 1], self.size(part)))
 
 
 @dataclass(frozen=True)
@@ -75,10 +83,12 @@ class Cache:
     def of(cls, signature: Signature) -> Cache | None:
         """Read the cache off a signature; None for a model without one."""
         found: dict[int, dict[str, TensorSpec]] = {}
+        side: Side = ""
         for spec in signature.inputs:
             name = _PAST.fullmatch(spec.name)
             if name is not None:
-                found.setdefault(int(name.group(1)), {})[name.group(2)] = spec
+                found.setdefault(int(name.group(1)), {})[name.group(3)] = spec
+                side = "decoder" if name.group(2) else side
         whole = {index: parts for index, parts in found.items() if set(parts) == set(PARTS)}
         if not whole:
             return None
@@ -90,6 +100,7 @@ class Cache:
                     int(parts["key"].axes[3]),
                     int(parts["value"].axes[3]),
                     parts["key"].dtype,
+                    side,
                 )
                 for index, parts in sorted(whole.items())
             )
@@ -113,6 +124,19 @@ def complete(sizes: Mapping[str, int]) -> dict[str, int]:
     return {**sizes, TOTAL: sizes[PAST] + sizes.get(SEQUENCE, 0)}
 
 
+def complete_all(sizes: Mapping[str, int], axes: Iterable[str], index: int) -> dict[str, int]:
+    """Return sizes as `complete` does, with one for the encoder's text where a decoder looks at one.
+
+    Args:
+        sizes: of batch, sequence and past.
+        axes: of the signature.
+        index: number of the case; texts of different lengths take turns.
+    """
+    full = complete(sizes)
+    return {ENCODED: ENCODED_LENGTHS[index % len(ENCODED_LENGTHS)], **full} if ENCODED in axes else full
+
+
+ENCODED_LENGTHS = (9, 1, 34, 130)
 SERVED_BATCH = "batch_size"
 
 

@@ -24,13 +24,14 @@ from onnxopt.source import Source
 from onnxopt.spec import Signature, TensorSpec
 from onnxopt.tasks import Task, features_task, infer_task, model_class, parse_task
 from onnxopt.torch_model import RANDOM_SEED, Logits, TorchModel, TorchReference, load_torch
+from onnxopt.torch_seq2seq import SeqPart
 from onnxopt.trace import ROADS, Road, Traced, trace
 from onnxopt.usercache import cache_root, content_of, staged
 
 Exporter = Literal["auto", "dynamo", "torchscript"]
 Progress = Callable[[str], None]
 
-_FORMAT = 2
+_FORMAT = 3
 _RECORD = "export.json"
 _MODEL = "model.onnx"
 _ASSETS = "assets"
@@ -46,6 +47,7 @@ def export(
     with_pooling: bool = True,
     with_cache: bool = True,
     logits: Logits = "last",
+    part: SeqPart | None = None,
     exporter: Exporter = "auto",
     progress: Progress | None = None,
     use_cache: bool = True,
@@ -61,6 +63,7 @@ def export(
         with_pooling: add the output `sentence_embedding` when the checkpoint says how tokens become one vector.
         with_cache: give a language model inputs and outputs for the keys and values that it has seen.
         logits: with a cache, whether `logits` are those of the last position or of all.
+        part: which half of an encoder-decoder; None for every other model.
         exporter: `dynamo` (opset 23), `torchscript` (opset 17), or `auto`: dynamo, and TorchScript if that fails.
         progress: told what is being done.
         use_cache: false makes the export again and replaces what the cache has.
@@ -80,10 +83,10 @@ def export(
     checkpoint = read_checkpoint(source)
     say("hashing the weights")
     weights = weights_digest(checkpoint)
-    form = _Form(with_pooling, with_cache, logits)
+    form = _Form(with_pooling, with_cache, logits, part)
     options = {"task": asked, "form": asdict(form), "exporter": exporter, "weights": source.weights}
     key = _digest([_FORMAT, weights, dict(checkpoint.settings), options, _versions(), source.trust_remote_code])
-    entry = cache_root() / "exports" / f"{source.name}-{key[:24]}"
+    entry = cache_root() / "exports" / f"{source.name}{f'-{part}' if part else ''}-{key[:24]}"
     if not (use_cache and _intact(entry)):
         with staged(entry) as fresh:
             model = _make(fresh, checkpoint, asked, form, exporter=exporter, say=say)
@@ -100,6 +103,24 @@ class _Form:
     pooling: bool
     cache: bool
     logits: Logits
+    part: SeqPart | None = None
+
+
+def is_pair(source: Source, task: str | None = None) -> bool:
+    """Tell whether a source is an encoder-decoder, which is exported in two halves.
+
+    Args:
+        source: from `onnxopt.source.resolve`.
+        task: transformers task name; the default is the recipe's, else what the config says.
+
+    Raises:
+        InputError: when the source or the task is not usable.
+    """
+    if source.kind == "onnx":
+        return False
+    asked = parse_task(task).name if task else (source.recipe.task if source.recipe else "")
+    config = load_config(read_checkpoint(source))
+    return _task(config, asked, source).paired
 
 
 def _make(
@@ -115,19 +136,20 @@ def _make(
     notes += [left_out] if left_out else []
     _require_tokenizer(checkpoint, task, notes)
     write_assets(checkpoint, config, folder / _ASSETS)
-    model = load_torch(checkpoint, config, task, pooling, with_cache=form.cache, logits=form.logits)
-    if form.cache and task.generates and model.cache is None:
+    model = load_torch(
+        checkpoint, config, task, pooling, with_cache=form.cache, logits=form.logits, part=form.part
+    )
+    if form.cache and task.generates and model.cache is None and form.part is None:
         notes.append("the model keeps other states than keys and values; exported without a cache")
-    if task.modality == "text":
-        words = folder / _ASSETS if checkpoint.has_tokenizer else None
-        tokens: Tokens | None = read_tokens(words, config, longest=model.longest)
-    else:
-        tokens = None
+    words = folder / _ASSETS if checkpoint.has_tokenizer else None
+    reads = any(spec.name == "input_ids" for spec in model.inputs)
+    tokens = read_tokens(words, config, longest=model.longest) if reads else None
     traced, proved, failures = _first_road(model, tokens, exporter, folder / _MODEL, say=say)
     notes += [f"{failure}; exported with {traced.exporter} instead" for failure in failures]
     record = _record(traced, task, model, tokens, notes)
     record |= {"pooling": str(pooling) if pooling else "", "proved_sizes": list(proved)}
     record |= {"with_cache": model.cache is not None, "logits": model.logits, "longest": model.longest}
+    record |= {"part": form.part}
     (folder / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
     return model
 
@@ -193,7 +215,7 @@ def _notes(checkpoint: Checkpoint) -> list[str]:
 
 
 def _require_tokenizer(checkpoint: Checkpoint, task: Task, notes: list[str]) -> None:
-    if task.modality != "text" or checkpoint.has_tokenizer:
+    if task.modality == "image" or checkpoint.has_tokenizer:
         return
     if checkpoint.source.weights != "random":
         raise InputError(
@@ -241,8 +263,8 @@ def _open(entry: Path, checkpoint: Checkpoint, weights: Mapping[str, str], model
         if model is not None:
             return model
         pooling = read_pooling(checkpoint.folder)[0] if record["pooling"] else None
-        with_cache, logits = record["with_cache"], record["logits"]
-        return load_torch(checkpoint, load_config(checkpoint), task, pooling, with_cache=with_cache, logits=logits)
+        given = {name: record[name] for name in ("with_cache", "logits", "part")}
+        return load_torch(checkpoint, load_config(checkpoint), task, pooling, **given)
 
     return Loaded(
         name=source.name,

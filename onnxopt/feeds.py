@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from onnxopt.cache import PAST, SEQUENCE, complete
+from onnxopt.cache import ENCODED, PAST, SEQUENCE, complete
 from onnxopt.errors import InputError
 from onnxopt.model import Array, Feeds
 from onnxopt.spec import Padding, TensorSpec
@@ -62,7 +62,8 @@ class TextFeeder:
     """Makes `input_ids`, `attention_mask` and `token_type_ids`, and for a decoder what it has seen before.
 
     Padding lies among the new tokens: positions that were seen before are all real, since a cache that holds padding
-    means something only to the graph that wrote it. Keys and values of the past are normal random numbers.
+    means something only to the graph that wrote it. The decoder of an encoder-decoder has padding in the encoder's text
+    instead. Keys and values, and features of sound, are normal random numbers.
 
     Attributes:
         inputs: the model's inputs.
@@ -80,21 +81,25 @@ class TextFeeder:
         if self.tokens.longest and past + sequence > self.tokens.longest:
             raise InputError(f"sequence {past + sequence} is longer than the model's {self.tokens.longest} positions")
         rng = np.random.default_rng([seed, batch, sequence])
-        mask = np.stack([_mask(sequence, "none" if row == 0 else padding, rng) for row in range(batch)])
+        own: Padding = padding if any(spec.name == "attention_mask" for spec in self.inputs) else "none"
+        mask = np.stack([_mask(sequence, "none" if row == 0 else own, rng) for row in range(batch)])
         ids = np.full((batch, sequence), self.tokens.pad, dtype=np.int64)
         types = np.zeros((batch, sequence), dtype=np.int64)
         for row in range(batch):
             # a hole keeps the text around it in its place; padding at an end shortens the text
-            places = np.arange(sequence) if padding == "holes" else np.flatnonzero(mask[row])
+            places = np.arange(sequence) if own == "holes" else np.flatnonzero(mask[row])
             ids[row, places] = self._text(len(places), rng)
             if self.tokens.types > 1 and rng.random() < 0.5:
                 types[row, places[len(places) // 2 :]] = 1
         ids[mask == 0] = self.tokens.pad
         seen = np.concatenate([np.ones((batch, past), mask.dtype), mask], axis=1)
         made = {"input_ids": ids, "attention_mask": seen, "token_type_ids": types * mask}
-        full = complete({"batch": batch, SEQUENCE: sequence, PAST: past})
+        full = complete({"batch": batch, SEQUENCE: sequence, PAST: past, ENCODED: sizes.get(ENCODED, DEFAULT_SEQUENCE)})
         for spec in self.inputs:
-            if spec.name not in made:
+            if spec.axes == ("batch", ENCODED):  # the padding mask of what a decoder looks at across
+                rows = [_mask(full[ENCODED], "none" if row == 0 else padding, rng) for row in range(batch)]
+                made[spec.name] = np.stack(rows)
+            elif spec.name not in made:
                 made[spec.name] = rng.standard_normal(spec.shape(full))
         return {spec.name: made[spec.name].astype(spec.dtype) for spec in self.inputs}
 

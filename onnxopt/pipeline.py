@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, OutputFixPass, TopologicalSortPass
 
-from onnxopt.cache import CONTEXT_KEY, PAST, SEQUENCE, Cache, complete, keeps_packed
+from onnxopt.cache import CONTEXT_KEY, PAST, SEQUENCE, Cache, complete, complete_all, keeps_packed
 from onnxopt.driver import Driver
 from onnxopt.errors import InputError
 from onnxopt.graph import CONTRIB, attribute, is_op, opset
@@ -209,7 +209,7 @@ def generated(loaded: Loaded) -> list[Observation]:
     observations = []
     for index, (batch, length, past, kind) in enumerate(GENERATED):
         padding = kind if kind in paddings_of(loaded) else "right"
-        sizes = complete({"batch": batch, SEQUENCE: length, PAST: past})
+        sizes = complete_all({"batch": batch, SEQUENCE: length, PAST: past}, loaded.signature.axes, index)
         try:
             observations.append(Observation(sizes, loaded.feeder.make(sizes, padding, seed=index)))
         except InputError:

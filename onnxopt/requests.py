@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnxopt.cache import PAST, SEQUENCE, complete
+from onnxopt.cache import ENCODED, PAST, SEQUENCE, complete
 from onnxopt.model import Array, Feeds, Loaded
 from onnxopt.observe import Observation
 from onnxopt.rows import mask_of
@@ -24,13 +24,26 @@ GENERATION = Workload(
 )
 
 
+# what writing an answer to a text asks of the decoder of an encoder-decoder
+ANSWERING = Workload(
+    (
+        {"batch": 1, SEQUENCE: 1, PAST: 0, ENCODED: 128},
+        {"batch": 1, SEQUENCE: 1, PAST: 32, ENCODED: 128},
+        {"batch": 8, SEQUENCE: 1, PAST: 32, ENCODED: 128},
+    )
+)
+
+
 def fit_workload(workload: Workload, loaded: Loaded) -> Workload:
     """Give every axis of the model a size in every shape, and drop axes that the model does not have.
 
-    A model with a cache takes a workload that knows of none for prompts; the default workload becomes `GENERATION`.
+    A model with a cache takes a workload that knows of none for prompts; the default workload becomes `GENERATION`. The
+    decoder of an encoder-decoder always takes `ANSWERING`: shapes that are asked for are those of texts to be read.
     """
     axes = loaded.signature.axes
-    if PAST in axes and workload == Workload():
+    if ENCODED in axes:
+        workload = ANSWERING
+    elif PAST in axes and workload == Workload():
         workload = GENERATION
     masked = mask_of(loaded.signature) is not None
     shapes: dict[tuple[tuple[tuple[str, int], ...], float], Mapping[str, int]] = {}

@@ -23,14 +23,16 @@ class Task:
         modality: what goes in.
         outputs: the outputs that the task is about; a model without them gives all of its own.
         generates: the answer is made token by token, so what was seen is kept in a cache.
+        paired: an encoder reads what goes in, once, and a decoder writes.
     """
 
     name: str
     auto_class: str
     table: str
-    modality: Literal["text", "image"]
+    modality: Literal["text", "image", "audio"]
     outputs: tuple[str, ...]
     generates: bool = False
+    paired: bool = False
 
 
 _LOGITS = ("logits",)
@@ -67,6 +69,24 @@ TASKS: dict[str, Task] = {
             "text",
             _LOGITS,
             generates=True,
+        ),
+        Task(
+            "text2text-generation",
+            "AutoModelForSeq2SeqLM",
+            "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+            "text",
+            _LOGITS,
+            generates=True,
+            paired=True,
+        ),
+        Task(
+            "automatic-speech-recognition",
+            "AutoModelForSpeechSeq2Seq",
+            "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
+            "audio",
+            _LOGITS,
+            generates=True,
+            paired=True,
         ),
         Task(
             "image-classification",
@@ -116,7 +136,9 @@ def infer_task(config: Any, *, where: str = "") -> Task:
     saved = [name for name in getattr(config, "architectures", None) or () if isinstance(name, str)]
     if not saved:
         return features_task(config)
-    for task in TASKS.values():
+    # BART's class with a head is in the tables of masked words too
+    both = getattr(config, "is_encoder_decoder", False)
+    for task in sorted(TASKS.values(), key=lambda task: both and not task.paired):
         if saved[0] in _classes(task.table, config.model_type) or saved[0] == _own_class(config, task):
             return features_task(config) if task.auto_class == "AutoModel" else task
     raise InputError(

@@ -12,14 +12,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from onnxopt.cache import PARTS, Cache, CacheLayer, complete
+from onnxopt.cache import PARTS, Cache, CacheLayer, complete_all
 from onnxopt.checkpoint import Checkpoint
 from onnxopt.errors import ExportError, InputError
 from onnxopt.model import Array, Feeds
 from onnxopt.pooling import Pooling, build_head
 from onnxopt.quiet import quiet
-from onnxopt.spec import TensorSpec
+from onnxopt.spec import Signature, TensorSpec
 from onnxopt.tasks import Task, model_class
+from onnxopt.torch_seq2seq import SeqPart, face_of, is_pair
 
 EMBEDDING_OUTPUT = "sentence_embedding"
 RANDOM_SEED = 0
@@ -95,6 +96,7 @@ def load_torch(
     *,
     with_cache: bool = True,
     logits: Logits = "last",
+    part: SeqPart | None = None,
 ) -> TorchModel:
     """Load a checkpoint in float32 for inference.
 
@@ -105,6 +107,7 @@ def load_torch(
         pooling: adds the output `sentence_embedding` when given.
         with_cache: give a language model inputs and outputs for the keys and values that it has seen.
         logits: with a cache, whether `logits` are those of the last position or of all.
+        part: which half of an encoder-decoder; None for every other model.
 
     Returns:
         The model behind its flat face.
@@ -120,10 +123,14 @@ def load_torch(
     with quiet():
         network, missing = _build(checkpoint, config, kind)
     network = network.eval()
+    title = f"torch {torch.__version__} {type(network).__name__} float32"
+    if part is not None:
+        face = face_of(network, config, part, last=logits == "last", where=where)
+        own = (face.flat, f"{title} {part}", face.inputs, face.outputs, face.longest, (), config, face.cache, logits)
+        return _complete(TorchModel(*own), network, missing, where)
     inputs, image_size = _inputs(network, config, task, where)
     longest = _longest(network, config) if task.modality == "text" else 0
     names = _output_names(network, inputs, task, image_size, where)
-    title = f"torch {torch.__version__} {type(network).__name__} float32"
     cache = _find_cache(network) if with_cache and task.generates else None
     if cache is not None:
         flat = _flatten_with_cache(network, inputs, cache, logits)
@@ -134,6 +141,11 @@ def load_torch(
         flat = _flatten(network, inputs, names, task, build_head(pooling) if pooling else None)
         outputs = (*names, EMBEDDING_OUTPUT) if pooling else names
         model = TorchModel(flat, title, inputs, outputs, longest, image_size, config)
+    return _complete(model, network, missing, where)
+
+
+def _complete(model: TorchModel, network: Any, missing: list[str], where: str) -> TorchModel:
+    """Return the model, when no weights are missing that its outputs need."""
     if missing:
         _check_missing(model, network, missing, where)
     return model
@@ -206,8 +218,12 @@ def _inputs(network: Any, config: Any, task: Task, where: str) -> tuple[tuple[Te
     """Return the inputs by the forward signature, and the image size."""
     accepted = inspect.signature(network.forward).parameters
     main = network.main_input_name
-    if getattr(config, "is_encoder_decoder", False):
-        raise InputError(f"{type(network).__name__} is an encoder-decoder, which is not supported", where=where)
+    if is_pair(config):
+        raise InputError(
+            f"{type(network).__name__} is an encoder-decoder, which {task.name} does not run",
+            where=where,
+            hint="use --task text2text-generation, or automatic-speech-recognition for sound",
+        )
     if main == "pixel_values":
         size = _image_size(config)
         channels = int(getattr(config, "num_channels", 3) or 3)
@@ -399,7 +415,7 @@ def _check_missing(model: TorchModel, network: Any, missing: list[str], where: s
         for one in parameters.values():
             one.fill_(float("nan"))
     sizes = {"batch": 2, "sequence": 3, **dict(zip(("height", "width"), model.image_size, strict=False))}
-    sizes = complete(sizes | ({"past_sequence": 0} if model.cache else {}))
+    sizes = complete_all(sizes | ({"past_sequence": 0} if model.cache else {}), Signature(model.inputs, ()).axes, 0)
     ones = {spec.name: np.ones(spec.shape(sizes), dtype=spec.dtype) for spec in model.inputs}
     broken = [name for name, array in model.run(ones).items() if np.isnan(array).any()]
     if broken:

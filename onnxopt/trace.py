@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.cache import PAST, complete
+from onnxopt.cache import TOTAL, complete
 from onnxopt.capture import capture
 from onnxopt.errors import ExportError
 from onnxopt.quiet import quiet
@@ -121,9 +121,9 @@ def _feeds(model: TorchModel, sizes: Mapping[str, int]) -> dict[str, Any]:
 def _example(spec: TensorSpec, sizes: Mapping[str, int]) -> Any:
     """Return an array to trace with; a mask has both values, so that no branch is taken for all ones."""
     shape = spec.shape(sizes)
-    if spec.name == "attention_mask":
+    if spec.name.endswith("attention_mask"):
         mask = np.ones(shape, dtype=spec.dtype)
-        mask[1:, slice(0, 1) if PAST in sizes else slice(-1, None)] = 0
+        mask[1:, slice(0, 1) if spec.axes[1] == TOTAL else slice(-1, None)] = 0
         return mask
     rng = np.random.default_rng(0)
     if spec.dtype == "float32":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxopt.cache import PAST, SEQUENCE, Cache, complete, keeps_packed
+from onnxopt.cache import PAST, SEQUENCE, TOTAL, Cache, complete, complete_all, keeps_packed
 from onnxopt.errors import InputError, ProofError
 from onnxopt.graph import worst_error
 from onnxopt.imports import load_onnx
@@ -53,8 +53,8 @@ def cases_of(loaded: Loaded) -> list[Case]:
     if Cache.of(loaded.signature) is not None:
         limit = max((sizes["total_sequence"] for sizes in loaded.proved_sizes), default=2**31)
         return [
-            (complete({"batch": batch, SEQUENCE: new, PAST: past}), padding)
-            for batch, new, past, padding in CACHED
+            (complete_all({"batch": batch, SEQUENCE: new, PAST: past}, axes, index), padding)
+            for index, (batch, new, past, padding) in enumerate(CACHED)
             if new + past <= limit and padding in paddings_of(loaded)
         ]
     masked = mask_of(loaded.signature) is not None
@@ -160,7 +160,7 @@ def _answers(
             progress(case_text(sizes, padding))
         feeds = loaded.feeder.make(sizes, padding, seed=100 + index)
         if cache is not None and sizes[PAST]:
-            feeds |= _past(loaded, cache, sizes)
+            feeds |= _past(loaded, cache, sizes, _across(loaded.signature, cache, feeds))
         yield (sizes, padding), feeds, loaded.reference.run(feeds), run(feeds)
     if cache is None:
         return
@@ -172,13 +172,20 @@ def _answers(
         yield from _steps(run, loaded, cache, padding, seed)
 
 
-def _past(loaded: Loaded, cache: Cache, sizes: Mapping[str, int]) -> Feeds:
+def _across(signature: Signature, cache: Cache, feeds: Feeds) -> Feeds:
+    """Return what stays the same from step to step: what the encoder of an encoder-decoder gave."""
+    grows = {spec.name for spec in cache.inputs}
+    fixed = (spec for spec in signature.inputs if spec.name not in grows and {SEQUENCE, TOTAL}.isdisjoint(spec.axes))
+    return {spec.name: feeds[spec.name] for spec in fixed}
+
+
+def _past(loaded: Loaded, cache: Cache, sizes: Mapping[str, int], across: Feeds) -> Feeds:
     """Return keys and values that the reference itself made of a text.
 
     Random ones put a model into a state that no text does, in which rounding grows without a limit.
     """
-    before = complete({"batch": sizes["batch"], SEQUENCE: sizes[PAST], PAST: 0})
-    seen = loaded.reference.run(loaded.feeder.make(before, "none", seed=400))
+    before = complete({**sizes, SEQUENCE: sizes[PAST], PAST: 0})
+    seen = loaded.reference.run(loaded.feeder.make(before, "none", seed=400) | across)
     return {past.name: seen[present.name] for past, present in zip(cache.inputs, cache.outputs, strict=True)}
 
 
@@ -186,17 +193,19 @@ def _steps(
     run: Callable[[Feeds], Feeds], loaded: Loaded, cache: Cache, padding: Padding, seed: int
 ) -> Iterator[Answer]:
     """Take prompts, then one token at a time; reference and candidate go on from their own caches."""
-    sizes = complete({"batch": PROMPTS, SEQUENCE: 9, PAST: 0})
+    axes = loaded.signature.axes
+    sizes = complete_all({"batch": PROMPTS, SEQUENCE: 9, PAST: 0}, axes, seed)
     prompt = loaded.feeder.make(sizes, padding, seed=200 + seed)
+    across = _across(loaded.signature, cache, prompt)
     sides = [(loaded.reference.run, dict(prompt)), (run, dict(prompt))]
     mask = mask_of(loaded.signature)
     for step in range(STEPS):
         answers = [answer(feeds) for answer, feeds in sides]
         if step:
             yield (dict(sizes), padding), sides[0][1], answers[0], answers[1]
-        sizes = complete({"batch": PROMPTS, SEQUENCE: 1, PAST: sizes["total_sequence"]})
-        fresh = loaded.feeder.make(sizes, "none", seed=300 + step)
-        if mask is not None:
+        sizes = complete({**sizes, SEQUENCE: 1, PAST: sizes[TOTAL]})
+        fresh = loaded.feeder.make(sizes, "none", seed=300 + step) | across
+        if mask is not None and mask.axes[1] == TOTAL:
             seen = sides[0][1][mask.name]
             fresh[mask.name] = np.concatenate([seen, np.ones((PROMPTS, 1), seen.dtype)], axis=1)
         renamed = {past.name: present.name for past, present in zip(cache.inputs, cache.outputs, strict=True)}

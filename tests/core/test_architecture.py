@@ -35,7 +35,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("padding",),
     ("placement", "buckets", "batcher"),
     ("pipeline", "source", "checkpoint", "imports"),
-    ("explain", "pooling", "tasks", "feeds", "torch_model", "capture", "trace", "axes", "inspection", "requests"),
+    ("explain", "pooling", "tasks", "feeds", "torch_model", "torch_seq2seq", "capture", "trace", "axes", "inspection", "requests"),
     ("export", "package", "verify", "bench_inputs", "textinput", "imageinput", "report", "decoder", "chat", "stacks"),
     ("bench_worker", "bench", "textrun", "generator", "perplexity"),
     ("continuous", "clients"),
