@@ -11,10 +11,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.errors import InputError
+from onnxopt.golden import GOLDEN_FOLDER
 from onnxopt.graph_feeder import GraphFeeder, InputPlan, plan_input, role_of
 from onnxopt.manifest import MANIFEST_NAME, Manifest
 from onnxopt.model import Feeds
-from onnxopt.package import GOLDEN_FOLDER, read_golden
+from onnxopt.package import read_golden
 from onnxopt.safety import check_onnx
 from onnxopt.session import model_file
 from onnxopt.spec import TensorSpec

@@ -3,11 +3,12 @@
 A graph with a cache takes `past_key_values.N.key` and `.value` [batch, kv_heads, past_sequence, size] and gives
 `present.N.key` and `.value` [batch, kv_heads, total_sequence, size], where total = past + sequence. Positions lie in
 the order in which they were given; a window is a matter of the mask, not of the cache. The names are those that
-optimum, onnxruntime-genai and transformers.js use. The decoder of an encoder-decoder says `past_key_values.N.decoder.key`
-and `present.N.decoder.key`. What it knows of the encoder's text does not grow: the encoder gives `present.N.encoder.key`
-and `.value` [batch, heads, sequence, size] once, and the decoder takes them at every step as
-`past_key_values.N.encoder.key` and `.value` [batch, heads, encoder_sequence, size]. In files the axis `batch` of such a graph is called `batch_size`:
+optimum, onnxruntime-genai and transformers.js use. In files the axis `batch` of such a graph is called `batch_size`:
 transformers.js makes the empty past from the names of its axes, and this is the one that it knows.
+
+The decoder of an encoder-decoder says `past_key_values.N.decoder.key` and `present.N.decoder.key`. What it knows of the
+encoder's text does not grow: the encoder gives `present.N.encoder.key` and `.value` [batch, heads, sequence, size], and
+the decoder takes them at every step as `past_key_values.N.encoder.key` [batch, heads, encoder_sequence, size].
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ Side = Literal["", "decoder", "encoder"]
 _PAST = re.compile(r"past_key_values\.(\d+)\.(?:(decoder)\.)?(key|value)")
 
 
+_ACROSS = re.compile(r"past_key_values\.(\d+)\.encoder\.(key|value)")
+
+
 def past_name(layer: int, part: Part, side: Side = "") -> str:
     """Return the name of the input that brings what a layer has seen."""
     return f"past_key_values.{layer}.{side}{'.' if side else ''}{part}"
@@ -40,6 +44,14 @@ def past_name(layer: int, part: Part, side: Side = "") -> str:
 def present_name(layer: int, part: Part, side: Side = "") -> str:
     """Return the name of the output that holds what a layer has seen now."""
     return f"present.{layer}.{side}{'.' if side else ''}{part}"
+
+
+def encoded_name(given: str) -> str:
+    """Return the encoder's output that a decoder's input takes, an empty string for other inputs."""
+    found = _ACROSS.fullmatch(given)
+    if found is None:
+        return ""
+    return present_name(int(found.group(1)), "key" if found.group(2) == "key" else "value", "encoder")
 
 
 @dataclass(frozen=True)

@@ -136,9 +136,7 @@ def _make(
     notes += [left_out] if left_out else []
     _require_tokenizer(checkpoint, task, notes)
     write_assets(checkpoint, config, folder / _ASSETS)
-    model = load_torch(
-        checkpoint, config, task, pooling, with_cache=form.cache, logits=form.logits, part=form.part
-    )
+    model = load_torch(checkpoint, config, task, pooling, with_cache=form.cache, logits=form.logits, part=form.part)
     if form.cache and task.generates and model.cache is None and form.part is None:
         notes.append("the model keeps other states than keys and values; exported without a cache")
     words = folder / _ASSETS if checkpoint.has_tokenizer else None

@@ -182,6 +182,26 @@ class DecodingRecord(Record):
     vocabulary: int = Field(default=0, ge=0)
 
 
+class HalfRecord(Record):
+    """One graph of an encoder-decoder.
+
+    Attributes:
+        file: the .onnx file.
+        signature: its inputs and outputs.
+        blocks: its recognised blocks by kind.
+        nodes_before: nodes of the graph as loaded.
+        nodes_after: nodes of the graph as written.
+        golden: folder of its golden cases.
+    """
+
+    file: str
+    signature: Signature
+    blocks: dict[str, BlockCount] = Field(default_factory=dict)
+    nodes_before: int = Field(default=0, ge=0)
+    nodes_after: int = Field(default=0, ge=0)
+    golden: str
+
+
 class Manifest(Evidence):
     """`manifest.json`: everything about an artifact that its inputs decide.
 
@@ -192,8 +212,10 @@ class Manifest(Evidence):
         origin: where the model came from: source, revision, weights hash, exporter.
         task: the transformers task name, or `onnx` for an imported file.
         random_weights: true when the weights are made up and accuracy means nothing.
-        signature: inputs and outputs of the graph.
+        signature: inputs and outputs of the graph; of an encoder-decoder, what the encoder takes and the decoder gives.
         decoding: for a decoder with a cache; None for every other model.
+        parts: the graphs of an encoder-decoder, `encoder` and `decoder`; empty for every other model. The evidence is
+            then that of both: ledger and counts of one after the other, and the proof of the two together last.
         target: where it is meant to run.
         workload: the request shapes it was optimized for.
         budget: how far the answer may move.
@@ -211,6 +233,7 @@ class Manifest(Evidence):
     random_weights: bool = False
     signature: Signature
     decoding: DecodingRecord | None = None
+    parts: dict[str, HalfRecord] = Field(default_factory=dict)
     target: Target
     workload: Workload
     budget: Budget

@@ -6,6 +6,8 @@ An artifact::
     model.onnx_data       the weights of a larger model, under the name that transformers.js looks for
     tokenizer.json, ...   tokenizer, processor and config files, in the folders the checkpoint had them in
     genai_config.json     for a decoder: what onnxruntime-genai must know of it
+    encoder_model.onnx    for an encoder-decoder two graphs in place of one, and golden/encoder, golden/decoder
+    decoder_model.onnx
     golden/golden.json    the cases below: names, dtypes, shapes, tolerances
     golden/inputs_0.npz   one file per case for Python, without pickles
     golden/outputs_0.npz
@@ -21,22 +23,26 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
-import json
 import os
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxopt.cache import Cache, served
 from onnxopt.errors import InputError, PassAuthorError
+from onnxopt.golden import (
+    GOLDEN_FOLDER,
+    Golden,
+    GoldenCase,
+    GoldenDifference,
+    check_cases,
+    read_cases,
+    write_golden,
+)
 from onnxopt.graph import CONTRIB, attribute, is_op
 from onnxopt.machine import describe_machine, versions
 from onnxopt.manifest import (
@@ -45,62 +51,58 @@ from onnxopt.manifest import (
     DecodingRecord,
     Evidence,
     FileRecord,
+    HalfRecord,
     Manifest,
     Measurements,
 )
-from onnxopt.model import Array, Feeds, Loaded
+from onnxopt.model import Loaded
 from onnxopt.session import MODEL_NAME, Session
-from onnxopt.spec import Budget, Padding, Target, Workload
+from onnxopt.spec import Budget, Target, Workload
 from onnxopt.stacks import GENAI_NAME, served_model, stack_files
 
 DATA_NAME = "model.onnx_data"
-GOLDEN_FOLDER = "golden"
-GOLDEN_NAME = "golden.json"
 EXTERNAL_DATA_BYTES = 1_500_000_000  # a protobuf file ends at 2 GiB; the graph itself and its readers need room
 _INLINE_BELOW_BYTES = 1024  # shapes and scalars stay in the graph, where shape inference can read them
-_ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip entry can have
-_ZIP_MODE = 0o100644 << 16
 _PIECE_BYTES = 1 << 20
-_GOLDEN_RULE = "per output element: |got - expected| <= max_absolute_error, or both are equal, or both are not-a-number"
 # files that an operating system leaves in a folder it has shown
 _DROPPINGS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 
 
 @dataclass(frozen=True)
-class Golden:
-    """One case that every program serving the artifact can repeat.
+class Half:
+    """One graph of an encoder-decoder, finished.
 
     Attributes:
-        feeds: the inputs by name.
-        outputs: the expected outputs by name.
-        relative_error: how far a floating output may be off, as a share of its largest magnitude.
-        sizes: size of each dynamic axis, for the reader.
-        padding: where the padded positions lie, for the reader.
+        name: `encoder` or `decoder`.
+        model: the graph.
+        loaded: what it was made from.
+        evidence: what was found out about it alone.
+        golden: its cases.
     """
 
-    feeds: Feeds
-    outputs: Feeds
-    relative_error: float
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    padding: Padding = "none"
+    name: str
+    model: ir.Model
+    loaded: Loaded
+    evidence: Evidence
+    golden: Sequence[Golden]
 
+    @property
+    def file(self) -> str:
+        """Name of its file, as transformers.js and optimum say it."""
+        return f"{self.name}_{MODEL_NAME}"
 
-@dataclass(frozen=True)
-class GoldenDifference:
-    """An output that is not what the golden case says.
-
-    Attributes:
-        case: number of the case.
-        output: name of the output.
-        found: what differs, in words.
-    """
-
-    case: int
-    output: str
-    found: str
-
-    def __str__(self) -> str:
-        return f"golden case {self.case}, output {self.output!r}: {self.found}"
+    @property
+    def record(self) -> HalfRecord:
+        """What the manifest says of it."""
+        found = self.evidence
+        return HalfRecord(
+            file=self.file,
+            signature=served(self.loaded.signature),
+            blocks=found.blocks,
+            nodes_before=found.nodes_before,
+            nodes_after=found.nodes_after,
+            golden=f"{GOLDEN_FOLDER}/{self.name}",
+        )
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,7 @@ def write_artifact(
     golden: Sequence[Golden],
     measurements: Measurements | None = None,
     extras: Mapping[str, bytes | Callable[[Manifest], bytes]] | None = None,
+    halves: Sequence[Half] = (),
 ) -> Artifact:
     """Write everything a program needs to serve the model.
 
@@ -209,6 +212,8 @@ def write_artifact(
         measurements: date and latencies.
         extras: more files by name, such as `report.html`, whose bytes may differ between runs; a function makes them
             out of the manifest.
+        halves: of an encoder-decoder, its two graphs; they and their cases are written in place of `model` and
+            `golden`, and `model` is the decoder.
 
     Returns:
         The artifact.
@@ -219,12 +224,16 @@ def write_artifact(
     out = _resolved(out)
     check_output_folder(out)
     with _folder_in_place(out) as folder:
-        model_files = _write_model(served_model(model, loaded.signature), folder)
-        _copy_assets(loaded, folder)
-        decoding, signature = _decoding(model, loaded), served(loaded.signature)
+        graphs = [(half.file, half.model, half.loaded.signature) for half in halves]
+        model_files = []
+        for name, graph, given in graphs or [(MODEL_NAME, model, loaded.signature)]:
+            model_files += _write_model(served_model(graph, given), folder, name)
+        _copy_assets(loaded, folder, taken=model_files)
+        decoding, signature = _decoding(model, halves[-1].loaded if halves else loaded), served(loaded.signature)
         for name, content in stack_files(folder, signature, decoding, provider=target.provider).items():
             _write(folder / name, content)
-        _write_golden(golden, folder / GOLDEN_FOLDER)
+        for place, cases in [(half.record.golden, half.golden) for half in halves] or [(GOLDEN_FOLDER, golden)]:
+            write_golden(cases, folder / place)
         hashed = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         changing = dict(extras or {})
         if measurements is not None:
@@ -239,6 +248,7 @@ def write_artifact(
             random_weights=loaded.random_weights,
             signature=signature,
             decoding=decoding,
+            parts={half.name: half.record for half in halves},
             target=target,
             workload=workload,
             budget=budget,
@@ -294,31 +304,17 @@ def check_golden(path: str | Path, *, target: Target | None = None) -> list[Gold
         InputError: when the artifact or its golden files cannot be read.
     """
     artifact = Artifact.open(path)
-    session = artifact.session(target=target)
-    found: list[GoldenDifference] = []
-    for number, case in enumerate(read_golden(artifact.path)):
-        limits = {entry["name"]: float(entry["max_absolute_error"]) for entry in case.entries["outputs"]}
-        got = session.run(case.feeds)
-        for name, expected in case.outputs.items():
-            difference = "is missing" if name not in got else _difference(expected, got[name], limits[name])
-            if difference:
-                found.append(GoldenDifference(number, name, difference))
-    return found
-
-
-@dataclass(frozen=True)
-class GoldenCase:
-    """A golden case as read from an artifact.
-
-    Attributes:
-        feeds: the inputs by name.
-        outputs: the expected outputs by name.
-        entries: its part of golden.json: `inputs` and `outputs` with names, dtypes, shapes, files and limits.
-    """
-
-    feeds: Feeds
-    outputs: Feeds
-    entries: Mapping[str, Any]
+    parts = artifact.manifest.parts
+    if not parts:
+        return check_cases(artifact.session(target=target), artifact.path / GOLDEN_FOLDER)
+    chosen = target or Target(artifact.manifest.target.provider)
+    return [
+        difference
+        for part in parts.values()
+        for difference in check_cases(
+            Session(_member(artifact.path, part.file), target=chosen), _member(artifact.path, part.golden)
+        )
+    ]
 
 
 def read_golden(folder: Path) -> list[GoldenCase]:
@@ -327,23 +323,7 @@ def read_golden(folder: Path) -> list[GoldenCase]:
     Raises:
         InputError: when they are missing or damaged.
     """
-    base = Path(folder) / GOLDEN_FOLDER
-    try:
-        index = json.loads((base / GOLDEN_NAME).read_text(encoding="utf-8"))
-        return [
-            GoldenCase(
-                _load_npz(base / f"inputs_{number}.npz", case["inputs"]),
-                _load_npz(base / f"outputs_{number}.npz", case["outputs"]),
-                case,
-            )
-            for number, case in enumerate(index["cases"])
-        ]
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"the golden cases cannot be read ({error or type(error).__name__})",
-            where=str(base),
-            hint="make the artifact again",
-        ) from error
+    return read_cases(Path(folder) / GOLDEN_FOLDER)
 
 
 # Where it goes
@@ -443,7 +423,7 @@ def _umask() -> int:
 # What is in it
 
 
-def _write_model(model: ir.Model, folder: Path) -> list[str]:
+def _write_model(model: ir.Model, folder: Path, name: str) -> list[str]:
     """Write the graph and return the names of its files. The model in memory stays as it is."""
     total = sum(
         value.const_value.nbytes
@@ -451,22 +431,22 @@ def _write_model(model: ir.Model, folder: Path) -> list[str]:
         for value in graph.initializers.values()
         if value.const_value is not None
     )
-    path = folder / MODEL_NAME
+    path, beside = folder / name, f"{name}_data"
     # with `external_data` set, tensors up to the threshold are read into the graph wherever they lay before
     threshold = _INLINE_BELOW_BYTES if total > EXTERNAL_DATA_BYTES else total
-    ir.save(model, path, external_data=DATA_NAME, size_threshold_bytes=threshold)
-    data = folder / DATA_NAME
+    ir.save(model, path, external_data=beside, size_threshold_bytes=threshold)
+    data = folder / beside
     if total <= EXTERNAL_DATA_BYTES:
         data.unlink(missing_ok=True)
-        return [MODEL_NAME]
-    return [MODEL_NAME, DATA_NAME]
+        return [name]
+    return [name, beside]
 
 
-def _copy_assets(loaded: Loaded, folder: Path) -> None:
-    taken = {MODEL_NAME, DATA_NAME, MANIFEST_NAME, MEASUREMENTS_NAME, GENAI_NAME, GOLDEN_FOLDER}
+def _copy_assets(loaded: Loaded, folder: Path, *, taken: Sequence[str]) -> None:
+    reserved = {MODEL_NAME, DATA_NAME, MANIFEST_NAME, MEASUREMENTS_NAME, GENAI_NAME, GOLDEN_FOLDER, *taken}
     for name, source in _placed(loaded).items():
-        _check_name(name, taken=taken)
-        taken.add(name)
+        _check_name(name, taken=reserved)
+        reserved.add(name)
         place = folder / name
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -497,109 +477,6 @@ def _check_name(name: str, *, taken: set[str]) -> None:
         raise PassAuthorError(f"an artifact cannot hold a file named {name!r}")
     if name in taken or path.parts[0] == GOLDEN_FOLDER or path.parts[0] in {MODEL_NAME, MANIFEST_NAME}:
         raise InputError(f"the checkpoint's file {name} has a name that the artifact needs", hint="rename it")
-
-
-def _write_golden(cases: Sequence[Golden], folder: Path) -> None:
-    folder.mkdir()
-    index: list[dict[str, Any]] = []
-    for number, case in enumerate(cases):
-        inputs = _write_tensors(case.feeds, folder, f"inputs_{number}")
-        outputs = _write_tensors(case.outputs, folder, f"outputs_{number}")
-        for entry, array in zip(outputs, case.outputs.values(), strict=True):
-            entry["max_absolute_error"] = _limit(array, case.relative_error)
-        index.append(
-            {
-                "sizes": dict(case.sizes),
-                "padding": case.padding,
-                "relative_error": case.relative_error,
-                "inputs": inputs,
-                "outputs": outputs,
-            }
-        )
-    content = {"format": 1, "layout": "row-major", "byte_order": "little", "rule": _GOLDEN_RULE, "cases": index}
-    _write(folder / GOLDEN_NAME, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
-
-
-def _write_tensors(arrays: Feeds, folder: Path, stem: str) -> list[dict[str, Any]]:
-    """Write tensors as one .npz and as one .bin each; file names are numbers, so any tensor name will do."""
-    entries: list[dict[str, Any]] = []
-    plain: dict[str, Array] = {}
-    for number, (name, array) in enumerate(arrays.items()):
-        raw = _little_endian(array)
-        file = f"{stem}_{number}.bin"
-        _write(folder / file, raw.tobytes())
-        entries.append({"name": name, "dtype": array.dtype.name, "shape": list(array.shape), "file": file})
-        plain[name] = raw
-    _write(folder / f"{stem}.npz", _npz(plain))
-    return entries
-
-
-def _little_endian(array: Array) -> Array:
-    """Return the same elements row-major and little-endian; types that NumPy does not know become unsigned integers."""
-    if array.dtype.kind not in "biufcV" or array.dtype.hasobject:
-        raise PassAuthorError(f"golden tensors are numbers, not {array.dtype}")
-    contiguous = np.ascontiguousarray(array).reshape(array.shape)
-    if contiguous.dtype.kind == "V":  # bfloat16, float8 and int4 of ml_dtypes
-        contiguous = contiguous.view(f"u{contiguous.dtype.itemsize}")
-    return contiguous.astype(contiguous.dtype.newbyteorder("<"), copy=False)
-
-
-def _npz(arrays: Mapping[str, Array]) -> bytes:
-    """Return an .npz whose bytes follow from the arrays: numpy's own writer puts the time of day into it."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in arrays.items():
-            info = zipfile.ZipInfo(f"{name}.npy", date_time=_ZIP_TIME)
-            info.create_system = 3  # Unix, wherever it is written
-            info.external_attr = _ZIP_MODE
-            with archive.open(info, "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _load_npz(path: Path, entries: Sequence[Mapping[str, Any]]) -> Feeds:
-    # numpy leaves the file open when it is no archive, so it gets an open one
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        return {entry["name"]: _typed(archive[entry["name"]], entry) for entry in entries}
-
-
-def _typed(array: Array, entry: Mapping[str, Any]) -> Array:
-    if list(array.shape) != list(entry["shape"]):
-        raise ValueError(f"{entry['name']} has shape {list(array.shape)}, golden.json says {entry['shape']}")
-    if array.dtype.name == entry["dtype"]:
-        return array
-    import ml_dtypes
-
-    return array.view(getattr(ml_dtypes, entry["dtype"]))
-
-
-def _limit(array: Array, relative_error: float) -> float:
-    """Return how far an element may be off: exact for integers, a share of the largest magnitude for the rest."""
-    if array.dtype.kind in "biu":
-        return 0.0
-    values = np.abs(array.astype(np.float64))
-    largest = float(values[np.isfinite(values)].max(initial=0.0))
-    return relative_error * (largest or 1.0)
-
-
-def _difference(expected: Array, got: Array, limit: float) -> str:
-    """Return in words how two tensors differ, or an empty string."""
-    if got.shape != expected.shape:
-        return f"shape {list(got.shape)}, expected {list(expected.shape)}"
-    if got.dtype != expected.dtype:
-        return f"dtype {got.dtype.name}, expected {expected.dtype.name}"
-    wanted, found = expected.astype(np.float64), got.astype(np.float64)
-    same = (wanted == found) | (np.isnan(wanted) & np.isnan(found))
-    with np.errstate(invalid="ignore"):
-        error = np.where(same, 0.0, np.abs(found - wanted))
-    wrong = ~(error <= limit)
-    if not wrong.any():
-        return ""
-    at = np.unravel_index(int(np.argmax(np.where(np.isnan(error), np.inf, error))), error.shape)
-    return (
-        f"{int(wrong.sum())} of {wrong.size} elements differ by more than {limit:.3g}; "
-        f"worst at {[int(i) for i in at]}: {found[at]:.6g}, expected {wanted[at]:.6g}"
-    )
 
 
 # Files

@@ -146,7 +146,8 @@ def _kernels(events: list[dict[str, Any]]) -> tuple[Kernel, ...]:
 
 def _golden(path: Path) -> Mapping[str, Array]:
     """Return inputs of an artifact's first golden case; nothing for a plain file."""
-    from onnxopt.package import GOLDEN_FOLDER, read_golden
+    from onnxopt.golden import GOLDEN_FOLDER
+    from onnxopt.package import read_golden
 
     if not (path / GOLDEN_FOLDER).is_dir():
         return {}

@@ -6,17 +6,18 @@ import datetime as dt
 import logging
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
 
 from onnxopt.blocks import KINDS, count_blocks
-from onnxopt.cache import PAST, Cache, complete
+from onnxopt.cache import PAST, Cache, complete_all
 from onnxopt.errors import InputError
-from onnxopt.export import Exporter, export
+from onnxopt.export import Exporter, export, is_pair
+from onnxopt.golden import Golden
 from onnxopt.graph import SMALL_CONSTANT_BYTES, STANDARD_DOMAINS, all_nodes, initializer_bytes, op_counts
 from onnxopt.imports import load_onnx
 from onnxopt.ledger import Ledger
@@ -32,7 +33,7 @@ from onnxopt.manifest import (
 )
 from onnxopt.model import Loaded
 from onnxopt.observe import Observation
-from onnxopt.package import DATA_NAME, Artifact, Golden, check_output_folder, write_artifact
+from onnxopt.package import DATA_NAME, Artifact, Half, check_output_folder, write_artifact
 from onnxopt.pipeline import run_pipeline
 from onnxopt.probe import MAX_IR_VERSION
 from onnxopt.profit import Profit
@@ -40,10 +41,12 @@ from onnxopt.report import REPORT_NAME, render_report
 from onnxopt.requests import fit_workload, requests_of
 from onnxopt.session import Session
 from onnxopt.source import Source, Weights, resolve
-from onnxopt.spec import Budget, Target, Workload
+from onnxopt.spec import Budget, Signature, Target, Workload
 from onnxopt.timing import run_rounds, shape_stats, write_job
 from onnxopt.torch_model import Logits
+from onnxopt.torch_seq2seq import HALVES
 from onnxopt.verify import cases_of, is_packed, prove
+from onnxopt.verify_pair import prove_pair
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +137,25 @@ def optimize(
     )
     folder = Path(out) if out is not None else Path("build") / found.name
     check_output_folder(folder)
+    if is_pair(found, task):
+        if not with_cache:
+            raise InputError(
+                "an encoder-decoder is made with its cache only", where=str(source), hint="drop --no-cache"
+            )
+        plan = _Plan(goal, wanted, allowed, folder, measure, tune)
+        with tempfile.TemporaryDirectory(prefix="onnxopt-") as scratch:
+            made = (
+                export(
+                    found,
+                    task=task,
+                    logits=logits,
+                    part=part,
+                    exporter=exporter,
+                    progress=lambda step: say(Event("load", step)),
+                )
+                for part in HALVES
+            )
+            return _finish_pair(made, plan, Path(scratch), started, say)
     loaded = load(
         found,
         task=task,
@@ -201,8 +223,53 @@ class _Plan:
     tune: bool
 
 
+@dataclass(frozen=True)
+class _Worked:
+    """A graph after rewriting, proof and measurement.
+
+    Attributes:
+        loaded: with the finished graph.
+        candidate: where it lies.
+        runs_on: where it was proved.
+        evidence: what was found out.
+        golden: cases for others.
+        latency: before and after.
+        seconds: of each pass.
+        ops_before: operators of the graph as loaded.
+    """
+
+    loaded: Loaded
+    candidate: Path
+    runs_on: Target
+    evidence: Evidence
+    golden: list[Golden]
+    latency: tuple[Latency, ...]
+    seconds: dict[str, float]
+    ops_before: Mapping[str, int]
+
+
 def _finish(loaded: Loaded, plan: _Plan, scratch: Path, started: float, say: Listener) -> Artifact:
     """Rewrite, prove, measure and write a loaded model."""
+    return _write([_work(loaded, plan, scratch, say)], plan, started, say)
+
+
+def _finish_pair(made: Iterable[Loaded], plan: _Plan, scratch: Path, started: float, say: Listener) -> Artifact:
+    """Rewrite, prove, measure and write an encoder-decoder; each half alone, then both together."""
+    halves = []
+    for name, loaded in zip(HALVES, made, strict=True):
+        (scratch / name).mkdir()
+        halves.append(_work(loaded, replace(plan, workload=fit_workload(plan.workload, loaded)), scratch / name, say))
+    encode, decode = (Session(half.candidate, target=half.runs_on).run for half in halves)
+    encoder, decoder = (half.loaded for half in halves)
+    proof = prove_pair(
+        (encoder, encode), (decoder, decode), plan.budget, progress=lambda step: say(Event("verify", step))
+    )
+    plan = replace(plan, workload=fit_workload(plan.workload, encoder))
+    return _write(halves, plan, started, say, proof=proof)
+
+
+def _work(loaded: Loaded, plan: _Plan, scratch: Path, say: Listener) -> _Worked:
+    """Rewrite, prove and measure a loaded model."""
     target, out = plan.target, plan.out
     baseline = default_export(loaded)
     original = _save(baseline, scratch / "original")
@@ -226,7 +293,8 @@ def _finish(loaded: Loaded, plan: _Plan, scratch: Path, started: float, say: Lis
     )
     _require_standard(loaded.model, target)
     candidate = _save(loaded.model, scratch / "candidate")
-    session = Session(candidate, target=_runnable(target, ledger))
+    runs_on = _runnable(target, ledger)
+    session = Session(candidate, target=runs_on)
     proof = prove(
         session.run,
         loaded,
@@ -238,30 +306,82 @@ def _finish(loaded: Loaded, plan: _Plan, scratch: Path, started: float, say: Lis
     golden = list(_golden(loaded, session))
     del session
     latency: tuple[Latency, ...] = ()
-    if plan.measure and _runnable(target, ledger) == target:
+    if plan.measure and runs_on == target:
         latency = _latency(original, candidate, plan, requests, say)
     evidence = _evidence(loaded, ledger, proof, nodes_before, bytes_before)
     seconds: dict[str, float] = defaultdict(float)
     for entry in ledger.entries:
         seconds[entry.name] += entry.seconds
-    say(Event("package", str(out)))
-    now = dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds")
+    return _Worked(loaded, candidate, runs_on, evidence, golden, latency, seconds, ops_before)
+
+
+def _write(
+    parts: Sequence[_Worked], plan: _Plan, started: float, say: Listener, *, proof: Sequence[ProofRecord] = ()
+) -> Artifact:
+    """Write one finished graph as an artifact, or the two of an encoder-decoder with their common proof."""
+    say(Event("package", str(plan.out)))
+    seconds: dict[str, float] = defaultdict(float)
+    for part in parts:
+        for name, spent in part.seconds.items():
+            seconds[name] += spent
     measurements = Measurements(
-        created=now, latency=latency, pass_seconds=dict(seconds), seconds=time.perf_counter() - started
+        created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
+        latency=tuple(latency for part in parts for latency in part.latency),
+        pass_seconds=dict(seconds),
+        seconds=time.perf_counter() - started,
     )
+    pair = len(parts) > 1
+    whole = _whole([part.loaded for part in parts]) if pair else parts[0].loaded
+    halves = [
+        Half(name, part.loaded.model, part.loaded, part.evidence, part.golden)
+        for name, part in zip(HALVES, parts, strict=False)
+    ]
+    before = sum((Counter(part.ops_before) for part in parts), Counter[str]())
+    after = sum((Counter(op_counts(part.loaded.model)) for part in parts), Counter[str]())
     return write_artifact(
-        out,
-        loaded.model,
-        loaded,
-        target=target,
+        plan.out,
+        whole.model,
+        whole,
+        target=plan.target,
         workload=plan.workload,
         budget=plan.budget,
-        evidence=evidence,
-        golden=golden,
+        evidence=_together(parts, proof) if pair else parts[0].evidence,
+        golden=() if pair else parts[0].golden,
         measurements=measurements,
-        extras={
-            REPORT_NAME: lambda manifest: render_report(manifest, measurements, ops_before, op_counts(loaded.model))
+        extras={REPORT_NAME: lambda manifest: render_report(manifest, measurements, before, after)},
+        halves=halves if pair else (),
+    )
+
+
+def _whole(parts: Sequence[Loaded]) -> Loaded:
+    """Return an encoder-decoder as its user sees it: what the encoder takes, and the decoder's logits."""
+    encoder, decoder = parts
+    logits = tuple(spec for spec in decoder.signature.outputs if spec.name == "logits")
+    return replace(
+        decoder,
+        signature=Signature(encoder.signature.inputs, logits),
+        feeder=encoder.feeder,
+        origin={**decoder.origin, "encoder_context_length": encoder.origin.get("context_length", 0)},
+        notes=list(dict.fromkeys([*encoder.notes, *decoder.notes])),
+    )
+
+
+def _together(parts: Sequence[_Worked], proof: Sequence[ProofRecord]) -> Evidence:
+    """Return the evidence of two graphs as one; what is said of a single one names it."""
+    found = [part.evidence for part in parts]
+    kinds = dict.fromkeys(kind for one in found for kind in one.blocks)
+    counts = {kind: [one.blocks[kind] for one in found if kind in one.blocks] for kind in kinds}
+    return Evidence(
+        proof=(*(record for one in found for record in one.proof), *proof),
+        ledger=tuple(record for one in found for record in one.ledger),
+        blocks={
+            kind: BlockCount(fused=sum(one.fused for one in own), total=sum(one.total for one in own))
+            for kind, own in counts.items()
         },
+        nodes_before=sum(one.nodes_before for one in found),
+        nodes_after=sum(one.nodes_after for one in found),
+        bytes_before=sum(one.bytes_before for one in found),
+        notes=tuple(f"{name}: {note}" for name, one in zip(HALVES, found, strict=True) for note in one.notes),
     )
 
 
@@ -320,7 +440,7 @@ def _golden(loaded: Loaded, session: Session) -> list[Golden]:
     cached = Cache.of(loaded.signature) is not None
     for seed, (batch, length, padding) in enumerate(((1, 9, "none"), (3, 12, "left" if cached else "right"))):
         sizes = {axis: batch if axis == "batch" else length for axis in loaded.signature.axes}
-        sizes = complete(sizes | ({PAST: 0} if cached else {}))
+        sizes = complete_all(sizes | ({PAST: 0} if cached else {}), loaded.signature.axes, seed)
         feeds = loaded.feeder.make(sizes, padding, seed=seed)  # type: ignore[arg-type]  # the literal is one of the paddings
         cases.append(Golden(feeds, session.run(feeds), GOLDEN_ERROR, sizes, padding))  # type: ignore[arg-type]  # same
     return cases

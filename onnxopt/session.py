@@ -33,6 +33,7 @@ from onnxopt.runtime import runtime_errors, runtime_line
 logger = logging.getLogger(__name__)
 
 MODEL_NAME = "model.onnx"
+ENCODER_NAME, DECODER_NAME = "encoder_model.onnx", "decoder_model.onnx"  # of an encoder-decoder
 _FATAL = 4  # onnxruntime's severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal; errors reach us as exceptions
 
 _DTYPES = {
@@ -287,6 +288,12 @@ def model_file(path: Path) -> Path:
     path = Path(path)
     if path.is_dir():
         file = path / MODEL_NAME
+        if not file.is_file() and (path / DECODER_NAME).is_file():
+            raise InputError(
+                f"is an encoder-decoder, two graphs: {ENCODER_NAME} and {DECODER_NAME}",
+                where=str(path),
+                hint="name one of them, or use `onnxopt generate`",
+            )
         if not file.is_file():
             raise InputError(
                 f"no {MODEL_NAME} in this folder", where=str(path), hint="name an artifact or an .onnx file"

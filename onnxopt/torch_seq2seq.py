@@ -20,7 +20,7 @@ from onnxopt.quiet import quiet
 from onnxopt.spec import TensorSpec
 
 SeqPart = Literal["encoder", "decoder"]
-PARTS_OF_PAIR: tuple[SeqPart, ...] = ("encoder", "decoder")
+HALVES: tuple[SeqPart, ...] = ("encoder", "decoder")
 STATES = "last_hidden_state"
 ENCODER_MASK = "encoder_attention_mask"
 _TRIED = (2, 3)  # batch and positions of a trial run
@@ -65,7 +65,9 @@ def face_of(network: Any, config: Any, part: SeqPart, *, last: bool, where: str)
     """
     source = _source(network, config)
     own, cross = _caches(network, source, where)
-    return _encoder(network, config, source, cross) if part == "encoder" else _decoder(network, config, own, cross, last)
+    return (
+        _encoder(network, config, source, cross) if part == "encoder" else _decoder(network, config, own, cross, last)
+    )
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,8 @@ def _caches(network: Any, source: _Source, where: str) -> tuple[Cache, Cache]:
     try:
         with torch.inference_mode(), quiet():
             kept = _first_step(network, feeds, source.mask)[1]
-        own, cross = (
-            Cache(tuple(_layer(index, layer, side) for index, layer in enumerate(cache.layers)))
-            for cache, side in ((kept.self_attention_cache, "decoder"), (kept.cross_attention_cache, "encoder"))
-        )
+        own = Cache(tuple(_layer(i, one, "decoder") for i, one in enumerate(kept.self_attention_cache.layers)))
+        cross = Cache(tuple(_layer(i, one, "encoder") for i, one in enumerate(kept.cross_attention_cache.layers)))
     except Exception as error:
         raise ExportError(
             f"{type(network).__name__} keeps no keys and values that can be handed over: {error}", where=where
@@ -177,7 +177,9 @@ def _decoder(network: Any, config: Any, own: Cache, cross: Cache, last: bool) ->
     from transformers.modeling_outputs import BaseModelOutput
 
     ids = TensorSpec("input_ids", "int64", (BATCH, SEQUENCE))
-    masked = network.main_input_name == "input_ids" and "attention_mask" in inspect.signature(network.forward).parameters
+    masked = (
+        network.main_input_name == "input_ids" and "attention_mask" in inspect.signature(network.forward).parameters
+    )
     mask = (TensorSpec(ENCODER_MASK, "int64", (BATCH, ENCODED)),) if masked else ()
     width = int(_hidden_size(config))
     count = 1 + len(mask)
@@ -226,4 +228,3 @@ def _hidden_size(config: Any) -> int:
     if found is None:
         raise ExportError(f"the config of {config.model_type} names no hidden size")
     return int(found)
-

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 import onnx_ir as ir
 
 from onnxopt.cache import TOTAL
-from onnxopt.graph import ancestors, attribute, dims, has_few_ancestors, known_dims, rank
+from onnxopt.graph import ancestors, dims, has_few_ancestors, known_dims, rank
 from onnxopt.patterns import Miss, Ops, Pat, State, Var
 from onnxopt.patterns import match as match_pattern
 from onnxopt.rewrite import Builder, Match, Reassociated, Refusal, Rule, register
@@ -86,7 +86,7 @@ class FusePaddingMask(Rule):
         batch, keys = op.Shape(source, start=0, end=1), op.Shape(source, start=1, end=2)
         axis = -2
         axis += rank(q) or 0  # of the queries; those of a decoder that looks across are not as many as the keys
-        queries = keys if dims(q)[axis] == dims(source)[1] else op.Shape(q, start=axis, end=axis + 1)
+        queries = keys if (dims(q) or ())[axis] == (dims(source) or ())[1] else op.Shape(q, start=axis, end=axis + 1)
         shape = op.Concat(batch, op.ints([1], "one"), queries, keys, axis=0)
         mask = op.Expand(op.Unsqueeze(booleans, op.ints([1, 2], "axes")), shape)
         attributes = {name: attr.value for name, attr in match.root.attributes.items()}

@@ -10,8 +10,9 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
+from onnxopt.golden import Golden
 from onnxopt.model import Feeds
-from onnxopt.package import Golden, check_golden
+from onnxopt.package import check_golden
 from onnxopt.session import Session
 from tests.support import loaded as support
 from tests.support.node import install_script, run

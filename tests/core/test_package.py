@@ -17,11 +17,11 @@ import pytest
 
 from onnxopt import package
 from onnxopt.errors import InputError, PassAuthorError
+from onnxopt.golden import Golden
 from onnxopt.manifest import Evidence, Latency, Manifest, Measurements
 from onnxopt.model import Loaded
 from onnxopt.package import (
     Artifact,
-    Golden,
     check_golden,
     check_output_folder,
     read_golden,
@@ -210,7 +210,7 @@ def test_checking_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(28, "No space left on device"), ValueError])
-@pytest.mark.parametrize("where", ["_write_model", "_write_golden", "_sync", "_sync_folder"])
+@pytest.mark.parametrize("where", ["_write_model", "write_golden", "_sync", "_sync_folder"])
 @pytest.mark.parametrize("older", [False, True])
 def test_a_stop_at_any_moment_leaves_the_old_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException, where: str, *, older: bool

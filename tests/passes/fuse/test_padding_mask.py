@@ -218,8 +218,8 @@ def test_a_mask_that_only_measures_another_input_is_one_of_the_first() -> None:
     assert outcome.worst_error_at(2, 3) < 2e-6
 
 
-def test_keys_of_another_length_than_queries_are_left_alone() -> None:
-    """Pooling by one learned query: the canonical mask has a row per key."""
+def test_the_mask_has_a_row_for_each_query_where_keys_are_others() -> None:
+    """Pooling by one learned query; a decoder that looks across has queries of its own too."""
     text = """
     g (float[2,1,8] q, float[batch,sequence,8] x, int64[batch,sequence] m) => (float y) {
       s = Shape<start=0, end=1>(m)
@@ -232,7 +232,7 @@ def test_keys_of_another_length_than_queries_are_left_alone() -> None:
     }""".replace("float[2,1,8] q, ", "")
     weights = {"one": np.array([1]), "tail": np.array([1, 8]), "q0": np.ones((1, 1, 8), np.float32)}
     outcome = run_passes(text, "fuse-padding-mask", weights=weights)
-    assert outcome.entry.applied == 0
+    assert outcome.entry.applied == 1
     assert outcome.worst_error() == 0
 
 
