@@ -19,6 +19,8 @@ from onnxopt.graph import attribute, constant, dims, is_constant, is_op
 from onnxopt.model import Array
 
 ORIGIN_KEY = "onnxopt.origin"
+LABEL_KEY = "onnxopt.label"
+TABLE = "#table"
 _PREFIXES = ("network.", "model.", "_orig_mod.")
 _ANONYMOUS = re.compile(r"^(val|onnx::\w+|t|_v|const|initializer|MatMul|Gemm|weight)?[_:]*\d*$")
 
@@ -63,10 +65,50 @@ def find_linears(model: ir.Model) -> list[Linear]:
     times: dict[str, int] = {}
     unique = []
     for linear in found:
+        if LABEL_KEY in linear.node.metadata_props:
+            unique.append(replace(linear, label=linear.node.metadata_props[LABEL_KEY]))
+            continue
         times[linear.label] = times.get(linear.label, 0) + 1
         count = times[linear.label]
         unique.append(linear if count == 1 else replace(linear, label=f"{linear.label}#{count}"))
     return unique
+
+
+def keep_labels(model: ir.Model) -> list[Linear]:
+    """Return the linear layers, and write their labels on them: those of the others stay when one is replaced."""
+    found = find_linears(model)
+    for linear in found:
+        linear.node.metadata_props[LABEL_KEY] = linear.label
+    return found
+
+
+@dataclass(frozen=True)
+class Table:
+    """A lookup in a constant matrix, as embeddings are.
+
+    Attributes:
+        label: the label of its weight with `#table` behind it, since a linear layer may share that weight.
+        node: the Gather.
+        weight: the initializer, [entries, width].
+    """
+
+    label: str
+    node: ir.Node
+    weight: ir.Value
+
+
+def find_tables(model: ir.Model) -> list[Table]:
+    """Return the lookups of rows in the main graph in order, float32 only."""
+    found = []
+    for node in model.graph:
+        if not is_op(node, "Gather") or attribute(node, "axis") != 0:
+            continue
+        weight = node.inputs[0]
+        if weight is None or not is_constant(weight) or weight.dtype != ir.DataType.FLOAT:
+            continue
+        if len(dims(weight) or ()) == 2:
+            found.append(Table(f"{label_of(weight, node)}{TABLE}", node, weight))
+    return found
 
 
 def _linear(node: ir.Node) -> Linear | None:
@@ -141,6 +183,13 @@ def _joined(names: Sequence[str]) -> str:
         common += 1
     tails = [".".join(part[common:]) for part in parts]
     return ".".join([*parts[0][:common], "+".join(tails)])
+
+
+def parts_of(label: str) -> list[str]:
+    """Return the labels of the layers that a packed one was made of: `a.q`, `a.k` and `a.v` of `a.q+k+v`."""
+    first, *rest = label.split("+")
+    head, dot, _ = first.rpartition(".")
+    return [first, *(f"{head}{dot}{tail}" for tail in rest)]
 
 
 def _plain(name: str) -> str:

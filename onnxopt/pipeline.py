@@ -90,6 +90,14 @@ FUSE = (
     *TIDY,
 )
 
+# Behind the passes that lower: with these the answer depends on the last bit of an activation.
+WEIGHTS_ONLY: dict[Provider, tuple[str, ...]] = {
+    "cpu": ("quantize-weights-4", "quantize-weights-8", "quantize-embedding"),
+    "portable": ("quantize-weights-4-portable", "quantize-weights-8-portable"),
+    "cuda": (),
+    "tensorrt": (),
+}
+
 # Forms for CUDA and TensorRT come with their execution providers; until then those targets get the standard operators,
 # which both run.
 LOWER: dict[Provider, tuple[str, ...]] = {

@@ -1,0 +1,1 @@
+"""Give linear layers fewer bits, as a plan says."""
