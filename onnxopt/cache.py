@@ -28,6 +28,7 @@ Part = Literal["key", "value"]
 PARTS: tuple[Part, ...] = ("key", "value")
 
 BATCH, SEQUENCE, PAST, TOTAL = "batch", "sequence", "past_sequence", "total_sequence"
+ENCODER_MASK = "encoder_attention_mask"  # of the decoder of an encoder-decoder, over the encoder's text
 ENCODED = "encoder_sequence"  # positions of the text that a decoder looks at across
 Side = Literal["", "decoder", "encoder"]
 _PAST = re.compile(r"past_key_values\.(\d+)\.(?:(decoder)\.)?(key|value)")

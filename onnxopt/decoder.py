@@ -13,18 +13,19 @@ it pays (`pays`): taking the others together copies their cache once, about what
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxopt.cache import Cache
+from onnxopt.cache import ENCODER_MASK, Cache, encoded_name
 from onnxopt.errors import InputError
 from onnxopt.model import Array
 from onnxopt.session import Session
-from onnxopt.spec import Signature
+from onnxopt.spec import Signature, TensorSpec
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -35,6 +36,7 @@ SAME_ANSWER = 0.05  # of the spread of the logits: far above what rounding or a 
 ROOM = 256  # tokens to come that a fresh buffer has room for, when more are asked for
 LEAVING_SHARE = 0.25  # finished rows leave when they are at least this share of the rows in the batch
 _IDS, _MASK, _POSITIONS, _LOGITS = "input_ids", "attention_mask", "position_ids", "logits"
+_ENCODE = "open the folder with `onnxopt.Generator`, or with `onnxopt.seq2seq.EncoderDecoder`"
 _REBUILD = "build it with `onnxopt optimize` from a text-generation checkpoint"
 
 
@@ -52,12 +54,14 @@ class Decoder:
         cache: names and sizes of its cache.
         shared_buffers: whether past and present may be one buffer.
         context_length: the most positions the model takes; 0 when unknown.
+        across: inputs that the encoder of an encoder-decoder gives once for all steps; empty for every other model.
     """
 
     session: Session
     cache: Cache
     shared_buffers: bool = False
     context_length: int = 0
+    across: tuple[TensorSpec, ...] = ()
 
     @classmethod
     def of(cls, session: Session, decoding: DecodingRecord | None = None, *, context_length: int = 0) -> Decoder:
@@ -75,10 +79,11 @@ class Decoder:
         cache = cache_of(session)
         if cache is None:
             raise InputError("is no decoder: it takes no past_key_values", where=where, hint=_REBUILD)
-        known = {_IDS, _MASK, _POSITIONS, *(spec.name for spec in cache.inputs)}
+        across = tuple(spec for spec in session.inputs if spec.name == ENCODER_MASK or encoded_name(spec.name))
+        known = {_IDS, _MASK, _POSITIONS, *(spec.name for spec in (*cache.inputs, *across))}
         names = [spec.name for spec in session.inputs]
         unknown = [name for name in names if name not in known]
-        missing = [name for name in (_IDS, _MASK) if name not in names]
+        missing = [name for name in (_IDS, *(() if across else (_MASK,))) if name not in names]
         given = {spec.name for spec in session.outputs}
         lacking = [name for name in (_LOGITS, *(spec.name for spec in cache.outputs)) if name not in given]
         if unknown or missing or lacking:
@@ -91,7 +96,8 @@ class Decoder:
             )
             raise InputError(f"is no decoder that can be run: {found}", where=where, hint=_REBUILD)
         length = decoding.context_length if decoding else 0
-        return cls(session, cache, bool(decoding and decoding.shared_buffers), length or context_length)
+        shared = bool(decoding and decoding.shared_buffers)
+        return cls(session, cache, shared, length or context_length, across)
 
     @property
     def packed(self) -> bool:
@@ -130,6 +136,8 @@ class Decoder:
             InputError: when a prompt is empty or longer than the model takes, or lengths differ and the graph does not
                 take the padding.
         """
+        if self.across:
+            raise InputError("is the decoder of an encoder-decoder", where=str(self.session.path), hint=_ENCODE)
         for number, prompt in enumerate(prompts, start=1):
             if not len(prompt):
                 raise InputError(f"prompt {number} has no tokens")
@@ -174,18 +182,31 @@ class Batch:
     Attributes:
         logits: float32 [rows, vocabulary] of the newest token of each row.
         mask: int64 [rows, width]: 1 at tokens, 0 at padding and where a row had ended.
+
+    Args:
+        decoder: the model.
+        rows: how many.
+        most: tokens that a row may come to have.
+        across: what the encoder gave, a row for each row, by the names of the decoder's inputs.
     """
 
     logits: Array
     mask: Array
 
-    def __init__(self, decoder: Decoder, rows: int, most: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        rows: int,
+        most: int,
+        across: Mapping[str, onnxruntime.OrtValue] = MappingProxyType({}),
+    ) -> None:
         self._decoder = decoder
         self._store: _Shared | _Growing = (
-            _Shared(decoder, rows, most) if decoder.shared_buffers else _Growing(decoder, rows)
+            _Shared(decoder, rows, most, across) if decoder.shared_buffers else _Growing(decoder, rows, across)
         )
         self.mask = np.zeros((rows, 0), np.int64)
-        self._has_positions = any(spec.name == _POSITIONS for spec in decoder.session.inputs)
+        names = {spec.name for spec in decoder.session.inputs}
+        self._has_positions, self._has_mask = _POSITIONS in names, _MASK in names
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -214,13 +235,15 @@ class Batch:
             mask: int64 [rows, sequence], 0 at padding.
         """
         self.mask = np.ascontiguousarray(np.concatenate([self.mask, mask], axis=1))
-        feeds = {_IDS: np.ascontiguousarray(ids), _MASK: self.mask}
+        feeds = {_IDS: np.ascontiguousarray(ids)}
+        if self._has_mask:
+            feeds[_MASK] = self.mask
         if self._has_positions:
             # transformers counts the positions of the tokens that are there
             positions = np.maximum(self.mask.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]
             feeds[_POSITIONS] = np.ascontiguousarray(positions)
         # with all logits in the graph, the last position is each row's newest token: rows are padded on the left
-        self.logits = self._store.run(feeds)[:, -1].astype(np.float32, copy=False)
+        self.logits = self._store.run(feeds, self.mask.shape[1])[:, -1].astype(np.float32, copy=False)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with some of the rows, and without the columns that are padding in all of them."""
@@ -236,8 +259,8 @@ class Batch:
 class _Growing:
     """A cache whose present of one step is the past of the next."""
 
-    def __init__(self, decoder: Decoder, rows: int) -> None:
-        self._session = decoder.session
+    def __init__(self, decoder: Decoder, rows: int, across: Mapping[str, onnxruntime.OrtValue]) -> None:
+        self._session, self._across = decoder.session, dict(across)
         self._names = [
             (past.name, present.name) for past, present in zip(decoder.cache.inputs, decoder.cache.outputs, strict=True)
         ]
@@ -247,11 +270,13 @@ class _Growing:
             for spec in decoder.cache.inputs
         }
 
-    def run(self, feeds: dict[str, Array]) -> Array:
-        """Return logits [rows, positions, vocabulary]."""
+    def run(self, feeds: dict[str, Array], total: int) -> Array:  # noqa: ARG002  the other store needs it
+        """Return logits [rows, positions, vocabulary] after `total` columns."""
         binding = self._session.binding()
         for name, array in feeds.items():
             binding.bind_cpu_input(name, array)
+        for name, value in self._across.items():
+            binding.bind_ortvalue_input(name, value)
         binding.bind_output(_LOGITS, "cpu")
         for past, present in self._names:
             binding.bind_ortvalue_input(past, self._past[past])
@@ -265,22 +290,22 @@ class _Growing:
         """Take some rows and columns."""
         for name, value in self._past.items():
             self._past[name] = _value(np.ascontiguousarray(value.numpy()[rows, :, columns]), self._session.device)
+        self._across = _rows_of(self._across, rows, self._session.device)
 
 
 class _Shared:
     """A cache whose past and present are one buffer, longer than what is in it."""
 
-    def __init__(self, decoder: Decoder, rows: int, most: int) -> None:
-        self._session = decoder.session
+    def __init__(self, decoder: Decoder, rows: int, most: int, across: Mapping[str, onnxruntime.OrtValue]) -> None:
+        self._session, self._across = decoder.session, dict(across)
         self._specs = tuple(zip(decoder.cache.inputs, decoder.cache.outputs, strict=True))
         self._rows, self._most = rows, most
         self._length = self._capacity = 0
         self._buffers: dict[str, onnxruntime.OrtValue] = {}
         self._binding: onnxruntime.IOBinding | None = None
 
-    def run(self, feeds: dict[str, Array]) -> Array:
-        """Return logits [rows, positions, vocabulary]."""
-        total = feeds[_MASK].shape[1]
+    def run(self, feeds: dict[str, Array], total: int) -> Array:
+        """Return logits [rows, positions, vocabulary] after `total` columns."""
         if total > self._capacity:
             self._allocate(list(range(self._rows)), slice(0, self._length), self._room(total))
         binding = self._binding or self._bind()
@@ -296,6 +321,7 @@ class _Shared:
         width = columns.stop - columns.start
         self._rows = len(rows)
         self._most -= self._length - width
+        self._across = _rows_of(self._across, rows, self._session.device)
         self._allocate(rows, columns, self._room(width))
         self._length = width
 
@@ -322,8 +348,16 @@ class _Shared:
         for past, present in self._specs:
             binding.bind_ortvalue_input(past.name, self._buffers[past.name])
             binding.bind_ortvalue_output(present.name, self._buffers[past.name])
+        for name, value in self._across.items():
+            binding.bind_ortvalue_input(name, value)
         self._binding = binding
         return binding
+
+
+def _rows_of(
+    values: Mapping[str, onnxruntime.OrtValue], rows: list[int], device: str
+) -> dict[str, onnxruntime.OrtValue]:
+    return {name: _value(np.ascontiguousarray(value.numpy()[rows]), device) for name, value in values.items()}
 
 
 def _value(array: Array, device: str) -> onnxruntime.OrtValue:

@@ -17,16 +17,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pydantic import computed_field
 
+from onnxopt.audioinput import SoundReader
 from onnxopt.chat import ChatTemplate, Message
 from onnxopt.decoder import Batch, Decoder, pays
 from onnxopt.errors import InputError
 from onnxopt.manifest import MANIFEST_NAME, Manifest, Record
+from onnxopt.model import Array
 from onnxopt.sampling import Sampler, Sampling
-from onnxopt.session import MODEL_NAME, Session, model_file
+from onnxopt.seq2seq import EncoderDecoder, Given, start_tokens
+from onnxopt.session import DECODER_NAME, MODEL_NAME, Session, model_file
 from onnxopt.textinput import TOKENIZER_NAME, open_tokenizer, read_settings, token_text
 from onnxopt.textstream import TextStream
+from onnxopt.token_rules import TokenRules
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -40,7 +45,7 @@ _MAX_PROMPT_BYTES = 64 << 20
 _SEEDS = 2**32
 GREEDY = Sampling()
 
-Prompt = str | Sequence[int]
+Prompt = str | Sequence[int] | Array
 Finish = Literal["end", "stop", "length", "context"]
 OnText = Callable[[int, str], None]
 
@@ -123,11 +128,13 @@ class Generation(Record):
 
 @dataclasses.dataclass
 class _Row:
-    """A text on its way."""
+    """A text on its way: it begins with `prompt`, which for an encoder-decoder is not what it was given as `source`."""
 
     number: int
+    source: Given
     prompt: list[int]
     sampler: Sampler
+    rules: TokenRules
     stream: TextStream
     ends: frozenset[int]
     most: int
@@ -178,6 +185,7 @@ class Generator:
 
     Attributes:
         decoder: the model; its `prefill` and `step` are the low-level interface.
+        pair: of an encoder-decoder both graphs, in place of the decoder's own `prefill`; None for every other model.
         tokenizer: turns text into tokens and back.
         template: the chat template; None when the checkpoint has none.
         ends: tokens that end a text.
@@ -188,6 +196,7 @@ class Generator:
     """
 
     decoder: Decoder
+    pair: EncoderDecoder | None
     tokenizer: Tokenizer
     template: ChatTemplate | None
     ends: frozenset[int]
@@ -212,11 +221,19 @@ class Generator:
         self.settings = read_settings(folder, "generation_config.json")
         self.template = ChatTemplate.of(folder)
         self.ends = end_ids(self.settings, config) | self._named_end(folder)
-        self.decoder = Decoder.of(
-            session or Session(path, target=target, threads=threads),
-            manifest.decoding if manifest else None,
-            context_length=context_length(config),
-        )
+        self._rules, self._folder = TokenRules.of(self.settings, sorted(self.ends)), folder
+        self.pair = None
+        if manifest is not None and manifest.parts:
+            start = start_tokens(self.settings, config)
+            self.pair = EncoderDecoder.open(path, start=start, target=target, threads=threads)
+            self.decoder = self.pair.decoder
+        else:
+            self.decoder = Decoder.of(
+                session or Session(path, target=target, threads=threads),
+                manifest.decoding if manifest else None,
+                context_length=context_length(config),
+            )
+        self._sound: SoundReader | None = None
         self._notes = (RANDOM_WEIGHTS,) if manifest and manifest.random_weights else ()
 
     def _named_end(self, folder: Path) -> frozenset[int]:
@@ -286,7 +303,7 @@ class Generator:
         """Write on from each prompt.
 
         Args:
-            prompts: texts, or rows of token ids.
+            prompts: texts, or rows of token ids; for a model of speech .wav files, or features [bins, frames].
             max_new_tokens: the most tokens to write for each.
             sampling: how tokens are chosen; greedy without it. What is drawn for a prompt depends on the seed and on
                 its place in the list, not on its neighbours in a batch.
@@ -323,7 +340,7 @@ class Generator:
                     prompt=prompt if isinstance(prompt, str) else "",
                     text=row.text,
                     tokens=tuple(row.tokens),
-                    prompt_tokens=len(row.prompt),
+                    prompt_tokens=_tokens_of(row.source),
                     finish=row.finish or "length",
                 )
                 for prompt, row in zip(prompts, rows, strict=True)
@@ -340,9 +357,10 @@ class Generator:
         Similar lengths waste the least on padding; the longest come first, since they need the most memory.
         """
         some: list[_Row] = []
-        for row in sorted(rows, key=lambda row: -len(row.prompt)):
-            differs = bool(some) and len(some[0].prompt) != len(row.prompt)
-            if some and (len(some) == most or (differs and not self.decoder.takes_padding)):
+        padded = self.pair is not None or self.decoder.takes_padding
+        for row in sorted(rows, key=lambda row: -len(row.source)):
+            differs = bool(some) and len(some[0].source) != len(row.source)
+            if some and (len(some) == most or (differs and not padded)):
                 yield some
                 some = []
             some.append(row)
@@ -388,23 +406,34 @@ class Generator:
         for number, prompt in enumerate(prompts):
             name = f"prompt {number + 1}" if len(prompts) > 1 else "the prompt"
             try:
-                ids = self.encode(prompt, chat=chat, system=system) if isinstance(prompt, str) else list(prompt)
+                source = self._source(prompt, chat=chat, system=system)
             except InputError as error:
                 raise InputError(error.what.replace("the prompt", name), where=error.where, hint=error.hint) from error
-            if not ids:
+            if not len(source):
                 raise InputError(f"{name} gives no tokens", hint="write at least one word")
-            if context and len(ids) > context:
-                raise InputError(f"{name} has {len(ids)} tokens, the model takes {context}", hint="shorten it")
-            sampler = Sampler(sampling, ids, stream=number)
-            rows.append(_Row(number, ids, sampler, TextStream(self.tokenizer, ids, stop), self.ends, most, context))
+            takes = self.pair.longest if self.pair else context
+            if takes and _tokens_of(source) > takes:
+                raise InputError(f"{name} has {len(source)} tokens, the model takes {takes}", hint="shorten it")
+            ids = list(self.pair.start) if self.pair else [int(token) for token in source]
+            sampler, text = Sampler(sampling, ids, stream=number), TextStream(self.tokenizer, ids, stop)
+            rows.append(_Row(number, source, ids, sampler, self._rules, text, self.ends, most, context))
         return rows
+
+    def _source(self, prompt: Prompt, *, chat: bool | None, system: str | None) -> Given:
+        """Return what the model reads: tokens, or features of sound."""
+        if self.pair is None or not self.pair.hears:
+            return self.encode(prompt, chat=chat, system=system) if isinstance(prompt, str) else list(prompt)
+        if not isinstance(prompt, str):
+            return np.asarray(prompt)
+        self._sound = self._sound or SoundReader(self._folder)
+        return self._sound.features(Path(prompt))
 
     def _decode(self, rows: Sequence[_Row], clock: _Clock) -> Iterator[tuple[_Row, str]]:
         """Write on from rows until all have ended; yield each new piece of text, which may be empty."""
         started = time.perf_counter()
         batch = self._prefill(rows)
         clock.prefill_seconds += time.perf_counter() - started
-        clock.prefill_tokens += sum(len(row.prompt) for row in rows)
+        clock.prefill_tokens += sum(_tokens_of(row.source) for row in rows)
         active, chosen = list(rows), [0] * len(rows)
         first = True
         while True:
@@ -412,7 +441,8 @@ class Generator:
             pieces = []
             for place, row in enumerate(active):
                 if row.finish is None:
-                    chosen[place] = row.sampler.next_id(batch.logits[place])
+                    logits = row.rules.apply(batch.logits[place], row.prompt, row.tokens, row.most)
+                    chosen[place] = row.sampler.next_id(logits)
                     pieces.append((row, row.take(chosen[place])))
             clock.decode_seconds += time.perf_counter() - started
             clock.decode_tokens += 0 if first else len(pieces)
@@ -431,6 +461,8 @@ class Generator:
     def _prefill(self, rows: Sequence[_Row]) -> Batch:
         most, context = max(row.most for row in rows), self.decoder.context_length
         room = most if not context else min(most, context - max(len(row.prompt) for row in rows))
+        if self.pair is not None:
+            return self.pair.prefill([row.source for row in rows], new_tokens=room)
         return self.decoder.prefill([row.prompt for row in rows], new_tokens=room)
 
     def _leave(self, batch: Batch, finished: int) -> bool:
@@ -439,11 +471,18 @@ class Generator:
         return finished > 0 and (pays(finished, len(batch)) or bool(context and width >= context))
 
 
+def _tokens_of(source: Given) -> int:
+    """Return how many tokens a source has; of sound there are none."""
+    return 0 if isinstance(source, np.ndarray) and source.ndim > 1 else len(source)
+
+
 # What lies beside a model
 
 
 def read_manifest(path: Path) -> Manifest | None:
     """Return the manifest of an artifact; None for a plain .onnx file or a folder with nothing but one."""
+    if (path / DECODER_NAME).is_file():
+        return Manifest.read(path)
     file = model_file(path)
     own = file.name == MODEL_NAME and (file.parent / MANIFEST_NAME).is_file()
     return Manifest.read(file.parent) if own else None
@@ -452,7 +491,7 @@ def read_manifest(path: Path) -> Manifest | None:
 def tokenizer_folder(path: Path, tokenizer: str | Path | None) -> Path:
     """Return the folder with the tokenizer: the one that was named, or the model's own."""
     if tokenizer is None:
-        return model_file(path).parent
+        return path if (path / DECODER_NAME).is_file() else model_file(path).parent
     named = Path(tokenizer)
     return named.parent if named.name == TOKENIZER_NAME else named
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from onnxopt.cache import BATCH, ENCODED, PARTS, SEQUENCE, Cache, CacheLayer
+from onnxopt.cache import BATCH, ENCODED, ENCODER_MASK, PARTS, SEQUENCE, Cache, CacheLayer
 from onnxopt.errors import ExportError
 from onnxopt.quiet import quiet
 from onnxopt.spec import TensorSpec
@@ -22,7 +22,6 @@ from onnxopt.spec import TensorSpec
 SeqPart = Literal["encoder", "decoder"]
 HALVES: tuple[SeqPart, ...] = ("encoder", "decoder")
 STATES = "last_hidden_state"
-ENCODER_MASK = "encoder_attention_mask"
 _TRIED = (2, 3)  # batch and positions of a trial run
 
 
