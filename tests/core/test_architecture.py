@@ -30,7 +30,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("rewrite", "repro"),
     ("passes", "models"),
     ("timing",),
-    ("profit",),
+    ("profit", "quantize"),
     ("driver", "samples", "session", "gguf"),
     ("padding",),
     ("placement", "buckets", "batcher"),

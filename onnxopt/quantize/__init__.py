@@ -1,0 +1,1 @@
+"""Decide the precision of every linear layer: statistics, grids, accuracy, cost."""

@@ -1,0 +1,204 @@
+"""Plan weights only: which linear layers and tables are stored in 4 or 8 bits, on which grids.
+
+Without data weights are rounded (`rtn`), on grids with the least squared error (`mse`) or with searched zero points
+(`hqq`). With what calibration has seen of each layer's input, `gptq` lets the inputs that are rounded later take back
+what the earlier ones did to the product, and the bias takes back what is left of the mean.
+
+Two choices hold for every method. The last layer of a language model, told by its width, is stored in 8 bits also where
+the others get 4: it has no layer behind it that could forgive. A table that shares its weight is stored once, in that
+layer's codes, if its rows are whole blocks; so such a layer gets the largest block that divides them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxopt.errors import InputError
+from onnxopt.graph import constant, dims
+from onnxopt.linears import Linear, find_linears, find_tables
+from onnxopt.model import Array
+from onnxopt.precision import Blocked, Kind, Plan, PlannedLinear, Precision
+from onnxopt.qmath.blocks import METHODS, dequantize, quantize
+from onnxopt.qmath.gptq import gptq
+
+WeightMethod = Literal["auto", "rtn", "mse", "hqq", "gptq"]
+WEIGHT_METHODS: tuple[WeightMethod, ...] = ("auto", "gptq", *METHODS)
+BITS = {"int4-weights": 4, "int8-weights": 8}
+LEAST_INPUTS = 16  # fewer are less than a block
+HEAD_FACTOR = 8  # a layer with this many more outputs than inputs is a choice among words
+HEAD = Precision("int8-weights", 64)
+LEAST_BLOCK = 16
+LEAST_TABLE = 1 << 16  # elements: position tables and the like are not worth a kernel
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class SeenInput:
+    """What calibration has seen of the input of a linear layer.
+
+    Attributes:
+        moment: float [in, in], E[x xᵀ], or float [in], E[x²].
+        mean: float [in].
+    """
+
+    moment: Array
+    mean: Array
+
+
+def plan_weights(
+    model: ir.Model,
+    precision: Precision | Mapping[str, Precision],
+    *,
+    method: WeightMethod = "auto",
+    keep: Collection[str] = (),
+    seen: Mapping[str, SeenInput] | None = None,
+    given: Mapping[str, Blocked] | None = None,
+    head: Precision | None = HEAD,
+    progress: Say | None = None,
+) -> Plan:
+    """Decide on codes for every linear layer and table.
+
+    Args:
+        model: fused or lowered; not changed.
+        precision: `int8-weights` or `int4-weights` for all layers, or one per label; other layers stay in float.
+        method: how weights are rounded; `auto` is `gptq` where inputs have been seen, else `mse`.
+        keep: labels that stay in float.
+        seen: inputs of layers, by label; `gptq` needs the whole moment.
+        given: codes that are already known, by label, from a checkpoint that has them: they are taken as they are.
+        head: for the last layer of a language model, unless `precision` names it; None treats it like the others.
+        progress: told which layer is rounded.
+
+    Returns:
+        A plan with every label: also of what stays in float, with the reason.
+
+    Raises:
+        InputError: the precision is not of weights only, or `gptq` has not seen an input.
+    """
+    linears, tables = find_linears(model), find_tables(model)
+    shared = {table.weight: table.label for table in tables}
+    made: dict[str, PlannedLinear] = {}
+    for number, linear in enumerate(linears, start=1):
+        wanted = _wanted(linear, precision, head)
+        reason = _reason(linear, wanted, keep)
+        if reason or wanted is None:
+            made[linear.label] = PlannedLinear(Precision(), reason)
+            continue
+        if progress is not None:
+            progress(f"{linear.label} ({number} of {len(linears)})")
+        if linear.weight in shared:
+            wanted = whole_blocks(wanted, linear.rows)
+        known = (given or {}).get(linear.label)
+        if known is not None:
+            kind: Kind = "int4-weights" if known.bits == 4 else "int8-weights"
+            own = Precision(kind, known.block_size, known.zero_points is None)
+            made[linear.label] = PlannedLinear(own, "the checkpoint's own grid", blocks=known)
+        else:
+            made[linear.label] = round_weight(linear, wanted, method, (seen or {}).get(linear.label))
+    for table in tables:
+        made[table.label] = _table(table.weight, table.label, linears, made, keep)
+    return Plan(made)
+
+
+def _wanted(linear: Linear, precision: Precision | Mapping[str, Precision], head: Precision | None) -> Precision | None:
+    if isinstance(precision, Precision):
+        is_head = linear.columns >= HEAD_FACTOR * linear.rows
+        return head if head is not None and is_head and precision.kind == "int4-weights" else precision
+    return precision.get(linear.label)
+
+
+def _reason(linear: Linear, wanted: Precision | None, keep: Collection[str]) -> str:
+    """Return why a layer stays in float; empty when it does not."""
+    if linear.label in keep:
+        return "kept by the user"
+    if wanted is None or wanted.kind == "fp32":
+        return "kept by the plan"
+    if wanted.kind not in BITS:
+        raise InputError(
+            f"{wanted} is not a precision of weights only",
+            where=linear.label,
+            hint="use int8-weights or int4-weights",
+        )
+    if linear.rows < LEAST_INPUTS:
+        return f"{linear.rows} inputs are less than a block"
+    return ""
+
+
+def whole_blocks(precision: Precision, width: int) -> Precision:
+    """Return a precision whose blocks divide a width, when there is one; the largest, up to its own."""
+    block = precision.block_size
+    while block >= LEAST_BLOCK:
+        if width % block == 0:
+            return replace(precision, block_size=block)
+        block //= 2
+    return precision
+
+
+def round_weight(
+    linear: Linear, precision: Precision, method: WeightMethod = "auto", seen: SeenInput | None = None
+) -> PlannedLinear:
+    """Round the weight of one layer.
+
+    Raises:
+        InputError: `gptq` without the whole moment of the input.
+    """
+    weight = linear.matrix()
+    bits, symmetric = BITS[precision.kind], precision.symmetric
+    whole = seen is not None and seen.moment.ndim == 2
+    if method == "auto":
+        method = "gptq" if whole else "mse"
+    if method == "hqq" and symmetric:
+        precision, symmetric = replace(precision, symmetric=False), False
+    if method == "gptq":
+        if seen is None or not whole:
+            raise InputError(
+                "gptq has not seen the input of this layer", where=linear.label, hint="calibrate, or use mse"
+            )
+        blocks = gptq(weight, seen.moment, bits, precision.block_size, symmetric=symmetric)
+    else:
+        moment = None if seen is None else np.diag(seen.moment) if whole else seen.moment
+        blocks = quantize(weight, bits, precision.block_size, symmetric=symmetric, method=method, moment=moment)
+    return PlannedLinear(precision, blocks=blocks, bias=_corrected(linear, weight, blocks, seen))
+
+
+def _corrected(linear: Linear, weight: Array, blocks: Blocked, seen: SeenInput | None) -> Array | None:
+    """Return the layer's bias with E[x]·(W − Ŵ) added: what rounding shifts on average; None for no change.
+
+    A layer without a bias gets none: the mean of an input behind a norm is close to 0, and its projection would no
+    longer pack with its neighbours.
+    """
+    own = constant(linear.bias)
+    if own is None or seen is None:
+        return None
+    return np.asarray(own + seen.mean @ (weight - dequantize(blocks)), np.float32)
+
+
+def _table(
+    weight: ir.Value,
+    label: str,
+    linears: Collection[Linear],
+    made: Mapping[str, PlannedLinear],
+    keep: Collection[str],
+) -> PlannedLinear:
+    """Plan a table: in the codes of the layer that shares its weight, else in 8 bits; in float when that layer is."""
+    twin = next((linear for linear in linears if linear.weight is weight and linear.transposed), None)
+    entries, width = (int(d) if isinstance(d, int) else 0 for d in dims(weight) or (0, 0))
+    if label in keep:
+        return PlannedLinear(Precision(), "kept by the user")
+    if twin is not None:
+        blocks = made[twin.label].blocks
+        if blocks is not None and width % blocks.block_size == 0:
+            return replace(made[twin.label], bias=None)
+        return PlannedLinear(Precision(), f"it shares the weight of {twin.label}, which keeps it")
+    precision = whole_blocks(HEAD, width)
+    found = constant(weight)
+    if width % precision.block_size or found is None or not any(one.blocks is not None for one in made.values()):
+        return PlannedLinear(Precision(), f"rows of {width} are not whole blocks, or nothing else is quantized")
+    if entries * width < LEAST_TABLE:
+        return PlannedLinear(Precision(), "small")
+    return PlannedLinear(precision, blocks=quantize(found.T, 8, precision.block_size, method="mse"))
