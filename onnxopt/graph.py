@@ -443,6 +443,29 @@ def difference(candidate: Array, reference: Array) -> tuple[float, float]:
     return absolute, scale
 
 
+def sqnr_db(candidate: Array, reference: Array) -> float:
+    """Return 10·log₁₀(Σ reference² / Σ (candidate − reference)²), the signal to quantization noise ratio in decibels.
+
+    Equal tensors, and a reference of nothing but zeros that is met within rounding, give infinity; so does an integer or
+    empty tensor that is equal, and one that is not gives minus infinity.
+    """
+    if candidate.shape != reference.shape:
+        return -math.inf
+    if reference.dtype.kind != "f":
+        return math.inf if np.array_equal(candidate, reference) else -math.inf
+    signal = noise = 0.0
+    flat_c, flat_r = candidate.reshape(-1), reference.reshape(-1)
+    for start in range(0, flat_r.size, PIECE):
+        part = slice(start, start + PIECE)
+        one = flat_r[part].astype(np.float64)
+        signal += float(one @ one)
+        moved = flat_c[part].astype(np.float64) - one
+        noise += float(moved @ moved)
+    if noise == 0.0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
 def _difference(candidate: Array, reference: Array) -> tuple[float, float]:
     finite = np.isfinite(reference)
     if finite.all():

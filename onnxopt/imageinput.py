@@ -47,12 +47,17 @@ def read_images(folder: Path, session: Session, paths: Sequence[Path]) -> Feeds:
     spec = session.inputs[0]
     rows = []
     for path in paths:
-        pixels = prepare(_open(path), settings).astype(spec.dtype)
+        pixels = prepare(open_image(path), settings).astype(spec.dtype)
         rows.append(session.run({spec.name: pixels[None]}))
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
-def _open(path: Path) -> Image:
+def open_image(path: Path) -> Image:
+    """Read an image file as RGB.
+
+    Raises:
+        InputError: when pillow is missing or the file is no readable image.
+    """
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:

@@ -61,7 +61,7 @@ class Linear:
 
 def find_linears(model: ir.Model) -> list[Linear]:
     """Return the linear layers of the main graph in order, float32 only."""
-    found = [linear for node in model.graph if (linear := _linear(node)) is not None]
+    found = [linear for node in model.graph if (linear := linear_of(node)) is not None]
     times: dict[str, int] = {}
     unique = []
     for linear in found:
@@ -111,7 +111,8 @@ def find_tables(model: ir.Model) -> list[Table]:
     return found
 
 
-def _linear(node: ir.Node) -> Linear | None:
+def linear_of(node: ir.Node) -> Linear | None:
+    """Return the linear layer whose product a node is, None when it is none."""
     if is_op(node, "MatMul") and len(node.inputs) == 2:
         transposed = False
     elif is_op(node, "Gemm"):

@@ -21,7 +21,7 @@ from onnxopt.patterns import Miss
 from onnxopt.probe import MAX_IR_VERSION, ProbeError
 from onnxopt.profit import Profit
 from onnxopt.registry import get
-from onnxopt.rewrite import Rule
+from onnxopt.rewrite import Rewrite, Rule
 from onnxopt.sidegraph import MaskMeaning, meaning_of_mask
 from onnxopt.spec import PADDINGS, Padding, Provider, Target, Workload
 
@@ -102,6 +102,8 @@ WEIGHTS_ONLY: dict[Provider, tuple[str, ...]] = {
 # which both run.
 LOWER: dict[Provider, tuple[str, ...]] = {
     "cpu": (
+        "lower-quantized-linear",
+        "lower-dynamic-linear",
         "lower-cached-attention",
         "merge-transposes",
         "remove-no-ops",
@@ -110,6 +112,7 @@ LOWER: dict[Provider, tuple[str, ...]] = {
         "remove-unused",
         "pack-cached-qkv",
         "lower-attention",
+        "lower-token-attention",
         "lower-group-norm",
         "lower-gelu",
         "lower-silu",
@@ -131,6 +134,8 @@ LOWER: dict[Provider, tuple[str, ...]] = {
 
 # The other lowering for the CPU: on real tokens only. It pays when a batch has enough padding.
 WITHOUT_PADDING = (
+    "lower-quantized-linear",
+    "lower-dynamic-linear",
     "remove-padding",
     "fuse-linear",
     "lower-gelu",
@@ -251,6 +256,7 @@ def run_pipeline(
     workload: Workload | None = None,
     profit: Profit | None = None,
     tune: bool = False,
+    quantize: Callable[[ir.Model], Sequence[Rewrite]] | None = None,
     progress: Callable[[str, str, int], None] | None = None,
     repro_folder: Path | None = None,
 ) -> Ledger:
@@ -262,6 +268,7 @@ def run_pipeline(
         workload: what will be asked of it; padding in it makes the removal of padding a choice.
         profit: measures alternatives; None takes recorded winners.
         tune: also measure the forms of single regions.
+        quantize: decides on the fused graph what is stored and computed in fewer bits, and returns the passes that do it.
         progress: called with (stage, pass, rewrites kept so far).
         repro_folder: where refuted rewrites leave their inputs.
 
@@ -281,6 +288,11 @@ def run_pipeline(
     )
     driver.ledger.notes.extend(loaded.notes)
     for stage, names in passes_of(target).items():
+        if stage == "lower" and quantize is not None:
+            if progress is not None:
+                driver.progress = lambda step, count: progress("quantize", step, count)
+            for step in [*quantize(model), *map(get, TIDY)]:
+                driver.apply(step)
         if stage == "fuse":
             raise_opset_for(driver, names)
         if progress is not None:

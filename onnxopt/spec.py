@@ -39,9 +39,16 @@ class Reassociated:
         return f"reassociated (rtol {self.rtol:g}, atol {self.atol:g})"
 
 
+SQNR = "sqnr_db"  # the metric that a lossy rewrite of one region is held to
+
+
 @dataclass(frozen=True)
 class Lossy:
-    """The rewrite changes the answer; `metric` must stay at or above `floor` on calibration data."""
+    """The rewrite changes the answer; `metric` must stay at or above `floor` on calibration data.
+
+    The metric `sqnr_db` is the ratio of the signal to the noise in decibels; the driver measures it for every region. Any
+    other is measured on the whole model, where its budget is.
+    """
 
     metric: str
     floor: float

@@ -72,7 +72,7 @@ class LowerAttention(Rule):
         filled = op.constant(np.zeros(sum(sizes), np.float32) if bias is None else bias, "bias")
         scale = attribute(match.root, "scale")
         default = (sizes[0] // heads) ** -0.5
-        mask = _raw_mask(op, keys) if keys is not None else None
+        mask = raw_mask(op, keys) if keys is not None else None
         shared = {
             "num_heads": heads,
             "scale": None if scale is None or abs(scale - default) < 1e-6 * default else scale,
@@ -86,7 +86,7 @@ class LowerAttention(Rule):
         return op.contrib("Attention", x, weight, filled, mask, qkv_hidden_sizes=own, **shared)
 
 
-def _raw_mask(op: Builder, keys: ir.Value) -> ir.Value:
+def raw_mask(op: Builder, keys: ir.Value) -> ir.Value:
     """int32 [batch, keys]; a float mask by way of bool, since int32 would cut ½, which allows its key, to 0."""
     if keys.dtype in FLOATS:
         keys = op.Cast(keys, to=ir.DataType.BOOL.value)

@@ -1,0 +1,434 @@
+"""Calibration data: texts, images or ready feeds, as inputs of a model that hold no padding.
+
+Rows of one batch have one length, so no position is padding and none can enter a statistic. Texts are cut to what the
+model takes; a language model's texts are joined and cut into windows. Every source is split in three, in turns: most of it
+is for fitting, some for choosing among fits, and the rest is never looked at until the result is judged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from onnxopt.cache import PAST, SEQUENCE, Cache, complete
+from onnxopt.errors import InputError
+from onnxopt.manifest import Record
+from onnxopt.model import Array, Feeds, Loaded
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+BUILTIN, SELF, RANDOM = "builtin", "self", "random"
+HUB_PREFIX = "hf:"
+IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+TEXT_KEYS = ("text", "sentence", "content", "prompt", "question", "document")
+
+SAMPLES = 256  # texts of the builtin source, and at most of any other unless asked otherwise
+WINDOW = 256  # tokens of a language model's samples
+LONGEST = 256  # tokens of a text of the builtin source
+LEAST_SAMPLES = 8  # fewer say nothing about ranges
+BATCH_TOKENS = 1024  # of one run: bounds the memory of what is captured
+Part = Literal["fit", "choose", "judge"]
+# of eight samples five fit, one chooses and two judge
+_TURN: tuple[Part, ...] = ("fit", "judge", "fit", "choose", "fit", "judge", "fit", "fit")
+_MAX_BYTES = 1 << 30
+
+
+class CalibrationRecord(Record):
+    """What a model was calibrated with, for the manifest.
+
+    Attributes:
+        source: `builtin`, `self`, `random`, a file's name or a data set.
+        samples: how many.
+        shortest: tokens of the shortest, 0 where samples have no length.
+        longest: tokens of the longest.
+        tokens: of all samples.
+        sha256: over all samples in order.
+        meaningless: true when the data is random or too little, and was forced.
+    """
+
+    source: str
+    samples: int
+    shortest: int = 0
+    longest: int = 0
+    tokens: int = 0
+    sha256: str = ""
+    meaningless: bool = False
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """Samples of one source, ready for a model.
+
+    Attributes:
+        record: what they are.
+        rows: token ids of each sample; empty for other kinds.
+        ready: feeds of each sample, for images and feeds of the user.
+        texts: the texts behind `rows`, where they are texts of their own.
+    """
+
+    record: CalibrationRecord
+    rows: tuple[tuple[int, ...], ...] = ()
+    ready: tuple[Feeds, ...] = ()
+    texts: tuple[str, ...] = ()
+    _loaded: Loaded | None = field(default=None, repr=False)
+
+    def part(self, part: Part) -> list[int]:
+        """Return the places of the samples that serve one purpose."""
+        count = len(self.rows) or len(self.ready)
+        found = [place for place in range(count) if _TURN[place % len(_TURN)] == part]
+        return found or list(range(count))  # forced data may be a single sample
+
+    def batches(self, part: Part, *, batch_tokens: int = BATCH_TOKENS, most: int | None = None) -> Iterator[Feeds]:
+        """Yield feeds without padding: samples of one length together, no more than `batch_tokens` at a time.
+
+        Args:
+            part: which samples.
+            batch_tokens: the most tokens of a batch that holds several samples.
+            most: the most samples.
+        """
+        places = self.part(part)[:most]
+        if self.ready:
+            yield from (self.ready[place] for place in places)
+            return
+        by_length: dict[int, list[int]] = {}
+        for place in places:
+            by_length.setdefault(len(self.rows[place]), []).append(place)
+        for length, same in sorted(by_length.items()):
+            together = max(1, batch_tokens // length)
+            for start in range(0, len(same), together):
+                yield self.feeds([self.rows[place] for place in same[start : start + together]])
+
+    def feeds(self, rows: Sequence[Sequence[int]]) -> Feeds:
+        """Return the model's inputs for rows of token ids of one length, with an empty past."""
+        if self._loaded is None:
+            raise ValueError("ready feeds are not made of token ids")
+        return feeds_of(self._loaded, np.array(rows, np.int64))
+
+
+def feeds_of(loaded: Loaded, ids: Array) -> Feeds:
+    """Return a model's inputs for int64 [batch, tokens] ids without padding.
+
+    Raises:
+        InputError: the model takes something that ids say nothing about.
+    """
+    batch, length = ids.shape
+    sizes = complete({"batch": batch, SEQUENCE: length, PAST: 0})
+    made: Feeds = {}
+    for spec in loaded.signature.inputs:
+        name = spec.name.lower()
+        if name.startswith("past_key_values"):
+            array: Array = np.zeros(spec.shape(sizes))
+        elif "mask" in name:
+            array = np.ones((batch, length))
+        elif "token_type" in name:
+            array = np.zeros((batch, length))
+        elif "position" in name:
+            array = np.broadcast_to(np.arange(length), (batch, length))
+        elif len(spec.axes) == 2 and "int" in spec.dtype:
+            array = ids
+        else:
+            raise InputError(
+                f"calibration texts say nothing about the input {spec.name!r}",
+                where=loaded.name,
+                hint="give feeds: --calibration feeds.npz",
+            )
+        made[spec.name] = array.astype(spec.dtype)
+    return made
+
+
+def read_calibration(
+    loaded: Loaded, source: str | Path = BUILTIN, *, samples: int | None = None, force: bool = False
+) -> CalibrationData:
+    """Read calibration data for a model.
+
+    Args:
+        loaded: the model, with its tokenizer or processor among its assets.
+        source: `builtin` for prose of CPython's manuals; `random` for the model's own random inputs, which must be
+            forced; a .txt file (paragraphs), a .jsonl file, a folder of images, an .npz file or a folder of them (one
+            array per input, samples along the first axis); or `hf:name[:split[:column]]` for a data set.
+        samples: the most samples; 256 when not given.
+        force: accept random data, or less than it takes to say something.
+
+    Raises:
+        InputError: the source cannot be read, does not fit the model, or says too little.
+    """
+    name, most = str(source), samples or SAMPLES
+    if samples is not None and samples < 1:
+        raise InputError(f"the number of calibration samples is {samples}", hint="it must be 1 or more")
+    if name == RANDOM or (loaded.random_weights and name == BUILTIN and _tokenizer(loaded) is None):
+        data = _random(loaded, most, forced=force or loaded.random_weights)
+    elif name.startswith(HUB_PREFIX):
+        data = _of_texts(loaded, _data_set(name.removeprefix(HUB_PREFIX), most), name, most)
+    elif name == BUILTIN:
+        data = _of_texts(loaded, builtin_texts(), name, most)
+    else:
+        data = _of_path(loaded, Path(source), most)
+    if data.record.samples < LEAST_SAMPLES and not force:
+        raise InputError(
+            f"{data.record.samples} calibration samples say too little about ranges",
+            where=name,
+            hint=f"give at least {LEAST_SAMPLES}, or force it with --force-calibration, which marks the result",
+        )
+    meaningless = data.record.meaningless or data.record.samples < LEAST_SAMPLES
+    return CalibrationData(
+        data.record.model_copy(update={"meaningless": meaningless}), data.rows, data.ready, data.texts, loaded
+    )
+
+
+def builtin_texts() -> list[str]:
+    """Return English reference prose in pieces of many lengths, the same on every call for one version of CPython."""
+    from pydoc_data.topics import topics
+
+    words = [re.sub(r"[\s*=`_\-^~|+]+", " ", str(topics[key])).split() for key in sorted(topics)]
+    lengths = np.exp(np.random.default_rng(5).normal(3.6, 0.8, 1 << 16)).astype(int).clip(4, 200)
+    pieces, place = [], 0
+    for topic in words:
+        start = 0
+        while start < len(topic):
+            pieces.append(" ".join(topic[start : start + int(lengths[place])]))
+            start, place = start + int(lengths[place]), place + 1
+    order = np.random.default_rng(6).permutation(len(pieces))
+    return [pieces[index] for index in order]
+
+
+def _of_path(loaded: Loaded, path: Path, most: int) -> CalibrationData:
+    if not path.exists():
+        raise InputError(
+            "no such calibration file or folder",
+            where=str(path),
+            hint=f"name a .txt, .jsonl or .npz file, a folder of images, {BUILTIN}, or {HUB_PREFIX}<data set>",
+        )
+    if path.is_dir():
+        files = sorted(one for one in path.iterdir() if one.is_file())
+        arrays = [one for one in files if one.suffix == ".npz"]
+        images = [one for one in files if one.suffix.lower() in IMAGE_TYPES]
+        if arrays:
+            return _of_feeds(loaded, [feeds for one in arrays for feeds in _read_feeds(loaded, one)][:most], path.name)
+        if images:
+            return _of_images(loaded, images[:most], path.name)
+        raise InputError("the calibration folder has neither images nor .npz files", where=str(path))
+    if path.suffix == ".npz":
+        return _of_feeds(loaded, _read_feeds(loaded, path)[:most], path.name)
+    if path.suffix.lower() in IMAGE_TYPES:
+        return _of_images(loaded, [path], path.name)
+    return _of_texts(loaded, _read_texts(path), path.name, most)
+
+
+def _read_texts(path: Path) -> list[str]:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise InputError(f"is larger than {_MAX_BYTES} bytes", where=str(path), hint="give a part of it")
+        content = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from error
+    except ValueError as error:
+        raise InputError("is not UTF-8 text", where=str(path), hint="give text, .jsonl or .npz") from error
+    if path.suffix != ".jsonl":
+        parts = re.split(r"\n\s*\n", content)
+        parts = parts if len(parts) >= LEAST_SAMPLES else content.splitlines()
+        return [part.strip() for part in parts if part.strip()]
+    texts = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"line {number} is not JSON ({error})", where=str(path)) from error
+        texts.append(_text_of(entry, f"{path}, line {number}"))
+    return texts
+
+
+def _text_of(entry: Any, where: str) -> str:
+    if isinstance(entry, str):
+        return entry
+    if isinstance(entry, dict):
+        known = next((entry[key] for key in TEXT_KEYS if isinstance(entry.get(key), str)), None)
+        if known is not None:
+            return str(known)
+    raise InputError("has no text", where=where, hint=f"write a string, or an object with {', '.join(TEXT_KEYS)}")
+
+
+def _data_set(name: str, most: int) -> list[str]:
+    """Stream the first texts of a data set of the Hub, or of a local folder that `datasets` reads."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError("a data set needs the package datasets", hint="pip install datasets") from error
+    path, _, rest = name.partition(":")
+    split, _, column = rest.partition(":")
+    try:
+        rows = datasets.load_dataset(path, split=split or "train", streaming=True)
+        texts = []
+        for row in rows:
+            texts.append(str(row[column]) if column else _text_of(row, f"{HUB_PREFIX}{name}"))
+            if len(texts) >= most * 4:
+                break
+    except InputError:
+        raise
+    except Exception as error:  # the library raises whatever its readers do
+        raise InputError(
+            f"the data set cannot be read: {' '.join(str(error).split())[:200]}",
+            where=f"{HUB_PREFIX}{name}",
+            hint="check the name, or give a local text file",
+        ) from error
+    return texts
+
+
+def _tokenizer(loaded: Loaded) -> Tokenizer | None:
+    from onnxopt.textinput import TOKENIZER_NAME, open_tokenizer
+
+    file = next((asset for asset in loaded.assets if asset.name == TOKENIZER_NAME), None)
+    if file is None:
+        return None
+    tokenizer = open_tokenizer(file.parent)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _of_texts(loaded: Loaded, texts: Sequence[str], name: str, most: int) -> CalibrationData:
+    tokenizer = _tokenizer(loaded)
+    if tokenizer is None:
+        raise InputError(
+            "the model has no tokenizer.json, so texts cannot be its calibration data",
+            where=loaded.name,
+            hint="put tokenizer.json beside the model, or give feeds: --calibration feeds.npz",
+        )
+    limit = int(loaded.origin.get("context_length", 0) or 0)
+    kept: list[str] = []
+    if Cache.of(loaded.signature) is not None or loaded.task == "text-generation":
+        rows = _windows(tokenizer, texts, min(WINDOW, limit or WINDOW), most)
+    else:
+        longest = min(LONGEST if name == BUILTIN else limit or 512, limit or LONGEST)
+        kept = list(texts[:most])
+        rows = [_cut(tokenizer, text, longest) for text in kept]
+        kept = [text for text, row in zip(kept, rows, strict=True) if row]
+        rows = [row for row in rows if row]
+    return CalibrationData(_record(name, rows), tuple(rows), texts=tuple(kept))
+
+
+def _cut(tokenizer: Tokenizer, text: str, longest: int) -> tuple[int, ...]:
+    ids = tokenizer.encode(text).ids
+    if len(ids) > longest:
+        tokenizer.enable_truncation(longest)
+        ids = tokenizer.encode(text).ids
+        tokenizer.no_truncation()
+    return tuple(ids)
+
+
+def _windows(tokenizer: Tokenizer, texts: Sequence[str], window: int, most: int) -> list[tuple[int, ...]]:
+    """Join texts and cut them into windows that begin as the tokenizer begins a text."""
+    plain, whole = (tokenizer.encode("a", add_special_tokens=marks).ids for marks in (False, True))
+    prefix = tuple(whole[: whole.index(plain[0])]) if plain and plain[0] in whole else ()
+    stream: list[int] = []
+    for text in texts:
+        stream.extend(tokenizer.encode(text + "\n\n", add_special_tokens=False).ids)
+        if len(stream) >= most * window:
+            break
+    size = window - len(prefix)
+    starts = range(0, max(len(stream) - size + 1, 1), size)
+    rows = [(*prefix, *stream[start : start + size]) for start in starts]
+    return [row for row in rows if len(row) > len(prefix)][:most]
+
+
+def _record(name: str, rows: Sequence[Sequence[int]]) -> CalibrationRecord:
+    lengths = [len(row) for row in rows]
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(np.array([len(row), *row], "<i8").tobytes())
+    return CalibrationRecord(
+        source=name,
+        samples=len(rows),
+        shortest=min(lengths, default=0),
+        longest=max(lengths, default=0),
+        tokens=sum(lengths),
+        sha256=digest.hexdigest(),
+    )
+
+
+def _of_feeds(loaded: Loaded, ready: Sequence[Feeds], name: str, *, meaningless: bool = False) -> CalibrationData:
+    digest = hashlib.sha256()
+    for feeds in ready:
+        for spec in loaded.signature.inputs:
+            digest.update(np.ascontiguousarray(feeds[spec.name]).tobytes())
+    record = CalibrationRecord(
+        source=name, samples=len(ready), sha256=digest.hexdigest(), meaningless=meaningless
+    )
+    return CalibrationData(record, ready=tuple(ready))
+
+
+def _read_feeds(loaded: Loaded, path: Path) -> list[Feeds]:
+    """Read samples along the first axis of one array per input; nothing pickled is ever opened."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            if sum(int(content.zip.getinfo(f"{name}.npy").file_size) for name in content.files) > _MAX_BYTES:
+                raise InputError(f"holds more than {_MAX_BYTES} bytes", where=str(path), hint="split it")
+            arrays = {name: content[name] for name in content.files}
+    except InputError:
+        raise
+    except Exception as error:  # zip and NumPy raise what they like
+        raise InputError(f"cannot be read as .npz ({error})", where=str(path), hint="write it with numpy.savez") from error
+    for spec in loaded.signature.inputs:
+        if spec.name not in arrays:
+            raise InputError(
+                f"has no array {spec.name!r}",
+                where=str(path),
+                hint=f"give one for each of {', '.join(one.name for one in loaded.signature.inputs)}",
+            )
+        array = arrays[spec.name]
+        if array.ndim != len(spec.axes) or any(
+            isinstance(axis, int) and axis != size
+            for axis, size in list(zip(spec.axes, array.shape, strict=True))[1:]
+        ):
+            raise InputError(
+                f"array {spec.name!r} has shape {list(array.shape)}, the model takes {list(spec.axes)}", where=str(path)
+            )
+        if array.dtype.kind != np.dtype(spec.dtype).kind:
+            raise InputError(f"array {spec.name!r} is {array.dtype}, the model takes {spec.dtype}", where=str(path))
+    counts = {len(arrays[spec.name]) for spec in loaded.signature.inputs}
+    if len(counts) != 1:
+        raise InputError(f"the arrays have {sorted(counts)} samples", where=str(path), hint="give as many of each input")
+    return [
+        {spec.name: arrays[spec.name][place : place + 1].astype(spec.dtype) for spec in loaded.signature.inputs}
+        for place in range(counts.pop())
+    ]
+
+
+def _of_images(loaded: Loaded, paths: Sequence[Path], name: str) -> CalibrationData:
+    from onnxopt.imageinput import SETTINGS_NAME, open_image, prepare
+    from onnxopt.textinput import read_settings
+
+    file = next((asset for asset in loaded.assets if asset.name == SETTINGS_NAME), None)
+    if file is None:
+        raise InputError(
+            f"the model has no {SETTINGS_NAME}, so images cannot be its calibration data",
+            where=loaded.name,
+            hint=f"put {SETTINGS_NAME} beside the model, or give feeds: --calibration feeds.npz",
+        )
+    if len(loaded.signature.inputs) != 1:
+        raise InputError("the model takes more than pixels", where=loaded.name, hint="give feeds as .npz")
+    settings, spec = read_settings(file.parent, SETTINGS_NAME), loaded.signature.inputs[0]
+    ready = [{spec.name: prepare(open_image(path), settings).astype(spec.dtype)[None]} for path in paths]
+    return _of_feeds(loaded, ready, name)
+
+
+def _random(loaded: Loaded, most: int, *, forced: bool) -> CalibrationData:
+    if not forced:
+        raise InputError(
+            "random calibration data says nothing about the ranges of real inputs",
+            hint="give real data, or force it with --force-calibration, which marks the result",
+        )
+    sizes = {axis: 1 if axis == "batch" else 32 for axis in loaded.signature.axes if axis != PAST}
+    if PAST in loaded.signature.axes:
+        sizes[PAST] = 0
+    ready = [loaded.feeder.make(complete(sizes), "none", seed=1000 + number) for number in range(min(most, 32))]
+    return _of_feeds(loaded, ready, RANDOM, meaningless=True)

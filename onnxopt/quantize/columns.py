@@ -1,0 +1,94 @@
+"""Plan int8 with a scale per column: static, with calibrated grids for the inputs, and dynamic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxopt.calibrate.collect import collect
+from onnxopt.calibrate.data import CalibrationData
+from onnxopt.calibrate.ranges import METHODS, Method, choose
+from onnxopt.calibrate.statistics import Statistics
+from onnxopt.graph import constant
+from onnxopt.linears import Linear, find_linears
+from onnxopt.model import Array
+from onnxopt.precision import Affine, Kind, Plan, PlannedLinear, Precision
+from onnxopt.qmath.affine import columns, rounded
+
+Say = Callable[[str], None]
+
+
+def by_input(linears: Sequence[Linear]) -> dict[ir.Value, list[Linear]]:
+    """Group linears by what they read: one grid serves all readers of a tensor."""
+    groups: dict[ir.Value, list[Linear]] = {}
+    for linear in linears:
+        groups.setdefault(linear.x, []).append(linear)
+    return groups
+
+
+def plan_columns(
+    model: ir.Model,
+    data: CalibrationData,
+    *,
+    kind: Kind = "int8",
+    chosen: Collection[str] | None = None,
+    methods: tuple[Method, ...] = METHODS,
+    bits: int = 8,
+    progress: Say | None = None,
+) -> Plan:
+    """Plan int8 for linear layers.
+
+    Args:
+        model: fused, standard operators; not changed.
+        data: calibration samples.
+        kind: `int8` or `int8-dynamic`.
+        chosen: labels to quantize; all when None.
+        methods: calibrators to compare.
+        bits: of the weights: 7 where u8 × s8 products saturate.
+        progress: told what is done.
+    """
+    linears = [linear for linear in find_linears(model) if chosen is None or linear.label in chosen]
+    inputs = list(by_input(linears))
+    fitted = collect(model, inputs, data, "fit", progress=progress)
+    held = collect(model, inputs, data, "choose", progress=progress)
+    planned: dict[str, PlannedLinear] = {}
+    for x, readers in by_input(linears).items():
+        seen = fitted.get(x)
+        if seen is None or not seen.rows:
+            planned.update(_kept(readers, "its input is not computed from what is calibrated"))
+            continue
+        rows = held[x].sample if x in held else seen.sample
+        weights = [linear.matrix() for linear in readers]
+        grid = choose(seen, rows, np.concatenate(weights, axis=1), methods)[0] if kind == "int8" else None
+        for linear, weight in zip(readers, weights, strict=True):
+            codes, scales = columns(weight, bits=bits, importance=seen.moments)
+            planned[linear.label] = PlannedLinear(
+                Precision(kind),
+                activation=grid,
+                columns=(codes, scales),
+                bias=_corrected(linear, weight, (codes, scales), grid, seen),
+            )
+    return Plan(planned)
+
+
+def _kept(linears: Sequence[Linear], reason: str) -> Mapping[str, PlannedLinear]:
+    return {linear.label: PlannedLinear(Precision(), reason) for linear in linears}
+
+
+def _corrected(
+    linear: Linear, weight: Array, stored: tuple[Array, Array], grid: Affine | None, seen: Statistics
+) -> Array | None:
+    """Return the bias that takes away the mean error of the product, E[x W − x̂ Ŵ], measured on sampled rows.
+
+    Source: bias correction, Nagel et al. 2019, arXiv:1906.04721, section 4.2.
+    """
+    own = constant(linear.bias)
+    if own is None or not len(seen.sample):
+        return None
+    rows = seen.sample
+    inputs = rounded(rows, np.float32(grid.scale), grid.zero_point) if grid is not None else rows
+    codes, scales = stored
+    error = rows.mean(axis=0, dtype=np.float64) @ weight - inputs.mean(axis=0, dtype=np.float64) @ (codes * scales)
+    return np.asarray(own + error).astype(own.dtype)
