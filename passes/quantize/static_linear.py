@@ -59,6 +59,8 @@ class QuantizeLinearStatic(Rule):
         """Through the grids, then the product in float."""
         linear, planned = match.facts["linear"], match.facts["planned"]
         grid, (codes, scales) = planned.activation, planned.columns
+        if planned.factors is not None:
+            x = op.Mul(x, op.constant((1 / planned.factors).astype(np.float32), "smooth"))
         scale = op.constant(np.array(grid.scale, np.float32), "scale")
         zero_point = op.constant(np.array(grid.zero_point, grid.dtype), "zero_point")
         rounded = op.DequantizeLinear(op.QuantizeLinear(x, scale, zero_point), scale, zero_point)
