@@ -105,6 +105,11 @@ class Driver:
         )
         return entry
 
+    def apply_all(self, steps: Iterable[Rewrite]) -> None:
+        """Run passes one after the other."""
+        for step in steps:
+            self.apply(step)
+
     def forget(self) -> None:
         """Drop what is remembered of the model; call it after changing the model by other means than `apply`."""
         self._outputs = self._copy = None

@@ -446,8 +446,8 @@ def difference(candidate: Array, reference: Array) -> tuple[float, float]:
 def sqnr_db(candidate: Array, reference: Array) -> float:
     """Return 10·log₁₀(Σ reference² / Σ (candidate − reference)²), the signal to quantization noise ratio in decibels.
 
-    Equal tensors, and a reference of nothing but zeros that is met within rounding, give infinity; so does an integer or
-    empty tensor that is equal, and one that is not gives minus infinity.
+    Equal tensors, and a reference of nothing but zeros that is met within rounding, give infinity; so does an integer
+    or empty tensor that is equal, and one that is not gives minus infinity.
     """
     if candidate.shape != reference.shape:
         return -math.inf

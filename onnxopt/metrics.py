@@ -58,7 +58,7 @@ class MetricBudget:
         if (metric == "perplexity") != (sign.startswith("<")):
             raise InputError(f"the budget {text!r} bounds {metric} on the wrong side", hint=hint)
         limit = 1 + value if metric == "perplexity" and (percent or number[0] in "+-") else value
-        if not (1 <= limit if metric == "perplexity" else 0 < limit <= 1):
+        if not (limit >= 1 if metric == "perplexity" else 0 < limit <= 1):
             raise InputError(f"no result can meet the budget {text!r}", hint=hint)
         return cls(metric, limit)
 
@@ -142,7 +142,8 @@ def cosine(a: Array, b: Array) -> Array:
     """Return the cosine along the last axis; 1 where both are zero."""
     lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     product = (a * b).sum(axis=-1)
-    return np.where(lengths > 0, product / np.where(lengths > 0, lengths, 1.0), 1.0 * (np.abs(a - b).sum(axis=-1) == 0))
+    equal = np.abs(a - b).sum(axis=-1) == 0
+    return np.asarray(np.where(lengths > 0, product / np.where(lengths > 0, lengths, 1.0), equal.astype(np.float64)))
 
 
 def _loss(logits: Array, ids: Array) -> float:

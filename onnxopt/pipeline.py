@@ -90,6 +90,9 @@ FUSE = (
     *TIDY,
 )
 
+# What carries out a plan of int8 with a scale per column; `onnxopt.quantize` decides it on the fused graph.
+COLUMNS = ("quantize-static", "quantize-dynamic")
+
 # Behind the passes that lower: with these the answer depends on the last bit of an activation.
 WEIGHTS_ONLY: dict[Provider, tuple[str, ...]] = {
     "cpu": ("quantize-weights-4", "quantize-weights-8", "quantize-embedding"),
@@ -268,7 +271,8 @@ def run_pipeline(
         workload: what will be asked of it; padding in it makes the removal of padding a choice.
         profit: measures alternatives; None takes recorded winners.
         tune: also measure the forms of single regions.
-        quantize: decides on the fused graph what is stored and computed in fewer bits, and returns the passes that do it.
+        quantize: decides on the fused graph what is stored and computed in fewer bits, and returns the passes that do
+            it.
         progress: called with (stage, pass, rewrites kept so far).
         repro_folder: where refuted rewrites leave their inputs.
 
@@ -287,44 +291,58 @@ def run_pipeline(
         profit=profit if tune else None,
     )
     driver.ledger.notes.extend(loaded.notes)
-    for stage, names in passes_of(target).items():
-        if stage == "lower" and quantize is not None:
-            if progress is not None:
-                driver.progress = lambda step, count: progress("quantize", step, count)
-            for step in [*quantize(model), *map(get, TIDY)]:
-                driver.apply(step)
-        if stage == "fuse":
-            raise_opset_for(driver, names)
+    stages = passes_of(target)
+
+    def report(stage: str) -> None:
         if progress is not None:
-            driver.progress = lambda step, count, stage=stage: progress(stage, step, count)
-        if stage == "canonicalize":
-            run_to_rest(driver, names)
-        elif stage == "lower" and CONTEXT_KEY in model.graph.metadata_props:
-            generating = Driver(
-                model,
-                generated(loaded),
-                driver.ledger,
-                repro_folder=repro_folder,
-                progress=driver.progress,
-                signature=loaded.signature,
-                profit=driver.profit,
-            )
-            for name in names:
-                generating.apply(get(name))
-            if keeps_packed(model) and _looks_through_windows(model):
-                driver.ledger.notes.append(
-                    "windows count real tokens: padding in the middle of a row, which torch counts, is not counted"
-                )
-        elif stage == "lower" and target.provider == "cpu" and workload is not None and workload.fills:
-            _lower_ragged(driver, names, workload, profit)
-        else:
-            for name in names:
-                driver.apply(get(name))
+            driver.progress = lambda step, count: progress(stage, step, count)
+
+    report("canonicalize")
+    run_to_rest(driver, stages["canonicalize"])
+    report("fuse")
+    raise_opset_for(driver, stages["fuse"])
+    driver.apply_all(map(get, stages["fuse"]))
+    if quantize is not None:
+        report("quantize")
+        driver.apply_all([*quantize(model), *map(get, TIDY)])
+    report("lower")
+    _lower(driver, loaded, target, stages["lower"], workload=workload, profit=profit)
     if target.provider in ("cuda", "tensorrt"):
         driver.ledger.notes.append(
             f"target {target.provider}: fused standard operators; no kernel of the provider was chosen by measure"
         )
     return driver.ledger
+
+
+def _lower(
+    driver: Driver,
+    loaded: Loaded,
+    target: Target,
+    names: Sequence[str],
+    *,
+    workload: Workload | None,
+    profit: Profit | None,
+) -> None:
+    model = driver.model
+    if CONTEXT_KEY in model.graph.metadata_props:
+        generating = Driver(
+            model,
+            generated(loaded),
+            driver.ledger,
+            repro_folder=driver.repro_folder,
+            progress=driver.progress,
+            signature=loaded.signature,
+            profit=driver.profit,
+        )
+        generating.apply_all(map(get, names))
+        if keeps_packed(model) and _looks_through_windows(model):
+            driver.ledger.notes.append(
+                "windows count real tokens: padding in the middle of a row, which torch counts, is not counted"
+            )
+    elif target.provider == "cpu" and workload is not None and workload.fills:
+        _lower_ragged(driver, names, workload, profit)
+    else:
+        driver.apply_all(map(get, names))
 
 
 def _lower_ragged(driver: Driver, padded: Sequence[str], workload: Workload, profit: Profit | None) -> None:

@@ -109,8 +109,8 @@ class PlannedLinear:
         columns: for `int8` and `int8-dynamic`: int8 [in, out] codes and float32 [out] scales of the weight.
         blocks: for weights only.
         bias: float32 [out] to use instead of the layer's own, corrected for what quantization shifts.
-        factors: float32 [in]; the input is divided by them before it is quantized, and `columns` are those of the weight
-            whose rows are multiplied by them.
+        factors: float32 [in]; the input is divided by them before it is quantized, and `columns` are those of the
+            weight whose rows are multiplied by them.
     """
 
     precision: Precision

@@ -46,8 +46,8 @@ SQNR = "sqnr_db"  # the metric that a lossy rewrite of one region is held to
 class Lossy:
     """The rewrite changes the answer; `metric` must stay at or above `floor` on calibration data.
 
-    The metric `sqnr_db` is the ratio of the signal to the noise in decibels; the driver measures it for every region. Any
-    other is measured on the whole model, where its budget is.
+    The metric `sqnr_db` is the ratio of the signal to the noise in decibels; the driver measures it for every region.
+    Any other is measured on the whole model, where its budget is.
     """
 
     metric: str

@@ -1,8 +1,8 @@
 """Calibration data: texts, images or ready feeds, as inputs of a model that hold no padding.
 
 Rows of one batch have one length, so no position is padding and none can enter a statistic. Texts are cut to what the
-model takes; a language model's texts are joined and cut into windows. Every source is split in three, in turns: most of it
-is for fitting, some for choosing among fits, and the rest is never looked at until the result is judged.
+model takes; a language model's texts are joined and cut into windows. Every source is split in three, in turns: most
+of it is for fitting, some for choosing among fits, and the rest is never looked at until the result is judged.
 """
 
 from __future__ import annotations
@@ -360,9 +360,7 @@ def _of_feeds(loaded: Loaded, ready: Sequence[Feeds], name: str, *, meaningless:
     for feeds in ready:
         for spec in loaded.signature.inputs:
             digest.update(np.ascontiguousarray(feeds[spec.name]).tobytes())
-    record = CalibrationRecord(
-        source=name, samples=len(ready), sha256=digest.hexdigest(), meaningless=meaningless
-    )
+    record = CalibrationRecord(source=name, samples=len(ready), sha256=digest.hexdigest(), meaningless=meaningless)
     return CalibrationData(record, ready=tuple(ready))
 
 
@@ -370,13 +368,14 @@ def _read_feeds(loaded: Loaded, path: Path) -> list[Feeds]:
     """Read samples along the first axis of one array per input; nothing pickled is ever opened."""
     try:
         with np.load(path, allow_pickle=False) as content:
-            if sum(int(content.zip.getinfo(f"{name}.npy").file_size) for name in content.files) > _MAX_BYTES:
-                raise InputError(f"holds more than {_MAX_BYTES} bytes", where=str(path), hint="split it")
-            arrays = {name: content[name] for name in content.files}
-    except InputError:
-        raise
+            sizes = [int(content.zip.getinfo(f"{name}.npy").file_size) for name in content.files]
+            arrays = {name: content[name] for name in content.files} if sum(sizes) <= _MAX_BYTES else {}
     except Exception as error:  # zip and NumPy raise what they like
-        raise InputError(f"cannot be read as .npz ({error})", where=str(path), hint="write it with numpy.savez") from error
+        raise InputError(
+            f"cannot be read as .npz ({error})", where=str(path), hint="write it with numpy.savez"
+        ) from error
+    if not arrays:
+        raise InputError(f"holds nothing, or more than {_MAX_BYTES} bytes", where=str(path), hint="split it")
     for spec in loaded.signature.inputs:
         if spec.name not in arrays:
             raise InputError(
@@ -386,8 +385,7 @@ def _read_feeds(loaded: Loaded, path: Path) -> list[Feeds]:
             )
         array = arrays[spec.name]
         if array.ndim != len(spec.axes) or any(
-            isinstance(axis, int) and axis != size
-            for axis, size in list(zip(spec.axes, array.shape, strict=True))[1:]
+            isinstance(axis, int) and axis != size for axis, size in list(zip(spec.axes, array.shape, strict=True))[1:]
         ):
             raise InputError(
                 f"array {spec.name!r} has shape {list(array.shape)}, the model takes {list(spec.axes)}", where=str(path)
@@ -396,7 +394,9 @@ def _read_feeds(loaded: Loaded, path: Path) -> list[Feeds]:
             raise InputError(f"array {spec.name!r} is {array.dtype}, the model takes {spec.dtype}", where=str(path))
     counts = {len(arrays[spec.name]) for spec in loaded.signature.inputs}
     if len(counts) != 1:
-        raise InputError(f"the arrays have {sorted(counts)} samples", where=str(path), hint="give as many of each input")
+        raise InputError(
+            f"the arrays have {sorted(counts)} samples", where=str(path), hint="give as many of each input"
+        )
     return [
         {spec.name: arrays[spec.name][place : place + 1].astype(spec.dtype) for spec in loaded.signature.inputs}
         for place in range(counts.pop())

@@ -88,8 +88,8 @@ def _entropy(seen: Statistics) -> tuple[float, float]:
     best, least = (seen.smallest, seen.largest), np.inf
     edges = np.linspace(-seen.reach, seen.reach, BINS + 1)
     for share in SHARES:
-        start = middle - int(round((middle - first) * share)) if first < middle else first
-        stop = middle + int(round((last - middle) * share)) if last > middle else last
+        start = middle - round((middle - first) * share) if first < middle else first
+        stop = middle + round((last - middle) * share) if last > middle else last
         if stop - start < LEVELS:
             break
         divergence = _divergence(seen.counts, start, stop)
@@ -129,7 +129,7 @@ def choose(seen: Statistics, held_out: Array, weight: Array, methods: tuple[Meth
     for method in methods:
         for low, high in ranges(seen, method):
             scale, zero_point = asymmetric(low, high)
-            noise = (rounded(rows, np.float32(scale), zero_point) - rows) @ weight
+            noise = (rounded(rows, scale, zero_point) - rows) @ weight
             error = float(np.square(noise, dtype=np.float64).sum())
             if best is None or error < best[0]:
                 best = error, Affine(scale, zero_point), method

@@ -1,8 +1,8 @@
 """Statistics of tensors over any number of samples, in memory that does not grow with them.
 
 Every tensor is seen as rows of channels [rows, channels]: its last axis are the channels. Kept are per-channel extremes
-and moments, a histogram whose range doubles when a value lies outside, a bounded sample of whole rows, and on request the
-Gram matrix Σ xᵀx that least squares and GPTQ want.
+and moments, a histogram whose range doubles when a value lies outside, a bounded sample of whole rows, and on request
+the Gram matrix Σ xᵀx that least squares and GPTQ want.
 """
 
 from __future__ import annotations

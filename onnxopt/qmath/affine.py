@@ -38,13 +38,15 @@ def asymmetric(low: float, high: float, levels: int = 256) -> tuple[float, int]:
 
 def quantize(x: Floats, scale: float | Floats, zero_point: int, low: int, high: int) -> Codes:
     """Return int32 codes clip(round(x / scale) + zero_point, low, high)."""
-    return np.clip(np.rint(x / scale) + zero_point, low, high).astype(np.int32)
+    codes: Codes = np.clip(np.rint(x / scale) + zero_point, low, high).astype(np.int32)
+    return codes
 
 
 def rounded(x: Floats, scale: float | Floats, zero_point: int, low: int = 0, high: int = 255) -> Floats:
     """Return x as the grid holds it, float of the dtype of x."""
-    found = (np.clip(np.rint(x / scale) + zero_point, low, high) - zero_point) * scale
-    return found.astype(x.dtype)
+    step = scale if isinstance(scale, np.ndarray) else np.float32(scale)  # a float64 would widen float32 activations
+    found: Floats = ((np.clip(np.rint(x / step) + zero_point, low, high) - zero_point) * step).astype(x.dtype)
+    return found
 
 
 def columns(

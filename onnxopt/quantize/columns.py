@@ -88,7 +88,7 @@ def _corrected(
     if own is None or not len(seen.sample):
         return None
     rows = seen.sample
-    inputs = rounded(rows, np.float32(grid.scale), grid.zero_point) if grid is not None else rows
+    inputs = rounded(rows, grid.scale, grid.zero_point) if grid is not None else rows
     codes, scales = stored
     error = rows.mean(axis=0, dtype=np.float64) @ weight - inputs.mean(axis=0, dtype=np.float64) @ (codes * scales)
     return np.asarray(own + error).astype(own.dtype)

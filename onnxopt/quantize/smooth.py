@@ -1,16 +1,17 @@
 """Move what is hard to quantize from activations into weights: SmoothQuant, folded into the normalization in front.
 
-Outlier channels of a linear's input make its grid coarse. With x W = (x / f)(diag(f) W) a factor per channel moves them into
-the weight, whose grids are per column and finer where it matters; 1 / f disappears in the scale and bias of the
-normalization, or in the columns of the linear, that makes x.
+Outlier channels of a linear's input make its grid coarse. With x W = (x / f)(diag(f) W) a factor per channel moves
+them into the weight, whose grids are per column and finer where it matters; 1 / f disappears in the scale and bias of
+the normalization, or in the columns of the linear, that makes x.
 
-Source: Xiao et al. 2023, arXiv:2211.10438, eq. 4: f = max|x|^α / max|w|^(1−α), with the strength α searched per tensor for
+Source: Xiao et al. 2023, arXiv:2211.10438, eq. 4: f = max|x|^α / max|w|^(1−α), with the strength α searched per
+    tensor for
 the least error of the products on held-out rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +19,8 @@ import onnx_ir as ir
 
 from onnxopt.calibrate.ranges import Method, choose
 from onnxopt.calibrate.statistics import Statistics
-from onnxopt.graph import attribute, constant, dims, is_constant, is_op
-from onnxopt.linears import Linear, linear_of
+from onnxopt.graph import is_constant, is_op
+from onnxopt.linears import Linear
 from onnxopt.model import Array
 from onnxopt.qmath.affine import columns, rounded
 
@@ -44,8 +45,8 @@ class Smoothing:
 def foldable(x: ir.Value, readers: Sequence[Linear]) -> bool:
     """Tell whether a tensor can be divided by factors for nothing.
 
-    It must come from a normalization with a scale, or from a linear, and every reader but the given ones must be able to
-    take the factors back: none can, so there may be none.
+    It must come from a normalization with a scale, or from a linear, and every reader but the given ones must be able
+    to take the factors back: none can, so there may be none.
     """
     node = x.producer()
     if node is None or x.is_graph_output():
@@ -58,7 +59,9 @@ def foldable(x: ir.Value, readers: Sequence[Linear]) -> bool:
     return False
 
 
-def choose_smoothing(seen: Statistics, held_out: Array, weights: Sequence[Array], methods: tuple[Method, ...]) -> Smoothing:
+def choose_smoothing(
+    seen: Statistics, held_out: Array, weights: Sequence[Array], methods: tuple[Method, ...]
+) -> Smoothing:
     """Return the factors whose products are nearest to the exact ones on rows that no method has seen.
 
     Args:
@@ -89,7 +92,7 @@ def _error(seen: Statistics, rows: Array, weight: Array, factors: Array, methods
     turned = weight * factors[:, None]
     grid, _ = choose(scaled, inputs, turned, methods)
     codes, scales = columns(turned, clips=(1.0,))
-    product = rounded(inputs, np.float32(grid.scale), grid.zero_point) @ (codes * scales)
+    product = rounded(inputs, grid.scale, grid.zero_point) @ (codes * scales)
     return float(np.square(product - rows @ weight, dtype=np.float64).sum())
 
 

@@ -1,8 +1,8 @@
 """One session in which every linear layer can be quantized or not, by what it is fed.
 
-A clone of the graph gets, in front of every linear, x + on · (f · DQ(Q(x / f)) − x) with the switch `on`, the grid and the
-factors f as inputs; weights are inputs of a probe anyway. So trying another plan, or one layer alone, costs a run and no
-new session.
+A clone of the graph gets, in front of every linear, x + on · (f · DQ(Q(x / f)) − x) with the switch `on`, the grid
+and the factors f as inputs; weights are inputs of a probe anyway. So trying another plan, or one layer alone, costs a
+run and no new session.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class Switchboard:
 
     def __init__(self, model: ir.Model, output: str) -> None:
         copy = model.clone()
-        self._switches = {linear.label: _install(copy, number, linear) for number, linear in enumerate(find_linears(copy))}
+        self._switches = {
+            linear.label: _install(copy, number, linear) for number, linear in enumerate(find_linears(copy))
+        }
         self._output = output
         keep = [value for value in copy.graph.outputs if value.name == output]
         copy.graph.outputs[:] = keep
@@ -85,7 +87,7 @@ def dequantized(planned: PlannedLinear | None, linear: Linear) -> Array | None:
     if planned is None or planned.columns is None:
         return None
     codes, scales = planned.columns
-    found = (codes * scales).astype(np.float32)
+    found: Array = (codes * scales).astype(np.float32)
     if planned.factors is not None:
         found = found / planned.factors[:, None]
     return np.asarray(found.T if linear.transposed else found, order="C")
@@ -118,5 +120,5 @@ def _install(model: ir.Model, number: int, linear: Linear) -> _Switch:
 
 
 def own_weights(linears: Sequence[Linear]) -> set[str]:
-    """Return the labels of linears whose weight no other node reads; swapping a shared one would move its other readers."""
+    """Return the labels of linears whose weight no other node reads: a swap would move the other readers too."""
     return {linear.label for linear in linears if len(linear.weight.uses()) == 1}

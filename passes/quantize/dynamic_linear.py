@@ -9,8 +9,8 @@ After::
     x ─ DynamicQuantizeLinear ─ MatMulInteger(Ŵ) ─ Cast ─ Mul(s · t) ─ Add(b) ─ y
 
 Meets: linear layers that the plan has in `int8-dynamic`, in every spelling of a linear.
-Numerics: lossy; 6 dB of signal to noise at every layer. The grid spans the whole tensor, so an answer depends a little on
-    what else is in the batch.
+Numerics: lossy; 6 dB of signal to noise at every layer. The grid spans the whole tensor, so an answer depends a
+    little on what else is in the batch.
 Source: ONNX DynamicQuantizeLinear-11 and MatMulInteger-10.
 """
 

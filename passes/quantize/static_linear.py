@@ -10,8 +10,8 @@ After::
 
 Meets: linear layers that the plan has in `int8`, as MatMul with and without Add, and as Gemm, the weight as it is or
     transposed.
-Numerics: lossy; the driver asks for 6 dB of signal to noise at every layer, which a wrong scale or axis does not have. What
-    the model loses as a whole is measured against its budget.
+Numerics: lossy; the driver asks for 6 dB of signal to noise at every layer, which a wrong scale or axis does not
+    have. What the model loses as a whole is measured against its budget.
 Source: ONNX QuantizeLinear-21 and DequantizeLinear-21; grids and weights come from calibration (`onnxopt.quantize`).
 """
 

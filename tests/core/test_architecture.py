@@ -29,7 +29,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("expression", "sidegraph", "patterns", "registry", "observe", "graph_feeder", "opset"),
     ("rewrite", "repro"),
     ("passes", "models"),
-    ("timing", "calibrate"),
+    ("timing", "calibrate", "metrics"),
     ("profit", "quantize"),
     ("driver", "samples", "session", "gguf"),
     ("padding",),

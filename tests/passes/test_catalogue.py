@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxopt.pipeline import CANONICALIZE, FUSE, LOWER, WEIGHTS_ONLY, WITHOUT_PADDING
+from onnxopt.pipeline import CANONICALIZE, COLUMNS, FUSE, LOWER, WEIGHTS_ONLY, WITHOUT_PADDING
 from onnxopt.registry import catalogue
 from onnxopt.rewrite import Rewrite
 
@@ -15,7 +15,7 @@ PASSES = catalogue()
 PIPELINES = {
     "canonicalize": set(CANONICALIZE),
     "fuse": set(FUSE),
-    "quantize": {name for names in WEIGHTS_ONLY.values() for name in names},
+    "quantize": {*COLUMNS, *(name for names in WEIGHTS_ONLY.values() for name in names)},
     **{f"lower/{target}": set(names) for target, names in LOWER.items()},
 }
 PIPELINES["lower/cpu"] |= set(WITHOUT_PADDING)
@@ -71,7 +71,7 @@ def test_every_name_in_a_pipeline_is_a_pass(stage: str) -> None:
 
 @pytest.mark.parametrize("cls", PASSES.values(), ids=PASSES.keys())
 def test_what_a_pass_enables_exists_and_comes_later_or_again(cls: type[Rewrite]) -> None:
-    roads = [[*CANONICALIZE, *FUSE, *lowering] for lowering in (*LOWER.values(), WITHOUT_PADDING)]
+    roads = [[*CANONICALIZE, *FUSE, *COLUMNS, *lowering] for lowering in (*LOWER.values(), WITHOUT_PADDING)]
     for name in cls.enables:
         assert name in PASSES
         assert any(name in road[road.index(cls.name) + 1 :] for road in roads if cls.name in road)

@@ -10,8 +10,8 @@ After::
 
 Meets: the result of quantize-dynamic; graphs of onnxruntime's quantize_dynamic.
 Numerics: reassociated.
-Source: ONNX Runtime contrib operator DynamicQuantizeMatMul. The session fuses it only where one layer reads the quantized
-    input (DynamicQuantizeMatMulFusion).
+Source: ONNX Runtime contrib operator DynamicQuantizeMatMul. The session fuses it only where one layer reads the
+    quantized input (DynamicQuantizeMatMulFusion).
 """
 
 from __future__ import annotations

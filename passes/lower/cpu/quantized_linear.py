@@ -10,8 +10,8 @@ After::
 
 Meets: the result of quantize-static; graphs of other quantizers in Q/DQ form with per-column or per-tensor weights.
 Numerics: reassociated. Integer sums are exact; the scales are applied once, behind them.
-Source: ONNX Runtime contrib operator MatMulIntegerToFloat. The session's own fusion leaves the bias out on three axes, and
-    on two it makes a float Gemm that dequantizes the weight in every run (1.31.1).
+Source: ONNX Runtime contrib operator MatMulIntegerToFloat. The session's own fusion leaves the bias out on three
+    axes, and on two it makes a float Gemm that dequantizes the weight in every run (1.31.1).
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ class LowerQuantizedLinear(Rule):
         match.require(rank(scale) == 0 or dims(scale) == (1,), "the input has a scale per channel", scale)
         size = dims(scales) or ()
         axis = attribute(match.named["weight"], "axis")
-        match.require(size in ((), (1,)) or (size == shape[1:] and axis in (1, -1)), "scales lie along the rows", scales)
+        match.require(
+            size in ((), (1,)) or (size == shape[1:] and axis in (1, -1)), "scales lie along the rows", scales
+        )
         match.require(not attribute(match.named["weight"], "block_size"), "scales are per block", scales)
         bias = match.values.get("bias")
         if bias is not None and match.root.op_type == "Add" and dims(bias) != shape[1:]:

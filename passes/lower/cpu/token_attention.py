@@ -10,8 +10,8 @@ After::
 
 Meets: attentions whose projection is not one float product: quantized ones, and those that lower-attention leaves.
 Numerics: reassociated.
-Source: ONNX Runtime contrib operator MultiHeadAttention; without a mask its CPU kernel never builds the matrix of scores,
-    and with one it reads [batch, keys] instead of [batch, heads, queries, keys].
+Source: ONNX Runtime contrib operator MultiHeadAttention; without a mask its CPU kernel never builds the matrix of
+    scores, and with one it reads [batch, keys] instead of [batch, heads, queries, keys].
 """
 
 from __future__ import annotations
