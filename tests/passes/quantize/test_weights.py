@@ -145,7 +145,7 @@ def test_a_packed_projection_takes_the_codes_of_its_parts() -> None:
 
 def test_the_bias_of_the_plan_replaces_the_layers_own() -> None:
     text, weights = graph("MatMul and Add")
-    other = (weights["bias"] + 1e-3).astype(np.float32)  # a correction is small; the proof turns others down
+    other = (weights["b"] + 1e-3).astype(np.float32)  # a correction is small; the proof turns others down
     plan = Plan({label: replace(one, bias=other) for label, one in plan_of(text, weights)})
     outcome = run_passes(text, QuantizeWeights8(plan), weights=weights)
     np.testing.assert_array_equal(outcome.constant("MatMulNBits", 5), other)
