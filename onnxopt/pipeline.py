@@ -18,9 +18,10 @@ from onnxopt.model import Loaded
 from onnxopt.observe import Observation, annotate
 from onnxopt.opset import raise_opset
 from onnxopt.patterns import Miss
+from onnxopt.precision import Plan
 from onnxopt.probe import MAX_IR_VERSION, ProbeError
 from onnxopt.profit import Profit
-from onnxopt.registry import get
+from onnxopt.registry import catalogue, get
 from onnxopt.rewrite import Rewrite, Rule
 from onnxopt.sidegraph import MaskMeaning, meaning_of_mask
 from onnxopt.spec import PADDINGS, Padding, Provider, Target, Workload
@@ -176,6 +177,12 @@ def passes_of(target: Target) -> dict[str, tuple[str, ...]]:
     return {"canonicalize": CANONICALIZE, "fuse": FUSE, "lower": LOWER[target.provider]}
 
 
+def weights_only(plan: Plan, target: Target) -> list[Rewrite]:
+    """Return the passes that carry out what a plan stores in 4 or 8 bits."""
+    known = catalogue()
+    return [known[name](plan) for name in WEIGHTS_ONLY[target.provider]]  # type: ignore[call-arg]  # they take a plan
+
+
 def observations_of(loaded: Loaded) -> list[Observation]:
     """Make inputs of four sizes, distinct in every axis, with three kinds of padding; the long one only if it fits."""
     observations = []
@@ -302,11 +309,17 @@ def run_pipeline(
     report("fuse")
     raise_opset_for(driver, stages["fuse"])
     driver.apply_all(map(get, stages["fuse"]))
+    late: list[Rewrite] = []
     if quantize is not None:
         report("quantize")
-        driver.apply_all([*quantize(model), *map(get, TIDY)])
+        steps = quantize(model)
+        late = [step for step in steps if step.behind_lowering]
+        driver.apply_all([*(step for step in steps if not step.behind_lowering), *map(get, TIDY)])
     report("lower")
     _lower(driver, loaded, target, stages["lower"], workload=workload, profit=profit)
+    if late:
+        report("quantize")
+        _generating(driver, loaded).apply_all([*late, *map(get, TIDY)])
     if target.provider in ("cuda", "tensorrt"):
         driver.ledger.notes.append(
             f"target {target.provider}: fused standard operators; no kernel of the provider was chosen by measure"
@@ -325,16 +338,7 @@ def _lower(
 ) -> None:
     model = driver.model
     if CONTEXT_KEY in model.graph.metadata_props:
-        generating = Driver(
-            model,
-            generated(loaded),
-            driver.ledger,
-            repro_folder=driver.repro_folder,
-            progress=driver.progress,
-            signature=loaded.signature,
-            profit=driver.profit,
-        )
-        generating.apply_all(map(get, names))
+        _generating(driver, loaded).apply_all(map(get, names))
         if keeps_packed(model) and _looks_through_windows(model):
             driver.ledger.notes.append(
                 "windows count real tokens: padding in the middle of a row, which torch counts, is not counted"
@@ -343,6 +347,21 @@ def _lower(
         _lower_ragged(driver, names, workload, profit)
     else:
         driver.apply_all(map(get, names))
+
+
+def _generating(driver: Driver, loaded: Loaded) -> Driver:
+    """Return a driver whose observations a lowered graph can take: those of generation, for a model with a cache."""
+    if CONTEXT_KEY not in driver.model.graph.metadata_props:
+        return driver
+    return Driver(
+        driver.model,
+        generated(loaded),
+        driver.ledger,
+        repro_folder=driver.repro_folder,
+        progress=driver.progress,
+        signature=loaded.signature,
+        profit=driver.profit,
+    )
 
 
 def _lower_ragged(driver: Driver, padded: Sequence[str], workload: Workload, profit: Profit | None) -> None:

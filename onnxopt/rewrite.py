@@ -236,6 +236,8 @@ class Rewrite(ABC):
         min_opset: the ai.onnx version that its new nodes need.
         enables: names of passes that profit from its result, for the catalogue.
         stage: canonicalize, fuse, prune, quantize or lower/<target>; set at registration from the folder.
+        behind_lowering: a pass of the quantize stage whose kernel makes steps of rounding errors, so that nothing that
+            is proved to rounding errors may come after it.
     """
 
     name: ClassVar[str]
@@ -243,6 +245,7 @@ class Rewrite(ABC):
     min_opset: ClassVar[int] = 1
     enables: ClassVar[tuple[str, ...]] = ()
     stage: ClassVar[str] = ""
+    behind_lowering: ClassVar[bool] = False
 
 
 class Rule(Rewrite):

@@ -39,7 +39,7 @@ from onnxopt.rewrite import Builder, Lossy, Match, Rule, register
 INT8_COMPUTE = 4  # of MatMulNBits
 
 # Below, a layer was planned for another weight: rounding to 4 bits in blocks of 256 leaves 17 dB of a normal weight.
-FLOOR_4_BITS, FLOOR_8_BITS = 8.0, 30.0
+FLOOR_4_BITS, FLOOR_8_BITS = 6.0, 20.0
 
 
 class Planned(Rule):
@@ -49,6 +49,7 @@ class Planned(Rule):
         plan: what becomes of each layer; an empty one leaves all as they are.
     """
 
+    behind_lowering = True
     kind: Kind
 
     def __init__(self, plan: Plan | None = None) -> None:
@@ -180,6 +181,7 @@ class QuantizeEmbedding(Rule):
         plan: what becomes of each table, by its label (see `onnxopt.linears.find_tables`).
     """
 
+    behind_lowering = True
     name = "quantize-embedding"
     numerics = Lossy("sqnr_db", FLOOR_4_BITS)
 

@@ -1,0 +1,386 @@
+"""Choose the bits of every linear layer of a language model: the fastest single tokens within a perplexity budget.
+
+Three things are known of a layer in a precision:
+
+* its **time** for one token, measured once per shape and precision on this machine;
+* its **harm**: the divergence KL(p ‖ q) of the predicted words when only this weight is replaced, in one precision,
+  by a run of the whole model: weights are inputs of the probe, so a swap costs no new session;
+* its **noise** in every precision, tr(Eᵀ M E) with the second moment M of its input: harm in other precisions is
+  estimated in proportion to it, since divergence grows with the square of a small disturbance.
+
+Harms of layers add up as long as they are small. So the assignment is a knapsack; it is solved greedily by harm saved
+per time added, and its result is measured: the budget on the sum of harms is moved until the measured perplexity of the
+whole fits. What was measured on the way is the front that `--budget` chooses from.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxopt.linears import Linear, find_linears
+from onnxopt.model import Array, Feeds
+from onnxopt.precision import Plan, PlannedLinear, Precision
+from onnxopt.probe import GraphRunner
+from onnxopt.qmath.blocks import dequantize
+from onnxopt.quantize.weights import SeenInput, WeightMethod, round_weight, whole_blocks
+
+LOGITS, IDS = "logits", "input_ids"
+KL_EVERY = 4  # positions that are compared
+ROWS_AT_ONCE = 64
+STEPS = 7  # of the search for the budget on the sum of harms
+
+Say = Callable[[str], None]
+
+
+class LanguageProbe:
+    """A language model with weights that can be replaced for one run.
+
+    Args:
+        model: float, with `logits` of all positions; not changed.
+        windows: inputs without padding; what the last `input_ids` of a window predicts is not known.
+    """
+
+    def __init__(self, model: ir.Model, windows: Sequence[Feeds]) -> None:
+        self.linears = {linear.label: linear for linear in find_linears(model)}
+        self.windows = list(windows)
+        self._runner = GraphRunner(model)
+        self._base: list[Array] | None = None
+
+    def logits(self, window: Feeds, replaced: Mapping[str, Array] | None = None) -> Array:
+        """Return float32 [batch, sequence, words].
+
+        Args:
+            window: the inputs.
+            replaced: float32 [in, out] weights by label.
+        """
+        swaps = {}
+        for label, weight in (replaced or {}).items():
+            linear = self.linears[label]
+            swaps[linear.weight.name or ""] = np.ascontiguousarray(weight.T if linear.transposed else weight)
+        return self._runner.run({**window, **swaps})[0][LOGITS]
+
+    def loss(self, replaced: Mapping[str, Array] | None = None) -> float:
+        """Return the mean negative log likelihood of the tokens of all windows, in nats."""
+        total, count = 0.0, 0
+        for window in self.windows:
+            found, ids = self.logits(window, replaced)[:, :-1], window[IDS][:, 1:]
+            for rows, wanted in zip(found, ids, strict=True):
+                for start in range(0, len(rows), ROWS_AT_ONCE):
+                    piece = _log_softmax(rows[start : start + ROWS_AT_ONCE])
+                    total -= float(piece[np.arange(len(piece)), wanted[start : start + ROWS_AT_ONCE]].sum())
+                count += len(rows)
+        return total / max(count, 1)
+
+    def divergence(self, replaced: Mapping[str, Array], *, most: int | None = None) -> float:
+        """Return the mean KL(p ‖ q) of the words predicted by the model, p, and with replaced weights, q, in nats.
+
+        Args:
+            replaced: float32 [in, out] weights by label.
+            most: the most windows to run.
+        """
+        windows = self.windows[:most]
+        if self._base is None or len(self._base) < len(windows):
+            self._base = [_log_softmax(self.logits(window)[:, ::KL_EVERY]) for window in windows]
+        total = 0.0
+        for window, p in zip(windows, self._base, strict=False):
+            q = _log_softmax(self.logits(window, replaced)[:, ::KL_EVERY])
+            total += float((np.exp(p) * (p - q)).sum(-1).mean())
+        return total / max(len(windows), 1)
+
+
+def _log_softmax(logits: Array) -> Array:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+
+
+@dataclass(frozen=True)
+class Option:
+    """A layer in one precision.
+
+    Attributes:
+        planned: with its codes.
+        noise: tr(Eᵀ M E), what rounding adds to the energy of the product.
+        seconds: one token.
+    """
+
+    planned: PlannedLinear
+    noise: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """One assignment that was measured.
+
+    Attributes:
+        seconds: one token through all its linear layers.
+        loss: mean negative log likelihood.
+        ratio: perplexity over that of the original.
+        counts: how many layers have which precision.
+    """
+
+    seconds: float
+    loss: float
+    ratio: float
+    counts: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class DecoderSearch:
+    """What a search found.
+
+    Attributes:
+        plan: the fastest that fits; the most careful one when nothing does.
+        fits: whether its perplexity is within the budget.
+        harms: estimated divergence of each layer in its chosen precision, by label, the worst first.
+        front: all that was measured, fastest first.
+    """
+
+    plan: Plan
+    fits: bool
+    harms: tuple[tuple[str, float], ...]
+    front: tuple[FrontPoint, ...]
+
+
+def options_of(
+    linear: Linear,
+    precisions: Sequence[Precision],
+    seen: SeenInput,
+    seconds: Callable[[int, int, Precision], float],
+    *,
+    method: WeightMethod = "auto",
+    whole: bool = False,
+) -> list[Option]:
+    """Round a layer in every precision.
+
+    Args:
+        linear: the layer.
+        precisions: which.
+        seen: its input.
+        seconds: of one token for inputs, outputs and a precision.
+        method: how.
+        whole: rows must be whole blocks, for a weight that is a table too.
+    """
+    found = []
+    weight = linear.matrix()
+    wanted = dict.fromkeys(whole_blocks(one, linear.rows) if whole else one for one in precisions)
+    for precision in wanted:
+        planned = round_weight(linear, precision, method, seen)
+        error = weight - dequantize(planned.blocks) if planned.blocks is not None else np.zeros_like(weight)
+        noise = (seen.moment @ error if seen.moment.ndim == 2 else seen.moment[:, None] * error) * error
+        found.append(Option(planned, float(noise.sum()), seconds(linear.rows, linear.columns, precision)))
+    return found
+
+
+def harms_of(
+    probe: LanguageProbe, options: Mapping[str, Sequence[Option]], *, most: int = 2, progress: Say | None = None
+) -> dict[str, float]:
+    """Measure what each layer's first option does to the predictions, one at a time.
+
+    Returns:
+        Divergence in nats by label, per unit of noise.
+    """
+    found: dict[str, float] = {}
+    started = time.perf_counter()
+    for number, (label, own) in enumerate(options.items(), start=1):
+        blocks = own[0].planned.blocks
+        if blocks is None:
+            continue
+        harm = probe.divergence({label: dequantize(blocks)}, most=most)
+        found[label] = max(harm, 0.0) / max(own[0].noise, 1e-30)
+        if progress is not None:
+            left = (time.perf_counter() - started) / number * (len(options) - number)
+            progress(f"sensitivity {number} of {len(options)}, {left:.0f} s left")
+    return found
+
+
+def assign(options: Mapping[str, Sequence[Option]], slopes: Mapping[str, float], limit: float) -> dict[str, Option]:
+    """Choose an option per layer so that the estimated harms add up to at most a limit, in the least time.
+
+    Args:
+        options: by label.
+        slopes: harm per noise, by label.
+        limit: on the sum of harms; the most careful choice when it cannot be kept.
+    """
+    fronts = {label: _front(own) for label, own in options.items()}
+    places = dict.fromkeys(fronts, 0)
+    total = sum(slopes[label] * own[0].noise for label, own in fronts.items())
+    while total > limit:
+        steps = [
+            (_gain(own[places[label]], own[other], slopes[label]), label, other)
+            for label, own in fronts.items()
+            for other in range(places[label] + 1, len(own))
+        ]
+        if not steps:
+            break
+        _, label, other = max(steps)
+        own = fronts[label]
+        total -= slopes[label] * (own[places[label]].noise - own[other].noise)
+        places[label] = other
+    return {label: own[places[label]] for label, own in fronts.items()}
+
+
+def _front(options: Sequence[Option]) -> list[Option]:
+    """Return the options that no other beats in both time and noise, fastest first."""
+    kept: list[Option] = []
+    for option in sorted(options, key=lambda one: (one.seconds, one.noise)):
+        if not kept or option.noise < kept[-1].noise:
+            kept.append(option)
+    return kept
+
+
+def _gain(now: Option, then: Option, slope: float) -> float:
+    return slope * (now.noise - then.noise) / max(then.seconds - now.seconds, 1e-12)
+
+
+def search(
+    probe: LanguageProbe,
+    options: Mapping[str, Sequence[Option]],
+    slopes: Mapping[str, float],
+    *,
+    most_ratio: float,
+    kept: Mapping[str, PlannedLinear] | None = None,
+    progress: Say | None = None,
+) -> DecoderSearch:
+    """Find the fastest assignment whose measured perplexity is within a budget.
+
+    Args:
+        probe: with the windows that decide.
+        options: by label.
+        slopes: from `harms_of`.
+        most_ratio: perplexity over that of the original, 1.02 for two percent more.
+        kept: further layers of the plan.
+        progress: told what was measured.
+    """
+    base = probe.loss()
+    fastest, careful = (assign(options, slopes, limit) for limit in (math.inf, 0.0))
+    low, high = (sum(slopes[label] * one.noise for label, one in own.items()) for own in (careful, fastest))
+    tried: list[tuple[FrontPoint, dict[str, Option]]] = []
+
+    def measure(chosen: dict[str, Option]) -> FrontPoint:
+        point = _measured(probe, chosen, base)
+        tried.append((point, chosen))
+        if progress is not None:
+            progress(f"{point.seconds * 1e3:.2f} ms, perplexity x{point.ratio:.4f}")
+        return point
+
+    if measure(fastest).ratio > most_ratio and measure(careful).ratio <= most_ratio:
+        for _ in range(STEPS):  # halved on a logarithmic scale: harms span orders of magnitude
+            middle = math.sqrt(max(low, 1e-9) * high)
+            if measure(assign(options, slopes, middle)).ratio <= most_ratio:
+                low = middle
+            else:
+                high = middle
+    fitting = [(point, chosen) for point, chosen in tried if point.ratio <= most_ratio]
+    best = min(fitting, key=lambda one: one[0].seconds) if fitting else min(tried, key=lambda one: one[0].ratio)
+    harms = {label: slopes[label] * option.noise for label, option in best[1].items()}
+    plan = {label: option.planned for label, option in best[1].items()}
+    return DecoderSearch(
+        Plan({**(kept or {}), **plan}),
+        bool(fitting),
+        tuple(sorted(harms.items(), key=lambda item: -item[1])),
+        tuple(sorted((point for point, _ in tried), key=lambda point: point.seconds)),
+    )
+
+
+def _measured(probe: LanguageProbe, chosen: Mapping[str, Option], base: float) -> FrontPoint:
+    blocks = {label: option.planned.blocks for label, option in chosen.items()}
+    loss = probe.loss({label: dequantize(one) for label, one in blocks.items() if one is not None})
+    names = [str(option.planned.precision) for option in chosen.values()]
+    counts = tuple((name, names.count(name)) for name in dict.fromkeys(sorted(names)))
+    return FrontPoint(sum(option.seconds for option in chosen.values()), loss, math.exp(loss - base), counts)
+
+
+class TokenTimes:
+    """Seconds of one token through a linear layer, measured once per shape and precision.
+
+    Args:
+        threads: of the runtime.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._known: dict[tuple[int, int, Precision], float] = {}
+
+    def __call__(self, rows: int, columns: int, precision: Precision) -> float:
+        """Return the median of some runs with fresh weights."""
+        key = rows, columns, precision
+        if key not in self._known:
+            self._known[key] = _timed(rows, columns, precision, self.threads)
+        return self._known[key]
+
+
+COLD_BYTES = 64 << 20  # weights of a real model do not stay in the cache between tokens
+MOST_COPIES, RUNS = 64, 9
+
+
+def _timed(rows: int, columns: int, precision: Precision, threads: int) -> float:
+    """Run a chain-free row of equal products, each with weights of its own, and divide."""
+    import onnx
+    import onnxruntime as ort
+    from onnx import TensorProto, helper, numpy_helper
+
+    bits = 4 if precision.kind == "int4-weights" else 8
+    blocks = -(-rows // precision.block_size)
+    size = columns * blocks * precision.block_size * bits // 8
+    copies = max(1, min(MOST_COPIES, COLD_BYTES // max(size, 1)))
+    generator = np.random.default_rng(0)
+    nodes, weights, outputs = [], [], []
+    for index in range(copies):
+        parts = {
+            "codes": generator.integers(0, 256, (columns, blocks, precision.block_size * bits // 8), np.uint8),
+            "scales": np.full((columns, blocks), 1e-2, np.float32),
+        }
+        if not precision.symmetric:
+            parts["points"] = np.full((columns, -(-blocks * bits // 8)), 0x88, np.uint8)
+        weights += [numpy_helper.from_array(array, f"{name}{index}") for name, array in parts.items()]
+        attributes: dict[str, Any] = {
+            "K": rows,
+            "N": columns,
+            "bits": bits,
+            "block_size": precision.block_size,
+            "accuracy_level": 4,
+        }
+        made = [f"y{index}"]
+        inputs = ["x", *(f"{name}{index}" for name in parts)]
+        nodes.append(helper.make_node("MatMulNBits", inputs, made, domain="com.microsoft", **attributes))
+        outputs.append(helper.make_tensor_value_info(made[0], TensorProto.FLOAT, [1, columns]))
+    given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, rows])]
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    graph = helper.make_graph(nodes, "products", given, outputs, weights)
+    model: onnx.ModelProto = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    x = generator.standard_normal((1, rows)).astype(np.float32)
+    taken = []
+    for _ in range(RUNS):
+        started = time.perf_counter()
+        session.run(None, {"x": x})
+        taken.append(time.perf_counter() - started)
+    return float(np.min(taken)) / copies
+
+
+def all_options(
+    linears: Collection[Linear],
+    seen: Mapping[str, SeenInput],
+    precisions: Sequence[Precision],
+    seconds: Callable[[int, int, Precision], float],
+    *,
+    tables: Collection[ir.Value] = (),
+    progress: Say | None = None,
+) -> Iterator[tuple[str, list[Option]]]:
+    """Yield the options of every layer whose input has been seen."""
+    for number, linear in enumerate(linears, start=1):
+        if linear.label in seen:
+            if progress is not None:
+                progress(f"rounding {number} of {len(linears)}: {linear.label}")
+            whole = linear.weight in tables
+            yield linear.label, options_of(linear, precisions, seen[linear.label], seconds, whole=whole)
