@@ -175,6 +175,7 @@ def _with_axis(signature: Signature, old: str, new: str) -> Signature:
 
 CONTEXT_KEY = "onnxopt.context_length"  # in a graph's metadata: the most positions the model takes
 LAYOUT_KEY = "onnxopt.cache_layout"  # in a graph's metadata; a cache without it is aligned
+COLUMNS_KEY = "onnxopt.columns"  # in a graph's metadata: distances were counted in columns, packed rows count tokens
 PACKED = "packed"  # a row's real tokens lie at the front of the cache, wherever its padding was among the inputs
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, OutputFixPass, TopologicalSortPass
 
-from onnxopt.cache import CONTEXT_KEY, PAST, SEQUENCE, Cache, complete, complete_all, keeps_packed
+from onnxopt.cache import COLUMNS_KEY, CONTEXT_KEY, PAST, SEQUENCE, Cache, complete, complete_all, keeps_packed
 from onnxopt.driver import Driver
 from onnxopt.errors import InputError
 from onnxopt.graph import CONTRIB, attribute, is_op, opset
@@ -217,12 +217,15 @@ def paddings_of(loaded: Loaded) -> tuple[Padding, ...]:
 
 
 def _looks_through_windows(model: ir.Model) -> bool:
+    """Tell whether columns count, padding among them: in a window, or in a bias by distance."""
+    if COLUMNS_KEY in model.graph.metadata_props:
+        return True
     for node in model.graph:
         if is_op(node, "GroupQueryAttention", domain=CONTRIB) and (attribute(node, "local_window_size") or 0) > 0:
             return True
         if is_op(node, "Attention") and len(node.inputs) > 4 and node.inputs[3] is not None:
             meaning = meaning_of_mask(model, node.inputs[3])
-            if isinstance(meaning, MaskMeaning) and meaning.window:
+            if isinstance(meaning, MaskMeaning) and (meaning.window or meaning.columns):
                 return True
     return False
 
@@ -341,7 +344,8 @@ def _lower(
         _generating(driver, loaded).apply_all(map(get, names))
         if keeps_packed(model) and _looks_through_windows(model):
             driver.ledger.notes.append(
-                "windows count real tokens: padding in the middle of a row, which torch counts, is not counted"
+                "windows and distances count real tokens: padding in the middle of a row, which torch counts, "
+                "is not counted"
             )
     elif target.provider == "cpu" and workload is not None and workload.fills:
         _lower_ragged(driver, names, workload, profit)

@@ -7,7 +7,7 @@ sizes of ids and cache), so it can be run alone, at any size, in microseconds.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -22,6 +22,7 @@ LARGEST = 200  # nodes of a side graph
 LONGEST_PROBE = 2050  # [2050, 2050] int64 positions take 32 MiB
 LARGEST_POSITION = 2**24  # beyond, a number is no position but finfo.min or the end of a Slice
 COMPARISONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "Clip", "Min", "Max", "Trilu")
+SLOPE_ERROR = 1e-5  # of the largest bias: float32 products of a slope and a place
 MASKED_BELOW = -1e4  # additive masks use -10000 (BERT of 2018), finfo.min or -inf
 LONGEST_USUAL = 50
 PROBES = ((1, 1, 0), (2, 5, 0), (3, 8, 0), (2, 1, 6), (3, 4, 7), (4, 37, 0), (2, 9, 41))  # batch, new tokens, past
@@ -173,11 +174,15 @@ class MaskMeaning:
         source: the padding mask [batch, total_sequence] of the model.
         causal: a query sees itself and what came before.
         window: how many of these, itself included; 0 for all.
+        slopes: for each head, what a key gets for every place that it stands further on (ALiBi); empty for nothing.
+        columns: the places are columns, padding among them; else the real tokens of a row are counted.
     """
 
     source: ir.Value
     causal: bool
     window: int = 0
+    slopes: tuple[float, ...] = ()
+    columns: bool = False
 
     def allowed(self, probe: Probe) -> Array:
         """Return bool [batch, 1, new tokens, all tokens]."""
@@ -227,7 +232,11 @@ def _meaning_of_mask(model: ir.Model, mask: ir.Value) -> MaskMeaning | str:
         pasts = [(length, past) for length in lengths for past in ((0, length - 3) if with_past else (0,))]
         others = [long_probe(length, past=past) for length, past in pasts]
         for probe in (*probes(with_past=with_past), *others):
-            reason = _differs(side.run(_sizes(source, probe), {source: probe.mask})[0], guess.allowed(probe), guess)
+            found = side.run(_sizes(source, probe), {source: probe.mask})[0]
+            reason = _differs(found, probe, guess)
+            if reason and guess.slopes and not guess.columns:
+                guess = replace(guess, columns=True)
+                reason = _differs(found, probe, guess)
             if reason:
                 return f"{reason} ({probe})"
     except (ProbeError, KeyError, ValueError) as error:
@@ -245,18 +254,34 @@ def _guess(side: SideGraph, source: ir.Value, length: int) -> MaskMeaning | str:
     """Read causality and window off one long row without padding; the probes then hold the guess to it."""
     probe = long_probe(length)
     found = side.run(_sizes(source, probe), {source: probe.mask})[0]
+    heads = found.shape[1] if found.ndim == 4 else 1
     try:
-        full = np.broadcast_to(found, (1, 1, length, length))[0, 0]
+        every = np.broadcast_to(found, (1, heads, length, length))[0]
     except ValueError:
         return f"the shape of the mask is {list(found.shape)} for {length} tokens"
+    full = every[0]
     seen = full if full.dtype == np.bool_ else full > MASKED_BELOW
     causal = bool(seen[0, 0]) and not seen[0, 1:].any()
     window = int(seen[-1].sum()) if causal else length
-    return MaskMeaning(source, causal, 0 if window == length else window)
+    slopes = () if full.dtype == np.bool_ else _slopes(every[:, -1], seen[-1])
+    return MaskMeaning(source, causal, 0 if window == length else window, slopes)
 
 
-def _differs(found: Array, wanted: Array, guess: MaskMeaning) -> str:
+def _slopes(rows: Array, seen: Array) -> tuple[float, ...]:
+    """Return what a key further on gets more, from the last query of every head [heads, keys]; empty for nothing."""
+    keys = np.flatnonzero(seen)
+    if len(keys) < 2 or not rows[:, keys].any():
+        return ()
+    spread = (rows[:, keys[-1]].astype(np.float64) - rows[:, keys[0]]) / (keys[-1] - keys[0])
+    return tuple(float(slope) for slope in spread) if spread.any() else ()
+
+
+def _differs(found: Array, probe: Probe, guess: MaskMeaning) -> str:
+    """Return how a mask differs from what it is held to be, an empty string when it does not."""
+    wanted = guess.allowed(probe)
     kind = "not a padding mask" if not guess.causal else "not a causal mask"
+    heads = found.shape[1] if found.ndim == 4 else 1  # T5 adds zeros for each head to what it hides
+    wanted = np.broadcast_to(wanted, (len(wanted), heads, *wanted.shape[2:]))
     try:
         full = np.broadcast_to(found, wanted.shape)
     except ValueError:
@@ -264,9 +289,22 @@ def _differs(found: Array, wanted: Array, guess: MaskMeaning) -> str:
     rows = wanted.any(axis=-1, keepdims=True) & np.ones_like(wanted)  # a row that may see nothing has no answer
     if full.dtype == np.bool_:
         return "" if np.array_equal(full[rows], wanted[rows]) else f"{kind}: it allows other keys"
-    if np.any(full[wanted] != 0):
+    if guess.slopes:
+        if not _follows(full, wanted, probe, guess):
+            return f"{kind}: what it adds to allowed keys does not grow evenly with their place"
+    elif np.any(full[wanted] != 0):
         return f"{kind}: it adds something to allowed keys"
     return "" if np.all(full[~wanted & rows] <= MASKED_BELOW) else f"{kind}: masked keys keep a weight"
+
+
+def _follows(full: Array, allowed: Array, probe: Probe, guess: MaskMeaning) -> bool:
+    """Tell whether allowed keys of a query differ by their places times the slope; softmax sees no more than that."""
+    places = np.arange(probe.mask.shape[1])[None] if guess.columns else np.cumsum(probe.mask != 0, axis=1) - 1
+    grown = np.array(guess.slopes)[None, :, None, None] * places[:, None, None, :]
+    rest = np.where(allowed, full - grown, np.nan)
+    some = allowed.any(axis=-1)
+    spread = np.nanmax(rest[some], axis=-1) - np.nanmin(rest[some], axis=-1)
+    return bool(np.all(spread <= SLOPE_ERROR * max(1.0, float(np.abs(grown).max()))))
 
 
 def counts_positions(model: ir.Model, positions: ir.Value) -> ir.Value | None:

@@ -76,6 +76,7 @@ class FusePaddingMask(Rule):
             raise Refusal(meaning, mask.name or "")
         match.require(not meaning.causal, "the mask is causal", mask)
         match.require(not meaning.window, f"the mask is a window of {meaning.window} keys", mask)
+        match.require(not meaning.slopes, "keys get a bias by their place", mask)
         match.require((known_dims(meaning.source) or ())[1:] != (TOTAL,), "the mask covers a cache", mask)
         match.facts["source"] = meaning.source
 

@@ -130,6 +130,7 @@ def test_any_window(window: int, *, past: bool) -> None:
 
 KEYS = "not a causal mask: it allows other keys ("
 OTHER = "not a padding mask: it allows other keys ("
+FAR_BIAS = "y = Where(both, f, lowest)"
 UNKNOWN: dict[str, tuple[str, str]] = {
     "chunks": (
         (
@@ -187,13 +188,13 @@ UNKNOWN: dict[str, tuple[str, str]] = {
         f"{CAUSAL} in = And(real, past_keys) y = Where(in, unit, lowest)",
         "not a causal mask: it adds something to allowed keys (",
     ),
-    "a bias that grows with the distance": (
-        f"{CAUSAL} in = And(real, past_keys) d = Sub(keys, queries) f = Cast<to=1>(d) y = Where(in, f, lowest)",
-        "not a causal mask: it adds something to allowed keys (",
+    "a bias that grows with the square of the distance": (
+        f"{CAUSAL} both = And(real, past_keys) d = Sub(keys, queries) e = Mul(d, d) f = Cast<to=1>(e) {FAR_BIAS}",
+        "not a causal mask: what it adds to allowed keys does not grow evenly with their place (",
     ),
     "too many axes": (
-        f"{CAUSAL} in = And(real, past_keys) y = Concat<axis=1>(in, in)",
-        "the shape of the mask is [1, 2, 50, 50] for 50 tokens",
+        f"{CAUSAL} in = And(real, past_keys) y = Unsqueeze(in, first)",
+        "the shape of the mask is [1, 1, 1, 50, 50] for 50 tokens",
     ),
     "no causality behind a past": (
         (
@@ -416,3 +417,31 @@ def test_a_side_graph_wants_the_size_of_every_axis() -> None:
     graph, mask = model(f"{CACHED} {PLACES} {REAL} {CAUSAL} y = And(real, past_keys)")
     with pytest.raises(ProbeError, match="the sizes of input_ids are not known"):
         SideGraph(graph, (mask,)).run({"batch": 1, "total_sequence": 3}, {})
+
+
+SLOPES = np.array([0.5, 0.0625], np.float32).reshape(1, 2, 1, 1)
+HIDDEN = f"{CAUSAL} both = And(real, past_keys) hidden = Where(both, nought, lowest)"
+COUNTED = "places = CumSum(attention_mask, last) turned = Unsqueeze(places, middle) far = Cast<to=1>(turned)"
+COLUMNS = "far = Cast<to=1>(keys)"
+
+
+@pytest.mark.parametrize("past", [True, False], ids=["with a cache", "without"])
+@pytest.mark.parametrize(("places", "columns"), [(COUNTED, False), (COLUMNS, True)], ids=["tokens", "columns"])
+def test_alibi_is_known_by_its_slopes(places: str, *, columns: bool, past: bool) -> None:
+    """Bloom counts the real tokens of a row, MPT its columns."""
+    found = meaning(f"{HIDDEN} {places} grown = Mul(far, slopes) y = Add(hidden, grown)", past=past, slopes=SLOPES)
+    assert isinstance(found, MaskMeaning), found
+    assert (found.causal, found.columns) == (True, columns)
+    assert np.allclose(found.slopes, SLOPES.ravel(), rtol=1e-4)
+
+
+def test_a_bias_that_does_not_grow_evenly_is_no_alibi() -> None:
+    bias = f"{HIDDEN} {COLUMNS} square = Mul(far, far) grown = Mul(square, slopes) y = Add(hidden, grown)"
+    assert "does not grow evenly with their place" in str(meaning(bias, slopes=SLOPES))
+
+
+def test_zeros_for_every_head_are_no_bias() -> None:
+    """T5 adds them to what its cross-attention hides."""
+    found = meaning("a = Where(real, nought, lowest) y = Add(a, zeros)", zeros=np.zeros((1, 4, 1, 1), np.float32))
+    assert isinstance(found, MaskMeaning), found
+    assert (found.causal, found.slopes) == (False, ())

@@ -26,7 +26,7 @@ LENGTHS = (9, 4, 1, 13)  # of the prompts of a batch
 
 # What keeps an attention from the kernel with the cache inside, or from being one node at all.
 NOT_LOWERED = {
-    "bloom": "ALiBi is a bias of its own for each head",
+    "mpt": "only TorchScript exports it, with the cache joined in a way of its own",
     "gpt_oss": "attention sinks are spelled out",
 }
 NOT_FUSED = {"gpt_oss": "attention sinks have no standard operator"}

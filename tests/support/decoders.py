@@ -44,6 +44,10 @@ CONFIGS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "opt": ("opt", {**TEXT, "ffn_dim": 96, "word_embed_proj_dim": 64}),
     "bloom": ("bloom", {**TEXT, "n_layer": 2, "n_head": 4}),
     "falcon": ("falcon", {**TEXT, "multi_query": True, "new_decoder_architecture": False, "parallel_attn": True}),
+    "mpt": (
+        "mpt",
+        {**TEXT, "d_model": 64, "n_heads": 4, "n_layers": 2, "expansion_ratio": 2, "max_seq_len": POSITIONS},
+    ),
     "phi": ("phi", {**TEXT, "partial_rotary_factor": 0.5}),
     "phi3": ("phi3", {**TEXT, "num_key_value_heads": 2}),
     "llama": ("llama", {**TEXT, **GROUPED}),

@@ -8,13 +8,15 @@ After::
 
     input_ids ─ GatherElements(real tokens first) ─ … ─ GroupQueryAttention(past, lengths, cos, sin) ─ y, present
 
-Meets: decoders after fuse-cache whose masks are causal, with or without a window, padded in any way.
+Meets: decoders after fuse-cache whose masks are causal, with or without a window, padded in any way; with ALiBi's bias;
+    decoders of encoder-decoders, whose rows have no padding, with any bias (T5).
 Numerics: reassociated. The kernel wants each row's real tokens in front, as right padding leaves them. So rows are
     packed: ids and positions are gathered by the mask, and what leaves by position is gathered back. The cache stays
     packed; graph and mask agree about it from the first token on. A token's place in the cache is then its position,
     which is what the kernel's own rotary embedding counts; tables that are no function of the position, or positions
     that are not counted in the mask, keep RotaryEmbedding outside. A window counts the real tokens of a row, where the
-    mask counts places: they differ for a row with padding between its tokens that is longer than the window.
+    mask counts places: they differ for a row with padding between its tokens that is longer than the window. The same
+    holds for ALiBi where it counts columns (MPT).
 Source: ONNX Runtime contrib operator GroupQueryAttention: seqlens_k is the length of a row less one; new tokens behind
     a past, more than one at a time, are for a batch of one.
 """
@@ -27,12 +29,25 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.cache import CONTEXT_KEY, LAYOUT_KEY, PACKED, SEQUENCE, TOTAL, keeps_packed
+from onnxopt.cache import (
+    COLUMNS_KEY,
+    CONTEXT_KEY,
+    ENCODED,
+    LAYOUT_KEY,
+    PACKED,
+    PAST,
+    SEQUENCE,
+    TOTAL,
+    complete_all,
+    keeps_packed,
+)
 from onnxopt.graph import CONTRIB, ancestors, attribute, dims, integers, is_constant, is_op, number, rank, remove_dead
 from onnxopt.probe import ProbeError
 from onnxopt.rewrite import Builder, Pass, Reassociated, register
-from onnxopt.sidegraph import MaskMeaning, SideGraph, counts_positions, meaning_of_mask
+from onnxopt.sidegraph import MASKED_BELOW, MaskMeaning, SideGraph, counts_positions, meaning_of_mask
 
+BIAS_INPUT = 10  # of the kernel: what is added to the scores
+PLAIN_PROBES = ((2, 1, 0), (2, 5, 0), (1, 1, 7), (1, 3, 40), (1, 150, 0))  # batch, new tokens, past
 HEADS_FIRST = (0, 2, 1, 3)  # [batch, sequence, heads, size] <-> [batch, heads, sequence, size]
 ENDLESS = 2**62
 HEAD_SIZE_MULTIPLE = 8
@@ -90,8 +105,10 @@ class LowerCachedAttention(Pass):
         """Lower every attention with a cache, or none: the layout of the cache is one for all. Return how many."""
         nodes = [node for node in model.graph if is_op(node, "Attention") and len(node.inputs) > 4]
         mask = next((value for value in model.graph.inputs if (dims(value) or ()) == ("batch", TOTAL)), None)
-        if not nodes or mask is None or keeps_packed(model):
+        if not nodes or keeps_packed(model):
             return 0
+        if mask is None:
+            return self._without_padding(model, nodes)
         blocks = [_block(model, node, mask) for node in nodes]
         for node, block in zip(nodes, blocks, strict=True):
             if isinstance(block, str):
@@ -112,18 +129,76 @@ class LowerCachedAttention(Pass):
         every = dict.fromkeys(block.tables for block in found)
         rotary = {tables: _rotary(op, tables, found, positions) for tables in every}
         replaced: list[tuple[ir.Value, ir.Value]] = []
+        biases = {block.meaning.slopes: _alibi(op, block.meaning.slopes, packing, ids) for block in found}
         for block in found:
-            made = _attend(op, block, packing, rotary[block.tables])
+            made = _attend(op, block, packing, rotary[block.tables], biases[block.meaning.slopes])
             replaced += zip(block.node.outputs, made, strict=True)
         _pack_rows(model, op, packing, positions)
         replaced += _unpack_rows(model, packing)
         _insert(model, op, replaced)
         model.graph.metadata_props[LAYOUT_KEY] = PACKED
+        if any(block.meaning.columns for block in found):
+            model.graph.metadata_props[COLUMNS_KEY] = "1"
         return len(found)
+
+    def _without_padding(self, model: ir.Model, nodes: Sequence[ir.Node]) -> int:
+        """Lower the decoder of an encoder-decoder: its rows begin together, so a row is as long as its cache."""
+        ids = next((value for value in model.graph.inputs if dims(value) == ("batch", SEQUENCE)), None)
+        past = next((node.inputs[4] for node in nodes), None)
+        if ids is None or past is None or (dims(past) or ())[2] != PAST:
+            return 0
+        blocks = []
+        for node in nodes:
+            reason = _unfit(node)
+            bias = reason or _plain_bias(model, node)
+            if isinstance(bias, str):
+                self.refuse(bias, node)
+                return 0
+            blocks.append((_Block(node, MaskMeaning(ids, causal=True), *_queries_and_keys(node), None), bias))
+        op = Builder(model, "lengths", self.name)
+        lengths = _Lengths(op, ids, past)
+        replaced: list[tuple[ir.Value, ir.Value]] = []
+        for block, bias in blocks:
+            made = _attend(op, block, lengths, None, bias)
+            replaced += zip(block.node.outputs, made, strict=True)
+        _insert(model, op, replaced)
+        return len(blocks)
 
 
 def _block(model: ir.Model, node: ir.Node, mask: ir.Value) -> _Block | str:
     """Return an attention with what the kernel needs to know of it, or why the kernel cannot do it."""
+    reason = _unfit(node)
+    if reason:
+        return reason
+    (query, key), bias = _queries_and_keys(node), node.inputs[3]
+    assert bias is not None  # noqa: S101  # for the type checker; the line above looked
+    meaning = meaning_of_mask(model, bias)
+    if isinstance(meaning, str):
+        return meaning
+    if not meaning.causal or meaning.source is not mask:
+        return "the mask is not causal"
+    if meaning.slopes and len(meaning.slopes) not in (1, (dims(query) or ())[1]):
+        return f"the mask has {len(meaning.slopes)} heads"
+    turns = [one.producer() for one in (query, key)]
+    turned = [turn for turn in turns if turn is not None and is_op(turn, "RotaryEmbedding") and len(turn.inputs) == 3]
+    tables = {(turn.inputs[1], turn.inputs[2], int(attribute(turn, "interleaved") or 0)) for turn in turned}
+    if len(turned) == 2 and len(tables) == 1:
+        cos, sin, interleaved = tables.pop()
+        if cos is not None and sin is not None:
+            before = [turn.inputs[0] for turn in turned]
+            if before[0] is not None and before[1] is not None:
+                return _Block(node, meaning, before[0], before[1], (cos, sin, interleaved))
+    return _Block(node, meaning, query, key, None)
+
+
+def _queries_and_keys(node: ir.Node) -> tuple[ir.Value, ir.Value]:
+    query, key = node.inputs[:2]
+    assert query is not None and key is not None  # noqa: S101  # for the type checker; `_unfit` looked
+    return query, key
+
+
+def _unfit(node: ir.Node) -> str:
+    """Return why the kernel cannot do an attention whatever its mask says, an empty string when it can."""
     query, key, value, bias, past_key, past_value = node.inputs[:6]
     if query is None or key is None or value is None or bias is None or past_key is None or past_value is None:
         return "the attention has no mask" if bias is None else "an input of the attention is missing"
@@ -138,21 +213,40 @@ def _block(model: ir.Model, node: ir.Node, mask: ir.Value) -> _Block | str:
         return f"the kernel takes heads of a multiple of {HEAD_SIZE_MULTIPLE}, not {shapes[0][3]}"
     if attribute(node, "is_causal"):
         return "the attention has a mask and is causal besides"
-    meaning = meaning_of_mask(model, bias)
-    if isinstance(meaning, str):
-        return meaning
-    if not meaning.causal or meaning.source is not mask:
-        return "the mask is not causal"
-    turns = [one.producer() for one in (query, key)]
-    turned = [turn for turn in turns if turn is not None and is_op(turn, "RotaryEmbedding") and len(turn.inputs) == 3]
-    tables = {(turn.inputs[1], turn.inputs[2], int(attribute(turn, "interleaved") or 0)) for turn in turned}
-    if len(turned) == 2 and len(tables) == 1:
-        cos, sin, interleaved = tables.pop()
-        if cos is not None and sin is not None:
-            before = [turn.inputs[0] for turn in turned]
-            if before[0] is not None and before[1] is not None:
-                return _Block(node, meaning, before[0], before[1], (cos, sin, interleaved))
-    return _Block(node, meaning, query, key, None)
+    return ""
+
+
+def _plain_bias(model: ir.Model, node: ir.Node) -> ir.Value | str | None:
+    """Return what a causal mask that hangs on sizes alone adds to allowed keys, None for nothing, or why it is none.
+
+    A bias of any kind will do, T5's for instance: the kernel takes it as it is, and is causal itself.
+    """
+    mask = node.inputs[3]
+    assert mask is not None  # noqa: S101  # for the type checker; `_unfit` looked
+    side = SideGraph(model, (mask,))
+    if side.read:
+        return f"the mask depends on {', '.join(leaf.name or '' for leaf in side.read)}"
+    adds = False
+    for batch, new, past in PLAIN_PROBES:
+        sizes = complete_all({"batch": batch, SEQUENCE: new, PAST: past}, (ENCODED,), 0)
+        try:
+            found = side.run(sizes, {})[0]
+            full = np.broadcast_to(found, (batch, found.shape[1] if found.ndim == 4 else 1, new, past + new))
+        except (ProbeError, ValueError) as error:
+            return f"the mask cannot be probed: {error}"
+        allowed = np.broadcast_to(np.arange(past + new)[None] <= np.arange(past, past + new)[:, None], full.shape)
+        if full.dtype == np.bool_:
+            if not np.array_equal(full, allowed):
+                return "the mask is not causal"
+        elif np.any(full[~allowed] > MASKED_BELOW) or np.any(full[allowed] <= MASKED_BELOW):
+            return "the mask is not causal"
+        else:
+            adds |= bool(np.any(full[allowed] != 0))
+    if not adds:
+        return None
+    shape, heads = dims(mask) or (), (dims(node.inputs[0]) or ())[1]
+    fits = len(shape) == 4 and shape[0] in (1, "batch") and shape[1] in (1, heads) and shape[2:] == (SEQUENCE, TOTAL)
+    return mask if fits else f"what is added to the scores has the shape {list(shape)}"
 
 
 def _positions(model: ir.Model, mask: ir.Value) -> list[ir.Value]:
@@ -297,6 +391,7 @@ class _Packing:
     Attributes:
         lengths: int32 [batch], real tokens of a row, less one.
         total: int32, the length of the mask.
+        keys: int64 [total], places in the cache.
     """
 
     def __init__(self, op: Builder, ids: ir.Value, mask: ir.Value) -> None:
@@ -313,7 +408,9 @@ class _Packing:
         self._last = op.Max(op.Sub(op.ReduceSum(new, self._one, keepdims=1), self._one), zero)
         lengths = op.Max(op.Sub(op.ReduceSum(real, self._one, keepdims=0), self._one), zero)
         self.lengths = op.Cast(lengths, to=ir.DataType.INT32.value)
-        self.total = op.Cast(op.Squeeze(op.Shape(mask, start=1, end=2)), to=ir.DataType.INT32.value)
+        total = op.Squeeze(op.Shape(mask, start=1, end=2))
+        self.total = op.Cast(total, to=ir.DataType.INT32.value)
+        self.keys = op.Range(zero, total, step)
 
     def pack(self, value: ir.Value) -> ir.Value:
         """[batch, sequence] with each row's real tokens in front."""
@@ -334,7 +431,40 @@ class _Packing:
         return op.GatherND(value, op.Unsqueeze(self._last, axis) if keep else self._last, batch_dims=1)
 
 
-def _attend(op: Builder, block: _Block, packing: _Packing, rotary: _Rotary | None) -> tuple[ir.Value, ...]:
+class _Lengths:
+    """What the kernel must be told where no row has padding: each is as long as past and new tokens together.
+
+    Attributes:
+        lengths: int32 [batch], tokens of a row, less one.
+        total: int32, past and new tokens.
+    """
+
+    def __init__(self, op: Builder, ids: ir.Value, past: ir.Value) -> None:
+        int32 = ir.DataType.INT32.value
+        total = op.Add(op.Shape(past, start=2, end=3), op.Shape(ids, start=1, end=2))
+        self.total = op.Cast(op.Squeeze(total), to=int32)
+        last = op.Cast(op.Sub(total, op.ints([1], "one")), to=int32)
+        self.lengths = op.Expand(last, op.Shape(ids, start=0, end=1))
+
+
+def _alibi(op: Builder, slopes: Sequence[float], packing: _Packing, ids: ir.Value) -> ir.Value | None:
+    """Build the bias [1, heads, new, total] of keys that count by their place; None without slopes."""
+    if not slopes:
+        return None
+    places = op.Cast(packing.keys, to=ir.DataType.FLOAT.value)
+    grown = op.Mul(op.constant(np.array(slopes, np.float32).reshape(1, -1, 1, 1), f"slopes_{len(op.nodes)}"), places)
+    shape = op.Concat(
+        op.ints([1, 1], f"ones_{len(op.nodes)}"),
+        op.Shape(ids, start=1, end=2),
+        op.ints([1], f"key_{len(op.nodes)}"),
+        axis=0,
+    )
+    return op.Expand(grown, shape)
+
+
+def _attend(
+    op: Builder, block: _Block, packing: _Packing | _Lengths, rotary: _Rotary | None, bias: ir.Value | None = None
+) -> tuple[ir.Value, ...]:
     """Build the kernel's node and what turns heads into tokens around it; return output and present."""
     node = block.node
     _, key, value, _, past_key, past_value = node.inputs[:6]
@@ -351,8 +481,10 @@ def _attend(op: Builder, block: _Block, packing: _Packing, rotary: _Rotary | Non
         "do_rotary": int(inside),
         "rotary_interleaved": rotary.interleaved if rotary is not None else None,
     }
-    tables = rotary.values if rotary is not None else []
-    inputs = [*tokens, past_key, past_value, packing.lengths, packing.total, *tables]
+    inputs = [*tokens, past_key, past_value, packing.lengths, packing.total]
+    inputs += rotary.values if rotary is not None else []
+    if bias is not None:
+        inputs += [None] * (BIAS_INPUT - len(inputs)) + [bias]
     made = op.node("GroupQueryAttention", inputs, attributes, domain=CONTRIB, outputs=3)
     heads = op.Reshape(made[0], op.ints([0, 0, int(shape[1] or 0), -1], f"heads_{node.name}"))
     return op.Transpose(heads, perm=HEADS_FIRST), made[1], made[2]

@@ -90,6 +90,22 @@ def test_names_and_order_of_inputs_and_outputs_stay() -> None:
     assert [value.name for value in found.model.graph.outputs] == [spec.name for spec in signature.outputs]
 
 
+@pytest.mark.parametrize("heads", [4, 1], ids=["a slope for each head", "one for all"])
+def test_alibi_goes_inside_as_a_bias_by_place(heads: int) -> None:
+    """What a key gets grows with its place among the real tokens, so padding anywhere gives the same answer."""
+    slopes = (0.5 ** np.arange(1, heads + 1)).astype(np.float32).reshape(1, heads, 1, 1)
+    mask = ADDED.replace("mask = ", "hidden = ") + (
+        " numbers = CumSum(attention_mask, axis) turned = Unsqueeze(numbers, middle) far = Cast<to=1>(turned)"
+        " grown = Mul(far, slopes) mask = Add(hidden, grown)"
+    )
+    weights = {"slopes": slopes, "axis": np.array(1), "middle": np.array([1, 2])}
+    found = run(replace(PLAIN, mask=mask, weights=weights))
+    assert (found.applied, found.rolled_back) == ([2, 0], [])
+    first, second = found.nodes("GroupQueryAttention")
+    assert first.inputs[10] is second.inputs[10]
+    found.prove()
+
+
 @pytest.mark.parametrize("window", [1, 2, 20, 130])
 def test_a_window_shorter_than_the_text_is_kept(window: int) -> None:
     """Short prompts look right with any window. It counts tokens; padding between them is not compared."""
