@@ -19,6 +19,7 @@ from onnxopt.model import Array, Feeds
 from onnxopt.padding import Filler
 from onnxopt.providers import smallest_bucket
 from onnxopt.session import Session
+from onnxopt.spec import TensorSpec
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -60,11 +61,12 @@ class Buckets:
         self.shapes = tuple({axis: shape[axis] for axis in sorted(axes)} for shape in shapes)
         self._bound: dict[int, _Bound] = {}
 
-    def run(self, feeds: Mapping[str, Array]) -> Feeds:
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> Feeds:
         """Run the model once, at the smallest bucket that holds the request.
 
         Args:
             feeds: one array per input, by name.
+            outputs: names of the wanted outputs; all without it.
 
         Raises:
             InputError: when no bucket holds the request, or it does not fit the model.
@@ -83,22 +85,20 @@ class Buckets:
             bound.inputs[name].update_inplace(array)
         graph = index + 1 if self.session.cuda_graph else None
         self.session.run_bound(bound.binding, graph=graph)
-        outputs = {name: value.numpy() for name, value in bound.outputs.items()}
-        return {name: np.array(array) for name, array in self.filler.cut(outputs, sizes).items()}
+        names = list(bound.outputs) if outputs is None else outputs
+        values = {name: bound.outputs[name].numpy() for name in names}
+        return {name: np.array(array) for name, array in self.filler.cut(values, sizes).items()}
 
     def _bind(self, index: int) -> _Bound:
         import onnxruntime
 
         session, shape = self.session, self.shapes[index]
 
-        def buffers(specs: Sequence[object]) -> dict[str, onnxruntime.OrtValue]:
+        def buffers(specs: Sequence[TensorSpec]) -> dict[str, onnxruntime.OrtValue]:
+            zeros = {spec.name: np.zeros(spec.shape(shape), spec.dtype) for spec in specs}
             return {
-                spec.name: onnxruntime.OrtValue.ortvalue_from_numpy(  # type: ignore[attr-defined]
-                    np.zeros(spec.shape(shape), spec.dtype),  # type: ignore[attr-defined]
-                    session.device,
-                    0,
-                )
-                for spec in specs
+                name: onnxruntime.OrtValue.ortvalue_from_numpy(array, session.device, 0)
+                for name, array in zeros.items()
             }
 
         bound = _Bound(session.binding(), buffers(session.inputs), buffers(session.outputs))

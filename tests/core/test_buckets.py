@@ -2,46 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import onnx
-import onnx.parser
 import pytest
 
 from onnxopt.errors import InputError
-from onnxopt.model import Feeds
 from onnxopt.padding import Filler
 from onnxopt.runtime import Buckets, Session
+from tests.support.pool import feeds, session
 
-# the mean of the embeddings that the mask keeps, and the embeddings
-MODEL = """
-<ir_version: 10, opset_import: ["" : 20]>
-pool (int64[batch, sequence] input_ids, int64[batch, sequence] attention_mask)
-    => (float[batch, 2] mean, float[batch, sequence, 2] tokens)
-<float[5, 2] table = {9, 9, 1, 2, 3, 4, 5, 6, 7, 8}, int64[1] one = {1}, int64[1] two = {2}>
-{
-    mask = Cast<to = 1>(attention_mask)
-    wide = Unsqueeze(mask, two)
-    tokens = Gather(table, input_ids)
-    kept = Mul(tokens, wide)
-    sum = ReduceSum<keepdims = 0>(kept, one)
-    count = ReduceSum<keepdims = 1>(mask, one)
-    mean = Div(sum, count)
-}
-"""
+__all__ = ["session"]
+
 BUCKETS = ({"batch": 1, "sequence": 4}, {"batch": 4, "sequence": 8})
-
-
-@pytest.fixture
-def session(tmp_path: Path) -> Session:
-    onnx.save(onnx.parser.parse_model(MODEL), tmp_path / "model.onnx")
-    return Session(tmp_path)
-
-
-def feeds(rows: int, length: int) -> Feeds:
-    ids = np.arange(rows * length).reshape(rows, length) % 4 + 1
-    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4), (2, 3), (4, 8), (3, 5)])
