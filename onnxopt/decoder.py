@@ -245,6 +245,15 @@ class Batch:
         # with all logits in the graph, the last position is each row's newest token: rows are padded on the left
         self.logits = self._store.run(feeds, self.mask.shape[1])[:, -1].astype(np.float32, copy=False)
 
+    def join(self, other: Batch) -> None:
+        """Take in the rows of another batch of the same decoder, behind the own ones; the other one is spent."""
+        width = max(self.mask.shape[1], other.mask.shape[1])
+        places = [0 if self._decoder.packed else width - batch.mask.shape[1] for batch in (self, other)]
+        self._store.join(other._store.content(), places, width, other._store.most)  # of the same class
+        masks = [np.pad(batch.mask, ((0, 0), (width - batch.mask.shape[1], 0))) for batch in (self, other)]
+        self.mask = np.concatenate(masks)
+        self.logits = np.concatenate([self.logits, other.logits])
+
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with some of the rows, and without the columns that are padding in all of them."""
         mask = self.mask[list(rows)]
@@ -258,6 +267,8 @@ class Batch:
 
 class _Growing:
     """A cache whose present of one step is the past of the next."""
+
+    most = 0  # it is never too small
 
     def __init__(self, decoder: Decoder, rows: int, across: Mapping[str, onnxruntime.OrtValue]) -> None:
         self._session, self._across = decoder.session, dict(across)
@@ -292,6 +303,17 @@ class _Growing:
             self._past[name] = _value(np.ascontiguousarray(value.numpy()[rows, :, columns]), self._session.device)
         self._across = _rows_of(self._across, rows, self._session.device)
 
+    def content(self) -> dict[str, Array]:
+        """Return what is in it: [rows, heads, columns, size] by name."""
+        return {name: value.numpy() for name, value in self._past.items()}
+
+    def join(self, content: Mapping[str, Array], places: Sequence[int], width: int, most: int) -> None:
+        """Take in the rows of another one, each part's columns from its place on."""
+        del most  # it grows anyway
+        for name, array in self.content().items():
+            fresh = _joined([array, content[name]], places, width)
+            self._past[name] = _value(fresh, self._session.device)
+
 
 class _Shared:
     """A cache whose past and present are one buffer, longer than what is in it."""
@@ -299,7 +321,7 @@ class _Shared:
     def __init__(self, decoder: Decoder, rows: int, most: int, across: Mapping[str, onnxruntime.OrtValue]) -> None:
         self._session, self._across = decoder.session, dict(across)
         self._specs = tuple(zip(decoder.cache.inputs, decoder.cache.outputs, strict=True))
-        self._rows, self._most = rows, most
+        self._rows, self.most = rows, most
         self._length = self._capacity = 0
         self._buffers: dict[str, onnxruntime.OrtValue] = {}
         self._binding: onnxruntime.IOBinding | None = None
@@ -320,16 +342,30 @@ class _Shared:
         """Take some rows and columns."""
         width = columns.stop - columns.start
         self._rows = len(rows)
-        self._most -= self._length - width
+        self.most -= self._length - width
         self._across = _rows_of(self._across, rows, self._session.device)
         self._allocate(rows, columns, self._room(width))
         self._length = width
 
+    def content(self) -> dict[str, Array]:
+        """Return what is in it: [rows, heads, columns, size] by name."""
+        return {name: value.numpy()[:, :, : self._length] for name, value in self._buffers.items()}
+
+    def join(self, content: Mapping[str, Array], places: Sequence[int], width: int, most: int) -> None:
+        """Take in the rows of another one, each part's columns from its place on."""
+        self.most = max(self.most, most, width)
+        capacity = max(self._room(width), self._capacity)
+        for name, array in self.content().items():
+            fresh = _joined([array, content[name]], places, capacity)
+            self._buffers[name] = _value(fresh, self._session.device)
+            self._rows = len(fresh)
+        self._length, self._capacity, self._binding = width, capacity, None
+
     def _room(self, total: int) -> int:
         """Return for how many tokens to make room: what was asked for when it is near, else twice what is there."""
-        if total <= self._most <= total + ROOM:
-            return self._most
-        return max(total + ROOM, min(2 * self._length, self._most))
+        if total <= self.most <= total + ROOM:
+            return self.most
+        return max(total + ROOM, min(2 * self._length, self.most))
 
     def _allocate(self, rows: list[int], columns: slice, capacity: int) -> None:
         sizes = {"batch": len(rows), "past_sequence": capacity}
@@ -358,6 +394,17 @@ def _rows_of(
     values: Mapping[str, onnxruntime.OrtValue], rows: list[int], device: str
 ) -> dict[str, onnxruntime.OrtValue]:
     return {name: _value(np.ascontiguousarray(value.numpy()[rows]), device) for name, value in values.items()}
+
+
+def _joined(parts: Sequence[Array], places: Sequence[int], columns: int) -> Array:
+    """Return the rows of caches [rows, heads, columns, size] in one of `columns`, each from its place on."""
+    heads, size = parts[0].shape[1], parts[0].shape[3]
+    fresh = np.zeros((sum(map(len, parts)), heads, columns, size), parts[0].dtype)
+    row = 0
+    for part, place in zip(parts, places, strict=True):
+        fresh[row : row + len(part), :, place : place + part.shape[2]] = part
+        row += len(part)
+    return fresh
 
 
 def _value(array: Array, device: str) -> onnxruntime.OrtValue:

@@ -127,7 +127,7 @@ class Generation(Record):
 
 
 @dataclasses.dataclass
-class _Row:
+class Row:
     """A text on its way: it begins with `prompt`, which for an encoder-decoder is not what it was given as `source`."""
 
     number: int
@@ -142,6 +142,15 @@ class _Row:
     tokens: list[int] = dataclasses.field(default_factory=list)
     text: str = ""
     finish: Finish | None = None
+
+    def grow(self, logits: Array) -> tuple[int, str]:
+        """Choose the next token and return it with the text that is certain now.
+
+        Args:
+            logits: float [vocabulary].
+        """
+        token = self.sampler.next_id(self.rules.apply(logits, self.prompt, self.tokens, self.most))
+        return token, self.take(token)
 
     def take(self, token: int) -> str:
         """Add a token and return the text that is certain now."""
@@ -273,6 +282,19 @@ class Generator:
         assert self.template is not None  # noqa: S101  # for the type checker; the line above looked
         return self._tokens(self.template.render(messages), specials=False)  # the template writes them itself
 
+    def row(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = NEW_TOKENS,
+        sampling: Sampling = GREEDY,
+        stop: Sequence[str] = (),
+        chat: bool | None = None,
+        system: str | None = None,
+    ) -> Row:
+        """Return a text to be written, for those who step the decoder themselves; arguments as in `generate`."""
+        return self._rows([prompt], max_new_tokens, sampling, stop, chat=chat, system=system)[0]
+
     def stream(
         self,
         prompt: Prompt,
@@ -351,12 +373,12 @@ class Generator:
             notes=(*self._notes, *self._full(rows)),
         )
 
-    def _batches(self, rows: Sequence[_Row], most: int) -> Iterator[list[_Row]]:
+    def _batches(self, rows: Sequence[Row], most: int) -> Iterator[list[Row]]:
         """Yield rows that run together.
 
         Similar lengths waste the least on padding; the longest come first, since they need the most memory.
         """
-        some: list[_Row] = []
+        some: list[Row] = []
         padded = self.pair is not None or self.decoder.takes_padding
         for row in sorted(rows, key=lambda row: -len(row.source)):
             differs = bool(some) and len(some[0].source) != len(row.source)
@@ -366,7 +388,7 @@ class Generator:
             some.append(row)
         yield some
 
-    def _full(self, rows: Sequence[_Row]) -> Iterator[str]:
+    def _full(self, rows: Sequence[Row]) -> Iterator[str]:
         full = sum(row.finish == "context" for row in rows)
         if full:
             context = self.decoder.context_length
@@ -397,7 +419,7 @@ class Generator:
         *,
         chat: bool | None,
         system: str | None,
-    ) -> list[_Row]:
+    ) -> list[Row]:
         if most < 1:
             raise InputError(f"the number of new tokens is {most}", hint="it must be 1 or more")
         if isinstance(prompts, str) or not prompts:
@@ -416,7 +438,7 @@ class Generator:
                 raise InputError(f"{name} has {len(source)} tokens, the model takes {takes}", hint="shorten it")
             ids = list(self.pair.start) if self.pair else [int(token) for token in source]
             sampler, text = Sampler(sampling, ids, stream=number), TextStream(self.tokenizer, ids, stop)
-            rows.append(_Row(number, source, ids, sampler, self._rules, text, self.ends, most, context))
+            rows.append(Row(number, source, ids, sampler, self._rules, text, self.ends, most, context))
         return rows
 
     def _source(self, prompt: Prompt, *, chat: bool | None, system: str | None) -> Given:
@@ -428,7 +450,7 @@ class Generator:
         self._sound = self._sound or SoundReader(self._folder)
         return self._sound.features(Path(prompt))
 
-    def _decode(self, rows: Sequence[_Row], clock: _Clock) -> Iterator[tuple[_Row, str]]:
+    def _decode(self, rows: Sequence[Row], clock: _Clock) -> Iterator[tuple[Row, str]]:
         """Write on from rows until all have ended; yield each new piece of text, which may be empty."""
         started = time.perf_counter()
         batch = self._prefill(rows)
@@ -441,9 +463,8 @@ class Generator:
             pieces = []
             for place, row in enumerate(active):
                 if row.finish is None:
-                    logits = row.rules.apply(batch.logits[place], row.prompt, row.tokens, row.most)
-                    chosen[place] = row.sampler.next_id(logits)
-                    pieces.append((row, row.take(chosen[place])))
+                    chosen[place], piece = row.grow(batch.logits[place])
+                    pieces.append((row, piece))
             clock.decode_seconds += time.perf_counter() - started
             clock.decode_tokens += 0 if first else len(pieces)
             first = False
@@ -458,7 +479,7 @@ class Generator:
             batch.step(chosen, [row.finish is None for row in active])
             clock.decode_seconds += time.perf_counter() - started
 
-    def _prefill(self, rows: Sequence[_Row]) -> Batch:
+    def _prefill(self, rows: Sequence[Row]) -> Batch:
         most, context = max(row.most for row in rows), self.decoder.context_length
         room = most if not context else min(most, context - max(len(row.prompt) for row in rows))
         if self.pair is not None:
