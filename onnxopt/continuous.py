@@ -396,8 +396,8 @@ class ContinuousBatcher:
                 row.finish = "stop"
                 self._fail([text], error)
                 continue
-            self.stats.tokens += row.finish != "end"
-            if row.finish is not None and not text.future.done():
+            self.stats.tokens += text.row.finish != "end"
+            if text.row.finish is not None and not text.future.done():
                 text.future.set_result(text.result())
 
     def _fail(self, texts: Sequence[_Text], error: Exception) -> None:

@@ -135,6 +135,18 @@ class TextModel:
             encodings.append(encoding)
         return encodings
 
+    def feeds(self, ids: Sequence[int], types: Sequence[int] | None = None) -> Feeds:
+        """Return the inputs of one row of tokens, without padding.
+
+        Args:
+            ids: its tokens.
+            types: segment of each; all the first without it.
+
+        Raises:
+            InputError: when the model has an input that is not made from text.
+        """
+        return self._feeds([ids], [[0] * len(ids) if types is None else types], len(ids))
+
     def run(self, encodings: Sequence[Encoding]) -> Answered:
         """Run the model on tokenized texts."""
         return self.run_ids([encoding.ids for encoding in encodings], [encoding.type_ids for encoding in encodings])

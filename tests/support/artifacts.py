@@ -21,4 +21,4 @@ def _room() -> Path:
 @functools.cache
 def shared_artifact(source: str, target: str = "cpu") -> Path:
     """Return the artifact of a sample; whoever changes it works on a copy."""
-    return onnxopt.optimize(source, out=_room() / f"{source}-{target}", target=target, measure=False).path
+    return onnxopt.optimize(source, out=_room() / target / source, target=target, measure=False).path
