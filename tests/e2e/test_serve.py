@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from bench.load import EXPECTED, Load, mixed_texts, run_load
-from onnxopt.generator import Generator
+from onnxopt.generator import Generator, choose_sampling
 from onnxopt.sampling import Sampling
 from onnxopt.session import Session
 from onnxopt.textinput import TextModel
@@ -89,8 +89,14 @@ def test_a_long_text_is_cut_when_that_is_asked_for(server: Server, encoder: Text
     assert np.abs(np.array(found["data"][0]["embedding"]) - embedding(encoder, LONG)).max() < 1e-5
 
 
+def greedy(generator: Generator, *prompts: str, count: int = 12) -> list[str]:
+    """Return what the checkpoint writes greedily, with its own repetition penalty."""
+    sampling = choose_sampling(generator.settings, sample=False, temperature=None)
+    return generator.generate(prompts, max_new_tokens=count, sampling=sampling).texts
+
+
 def test_completions_are_those_of_the_generator(server: Server, generator: Generator) -> None:
-    expected = generator.generate([PROMPT, "a"], max_new_tokens=12).texts
+    expected = greedy(generator, PROMPT, "a")
     status, found = ask(
         server, "/v1/completions", {"model": "gpt", "prompt": [PROMPT, "a"], "max_tokens": 12, "temperature": 0}
     )
@@ -124,7 +130,7 @@ def test_a_stream_joins_to_the_text(server: Server, generator: Generator) -> Non
     assert events[-1] == "[DONE]"
     pieces = [json.loads(event) for event in events[:-1]]
     text = "".join(piece["choices"][0]["text"] for piece in pieces if piece["choices"])
-    assert text == generator.generate([PROMPT], max_new_tokens=12).texts[0]
+    assert text == greedy(generator, PROMPT)[0]
     assert pieces[-2]["choices"][0]["finish_reason"] == "length"
     assert pieces[-1]["usage"] == {"prompt_tokens": 6, "completion_tokens": 12, "total_tokens": 18}
 
@@ -249,7 +255,7 @@ def test_chat_uses_the_template_of_the_checkpoint(tmp_path: Any) -> None:
 
     folder = shutil.copytree(shared_artifact("gpt2-mini"), tmp_path / "chat")
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }} {% endfor %}")
-    expected = Generator(folder).generate(["The value of"], max_new_tokens=6, chat=True).texts[0]
+    expected = greedy(Generator(folder), "The value of", count=6)[0]
     options = {"max_completion_tokens": 6, "temperature": 0}
     parts = [{"type": "text", "text": "The value"}, {"type": "text", "text": " of"}]
     with serving(folder) as server:
