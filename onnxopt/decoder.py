@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxopt.cache import ENCODER_MASK, Cache, encoded_name
+from onnxopt.cache import ENCODED, ENCODER_MASK, PAST, Cache, encoded_name
 from onnxopt.errors import InputError
 from onnxopt.model import Array
 from onnxopt.session import Session
@@ -125,12 +125,26 @@ class Decoder:
         found = self.session.run({spec.name: feeds[spec.name] for spec in self.session.inputs}, [_LOGITS, name])
         return found[_LOGITS][:, -1].astype(np.float64), found[name]
 
-    def prefill(self, prompts: Sequence[Sequence[int]], *, new_tokens: int = ROOM) -> Batch:
+    @cached_property
+    def appends_together(self) -> bool:
+        """Whether several tokens may follow a past in a batch, found by trying; some kernels want a batch of one."""
+        sizes = {"batch": 2, PAST: 1, ENCODED: 1}
+        feeds = {_IDS: np.ones((2, 2), np.int64), _MASK: np.ones((2, 3), np.int64)}
+        feeds[_POSITIONS] = np.tile(np.array([1, 2]), (2, 1))
+        feeds |= {spec.name: np.ones(spec.shape(sizes), spec.dtype) for spec in (*self.cache.inputs, *self.across)}
+        try:
+            self.session.run({spec.name: feeds[spec.name] for spec in self.session.inputs}, [_LOGITS])
+        except InputError:
+            return False
+        return True
+
+    def prefill(self, prompts: Sequence[Sequence[int]], *, new_tokens: int = ROOM, chunk: int = 0) -> Batch:
         """Give prompts to the model and return what it will continue.
 
         Args:
             prompts: ids of each row, at least one.
             new_tokens: how many tokens are going to follow, at most.
+            chunk: how many columns of the prompts are read at once, which bounds the memory of a long one; 0 for all.
 
         Raises:
             InputError: when a prompt is empty or longer than the model takes, or lengths differ and the graph does not
@@ -158,7 +172,9 @@ class Decoder:
             ids[row, longest - len(prompt) :] = prompt
             mask[row, longest - len(prompt) :] = 1
         batch = Batch(self, len(prompts), longest + new_tokens)
-        batch.feed(ids, mask)
+        for start in range(0, longest, chunk or longest):
+            columns = slice(start, start + (chunk or longest))
+            batch.feed(ids[:, columns], mask[:, columns])
         return batch
 
 
@@ -228,22 +244,43 @@ class Batch:
         return self.logits
 
     def feed(self, ids: Array, mask: Array) -> None:
-        """Give each row some tokens.
+        """Give each row some tokens; behind a past row by row where the graph takes no other.
 
         Args:
             ids: int64 [rows, sequence].
             mask: int64 [rows, sequence], 0 at padding.
         """
-        self.mask = np.ascontiguousarray(np.concatenate([self.mask, mask], axis=1))
+        seen, self.mask = self.mask, np.ascontiguousarray(np.concatenate([self.mask, mask], axis=1))
+        total = self.mask.shape[1]
+        if ids.shape[1] > 1 and seen.shape[1] and len(seen) > 1 and not self._decoder.appends_together:
+            self._feed_rows(ids, mask, seen)
+            return
+        # with all logits in the graph, the last position is each row's newest token: rows are padded on the left
+        self.logits = self._store.run(self._feeds(ids, self.mask), total)[:, -1].astype(np.float32, copy=False)
+
+    def _feeds(self, ids: Array, mask: Array) -> dict[str, Array]:
         feeds = {_IDS: np.ascontiguousarray(ids)}
         if self._has_mask:
-            feeds[_MASK] = self.mask
+            feeds[_MASK] = np.ascontiguousarray(mask)
         if self._has_positions:
             # transformers counts the positions of the tokens that are there
-            positions = np.maximum(self.mask.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]
+            positions = np.maximum(mask.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]
             feeds[_POSITIONS] = np.ascontiguousarray(positions)
-        # with all logits in the graph, the last position is each row's newest token: rows are padded on the left
-        self.logits = self._store.run(feeds, self.mask.shape[1])[:, -1].astype(np.float32, copy=False)
+        return feeds
+
+    def _feed_rows(self, ids: Array, mask: Array, seen: Array) -> None:
+        """Give each row its tokens in a batch of its own; a packed cache takes the real ones alone."""
+        feeds: dict[int, dict[str, Array]] = {}
+        for row, own in enumerate(mask != 0):
+            kept = own if self._decoder.packed else np.ones_like(own)
+            if kept.any():
+                whole = np.concatenate([seen[row], mask[row][kept]])
+                feeds[row] = self._feeds(ids[row : row + 1, kept], whole[None])
+        found = self._store.run_rows(feeds, self.mask.shape[1])
+        logits = np.array(self.logits)
+        for row, answer in found.items():
+            logits[row] = answer[0, -1]
+        self.logits = logits
 
     def join(self, other: Batch) -> None:
         """Take in the rows of another batch of the same decoder, behind the own ones; the other one is spent."""
@@ -297,6 +334,25 @@ class _Growing:
         self._past = {past: value for (past, _), value in zip(self._names, presents, strict=True)}
         return np.asarray(logits.numpy())
 
+    def run_rows(self, feeds: Mapping[int, dict[str, Array]], total: int) -> dict[int, Array]:
+        """Return logits [1, positions, vocabulary] of some rows, each in a batch of its own, after `total` columns."""
+        rows = len(next(iter(self._past.values())).numpy())
+        found: dict[int, Array] = {}
+        kept: dict[str, list[Array]] = {past: [] for past, _ in self._names}
+        older, across = self._past, self._across
+        for row in range(rows):
+            self._past = {name: _row_of(value, row, self._session.device) for name, value in older.items()}
+            self._across = {name: _row_of(value, row, self._session.device) for name, value in across.items()}
+            if row in feeds:
+                found[row] = self.run(feeds[row], total)
+            for name, value in self._past.items():
+                grown = value.numpy()
+                missing = total - grown.shape[2]
+                kept[name].append(np.pad(grown, ((0, 0), (0, 0), (0, missing), (0, 0))))
+        self._past = {name: _value(np.concatenate(parts), self._session.device) for name, parts in kept.items()}
+        self._across = across
+        return found
+
     def keep(self, rows: list[int], columns: slice) -> None:
         """Take some rows and columns."""
         for name, value in self._past.items():
@@ -337,6 +393,26 @@ class _Shared:
         self._session.run_bound(binding)
         self._length = total
         return np.asarray(binding.get_outputs()[0].numpy())  # bound first, so first
+
+    def run_rows(self, feeds: Mapping[int, dict[str, Array]], total: int) -> dict[int, Array]:
+        """Return logits [1, positions, vocabulary] of some rows, each in a batch of its own, after `total` columns."""
+        if self._session.device != "cpu":
+            raise InputError(
+                "takes several tokens behind others for one text at a time",
+                where=str(self._session.path),
+                hint="give the tokens of a batch one by one, or its prompts at once",
+            )
+        if total > self._capacity:
+            self._allocate(list(range(self._rows)), slice(0, self._length), self._room(total))
+        whole, across, found = self._buffers, self._across, {}
+        for row, given in feeds.items():
+            self._buffers = {name: _row_of(value, row, "cpu") for name, value in whole.items()}  # views, not copies
+            self._across = {name: _row_of(value, row, "cpu") for name, value in across.items()}
+            self._binding = None
+            found[row] = self.run(given, total)
+        self._buffers, self._across, self._binding = whole, across, None
+        self._length = total
+        return found
 
     def keep(self, rows: list[int], columns: slice) -> None:
         """Take some rows and columns."""
@@ -388,6 +464,10 @@ class _Shared:
             binding.bind_ortvalue_input(name, value)
         self._binding = binding
         return binding
+
+
+def _row_of(value: onnxruntime.OrtValue, row: int, device: str) -> onnxruntime.OrtValue:
+    return _value(value.numpy()[row : row + 1], device)
 
 
 def _rows_of(

@@ -98,8 +98,8 @@ class EncoderDecoder:
         feeds = self._sound(given) if self.hears else self._texts(given)
         across = self._encode(feeds)
         batch = Batch(self.decoder, len(given), len(self.start) + new_tokens, across)
-        for token in self.start:  # one at a time: kernels that append several to a cache take a batch of one
-            batch.step([token] * len(given))
+        ids = np.tile(np.array(self.start, np.int64), (len(given), 1))
+        batch.feed(ids, np.ones_like(ids))
         return batch
 
     def _texts(self, given: Sequence[Given]) -> dict[str, Array]:

@@ -53,6 +53,24 @@ def test_padded_rows_equal_single_ones_at_every_step(decoder: Decoder) -> None:
         check(batch, rows)
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7])
+def test_prompts_may_be_read_in_pieces(decoder: Decoder, chunk: int) -> None:
+    """Also in a batch, where GroupQueryAttention takes several tokens behind a past for one row at a time."""
+    rows = [list(row) for row in ROWS]
+    batch = decoder.prefill(rows, new_tokens=4, chunk=chunk)
+    check(batch, rows)
+    batch.step([7, 8, 9])
+    rows = [[*row, token] for row, token in zip(rows, (7, 8, 9), strict=True)]
+    check(batch, rows)
+    batch.feed(np.array([[1, 2], [0, 3], [4, 5]]), np.array([[1, 1], [0, 1], [1, 1]]))
+    check(batch, [[*rows[0], 1, 2], [*rows[1], 3], [*rows[2], 4, 5]])
+
+
+def test_whether_tokens_are_appended_together_is_found_by_trying(tmp_path: Path) -> None:
+    found = {form: opened(tmp_path, form).appends_together for form in FORMS}
+    assert found == {"shared": False, "packed": False, "growing": True}
+
+
 def test_rows_that_leave_do_not_change_the_others(decoder: Decoder) -> None:
     rows = [list(row) for row in ROWS]
     batch = decoder.prefill(rows, new_tokens=8)

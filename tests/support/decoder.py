@@ -181,7 +181,7 @@ def _grouped(g: _Graph, layer: int, projected: list[str], bias: str, total: str)
     rows = g.op("Shape", "input_ids", start=0, end=1)
     tokens = g.op("ReduceSum", "attention_mask", g.constant([1]), keepdims=0)
     lengths = g.op("Expand", count, rows) if bias else g.op("Cast", tokens, to=TensorProto.INT32)
-    newest = g.op("Sub", lengths, g.constant(1, np.int32))
+    newest = g.op("Max", g.op("Sub", lengths, g.constant(1, np.int32)), g.constant(0, np.int32))  # an empty row
     return g.op(
         "GroupQueryAttention",
         *projected,
