@@ -392,3 +392,40 @@ def _take(network: Any, place: _Place, width: int, kept: Ints) -> None:
     for word, axis in (("out_features", 0), ("in_features", 1), ("nx", 0), ("nf", 1)):
         if hasattr(owner, word) and fresh.ndim == 2 and axis == place.axis:
             setattr(owner, word, len(index))
+
+
+def cut_vocabulary(network: Any, config: Any, kept: Ints) -> list[str]:
+    """Leave only some rows in every table of the vocabulary; return the names of the weights that became smaller.
+
+    Args:
+        network: changed in place.
+        config: its config; its size of the vocabulary follows, ids in it do not.
+        kept: int64, the rows that stay.
+
+    Raises:
+        InputError: when the config has no size of the vocabulary that rules any weight.
+    """
+    import torch
+
+    text = config.get_text_config()
+    size = int(text.vocab_size)
+    trial = _one_layer(config)
+    moved = _moved(network, trial, {"vocab_size": size - 1}) if text is config else {}
+    places = [_Place(name, axis, 1) for name, moves in moved.items() for axis, old, new in moves if old - new == 1]
+    if not places:
+        raise InputError("no weight follows the size of the vocabulary in the config", where="--prune vocab")
+    padding = {id(one): one.padding_idx for one in network.modules() if isinstance(one, torch.nn.Embedding)}
+    for place in places:
+        _take(network, place, size, kept)
+        owner = network.get_submodule(place.parameter.rpartition(".")[0])
+        if isinstance(owner, torch.nn.Embedding):
+            owner.num_embeddings = len(kept)
+            old = padding[id(owner)]
+            where = np.flatnonzero(kept == old) if old is not None else np.empty(0, np.int64)
+            owner.padding_idx = int(where[0]) if len(where) else None
+        if hasattr(owner, "out_features"):
+            owner.out_features = len(kept)
+    for one in {id(c): c for c in (config, network.config)}.values():
+        one.vocab_size = len(kept)
+    network.tie_weights()
+    return [place.parameter for place in places]

@@ -259,3 +259,22 @@ def allocate(curves: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], 
         removed += sizes[group][chosen[group] + 1] - sizes[group][chosen[group]]
         chosen[group] += 1
     return chosen
+
+
+def transfer(moments: Moments, stay: Ints, leave: Ints, *, centred: bool) -> tuple[Float, Float]:
+    """Return how entries that leave follow from those that stay: x_leave ≈ Aᵀ x_stay + c.
+
+    Args:
+        moments: of all entries.
+        stay: int64, which stay.
+        leave: int64, which leave.
+        centred: fit around the means; c is 0 without.
+
+    Returns:
+        A float64 [stay, leave] and c float64 [leave].
+    """
+    matrix = moments.matrix(centred=centred)
+    share = np.asarray(np.linalg.solve(matrix[np.ix_(stay, stay)], matrix[np.ix_(stay, leave)]), np.float64)
+    if not centred:
+        return share, np.zeros(len(leave))
+    return share, moments.mean[leave] - moments.mean[stay] @ share

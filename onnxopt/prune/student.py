@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 from onnxopt.checkpoint import assets_of
 from onnxopt.errors import InputError
-from onnxopt.prune.network import Pruned, choose_layers, keep_layers, shrink_ffn
+from onnxopt.prune.network import Pruned, choose_layers, cut_vocabulary, keep_layers, shrink_ffn
 from onnxopt.prune.spec import PruneSpec
+from onnxopt.prune.vocabulary import Cut, choose_tokens, read_kept, renumber_ids, rewrite_tokenizer
 from onnxopt.quiet import quiet
 from onnxopt.usercache import staged
 
@@ -38,18 +39,17 @@ def prune_opened(opened: Opened, spec: PruneSpec, batches: Sequence[Mapping[str,
 
     Args:
         opened: the checkpoint.
-        spec: layers and ffn; what a config cannot say is refused.
+        spec: layers, ffn and vocabulary; what a config cannot say is refused.
         batches: calibration feeds, int64 [rows, tokens].
         say: told what happens.
 
     Returns:
-        What was made smaller.
+        What was made smaller; `write_opened` needs to know of a vocabulary that was cut.
 
     Raises:
         InputError: for parts that only a graph can lose.
     """
     alien = [kind for kind in spec.amounts if kind not in ("layers", "ffn")]
-    alien += ["vocab"] if spec.vocabulary else []
     alien += ["zeros"] if spec.zeros else []
     if alien:
         raise InputError(
@@ -72,8 +72,28 @@ def prune_opened(opened: Opened, spec: PruneSpec, batches: Sequence[Mapping[str,
     return report
 
 
-def write_opened(opened: Opened, folder: Path) -> None:
+def cut_opened(opened: Opened, spec: PruneSpec) -> tuple[Cut, Pruned]:
+    """Cut the vocabulary of a network in place to the tokens of the texts that the spec names."""
+    if spec.vocabulary is None:
+        raise InputError("no texts are named", where="--prune vocab")
+    config = opened.config
+    texts = read_kept(spec.vocabulary)
+    cut = choose_tokens(opened.folder, texts, int(config.get_text_config().vocab_size), spec.align)
+    names = cut_vocabulary(opened.network, config, cut.kept)
+    for one in (config, getattr(opened.network, "generation_config", None)):
+        for key, value in renumber_ids(vars(one), cut).items() if one is not None else ():
+            setattr(one, key, value)
+    note = f"the tokens of {len(texts)} texts of {spec.vocabulary.name}, special tokens, bytes and ASCII"
+    return cut, Pruned("vocab", ", ".join(names), cut.before, len(cut.kept), note=note)
+
+
+def write_opened(opened: Opened, folder: Path, cut: Cut | None = None) -> None:
     """Write a checkpoint folder that transformers and `optimize` read, and prove that it can be read again.
+
+    Args:
+        opened: a network that was changed.
+        folder: to write.
+        cut: the ids that stayed, when the vocabulary was cut: the tokenizer is rewritten.
 
     Raises:
         InputError: when the weights do not fit the config any more.
@@ -83,6 +103,8 @@ def write_opened(opened: Opened, folder: Path) -> None:
             copy = fresh / path.relative_to(opened.folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
+        if cut is not None:
+            rewrite_tokenizer(fresh, cut)
         with quiet():
             opened.network.save_pretrained(fresh)
             _, found = type(opened.network).from_pretrained(fresh, output_loading_info=True)

@@ -26,7 +26,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("linears",),
     ("providers",),
     ("probe", "safety", "blocks"),
-    ("expression", "sidegraph", "patterns", "registry", "observe", "graph_feeder", "opset"),
+    ("expression", "sidegraph", "patterns", "registry", "observe", "graph_feeder", "opset", "channels"),
     ("rewrite", "repro"),
     ("passes", "models"),
     ("timing", "calibrate", "metrics"),

@@ -1,0 +1,1 @@
+"""Make tensors smaller by what nothing needs."""
