@@ -269,6 +269,7 @@ def run_pipeline(
     workload: Workload | None = None,
     profit: Profit | None = None,
     tune: bool = False,
+    prune: Callable[[Driver], None] | None = None,
     quantize: Callable[[ir.Model], Sequence[Rewrite]] | None = None,
     progress: Callable[[str, str, int], None] | None = None,
     repro_folder: Path | None = None,
@@ -281,6 +282,7 @@ def run_pipeline(
         workload: what will be asked of it; padding in it makes the removal of padding a choice.
         profit: measures alternatives; None takes recorded winners.
         tune: also measure the forms of single regions.
+        prune: makes the fused graph smaller, by the driver.
         quantize: decides on the fused graph what is stored and computed in fewer bits, and returns the passes that do
             it.
         progress: called with (stage, pass, rewrites kept so far).
@@ -312,6 +314,9 @@ def run_pipeline(
     report("fuse")
     raise_opset_for(driver, stages["fuse"])
     driver.apply_all(map(get, stages["fuse"]))
+    if prune is not None:
+        report("prune")
+        prune(driver)
     late: list[Rewrite] = []
     if quantize is not None:
         report("quantize")

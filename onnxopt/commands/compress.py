@@ -1,4 +1,4 @@
-"""`onnxopt distill`: make models smaller and teach them what they lost."""
+"""`onnxopt prune | distill`: make models smaller and teach them what they lost."""
 
 from __future__ import annotations
 
@@ -36,6 +36,95 @@ class MixedName(str, Enum):
     no = "no"
     bf16 = "bf16"
     fp16 = "fp16"
+
+
+class ImportanceName(str, Enum):
+    """How what goes is chosen."""
+
+    error = "error"
+    activation = "activation"
+    magnitude = "magnitude"
+
+
+class AllocationName(str, Enum):
+    """How much each layer loses."""
+
+    uniform = "uniform"
+    sensitivity = "sensitivity"
+
+
+@app.command(
+    epilog='Examples: `onnxopt prune minilm "ffn=33%" -o build/minilm-narrow` · '
+    '`onnxopt prune smollm2-135m "layers=6" -o build/smollm2-24` · '
+    '`onnxopt prune minilm "vocab=keep:texts.txt" -o build/minilm-own-words` · '
+    '`onnxopt prune resnet.onnx "channels=25%" --data images/ -o build/resnet-narrow`'
+)
+def prune(
+    source: Annotated[str, typer.Argument(help="Sample or recipe name, Hub id, checkpoint folder, or .onnx file.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="WHAT",
+            help="ffn=25%, heads=2, layers=2 (or layers=2:last, layers=2:random), channels=25%, vocab=keep:texts.txt, "
+            "zeros=2:4; with commas.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write: a checkpoint, or model.onnx.")],
+    data: Annotated[str, typer.Option("--data", help="Calibration data: builtin, a file or a folder.")] = "builtin",
+    importance: Annotated[
+        ImportanceName, typer.Option("--importance", help="By the error left, by activations, or by weights alone.")
+    ] = ImportanceName.error,
+    compensate: Annotated[
+        bool, typer.Option("--compensate/--no-compensate", help="Refit what stays by least squares.")
+    ] = True,
+    align: Annotated[int, typer.Option("--align", min=1, help="Sizes that stay are multiples of this.")] = 16,
+    allocation: Annotated[
+        AllocationName, typer.Option("--allocation", help="The same share everywhere, or more where it costs less.")
+    ] = AllocationName.uniform,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="What must be left on held-out data, such as cosine>=0.97.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of what is drawn.")] = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Make a model smaller: layers, channels, heads, vocabulary; the rest is refitted, nothing is trained."""
+    configure_logging(verbose=verbose)
+    from onnxopt.live import LiveView, size_text
+    from onnxopt.metrics import MetricBudget
+    from onnxopt.prune.run import prune as run
+    from onnxopt.prune.spec import PruneSpec
+
+    spec = PruneSpec.parse(
+        what,
+        importance=importance.value,
+        compensate=compensate,
+        align=align,
+        allocation=allocation.value,
+        seed=seed,
+    )
+    with LiveView(err_console, enabled=not (quiet or as_json)) as view:
+        record = run(
+            source,
+            spec,
+            out,
+            data=data,
+            budget=MetricBudget.parse(budget) if budget else None,
+            say=lambda step: view.say("prune", step),
+        )
+    if as_json:
+        print_json({"path": str(out), "pruning": json.loads(record.to_json())})
+    elif quiet:
+        out_console.print(str(out), soft_wrap=True)
+    else:
+        share = 1 - record.bytes_after / max(record.bytes_before, 1)
+        for line in (
+            *record.notes,
+            f"{size_text(record.bytes_before)} before, {size_text(record.bytes_after)} after ({share:.0%} smaller)",
+            f"written       {out}",
+        ):
+            out_console.print(line, markup=False, soft_wrap=True)
 
 
 @app.command(

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.channels import Channels, Group, Slot, find_channels, static
+from onnxopt.channels.groups import Channels, Group, Slot
+from onnxopt.channels.sizes import static
+from onnxopt.channels.walk import find_channels
 from onnxopt.errors import InputError
 from onnxopt.graph import constant, constant_value, is_constant, is_op
 from onnxopt.model import Array, Feeds
@@ -37,6 +39,16 @@ LEAST_ROWS = 4  # rows of calibration per channel that stays; with fewer, a refi
 STEPS = 8  # choices of each group when a budget is spread
 
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What pruning one graph needs to know everywhere."""
+
+    model: ir.Model
+    spec: PruneSpec
+    batches: Sequence[Feeds]
+    say: Say
 
 
 @dataclass(frozen=True)
@@ -94,7 +106,7 @@ def prune_channels(model: ir.Model, spec: PruneSpec, batches: Sequence[Feeds], s
                 where=f"--prune {kind}",
                 hint=_why_not(model, found, kind),
             )
-        report += _prune_kind(model, groups, amount, spec, batches, say)
+        report += _prune_kind(_Job(model, spec, batches, say), groups, amount)
     return report
 
 
@@ -105,24 +117,23 @@ def _why_not(model: ir.Model, found: Channels, kind: str) -> str:
     return f"{locked}; `onnxopt inspect` lists the operators"
 
 
-def _prune_kind(
-    model: ir.Model, groups: Sequence[Group], amount: Amount, spec: PruneSpec, batches: Sequence[Feeds], say: Say
-) -> list[Pruned]:
+def _prune_kind(job: _Job, groups: Sequence[Group], amount: Amount) -> list[Pruned]:
+    spec = job.spec
     readers = [[_reader(slot, group) for slot in group.readers()] for group in groups]
     align = 1 if groups[0].kind == "heads" else spec.align
     seen: dict[ir.Value, Moments] = {}
     if spec.importance != "magnitude" or spec.compensate or spec.allocation == "sensitivity":
-        seen = moments_of(model, [one.source for some in readers for one in some], batches, say)
+        seen = moments_of(job.model, [one.source for some in readers for one in some], job.batches, job.say)
     counts = [amount.of(len(group.members), align) for group in groups]
     if spec.allocation == "sensitivity":
-        counts = _spread(groups, readers, counts, align, spec, seen)
+        counts = _spread(list(zip(groups, readers, counts, strict=True)), align, spec, seen)
     report = []
     for group, some, gone in zip(groups, readers, counts, strict=True):
         if gone >= len(group.members):
             raise InputError(f"{gone} of {len(group.members)} cannot go", where=f"--prune {group.kind}")
         if gone:
-            say(f"{group.kind} {group.name}: {len(group.members) - gone} of {len(group.members)} stay")
-            report.append(_zero(model, group, some, gone, spec, seen))
+            job.say(f"{group.kind} {group.name}: {len(group.members) - gone} of {len(group.members)} stay")
+            report.append(_zero(job, group, some, gone, seen))
     return report
 
 
@@ -139,7 +150,7 @@ def _bias_of(node: ir.Node) -> tuple[ir.Node, int] | None:
     """Find the constant that is added to the product, one entry per output."""
     if node.op_type in ("Conv", "Gemm"):
         return (node, 2) if len(node.inputs) > 2 and is_constant(node.inputs[2]) else None
-    uses = node.outputs[0].uses()
+    uses = list(node.outputs[0].uses())
     if len(uses) != 1 or node.outputs[0].is_graph_output():
         return None
     user = uses[0].node
@@ -176,12 +187,13 @@ def _channel_axis(value: ir.Value) -> int:
 
 def _rows(value: ir.Value, array: Array, feeds: Feeds) -> Array:
     """Return float [rows, channels], without positions that the mask excludes."""
-    array = np.moveaxis(array, _channel_axis(value), -1)
-    rows = array.reshape(-1, array.shape[-1])
+    moved = np.moveaxis(array, _channel_axis(value), -1)
+    rows: Array = moved.reshape(-1, moved.shape[-1])
     mask = feeds.get("attention_mask")
     if mask is None or mask.all() or mask.size != len(rows):
         return rows
-    return rows[mask.reshape(-1).astype(bool)]
+    kept: Array = rows[mask.reshape(-1).astype(bool)]
+    return kept
 
 
 def _fitting(values: Sequence[ir.Value], feeds: Feeds) -> list[list[ir.Value]]:
@@ -199,16 +211,11 @@ def _enough(moments: Moments | None, kept: int) -> bool:
 
 
 def _spread(
-    groups: Sequence[Group],
-    readers: Sequence[Sequence[_Reader]],
-    counts: Sequence[int],
-    align: int,
-    spec: PruneSpec,
-    seen: dict[ir.Value, Moments],
+    wanted: Sequence[tuple[Group, Sequence[_Reader], int]], align: int, spec: PruneSpec, seen: dict[ir.Value, Moments]
 ) -> list[int]:
     """Spread what would go in all over the groups, more where the output's error grows less."""
     curves, sizes = [], []
-    for group, some, gone in zip(groups, readers, counts, strict=True):
+    for group, some, gone in wanted:
         members = len(group.members)
         most = min(members - align, 2 * gone)
         steps = sorted({round(most * step / STEPS / align) * align for step in range(STEPS + 1)})
@@ -230,7 +237,7 @@ def _spread(
             )
         curves.append(errors)
         sizes.append(steps)
-    chosen = allocate(curves, sizes, sum(counts))
+    chosen = allocate(curves, sizes, sum(gone for *_, gone in wanted))
     return [sizes[group][choice] for group, choice in enumerate(chosen)]
 
 
@@ -272,16 +279,9 @@ def _inside(reader: _Reader, entries: Ints) -> Ints:
     return np.array([where[int(entry)] for entry in entries], np.int64)
 
 
-def _zero(
-    model: ir.Model,
-    group: Group,
-    readers: Sequence[_Reader],
-    gone: int,
-    spec: PruneSpec,
-    seen: dict[ir.Value, Moments],
-) -> Pruned:
+def _zero(job: _Job, group: Group, readers: Sequence[_Reader], gone: int, seen: dict[ir.Value, Moments]) -> Pruned:
     """Choose the members of one group that go, set their readers to zero and refit the rest."""
-    members = len(group.members)
+    members, spec, model = len(group.members), job.spec, job.model
     single = len(readers) == 1 and spec.importance == "error" and bool(seen)
     if single:
         reader = readers[0]

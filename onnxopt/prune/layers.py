@@ -1,7 +1,7 @@
 """Take whole layers out of a graph: what goes into an attention block goes on to the next one instead.
 
-A layer begins at the last value that everything behind it depends on alone (a cut of the graph) before an attention, and
-ends where the next one begins. Nothing here knows how a layer is built inside.
+A layer begins at the last value that everything behind it depends on alone (a cut of the graph) before an attention,
+and ends where the next one begins. Nothing here knows how a layer is built inside.
 """
 
 from __future__ import annotations
@@ -51,9 +51,7 @@ def find_layers(model: ir.Model) -> list[Layer]:
         return []
     step = entries[-1] - entries[-2]
     ends = [*entries[1:], *([entries[-1] + step] if entries[-1] + step in cuts else [])]
-    layers = [
-        Layer(order[start].outputs[0], order[end].outputs[0]) for start, end in zip(entries, ends, strict=False)
-    ]
+    layers = [Layer(order[start].outputs[0], order[end].outputs[0]) for start, end in zip(entries, ends, strict=False)]
     return [layer for layer in layers if dims(layer.enters) == dims(layer.leaves)]
 
 

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import onnx_ir as ir
 
 from onnxopt.cache import PAST, SEQUENCE, complete
+from onnxopt.calibrate.data import BUILTIN, Part, read_calibration
 from onnxopt.driver import Driver
 from onnxopt.errors import InputError, ProofError
+from onnxopt.metrics import Judge, MetricBudget
 from onnxopt.model import Array, Feeds, Loaded
 from onnxopt.pipeline import TIDY, prepare
 from onnxopt.probe import GraphRunner
@@ -22,8 +23,8 @@ from onnxopt.prune.spec import PruneSpec
 from onnxopt.prune.zeros import NO_GAIN, set_zeros
 from onnxopt.registry import get
 
-BATCHES, ROWS, LENGTH = 12, 8, 128
-HELD_OUT = ((16, 900), (32, 901), (64, 902), (128, 903))  # lengths and seeds of what is judged on
+SAMPLES = 800  # texts at most; a refit of n channels wants several times n tokens
+MADE_UP, ROWS, LENGTH = 10, 4, 32  # batches of random inputs, when nothing better is known
 
 Say = Callable[[str], None]
 
@@ -52,93 +53,99 @@ class GraphPruning:
     Attributes:
         loaded: its reference is replaced, since from here on the pruned model is what must not change.
         spec: what to prune.
-        least_cosine: the least mean cosine of the answers on held-out inputs; 0 for none.
-        batches: calibration feeds; made by the model's own feeder when empty.
-        held_out: feeds to judge on; the same.
+        data: calibration source, as `onnxopt.calibrate` names them.
+        budget: what must be left of the answers on held-out samples; None judges without a limit.
         say: told what happens.
         report: filled in: what became smaller.
-        cosine: filled in: mean cosine of the first output, or of the sentence embedding, on held-out inputs.
+        metric: filled in: name of what was judged, and its value.
     """
 
     loaded: Loaded
     spec: PruneSpec
-    least_cosine: float = 0.0
-    batches: Sequence[Feeds] = ()
-    held_out: Sequence[Feeds] = ()
+    data: str = BUILTIN
+    budget: MetricBudget | None = None
     say: Say = lambda _: None
     report: list[Pruned] = field(default_factory=list)
-    cosine: float = math.nan
+    metric: tuple[str, float] = ("", math.nan)
 
     def __call__(self, driver: Driver) -> None:
         """Prune the driver's model.
 
         Raises:
             InputError: when what was asked for cannot go.
-            ProofError: when less than the least cosine is left.
+            ProofError: when less is left than the budget asks for.
         """
-        model = driver.model
-        calibration = list(self.batches) or self._feeds([(LENGTH, seed) for seed in range(BATCHES)])
-        held = list(self.held_out) or self._feeds(HELD_OUT)
-        before = [GraphRunner(model).run(feeds)[0] for feeds in held]
+        model, notes = driver.model, driver.ledger.notes
+        fit, held = self._feeds("fit", notes), self._feeds("judge", notes)
+        judge = Judge.of(self.loaded.signature)
+        before = _answers(GraphRunner(model), held, judge.output)
+        if judge.metric == "perplexity" and any(
+            len(feeds["input_ids"][0]) != answer.shape[1] for feeds, answer in zip(held, before, strict=True)
+        ):
+            judge = Judge("cosine", judge.output)  # logits of the last position predict nothing that is known
         if "layers" in self.spec.amounts:
-            self.report.append(drop_layers(model, self.spec, calibration, self.say))
+            self.report.append(drop_layers(model, self.spec, fit, self.say))
             prepare(model, driver.observations)
-        self.report += prune_channels(model, self.spec, calibration, self.say)
+        self.report += prune_channels(model, self.spec, fit, self.say)
         if self.spec.zeros:
             self.report += set_zeros(model, self.spec.zeros)
-            driver.ledger.notes.append(NO_GAIN)
+            notes.append(NO_GAIN)
         driver.forget()
         reference = GraphRunner(model.clone())
-        self.cosine = _cosine(before, [reference.run(feeds)[0] for feeds in held])
-        driver.ledger.notes.extend(self.notes())
-        if self.cosine < self.least_cosine:
+        after = _answers(reference, held, judge.output)
+        scores = [judge.scores(new, old, feeds) for new, old, feeds in zip(after, before, held, strict=True)]
+        value = judge.value(np.concatenate(scores))
+        self.metric = judge.metric, value
+        notes.extend(self.notes())
+        if self.budget is not None:
+            self._hold(self.budget)
+        driver.apply_all(map(get, ("drop-dead-channels", *TIDY)))
+        self.loaded.reference = PrunedReference(
+            f"the model pruned by {self.spec}, before anything was cut out", reference
+        )
+
+    def _hold(self, budget: MetricBudget) -> None:
+        name, value = self.metric
+        if budget.metric != name:
+            raise InputError(f"this model is judged by {name}, the budget is {budget}", where="--prune-budget")
+        if not budget.holds(value):
             raise ProofError(
-                f"mean cosine {self.cosine:.4f} on held-out inputs, the budget is {self.least_cosine:g}",
+                f"{name} is {value:.4f} on held-out samples, the budget is {budget}",
                 where=f"--prune {self.spec}",
-                hint="prune less",
+                hint="prune less, or distil the pruned model",
             )
-        for name in ("drop-dead-channels", *TIDY):
-            driver.apply(get(name))
-        name = f"the model pruned by {self.spec}, before anything was cut out"
-        self.loaded.reference = PrunedReference(name, reference)
 
     def notes(self) -> list[str]:
         """Return what happened, in sentences."""
-        found = []
-        for kind in dict.fromkeys(item.kind for item in self.report):
-            items = [item for item in self.report if item.kind == kind]
-            before, after = (sum(getattr(item, name) for item in items) for name in ("before", "after"))
-            extra = "; ".join(dict.fromkeys(item.note for item in items if item.note))
-            found.append(f"pruned {kind}: {after} of {before} stay" + (f" ({extra})" if extra else ""))
-        found.append(f"pruned: mean cosine with the original {self.cosine:.4f} on held-out inputs")
-        return found
+        return [*summary(self.report), f"pruned: {self.metric[0]} {self.metric[1]:.4f} on held-out samples"]
 
-    def _feeds(self, wanted: Sequence[tuple[int, int]]) -> list[Feeds]:
-        made = []
-        cached = PAST in self.loaded.signature.axes
-        for length, seed in wanted:
-            sizes = {"batch": ROWS, SEQUENCE: length, **({PAST: 0} if cached else {})}
-            try:
-                made.append(self.loaded.feeder.make(complete(sizes), "none", seed=seed))
-            except InputError:
-                continue  # longer than the model takes
-        if not made:
-            raise InputError("no calibration inputs could be made", where=self.loaded.name)
-        return made
+    def _feeds(self, part: Part, notes: list[str]) -> list[Feeds]:
+        """Return samples without padding; random inputs where the model takes neither text nor images of the user."""
+        try:
+            data = read_calibration(self.loaded, self.data, samples=SAMPLES)
+            return list(data.batches(part))
+        except InputError:
+            if self.data != BUILTIN:
+                raise
+        said = "pruned by random inputs, since nothing is known of real ones: give --prune-data"
+        if said not in notes:
+            notes.append(said)
+        first = 0 if part == "fit" else MADE_UP
+        sizes = {"batch": ROWS, SEQUENCE: LENGTH, **({PAST: 0} if PAST in self.loaded.signature.axes else {})}
+        make = self.loaded.feeder.make
+        return [make(complete(sizes), "none", seed=seed) for seed in range(first, first + MADE_UP)]
 
 
-def _cosine(before: Sequence[Feeds], after: Sequence[Feeds]) -> float:
-    """Return the mean cosine of rows of the main output: the sentence embedding, or else the first."""
-    total, count = 0.0, 0
-    for old, new in zip(before, after, strict=True):
-        name = "sentence_embedding" if "sentence_embedding" in old else next(iter(old))
-        left, right = (one[name].reshape(-1, one[name].shape[-1]).astype(np.float64) for one in (old, new))
-        scale = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-        cosines = (left * right).sum(axis=1) / np.maximum(scale, 1e-12)
-        total, count = total + float(cosines.sum()), count + len(cosines)
-    return total / max(count, 1)
+def summary(report: Sequence[Pruned]) -> list[str]:
+    """Return one sentence per kind of what became smaller."""
+    found = []
+    for kind in dict.fromkeys(item.kind for item in report):
+        items = [item for item in report if item.kind == kind]
+        before, after = (sum(getattr(item, name) for item in items) for name in ("before", "after"))
+        extra = "; ".join(dict.fromkeys(item.note for item in items if item.note))
+        found.append(f"pruned {kind}: {after} of {before} stay" + (f" ({extra})" if extra else ""))
+    return found
 
 
-def fused_size(model: ir.Model) -> int:
-    """Return how many numbers the weights of a graph hold."""
-    return sum(one.const_value.size for one in model.graph.initializers.values() if one.const_value is not None)
+def _answers(runner: GraphRunner, held: Sequence[Feeds], output: str) -> list[Array]:
+    return [runner.run(feeds)[0][output] for feeds in held]

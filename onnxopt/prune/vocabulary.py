@@ -1,11 +1,12 @@
 """Cut a vocabulary to what texts use, and rewrite the tokenizer so that text in still gives the same tokens.
 
-What stays: the tokens of the texts, whatever merges lead to them, special and added tokens, bytes (a byte-level alphabet
-or byte fallbacks), and single ASCII characters. Text of other words is then written in smaller pieces; what has no
-piece at all becomes the unknown token, as it would have before with any other rare character.
+What stays: the tokens of the texts, whatever merges lead to them, special and added tokens, bytes (a byte-level
+alphabet or byte fallbacks), and single ASCII characters. Text of other words is then written in smaller pieces; what
+has no piece at all becomes the unknown token, as it would have before with any other rare character.
 
 Why the texts keep their tokens: WordPiece takes the longest piece, Unigram the likeliest path, and neither finds a new
-one among fewer pieces; BPE applies the same merges in the same order, since every merge on the way to a kept token stays.
+one among fewer pieces; BPE applies the same merges in the same order, since every merge on the way to a kept token
+stays.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from onnxopt.prune.selection import Ints
 TOKENIZER = "tokenizer.json"
 SLOW_FILES = ("vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 BATCH = 512
+TOKEN_LISTS = ("suppress_tokens", "begin_suppress_tokens")
 ASCII = frozenset(map(chr, range(33, 127)))
 
 Say = Callable[[str], None]
@@ -234,9 +236,9 @@ def renumber_ids(settings: Mapping[str, Any], cut: Cut) -> dict[str, Any]:
     """Return settings with every `..._token_id` and every list of tokens renumbered; ids that are gone are left out."""
     done: dict[str, Any] = {}
     for key, value in settings.items():
-        if key.endswith(("_token_id", "_token_ids")) and value is not None:
-            done[key] = _renumbered_ids(value, cut)
-        elif key in ("suppress_tokens", "begin_suppress_tokens") and isinstance(value, list):
+        if (key.endswith(("_token_id", "_token_ids")) and value is not None) or (
+            key in ("suppress_tokens", "begin_suppress_tokens") and isinstance(value, list)
+        ):
             done[key] = _renumbered_ids(value, cut)
         else:
             done[key] = value

@@ -16,8 +16,8 @@ from onnxopt.model import Array
 from onnxopt.prune.network import Pruned
 
 NO_GAIN = (
-    "zeros in weights make nothing faster or smaller for ONNX Runtime's CPU and CUDA providers; TensorRT has kernels for "
-    "2:4 zeros (build with sparsity enabled)"
+    "zeros in weights make nothing faster or smaller for ONNX Runtime's CPU and CUDA providers; TensorRT has kernels "
+    "for 2:4 zeros (build with sparsity enabled)"
 )
 LEAST_SIZE = 1024  # entries; smaller weights have nothing to gain
 
@@ -66,7 +66,7 @@ def smallest_gone(array: Array, share: float) -> Array:
 
 
 def two_of_four(array: Array, axis: int) -> Array | None:
-    """Return the array with the two smallest of each four along an axis set to zero; None when four do not divide it."""
+    """Set the two smallest of each four along an axis to zero; None when four do not divide it."""
     if array.shape[axis] % 4:
         return None
     moved = np.moveaxis(np.array(array), axis, -1)

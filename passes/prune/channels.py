@@ -20,7 +20,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.channels import Channels, Group, Ids, find_channels
+from onnxopt.channels.groups import Channels, Group
+from onnxopt.channels.sizes import Ids
+from onnxopt.channels.walk import find_channels
 from onnxopt.rewrite import Pass, Reassociated, register
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxopt.channels import aligned, find_channels
+from onnxopt.channels.walk import aligned, find_channels
 from onnxopt.model import Array
 from tests.support.rules import Outcome, observe, parse, prepare, run_passes
 
@@ -89,7 +89,10 @@ def test_heads_behind_a_reshape_and_a_transpose() -> None:
         f"{n} = MatMul(x, {w}) {n}r = Reshape({n}, split) {n}t = Transpose<perm = [0, 2, 1, 3]>({n}r) "
         for n, w in (("a", "q"), ("b", "k"), ("c", "v"))
     )
-    text = heads + "d = Attention(at, bt, ct) e = Transpose<perm = [0, 2, 1, 3]>(d) f = Reshape(e, join) y = MatMul(f, o) }"
+    text = (
+        heads
+        + "d = Attention(at, bt, ct) e = Transpose<perm = [0, 2, 1, 3]>(d) f = Reshape(e, join) y = MatMul(f, o) }"
+    )
     outcome = run(TOKENS + text, given)
     assert shapes_of(outcome)["v"] == (8, 6)
 
@@ -135,10 +138,7 @@ def test_channels_keep_their_places_in_a_concatenation() -> None:
 
 def test_flattened_channels_lose_all_their_places() -> None:
     given = weights({"w2": (0, [4, 5, 6, 7])}, w1=(3, 3, 8, 8), w2=(12, 5))
-    text = (
-        "g (float[batch,3,9,9] x) => (float[batch,5] y) "
-        "{ a = Conv(x, w1) f = Flatten(a) y = Gemm(f, w2) }"
-    )
+    text = "g (float[batch,3,9,9] x) => (float[batch,5] y) { a = Conv(x, w1) f = Flatten(a) y = Gemm(f, w2) }"
     found = shapes_of(run(text, given))
     assert (found["w1"][0], found["w2"][0]) == (2, 8)
 
@@ -155,7 +155,7 @@ def test_flattened_channels_lose_all_their_places() -> None:
 def test_what_mixes_channels_holds_them(body: str) -> None:
     given = weights({"w2": (0, [0])}, w1=(8, 12), w2=(12, 8), gain=(12,))
     given |= {"last": np.array([-1]), "place": np.array(2)}
-    given = {name: one for name, one in given.items() if name in {"w1"} or name in body}
+    given = {name: one for name, one in given.items() if name == "w1" or name in body}
     assert run_passes(f"{TOKENS} p = MatMul(x, w1) {body} }}", NAME, weights=given).entry.applied == 0
 
 

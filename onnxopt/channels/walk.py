@@ -1,15 +1,4 @@
-"""Which entries of which weights belong together: channels followed through a graph, so that all lose one at once.
-
-Every axis of known size of every activation gets an id per entry. A weight that makes an axis gives fresh ids; what
-passes an axis on passes its ids on, in the order it has them (Concat joins, Split parts, Reshape splits into heads);
-where two activations meet entry by entry, their ids become one. A weight that reads an axis is held to its ids. What
-mixes the entries of an axis (a norm, a softmax, an unknown operator, a graph output) locks them.
-
-Entries that stay free may go, together with everything of the same id, once nothing that reads them needs them.
-
-Source: dependency groups of modules are those of Fang et al. 2023 (DepGraph), arXiv:2301.12900; here they are found
-entry by entry, on the graph.
-"""
+"""Follow the channels of a graph from the weights that make them to those that read them."""
 
 from __future__ import annotations
 
@@ -18,174 +7,41 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxopt.graph import CONTRIB, STANDARD_DOMAINS, attribute, constant_value, dims, integers, is_constant, is_op
-from onnxopt.model import Array
+from onnxopt.channels.groups import Channels, Slot
+from onnxopt.channels.sizes import (
+    Edit,
+    GroupSize,
+    HeadCounts,
+    Ids,
+    ShapeSizes,
+    SplitSizes,
+    follow,
+    spelling,
+    static,
+)
+from onnxopt.graph import CONTRIB, STANDARD_DOMAINS, attribute, dims, integers, is_constant
 
-Ids = npt.NDArray[np.int64]
-Kind = Literal["ffn", "heads", "channels"]
 Axes = dict[int, Ids]  # by axis, counted from 0: the ids of its entries
 
-UNARY = frozenset(
-    "Abs Cast Ceil Celu Clip Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu Log Mish Neg Not "
-    "Reciprocal Relu Round Selu Sigmoid Sign Softplus Softsign Sqrt Swish Tanh ThresholdedRelu".split()
-)
-BINARY = frozenset(
-    "Add Sub Mul Div Pow Max Min Mean Sum PRelu Where Equal Greater Less And Or Mod".split()
-)
-POOLS = frozenset("MaxPool AveragePool GlobalAveragePool GlobalMaxPool LpPool GlobalLpPool InstanceNormalization".split())
-REDUCTIONS = frozenset("ReduceMean ReduceSum ReduceMax ReduceMin ReduceL2 ReduceL1 ReduceProd ReduceSumSquare".split())
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One axis of one initializer, as one node uses it.
-
-    Attributes:
-        node: the user.
-        index: which input of it.
-        axis: of the initializer.
-        ids: int64 [entries], one id each.
-        role: `makes` the channels, `reads` them, or `rides` along (a bias, a gain).
-    """
-
-    node: ir.Node
-    index: int
-    axis: int
-    ids: Ids
-    role: Literal["makes", "reads", "rides"]
-
-    @property
-    def value(self) -> ir.Value:
-        """The initializer."""
-        found = self.node.inputs[self.index]
-        if found is None:
-            raise ValueError(f"{self.node.name} has lost input {self.index}")
-        return found
-
-    def rows(self) -> Array:
-        """Return the data with the axis in front: [entries, anything]."""
-        tensor = self.value.const_value
-        array = np.moveaxis(tensor.numpy(), self.axis, 0) if tensor is not None else np.empty((0, 0))
-        return array.reshape(len(array), -1)
-
-
-@dataclass(frozen=True)
-class Group:
-    """Channels that the same weights make and read.
-
-    Attributes:
-        name: the reader's name, for reports.
-        kind: `ffn` inside a block that gives back the width it takes, `heads` of an attention, or other `channels`.
-        members: int64, the id of each member, in the order in which its reader has them.
-        slots: all axes that hold entries of the members, and perhaps of others.
-    """
-
-    name: str
-    kind: Kind
-    members: Ids
-    slots: tuple[Slot, ...]
-
-    def readers(self) -> list[Slot]:
-        """Return the axes that read the members."""
-        return [slot for slot in self.slots if slot.role == "reads"]
-
-
-@dataclass
-class Channels:
-    """All channels of a graph.
-
-    Attributes:
-        slots: every axis of every initializer that has ids; ids are those of classes.
-        locked: bool [classes], what cannot go.
-        heads: bool [classes], what is a head of an attention.
-        sizes: nodes that spell a size out: where their dimensions come from.
-    """
-
-    slots: list[Slot]
-    locked: npt.NDArray[np.bool_]
-    heads: npt.NDArray[np.bool_]
-    sizes: list[Callable[[npt.NDArray[np.bool_]], None]]
-
-    def groups(self) -> list[Group]:
-        """Return the free channels, those of the same weights together."""
-        users: dict[int, list[int]] = {}
-        for number, slot in enumerate(self.slots):
-            for one in np.unique(slot.ids):
-                if not self.locked[one]:
-                    users.setdefault(int(one), []).append(number)
-        alike: dict[tuple[int, ...], list[int]] = {}
-        for one, numbers in users.items():
-            roles = {self.slots[number].role for number in numbers}
-            if {"makes", "reads"} <= roles:
-                alike.setdefault(tuple(numbers), []).append(one)
-        found = []
-        for numbers, members in alike.items():
-            slots = tuple(self.slots[number] for number in numbers)
-            reader = next(slot for slot in slots if slot.role == "reads")
-            ordered = list(dict.fromkeys(int(one) for one in reader.ids if int(one) in set(members)))
-            name = reader.node.outputs[0].name or reader.value.name or ""
-            found.append(Group(name, self._kind(slots, members), np.array(ordered, np.int64), slots))
-        return [group for group in found if len(group.members) > 1]
-
-    def _kind(self, slots: Sequence[Slot], members: Sequence[int]) -> Kind:
-        if self.heads[np.array(members)].all():
-            return "heads"
-        makers = [slot for slot in slots if slot.role == "makes" and slot.node.op_type in ("MatMul", "Gemm")]
-        readers = [slot for slot in slots if slot.role == "reads" and slot.node.op_type in ("MatMul", "Gemm")]
-        widths = {_other(slot) for slot in makers if slot.value.shape is not None and len(slot.value.shape) == 2}
-        widths |= {_other(slot) for slot in readers}
-        return "ffn" if makers and len(readers) == 1 and len(widths) == 1 else "channels"
-
-    def remove(self, model: ir.Model, gone: Ids) -> int:
-        """Take channels out of every weight, and let every node that spells a size out follow.
-
-        Args:
-            model: the graph that `find_channels` looked at.
-            gone: int64, ids.
-
-        Returns:
-            How many weights became smaller.
-        """
-        dead = np.zeros(len(self.locked), bool)
-        dead[gone] = True
-        uses: dict[tuple[ir.Node, int], dict[int, npt.NDArray[np.bool_]]] = {}
-        for slot in self.slots:
-            kept = ~dead[slot.ids]
-            if not kept.all():
-                uses.setdefault((slot.node, slot.index), {})[slot.axis] = kept
-        made: dict[tuple[ir.Value, bytes], ir.Value] = {}
-        for (node, index), axes in uses.items():
-            value = node.inputs[index]
-            if value is None:
-                continue
-            key = value, b"".join(bytes([axis]) + kept.tobytes() for axis, kept in sorted(axes.items()))
-            if key not in made:
-                made[key] = _smaller(model, value, axes, len(made))
-            node.replace_input_with(index, made[key])
-        for edit in self.sizes:
-            edit(dead)
-        return len(made)
-
-
-def _other(slot: Slot) -> int:
-    shape = slot.value.shape
-    return int(shape[1 - slot.axis]) if shape is not None and len(shape) == 2 else -1  # type: ignore[arg-type]
-
-
-def _smaller(model: ir.Model, value: ir.Value, axes: dict[int, npt.NDArray[np.bool_]], number: int) -> ir.Value:
-    tensor = value.const_value
-    if tensor is None:
-        raise ValueError(f"{value.name} is not a constant")
-    array = tensor.numpy()
-    for axis, kept in axes.items():
-        array = np.compress(kept, array, axis=axis)
-    name = f"{value.name}/pruned_{number}"
-    fresh = constant_value(ir.tensor(np.ascontiguousarray(array), name=name), name)
-    model.graph.register_initializer(fresh)
-    return fresh
+# fmt: off
+UNARY = frozenset((
+    "Abs", "Cast", "Ceil", "Celu", "Clip", "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish",
+    "Identity", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign",
+    "Softplus", "Softsign", "Sqrt", "Swish", "Tanh", "ThresholdedRelu",
+))
+BINARY = frozenset((
+    "Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mean", "Sum", "PRelu", "Where", "Equal", "Greater", "Less", "And",
+    "Or", "Mod",
+))
+POOLS = frozenset((
+    "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "GlobalLpPool", "InstanceNormalization",
+))
+REDUCTIONS = frozenset((
+    "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceL1", "ReduceProd", "ReduceSumSquare",
+))
+# fmt: on
 
 
 def find_channels(model: ir.Model) -> Channels:
@@ -197,11 +53,6 @@ def find_channels(model: ir.Model) -> Channels:
     return _Walk(model).go()
 
 
-def static(value: ir.Value | None) -> tuple[int | None, ...]:
-    """Return the sizes of a value, None where they vary; an empty tuple for an unknown rank."""
-    return tuple(dim if isinstance(dim, int) else None for dim in dims(value) or ())
-
-
 @dataclass
 class _Walk:
     model: ir.Model
@@ -211,8 +62,7 @@ class _Walk:
     pairs: list[tuple[Ids, Ids]] = field(default_factory=list)
     locks: list[Ids] = field(default_factory=list)
     marks: list[Ids] = field(default_factory=list)
-    sizes: list[Callable[[npt.NDArray[np.bool_]], None]] = field(default_factory=list)
-    seen: list[Callable[[Callable[[Ids], Ids]], None]] = field(default_factory=list)
+    sizes: list[Edit] = field(default_factory=list)
 
     def go(self) -> Channels:
         for node in self.model.graph:
@@ -226,7 +76,7 @@ class _Walk:
         for ids in self.marks:
             heads[label[ids]] = True
         slots = [Slot(one.node, one.index, one.axis, label[one.ids], one.role) for one in self.slots]
-        edits = [_follow(edit, label) for edit in self.sizes]
+        edits = [follow(edit, label) for edit in self.sizes]
         return Channels(slots, locked, heads, edits)
 
     # Ids
@@ -284,7 +134,9 @@ class _Walk:
         ):
             return
         known = node.domain in STANDARD_DOMAINS or (node.domain == CONTRIB and node.op_type == "QuickGelu")
-        handler = self._handler(node.op_type) if known and all(value.shape is not None for value in node.outputs) else None
+        handler = (
+            self._handler(node.op_type) if known and all(value.shape is not None for value in node.outputs) else None
+        )
         if handler is None or not handler(node):
             for value in node.inputs:
                 self._lock(value)
@@ -328,7 +180,8 @@ class _Walk:
         }.get(kind)
 
     def _nothing(self, node: ir.Node) -> bool:
-        return True
+        """Read sizes only, which whoever spells them out follows."""
+        return node.op_type in ("Shape", "Size")
 
     def _pass_on(self, node: ir.Node) -> bool:
         for axis, ids in self.axes.get(node.inputs[0], {}).items() if node.inputs[0] is not None else ():
@@ -427,7 +280,7 @@ class _Walk:
         elif ids is not None and groups == len(ids) == shape[0]:
             fresh = ids  # depthwise: each channel for itself
             self._slot(node, 1, 0, fresh, "rides")
-            self.sizes.append(_GroupSize(node, ids))
+            self.sizes.append(GroupSize(node, ids))
         else:
             return False
         if len(node.inputs) > 2 and node.inputs[2] is not None:
@@ -495,7 +348,7 @@ class _Walk:
         out = node.outputs[0]
         rank = len(static(out))
         axis = int(attribute(node, "axis")) % max(rank, 1)
-        parts = []
+        parts: list[Ids] = []
         for index, value in enumerate(node.inputs):
             size = static(value)[axis] if len(static(value)) == rank else None
             ids = self._ids(value, axis)
@@ -540,7 +393,7 @@ class _Walk:
                 parts.append(ids[start : start + (width or 0)])
                 self._give(value, axis, parts[-1])
                 start += width or 0
-            self.sizes.append(_SplitSizes(self.model, node, parts))
+            self.sizes.append(SplitSizes(self.model, node, parts))
         for other, found in self.axes.get(x, {}).items() if x is not None else ():
             if other != axis:
                 for value in node.outputs:
@@ -584,7 +437,7 @@ class _Walk:
             for ids in new.values():
                 self.locks.append(ids)
         elif spelled and new:
-            self.sizes.append(_ShapeSizes(self.model, node, new))
+            self.sizes.append(ShapeSizes(self.model, node, new))
         for axis, ids in new.items():
             self._give(out, axis, ids)
         covered = {axis for old, _ in aligned(dims(x) or (), dims(out) or ()) for axis in old}
@@ -627,7 +480,7 @@ class _Walk:
         return None
 
     def _can_spell(self, node: ir.Node, new: Axes) -> bool:
-        return _spelling(node, max(new)) is not None and all(_spelling(node, axis) is not None for axis in new)
+        return spelling(node, max(new)) is not None and all(spelling(node, axis) is not None for axis in new)
 
     def _gather(self, node: ir.Node) -> bool:
         data, index, out = node.inputs[0], node.inputs[1], node.outputs[0]
@@ -697,8 +550,9 @@ class _Walk:
         if mask is not None and len(static(mask)) == 4 and static(mask)[1] != 1 and first is not None:
             self.locks.append(first)  # a bias per head
         self._give(out, axis, fresh)
-        if flat:
-            self.sizes.append(_HeadCounts(node, {"q_num_heads": ids[0], "kv_num_heads": ids[1]}, own[0], own[1]))  # type: ignore[dict-item]
+        if flat and ids[0] is not None and ids[1] is not None:
+            counted = {"q_num_heads": ids[0], "kv_num_heads": ids[1]}
+            self.sizes.append(HeadCounts(node, counted, own[0], own[1]))
         return True
 
     def _rotary(self, node: ir.Node) -> bool:
@@ -718,7 +572,7 @@ class _Walk:
             blocks = ids.reshape(heads, -1)
             for column in range(1, blocks.shape[1]):
                 self._join(blocks[:, 0], blocks[:, column])
-            self.sizes.append(_HeadCounts(node, {"num_heads": ids}, heads, heads))
+            self.sizes.append(HeadCounts(node, {"num_heads": ids}, heads, heads))
         self._give(out, axis, ids)
         return True
 
@@ -757,108 +611,3 @@ def aligned(
         groups.append((tuple(range(left, ends[0])), tuple(range(right, ends[1]))))
         i, j = left, right
     return groups
-
-
-# What spells sizes out. Each knows ids, and writes the sizes that are left.
-
-
-def _follow(edit: Callable[..., None], label: Ids) -> Callable[[npt.NDArray[np.bool_]], None]:
-    def apply(dead: npt.NDArray[np.bool_]) -> None:
-        edit(lambda ids: int((~dead[label[ids]]).sum()))
-
-    return apply
-
-
-Left = Callable[[Ids], int]
-
-
-@dataclass(frozen=True)
-class _GroupSize:
-    node: ir.Node
-    ids: Ids
-
-    def __call__(self, left: Left) -> None:
-        self.node.attributes["group"] = ir.AttrInt64("group", left(self.ids))
-
-
-@dataclass(frozen=True)
-class _HeadCounts:
-    node: ir.Node
-    ids: dict[str, Ids]
-    first: int
-    second: int
-
-    def __call__(self, left: Left) -> None:
-        for (name, ids), heads in zip(self.ids.items(), (self.first, self.second), strict=False):
-            self.node.attributes[name] = ir.AttrInt64(name, left(ids) * heads // len(ids))
-
-
-@dataclass(frozen=True)
-class _SplitSizes:
-    model: ir.Model
-    node: ir.Node
-    parts: list[Ids]
-
-    def __call__(self, left: Left) -> None:
-        sizes = [left(part) for part in self.parts]
-        if sizes == [len(part) for part in self.parts]:
-            return
-        value = _ints(self.model, self.node, sizes)
-        if len(self.node.inputs) < 2:
-            self.node.resize_inputs(2)
-        self.node.replace_input_with(1, value)
-        self.node.attributes.pop("num_outputs", None)
-
-
-@dataclass(frozen=True)
-class _ShapeSizes:
-    model: ir.Model
-    node: ir.Node
-    axes: Axes
-
-    def __call__(self, left: Left) -> None:
-        for axis, ids in self.axes.items():
-            size = left(ids)
-            if size == len(ids):
-                continue
-            found = _spelling(self.node, axis)
-            if found is None:
-                raise ValueError(f"{self.node.name} does not spell axis {axis} out")
-            owner, index, place = found
-            known = list(integers(owner.inputs[index]) or ())
-            if known[place] in (-1, size):
-                continue
-            known[place] = size
-            owner.replace_input_with(index, _ints(self.model, self.node, known))
-
-
-def _spelling(node: ir.Node, axis: int) -> tuple[ir.Node, int, int] | None:
-    """Return who holds the constant that says how long an axis of a Reshape is: a node, its input, the place in it."""
-    shape = node.inputs[1]
-    known = integers(shape)
-    if known is not None:
-        return (node, 1, axis) if known[axis] != 0 or not attribute(node, "allowzero") else None
-    maker = shape.producer() if shape is not None else None
-    if maker is None or not is_op(maker, "Concat") or shape is None or len(shape.uses()) == 0:
-        return None
-    start = 0
-    for index, part in enumerate(maker.inputs):
-        length = static(part)
-        if len(length) != 1 or length[0] is None:
-            return None
-        if start <= axis < start + length[0]:
-            return (maker, index, axis - start) if integers(part) is not None else None
-        start += length[0]
-    return None
-
-
-def _ints(model: ir.Model, node: ir.Node, values: Sequence[int]) -> ir.Value:
-    array = np.array(values, np.int64)
-    name = f"{node.outputs[0].name}/pruned_sizes"
-    number = 0
-    while name in model.graph.initializers:
-        number += 1
-        name = f"{node.outputs[0].name}/pruned_sizes_{number}"
-    value = constant_value(ir.tensor(array, name=name), name)
-    model.graph.register_initializer(value)
-    return value

@@ -1,0 +1,1 @@
+"""Channels of a graph: which entries of which weights belong together."""

@@ -1,0 +1,194 @@
+"""Prune a source into a source of the same kind: a checkpoint into a checkpoint, an .onnx file into an .onnx file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from pydantic import Field
+
+from onnxopt.errors import InputError
+from onnxopt.graph import initializer_bytes
+from onnxopt.manifest import Record
+from onnxopt.metrics import MetricBudget
+from onnxopt.prune.network import Pruned
+from onnxopt.prune.spec import PruneSpec
+from onnxopt.source import Source, resolve
+from onnxopt.spec import Target
+from onnxopt.usercache import staged
+
+RECORD_NAME = "pruning.json"
+OF_CHECKPOINTS = ("layers", "ffn")  # what a config can say; heads and channels only a graph can lose
+
+Say = Callable[[str], None]
+
+
+class PruneRecord(Record):
+    """`pruning.json`: what was pruned.
+
+    Attributes:
+        source: what it was made from.
+        spec: what was asked for.
+        parts: what became smaller: kind, where, before, after, error on calibration data, note.
+        metric: what the answers were judged by, on held-out samples; empty where a checkpoint was pruned.
+        value: of the metric.
+        bytes_before: of the weights in float32.
+        bytes_after: and afterwards.
+        notes: sentences a user should read.
+    """
+
+    source: str
+    spec: str
+    parts: tuple[dict[str, Any], ...] = ()
+    metric: str = ""
+    value: float | None = None
+    bytes_before: int = Field(ge=0)
+    bytes_after: int = Field(ge=0)
+    notes: tuple[str, ...] = ()
+
+
+def split(spec: PruneSpec, source: Source) -> tuple[PruneSpec | None, PruneSpec | None]:
+    """Return what a checkpoint can lose before it is exported, and what its graph loses afterwards."""
+    if source.kind == "onnx":
+        if spec.vocabulary:
+            raise InputError(
+                "a vocabulary is cut together with its tokenizer",
+                where="--prune vocab",
+                hint="give the checkpoint that the .onnx was made from",
+            )
+        return None, spec
+    first = {kind: amount for kind, amount in spec.amounts.items() if kind in OF_CHECKPOINTS}
+    if spec.allocation == "sensitivity":
+        first.pop("ffn", None)  # a config has one width for all layers
+    later = {kind: amount for kind, amount in spec.amounts.items() if kind not in first}
+    before = replace(spec, amounts=first, zeros="") if first or spec.vocabulary else None
+    after = replace(spec, amounts=later, vocabulary=None) if later or spec.zeros else None
+    return before, after
+
+
+def prune_checkpoint(source: Source, spec: PruneSpec, out: Path, *, data: str = "builtin", say: Say) -> PruneRecord:
+    """Prune a checkpoint into a folder that transformers and `optimize` read.
+
+    Args:
+        source: a checkpoint.
+        spec: layers, ffn and vocabulary.
+        out: folder to write.
+        data: calibration text.
+        say: told what happens.
+    """
+    from onnxopt.distill.models import open_checkpoint
+    from onnxopt.distill.run import calibration
+    from onnxopt.prune.student import cut_opened, prune_opened, write_opened
+
+    opened = open_checkpoint(source.text)
+    before = opened.parameters
+    parts: list[Pruned] = []
+    cut = None
+    if spec.amounts:
+        parts += prune_opened(opened, replace(spec, vocabulary=None), calibration(opened, (data,)), say)
+    if spec.vocabulary:
+        say("cutting the vocabulary")
+        cut, part = cut_opened(opened, spec)
+        parts.append(part)
+    write_opened(opened, out, cut)
+    record = _record(source, spec, parts, 4 * before, 4 * opened.parameters)
+    (out / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
+    return record
+
+
+def prune(
+    text: str,
+    spec: PruneSpec,
+    out: Path,
+    *,
+    data: str = "builtin",
+    budget: MetricBudget | None = None,
+    say: Say | None = None,
+) -> PruneRecord:
+    """Prune a source into a folder.
+
+    Args:
+        text: sample, recipe, Hub id, checkpoint folder or .onnx file.
+        spec: what to prune.
+        out: folder to write: a checkpoint, or `model.onnx` of fused standard operators.
+        data: calibration data.
+        budget: what must be left of the answers; for graphs.
+        say: told what happens.
+
+    Returns:
+        The record, which also lies in the folder as `pruning.json`.
+
+    Raises:
+        InputError: when something does not fit; nothing is written.
+        ProofError: when less is left than the budget asks for.
+    """
+    tell = say or (lambda _: None)
+    if out.exists() and not (out / RECORD_NAME).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError("is there already", where=str(out), hint="name a new folder with --out")
+    source = resolve(text)
+    first, later = split(spec, source)
+    if later is None and first is not None:
+        return prune_checkpoint(source, first, out, data=data, say=tell)
+    with tempfile.TemporaryDirectory(prefix="onnxopt-prune-") as scratch:
+        parts: tuple[dict[str, Any], ...] = ()
+        if first is not None:
+            folder = Path(scratch) / "checkpoint"
+            parts = prune_checkpoint(source, first, folder, data=data, say=tell).parts
+            source = resolve(str(folder))
+        if later is None:
+            raise InputError("nothing to prune is named", where="--prune")
+        return _prune_graph(source, later, out, parts, data=data, budget=budget, say=tell)
+
+
+def _prune_graph(
+    source: Source,
+    spec: PruneSpec,
+    out: Path,
+    parts: tuple[dict[str, Any], ...],
+    *,
+    data: str,
+    budget: MetricBudget | None,
+    say: Say,
+) -> PruneRecord:
+    from onnxopt.package import DATA_NAME
+    from onnxopt.pipeline import run_pipeline
+    from onnxopt.prune.stage import GraphPruning
+    from onnxopt.road import LARGE_BYTES, load
+
+    loaded = load(source, progress=lambda event: say(event.step))
+    before = initializer_bytes(loaded.model)
+    pruning = GraphPruning(loaded, spec, data, budget, say)
+    ledger = run_pipeline(
+        loaded, Target("portable"), prune=pruning, progress=lambda stage, step, _: say(f"{stage}: {step}")
+    )
+    after = initializer_bytes(loaded.model)
+    record = _record(source, spec, pruning.report, before, after).model_copy(
+        update={
+            "parts": (*parts, *(asdict(part) for part in pruning.report)),
+            "metric": pruning.metric[0],
+            "value": pruning.metric[1],
+            "notes": tuple(note for note in ledger.notes if note not in loaded.notes),
+        }
+    )
+    with staged(out) as fresh:
+        large = after > LARGE_BYTES
+        ir.save(loaded.model, fresh / "model.onnx", external_data=DATA_NAME, size_threshold_bytes=0 if large else after)
+        (fresh / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
+    return record
+
+
+def _record(source: Source, spec: PruneSpec, parts: list[Pruned], before: int, after: int) -> PruneRecord:
+    from onnxopt.prune.stage import summary
+
+    return PruneRecord(
+        source=source.text,
+        spec=str(spec),
+        parts=tuple(asdict(part) for part in parts),
+        bytes_before=before,
+        bytes_after=after,
+        notes=tuple(summary(parts)),
+    )
