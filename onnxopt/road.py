@@ -10,11 +10,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
 from onnxopt.blocks import KINDS, count_blocks
 from onnxopt.cache import PAST, Cache, complete_all
+from onnxopt.driver import Driver
 from onnxopt.errors import InputError
 from onnxopt.export import Exporter, export, is_pair
 from onnxopt.golden import Golden
@@ -31,12 +33,16 @@ from onnxopt.manifest import (
     Refusal,
     RollbackRecord,
 )
+from onnxopt.metrics import MetricBudget
 from onnxopt.model import Loaded
 from onnxopt.observe import Observation
 from onnxopt.package import DATA_NAME, Artifact, Half, check_output_folder, write_artifact
 from onnxopt.pipeline import run_pipeline
 from onnxopt.probe import MAX_IR_VERSION
 from onnxopt.profit import Profit
+from onnxopt.prune.run import pruned_source
+from onnxopt.prune.spec import PruneSpec
+from onnxopt.prune.stage import GraphPruning
 from onnxopt.report import REPORT_NAME, render_report
 from onnxopt.requests import fit_workload, requests_of
 from onnxopt.session import Session
@@ -90,6 +96,9 @@ def optimize(
     exporter: Exporter = "auto",
     measure: bool = True,
     tune: bool = False,
+    prune: str | PruneSpec | None = None,
+    prune_data: str = "builtin",
+    prune_budget: str | MetricBudget | None = None,
     trust_remote_code: bool = False,
     progress: Listener | None = None,
 ) -> Artifact:
@@ -110,6 +119,9 @@ def optimize(
         exporter: `dynamo`, `torchscript` or `auto`.
         measure: time the model before and after on the workload, and choices that concern the whole model.
         tune: also measure alternative kernels for single regions on this machine, about a minute for a small model.
+        prune: what to make smaller first, such as `ffn=25%,layers=2`.
+        prune_data: what to calibrate that with.
+        prune_budget: what must be left of the answers after pruning the graph, such as `cosine>=0.97`.
         trust_remote_code: allow the checkpoint's own Python code to run.
         progress: told what happens.
 
@@ -137,6 +149,13 @@ def optimize(
     )
     folder = Path(out) if out is not None else Path("build") / found.name
     check_output_folder(folder)
+    if prune is not None:
+        spec = PruneSpec.parse(prune) if isinstance(prune, str) else prune
+        held = MetricBudget.parse(prune_budget) if isinstance(prune_budget, str) else prune_budget
+        options = {"with_pooling": with_pooling, "with_cache": with_cache, "logits": logits, "exporter": exporter}
+        pruning = _Pruning(found, spec, prune_data, held, task, options)
+        plan = _Plan(goal, wanted, allowed, folder, measure, tune)
+        return _optimize_pruned(pruning, plan, started, say)
     if is_pair(found, task):
         if not with_cache:
             raise InputError(
@@ -224,6 +243,39 @@ class _Plan:
 
 
 @dataclass(frozen=True)
+class _Pruning:
+    """What is pruned, and how it is loaded afterwards."""
+
+    source: Source
+    spec: PruneSpec
+    data: str
+    budget: MetricBudget | None
+    task: str | None
+    options: Mapping[str, Any]
+
+
+def _optimize_pruned(wanted: _Pruning, plan: _Plan, started: float, say: Listener) -> Artifact:
+    """Prune a checkpoint before it is exported, its graph after it is fused, and go on as with any other model."""
+    found, data = wanted.source, wanted.data
+
+    def tell(step: str) -> None:
+        say(Event("prune", step))
+
+    with pruned_source(found, wanted.spec, data=data, say=tell) as (source, later, notes):
+        if is_pair(source, wanted.task):
+            raise InputError("encoder-decoders are not pruned", where=found.text)
+        loaded = load(source, task=wanted.task, progress=say, **wanted.options)
+        loaded.notes.extend(notes)
+        if source is not found:
+            loaded.origin |= {"source": found.text, "kind": "pruned", "revision": found.revision}
+        loaded.origin["pruned"] = str(wanted.spec)
+        step = GraphPruning(loaded, later, data, wanted.budget, tell) if later is not None else None
+        fitted = replace(plan, workload=fit_workload(plan.workload, loaded))
+        with tempfile.TemporaryDirectory(prefix="onnxopt-") as scratch:
+            return _write([_work(loaded, fitted, Path(scratch), say, prune=step)], fitted, started, say)
+
+
+@dataclass(frozen=True)
 class _Worked:
     """A graph after rewriting, proof and measurement.
 
@@ -268,7 +320,9 @@ def _finish_pair(made: Iterable[Loaded], plan: _Plan, scratch: Path, started: fl
     return _write(halves, plan, started, say, proof=proof)
 
 
-def _work(loaded: Loaded, plan: _Plan, scratch: Path, say: Listener) -> _Worked:
+def _work(
+    loaded: Loaded, plan: _Plan, scratch: Path, say: Listener, *, prune: Callable[[Driver], None] | None = None
+) -> _Worked:
     """Rewrite, prove and measure a loaded model."""
     target, out = plan.target, plan.out
     baseline = default_export(loaded)
@@ -288,6 +342,7 @@ def _work(loaded: Loaded, plan: _Plan, scratch: Path, say: Listener) -> _Worked:
             progress=lambda step: say(Event("choose", step)),
         ),
         tune=plan.tune,
+        prune=prune,
         progress=lambda stage, step, count: say(Event(stage, step, count)),
         repro_folder=out.with_name(f"{out.name}.rolled-back"),
     )

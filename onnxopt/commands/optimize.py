@@ -64,6 +64,14 @@ def optimize(
     tune: Annotated[
         bool, typer.Option("--tune/--no-tune", help="Measure alternative kernels on this machine, about a minute.")
     ] = False,
+    prune: Annotated[
+        str | None,
+        typer.Option("--prune", help="Make it smaller first: ffn=25%,heads=2,layers=2,vocab=keep:texts.txt."),
+    ] = None,
+    prune_data: Annotated[str, typer.Option("--prune-data", help="What to calibrate that with.")] = "builtin",
+    prune_budget: Annotated[
+        str | None, typer.Option("--prune-budget", help="What must be left of the answers, such as cosine>=0.97.")
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let Python code of the checkpoint run.")
     ] = False,
@@ -94,6 +102,9 @@ def optimize(
             exporter=exporter.value,
             measure=measure,
             tune=tune,
+            prune=prune,
+            prune_data=prune_data,
+            prune_budget=prune_budget,
             trust_remote_code=trust_remote_code,
             progress=view.show,
         )

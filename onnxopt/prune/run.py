@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -192,3 +193,28 @@ def _record(source: Source, spec: PruneSpec, parts: list[Pruned], before: int, a
         bytes_after=after,
         notes=tuple(summary(parts)),
     )
+
+
+@contextmanager
+def pruned_source(
+    source: Source, spec: PruneSpec | None, *, data: str = "builtin", say: Say
+) -> Iterator[tuple[Source, PruneSpec | None, tuple[str, ...]]]:
+    """Give the source that is left after what a checkpoint can lose, what its graph still has to lose, and notes.
+
+    Args:
+        source: what the user named; handed on as it is when a checkpoint has nothing to lose.
+        spec: what to prune; None for nothing.
+        data: calibration text.
+        say: told what happens.
+    """
+    first, later = split(spec, source) if spec is not None else (None, None)
+    if first is None:
+        yield source, later, ()
+        return
+    with tempfile.TemporaryDirectory(prefix="onnxopt-pruned-") as scratch:
+        folder = Path(scratch) / source.name
+        record = prune_checkpoint(source, first, folder, data=data, say=say)
+        recipe = source.recipe
+        # the recipe's counts and weights are those of the whole model; its task and workload hold for the pruned one
+        kept = None if recipe is None else replace(recipe, expected={}, sample=None)
+        yield replace(resolve(str(folder)), name=source.name, recipe=kept), later, record.notes
