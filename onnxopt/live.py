@@ -88,6 +88,15 @@ def _table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
     return table
 
 
+def print_rows(console: Console, title: str, rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose first row is its header; all columns but the first hold numbers."""
+    header = list(rows[0])
+    table = _table(title, *header, numbers=header[1:])
+    for row in rows[1:]:
+        table.add_row(*row)
+    console.print(table)
+
+
 def size_text(count: float) -> str:
     """Write a number of bytes with a unit."""
     for unit in ("B", "KiB", "MiB"):

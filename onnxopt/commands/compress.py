@@ -1,4 +1,4 @@
-"""`onnxopt prune | distill`: make models smaller and teach them what they lost."""
+"""`onnxopt prune | distill | compress`: make models smaller and teach them what they lost."""
 
 from __future__ import annotations
 
@@ -217,6 +217,34 @@ def distill(
         for line in record.lines():
             out_console.print(line, markup=False, soft_wrap=True)
         out_console.print(f"checkpoint    {out}", markup=False, soft_wrap=True)
+
+
+@app.command(epilog="Examples: `onnxopt compress recipe.toml -o build/small` · `onnxopt compress recipe.toml --json`")
+def compress(
+    recipe: Annotated[Path, typer.Argument(help="A TOML file with the tables prune, distill, quantize and package.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; build/<name> by default.")] = None,
+    measure: Annotated[bool, typer.Option("--measure/--no-measure", help="Time the model after each step.")] = True,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Prune, distil, quantize and package by a recipe, with size, speed and accuracy after each step."""
+    configure_logging(verbose=verbose)
+    from onnxopt.compress.recipe import CompressRecipe
+    from onnxopt.compress.run import compress as run
+    from onnxopt.live import LiveView, print_rows
+
+    folder = out if out is not None else Path("build") / recipe.stem
+    wanted = CompressRecipe.read(recipe)
+    with LiveView(err_console, enabled=not (quiet or as_json)) as view:
+        found = run(wanted, folder, measure=measure, progress=view.show)
+    if as_json:
+        print_json({"path": str(folder), "compression": json.loads(found.to_json())})
+    elif quiet:
+        out_console.print(str(folder), soft_wrap=True)
+    else:
+        print_rows(out_console, f"{found.source} compressed", found.table())
+        out_console.print(f"artifact      {folder}", markup=False, soft_wrap=True)
 
 
 def _weighted(text: str) -> tuple[str, float]:

@@ -120,10 +120,26 @@ def drop_layers(model: ir.Model, spec: PruneSpec, batches: Sequence[Feeds], say:
         layer = layers[index]
         producer = layer.leaves.producer()
         dead += [producer] if producer is not None else []
-        layer.leaves.replace_all_uses_with(layer.enters, replace_graph_outputs=False)
+        _bridge(model, layer)
     remove_dead(dead)
     shown = ", ".join(f"{index} ({changes[index]:.3f})" if changes else str(index) for index in gone)
     return Pruned("layers", "graph", count, count - wanted, note=f"gone: {shown}")
+
+
+def _bridge(model: ir.Model, layer: Layer) -> None:
+    """Let what reads the end of a layer read its beginning; an output of the graph keeps its name."""
+    old, anchor = layer.leaves, layer.leaves.producer()
+    if not old.is_graph_output() or anchor is None:
+        old.replace_all_uses_with(layer.enters)
+        return
+    name = old.name
+    keep = ir.node("Identity", [layer.enters], name=f"{name}/keep")
+    model.graph.insert_before(anchor, [keep])
+    taken = keep.outputs[0]
+    taken.type, taken.shape = old.type, old.shape
+    old.replace_all_uses_with(taken, replace_graph_outputs=True)
+    old.name = f"{name}/replaced"
+    taken.name = name
 
 
 def _changes(model: ir.Model, layers: Sequence[Layer], batches: Sequence[Feeds]) -> list[float]:

@@ -15,7 +15,7 @@ from onnxopt.errors import InputError, ProofError
 from onnxopt.metrics import Judge, MetricBudget
 from onnxopt.model import Array, Feeds, Loaded
 from onnxopt.pipeline import TIDY, prepare
-from onnxopt.probe import GraphRunner
+from onnxopt.probe import GraphRunner, ProbeError
 from onnxopt.prune.graph import prune_channels
 from onnxopt.prune.layers import drop_layers
 from onnxopt.prune.network import Pruned
@@ -78,7 +78,7 @@ class GraphPruning:
         model, notes = driver.model, driver.ledger.notes
         fit, held = self._feeds("fit", notes), self._feeds("judge", notes)
         judge = Judge.of(self.loaded.signature)
-        before = _answers(GraphRunner(model), held, judge.output)
+        fit, held, before = _that_run(GraphRunner(model), fit, held, judge.output)
         if judge.metric == "perplexity" and any(
             len(feeds["input_ids"][0]) != answer.shape[1] for feeds, answer in zip(held, before, strict=True)
         ):
@@ -145,6 +145,32 @@ def summary(report: Sequence[Pruned]) -> list[str]:
         extra = "; ".join(dict.fromkeys(item.note for item in items if item.note))
         found.append(f"pruned {kind}: {after} of {before} stay" + (f" ({extra})" if extra else ""))
     return found
+
+
+def _that_run(
+    runner: GraphRunner, fit: list[Feeds], held: list[Feeds], output: str
+) -> tuple[list[Feeds], list[Feeds], list[Array]]:
+    """Leave out samples that are longer than the model takes, which an .onnx file does not say; answer the rest."""
+    kept: list[Feeds] = []
+    answers: list[Array] = []
+    failure: ProbeError | None = None
+    for feeds in held:
+        try:
+            answers.append(runner.run(feeds)[0][output])
+        except ProbeError as error:
+            failure = error
+            continue
+        kept.append(feeds)
+    if failure is None:
+        return fit, held, answers
+    if not kept:
+        raise InputError(f"the model does not run on the calibration data: {failure}") from failure
+    longest = max(_length(feeds) for feeds in kept)
+    return [feeds for feeds in fit if _length(feeds) <= longest], kept, answers
+
+
+def _length(feeds: Feeds) -> int:
+    return max(array.shape[1] if array.ndim > 1 else 0 for array in feeds.values())
 
 
 def _answers(runner: GraphRunner, held: Sequence[Feeds], output: str) -> list[Array]:

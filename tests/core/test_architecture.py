@@ -58,7 +58,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("prune", "distill"),
     ("road",),
-    ("catalogue", "live"),
+    ("catalogue", "live", "compress"),
     ("commands",),
     ("cli",),
     ("__main__",),

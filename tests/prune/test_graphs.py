@@ -105,8 +105,7 @@ def test_channels_go_through_residuals(resnet: Path, tmp_path: Path) -> None:
     assert report
     weights = [one.const_value for one in ir.load(artifact.path / "model.onnx").graph.initializers.values()]
     widths = {int(one.shape[0]) for one in weights if one is not None and len(one.shape) == 4}
-    assert widths <= {16, 32, 48, 64}
-    assert len(widths - {16, 32, 64}) >= 1, "some became 48"
+    assert widths == {12, 16, 48}, "a quarter of 16, 32 and 64, and multiples of 16 where there are more"
     whole = package.optimize(resnet, out=tmp_path / "whole", measure=False, target="portable")
     assert artifact.manifest.bytes_after < 0.8 * whole.manifest.bytes_after
 

@@ -1,0 +1,1 @@
+"""Prune, distil, quantize and package in one go, with one report."""

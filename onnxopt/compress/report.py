@@ -1,0 +1,106 @@
+"""What compressing did, step by step: size, speed, accuracy."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+from pydantic import Field
+
+from onnxopt.manifest import Record
+
+RECORD_NAME = "compression.json"
+
+
+class Step(Record):
+    """The model after one step, as an artifact.
+
+    Attributes:
+        name: `original`, `prune`, `distill` or `quantize`.
+        what: what was done.
+        size_bytes: of the graph and its weights.
+        value: of the metric, on text that no step has seen.
+        latency_ms: median by request shape.
+        seconds: that the step took.
+        details: what the step recorded itself.
+    """
+
+    name: str
+    what: str
+    size_bytes: int = Field(ge=0)
+    value: float
+    latency_ms: dict[str, float] = Field(default_factory=dict)
+    seconds: float = 0.0
+    details: dict[str, Any] = Field(default_factory=dict)
+
+
+class Compression(Record):
+    """`compression.json`.
+
+    Attributes:
+        source: what was compressed.
+        metric: what the steps are judged by.
+        better: whether more of it is better.
+        steps: the original first.
+        machine: where the latencies were taken.
+        versions: of the tools.
+    """
+
+    source: str
+    metric: str
+    better: str
+    steps: tuple[Step, ...]
+    machine: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    def table(self) -> list[list[str]]:
+        """Return header and rows, all as text."""
+        first = self.steps[0]
+        shapes = list(first.latency_ms)
+        rows = [["step", "size", self.metric, *shapes]]
+        for step in self.steps:
+            size = f"{step.size_bytes / 2**20:.1f} MiB ({step.size_bytes / first.size_bytes:.0%})"
+            times = [
+                f"{step.latency_ms[shape]:.2f} ms ({first.latency_ms[shape] / step.latency_ms[shape]:.2f}×)"
+                for shape in shapes
+            ]
+            rows.append([f"{step.name}: {step.what}", size, f"{step.value:.4f}", *times])
+        return rows
+
+    def to_html(self) -> str:
+        """Return the report as one page that needs no network."""
+        header, *rows = self.table()
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        curves = "".join(_curve(step) for step in self.steps if step.details.get("curve"))
+        style = "body{font-family:sans-serif;margin:2em}td,th{padding:.3em .8em;text-align:left}svg{max-width:40em}"
+        title = html.escape(f"{self.source} compressed")
+        return (
+            f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{style}</style><h1>{title}</h1>"
+            f"<table><tr>{head}</tr>{body}</table>{curves}\n"
+        )
+
+
+def _curve(step: Step) -> str:
+    """Draw the loss and the metric of a distillation over its steps."""
+    points = [point for point in step.details["curve"] if point.get("loss") is not None]
+    if len(points) < 2:
+        return ""
+    import io
+
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 2.6), layout="tight")
+    axes = figure.subplots()
+    axes.plot([point["step"] for point in points], [point["loss"] for point in points], color="tab:blue")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    other = axes.twinx()
+    known = [point for point in step.details["curve"] if point.get("metric") is not None]
+    other.plot([point["step"] for point in known], [point["metric"] for point in known], color="tab:orange")
+    other.set_ylabel(str(step.details.get("metric", "metric")))
+    page = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "onnxopt"}):
+        figure.savefig(page, format="svg", metadata={"Date": None})
+    return page.getvalue()[page.getvalue().index("<svg") :]

@@ -1,0 +1,252 @@
+"""Run a recipe: every step from the result of the one before, every result made into an artifact and judged alike."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxopt.bench import bench
+from onnxopt.compress.recipe import CompressRecipe
+from onnxopt.compress.report import RECORD_NAME, Compression, Step
+from onnxopt.distill.run import distill
+from onnxopt.errors import InputError
+from onnxopt.metrics import cosine
+from onnxopt.model import Array
+from onnxopt.package import Artifact
+from onnxopt.perplexity import BUILTIN, measure_perplexity, read_text
+from onnxopt.prune.run import PruneRecord, split
+from onnxopt.prune.run import prune as prune_source
+from onnxopt.prune.spec import PruneSpec
+from onnxopt.road import Event, optimize
+from onnxopt.session import Session
+from onnxopt.source import resolve
+from onnxopt.spec import Workload
+from onnxopt.textinput import TextModel
+
+HELD_OUT = 0.1  # of the data, at its end, when nothing else is named
+WINDOW, WINDOWS = 128, 24  # of a language model's perplexity
+TEXTS = 256  # of everything else
+ROUNDS, SECONDS = 3, 12.0
+
+Say = Callable[[Event], None]
+
+
+def compress(recipe: CompressRecipe, out: Path, *, measure: bool = True, progress: Say | None = None) -> Compression:
+    """Run a recipe and write its artifact, with `compression.json` and `compression.html` beside the model.
+
+    Args:
+        recipe: what to do.
+        out: folder of the artifact.
+        measure: time the steps' artifacts.
+        progress: told what happens.
+
+    Returns:
+        The record.
+
+    Raises:
+        InputError: when a step does not fit the source.
+        ProofError: when a step's artifact is not within its budget.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxopt-compress-") as scratch:
+        work = _Work(recipe, out, Path(scratch), progress or (lambda _: None))
+        return work.go(measure=measure)
+
+
+@dataclass
+class _Work:
+    recipe: CompressRecipe
+    out: Path
+    scratch: Path
+    say: Say
+    data: str = ""
+    held: Path = Path()
+    original: Artifact | None = None
+    artifacts: list[Artifact] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    metric: tuple[str, str] = ("", "")
+
+    def go(self, *, measure: bool) -> Compression:
+        """Run the steps in order."""
+        recipe = self.recipe
+        self._texts()
+        current = recipe.source
+        spec = self._spec()
+        self._step("original", recipe.source, current, {}, time.perf_counter())
+        if spec is not None:
+            started = time.perf_counter()
+            source = resolve(current)
+            if split(spec, source)[1] is not None and recipe.distill is not None:
+                raise InputError(
+                    "heads, channels and zeros go from a graph, which cannot be taught afterwards",
+                    where="[prune]",
+                    hint="prune layers, ffn and vocab, or leave [distill] out",
+                )
+            folder = self.scratch / "prune"
+            record = self._prune(current, spec, folder)
+            current = str(folder / "model.onnx") if (folder / "model.onnx").is_file() else str(folder)
+            self._step("prune", str(spec), current, json.loads(record.to_json()), started)
+        if recipe.distill is not None:
+            started = time.perf_counter()
+            folder = self.scratch / "distill"
+            options = dict(recipe.distill)
+            student = options.pop("student", current)
+            taught = distill(
+                recipe.source,
+                folder,
+                student=student,
+                data=tuple(options.pop("data", ()) or (self.data,)),
+                say=lambda step: self.say(Event("distill", step)),
+                **options,
+            )
+            current = str(folder)
+            what = f"{taught.steps} steps"
+            self._step("distill", what, current, json.loads(taught.to_json()), started)
+        if recipe.quantize is not None:
+            started = time.perf_counter()
+            self._step("quantize", recipe.quantize.precision, current, {}, started, quantize=True)
+        return self._finish(measure=measure)
+
+    def _spec(self) -> PruneSpec | None:
+        table = self.recipe.prune
+        if table is None:
+            return None
+        options = {key: value for key, value in table.model_dump().items() if key != "what"}
+        return PruneSpec.parse(table.what, **options)
+
+    def _prune(self, current: str, spec: PruneSpec, folder: Path) -> PruneRecord:
+        return prune_source(current, spec, folder, data=self.data, say=lambda step: self.say(Event("prune", step)))
+
+    def _texts(self) -> None:
+        """Part the data into what steps may see and what judges them."""
+        recipe = self.recipe
+        if recipe.evaluate:
+            self.held, self.data = Path(recipe.evaluate).expanduser(), recipe.data
+            read_text(self.held)
+            return
+        text = read_text(recipe.data if recipe.data == BUILTIN else Path(recipe.data).expanduser())
+        at = text.find("\n", int(len(text) * (1 - HELD_OUT)))
+        if at < 0 or at == len(text) - 1:
+            raise InputError("the data are one line, so no part can be held out", hint="name a file in evaluate")
+        seen, self.held = self.scratch / "seen.txt", self.scratch / "held-out.txt"
+        seen.write_text(text[:at], encoding="utf-8")
+        self.held.write_text(text[at:], encoding="utf-8")
+        self.data = str(seen)
+
+    def _step(
+        self,
+        name: str,
+        what: str,
+        current: str,
+        details: dict[str, Any],
+        started: float,
+        *,
+        quantize: bool = False,
+    ) -> None:
+        """Make an artifact of what a step left, and judge it."""
+        package = self.recipe.package
+        last = self._is_last(name)
+        artifact = optimize(
+            current,
+            out=self.out if last else self.scratch / f"artifact-{name}",
+            target=package.target,
+            workload=package.workload or None,
+            measure=False,
+            progress=self.say,
+            **(self._precision() if quantize else {}),
+        )
+        self.artifacts.append(artifact)
+        self.original = self.original or artifact
+        self.say(Event("judge", f"{name} on held-out text"))
+        self.steps.append(
+            Step(
+                name=name,
+                what=what,
+                size_bytes=artifact.manifest.bytes_after,
+                value=self._judge(artifact),
+                seconds=time.perf_counter() - started,
+                details=details,
+            )
+        )
+
+    def _precision(self) -> dict[str, Any]:
+        table = self.recipe.quantize
+        if table is None:
+            return {}
+        return {"precision": table.precision, **({"budget": table.budget} if table.budget else {})}
+
+    def _is_last(self, name: str) -> bool:
+        recipe = self.recipe
+        order = ["original"]
+        order += ["prune"] if recipe.prune else []
+        order += ["distill"] if recipe.distill is not None else []
+        order += ["quantize"] if recipe.quantize else []
+        return name == order[-1]
+
+    def _judge(self, artifact: Artifact) -> float:
+        if artifact.manifest.decoding is not None:
+            self.metric = "perplexity", "lower"
+            found = measure_perplexity(
+                artifact.path,
+                text=str(self.held),
+                window=WINDOW,
+                max_windows=WINDOWS,
+                progress=lambda step: self.say(Event("judge", step)),
+            )
+            return found.scores[0].perplexity
+        texts = [line for line in self.held.read_text(encoding="utf-8").splitlines() if len(line.split()) > 2][:TEXTS]
+        if not texts:
+            raise InputError("the held-out text has no lines of words", where=str(self.held))
+        if self.original is None:
+            raise InputError("there is no original to compare with")
+        ours, theirs = _answers(artifact, texts), _answers(self.original, texts)
+        self.metric = "cosine with the original", "higher"
+        return float(np.mean([cosine(a, b).mean() for a, b in zip(ours, theirs, strict=True)]))
+
+    def _finish(self, *, measure: bool) -> Compression:
+        found = Compression(
+            source=self.recipe.source, metric=self.metric[0], better=self.metric[1], steps=tuple(self.steps)
+        )
+        if measure:
+            found = self._timed(found)
+        (self.out / RECORD_NAME).write_text(found.to_json(), encoding="utf-8")
+        (self.out / "compression.html").write_text(found.to_html(), encoding="utf-8")
+        return found
+
+    def _timed(self, found: Compression) -> Compression:
+        """Time the artifacts of all steps, in turns where they take the same inputs."""
+        workload = Workload.parse(self.recipe.package.workload) if self.recipe.package.workload else None
+        shapes = workload.shapes if workload else self.artifacts[0].manifest.workload.shapes
+        paths = [artifact.path for artifact in self.artifacts]
+        same = len({artifact.manifest.signature for artifact in self.artifacts}) == 1
+        groups = [paths] if same else [[path] for path in paths]
+        stats, machine, versions = [], {}, {}
+        for group in groups:
+            self.say(Event("measure", ", ".join(path.name for path in group)))
+            result = bench(group, shapes=shapes, rounds=ROUNDS, seconds=SECONDS * len(group))
+            stats += list(result.candidates)
+            machine, versions = result.machine, result.versions
+        steps = []
+        for step, one in zip(found.steps, stats, strict=True):
+            times = {
+                " ".join(f"{axis} {size}" for axis, size in shape.sizes.items()): shape.p50_ms for shape in one.shapes
+            }
+            steps.append(step.model_copy(update={"latency_ms": times}))
+        return found.model_copy(update={"steps": tuple(steps), "machine": machine, "versions": versions})
+
+
+def _answers(artifact: Artifact, texts: list[str]) -> Iterator[Array]:
+    """Yield the main output for each text: the embedding, or else the first output."""
+    model = TextModel.open(artifact.path, Session(artifact.path))
+    for start in range(0, len(texts), 16):
+        encodings = model.encode(texts[start : start + 16])
+        for encoding in encodings:
+            outputs = model.run([encoding]).outputs
+            name = "sentence_embedding" if "sentence_embedding" in outputs else next(iter(outputs))
+            yield outputs[name].reshape(-1, outputs[name].shape[-1])
