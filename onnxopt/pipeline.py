@@ -91,6 +91,9 @@ FUSE = (
     *TIDY,
 )
 
+# What takes out of the weights what `onnxopt.prune` has set to zero on the fused graph.
+PRUNE = ("drop-dead-channels",)
+
 # What carries out a plan of int8 with a scale per column; `onnxopt.quantize` decides it on the fused graph.
 COLUMNS = ("quantize-static", "quantize-dynamic")
 

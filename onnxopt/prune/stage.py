@@ -14,7 +14,7 @@ from onnxopt.driver import Driver
 from onnxopt.errors import InputError, ProofError
 from onnxopt.metrics import Judge, MetricBudget
 from onnxopt.model import Array, Feeds, Loaded
-from onnxopt.pipeline import TIDY, prepare
+from onnxopt.pipeline import PRUNE, TIDY, prepare
 from onnxopt.probe import GraphRunner, ProbeError
 from onnxopt.prune.graph import prune_channels
 from onnxopt.prune.layers import drop_layers
@@ -99,7 +99,7 @@ class GraphPruning:
         notes.extend(self.notes())
         if self.budget is not None:
             self._hold(self.budget)
-        driver.apply_all(map(get, ("drop-dead-channels", *TIDY)))
+        driver.apply_all(map(get, (*PRUNE, *TIDY)))
         self.loaded.reference = PrunedReference(
             f"the model pruned by {self.spec}, before anything was cut out", reference
         )

@@ -28,7 +28,7 @@ from onnxopt.rewrite import Pass, Reassociated, register
 
 @register
 class DropDeadChannels(Pass):
-    """Channels that are only ever multiplied by zero leave every weight that makes, shifts or reads them."""
+    """MatMul(f(MatMul(x, W₁ [d, n])), W₂ [n, d]) with rows of zeros in W₂  →  the same with m < n."""
 
     name = "drop-dead-channels"
     numerics = Reassociated(rtol=5e-5, atol=5e-6)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxopt.pipeline import CANONICALIZE, COLUMNS, FUSE, LOWER, WEIGHTS_ONLY, WITHOUT_PADDING
+from onnxopt.pipeline import CANONICALIZE, COLUMNS, FUSE, LOWER, PRUNE, WEIGHTS_ONLY, WITHOUT_PADDING
 from onnxopt.registry import catalogue
 from onnxopt.rewrite import Rewrite
 
@@ -15,6 +15,7 @@ PASSES = catalogue()
 PIPELINES = {
     "canonicalize": set(CANONICALIZE),
     "fuse": set(FUSE),
+    "prune": set(PRUNE),
     "quantize": {*COLUMNS, *(name for names in WEIGHTS_ONLY.values() for name in names)},
     **{f"lower/{target}": set(names) for target, names in LOWER.items()},
 }
