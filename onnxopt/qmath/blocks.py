@@ -31,7 +31,7 @@ REFITS = 3
 HQQ_SHRINKS = (1.0, 0.9, 0.8)
 HQQ_NORM, HQQ_BETA, HQQ_KAPPA, HQQ_ROUNDS = 0.7, 10.0, 1.01, 20  # the paper's own settings
 _TINY = np.float32(1e-12)
-_AT_ONCE = 1 << 22  # elements searched together: bounds the memory of a search
+_AT_ONCE = 1 << 16  # elements searched together: they stay in the cache of a core
 
 
 def quantize(
@@ -68,12 +68,7 @@ def quantize(
     importance = np.ones(blocks.shape[1:], np.float32)
     if moment is not None and method == "mse":
         importance = split(_floored(moment)[None], block_size)[0]
-    step = max(1, _AT_ONCE // (blocks.shape[1] * blocks.shape[2]))
-    parts = [
-        fit(blocks[start : start + step], bits, symmetric=symmetric, method=method, importance=importance)
-        for start in range(0, len(blocks), step)
-    ]
-    scales, zeros = (np.concatenate([part[index] for part in parts]) for index in range(2))
+    scales, zeros = fit(blocks, bits, symmetric=symmetric, method=method, importance=importance)
     codes = encode(blocks, scales, zeros, bits).reshape(len(blocks), -1)[:, : weight.shape[0]]
     return Blocked(codes, scales, None if symmetric else zeros.astype(np.uint8), bits, block_size)
 
@@ -111,11 +106,22 @@ def fit(
         bits: 4 or 8.
         symmetric: without zero points.
         method: how.
-        importance: float32, broadcast against `blocks`: the weight of each squared error.
+        importance: float32, broadcast against `blocks` behind its first axis: the weight of each squared error.
 
     Returns:
         float32 [...] scales, and float32 [...] zero points, which are whole numbers.
     """
+    step = max(1, _AT_ONCE // max(blocks[:1].size, 1))
+    parts = [
+        _fit(blocks[start : start + step], bits, symmetric=symmetric, method=method, importance=importance)
+        for start in range(0, len(blocks), step)
+    ]
+    return np.concatenate([scales for scales, _ in parts]), np.concatenate([zeros for _, zeros in parts])
+
+
+def _fit(
+    blocks: Floats, bits: int, *, symmetric: bool, method: Method, importance: Floats | None
+) -> tuple[Floats, Floats]:
     scales, zeros = _range(blocks, bits, symmetric=symmetric)
     if method == "mse":
         weights = np.ones(1, np.float32) if importance is None else importance

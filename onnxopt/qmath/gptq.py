@@ -9,12 +9,16 @@ grid of each block is found when its turn comes, from the weights as they have b
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+import numpy.typing as npt
 
 from onnxopt.precision import Blocked
 from onnxopt.qmath.blocks import Floats, Method, fit, split
 
 DAMPING = 0.01  # of the mean diagonal, as in the paper
+_AT_ONCE = 1024  # outputs, which are independent: their rows stay in the cache of a core
 _LAZY = 128  # columns whose updates are gathered before they reach the rest
 
 
@@ -56,33 +60,73 @@ def gptq(
     factor = _factor(second[np.ix_(order, order)], damping)
 
     importance = split(moment[None], block_size)[0]
-    columns = np.ascontiguousarray(weight.T, np.float32)
-    scales, zeros = fit(split(columns, block_size), bits, symmetric=symmetric, method=method, importance=importance)
-    codes = np.empty(columns.shape, np.uint8)
-    work = np.ascontiguousarray(columns[:, order])
-    top = float((1 << bits) - 1)
+    grid = _Grid(bits, block_size, symmetric, method, importance)
+    parts = [
+        _rounded(weight[:, first : first + _AT_ONCE], factor, order, grid, act_order=act_order)
+        for first in range(0, weight.shape[1], _AT_ONCE)
+    ]
+    codes, steps, points = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+    return Blocked(
+        np.ascontiguousarray(codes.T),
+        np.ascontiguousarray(steps.T),
+        None if symmetric else np.ascontiguousarray(points.T).astype(np.uint8),
+        bits,
+        block_size,
+    )
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """What grids there are and how they are found."""
+
+    bits: int
+    block_size: int
+    symmetric: bool
+    method: Method
+    importance: Floats  # [blocks, block]
+
+    def fit(self, weight: Floats, first: int) -> tuple[Floats, Floats]:
+        """Return float32 [blocks, out] scales and zero points of [in, out], which begins with block `first`."""
+        blocks = split(weight.T, self.block_size)
+        importance = self.importance[first : first + blocks.shape[1]]
+        found = fit(blocks, self.bits, symmetric=self.symmetric, method=self.method, importance=importance)
+        return np.ascontiguousarray(found[0].T), np.ascontiguousarray(found[1].T)
+
+
+def _rounded(
+    weight: Floats, factor: Floats, order: npt.NDArray[np.int64], grid: _Grid, *, act_order: bool
+) -> tuple[npt.NDArray[np.uint8], Floats, Floats]:
+    """Return uint8 [in, out] codes, and float32 [blocks, out] scales and zero points."""
+    rows, block_size = len(weight), grid.block_size
+    steps, points = grid.fit(weight, 0)
+    # one input after the other is a row of [in, out], so that each step runs through memory in order
+    codes = np.empty(weight.shape, np.uint8)
+    work = np.ascontiguousarray(weight[order], np.float32)
+    top = np.float32((1 << grid.bits) - 1)
     for start in range(0, rows, _LAZY):
         stop = min(start + _LAZY, rows)
-        piece = work[:, start:stop]
+        piece = work[start:stop]
         wrong = np.zeros_like(piece)
         for index in range(start, stop):
             place = int(order[index])
-            block, own = place // block_size, piece[:, index - start]
+            block, own = place // block_size, piece[index - start]
             if not act_order and place % block_size == 0:
-                # columns of this block beyond the piece have had all updates but those of the piece itself
-                now = work[:, index : place + block_size].copy()
-                now[:, stop - index :] -= wrong[:, : index - start] @ factor[start:index, stop : place + block_size]
-                scales[:, block], zeros[:, block] = fit(
-                    split(now, block_size)[:, 0], bits, symmetric=symmetric, method=method, importance=importance[block]
-                )
-            scale, zero = scales[:, block], zeros[:, block]
-            code = np.clip(np.rint(own / scale + zero), 0, top)
-            codes[:, place] = code
-            error = (own - scale * (code - zero)) / factor[index, index]
-            wrong[:, index - start] = error
-            piece[:, index - start + 1 :] -= error[:, None] * factor[index, index + 1 : stop]
-        work[:, stop:] -= wrong @ factor[start:stop, stop:]
-    return Blocked(codes, scales, None if symmetric else zeros.astype(np.uint8), bits, block_size)
+                # inputs of this block beyond the piece have had all updates but those of the piece itself
+                now = work[index : place + block_size].copy()
+                now[stop - index :] -= factor[start:index, stop : place + block_size].T @ wrong[: index - start]
+                found = grid.fit(now, block)
+                steps[block], points[block] = found[0][0], found[1][0]
+            code = np.rint(own / steps[block])
+            code += points[block]
+            np.clip(code, 0, top, out=code)
+            codes[place] = code
+            code -= points[block]
+            code *= steps[block]
+            error = np.subtract(own, code, out=wrong[index - start])
+            error /= factor[index, index]
+            piece[index - start + 1 :] -= factor[index, index + 1 : stop, None] * error
+        work[stop:] -= factor[start:stop, stop:].T @ wrong
+    return codes, steps, points
 
 
 def _factor(second: Floats, damping: float) -> Floats:

@@ -67,7 +67,7 @@ def plan_weights(
     Args:
         model: fused or lowered; not changed.
         precision: `int8-weights` or `int4-weights` for all layers, or one per label; other layers stay in float.
-        method: how weights are rounded; `auto` is `gptq` where inputs have been seen, else `mse`.
+        method: how weights are rounded; `auto` is `gptq` for 4 bits where inputs have been seen, else `mse`.
         keep: labels that stay in float.
         seen: inputs of layers, by label; `gptq` needs the whole moment.
         given: codes that are already known, by label, from a checkpoint that has them: they are taken as they are.
@@ -151,7 +151,7 @@ def round_weight(
     bits, symmetric = BITS[precision.kind], precision.symmetric
     whole = seen is not None and seen.moment.ndim == 2
     if method == "auto":
-        method = "gptq" if whole else "mse"
+        method = "gptq" if whole and bits < 8 else "mse"  # 8 bits are near enough without
     if method == "hqq" and symmetric:
         precision, symmetric = replace(precision, symmetric=False), False
     if method == "gptq":
