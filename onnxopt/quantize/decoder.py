@@ -18,22 +18,33 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.linears import Linear, find_linears
+from onnxopt.calibrate.collect import collect
+from onnxopt.calibrate.data import CalibrationData
+from onnxopt.linears import Linear, find_linears, find_tables
 from onnxopt.model import Array, Feeds
 from onnxopt.precision import Plan, PlannedLinear, Precision
 from onnxopt.probe import GraphRunner
 from onnxopt.qmath.blocks import dequantize
-from onnxopt.quantize.weights import SeenInput, WeightMethod, round_weight, whole_blocks
+from onnxopt.quantize.positions import all_positions
+from onnxopt.quantize.weights import (
+    LEAST_INPUTS,
+    SeenInput,
+    WeightMethod,
+    plan_weights,
+    round_weight,
+    whole_blocks,
+)
 
 LOGITS, IDS = "logits", "input_ids"
 KL_EVERY = 4  # positions that are compared
 ROWS_AT_ONCE = 64
+FITTED, CHOOSING = 64, 8  # samples of calibration text for statistics, and for decisions
 STEPS = 7  # of the search for the budget on the sum of harms
 
 Say = Callable[[str], None]
@@ -374,6 +385,7 @@ def all_options(
     precisions: Sequence[Precision],
     seconds: Callable[[int, int, Precision], float],
     *,
+    method: WeightMethod = "auto",
     tables: Collection[ir.Value] = (),
     progress: Say | None = None,
 ) -> Iterator[tuple[str, list[Option]]]:
@@ -383,4 +395,55 @@ def all_options(
             if progress is not None:
                 progress(f"rounding {number} of {len(linears)}: {linear.label}")
             whole = linear.weight in tables
-            yield linear.label, options_of(linear, precisions, seen[linear.label], seconds, whole=whole)
+            yield linear.label, options_of(linear, precisions, seen[linear.label], seconds, method=method, whole=whole)
+
+
+def search_decoder(
+    model: ir.Model,
+    data: CalibrationData,
+    precisions: Sequence[Precision],
+    *,
+    most_ratio: float,
+    keep: Collection[str] = (),
+    method: WeightMethod = "auto",
+    seconds: Callable[[int, int, Precision], float] | None = None,
+    threads: int = 1,
+    progress: Say | None = None,
+) -> DecoderSearch:
+    """Find the fastest precision of every linear layer of a decoder within a budget of perplexity.
+
+    Args:
+        model: fused, with a cache, its logits of the last position or of all; not changed.
+        data: calibration text; `fit` gives statistics, `choose` decides.
+        precisions: of weights only, those that layers may get.
+        most_ratio: perplexity over that of the original, 1.02 for two percent more.
+        keep: labels that stay in float.
+        method: how weights are rounded.
+        seconds: of one token for inputs, outputs and a precision; measured on this machine when not given.
+        threads: of the runtime.
+        progress: told what is done.
+
+    Returns:
+        The plan, with every label, and what it was chosen from.
+    """
+    say = progress or (lambda _: None)
+    whole = all_positions(model)
+    linears = [one for one in find_linears(whole) if one.label not in keep and one.rows >= LEAST_INPUTS]
+    inputs = list(dict.fromkeys(one.x for one in linears))
+    found = collect(whole, inputs, data, "fit", grams=inputs, most=FITTED, progress=lambda s: say(f"calibrate: {s}"))
+    seen = {}
+    for one in linears:
+        known = found.get(one.x)
+        if known is not None and known.gram is not None and known.rows:
+            seen[one.label] = SeenInput(known.gram / known.rows, known.mean)
+    tables = {table.weight for table in find_tables(whole)}
+    timed = seconds or TokenTimes(threads)
+    options = dict(all_options(linears, seen, precisions, timed, method=method, tables=tables, progress=progress))
+    probe = LanguageProbe(whole, list(data.batches("choose", most=CHOOSING)))
+    slopes = harms_of(probe, options, most=1, progress=progress)
+    chosen = search(probe, options, slopes, most_ratio=most_ratio, progress=progress)
+    # tables, and the reasons of what stays in float, are those of a plan by layer
+    by_label = {label: one.precision for label, one in chosen.plan}
+    codes = {label: one.blocks for label, one in chosen.plan if one.blocks is not None}
+    rest = plan_weights(model, by_label, keep=keep, given=codes, head=None)
+    return replace(chosen, plan=Plan({**rest.linears, **chosen.plan.linears}))

@@ -1,0 +1,153 @@
+"""The search for the bits of a decoder's layers, on gpt2-mini with its real weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from onnxopt.cache import CONTEXT_KEY
+from onnxopt.calibrate.data import CalibrationData, read_calibration
+from onnxopt.model import Loaded
+from onnxopt.pipeline import observations_of
+from onnxopt.precision import PlannedLinear, Precision
+from onnxopt.probe import GraphRunner
+from onnxopt.qmath.blocks import dequantize, quantize
+from onnxopt.quantize.decoder import (
+    DecoderSearch,
+    LanguageProbe,
+    Option,
+    TokenTimes,
+    assign,
+    search,
+    search_decoder,
+)
+from onnxopt.quantize.positions import all_positions
+from onnxopt.road import load
+from onnxopt.source import resolve
+from tests.support.fused import fuse
+
+CHOICES = [Precision.parse(text) for text in ("int4-weights:128", "int4-weights:32", "int8-weights:64")]
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Loaded:
+    found = load(resolve("gpt2-mini"))
+    found.model.graph.metadata_props[CONTEXT_KEY] = "256"
+    fuse(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def data(loaded: Loaded) -> CalibrationData:
+    return read_calibration(loaded, "builtin", samples=24)
+
+
+def bytes_of(rows: int, columns: int, precision: Precision) -> float:
+    """Stand in for time: what a token reads."""
+    bits = (4 if precision.kind == "int4-weights" else 8) + 32 / precision.block_size
+    return rows * columns * bits / 8 * 1e-10
+
+
+def test_all_positions_are_answered_as_the_last_was(loaded: Loaded) -> None:
+    whole = all_positions(loaded.model)
+    for observation in observations_of(loaded):
+        last, every = (GraphRunner(model).run(observation.feeds)[0]["logits"] for model in (loaded.model, whole))
+        assert last.shape[1] == 1
+        assert every.shape[1] == observation.sizes["sequence"]
+        np.testing.assert_allclose(last[:, -1], every[:, -1], atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def searches(loaded: Loaded, data: CalibrationData) -> dict[float, DecoderSearch]:
+    return {
+        ratio: search_decoder(loaded.model, data, CHOICES, most_ratio=ratio, seconds=bytes_of) for ratio in (0.5, 2.0)
+    }
+
+
+def test_a_wide_budget_takes_the_fastest_and_one_that_nothing_keeps_the_nearest(
+    searches: dict[float, DecoderSearch],
+) -> None:
+    wide, none = searches[2.0], searches[0.5]
+    assert (wide.fits, none.fits) == (True, False)
+    assert len(wide.front) == 1
+    found = {label: str(one.precision) for label, one in wide.plan}
+    assert set(found.values()) <= {"int4-weights:128", "int4-weights:64", "int8-weights:64", "fp32"}
+    nearest = min(none.front, key=lambda one: one.ratio)
+    counts = dict(nearest.counts)
+    own = [str(one.precision) for label, one in none.plan if not label.endswith("#table")]
+    assert counts == {name: own.count(name) for name in set(own)}
+
+
+@dataclass
+class Additive:
+    """Stands in for a model: its loss is the sum of what the given weights differ from 1."""
+
+    runs: int = 0
+
+    def loss(self, replaced: dict[str, np.ndarray] | None = None) -> float:
+        self.runs += 1
+        return 2.0 + sum(float(np.square(weight - 1).mean()) for weight in (replaced or {}).values())
+
+
+def test_the_search_keeps_its_budget_in_the_least_time() -> None:
+    ones = np.ones((32, 4), np.float32)
+    options, slopes = {}, {}
+    for number in range(20):
+        own = []
+        for size, seconds in ((0.01 * (number + 1), 1.0), (0.001 * (number + 1), 2.0)):
+            blocks = replace(quantize(ones, 8, 32), scales=np.full((4, 1), (1 - size) / -128, np.float32))
+            precision = Precision("int8-weights" if seconds > 1 else "int4-weights", 32)
+            own.append(Option(PlannedLinear(precision, blocks=blocks), size**2, seconds))
+        options[str(number)], slopes[str(number)] = own, 1.0
+    found = {}
+    for ratio in (1.5, 1.1, 1.02, 1.0001, 1.0):
+        probe = Additive()
+        one = search(probe, options, slopes, most_ratio=ratio)  # type: ignore[arg-type]  # it has the one method used
+        kinds = [planned.precision.kind for _, planned in one.plan]
+        found[ratio] = (one.fits, sum(2.0 if kind == "int8-weights" else 1.0 for kind in kinds))
+        assert probe.runs <= 12
+        assert all(point.ratio <= ratio for point in one.front) == (len(one.front) == 1 and one.fits)
+    assert [fits for fits, _ in found.values()] == [True, True, True, False, False]
+    seconds = [time for _, time in found.values()]
+    assert seconds == sorted(seconds)
+    assert seconds[0] == 20.0
+    assert 20.0 < seconds[1] < seconds[2] < 40.0
+
+
+def test_harms_are_ranked_and_add_up(
+    searches: dict[float, DecoderSearch], loaded: Loaded, data: CalibrationData
+) -> None:
+    found = searches[2.0]
+    values = [harm for _, harm in found.harms]
+    assert values == sorted(values, reverse=True)
+    probe = LanguageProbe(all_positions(loaded.model), list(data.batches("choose", most=2)))
+    linears = {label for label, _ in found.harms}
+    swaps = {label: dequantize(one.blocks) for label, one in found.plan if one.blocks is not None and label in linears}
+    assert probe.divergence({}) < 1e-9
+    assert 0.3 * sum(values) < probe.divergence(swaps) < 3 * sum(values)
+    ruined = {label: np.zeros_like(weight) for label, weight in swaps.items()}
+    assert probe.loss(ruined) > probe.loss() + 1
+
+
+def test_the_knapsack_buys_the_most_harm_for_its_time() -> None:
+    def option(noise: float, seconds: float) -> Option:
+        return Option(PlannedLinear(Precision()), noise, seconds)
+
+    options = {
+        "cheap to mend": [option(4.0, 1.0), option(0.5, 1.1), option(9.0, 5.0)],
+        "dear to mend": [option(4.0, 1.0), option(0.5, 3.0)],
+    }
+    slopes = dict.fromkeys(options, 1.0)
+    assert [one.seconds for one in assign(options, slopes, math.inf).values()] == [1.0, 1.0]
+    assert [one.seconds for one in assign(options, slopes, 5.0).values()] == [1.1, 1.0]
+    assert [one.seconds for one in assign(options, slopes, 0.0).values()] == [1.1, 3.0]
+
+
+def test_larger_products_take_longer() -> None:
+    times = TokenTimes(1)
+    small, large = (times(256, width, Precision("int8-weights", 32)) for width in (256, 8192))
+    assert 0 < small < large
+    assert times(256, 8192, Precision("int8-weights", 32)) == large

@@ -1,0 +1,21 @@
+"""Take a model through the stages before quantization, without proofs, which other tests do."""
+
+from __future__ import annotations
+
+from onnxopt import pipeline
+from onnxopt.driver import Driver
+from onnxopt.model import Loaded
+from onnxopt.registry import get
+from onnxopt.spec import Target
+
+
+def fuse(loaded: Loaded, target: Target | None = None) -> None:
+    """Canonicalize and fuse `loaded.model` in place."""
+    observations = pipeline.observations_of(loaded)
+    pipeline.prepare(loaded.model, observations)
+    driver = Driver(loaded.model, observations, signature=loaded.signature, prove=False)
+    stages = pipeline.passes_of(target or Target("cpu"))
+    pipeline.run_to_rest(driver, stages["canonicalize"])
+    pipeline.raise_opset_for(driver, stages["fuse"])
+    for name in stages["fuse"]:
+        driver.apply(get(name))
