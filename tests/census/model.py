@@ -60,6 +60,36 @@ class Exported:
 
 def build(one: Architecture) -> TorchModel:
     """Make the tiny model with wide random weights, behind a flat face of tensors."""
+    network, config = _network(one)
+    inputs = _inputs(one, network, config)
+    flat, outputs = _flatten(one, network, inputs)
+    longest = POSITIONS - 2 if one.inputs == "text" else 0
+    return TorchModel(flat, f"torch {one.name}", inputs, outputs, longest, (), config)
+
+
+def by_transformers(one: Architecture, folder: Path) -> Path:
+    """Export by transformers.exporters, fused for ONNX Runtime on the CPU.
+
+    Raises:
+        Exception: whatever the model or the exporter raises.
+    """
+    import torch
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    network, config = _network(one)
+    sizes = {"batch": 2, "sequence": 11, "samples": 400}
+    sample = {}
+    for spec in _inputs(one, network, config):
+        shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes]
+        sample[spec.name] = torch.ones(shape, dtype=torch.int64 if spec.dtype == "int64" else torch.float32)
+    with quiet():
+        OnnxExporter().export(network, sample, config=OnnxConfig(dynamic=True, ort_fusions="cpu")).save_pretrained(
+            folder
+        )
+    return folder / "model.onnx"
+
+
+def _network(one: Architecture) -> tuple[Any, Any]:
     import torch
     import transformers
 
@@ -74,10 +104,7 @@ def build(one: Architecture) -> TorchModel:
         network = network.get_submodule(one.part) if one.part else network
         network = network.eval()
         spread_weights(network)
-    inputs = _inputs(one, network, config)
-    flat, outputs = _flatten(one, network, inputs)
-    longest = POSITIONS - 2 if one.inputs == "text" else 0
-    return TorchModel(flat, f"torch {one.name}", inputs, outputs, longest, (), config)
+    return network, config
 
 
 def _inputs(one: Architecture, network: Any, config: Any) -> tuple[TensorSpec, ...]:

@@ -8,7 +8,6 @@ python -m tests.census.run --table README.md          # write the table from the
 from __future__ import annotations
 
 import argparse
-import importlib
 import itertools
 import json
 import logging
@@ -44,7 +43,7 @@ FUSERS = {
     "rms_norm": "fuse-rms-norm",
     "gelu": "fuse-gelu",
 }
-HEAVY = ("transformers", "onnxscript", "onnxruntime.transformers.optimizer", "torch.onnx", "tests.census.model")
+HEAVY = "tests.census.heavy"  # what every child needs, loaded once by the server that they are forked from
 SECONDS = 240
 BYTES = 12 * 2**30  # of address space; torch alone maps five
 MARKS = ("<!-- census -->", "<!-- /census -->")
@@ -68,6 +67,9 @@ class Record:
         worst_error: worst relative error of any output against the file before.
         peer: blocks that ONNX Runtime's own optimizer fused.
         peer_failed: why it did not come through.
+        exporters: blocks in what transformers.exporters writes for ONNX Runtime on the CPU, of an architecture's first
+            record.
+        exporters_failed: why it wrote nothing.
         nodes: before and after.
         export_seconds: export and proof of the axes; 0 when taken from an earlier run.
         seconds: the pipeline.
@@ -86,6 +88,8 @@ class Record:
     worst_error: float | None = None
     peer: dict[str, int] = field(default_factory=dict)
     peer_failed: str = ""
+    exporters: dict[str, int] = field(default_factory=dict)
+    exporters_failed: str = ""
     nodes: tuple[int, int] = (0, 0)
     export_seconds: float = 0.0
     seconds: float = 0.0
@@ -118,6 +122,7 @@ def census_of(one: Architecture, exporter: str, *, slim: bool = False, peer: boo
             if slim:
                 stage, path = "onnxslim", Path(room) / "slim.onnx"
                 _run([str(ONNXSLIM), str(exported.path), str(path)])
+                _require_runs(path, load(one, exported))
             if peer:
                 record.peer, record.peer_failed = _peer(exported.path, one)
             stage = "optimize"
@@ -138,6 +143,37 @@ def _run(command: Sequence[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     if done.returncode:
         raise RuntimeError((done.stderr or done.stdout).strip()[-300:])
+
+
+def _require_runs(path: Path, loaded: Any) -> None:
+    """Raise when ONNX Runtime does not run what onnxslim wrote on what it runs the file before on."""
+    from onnxopt.imports import OrtReference
+    from onnxopt.pipeline import observations_of
+
+    slim = OrtReference(path)
+    for observation in observations_of(loaded):
+        try:
+            slim.run(observation.feeds)
+        except Exception as error:
+            raise RuntimeError(f"its own output does not run: {error}") from error
+
+
+def _exporters(one: Architecture) -> tuple[dict[str, int], str]:
+    """Count the blocks in what transformers.exporters makes of a model; or return how it failed."""
+    import onnx_ir as ir
+
+    from onnxopt.blocks import count_blocks
+    from tests.census.model import by_transformers
+
+    logging.disable(logging.CRITICAL)
+    try:
+        with tempfile.TemporaryDirectory() as room:
+            counts = count_blocks(ir.load(by_transformers(one, Path(room))))
+    except Exception as error:  # noqa: BLE001  the table says why
+        return dict.fromkeys(KINDS, 0), _short(f"{type(error).__name__}: {error}")[:200]
+    finally:
+        logging.disable(logging.NOTSET)
+    return {name: counts[name].fused for name in KINDS}, ""
 
 
 def _optimize(loaded: Any, record: Record) -> None:
@@ -217,10 +253,13 @@ def _child(pipe: Connection, one: Architecture, exporters: Sequence[str], option
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
-    for exporter in exporters:
+    for index, exporter in enumerate(exporters):
         signal.alarm(SECONDS)
         for slim in (False, True) if options["slim"] else (False,):
-            pipe.send(asdict(census_of(one, exporter, slim=slim, peer=options["peer"] and not slim)))
+            record = census_of(one, exporter, slim=slim, peer=options["peer"] and not slim)
+            if options["exporters"] and index == 0 and not slim:
+                record.exporters, record.exporters_failed = _exporters(one)
+            pipe.send(asdict(record))
     pipe.close()
 
 
@@ -230,6 +269,7 @@ def census(
     *,
     slim: bool = False,
     peer: bool = False,
+    exporters_too: bool = False,
     jobs: int = 2,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Record]:
@@ -240,22 +280,17 @@ def census(
         exporters: exporters.
         slim: each file also after onnxslim.
         peer: also count what ONNX Runtime's own optimizer fuses.
+        exporters_too: also count what transformers.exporters writes.
         jobs: children at a time.
         say: told a line per record.
     """
-    import torch
-
-    for name in HEAVY:  # loaded once, ahead of the forks
-        importlib.import_module(name)
-
-    torch.set_num_threads(1)
-    torch.set_num_interop_threads(1)
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")  # a fork of this process would take over what others left here
+    context.set_forkserver_preload([HEAVY])
 
     def run(name: str) -> list[Record]:
         started = time.perf_counter()
         here, there = context.Pipe(duplex=False)
-        options = {"slim": slim, "peer": peer}
+        options = {"slim": slim, "peer": peer, "exporters": exporters_too}
         child = context.Process(target=_child, args=(there, ARCHITECTURES[name], exporters, options))
         child.start()
         there.close()
@@ -344,8 +379,10 @@ def table(path: Path = RESULTS) -> str:
     lines = [
         f"Fused of expected: attention · LayerNorm · RMSNorm · GELU. {_summary(records)} {_circumstances(made)}",
         "",
-        "| architecture | " + " | ".join(titles) + " | worst error | seconds |",
-        "|---" * (len(columns) + 3) + "|",
+        "| architecture | "
+        + " | ".join(titles)
+        + " | ORT optimizer | transformers.exporters | worst error | seconds |",
+        "|---" * (len(columns) + 5) + "|",
     ]
     notes: list[str] = []
     for name in names:
@@ -353,6 +390,8 @@ def table(path: Path = RESULTS) -> str:
         errors = [r.worst_error for r in row if r is not None and r.worst_error is not None]
         seconds = sum(r.seconds for r in row if r is not None)
         shown = [_cell(r) for r in row]
+        own = [r for r in records if r.architecture == name and not r.slim]
+        shown += [_best_of_peer(own), _of_exporters(own)]
         worst = f"{max(errors):.0e}" if errors else "–"
         lines.append(f"| {name} | " + " | ".join(shown) + f" | {worst} | {seconds:.1f} |")
         notes.extend(_notes(r) for r in row if r is not None)
@@ -385,6 +424,15 @@ def _summary(records: Sequence[Record]) -> str:
         broken = sum(bool(r.peer_failed) for r in told)
         text += f" ONNX Runtime's own optimizer, told heads and width: {theirs}"
         text += f"; it failed on {broken}." if broken else "."
+    written = [r for r in records if r.exporters]
+    if written:
+        theirs = ", ".join(
+            f"{kind} {sum(min(r.exporters[kind], r.expected[kind]) for r in written)} of "
+            f"{sum(r.expected[kind] for r in written)}"
+            for kind in KINDS
+        )
+        broken = sum(bool(r.exporters_failed) for r in written)
+        text += f" transformers.exporters for the CPU: {theirs}; it wrote nothing for {broken} of {len(written)}."
     return text
 
 
@@ -402,10 +450,33 @@ def _cell(record: Record | None) -> str:
     return ("" if record.complete() else "**") + " · ".join(parts) + ("" if record.complete() else "**")
 
 
+def _counts(found: Mapping[str, int], expected: Mapping[str, int]) -> str:
+    return " · ".join(
+        f"{min(found[kind], expected[kind])}/{expected[kind]}" if expected[kind] else "–" for kind in KINDS
+    )
+
+
+def _best_of_peer(records: Sequence[Record]) -> str:
+    """Show ONNX Runtime's optimizer on the export that it makes most of."""
+    told = [r for r in records if r.peer]
+    if not told:
+        return "–"
+    best = max(told, key=lambda r: sum(min(r.peer[kind], r.expected[kind]) for kind in KINDS))
+    return "✗" if all(r.peer_failed for r in told) else _counts(best.peer, best.expected)
+
+
+def _of_exporters(records: Sequence[Record]) -> str:
+    told = next((r for r in records if r.exporters), None)
+    if told is None:
+        return "–"
+    return "✗" if told.exporters_failed else _counts(told.exporters, told.expected)
+
+
 def _notes(record: Record) -> str:
     parts = [record.failed] if record.failed else []
     parts += [f"{kind}: {record.missed[kind][0]}" for kind in KINDS if record.missed.get(kind)]
     parts += [f"rolled back: {item[:160]}" for item in record.rolled_back[:1]]
+    parts += [f"transformers.exporters: {record.exporters_failed}"] if record.exporters_failed else []
     slim = " + onnxslim" if record.slim else ""
     return f"- {record.architecture}, {record.exporter}{slim}: {'; '.join(parts)}" if parts else ""
 
@@ -433,6 +504,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-e", "--exporter", action="append", choices=EXPORTERS)
     parser.add_argument("--slim", action="store_true", help="also after onnxslim, when .venv-peers has it")
     parser.add_argument("--peer", action="store_true", help="count what ONNX Runtime's own optimizer fuses")
+    parser.add_argument("--exporters", action="store_true", help="count what transformers.exporters writes")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", type=Path, help="write the table into this file and run nothing")
@@ -449,6 +521,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.exporter or EXPORTERS,
         slim=slim,
         peer=options.peer,
+        exporters_too=options.exporters,
         jobs=options.jobs,
         say=_print,
     )
