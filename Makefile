@@ -13,7 +13,7 @@ BIN  := $(VENV)/bin
 DONE := $(VENV)/.onnxopt-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup optimize test test-slow test-node lint format types check peers bench bench-decode cost census catalogue build clean distclean
+.PHONY: help setup optimize test test-slow test-node lint format types check peers bench record bench-decode cost census catalogue build clean distclean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ peers: $(DONE) ## Build a virtual environment per peer in .venv-peers
 bench: $(DONE) ## Run the peers side by side on MiniLM and write the table of the README
 	$(BIN)/python -m bench.run
 	$(BIN)/python -m bench.run --table README.md
+
+record: $(DONE) ## Measure the forms of kernels for some models and write the table that ships with the package (long)
+	$(BIN)/python -m bench.record
 
 cost: $(DONE) ## Measure what optimizing costs beside OnnxSlim and onnxsim and write the table of the README
 	$(BIN)/python -m bench.cost

@@ -68,12 +68,12 @@ class Peer:
 # the first is what the others are compared with; one stands after those it starts from
 PEERS = (
     Peer("default", "default export (torch dynamo)", "export_dynamo.py"),
-    Peer("onnxopt", "onnxopt --tune", "onnxopt", options=("--tune",)),
+    Peer("onnxopt", "onnxopt", "onnxopt"),
     Peer(
         "onnxopt-ragged",
-        "onnxopt --tune --workload 32x256@0.26",
+        "onnxopt --workload 32x256@0.26",
         "onnxopt",
-        options=("--tune", "--workload", "32x256@0.26"),
+        options=("--workload", "32x256@0.26"),
     ),
     Peer(
         "ort-dynamo", "onnxruntime.transformers on the default export", "ort_optimizer.py", "transformers4", "default"
@@ -185,7 +185,6 @@ def make(peer: Peer, facts: Mapping[str, Any], *, retry: bool = False, fresh: bo
         old.unlink()
     begin = time.perf_counter()
     if peer.maker == "onnxopt":
-        # measuring stays on: without it --tune only looks up what was recorded
         command = [sys.executable, "-m", "onnxopt", "optimize", "minilm", "--quiet", "--out", str(folder)]
         done = _run([*command, *peer.options], MAKE_SECONDS)
     else:

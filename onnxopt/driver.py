@@ -29,9 +29,9 @@ from onnxopt.model import Array, Feeds
 from onnxopt.observe import Observation, annotate, describe, dtype_of
 from onnxopt.patterns import Miss
 from onnxopt.probe import GraphRunner, ProbeError, RegionRunner, release_memory, release_pages
-from onnxopt.profit import AS_IS, Profit
+from onnxopt.profit import Forms
 from onnxopt.repro import write_repro
-from onnxopt.rewrite import Builder, Match, Pass, Refusal, Rewrite, Rule
+from onnxopt.rewrite import AS_IS, Builder, Match, Pass, Refusal, Rewrite, Rule
 from onnxopt.rows import rows_that_matter
 from onnxopt.spec import SQNR, Exact, Lossy, Numerics, Reassociated, Signature
 
@@ -56,7 +56,7 @@ class Driver:
         repro_folder: where the inputs of a refuted rewrite are kept; None keeps none.
         progress: called with a pass name and its count of kept rewrites while it works.
         signature: tells which outputs have padded positions, for passes that may change those.
-        profit: measures the forms of rules that offer several; None takes the recorded winners.
+        forms: tells which form a class of regions gets where a pass offers several.
     """
 
     model: ir.Model
@@ -66,7 +66,7 @@ class Driver:
     repro_folder: Path | None = None
     progress: Callable[[str, int], None] | None = None
     signature: Signature | None = None
-    profit: Profit | None = None
+    forms: Forms = field(default_factory=Forms)
     _outputs: list[Feeds] | None = field(default=None, init=False)
     _copy: ir.Model | None = field(default=None, init=False)
     _replayed: list[Pass] = field(default_factory=list, init=False)
@@ -123,9 +123,7 @@ class Driver:
         refused: dict[tuple[str, str], Refused] = {}
         for _ in range(MAX_ROUNDS):
             refused.clear()
-            chosen = self._choose(rule, settled, refused)
-            if rule.forms and self.profit is not None:
-                chosen = self._by_profit(rule, chosen, settled, entry)
+            chosen = self._choose(rule, settled, refused, entry)
             if not chosen:
                 break
             self._prove_and_apply(rule, chosen, settled, entry)
@@ -134,7 +132,9 @@ class Driver:
             raise PassAuthorError(f"{rule.name} did not come to rest after {MAX_ROUNDS} sweeps")
         entry.refused.extend(refused.values())
 
-    def _choose(self, rule: Rule, settled: set[str], refused: dict[tuple[str, str], Refused]) -> list[_Candidate]:
+    def _choose(
+        self, rule: Rule, settled: set[str], refused: dict[tuple[str, str], Refused], entry: PassEntry
+    ) -> list[_Candidate]:
         """Return non-overlapping matches that the guard accepts, with replacements built but not yet in the graph."""
         patterns, types = rule.compiled(), rule.root_types()
         claimed: set[ir.Node] = set()
@@ -142,7 +142,7 @@ class Driver:
         for node in list(self.model.graph):
             if node.op_type not in types or _key(node) in settled:
                 continue
-            found = self._first_accepted(rule, patterns, node, claimed, refused)
+            found = self._first_accepted(rule, patterns, node, claimed, (refused, entry))
             if found is not None:
                 claimed.update(member for member, shared in found.match.nodes if not shared)
                 claimed.add(node)
@@ -155,15 +155,17 @@ class Driver:
         patterns: Sequence[object],
         node: ir.Node,
         claimed: set[ir.Node],
-        refused: dict[tuple[str, str], Refused],
+        told: tuple[dict[tuple[str, str], Refused], PassEntry],
     ) -> _Candidate | None:
         reasons: list[Refused] = []
         for match in rule.find(node, patterns, self.model, Miss()):  # type: ignore[arg-type]  # compiled by the same rule
             if any(member in claimed for member, shared in match.nodes if not shared):
                 return None  # the next sweep sees the graph without the overlap
-            builder = self._builder(rule, node, next(iter(rule.forms), ""))
+            builder = self._builder(rule, node, "")
             try:
                 rule.decide(match)
+                builder.form = self._form(rule, rule.class_of(match), rule.forms_of(match), told[1])
+                match.needs(builder.form != AS_IS, "left as it is, which is faster")
                 outputs = rule.build(match, builder)
             except Refusal as refusal:
                 _release(builder.nodes)
@@ -171,7 +173,7 @@ class Driver:
                 continue
             return _Candidate(match, builder, outputs)
         for item in reasons[:1]:
-            refused[item.node, item.reason] = item
+            told[0][item.node, item.reason] = item
             logger.debug("%s: %s: %s", rule.name, item.node, item.reason)
         return None
 
@@ -181,35 +183,15 @@ class Driver:
         times = self._commits[prefix, rule.name]
         return Builder(self.model, f"{prefix}~{times}" if times else prefix, rule.name, form)
 
-    def _candidate(self, rule: Rule, match: Match, form: str) -> _Candidate:
-        """Build another form of an accepted match."""
-        builder = self._builder(rule, match.root, form)
-        return _Candidate(match, builder, rule.build(match, builder))
-
-    def _by_profit(self, rule: Rule, chosen: list[_Candidate], settled: set[str], entry: PassEntry) -> list[_Candidate]:
-        """Give every candidate the form that is fastest for its class; those that stay as they are are settled."""
-        if self.profit is None:
-            return chosen
-        kept: list[_Candidate] = []
-        for candidate in chosen:
-            default = candidate.regions[1]
-            # shared nodes are computed once for all their readers: no form pays for them
-            own = [node for node, shared in candidate.match.nodes if not shared]
-            old = region(own, candidate.wanted())
-            others = [self._candidate(rule, candidate.match, form) for form in rule.forms[1:]]
-            forms = {rule.forms[0]: default, **{c.builder.form: c.regions[1] for c in others}, AS_IS: old}
-            choice = self.profit.choose_region(rule.name, forms, self.model)
-            winner = next((c for c in (candidate, *others) if c.builder.form == choice.form), None)
-            for loser in (candidate, *others):
-                if loser is not winner:
-                    _release(loser.builder.nodes)
-            if str(choice) not in entry.choices:
-                entry.choices.append(str(choice))
-            if winner is None:
-                settled.add(_key(candidate.match.root))
-            else:
-                kept.append(winner)
-        return kept
+    def _form(self, step: Rewrite, kind: str, forms: tuple[str, ...], entry: PassEntry) -> str:
+        """Return the form that a class of regions gets, and say in the ledger why."""
+        if not forms:
+            return ""
+        choice = self.forms.of(step.name, kind, forms)
+        said = f"{kind}: {choice}" if kind else str(choice)
+        if said not in entry.choices:
+            entry.choices.append(said)
+        return choice.form
 
     def _prove_and_apply(self, rule: Rule, chosen: list[_Candidate], settled: set[str], entry: PassEntry) -> None:
         verdicts = self._prove(rule, chosen) if self.prove else [_Verdict()] * len(chosen)
@@ -268,6 +250,8 @@ class Driver:
     # Whole-graph passes
 
     def _apply_pass(self, step: Pass, entry: PassEntry) -> None:
+        if self._form(step, "", step.forms, entry) == AS_IS:
+            return
         before = self._snapshot() if self.prove else None
         if before is not None and step.makes_weights and self._outputs is None:
             self._outputs = self._try_all(before)  # now, since two sets of weights at a time are too much
@@ -284,6 +268,8 @@ class Driver:
             return
         self._report(step.name, entry.applied)
         if not entry.applied:
+            self.forms.met.pop((step.name, ""), None)  # it had nothing to choose
+            entry.choices.clear()
             return
         self._annotated = False
         if before is not None and self._same():

@@ -14,6 +14,7 @@ from onnxopt.driver import Driver
 from onnxopt.errors import InputError
 from onnxopt.graph import CONTRIB, attribute, is_op, opset
 from onnxopt.ledger import Ledger
+from onnxopt.lowering import lower
 from onnxopt.model import Loaded
 from onnxopt.observe import Observation, annotate
 from onnxopt.opset import raise_opset
@@ -139,25 +140,6 @@ LOWER: dict[Provider, tuple[str, ...]] = {
     "tensorrt": (),
 }
 
-# The other lowering for the CPU: on real tokens only. It pays when a batch has enough padding.
-WITHOUT_PADDING = (
-    "lower-quantized-linear",
-    "lower-dynamic-linear",
-    "remove-padding",
-    "fuse-linear",
-    "lower-gelu",
-    "lower-silu",
-    "merge-initializers",
-    "merge-equal-nodes",
-    "lower-norm",
-    "fold-residual",
-    "lower-normalize",
-    "drop-scale-before-normalize",
-    "read-dimension-from-input",
-    *TIDY,
-)
-RECORDED_FILL = 0.8  # unmeasured, padding is removed when less than this share of positions is real
-
 MOST_TURNS = 5
 
 # The last probe is one long row: a number of blocks of 64, say, is 1 in all short ones and would look like a constant.
@@ -271,7 +253,6 @@ def run_pipeline(
     *,
     workload: Workload | None = None,
     profit: Profit | None = None,
-    tune: bool = False,
     prune: Callable[[Driver], None] | None = None,
     quantize: Callable[[ir.Model], Sequence[Rewrite]] | None = None,
     progress: Callable[[str, str, int], None] | None = None,
@@ -283,8 +264,7 @@ def run_pipeline(
         loaded: its model is changed by proved rewrites only.
         target: which lowering.
         workload: what will be asked of it; padding in it makes the removal of padding a choice.
-        profit: measures alternatives; None takes recorded winners.
-        tune: also measure the forms of single regions.
+        profit: knows and measures the forms of regions; None takes those that passes name first.
         prune: makes the fused graph smaller, by the driver.
         quantize: decides on the fused graph what is stored and computed in fewer bits, and returns the passes that do
             it.
@@ -303,7 +283,6 @@ def run_pipeline(
         observations,
         repro_folder=repro_folder,
         signature=loaded.signature,
-        profit=profit if tune else None,
     )
     driver.ledger.notes.extend(loaded.notes)
     stages = passes_of(target)
@@ -349,16 +328,14 @@ def _lower(
 ) -> None:
     model = driver.model
     if CONTEXT_KEY in model.graph.metadata_props:
-        _generating(driver, loaded).apply_all(map(get, names))
+        lower(_generating(driver, loaded), names, None, profit, loaded.name)
         if keeps_packed(model) and _looks_through_windows(model):
             driver.ledger.notes.append(
                 "windows and distances count real tokens: padding in the middle of a row, which torch counts, "
                 "is not counted"
             )
-    elif target.provider == "cpu" and workload is not None and workload.fills:
-        _lower_ragged(driver, names, workload, profit)
-    else:
-        driver.apply_all(map(get, names))
+    elif names:
+        lower(driver, names, workload if target.provider == "cpu" else None, profit, loaded.name)
 
 
 def _generating(driver: Driver, loaded: Loaded) -> Driver:
@@ -372,41 +349,7 @@ def _generating(driver: Driver, loaded: Loaded) -> Driver:
         repro_folder=driver.repro_folder,
         progress=driver.progress,
         signature=loaded.signature,
-        profit=driver.profit,
     )
-
-
-def _lower_ragged(driver: Driver, padded: Sequence[str], workload: Workload, profit: Profit | None) -> None:
-    """Lower with and without padding and keep what is faster on the workload."""
-    before, start = driver.model.clone(), len(driver.ledger.entries)
-    for name in WITHOUT_PADDING:
-        driver.apply(get(name))
-        if name == "remove-padding" and not driver.ledger.entries[-1].applied:
-            break
-    removed = driver.ledger.applied("remove-padding") > 0
-    other = Driver(
-        before,
-        driver.observations,
-        repro_folder=driver.repro_folder,
-        progress=driver.progress,
-        signature=driver.signature,
-        profit=driver.profit,
-    )
-    for name in padded:
-        other.apply(get(name))
-    keep, choice = not removed, "padding stays: no padding mask could be followed through the model"
-    if removed:
-        fill = sum(workload.fills) / len(workload.fills)
-        forms = {"padding removed": driver.model, "padding kept": before}
-        order = list(forms) if fill < RECORDED_FILL else list(reversed(forms))
-        found = (profit or Profit(Target("cpu"), (), measure=False)).choose_model(
-            "remove-padding", {name: forms[name] for name in order}
-        )
-        keep, choice = found.form == "padding kept", str(found)
-    if keep:
-        driver.model.graph = before.graph
-        driver.ledger.entries[start:] = other.ledger.entries
-    driver.ledger.notes.append(choice)
 
 
 def run_to_rest(driver: Driver, names: Sequence[str]) -> None:

@@ -1,11 +1,10 @@
-"""Choose the form of a region by measuring it: on this machine, on the workload's shapes, with the real weights.
+"""Choose the forms of regions by measuring whole models: on this machine, on the workload's shapes, with real weights.
 
-A rule that offers several forms names the recorded winner first. The region as it stands and every form of it become
-small models,
-each timed in a process of its own, in turns; another form takes the winner's place only when it is faster by more than
-the
-noise. Regions of one class (same operators, same shapes) are measured once, and the result is kept in the user's cache
-under what it depends on: runtime version, provider, machine, threads, region, shapes.
+A region's cost is paid at its edges too: a form that saves a Transpose inside may ask for a Reshape in front. So forms
+are not measured on regions cut out, but as models that differ in one class of regions only, each timed in a process of
+its own, in turns. A form takes the place of the recorded one only when it is faster by more than the noise. What was
+found is kept in the user's cache under what it depends on: runtime version, provider, machine, threads, model, shapes.
+Where nothing may be measured, a table of what was found before, which ships with the package, decides.
 """
 
 from __future__ import annotations
@@ -13,35 +12,44 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import tempfile
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-import onnx_ir as ir
 
 from onnxopt.errors import InputError
-from onnxopt.graph import Region, detach, dims
 from onnxopt.machine import describe_machine, versions
 from onnxopt.model import Array, Feeds
 from onnxopt.observe import Observation
-from onnxopt.probe import MAX_IR_VERSION, GraphRunner
+from onnxopt.rewrite import AS_IS
 from onnxopt.spec import Target
-from onnxopt.timing import run_rounds, write_job
+from onnxopt.timing import Start, start, write_job
 from onnxopt.usercache import cache_root
+
+__all__ = ["AS_IS", "Choice", "Forms", "Key", "Profit", "Times", "decide", "records"]
 
 logger = logging.getLogger(__name__)
 
-AS_IS = "as it is"
-ROUNDS = 4
-SECONDS_PER_MODEL = 0.6  # one start of one form, all shapes together
-CLEARLY_FASTER = 0.95  # a form must save at least 5 %, whatever the spread says
-_FORMAT = 1
+ROUNDS = 6
+FEWEST_ROUNDS = 3
+SECONDS = 60.0
+SLICE_SECONDS = 0.12  # of one shape in one start
+CLEARLY_FASTER = 0.985  # a form must save at least 1.5 %, whatever the spread says
+CLEARLY_SLOWER = 1.04  # after two rounds a form that costs so much more in both is measured no further
+MOST_SPREAD = 0.25  # between the quartiles of one form's rounds; above, the machine is too busy to tell
+PERCENTILE = 80  # of the rounds, in which a form must be faster
+RECORDS = "records/profits.json"
+_FORMAT = 2
 
-Source = Literal["measured", "cache", "recorded"]
+Source = Literal["measured", "cache", "recorded", "first"]
+Key = tuple[str, str]  # a pass, and the class of its regions
+Times = Mapping[str, Sequence[Sequence[float]]]  # milliseconds by form, round, shape
 
 
 @dataclass(frozen=True)
@@ -50,183 +58,314 @@ class Choice:
 
     Attributes:
         form: its name; `AS_IS` keeps the region.
-        source: measured now, measured before, or the recorded winner.
-        times_ms: median milliseconds of each form, one per shape of the workload; empty when not measured.
-        disagree: the fastest form is not the same for all shapes.
+        source: measured now, measured before, taken from the shipped table, or the first that the pass names.
+        times_ms: of the whole model in each form, median milliseconds, one per shape of the workload.
+        disagree: on some shape another form is clearly faster.
+        where: the machine that the shipped table was measured on.
     """
 
     form: str
     source: Source
     times_ms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     disagree: bool = False
+    where: str = ""
 
     def __str__(self) -> str:
-        if not self.times_ms:
-            return f"{self.form} (recorded)"
-        times = "; ".join(f"{form} {' '.join(f'{t:.3g}' for t in series)}" for form, series in self.times_ms.items())
+        if self.source == "first":
+            return f"{self.form} (not measured)"
         split = ", shapes disagree" if self.disagree else ""
-        return f"{self.form} ({self.source}, ms per shape: {times}{split})"
+        times = "; ".join(f"{form} {' '.join(f'{t:.3g}' for t in series)}" for form, series in self.times_ms.items())
+        shown = f", ms of the model per shape: {times}" if times else ""
+        where = f" on {self.where}" if self.where else ""
+        return f"{self.form} ({self.source}{where}{split}{shown})"
+
+
+class Forms:
+    """Tells passes which form a class of regions gets, and remembers what it was asked.
+
+    Args:
+        profit: what is known; None knows nothing.
+        chosen: forms that are set.
+
+    Attributes:
+        met: the forms that each class of regions could have.
+    """
+
+    def __init__(self, profit: Profit | None = None, chosen: Mapping[Key, Choice] | None = None) -> None:
+        self._profit = profit
+        self._chosen = dict(chosen or {})
+        self.met: dict[Key, tuple[str, ...]] = {}
+
+    def of(self, name: str, kind: str, forms: Sequence[str]) -> Choice:
+        """Return the form of a class of regions.
+
+        Args:
+            name: the pass.
+            kind: the class, in words.
+            forms: what its regions can become, the one that is usually best first.
+        """
+        key = (name, kind)
+        self.met[key] = tuple(forms)
+        if key not in self._chosen or self._chosen[key].form not in forms:
+            known = self._profit.recorded(key, forms) if self._profit is not None else None
+            self._chosen[key] = known or Choice(forms[0], "first")
+        return self._chosen[key]
+
+    @property
+    def chosen(self) -> dict[Key, Choice]:
+        """What was answered so far."""
+        return {key: self._chosen[key] for key in self.met}
+
+    def but(self, key: Key, form: str) -> Forms:
+        """Return the same with one class in another form."""
+        return Forms(self._profit, {**self._chosen, key: Choice(form, "measured")})
 
 
 @dataclass
 class Profit:
-    """Measures alternatives.
+    """Knows and finds out what is faster.
 
     Attributes:
         target: provider and threads.
-        requests: inputs of the whole model in the shapes of the workload; activations are captured from them.
-        measure: False takes recorded winners and what the cache knows.
-        seconds: time left for measuring; when it is used up, recorded winners are taken.
+        requests: inputs of the whole model in the shapes of the workload.
+        weights: of the shapes; equal when empty.
+        measure: False takes what is known.
+        seconds: time left for measuring.
+        fresh: takes nothing for known, neither from the user's cache nor from the shipped table.
         progress: told what is measured.
     """
 
     target: Target
     requests: Sequence[Observation]
+    weights: Sequence[float] = ()
     measure: bool = True
-    seconds: float = 60.0
+    seconds: float = SECONDS
+    fresh: bool = False
     progress: Callable[[str], None] | None = None
-    choices: dict[str, Choice] = field(default_factory=dict)
 
-    def choose_region(self, kind: str, forms: Mapping[str, Region], model: ir.Model) -> Choice:
-        """Choose among forms of one region; the first is the recorded winner.
+    def digest(self, facts: Sequence[object]) -> str:
+        """Return the key of a model on this machine and workload.
 
         Args:
-            kind: what the region is, for messages and the cache: a rule's name.
-            forms: by name, with equal outputs; `AS_IS` among them.
-            model: where the region lies; activations are captured from it.
+            facts: what tells the model from others.
         """
-        key = self._key(kind, [f"{name}={signature(part)}" for name, part in forms.items()])
-        known = self._known(key, next(iter(forms)))
-        if known is not None:
-            return known
-
-        def models(folder: Path) -> dict[str, tuple[Path, list[Feeds]]]:
-            inputs = {value for part in forms.values() for value in part.inputs}
-            runner = GraphRunner(model, inputs)
-            captured: list[dict[ir.Value, Array]] = []
-            for request in self.requests:
-                values = runner.run(request.feeds)[1]
-                values.update({v: request.feeds[v.name or ""] for v in inputs if v.is_graph_input()})
-                captured.append(values)
-            return {
-                name: _write_region(part, model, captured, folder / f"{index}.onnx")
-                for index, (name, part) in enumerate(forms.items())
-            }
-
-        return self._measure(kind, key, models)
-
-    def choose_model(self, kind: str, forms: Mapping[str, ir.Model]) -> Choice:
-        """Choose among whole models with one signature; the first is the recorded winner."""
-        texts = [f"{name}={[(n.op_type, n.domain) for n in model.graph]}" for name, model in forms.items()]
-        key = self._key(kind, texts)
-        known = self._known(key, next(iter(forms)))
-        if known is not None:
-            return known
-
-        def models(folder: Path) -> dict[str, tuple[Path, list[Feeds]]]:
-            written = {}
-            for index, (name, model) in enumerate(forms.items()):
-                path = folder / f"{index}.onnx"
-                model.ir_version = min(model.ir_version, MAX_IR_VERSION)
-                ir.save(model, path, external_data=f"{index}.data")
-                written[name] = (path, [request.feeds for request in self.requests])
-            return written
-
-        return self._measure(kind, key, models)
-
-    def _key(self, kind: str, parts: Sequence[str]) -> str:
-        shapes = [sorted(request.sizes.items()) for request in self.requests]
-        fills = [_fill(request.feeds) for request in self.requests]
         machine = describe_machine()
         where = [self.target.provider, self.target.threads, machine.get("cpu"), machine.get("isa")]
-        facts = [_FORMAT, kind, list(parts), shapes, fills, versions().get("onnxruntime"), where]
-        return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
+        asked = [self.shapes(), [_fill(request.feeds) for request in self.requests], list(self.weights)]
+        told = [_FORMAT, list(facts), asked, versions().get("onnxruntime"), where]
+        return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()
 
-    def _known(self, key: str, recorded: str) -> Choice | None:
-        """Return what was chosen in this run or before, or the recorded winner when nothing may be measured."""
-        if key in self.choices:
-            return self.choices[key]
-        path = _cache_file(key)
+    def shapes(self) -> list[list[list[object]]]:
+        """Return the sizes of each request, sorted by axis."""
+        return [[[axis, size] for axis, size in sorted(request.sizes.items())] for request in self.requests]
+
+    def recorded(self, key: Key, forms: Sequence[str]) -> Choice | None:
+        """Return what the shipped table says of a class of regions, or of the one that is most alike.
+
+        Args:
+            key: pass and class.
+            forms: what it can become.
+        """
+        if self.fresh:
+            return None
+        best: tuple[tuple[float, ...], Choice] | None = None
+        for record in records():
+            if record["provider"] != self.target.provider:
+                continue
+            for entry in record["choices"]:
+                if entry["pass"] != key[0] or entry["form"] not in forms:
+                    continue
+                distance = (float(entry["kind"] != key[1]), *self._distance(record))
+                if best is None or distance < best[0]:
+                    best = (distance, _choice_of(entry, "recorded", _where(record)))
+        return best[1] if best else None
+
+    def _distance(self, record: Mapping[str, Any]) -> tuple[float, ...]:
+        """Return how unlike a record's machine and workload are; the first number that differs decides."""
+        machine = describe_machine()
+        ours, theirs = (sorted(map(_positions, shapes)) for shapes in (self.shapes(), record["shapes"]))
+        work = abs(float(np.mean(ours)) - float(np.mean(theirs))) if ours and theirs else 0.0
+        fill = abs(
+            float(np.mean([_fill(request.feeds) for request in self.requests] or [1.0]))
+            - float(np.mean(record["fills"] or [1.0]))
+        )
+        return (
+            float(record["isa"] != machine.get("isa")),
+            round(fill, 1),
+            abs(math.log2(record["threads"]) - math.log2(self.target.threads)),
+            work,
+            float(record["onnxruntime"] != versions().get("onnxruntime")),
+        )
+
+    def known(self, digest: str) -> dict[Key, Choice] | None:
+        """Return what was found for exactly this model, workload and machine, here or in the shipped table."""
+        if self.fresh:
+            return None
+        path = _cache_file(digest)
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            times = {str(form): tuple(float(t) for t in series) for form, series in data["times_ms"].items()}
-            choice = Choice(str(data["form"]), "cache", times, bool(data["disagree"]))
+            return {(str(e["pass"]), str(e["kind"])): _choice_of(e, "cache", "") for e in data["choices"]}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            if self.measure and self.seconds > 0:
-                return None
-            choice = Choice(recorded, "recorded")
-        self.choices[key] = choice
-        return choice
+            pass
+        for record in records():
+            if record["digest"] == digest:
+                where = _where(record)
+                return {(e["pass"], e["kind"]): _choice_of(e, "recorded", where) for e in record["choices"]}
+        return None
 
-    def _measure(self, kind: str, key: str, make: Callable[[Path], dict[str, tuple[Path, list[Feeds]]]]) -> Choice:
-        started = time.perf_counter()
-        with tempfile.TemporaryDirectory(prefix="onnxopt-profit-") as name:
-            folder = Path(name)
-            written = make(folder)
-            forms = list(written)
-            jobs = [write_job(path, feeds, self.target, folder / "feeds") for path, feeds in written.values()]
+    def remember(self, digest: str, choices: Mapping[Key, Choice], title: str) -> None:
+        """Keep choices for the next run; a cache that cannot be written is no failure."""
+        path = _cache_file(digest)
+        machine = describe_machine()
+        data = {
+            "digest": digest,
+            "model": title,
+            "provider": self.target.provider,
+            "cpu": machine.get("cpu"),
+            "isa": machine.get("isa"),
+            "threads": self.target.threads,
+            "onnxruntime": versions().get("onnxruntime"),
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "shapes": self.shapes(),
+            "fills": [_fill(request.feeds) for request in self.requests],
+            "weights": list(self.weights),
+            "choices": [
+                {
+                    "pass": name,
+                    "kind": kind,
+                    "form": choice.form,
+                    "disagree": choice.disagree,
+                    "times_ms": {form: list(times) for form, times in choice.times_ms.items()},
+                }
+                for (name, kind), choice in choices.items()
+            ],
+        }
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside = path.with_suffix(f".{time.time_ns()}")
+            aside.write_text(json.dumps(data), encoding="utf-8")
+            aside.replace(path)
+        except OSError as error:
+            logger.info("the profit cache cannot be written: %s", error)
+
+    def race(self, models: Mapping[str, Path], seconds: float) -> dict[str, list[list[float]]]:
+        """Time models with one signature in turns, and drop those that are clearly slower than the first on the way.
+
+        Args:
+            models: files by name.
+            seconds: about how long it may take; with no time for three rounds nothing is measured.
+
+        Returns:
+            Median milliseconds by name, round, shape; empty when it could not be measured.
+        """
+        begin = time.perf_counter()
+        jobs = {
+            name: write_job(path, [r.feeds for r in self.requests], self.target, path.parent / "feeds")
+            for name, path in models.items()
+        }
+        found: dict[str, list[list[float]]] = {}
+        for name, job in jobs.items():
             try:
-                starts = run_rounds(
-                    jobs,
-                    [f"{kind}: {form}" for form in forms],
-                    rounds=ROUNDS,
-                    seconds=SECONDS_PER_MODEL * len(forms) * (ROUNDS + 1),
-                    progress=self.progress,
-                )
+                self._start(f"trying {name}", job, 0.0)
             except InputError as error:
-                logger.warning("%s could not be measured: %s", kind, error)
-                starts = []
-        choice = (
-            decide(forms, [[start.times_ms for start in own] for own in starts])
-            if starts
-            else Choice(forms[0], "recorded")
-        )
-        self.seconds -= time.perf_counter() - started
-        self.choices[key] = choice
-        if starts:
-            _remember(key, choice)
-        logger.info("%s: %s", kind, choice)
-        return choice
+                logger.warning("%s is not measured: %s", name, error)
+                if not found:  # what all others are compared with
+                    return {}
+                continue
+            found[name] = []
+            if not self._has_time(begin, seconds, len(models), len(found)):
+                logger.info("no time to measure: one start takes %.1f s", time.perf_counter() - begin)
+                return {}
+        first, running = next(iter(found)), list(found)
+        for number in range(ROUNDS):
+            started = time.perf_counter()
+            for name in running if number % 2 == 0 else reversed(running):
+                result = self._start(f"round {number + 1} of {ROUNDS}, {name}", jobs[name], SLICE_SECONDS)
+                found[name].append([float(np.median(times)) for times in result.times_ms])
+            if number:
+                costs = {name: _costs(found[name], found[first], self.weights) for name in running}
+                running = [name for name in running if name == first or costs[name].min() < CLEARLY_SLOWER]
+            left = seconds - (time.perf_counter() - begin)
+            if len(running) < 2 or (number + 1 >= FEWEST_ROUNDS and left < time.perf_counter() - started):
+                break
+        if is_noisy(found[first]):
+            logger.warning("the machine is too busy to measure on: recorded forms are taken")
+            return {}
+        return found
+
+    def _has_time(self, begin: float, seconds: float, models: int, tried: int) -> bool:
+        """Tell whether three rounds of all models fit, given what a start has cost so far."""
+        spent = time.perf_counter() - begin
+        return spent / tried * (models - tried + FEWEST_ROUNDS * min(models, 3)) < seconds - spent
+
+    def _start(self, step: str, job: Mapping[str, Any], seconds: float) -> Start:
+        if self.progress is not None:
+            self.progress(step)
+        return start({**job, "seconds": seconds})
 
 
-def decide(forms: Sequence[str], times: Sequence[Sequence[Sequence[Sequence[float]]]]) -> Choice:
+def decide(forms: Sequence[str], times: Times, weights: Sequence[float] = ()) -> Choice:
     """Pick a form from measured times.
 
-    The cost of a form in a round is the mean over shapes of its median time divided by that of the recorded winner in
-    the same
-    round, so every shape of the workload weighs the same. Another form must cost less in every quartile of the rounds.
+    The cost of a form in a round is the weighted mean over shapes of its time divided by that of the first form in the
+    same round. Another form must cost less than the first in four of five rounds, and 1.5 % less in the median.
 
     Args:
-        forms: names, the recorded winner first.
-        times: milliseconds by form, round, shape, run.
+        forms: names, the recorded winner first; those without times were not measured.
+        times: milliseconds by form, round, shape.
+        weights: of the shapes; equal when empty.
     """
-    medians = np.array(
-        [[[float(np.median(shape)) for shape in one] for one in own] for own in times]
-    )  # [form, round, shape]
-    relative = medians / medians[:1]
-    cost = relative.mean(axis=2)  # [form, round]
-    best = 0
-    for index in range(1, len(forms)):
-        clear = float(np.percentile(cost[index], 75)) < 1.0 and float(np.median(cost[index])) < CLEARLY_FASTER
-        if clear and float(np.median(cost[index])) < float(np.median(cost[best])):
-            best = index
-    typical = np.median(medians, axis=1)  # [form, shape]
-    fastest = set(typical.argmin(axis=0).tolist())
-    shown = {form: tuple(round(float(t), 4) for t in typical[index]) for index, form in enumerate(forms)}
-    return Choice(forms[best], "measured", shown, len(fastest) > 1)
+    first = times[forms[0]]
+    best, least = forms[0], 1.0
+    for form in forms[1:]:
+        if len(times.get(form, ())) < FEWEST_ROUNDS:
+            continue
+        costs = _costs(times[form], first, weights)
+        median = float(np.median(costs))
+        if float(np.percentile(costs, PERCENTILE)) < 1.0 and median < min(CLEARLY_FASTER, least):
+            best, least = form, median
+    typical = {form: np.median(np.asarray(own), axis=0) for form, own in times.items() if form in forms and len(own)}
+    shown = {form: tuple(round(float(t), 4) for t in own) for form, own in typical.items()}
+    least_by_shape = np.array(list(typical.values())).min(axis=0)
+    return Choice(best, "measured", shown, bool((least_by_shape < CLEARLY_FASTER * typical[best]).any()))
 
 
-def signature(part: Region) -> str:
-    """Describe a region by operators, attributes, dtypes and dimensions; weights count by shape only."""
-    names: dict[ir.Value, str] = {value: f"in{index}" for index, value in enumerate(part.inputs)}
-    lines = [f"{name}:{value.dtype}{dims(value)}" for value, name in names.items()]
-    for index, node in enumerate(part.nodes):
-        for position, value in enumerate(node.outputs):
-            names[value] = f"n{index}.{position}"
-        inputs = [names.get(v) or f"const:{v.dtype}{dims(v)}" if v is not None else "-" for v in node.inputs]
-        attributes = sorted((name, str(attr.value)) for name, attr in node.attributes.items())
-        lines.append(f"{node.domain}:{node.op_type}({','.join(inputs)}){attributes}")
-    return "|".join(lines)
+def is_noisy(rounds: Sequence[Sequence[float]]) -> bool:
+    """Tell whether the times of one model differ so much from round to round that nothing can be told from them."""
+    quartiles = np.percentile(np.asarray(rounds), (25, 50, 75), axis=0)
+    return bool(np.median((quartiles[2] - quartiles[0]) / quartiles[1]) > MOST_SPREAD)
+
+
+def _costs(own: Sequence[Sequence[float]], first: Sequence[Sequence[float]], weights: Sequence[float]) -> Array:
+    """Return the cost of each round, float64 [rounds]."""
+    rounds = min(len(own), len(first))
+    relative = np.asarray(own[:rounds]) / np.asarray(first[:rounds])
+    return np.average(relative, axis=1, weights=weights or None)
+
+
+@cache
+def records() -> tuple[Mapping[str, Any], ...]:
+    """Return the shipped table: what was measured before, one entry per model, workload and machine."""
+    file = resources.files("onnxopt").joinpath(*RECORDS.split("/"))
+    try:
+        return tuple(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return ()
+
+
+def _choice_of(entry: Mapping[str, Any], source: Source, where: str) -> Choice:
+    times = {str(form): tuple(float(t) for t in series) for form, series in entry["times_ms"].items()}
+    return Choice(str(entry["form"]), source, times, bool(entry["disagree"]), where)
+
+
+def _where(record: Mapping[str, Any]) -> str:
+    threads = f"{record['threads']} thread{'s' if record['threads'] != 1 else ''}"
+    return f"{record['cpu']}, {threads}, onnxruntime {record['onnxruntime']}, {record['date']}"
+
+
+def _positions(shape: Sequence[Sequence[Any]]) -> float:
+    """Return the logarithm of how many positions a request has."""
+    return sum(math.log2(max(1, size)) for axis, size in shape if "past" not in axis and "total" not in axis)
 
 
 def _fill(feeds: Feeds) -> float:
@@ -234,27 +373,5 @@ def _fill(feeds: Feeds) -> float:
     return round(float(np.mean([float((mask != 0).mean()) for mask in masks])), 2) if masks else 1.0
 
 
-def _write_region(
-    part: Region, model: ir.Model, captured: Sequence[Mapping[ir.Value, Array]], path: Path
-) -> tuple[Path, list[Feeds]]:
-    cut = detach([part], model.opset_imports, list(model.functions.values()), model.ir_version, feed_constants=False)
-    cut.model.ir_version = min(cut.model.ir_version, MAX_IR_VERSION)
-    ir.save(cut.model, path)
-    return path, [{f"in_{index}": values[value] for index, value in enumerate(cut.inputs)} for values in captured]
-
-
-def _cache_file(key: str) -> Path:
-    return cache_root() / "profit" / f"{key[:40]}.json"
-
-
-def _remember(key: str, choice: Choice) -> None:
-    """Keep a choice for the next run; a cache that cannot be written is no failure."""
-    path = _cache_file(key)
-    data = {"form": choice.form, "times_ms": choice.times_ms, "disagree": choice.disagree}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(f".{time.time_ns()}")
-        aside.write_text(json.dumps(data), encoding="utf-8")
-        aside.replace(path)
-    except OSError as error:
-        logger.info("the profit cache cannot be written: %s", error)
+def _cache_file(digest: str) -> Path:
+    return cache_root() / "profit" / f"{digest[:40]}.json"

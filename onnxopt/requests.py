@@ -47,11 +47,18 @@ def fit_workload(workload: Workload, loaded: Loaded) -> Workload:
         workload = GENERATION
     masked = mask_of(loaded.signature) is not None
     shapes: dict[tuple[tuple[tuple[str, int], ...], float], Mapping[str, int]] = {}
+    weights: dict[tuple[tuple[tuple[str, int], ...], float], float] = {}
     for index, shape in enumerate(workload.shapes):
         sizes = complete({axis: shape.get(axis, _default(axis, shape)) for axis in axes})
-        shapes.setdefault((tuple(sizes.items()), workload.fill(index) if masked else 1.0), sizes)
+        key = (tuple(sizes.items()), workload.fill(index) if masked else 1.0)
+        shapes.setdefault(key, sizes)
+        weights[key] = weights.get(key, 0.0) + (workload.weights[index] if workload.weights else 1.0)
     fills = tuple(fill for _, fill in shapes)
-    return Workload(tuple(shapes.values()), fills if any(fill < 1.0 for fill in fills) else ())
+    return Workload(
+        tuple(shapes.values()),
+        fills if any(fill < 1.0 for fill in fills) else (),
+        tuple(weights.values()) if workload.weights else (),
+    )
 
 
 def _default(axis: str, shape: Mapping[str, int]) -> int:

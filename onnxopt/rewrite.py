@@ -25,6 +25,7 @@ from onnxopt.registry import register
 from onnxopt.spec import Exact, Lossy, Numerics, Reassociated
 
 __all__ = [
+    "AS_IS",
     "Builder",
     "Exact",
     "Lossy",
@@ -37,6 +38,9 @@ __all__ = [
     "Rule",
     "register",
 ]
+
+
+AS_IS = "as it is"  # the form that a pass leaves alone
 
 
 class Refusal(Exception):  # noqa: N818 - a decision, not an error
@@ -235,6 +239,8 @@ class Rewrite(ABC):
         numerics: its contract.
         min_opset: the ai.onnx version that its new nodes need.
         enables: names of passes that profit from its result, for the catalogue.
+        forms: what it can make of a region, the usual winner first, where that is a choice. A rule builds `op.form`; a
+            pass over the whole graph has one form besides `AS_IS`.
         stage: canonicalize, fuse, prune, quantize or lower/<target>; set at registration from the folder.
         behind_lowering: a pass of the quantize stage whose kernel makes steps of rounding errors, so that nothing that
             is proved to rounding errors may come after it.
@@ -244,6 +250,7 @@ class Rewrite(ABC):
     numerics: ClassVar[Numerics] = Exact()
     min_opset: ClassVar[int] = 1
     enables: ClassVar[tuple[str, ...]] = ()
+    forms: ClassVar[tuple[str, ...]] = ()
     stage: ClassVar[str] = ""
     behind_lowering: ClassVar[bool] = False
 
@@ -257,9 +264,6 @@ class Rule(Rewrite):
 
     keeps_shared: ClassVar[bool] = False  # True when recomputing a shared inner value costs nothing
     leaves_shared: ClassVar[bool] = False  # True when a match with a shared inner value has no need of the rewrite
-    forms: ClassVar[
-        tuple[str, ...]
-    ] = ()  # alternatives that `rewrite` can build (`op.form`), the recorded winner first
 
     @abstractmethod
     def patterns(self, op: Ops, *variables: Any, **named: Any) -> Iterator[Pat]:
@@ -271,6 +275,16 @@ class Rule(Rewrite):
 
     def guard(self, match: Match, *bound: Any, **named: Any) -> None:
         """Refuse through `match.require` where the identity does not hold."""
+
+    def class_of(self, match: Match) -> str:
+        """Return the class of an accepted match, whose regions all get the same form."""
+        del match
+        return ""
+
+    def forms_of(self, match: Match) -> tuple[str, ...]:
+        """Return which of `forms` an accepted match can become."""
+        del match
+        return self.forms
 
     def compiled(self) -> list[Pat]:
         """Return the patterns with their variables in place."""

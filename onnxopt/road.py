@@ -95,7 +95,8 @@ def optimize(
     logits: Logits = "last",
     exporter: Exporter = "auto",
     measure: bool = True,
-    tune: bool = False,
+    tune: bool = True,
+    retune: bool = False,
     prune: str | PruneSpec | None = None,
     prune_data: str = "builtin",
     prune_budget: str | MetricBudget | None = None,
@@ -117,8 +118,10 @@ def optimize(
         with_cache: give a language model inputs and outputs for the keys and values that it has seen.
         logits: with a cache, whether `logits` are those of the `last` position or of `all`.
         exporter: `dynamo`, `torchscript` or `auto`.
-        measure: time the model before and after on the workload, and choices that concern the whole model.
-        tune: also measure alternative kernels for single regions on this machine, about a minute for a small model.
+        measure: time the model before and after on the workload; `tune` needs it.
+        tune: choose kernels by measuring them in this model on this machine, at most a minute, where nothing is known
+            of it; without, or without `measure`, a table of earlier measurements decides.
+        retune: measure kernels anew, whatever is known.
         prune: what to make smaller first, such as `ffn=25%,layers=2`.
         prune_data: what to calibrate that with.
         prune_budget: what must be left of the answers after pruning the graph, such as `cosine>=0.97`.
@@ -154,14 +157,14 @@ def optimize(
         held = MetricBudget.parse(prune_budget) if isinstance(prune_budget, str) else prune_budget
         options = {"with_pooling": with_pooling, "with_cache": with_cache, "logits": logits, "exporter": exporter}
         pruning = _Pruning(found, spec, prune_data, held, task, options)
-        plan = _Plan(goal, wanted, allowed, folder, measure, tune)
+        plan = _Plan(goal, wanted, allowed, folder, measure, tune, retune)
         return _optimize_pruned(pruning, plan, started, say)
     if is_pair(found, task):
         if not with_cache:
             raise InputError(
                 "an encoder-decoder is made with its cache only", where=str(source), hint="drop --no-cache"
             )
-        plan = _Plan(goal, wanted, allowed, folder, measure, tune)
+        plan = _Plan(goal, wanted, allowed, folder, measure, tune, retune)
         with tempfile.TemporaryDirectory(prefix="onnxopt-") as scratch:
             made = (
                 export(
@@ -184,7 +187,7 @@ def optimize(
         exporter=exporter,
         progress=say,
     )
-    plan = _Plan(goal, fit_workload(wanted, loaded), allowed, folder, measure, tune)
+    plan = _Plan(goal, fit_workload(wanted, loaded), allowed, folder, measure, tune, retune)
     with tempfile.TemporaryDirectory(prefix="onnxopt-") as scratch:
         return _finish(loaded, plan, Path(scratch), started, say)
 
@@ -240,6 +243,7 @@ class _Plan:
     out: Path
     measure: bool
     tune: bool
+    retune: bool
 
 
 @dataclass(frozen=True)
@@ -338,10 +342,11 @@ def _work(
         profit=Profit(
             target,
             requests,
-            measure=plan.measure and target.provider == "cpu",
+            plan.workload.weights,
+            measure=plan.measure and plan.tune and target.provider == "cpu",
+            fresh=plan.retune,
             progress=lambda step: say(Event("choose", step)),
         ),
-        tune=plan.tune,
         prune=prune,
         progress=lambda stage, step, count: say(Event(stage, step, count)),
         repro_folder=out.with_name(f"{out.name}.rolled-back"),

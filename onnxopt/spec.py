@@ -134,6 +134,7 @@ class Workload:
     Attributes:
         shapes: each maps axis names (`batch`, `sequence`, ...) to a size; axes not named keep the model's default.
         fills: for each shape the share of positions that are real tokens, the rest being padding; all 1 when empty.
+        weights: for each shape how much its time counts; all the same when empty.
     """
 
     shapes: tuple[Mapping[str, int], ...] = (
@@ -142,6 +143,7 @@ class Workload:
         {"batch": 8, "sequence": 128},
     )
     fills: tuple[float, ...] = ()
+    weights: tuple[float, ...] = ()
 
     def fill(self, index: int) -> float:
         """Return the share of real tokens of one shape."""
@@ -149,13 +151,22 @@ class Workload:
 
     @classmethod
     def parse(cls, text: str) -> Workload:
-        """Read `1x16,8x128` (batch × sequence), `batch=8:height=224`, or `32x256@0.26` when 26 % are real tokens."""
-        parts = [part.strip().partition("@") for part in text.split(",") if part.strip()]
+        """Read `1x16,8x128` (batch × sequence), `batch=8:height=224`, or `32x256@0.26` when 26 % are real tokens.
+
+        `1x16*3,8x128` counts the first shape three times as much.
+        """
+        weighed = [part.strip().partition("*") for part in text.split(",") if part.strip()]
+        parts = [part.strip().partition("@") for part, _, _ in weighed]
         if not parts:
             raise InputError("the workload is empty", hint="write for example --workload 1x16,8x128")
         shapes = tuple(_parse_shape(shape) for shape, _, _ in parts)
         fills = tuple(_parse_fill(fill) if mark else 1.0 for _, mark, fill in parts)
-        return cls(shapes, fills if any(fill < 1.0 for fill in fills) else ())
+        weights = tuple(_parse_weight(weight) if mark else 1.0 for _, mark, weight in weighed)
+        return cls(
+            shapes,
+            fills if any(fill < 1.0 for fill in fills) else (),
+            weights if any(weight != weights[0] for weight in weights) else (),
+        )
 
     @classmethod
     def of_lengths(cls, lengths: Mapping[int, int], batches: Sequence[int] = (1,)) -> Workload:
@@ -193,6 +204,16 @@ class Workload:
         """Write one shape for a person: `batch 32 sequence 256, 26 % real tokens`."""
         sizes = " ".join(f"{axis} {size}" for axis, size in self.shapes[index].items())
         return sizes if self.fill(index) == 1.0 else f"{sizes}, {self.fill(index):.0%} real tokens"
+
+
+def _parse_weight(text: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = 0.0
+    if not 0.0 < weight < float("inf"):
+        raise InputError(f"the weight {text!r} of a shape is not above 0", hint="write for example 1x16*3,8x128")
+    return weight
 
 
 def _parse_fill(text: str) -> float:

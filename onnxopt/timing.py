@@ -107,7 +107,7 @@ def run_rounds(
     begin = time.perf_counter()
     for name, job in zip(names, jobs, strict=True):
         say(f"trying {name}")
-        _start(job)
+        start(job)
     spent = time.perf_counter() - begin
     shapes = len(jobs[0]["inputs"])
     share = ((seconds - spent) / rounds - spent) / (len(jobs) * shapes)
@@ -117,11 +117,11 @@ def run_rounds(
         order = range(len(jobs)) if number % 2 == 0 else reversed(range(len(jobs)))
         for index in order:
             say(f"round {number + 1} of {rounds}, {names[index]}")
-            starts[index].append(_start({**jobs[index], "seconds": slice_seconds}))
+            starts[index].append(start({**jobs[index], "seconds": slice_seconds}))
     return starts
 
 
-def _start(job: Mapping[str, Any]) -> Start:
+def start(job: Mapping[str, Any]) -> Start:
     """Run one job in a process of its own."""
     done = subprocess.run(  # our own module in our own interpreter
         [sys.executable, "-m", "onnxopt.bench_worker"],

@@ -60,10 +60,17 @@ def optimize(
     exporter: Annotated[
         ExporterName, typer.Option("--exporter", help="dynamo, TorchScript, or dynamo first.")
     ] = ExporterName.auto,
-    measure: Annotated[bool, typer.Option("--measure/--no-measure", help="Time the model before and after.")] = True,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Time the model: kernels, and before and after.")
+    ] = True,
     tune: Annotated[
-        bool, typer.Option("--tune/--no-tune", help="Measure alternative kernels on this machine, about a minute.")
-    ] = False,
+        bool,
+        typer.Option(
+            "--tune/--no-tune",
+            help="Choose kernels by measuring them in this model, at most a minute; skipped where it is known.",
+        ),
+    ] = True,
+    retune: Annotated[bool, typer.Option("--retune", help="Measure kernels anew, whatever is known.")] = False,
     prune: Annotated[
         str | None,
         typer.Option("--prune", help="Make it smaller first: ffn=25%,heads=2,layers=2,vocab=keep:texts.txt."),
@@ -102,6 +109,7 @@ def optimize(
             exporter=exporter.value,
             measure=measure,
             tune=tune,
+            retune=retune,
             prune=prune,
             prune_data=prune_data,
             prune_budget=prune_budget,

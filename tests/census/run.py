@@ -151,11 +151,11 @@ def _require_runs(path: Path, loaded: Any) -> None:
     from onnxopt.pipeline import observations_of
 
     slim = OrtReference(path)
-    for observation in observations_of(loaded):
-        try:
+    try:
+        for observation in observations_of(loaded):
             slim.run(observation.feeds)
-        except Exception as error:
-            raise RuntimeError(f"its own output does not run: {error}") from error
+    except Exception as error:
+        raise RuntimeError(f"its own output does not run: {error}") from error
 
 
 def _exporters(one: Architecture) -> tuple[dict[str, int], str]:

@@ -34,7 +34,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("driver", "samples", "session", "gguf"),
     ("padding",),
     ("placement", "buckets", "batcher"),
-    ("pipeline", "source", "checkpoint", "imports"),
+    ("lowering", "pipeline", "source", "checkpoint", "imports"),
     ("torch_seq2seq", "golden"),
     ("explain", "pooling", "tasks", "feeds", "torch_model", "capture", "trace", "axes", "inspection", "requests"),
     ("verify", "audioinput"),

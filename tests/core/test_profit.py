@@ -1,105 +1,175 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
-from onnxopt.graph import region
+from onnxopt import profit as profit_module
+from onnxopt.errors import InputError
 from onnxopt.observe import Observation
-from onnxopt.pipeline import prepare
-from onnxopt.profit import AS_IS, Profit, decide, signature
+from onnxopt.profit import AS_IS, Choice, Forms, Profit, decide, is_noisy
 from onnxopt.requests import fit_workload, ragged_lengths, requests_of
 from onnxopt.spec import Target, Workload
-from tests.support.rules import observe, parse
+from tests.support.rules import parse
+
+KEY = ("lower-gelu", "")
 
 
-def rounds(*series: list[float]) -> list[list[list[list[float]]]]:
-    """Times by form, round, shape, run: one run per shape, one list of round times per form."""
-    return [[[[value]] for value in times] for times in series]
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNXOPT_CACHE", str(tmp_path))
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, object]]]:
+    """The shipped table, empty."""
+    entries: list[dict[str, object]] = []
+    monkeypatch.setattr(profit_module, "records", lambda: tuple(entries))
+    yield entries
+
+
+def rounds(*costs: float) -> list[list[float]]:
+    """Times of one shape, a round each."""
+    return [[cost] for cost in costs]
 
 
 def test_a_form_wins_only_when_it_is_faster_by_more_than_the_noise() -> None:
-    recorded = [10.0, 10.2, 9.9, 10.1]
-    assert decide(["a", "b"], rounds(recorded, [8.0, 8.1, 7.9, 8.2])).form == "b"
-    assert decide(["a", "b"], rounds(recorded, [9.9, 9.8, 10.1, 9.7])).form == "a"
-    assert decide(["a", "b"], rounds(recorded, [5.0, 10.4, 10.3, 10.2])).form == "a"
+    recorded = rounds(10.0, 10.2, 9.9, 10.1)
+    assert decide(["a", "b"], {"a": recorded, "b": rounds(8.0, 8.1, 7.9, 8.2)}).form == "b"
+    assert decide(["a", "b"], {"a": recorded, "b": rounds(9.95, 10.15, 9.85, 10.05)}).form == "a"
+    assert decide(["a", "b"], {"a": recorded, "b": rounds(5.0, 10.4, 10.3, 10.2)}).form == "a"
 
 
 def test_the_fastest_of_several_clear_winners_is_taken() -> None:
-    choice = decide(["a", "b", "c"], rounds([10.0] * 4, [9.0] * 4, [7.0] * 4))
+    choice = decide(["a", "b", "c"], {"a": rounds(*[10.0] * 4), "b": rounds(*[9.0] * 4), "c": rounds(*[7.0] * 4)})
     assert choice.form == "c"
     assert choice.times_ms == {"a": (10.0,), "b": (9.0,), "c": (7.0,)}
     assert not choice.disagree
 
 
-def test_shapes_weigh_the_same_and_their_disagreement_is_said() -> None:
-    times = [[[[1.0], [100.0]]] * 4, [[[0.5], [120.0]]] * 4]
+def test_a_form_that_was_dropped_early_does_not_win() -> None:
+    assert decide(["a", "b"], {"a": rounds(*[10.0] * 4), "b": rounds(1.0, 1.0)}).form == "a"
+    assert decide(["a", "b"], {"a": rounds(*[10.0] * 4)}).form == "a"
+
+
+def test_shapes_weigh_what_the_workload_says_and_their_disagreement_is_said() -> None:
+    times = {"a": [[1.0, 100.0]] * 4, "b": [[0.5, 120.0]] * 4}
     choice = decide(["a", "b"], times)
     assert choice.form == "b"
     assert choice.disagree
     assert "disagree" in str(choice)
+    assert decide(["a", "b"], times, (1.0, 9.0)).form == "a"
 
 
-MODEL = """
-g (float[batch,64] x) => (float[batch,64] y) <float half = {0.5}> {
-  a = Mul (x, half) b = Mul (a, half) y = Relu (b)
-}"""
+def test_noise_is_told_from_a_quiet_machine() -> None:
+    assert not is_noisy([[10.0, 100.0], [10.5, 99.0], [9.8, 101.0], [10.2, 100.0]])
+    assert is_noisy([[10.0, 100.0], [30.0, 250.0], [12.0, 300.0], [40.0, 110.0]])
 
 
-def forms_of_a_region() -> tuple[object, dict[str, object]]:
-    model = parse(MODEL)
-    prepare(model, observe(model))
-    nodes = list(model.graph)
-    old = region(nodes, nodes[-1].outputs)
-    return model, {"default": region(nodes, nodes[-1].outputs), AS_IS: old}
+def made(*, measure: bool = False, threads: int = 2, fresh: bool = False, fill: float = 1.0) -> Profit:
+    mask = (np.arange(8)[None].repeat(4, axis=0) < 8 * fill).astype(np.int64)
+    request = Observation({"batch": 4, "sequence": 8}, {"attention_mask": mask})
+    return Profit(Target("cpu", threads), [request], measure=measure, fresh=fresh)
 
 
-def profit(*, measure: bool, seconds: float = 60.0) -> Profit:
-    feeds = {"x": np.ones((4, 64), np.float32)}
-    return Profit(Target("cpu"), [Observation({"batch": 4}, feeds)], measure=measure, seconds=seconds)
+def record(digest: str, form: str, **facts: object) -> dict[str, object]:
+    choice = {"pass": "lower-gelu", "kind": "", "form": form, "disagree": False, "times_ms": {form: [1.0]}}
+    usual = {"provider": "cpu", "cpu": "A CPU", "isa": ["avx2"], "threads": 2, "onnxruntime": "1.0", "fills": [1.0]}
+    where = {"date": "2026-11-26", "shapes": [[["batch", 4], ["sequence", 8]]], "weights": []}
+    return {"digest": digest, "model": "x", **usual, **where, **facts, "choices": [choice]}
 
 
-def test_without_measuring_the_recorded_winner_is_taken_and_said(
+def test_what_nobody_measured_is_the_form_named_first(table: list[dict[str, object]]) -> None:
+    choice = Forms(made()).of(*KEY, ("kernel", AS_IS))
+    assert (choice.form, str(choice)) == ("kernel", "kernel (not measured)")
+    assert not table
+
+
+def test_the_shipped_table_decides_where_nothing_was_measured_and_says_where_it_comes_from(
+    table: list[dict[str, object]],
+) -> None:
+    table.append(record("other", AS_IS))
+    choice = Forms(made()).of(*KEY, ("kernel", AS_IS))
+    assert (choice.form, choice.source) == (AS_IS, "recorded")
+    assert "recorded on A CPU, 2 threads, onnxruntime 1.0" in str(choice)
+    assert Forms(made(fresh=True)).of(*KEY, ("kernel", AS_IS)).source == "first"
+    assert Forms(made()).of(*KEY, ("kernel", "another")).form == "kernel", "the table names a form that is not there"
+
+
+def test_the_most_alike_record_decides(table: list[dict[str, object]]) -> None:
+    table.append(record("a", "kernel", threads=16))
+    table.append(record("b", AS_IS, threads=3))
+    table.append(record("c", "kernel", provider="cuda", threads=2))
+    assert made().recorded(KEY, ("kernel", AS_IS)).form == AS_IS  # type: ignore[union-attr]
+    table.append(record("d", "kernel", threads=2, fills=[0.25]))
+    assert made(fill=0.25).recorded(KEY, ("kernel", AS_IS)).form == "kernel"  # type: ignore[union-attr]
+    assert made().recorded(KEY, ("kernel", AS_IS)).form == AS_IS  # type: ignore[union-attr]
+
+
+def test_what_was_found_is_kept_for_the_next_run(table: list[dict[str, object]], tmp_path: Path) -> None:
+    one = made(measure=True)
+    digest = one.digest(["a model"])
+    assert one.known(digest) is None
+    found = Choice(AS_IS, "measured", {"kernel": (2.0,), AS_IS: (1.0,)}, disagree=True)
+    one.remember(digest, {KEY: found}, "a model")
+    known = made().known(digest)
+    assert known == {KEY: Choice(AS_IS, "cache", found.times_ms, disagree=True)}
+    assert made(threads=1).known(made(threads=1).digest(["a model"])) is None
+    (file,) = tmp_path.rglob("*.json")
+    table.append(json.loads(file.read_text(encoding="utf-8")))  # what the cache holds is what the table is made of
+    file.write_text(json.dumps({"choices": 3}), encoding="utf-8")
+    assert made(fresh=True).known(digest) is None
+    shipped = made().known(digest)
+    assert shipped is not None
+    assert shipped[KEY].source == "recorded"
+
+
+def models(folder: Path) -> dict[str, Path]:
+    """A quick model, one that does the same work fifty times over, one that does not run."""
+    multiply = "\n".join(f"a{n + 1} = MatMul (a{n}, w)" for n in range(50))
+    texts = {
+        "quick": "g (float[batch,256] x) => (float[batch,256] y) { y = Relu (x) }",
+        "slow": f"g (float[batch,256] x) => (float[batch,256] y) {{ a0 = Relu (x) {multiply} y = Relu (a50) }}",
+        "broken": "g (float[batch,256] x) => (float y) <float[3] c = {1, 2, 3}> { y = Add (x, c) }",
+    }
+    files = {}
+    for name, text in texts.items():
+        model = parse(text, {"w": np.eye(256, dtype=np.float32)} if "w)" in text else {})
+        files[name] = folder / f"{name}.onnx"
+        ir.save(model, files[name])
+    return files
+
+
+def racing(seconds: float = 60.0) -> Profit:
+    feeds = {"x": np.ones((512, 256), np.float32)}
+    return Profit(Target("cpu"), [Observation({"batch": 512}, feeds)], seconds=seconds)
+
+
+def test_models_race_and_what_is_slower_or_does_not_run_drops_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ONNXOPT_CACHE", str(tmp_path))
-    model, forms = forms_of_a_region()
-    choice = profit(measure=False).choose_region("test", forms, model)  # type: ignore[arg-type]
-    assert (choice.form, choice.source) == ("default", "recorded")
-    assert not list(tmp_path.rglob("*.json"))
+    monkeypatch.setattr(profit_module, "MOST_SPREAD", 100.0)  # other tests may run beside this one
+    said: list[str] = []
+    one = racing()
+    one.progress = said.append
+    times = one.race(models(tmp_path), 60.0)
+    assert set(times) == {"quick", "slow"}
+    assert len(times["slow"]) == 2 < len(times["quick"]) + 1
+    assert times["slow"][0][0] > 3 * times["quick"][0][0]
+    assert "round 1 of 6, quick" in said
 
 
-def test_a_measured_choice_is_kept_for_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ONNXOPT_CACHE", str(tmp_path))
-    model, forms = forms_of_a_region()
-    first = profit(measure=True).choose_region("test", forms, model)  # type: ignore[arg-type]
-    assert first.source == "measured"
-    assert set(first.times_ms) == {"default", AS_IS}
-    assert all(time > 0 for series in first.times_ms.values() for time in series)
-    second = profit(measure=False).choose_region("test", forms, model)  # type: ignore[arg-type]
-    assert (second.form, second.source, second.times_ms) == (first.form, "cache", first.times_ms)
-    (file,) = tmp_path.rglob("*.json")
-    file.write_text(json.dumps({"form": 3}), encoding="utf-8")
-    assert profit(measure=False).choose_region("test", forms, model).source == "recorded"  # type: ignore[arg-type]
+def test_nothing_is_measured_where_the_time_does_not_suffice(tmp_path: Path) -> None:
+    assert racing().race(models(tmp_path), 0.1) == {}
 
 
-def test_when_the_time_is_used_up_the_recorded_winner_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ONNXOPT_CACHE", str(tmp_path))
-    model, forms = forms_of_a_region()
-    assert profit(measure=True, seconds=0.0).choose_region("test", forms, model).source == "recorded"  # type: ignore[arg-type]
-
-
-def test_regions_of_one_class_share_a_signature_and_others_do_not() -> None:
-    text = """g (float[batch,4] x) => (float[batch,4] y, float[batch,4] z) {
-      a = Relu (x) y = Neg (a) b = Relu (x) z = Abs (b)
-    }"""
-    model = parse(text)
-    prepare(model, observe(model))
-    relu, neg, again, absolute = list(model.graph)
-    assert signature(region([relu], relu.outputs)) == signature(region([again], again.outputs))
-    assert signature(region([neg], neg.outputs)) != signature(region([absolute], absolute.outputs))
+def test_nothing_is_measured_where_the_first_does_not_run(tmp_path: Path) -> None:
+    files = models(tmp_path)
+    assert racing().race({"broken": files["broken"], "quick": files["quick"]}, 60.0) == {}
 
 
 @pytest.mark.parametrize(("batch", "longest", "fill"), [(32, 256, 0.26), (8, 128, 0.5), (64, 512, 0.1), (4, 16, 1.0)])
@@ -127,7 +197,15 @@ def test_requests_follow_the_workload(tmp_path: Path) -> None:
     workload = fit_workload(Workload.parse("2x8,32x256@0.26,2x8"), loaded)
     assert workload.shapes == ({"batch": 2, "sequence": 8}, {"batch": 32, "sequence": 256})
     assert workload.fills == (1.0, 0.26)
+    assert workload.weights == ()
     full, ragged = requests_of(loaded, workload)
     assert full.feeds["attention_mask"].all()
     assert abs(ragged.feeds["attention_mask"].mean() - 0.26) < 0.05
     assert workload.label(1) == "batch 32 sequence 256, 26% real tokens"
+    assert fit_workload(Workload.parse("2x8*3,32x256@0.26,2x8"), loaded).weights == (4.0, 1.0)
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "x", "inf", ""])
+def test_a_weight_that_counts_nothing_is_refused(weight: str) -> None:
+    with pytest.raises(InputError, match="weight"):
+        Workload.parse(f"1x16*{weight},8x128")

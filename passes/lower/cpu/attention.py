@@ -51,6 +51,12 @@ class LowerAttention(Rule):
         yield op.Attention(q, k, v, padding_mask(op, keys))
         yield op.Attention(q, k, v)
 
+    def class_of(self, match: Match) -> str:
+        """Heads and their size, and whether there is a mask."""
+        heads, sizes = match.facts["heads"], match.facts["sizes"]
+        mask = "padding mask" if match.values.get("keys") is not None else "no mask"
+        return f"{heads} heads of {sizes[0] // heads}, {mask}"
+
     def guard(self, match: Match, x: ir.Value, keys: ir.Value | None, widths: ir.Value) -> None:
         """float32, as many key heads as query heads, nothing that the kernel does not know."""
         node = match.root

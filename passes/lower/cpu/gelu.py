@@ -22,7 +22,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxopt.patterns import Ops, Pat
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.rewrite import AS_IS, Builder, Match, Reassociated, Rule, register
 
 
 @register
@@ -31,7 +31,7 @@ class LowerGelu(Rule):
 
     name = "lower-gelu"
     numerics = Reassociated(rtol=1e-5, atol=1e-6)
-    forms = ("kernel",)
+    forms = ("kernel", AS_IS)
 
     def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
         """Both approximations."""

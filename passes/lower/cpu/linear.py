@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import dims, known_dims
 from onnxopt.patterns import Ops, Pat, linear
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.rewrite import AS_IS, Builder, Match, Reassociated, Rule, register
 
 
 @register
@@ -31,6 +31,7 @@ class LowerLinear(Rule):
     name = "lower-linear"
     numerics = Reassociated(rtol=2e-5, atol=2e-6)
     enables = ("flatten-tokens",)
+    forms = ("Gemm on rows", AS_IS)
 
     def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
         """The product and the bias behind it."""

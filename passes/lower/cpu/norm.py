@@ -24,7 +24,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import attribute, rank
 from onnxopt.patterns import Ops, Pat, constant
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.rewrite import AS_IS, Builder, Match, Reassociated, Rule, register
 
 
 @register
@@ -33,6 +33,7 @@ class LowerNorm(Rule):
 
     name = "lower-norm"
     numerics = Reassociated(rtol=1e-6, atol=1e-6)
+    forms = ("Sum", AS_IS)
     leaves_shared = True  # the session fuses no sum that others read
 
     def patterns(self, op: Ops, a: Pat, b: Pat, c: Pat, maybe_beta: Pat) -> Iterator[Pat]:

@@ -25,7 +25,7 @@ import onnx_ir as ir
 from onnxopt.graph import CONTRIB, attribute, dims, integers
 from onnxopt.passes.fuse.packed_qkv import one_product, projections, require_projections
 from onnxopt.patterns import Ops, Pat, Var
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.rewrite import AS_IS, Builder, Match, Reassociated, Rule, register
 
 OUTPUTS = 3  # y, present key, present value
 
@@ -36,6 +36,7 @@ class PackCachedQKV(Rule):
 
     name = "pack-cached-qkv"
     numerics = Reassociated(rtol=2e-5, atol=2e-6)
+    forms = ("packed", AS_IS)
 
     def patterns(self, op: Ops, x: Pat, packed: Pat) -> Iterator[Pat]:
         """Three parts of one tensor, or three projections of one input, each with or without a bias."""

@@ -19,12 +19,13 @@ Source: the construction follows RemovePadding and RestorePadding of ONNX Runtim
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.graph import attribute, dims, integers, is_constant, is_op, rank, remove_dead
+from onnxopt.graph import CONTRIB, attribute, dims, integers, is_constant, is_op, rank, remove_dead
 from onnxopt.model import Array
 from onnxopt.passes.fuse.padding_mask import padding_mask
 from onnxopt.patterns import Miss, Ops, State, Var
@@ -34,6 +35,8 @@ from onnxopt.rewrite import Builder, Pass, Reassociated, register
 TOKEN_WISE = frozenset(
     {"Add", "Mul", "Sub", "Div", "Sum", "Gelu", "Relu", "Tanh", "Sigmoid", "Erf", "MatMul", "LayerNormalization"}
 )
+# Linears with a quantized weight: every row of their first input is a token of its own, all else is constant.
+QUANTIZED = frozenset({"MatMulIntegerToFloat", "MatMulNBits"})
 HEAD_SIZE_MULTIPLE = 8  # GroupQueryAttention refuses other sizes (ONNX Runtime 1.32)
 ROW_NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
 
@@ -138,6 +141,9 @@ def _token_wise(
         if node in attentions or node in splits:
             members.add(node)
             continue
+        if _is_quantized_row_wise(node, on_tokens):
+            members.add(node)
+            continue
         if (
             node.op_type not in TOKEN_WISE
             or node.domain not in ("", "ai.onnx", "com.microsoft")
@@ -156,6 +162,24 @@ def _token_wise(
         if fits and node.outputs[0].dtype == ir.DataType.FLOAT:
             members.add(node)
     return _around_attention(members, attentions)
+
+
+def _is_quantized_row_wise(node: ir.Node, on_tokens: Callable[[ir.Value | None], bool]) -> bool:
+    """A quantized linear with constant scales, or the quantization to one constant scale in front of such."""
+    if not node.inputs or not on_tokens(node.inputs[0]) or not on_tokens(node.outputs[0]):
+        return False
+    if not all(value is None or is_constant(value) for value in node.inputs[1:]):
+        return False
+    if node.domain == CONTRIB and node.op_type in QUANTIZED:
+        return node.outputs[0].dtype == ir.DataType.FLOAT
+    readers = [use.node for use in node.outputs[0].uses()]
+    one_scale = all(value is None or not (dims(value) or ()) for value in node.inputs[1:])
+    return (
+        is_op(node, "QuantizeLinear")
+        and one_scale
+        and not node.outputs[0].is_graph_output()
+        and all(reader.domain == CONTRIB and reader.op_type in QUANTIZED for reader in readers)
+    )
 
 
 def _around_attention(members: set[ir.Node], attentions: dict[ir.Node, _SelfAttention]) -> set[ir.Node]:

@@ -26,7 +26,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import CONTRIB, PASS_KEY, attribute, constant, dims, is_constant, is_op, remove_dead
 from onnxopt.model import Array
-from onnxopt.rewrite import Pass, Reassociated, register
+from onnxopt.rewrite import AS_IS, Pass, Reassociated, register
 
 
 @register
@@ -35,6 +35,7 @@ class FoldResidual(Pass):
 
     name = "fold-residual"
     numerics = Reassociated(rtol=5e-5, atol=1e-5)
+    forms = ("in the Gemm", AS_IS)
 
     def run(self, model: ir.Model) -> int:
         """Fold every residual that allows it; returns how many."""

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxopt.patterns import Ops, Pat, either, scalar
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.rewrite import AS_IS, Builder, Match, Reassociated, Rule, register
 
 
 @register
@@ -32,6 +32,7 @@ class LowerSilu(Rule):
 
     name = "lower-silu"
     numerics = Reassociated(rtol=1e-5, atol=1e-6)
+    forms = ("kernel", AS_IS)
 
     def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
         """With and without a factor; fuse-silu has written the other spellings so."""

@@ -24,7 +24,7 @@ from onnxopt.graph import attribute, dims, rank
 from onnxopt.passes.fuse.padding_mask import padding_mask
 from onnxopt.passes.lower.cpu.attention import LOWEST, raw_mask
 from onnxopt.patterns import Ops, Pat
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.rewrite import AS_IS, Builder, Match, Reassociated, Rule, register
 
 
 @register
@@ -33,11 +33,18 @@ class LowerTokenAttention(Rule):
 
     name = "lower-token-attention"
     numerics = Reassociated(rtol=2e-5, atol=2e-6)
+    forms = ("MultiHeadAttention", AS_IS)
 
     def patterns(self, op: Ops, q: Pat, k: Pat, v: Pat, keys: Pat) -> Iterator[Pat]:
         """With and without a padding mask."""
         yield op.Attention(q, k, v, padding_mask(op, keys))
         yield op.Attention(q, k, v)
+
+    def class_of(self, match: Match) -> str:
+        """Heads and their size, and whether there is a mask."""
+        heads, width = match.facts["heads"], match.facts["width"]
+        mask = "padding mask" if match.values.get("keys") is not None else "no mask"
+        return f"{heads} heads of {width // heads}, {mask}"
 
     def guard(self, match: Match, q: ir.Value, k: ir.Value, v: ir.Value, keys: ir.Value | None) -> None:
         """float32 tokens, as many key heads as query heads, nothing that the kernel does not know."""

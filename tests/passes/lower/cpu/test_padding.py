@@ -158,3 +158,36 @@ def test_holds_back_where_the_identity_does_not_hold(text: str, why: str) -> Non
         annotate(model, observations, everything=True)
     assert get("remove-padding").run(model) == 0  # type: ignore[attr-defined]
     assert before == [node.op_type for node in model.graph]
+
+
+@pytest.mark.parametrize("kind", ["none", "left", "holes", "empty row"])
+@pytest.mark.parametrize("operator", ["MatMulIntegerToFloat", "MatMulNBits"])
+def test_quantized_linears_run_on_real_tokens(operator: str, kind: str) -> None:
+    quantized: dict[str, Array] = {"step": np.float32(0.03), "zero": np.uint8(128)}
+    if operator == "MatMulNBits":
+        quantized |= {"w8": generator.integers(0, 255, (48, 1, 16)).astype(np.uint8)}
+        quantized |= {"scales": generator.random(48).astype(np.float32)}
+        product = "p = com.microsoft.MatMulNBits <K = 16, N = 48, bits = 8, block_size = 16> (x, w8, scales)"
+    else:
+        quantized |= {"w8": generator.integers(-127, 127, (16, 48)).astype(np.int8)}
+        product = "x8 = QuantizeLinear (x, step, zero) "
+        product += "p = com.microsoft.MatMulIntegerToFloat (x8, w8, step, step, zero)"
+    text = layer().replace("p = MatMul (x, w)", product)
+    weights = {name: array for name, array in {**WEIGHTS, **quantized}.items() if name in text and name != "w"}
+    outcome = run_passes(
+        text, "remove-padding", weights=weights, feeds={"ids": ids(), "mask": masks(kind)}, prove=False
+    )
+    assert outcome.entry.applied == 1
+    feeds = observe(outcome.original, {"ids": ids(), "mask": masks(kind)})[-1].feeds
+    real = feeds["mask"] != 0
+    assert np.abs(outcome.before["y"][real] - outcome.after["y"][real]).max() < 1e-4
+    gathers = outcome.ops.index("Gather", 1)
+    assert gathers < outcome.ops.index(f"com.microsoft::{operator}"), "the tokens are packed in front of it"
+
+
+def test_a_quantization_that_looks_at_all_tokens_keeps_the_padding() -> None:
+    weights = {**WEIGHTS, "w8": np.ones((16, 48), np.int8), "step": np.float32(0.03)}
+    text = layer().replace("p = MatMul (x, w)", "p = com.microsoft.DynamicQuantizeMatMul (x, w8, step)")
+    used = {name: array for name, array in weights.items() if name in text and name != "w"}
+    outcome = run_passes(text, "remove-padding", weights=used, feeds={"ids": ids(), "mask": masks("holes")})
+    assert outcome.entry.applied == 0
