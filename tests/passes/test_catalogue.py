@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from onnxopt.pipeline import CANONICALIZE, COLUMNS, FUSE, LOWER, PRUNE, WEIGHTS_ONLY, WITHOUT_PADDING
+from onnxopt.lowering import WITHOUT_PADDING
+from onnxopt.pipeline import CANONICALIZE, COLUMNS, FUSE, LOWER, PRUNE, WEIGHTS_ONLY
 from onnxopt.registry import catalogue
 from onnxopt.rewrite import Rewrite
 
