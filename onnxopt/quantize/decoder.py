@@ -2,7 +2,7 @@
 
 Three things are known of a layer in a precision:
 
-* its **time** for one token, measured once per shape and precision on this machine;
+* its **time** for one token, in recorded ratios: the finished graph is measured;
 * its **harm**: the divergence KL(p ‖ q) of the predicted words when only this weight is replaced, in one precision,
   by a run of the whole model: weights are inputs of the probe, so a swap costs no new session;
 * its **noise** in every precision, tr(Eᵀ M E) with the second moment M of its input: harm in other precisions is
@@ -19,7 +19,6 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -44,6 +43,10 @@ from onnxopt.quantize.weights import (
 LOGITS, IDS = "logits", "input_ids"
 KL_EVERY = 4  # positions that are compared
 ROWS_AT_ONCE = 64
+# MatMulNBits on one row, two threads of an AVX-512 VNNI EPYC, onnxruntime 1.32.0, weights beyond the cache, 2026-11-26:
+# 576 x 1536 in 40, 45 and 56 us (4 bits, blocks of 128, 64, 32), 55 us (8 bits, blocks of 128). They only rank.
+WEIGHT_SECONDS = {"int4-weights": 39e-12, "int8-weights": 56e-12}
+BLOCK_SECONDS, POINT_SECONDS = 0.75e-9, 0.85e-9
 FITTED, CHOOSING = 64, 8  # samples of calibration text for statistics, and for decisions
 STEPS = 7  # of the search for the budget on the sum of harms
 
@@ -309,74 +312,11 @@ def _measured(probe: LanguageProbe, chosen: Mapping[str, Option], base: float) -
     return FrontPoint(sum(option.seconds for option in chosen.values()), loss, math.exp(loss - base), counts)
 
 
-class TokenTimes:
-    """Seconds of one token through a linear layer, measured once per shape and precision.
-
-    Args:
-        threads: of the runtime.
-    """
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-        self._known: dict[tuple[int, int, Precision], float] = {}
-
-    def __call__(self, rows: int, columns: int, precision: Precision) -> float:
-        """Return the median of some runs with fresh weights."""
-        key = rows, columns, precision
-        if key not in self._known:
-            self._known[key] = _timed(rows, columns, precision, self.threads)
-        return self._known[key]
-
-
-COLD_BYTES = 64 << 20  # weights of a real model do not stay in the cache between tokens
-MOST_COPIES, RUNS = 64, 9
-
-
-def _timed(rows: int, columns: int, precision: Precision, threads: int) -> float:
-    """Run a chain-free row of equal products, each with weights of its own, and divide."""
-    import onnx
-    import onnxruntime as ort
-    from onnx import TensorProto, helper, numpy_helper
-
-    bits = 4 if precision.kind == "int4-weights" else 8
-    blocks = -(-rows // precision.block_size)
-    size = columns * blocks * precision.block_size * bits // 8
-    copies = max(1, min(MOST_COPIES, COLD_BYTES // max(size, 1)))
-    generator = np.random.default_rng(0)
-    nodes, weights, outputs = [], [], []
-    for index in range(copies):
-        parts = {
-            "codes": generator.integers(0, 256, (columns, blocks, precision.block_size * bits // 8), np.uint8),
-            "scales": np.full((columns, blocks), 1e-2, np.float32),
-        }
-        if not precision.symmetric:
-            parts["points"] = np.full((columns, -(-blocks * bits // 8)), 0x88, np.uint8)
-        weights += [numpy_helper.from_array(array, f"{name}{index}") for name, array in parts.items()]
-        attributes: dict[str, Any] = {
-            "K": rows,
-            "N": columns,
-            "bits": bits,
-            "block_size": precision.block_size,
-            "accuracy_level": 4,
-        }
-        made = [f"y{index}"]
-        inputs = ["x", *(f"{name}{index}" for name in parts)]
-        nodes.append(helper.make_node("MatMulNBits", inputs, made, domain="com.microsoft", **attributes))
-        outputs.append(helper.make_tensor_value_info(made[0], TensorProto.FLOAT, [1, columns]))
-    given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, rows])]
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-    graph = helper.make_graph(nodes, "products", given, outputs, weights)
-    model: onnx.ModelProto = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    x = generator.standard_normal((1, rows)).astype(np.float32)
-    taken = []
-    for _ in range(RUNS):
-        started = time.perf_counter()
-        session.run(None, {"x": x})
-        taken.append(time.perf_counter() - started)
-    return float(np.min(taken)) / copies
+def recorded_seconds(rows: int, columns: int, precision: Precision) -> float:
+    """Return what one token takes in a linear layer: a part per weight, by its bits, and a part per block."""
+    weights = rows * columns
+    blocks = columns * -(-rows // precision.block_size)
+    return weights * WEIGHT_SECONDS[precision.kind] + blocks * (BLOCK_SECONDS if precision.symmetric else POINT_SECONDS)
 
 
 def all_options(
@@ -406,8 +346,7 @@ def search_decoder(
     most_ratio: float,
     keep: Collection[str] = (),
     method: WeightMethod = "auto",
-    seconds: Callable[[int, int, Precision], float] | None = None,
-    threads: int = 1,
+    seconds: Callable[[int, int, Precision], float] = recorded_seconds,
     progress: Say | None = None,
 ) -> DecoderSearch:
     """Find the fastest precision of every linear layer of a decoder within a budget of perplexity.
@@ -419,8 +358,7 @@ def search_decoder(
         most_ratio: perplexity over that of the original, 1.02 for two percent more.
         keep: labels that stay in float.
         method: how weights are rounded.
-        seconds: of one token for inputs, outputs and a precision; measured on this machine when not given.
-        threads: of the runtime.
+        seconds: of one token for inputs, outputs and a precision.
         progress: told what is done.
 
     Returns:
@@ -437,8 +375,7 @@ def search_decoder(
         if known is not None and known.gram is not None and known.rows:
             seen[one.label] = SeenInput(known.gram / known.rows, known.mean)
     tables = {table.weight for table in find_tables(whole)}
-    timed = seconds or TokenTimes(threads)
-    options = dict(all_options(linears, seen, precisions, timed, method=method, tables=tables, progress=progress))
+    options = dict(all_options(linears, seen, precisions, seconds, method=method, tables=tables, progress=progress))
     probe = LanguageProbe(whole, list(data.batches("choose", most=CHOOSING)))
     slopes = harms_of(probe, options, most=1, progress=progress)
     chosen = search(probe, options, slopes, most_ratio=most_ratio, progress=progress)

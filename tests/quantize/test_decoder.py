@@ -19,8 +19,8 @@ from onnxopt.quantize.decoder import (
     DecoderSearch,
     LanguageProbe,
     Option,
-    TokenTimes,
     assign,
+    recorded_seconds,
     search,
     search_decoder,
 )
@@ -45,12 +45,6 @@ def data(loaded: Loaded) -> CalibrationData:
     return read_calibration(loaded, "builtin", samples=24)
 
 
-def bytes_of(rows: int, columns: int, precision: Precision) -> float:
-    """Stand in for time: what a token reads."""
-    bits = (4 if precision.kind == "int4-weights" else 8) + 32 / precision.block_size
-    return rows * columns * bits / 8 * 1e-10
-
-
 def test_all_positions_are_answered_as_the_last_was(loaded: Loaded) -> None:
     whole = all_positions(loaded.model)
     for observation in observations_of(loaded):
@@ -62,9 +56,7 @@ def test_all_positions_are_answered_as_the_last_was(loaded: Loaded) -> None:
 
 @pytest.fixture(scope="module")
 def searches(loaded: Loaded, data: CalibrationData) -> dict[float, DecoderSearch]:
-    return {
-        ratio: search_decoder(loaded.model, data, CHOICES, most_ratio=ratio, seconds=bytes_of) for ratio in (0.5, 2.0)
-    }
+    return {ratio: search_decoder(loaded.model, data, CHOICES, most_ratio=ratio) for ratio in (0.5, 2.0)}
 
 
 def test_a_wide_budget_takes_the_fastest_and_one_that_nothing_keeps_the_nearest(
@@ -146,8 +138,8 @@ def test_the_knapsack_buys_the_most_harm_for_its_time() -> None:
     assert [one.seconds for one in assign(options, slopes, 0.0).values()] == [1.1, 3.0]
 
 
-def test_larger_products_take_longer() -> None:
-    times = TokenTimes(1)
-    small, large = (times(256, width, Precision("int8-weights", 32)) for width in (256, 8192))
-    assert 0 < small < large
-    assert times(256, 8192, Precision("int8-weights", 32)) == large
+def test_more_bits_and_smaller_blocks_take_longer() -> None:
+    texts = ("int4-weights:128", "int4-weights:32", "int4-weights:32:asymmetric", "int8-weights:32")
+    times = [recorded_seconds(576, 1536, Precision.parse(text)) for text in texts]
+    assert times == sorted(times)
+    assert 1.3 < times[1] / times[0] < 1.5  # 56 and 40 us
