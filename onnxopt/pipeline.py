@@ -135,9 +135,9 @@ LOWER: dict[Provider, tuple[str, ...]] = {
         "read-dimension-from-input",
         *TIDY,
     ),
-    "portable": (),
-    "cuda": (),
-    "tensorrt": (),
+    "portable": ("lower-last-token", *TIDY),
+    "cuda": ("lower-last-token", *TIDY),
+    "tensorrt": ("lower-last-token", *TIDY),
 }
 
 MOST_TURNS = 5

@@ -69,7 +69,7 @@ def test_genai_shares_buffers_where_the_graph_allows_it(served: Served) -> None:
 @pytest.mark.slow
 def test_a_portable_decoder_runs_in_genai_and_transformers_js(tmp_path: Path) -> None:
     checkpoint = tiny_decoder("llama", tmp_path / "checkpoint")
-    artifact = onnxopt.optimize(checkpoint, out=tmp_path / "out", target="portable", logits="all", measure=False)
+    artifact = onnxopt.optimize(checkpoint, out=tmp_path / "out", target="portable", measure=False)
     expected = [torch_tokens(checkpoint, prompt)[1] for prompt in PROMPTS]
     found = (
         continued(artifact.path, PROMPTS),

@@ -342,7 +342,7 @@ def _pack_rows(model: ir.Model, op: Builder, packing: _Packing, positions: Seque
 def _unpack_rows(model: ir.Model, packing: _Packing) -> Iterator[tuple[ir.Value, ir.Value]]:
     """Yield what leaves the rows by position, and what gives the same from packed rows."""
     for node in list(model.graph):
-        keep = _is_last(node)
+        keep = takes_last(node)
         if keep is not None and node.inputs[0] is not None:
             yield node.outputs[0], packing.last(node.inputs[0], keep=keep)
     for value in model.graph.outputs:
@@ -497,7 +497,7 @@ def _tokens(op: Builder, heads: ir.Value | None) -> ir.Value:
     return op.Reshape(op.Transpose(heads, perm=HEADS_FIRST), op.ints([0, 0, width], f"width_{len(op.nodes)}"))
 
 
-def _is_last(node: ir.Node) -> bool | None:
+def takes_last(node: ir.Node) -> bool | None:
     """Tell how a node takes the last of [batch, sequence, ...]: True keeps the axis, False drops it."""
     data = node.inputs[0] if node.inputs else None
     if (dims(data) or ())[:2] != ("batch", SEQUENCE) or len(dims(data) or ()) < 3:

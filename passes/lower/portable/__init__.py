@@ -1,0 +1,1 @@
+"""Forms for any runtime, in standard operators, one per file."""
