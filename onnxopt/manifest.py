@@ -136,6 +136,136 @@ class BlockCount(Record):
         return f"{self.fused} of {self.total}"
 
 
+class CalibrationRecord(Record):
+    """What a model was calibrated with, for the manifest.
+
+    Attributes:
+        source: `builtin`, `self`, `random`, a file's name or a data set.
+        samples: how many.
+        shortest: tokens of the shortest, 0 where samples have no length.
+        longest: tokens of the longest.
+        tokens: of all samples.
+        sha256: over all samples in order.
+        meaningless: true when the data is random or too little, and was forced.
+    """
+
+    source: str
+    samples: int
+    shortest: int = 0
+    longest: int = 0
+    tokens: int = 0
+    sha256: str = ""
+    meaningless: bool = False
+
+
+class GateRecord(Record):
+    """What a lossy result has kept of its original's answer.
+
+    Attributes:
+        metric: `cosine`, `agreement` or `perplexity` (relative to the original's).
+        budget: how far it may fall, as it is written on the command line.
+        value: measured.
+        low: lower end of its interval of 95 %.
+        high: upper end.
+        worst: of all samples; for perplexity the largest ratio of one window.
+        samples: how many were asked.
+        holds: whether it is within the budget.
+        meaningless: true when weights or data are made up.
+    """
+
+    metric: Literal["cosine", "agreement", "perplexity"]
+    budget: str
+    value: float
+    low: float
+    high: float
+    worst: float
+    samples: int
+    holds: bool
+    meaningless: bool = False
+
+    def __str__(self) -> str:
+        return (
+            f"{self.metric} {self.value:.5f}, 95 % {self.low:.5f} to {self.high:.5f}, worst {self.worst:.5f}, "
+            f"{self.samples} held-out samples (budget {self.budget})"
+        )
+
+
+class SensitivityRecord(Record):
+    """What one layer's quantization alone costs at the output.
+
+    Attributes:
+        label: the layer.
+        loss: of the metric, on samples that were not fitted.
+        smoothed: the same with a smoothed input; None when smoothing gains nothing there.
+        weights: the same with only the weight quantized.
+        precision: what the layer became.
+        reason: why it costs what it costs.
+    """
+
+    label: str
+    loss: float
+    smoothed: float | None = None
+    weights: float = 0.0
+    precision: str = ""
+    reason: str = ""
+
+
+class FrontRecord(Record):
+    """One plan that was measured on the way.
+
+    Attributes:
+        value: of the metric.
+        seconds: estimated, of one token through the linear layers.
+        counts: layers by precision.
+    """
+
+    value: float
+    seconds: float
+    counts: dict[str, int]
+
+
+class LayerRecord(Record):
+    """What became of one linear layer, or of a table (its label ends in `#table`).
+
+    Attributes:
+        precision: `fp32`, `int8`, `int8-dynamic`, `int8-weights:128`, ...
+        reason: why it stayed in float, or what is special about it.
+        smoothed: whether its input is divided by factors first.
+    """
+
+    precision: str
+    reason: str = ""
+    smoothed: bool = False
+
+
+class QuantizationRecord(Record):
+    """How a model was quantized, or why it was not.
+
+    Attributes:
+        asked: the precision on the command line.
+        shipped: whether the graph of this artifact is the quantized one.
+        reason: why it is not.
+        calibration: the samples.
+        gate: the judgement.
+        layers: what became of each layer.
+        sensitivities: what each layer costs alone, the most harmful first.
+        front: plans that were measured on the way, fastest first.
+        invariant: whether answers are the same bits alone and in a padded batch; None where that was not asked.
+        speedup: of the quantized graph over the float one on the workload, geometric mean; None when not measured.
+    """
+
+    asked: str
+    shipped: bool
+    reason: str = ""
+    calibration: CalibrationRecord | None = None
+    gate: GateRecord | None = None
+    layers: dict[str, LayerRecord] = Field(default_factory=dict)
+    sensitivities: tuple[SensitivityRecord, ...] = ()
+    front: tuple[FrontRecord, ...] = ()
+    invariant: bool | None = None
+    speedup: float | None = Field(default=None, exclude=True)
+
+
 class Evidence(Record):
     """What a run found out about its result: the part of the manifest that the pipeline fills.
 
@@ -148,6 +278,8 @@ class Evidence(Record):
         bytes_before: size of the model as loaded.
         bytes_after: size of the model files as written; `write_artifact` fills it in.
         notes: sentences a user should read.
+        quantization: how the graph was quantized; None for one in float. The proof is then that of the float graph that
+            was quantized, and the gate in here is that of the result.
     """
 
     proof: tuple[ProofRecord, ...] = ()
@@ -158,6 +290,7 @@ class Evidence(Record):
     bytes_before: int = Field(default=0, ge=0)
     bytes_after: int = Field(default=0, ge=0)
     notes: tuple[str, ...] = ()
+    quantization: QuantizationRecord | None = None
 
     @property
     def worst_relative_error(self) -> float | None:

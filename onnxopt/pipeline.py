@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -22,7 +23,7 @@ from onnxopt.patterns import Miss
 from onnxopt.precision import Plan
 from onnxopt.probe import MAX_IR_VERSION, ProbeError
 from onnxopt.profit import Profit
-from onnxopt.registry import catalogue, get
+from onnxopt.registry import get
 from onnxopt.rewrite import Rewrite, Rule
 from onnxopt.sidegraph import MaskMeaning, meaning_of_mask
 from onnxopt.spec import PADDINGS, Padding, Provider, Target, Workload
@@ -96,7 +97,7 @@ FUSE = (
 PRUNE = ("drop-dead-channels",)
 
 # What carries out a plan of int8 with a scale per column; `onnxopt.quantize` decides it on the fused graph.
-COLUMNS = ("quantize-static", "quantize-dynamic")
+COLUMNS = ("quantize-static", "quantize-dynamic", "sum-tokens-in-order")
 
 # Behind the passes that lower: with these the answer depends on the last bit of an activation.
 WEIGHTS_ONLY: dict[Provider, tuple[str, ...]] = {
@@ -162,10 +163,14 @@ def passes_of(target: Target) -> dict[str, tuple[str, ...]]:
     return {"canonicalize": CANONICALIZE, "fuse": FUSE, "lower": LOWER[target.provider]}
 
 
+def carrying_out(plan: Plan, target: Target) -> list[Rewrite]:
+    """Return the passes that carry out a plan."""
+    return [get(name, plan) for name in (*COLUMNS, *WEIGHTS_ONLY[target.provider])]
+
+
 def weights_only(plan: Plan, target: Target) -> list[Rewrite]:
     """Return the passes that carry out what a plan stores in 4 or 8 bits."""
-    known = catalogue()
-    return [known[name](plan) for name in WEIGHTS_ONLY[target.provider]]  # type: ignore[call-arg]  # they take a plan
+    return [get(name, plan) for name in WEIGHTS_ONLY[target.provider]]
 
 
 def observations_of(loaded: Loaded) -> list[Observation]:
@@ -247,6 +252,108 @@ def prepare(model: ir.Model, observations: Sequence[Observation]) -> None:
         ) from error
 
 
+@dataclass
+class Pipeline:
+    """The passes over one loaded model, stage by stage; `fork` after a stage tries several ways to go on.
+
+    Attributes:
+        loaded: its model is changed by proved rewrites only.
+        target: which lowering.
+        workload: what will be asked of it; padding in it makes the removal of padding a choice.
+        profit: knows and measures the forms of regions; None takes those that passes name first.
+        progress: called with (stage, pass, rewrites kept so far).
+        repro_folder: where refuted rewrites leave their inputs.
+        ledger: what happened.
+    """
+
+    loaded: Loaded
+    target: Target
+    workload: Workload | None = None
+    profit: Profit | None = None
+    progress: Callable[[str, str, int], None] | None = None
+    repro_folder: Path | None = None
+    ledger: Ledger = field(default_factory=Ledger)
+    _observations: Sequence[Observation] = ()
+
+    @property
+    def model(self) -> ir.Model:
+        """The graph as it is now."""
+        return self.loaded.model
+
+    def canonicalize_and_fuse(self) -> None:
+        """Raise the graph to what it means."""
+        self._observations = observations_of(self.loaded)
+        if self._cached:
+            self.model.graph.metadata_props[CONTEXT_KEY] = str(self.loaded.origin.get("context_length", 0))
+        prepare(self.model, self._observations)
+        self.ledger.notes.extend(self.loaded.notes)
+        driver, stages = self._driver("canonicalize"), passes_of(self.target)
+        run_to_rest(driver, stages["canonicalize"])
+        self._report(driver, "fuse")
+        raise_opset_for(driver, stages["fuse"])
+        driver.apply_all(map(get, stages["fuse"]))
+
+    def fork(self) -> Pipeline:
+        """Return a pipeline of a copy of the graph; weights are shared."""
+        ledger = Ledger(list(self.ledger.entries), list(self.ledger.notes))
+        return replace(self, loaded=replace(self.loaded, model=self.model.clone()), ledger=ledger)
+
+    def prune(self, step: Callable[[Driver], None]) -> None:
+        """Make the fused graph smaller."""
+        step(self._driver("prune"))
+
+    def quantize(self, steps: Sequence[Rewrite]) -> None:
+        """Carry out what is quantized before the graph is lowered; `quantize_lowered` does the rest."""
+        self._driver("quantize").apply_all([*(one for one in steps if not one.behind_lowering), *map(get, TIDY)])
+
+    def quantize_lowered(self, steps: Sequence[Rewrite]) -> None:
+        """Carry out what must come behind the passes that lower."""
+        late = [step for step in steps if step.behind_lowering]
+        if late:
+            self._driver("quantize", generating=True).apply_all([*late, *map(get, TIDY)])
+
+    def lower(self) -> None:
+        """Turn meaning into the target's kernels."""
+        names = passes_of(self.target)["lower"]
+        driver = self._driver("lower", generating=True)
+        if self._cached:
+            lower(driver, names, None, self.profit, self.loaded.name)
+            if keeps_packed(self.model) and _looks_through_windows(self.model):
+                self.ledger.notes.append(
+                    "windows and distances count real tokens: padding in the middle of a row, which torch counts, "
+                    "is not counted"
+                )
+        elif names:
+            workload = self.workload if self.target.provider == "cpu" else None
+            lower(driver, names, workload, self.profit, self.loaded.name)
+        if self.target.provider in ("cuda", "tensorrt"):
+            self.ledger.notes.append(
+                f"target {self.target.provider}: fused standard operators; "
+                "no kernel of the provider was chosen by measure"
+            )
+
+    @property
+    def _cached(self) -> bool:
+        return Cache.of(self.loaded.signature) is not None
+
+    def _driver(self, stage: str, *, generating: bool = False) -> Driver:
+        """Return a driver; `generating` proves a model with a cache on what generating text feeds it."""
+        driver = Driver(
+            self.model,
+            generated(self.loaded) if generating and self._cached else self._observations,
+            self.ledger,
+            repro_folder=self.repro_folder,
+            signature=self.loaded.signature,
+        )
+        self._report(driver, stage)
+        return driver
+
+    def _report(self, driver: Driver, stage: str) -> None:
+        progress = self.progress
+        if progress is not None:
+            driver.progress = lambda step, count: progress(stage, step, count)
+
+
 def run_pipeline(
     loaded: Loaded,
     target: Target,
@@ -258,13 +365,13 @@ def run_pipeline(
     progress: Callable[[str, str, int], None] | None = None,
     repro_folder: Path | None = None,
 ) -> Ledger:
-    """Rewrite `loaded.model` in place for a target.
+    """Rewrite `loaded.model` in place for a target; see `Pipeline` for the arguments that it has too.
 
     Args:
         loaded: its model is changed by proved rewrites only.
         target: which lowering.
-        workload: what will be asked of it; padding in it makes the removal of padding a choice.
-        profit: knows and measures the forms of regions; None takes those that passes name first.
+        workload: what will be asked of it.
+        profit: knows and measures the forms of regions.
         prune: makes the fused graph smaller, by the driver.
         quantize: decides on the fused graph what is stored and computed in fewer bits, and returns the passes that do
             it.
@@ -274,82 +381,16 @@ def run_pipeline(
     Returns:
         The ledger of the run.
     """
-    model, observations = loaded.model, observations_of(loaded)
-    if Cache.of(loaded.signature) is not None:
-        model.graph.metadata_props[CONTEXT_KEY] = str(loaded.origin.get("context_length", 0))
-    prepare(model, observations)
-    driver = Driver(
-        model,
-        observations,
-        repro_folder=repro_folder,
-        signature=loaded.signature,
-    )
-    driver.ledger.notes.extend(loaded.notes)
-    stages = passes_of(target)
-
-    def report(stage: str) -> None:
-        if progress is not None:
-            driver.progress = lambda step, count: progress(stage, step, count)
-
-    report("canonicalize")
-    run_to_rest(driver, stages["canonicalize"])
-    report("fuse")
-    raise_opset_for(driver, stages["fuse"])
-    driver.apply_all(map(get, stages["fuse"]))
+    pipeline = Pipeline(loaded, target, workload, profit, progress, repro_folder)
+    pipeline.canonicalize_and_fuse()
     if prune is not None:
-        report("prune")
-        prune(driver)
-    late: list[Rewrite] = []
-    if quantize is not None:
-        report("quantize")
-        steps = quantize(model)
-        late = [step for step in steps if step.behind_lowering]
-        driver.apply_all([*(step for step in steps if not step.behind_lowering), *map(get, TIDY)])
-    report("lower")
-    _lower(driver, loaded, target, stages["lower"], workload=workload, profit=profit)
-    if late:
-        report("quantize")
-        _generating(driver, loaded).apply_all([*late, *map(get, TIDY)])
-    if target.provider in ("cuda", "tensorrt"):
-        driver.ledger.notes.append(
-            f"target {target.provider}: fused standard operators; no kernel of the provider was chosen by measure"
-        )
-    return driver.ledger
-
-
-def _lower(
-    driver: Driver,
-    loaded: Loaded,
-    target: Target,
-    names: Sequence[str],
-    *,
-    workload: Workload | None,
-    profit: Profit | None,
-) -> None:
-    model = driver.model
-    if CONTEXT_KEY in model.graph.metadata_props:
-        lower(_generating(driver, loaded), names, None, profit, loaded.name)
-        if keeps_packed(model) and _looks_through_windows(model):
-            driver.ledger.notes.append(
-                "windows and distances count real tokens: padding in the middle of a row, which torch counts, "
-                "is not counted"
-            )
-    elif names:
-        lower(driver, names, workload if target.provider == "cpu" else None, profit, loaded.name)
-
-
-def _generating(driver: Driver, loaded: Loaded) -> Driver:
-    """Return a driver whose observations a lowered graph can take: those of generation, for a model with a cache."""
-    if CONTEXT_KEY not in driver.model.graph.metadata_props:
-        return driver
-    return Driver(
-        driver.model,
-        generated(loaded),
-        driver.ledger,
-        repro_folder=driver.repro_folder,
-        progress=driver.progress,
-        signature=loaded.signature,
-    )
+        pipeline.prune(prune)
+    steps = quantize(pipeline.model) if quantize is not None else ()
+    if steps:
+        pipeline.quantize(steps)
+    pipeline.lower()
+    pipeline.quantize_lowered(steps)
+    return pipeline.ledger
 
 
 def run_to_rest(driver: Driver, names: Sequence[str]) -> None:

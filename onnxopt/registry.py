@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from onnxopt.errors import InputError, PassAuthorError
 
@@ -52,8 +52,8 @@ def catalogue() -> dict[str, type[Rewrite]]:
 _STAGES = ("canonicalize", "fuse", "prune", "quantize", "lower")
 
 
-def get(name: str) -> Rewrite:
-    """Return a new instance of a pass.
+def get(name: str, *options: Any) -> Rewrite:
+    """Return a new instance of a pass, made with its options: a plan, for those that carry one out.
 
     Raises:
         InputError: no pass has the name.
@@ -65,4 +65,4 @@ def get(name: str) -> Rewrite:
             ", ".join(sorted(known for known in _registered if set(known.split("-")) & set(name.split("-")))) or "none"
         )
         raise InputError(f"there is no pass {name!r}", hint=f"`onnxopt passes` lists them (near: {near})")
-    return _registered[name]()
+    return _registered[name](*options)

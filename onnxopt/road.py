@@ -16,6 +16,8 @@ import onnx_ir as ir
 
 from onnxopt.blocks import KINDS, count_blocks
 from onnxopt.cache import PAST, Cache, complete_all
+from onnxopt.calibrate.data import BUILTIN
+from onnxopt.calibrate.ranges import methods_of
 from onnxopt.driver import Driver
 from onnxopt.errors import InputError
 from onnxopt.export import Exporter, export, is_pair
@@ -30,6 +32,7 @@ from onnxopt.manifest import (
     Measurements,
     PassRecord,
     ProofRecord,
+    QuantizationRecord,
     Refusal,
     RollbackRecord,
 )
@@ -37,12 +40,14 @@ from onnxopt.metrics import MetricBudget
 from onnxopt.model import Loaded
 from onnxopt.observe import Observation
 from onnxopt.package import DATA_NAME, Artifact, Half, check_output_folder, write_artifact
-from onnxopt.pipeline import run_pipeline
+from onnxopt.pipeline import Pipeline
 from onnxopt.probe import MAX_IR_VERSION
 from onnxopt.profit import Profit
 from onnxopt.prune.run import pruned_source
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.prune.stage import GraphPruning
+from onnxopt.quantize.options import QuantizeOptions
+from onnxopt.quantizing import quantize
 from onnxopt.report import REPORT_NAME, render_report
 from onnxopt.requests import fit_workload, requests_of
 from onnxopt.session import Session
@@ -57,6 +62,7 @@ from onnxopt.verify_pair import prove_pair
 logger = logging.getLogger(__name__)
 
 LARGE_BYTES = 2**31 - 2**27  # protobuf cannot hold 2 GiB; from here on weights lie beside the graph
+QUANTIZED_GOLDEN_ERROR = 3e-2  # the last bit of an activation may move it by a step of its grid
 GOLDEN_ERROR = 1e-4  # what another build of the runtime may differ by in float32
 ROUNDS_TO_MEASURE = 5
 SECONDS_TO_MEASURE = 20.0
@@ -86,7 +92,7 @@ def optimize(
     out: str | Path | None = None,
     target: str | Target = "cpu",
     workload: str | Workload | None = None,
-    budget: float | Budget | None = None,
+    budget: float | str | Budget | None = None,
     task: str | None = None,
     weights: Weights = "pretrained",
     revision: str | None = None,
@@ -100,6 +106,12 @@ def optimize(
     prune: str | PruneSpec | None = None,
     prune_data: str = "builtin",
     prune_budget: str | MetricBudget | None = None,
+    precision: str = "fp32",
+    calibration: str | Path = BUILTIN,
+    calibration_samples: int | None = None,
+    calibrator: str = "auto",
+    keep: str = "",
+    force_calibration: bool = False,
     trust_remote_code: bool = False,
     progress: Listener | None = None,
 ) -> Artifact:
@@ -110,7 +122,8 @@ def optimize(
         out: the folder to write; `build/<name>` when not given.
         target: `cpu`, `cuda`, `tensorrt`, `portable`, or a `Target`.
         workload: request shapes, such as `1x16,8x128`; the recipe's when not given.
-        budget: largest relative error of any output; the recipe's when not given.
+        budget: largest relative error of any output of the float graph, the recipe's when not given; or, with a
+            precision, how far the metric of the task may fall: `perplexity<=+2%`, `cosine>=0.995`, `agreement>=99%`.
         task: transformers task name; found from the checkpoint when not given.
         weights: `random` builds the architecture with made-up weights.
         revision: Hub revision.
@@ -125,6 +138,12 @@ def optimize(
         prune: what to make smaller first, such as `ffn=25%,layers=2`.
         prune_data: what to calibrate that with.
         prune_budget: what must be left of the answers after pruning the graph, such as `cosine>=0.97`.
+        precision: `fp32`, `auto`, `mixed`, `int8`, `int8-dynamic`, `int8-weights:128`, `int4-weights:32`, ...
+        calibration: samples for `int8`: `builtin`, a text, .jsonl or .npz file, a folder, or `hf:data set`.
+        calibration_samples: how many at most.
+        calibrator: how ranges are found: `auto` compares all methods on held-out samples.
+        keep: selector of linear layers that stay in float, such as `layer.0|lm_head`.
+        force_calibration: accept calibration data that says nothing; the result is marked.
         trust_remote_code: allow the checkpoint's own Python code to run.
         progress: told what happens.
 
@@ -145,7 +164,16 @@ def optimize(
     found = resolve(str(source), weights=weights, revision=revision, trust_remote_code=trust_remote_code)
     recipe = found.recipe
     asked = Workload.parse(workload) if isinstance(workload, str) else workload
-    limit = Budget(budget) if isinstance(budget, (int, float)) else budget
+    limit, options = _asked_precision(
+        budget,
+        goal,
+        precision=precision,
+        calibration=str(calibration),
+        samples=calibration_samples,
+        calibrator=calibrator,
+        keep=keep,
+        force=force_calibration,
+    )
     wanted, allowed = (
         asked or (recipe.workload if recipe else Workload()),
         limit or (recipe.budget if recipe else Budget()),
@@ -155,15 +183,17 @@ def optimize(
     if prune is not None:
         spec = PruneSpec.parse(prune) if isinstance(prune, str) else prune
         held = MetricBudget.parse(prune_budget) if isinstance(prune_budget, str) else prune_budget
-        options = {"with_pooling": with_pooling, "with_cache": with_cache, "logits": logits, "exporter": exporter}
-        pruning = _Pruning(found, spec, prune_data, held, task, options)
-        plan = _Plan(goal, wanted, allowed, folder, measure, tune, retune)
+        ways = {"with_pooling": with_pooling, "with_cache": with_cache, "logits": logits, "exporter": exporter}
+        pruning = _Pruning(found, spec, prune_data, held, task, ways)
+        plan = _Plan(goal, wanted, allowed, folder, measure, tune, retune, options)
         return _optimize_pruned(pruning, plan, started, say)
     if is_pair(found, task):
         if not with_cache:
             raise InputError(
                 "an encoder-decoder is made with its cache only", where=str(source), hint="drop --no-cache"
             )
+        if options is not None:
+            raise InputError("encoder-decoders are not quantized yet", where=str(source), hint="drop --precision")
         plan = _Plan(goal, wanted, allowed, folder, measure, tune, retune)
         with tempfile.TemporaryDirectory(prefix="onnxopt-") as scratch:
             made = (
@@ -187,9 +217,40 @@ def optimize(
         exporter=exporter,
         progress=say,
     )
-    plan = _Plan(goal, fit_workload(wanted, loaded), allowed, folder, measure, tune, retune)
+    plan = _Plan(goal, fit_workload(wanted, loaded), allowed, folder, measure, tune, retune, options)
     with tempfile.TemporaryDirectory(prefix="onnxopt-") as scratch:
         return _finish(loaded, plan, Path(scratch), started, say)
+
+
+def _asked_precision(
+    budget: float | str | Budget | None,
+    target: Target,
+    *,
+    precision: str,
+    samples: int | None,
+    calibrator: str,
+    **given: Any,
+) -> tuple[Budget | None, QuantizeOptions | None]:
+    """Return the budget of the float graph and what is asked of quantization, None for nothing."""
+    chosen = QuantizeOptions.parse_precision(precision, target)
+    limit: Budget | None = None
+    metric: MetricBudget | None = None
+    if isinstance(budget, str):
+        try:
+            limit = Budget(float(budget))
+        except ValueError:
+            metric = MetricBudget.parse(budget)
+    elif budget is not None:
+        limit = budget if isinstance(budget, Budget) else Budget(float(budget))
+    if chosen is None:
+        if metric is not None:
+            raise InputError(
+                f"the budget {metric} is one of quantization, and the precision is fp32",
+                hint="add --precision int8, or write the largest relative error, such as 1e-4",
+            )
+        return limit, None
+    options = QuantizeOptions(chosen, metric, samples=samples, methods=methods_of(calibrator), asked=precision, **given)
+    return limit, options
 
 
 def load(
@@ -244,6 +305,7 @@ class _Plan:
     measure: bool
     tune: bool
     retune: bool
+    quantize: QuantizeOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -335,7 +397,7 @@ def _work(
     ops_before = op_counts(baseline)
     del baseline
     requests = requests_of(loaded, plan.workload)
-    ledger = run_pipeline(
+    pipeline = Pipeline(
         loaded,
         target,
         workload=plan.workload,
@@ -347,10 +409,15 @@ def _work(
             fresh=plan.retune,
             progress=lambda step: say(Event("choose", step)),
         ),
-        prune=prune,
         progress=lambda stage, step, count: say(Event(stage, step, count)),
         repro_folder=out.with_name(f"{out.name}.rolled-back"),
     )
+    pipeline.canonicalize_and_fuse()
+    if prune is not None:
+        pipeline.prune(prune)
+    fused = pipeline.fork() if plan.quantize is not None else None
+    pipeline.lower()
+    ledger = pipeline.ledger
     _require_standard(loaded.model, target)
     candidate = _save(loaded.model, scratch / "candidate")
     runs_on = _runnable(target, ledger)
@@ -363,12 +430,32 @@ def _work(
         lambda step: say(Event("verify", step)),
         packed=is_packed(loaded),
     )
-    golden = list(_golden(loaded, session))
+    quantization: QuantizationRecord | None = None
+    if fused is not None and plan.quantize is not None:
+        attempt = quantize(
+            fused,
+            plan.quantize,
+            original=original,
+            as_float=candidate,
+            scratch=scratch,
+            save=_save,
+            requests=requests if plan.measure and runs_on == target else (),
+            say=lambda step: say(Event("quantize", step)),
+        )
+        quantization = attempt.record
+        if attempt.path is not None:
+            loaded, ledger, candidate = attempt.pipeline.loaded, attempt.pipeline.ledger, attempt.path
+            session = Session(candidate, target=runs_on)
+    golden = list(
+        _golden(loaded, session, QUANTIZED_GOLDEN_ERROR if quantization and quantization.shipped else GOLDEN_ERROR)
+    )
     del session
     latency: tuple[Latency, ...] = ()
     if plan.measure and runs_on == target:
         latency = _latency(original, candidate, plan, requests, say)
-    evidence = _evidence(loaded, ledger, proof, nodes_before, bytes_before)
+    evidence = _evidence(loaded, ledger, proof, nodes_before, bytes_before).model_copy(
+        update={"quantization": quantization}
+    )
     seconds: dict[str, float] = defaultdict(float)
     for entry in ledger.entries:
         seconds[entry.name] += entry.seconds
@@ -494,7 +581,7 @@ def _require_standard(model: ir.Model, target: Target) -> None:
         )
 
 
-def _golden(loaded: Loaded, session: Session) -> list[Golden]:
+def _golden(loaded: Loaded, session: Session, error: float = GOLDEN_ERROR) -> list[Golden]:
     """Take two cases, one request and one padded batch, and what the finished model answers."""
     cases = []
     cached = Cache.of(loaded.signature) is not None
@@ -502,7 +589,7 @@ def _golden(loaded: Loaded, session: Session) -> list[Golden]:
         sizes = {axis: batch if axis == "batch" else length for axis in loaded.signature.axes}
         sizes = complete_all(sizes | ({PAST: 0} if cached else {}), loaded.signature.axes, seed)
         feeds = loaded.feeder.make(sizes, padding, seed=seed)  # type: ignore[arg-type]  # the literal is one of the paddings
-        cases.append(Golden(feeds, session.run(feeds), GOLDEN_ERROR, sizes, padding))  # type: ignore[arg-type]  # same
+        cases.append(Golden(feeds, session.run(feeds), error, sizes, padding))  # type: ignore[arg-type]  # same
     return cases
 
 
@@ -532,7 +619,11 @@ def _latency(
 
 
 def _evidence(
-    loaded: Loaded, ledger: Ledger, proof: list[ProofRecord], nodes_before: int, bytes_before: int
+    loaded: Loaded,
+    ledger: Ledger,
+    proof: list[ProofRecord],
+    nodes_before: int,
+    bytes_before: int,
 ) -> Evidence:
     records = tuple(
         PassRecord(

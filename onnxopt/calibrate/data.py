@@ -19,7 +19,7 @@ import numpy as np
 
 from onnxopt.cache import PAST, SEQUENCE, Cache, complete
 from onnxopt.errors import InputError
-from onnxopt.manifest import Record
+from onnxopt.manifest import CalibrationRecord
 from onnxopt.model import Array, Feeds, Loaded
 
 if TYPE_CHECKING:
@@ -39,28 +39,6 @@ Part = Literal["fit", "choose", "judge"]
 # of eight samples five fit, one chooses and two judge
 _TURN: tuple[Part, ...] = ("fit", "judge", "fit", "choose", "fit", "judge", "fit", "fit")
 _MAX_BYTES = 1 << 30
-
-
-class CalibrationRecord(Record):
-    """What a model was calibrated with, for the manifest.
-
-    Attributes:
-        source: `builtin`, `self`, `random`, a file's name or a data set.
-        samples: how many.
-        shortest: tokens of the shortest, 0 where samples have no length.
-        longest: tokens of the longest.
-        tokens: of all samples.
-        sha256: over all samples in order.
-        meaningless: true when the data is random or too little, and was forced.
-    """
-
-    source: str
-    samples: int
-    shortest: int = 0
-    longest: int = 0
-    tokens: int = 0
-    sha256: str = ""
-    meaningless: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from onnxopt.commands.shared import (
-    BudgetOption,
     ExporterName,
     JsonOption,
     LogitsName,
@@ -29,7 +28,8 @@ from onnxopt.commands.shared import (
 
 @app.command(
     epilog="Examples: `onnxopt optimize minilm` · `onnxopt optimize ./my-bert -o out/my-bert` · "
-    "`onnxopt optimize model.onnx -t portable`"
+    "`onnxopt optimize model.onnx -t portable` · "
+    '`onnxopt optimize minilm --precision int8 --budget "cosine>=0.995"`'
 )
 def optimize(
     source: Annotated[
@@ -40,7 +40,41 @@ def optimize(
     ] = None,
     target: TargetOption = TargetName.cpu,
     workload: WorkloadOption = None,
-    budget: BudgetOption = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            help="Largest relative error of any output, such as 1e-4; with --precision how far the task's metric may "
+            'fall: "perplexity<=+2%", "cosine>=0.995" or "agreement>=99%".',
+        ),
+    ] = None,
+    precision: Annotated[
+        str,
+        typer.Option(
+            "--precision",
+            "-p",
+            help="fp32, auto, mixed, int8, int8-dynamic, int8-weights[:block] or int4-weights[:block[:asymmetric]].",
+        ),
+    ] = "fp32",
+    calibration: Annotated[
+        str,
+        typer.Option(
+            "--calibration",
+            help="Samples for int8: builtin, a .txt, .jsonl or .npz file, a folder of images or .npz, or hf:dataset.",
+        ),
+    ] = "builtin",
+    calibration_samples: Annotated[
+        int | None, typer.Option("--calibration-samples", help="The most samples to use; 256 when not given.")
+    ] = None,
+    calibrator: Annotated[
+        str, typer.Option("--calibrator", help="auto, min-max, moving-average, percentile, entropy or mse.")
+    ] = "auto",
+    keep: Annotated[
+        str, typer.Option("--keep", help='Linear layers that stay in float: "layer.0|lm_head", "*dense", "/regex/".')
+    ] = "",
+    force_calibration: Annotated[
+        bool, typer.Option("--force-calibration", help="Accept calibration data that says nothing; marks the result.")
+    ] = False,
     task: Annotated[
         str | None, typer.Option("--task", help="transformers task, such as feature-extraction; found when not given.")
     ] = None,
@@ -113,6 +147,12 @@ def optimize(
             prune=prune,
             prune_data=prune_data,
             prune_budget=prune_budget,
+            precision=precision,
+            calibration=calibration,
+            calibration_samples=calibration_samples,
+            calibrator=calibrator,
+            keep=keep,
+            force_calibration=force_calibration,
             trust_remote_code=trust_remote_code,
             progress=view.show,
         )

@@ -61,16 +61,42 @@ def plan_columns(
             continue
         rows = held[x].sample if x in held else seen.sample
         weights = [linear.matrix() for linear in readers]
-        grid = choose(seen, rows, np.concatenate(weights, axis=1), methods)[0] if kind == "int8" else None
-        for linear, weight in zip(readers, weights, strict=True):
-            codes, scales = columns(weight, bits=bits, importance=seen.moments)
-            planned[linear.label] = PlannedLinear(
-                Precision(kind),
-                activation=grid,
-                columns=(codes, scales),
-                bias=_corrected(linear, weight, (codes, scales), grid, seen),
-            )
+        planned.update(plan_layer(readers, weights, seen, rows, methods, kind=kind, bits=bits))
     return Plan(planned)
+
+
+def plan_layer(
+    readers: Sequence[Linear],
+    weights: Sequence[Array],
+    seen: Statistics,
+    held_out: Array,
+    methods: tuple[Method, ...],
+    *,
+    kind: Kind = "int8",
+    bits: int = 8,
+    factors: Array | None = None,
+) -> dict[str, PlannedLinear]:
+    """Plan the readers of one tensor.
+
+    Args:
+        readers: the linears.
+        weights: float [in, out] of each, rows multiplied by the factors already.
+        seen: statistics of the tensor, divided by the factors.
+        held_out: float32 [rows, in] of other samples, divided too.
+        methods: calibrators to compare.
+        kind: `int8` or `int8-dynamic`.
+        bits: of the weights.
+        factors: of the smoothing.
+    """
+    grid = choose(seen, held_out, np.concatenate(weights, axis=1), methods)[0] if kind == "int8" else None
+    found = {}
+    for linear, weight in zip(readers, weights, strict=True):
+        stored = columns(weight, bits=bits, importance=seen.moments)
+        bias = _corrected(linear, weight, stored, grid, seen)
+        found[linear.label] = PlannedLinear(
+            Precision(kind), activation=grid, columns=stored, bias=bias, factors=factors
+        )
+    return found
 
 
 def _kept(linears: Sequence[Linear], reason: str) -> Mapping[str, PlannedLinear]:

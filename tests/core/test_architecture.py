@@ -53,6 +53,8 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("verify_pair",),
     ("seq2seq",),
     ("bench_worker", "bench", "textrun", "generator", "perplexity"),
+    ("gate",),
+    ("quantizing",),
     ("continuous", "clients"),
     ("serve",),
     ("report",),

@@ -1,0 +1,69 @@
+"""What a user asks of quantization."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from onnxopt.calibrate.data import BUILTIN
+from onnxopt.calibrate.ranges import METHODS, Method
+from onnxopt.errors import InputError
+from onnxopt.metrics import MetricBudget
+from onnxopt.precision import Precision
+from onnxopt.spec import Target
+
+Wanted = Literal["auto", "mixed"]
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """How far a model may be quantized, and by which data.
+
+    Attributes:
+        precision: of every linear layer; `auto` lets measurements choose for the model, `mixed` for each layer.
+        budget: how far the metric may fall; the default of the metric when None.
+        calibration: where the samples come from, see `read_calibration`.
+        samples: how many at most.
+        methods: calibrators to compare.
+        keep: selector of layers that stay in float.
+        force: accept calibration data that says nothing.
+        asked: the precision as the user wrote it.
+    """
+
+    precision: Precision | Wanted = "auto"
+    budget: MetricBudget | None = None
+    calibration: str = BUILTIN
+    samples: int | None = None
+    methods: tuple[Method, ...] = METHODS
+    keep: str = ""
+    force: bool = False
+    asked: str = "auto"
+
+    @classmethod
+    def parse_precision(cls, text: str, target: Target) -> Precision | Wanted | None:
+        """Read `--precision` for a target; None for fp32.
+
+        Raises:
+            InputError: the precision is unknown, or the target has no kernels for it.
+        """
+        name = text.strip().lower()
+        if name in ("fp16", "bf16"):
+            raise InputError(
+                f"{name} is not made for target {target.provider} yet",
+                hint="ONNX Runtime's CPU provider computes fp16 graphs in float with casts around every operator"
+                if target.provider == "cpu"
+                else "use fp32",
+            )
+        if name in ("auto", "mixed"):
+            found: Precision | Wanted = "auto" if name == "auto" else "mixed"
+        else:
+            found = Precision.parse(name)
+            if found.kind == "fp32":
+                return None
+        if target.provider == "cuda" and not (isinstance(found, Precision) and found.kind.endswith("-weights")):
+            raise InputError(
+                f"ONNX Runtime's CUDA provider has no int8 linear layers, so {name} would run them in float",
+                where="target cuda",
+                hint="use --target tensorrt for int8, or --precision int4-weights",
+            )
+        return found

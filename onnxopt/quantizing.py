@@ -1,0 +1,192 @@
+"""Quantize a fused graph: calibrate, plan, carry out, judge, time; and back to float where it does not pay."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxopt.cache import Cache
+from onnxopt.calibrate.data import CalibrationData, read_calibration
+from onnxopt.errors import InputError
+from onnxopt.gate import is_invariant, judge_result
+from onnxopt.linears import Selector, find_linears
+from onnxopt.manifest import FrontRecord, GateRecord, LayerRecord, QuantizationRecord, SensitivityRecord
+from onnxopt.metrics import DEFAULT_BUDGETS, Judge, MetricBudget
+from onnxopt.observe import Observation
+from onnxopt.pipeline import Pipeline, carrying_out
+from onnxopt.precision import Plan, PlannedLinear, Precision
+from onnxopt.quantize.columns import plan_columns
+from onnxopt.quantize.options import QuantizeOptions
+from onnxopt.quantize.search import search_columns
+from onnxopt.quantize.weights import plan_weights
+from onnxopt.timing import run_rounds, shape_stats, write_job
+
+logger = logging.getLogger(__name__)
+
+STRICTNESS = (1.0, 0.6, 0.3)  # of one try after the other, when the judge turns a plan down
+ROUNDS, SECONDS = 5, 20.0
+LEAST_SPEEDUP = 1.0
+
+Say = Callable[[str], None]
+Save = Callable[[ir.Model, Path], Path]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What came of quantization.
+
+    Attributes:
+        record: for the manifest.
+        pipeline: with the quantized graph.
+        path: its file; None when the float graph is to be shipped.
+    """
+
+    record: QuantizationRecord
+    pipeline: Pipeline
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class _Decision:
+    plan: Plan
+    sensitivities: tuple[SensitivityRecord, ...] = ()
+    front: tuple[FrontRecord, ...] = ()
+
+
+def quantize(
+    fused: Pipeline,
+    options: QuantizeOptions,
+    *,
+    original: Path,
+    as_float: Path,
+    scratch: Path,
+    save: Save,
+    requests: Sequence[Observation],
+    say: Say,
+) -> Attempt:
+    """Quantize a fused graph inside its budget.
+
+    Args:
+        fused: before it is lowered; not changed.
+        options: what was asked.
+        original: the model as it was loaded.
+        as_float: the finished float graph, which is shipped when quantization does not pay.
+        scratch: for files.
+        save: writes a graph into a new folder.
+        requests: the workload; empty to measure no time.
+        say: told what is done.
+
+    Raises:
+        InputError: an option does not fit the model.
+    """
+    loaded = fused.loaded
+    judge = Judge.of(loaded.signature)
+    budget = options.budget or DEFAULT_BUDGETS[judge.metric]
+    if budget.metric != judge.metric:
+        raise InputError(
+            f"the budget bounds {budget.metric}, this model is judged by {judge.metric}",
+            hint=f"write for example {DEFAULT_BUDGETS[judge.metric]}",
+        )
+    labels = [linear.label for linear in find_linears(fused.model)]
+    keep = Selector(options.keep).choose(labels) if options.keep else set()
+    data = read_calibration(loaded, options.calibration, samples=options.samples, force=options.force)
+    gate: GateRecord | None = None
+    decision, trial, path = _Decision(Plan()), fused, as_float
+    for number, strictness in enumerate(STRICTNESS):
+        trial = fused.fork()
+        decision = _decide(trial, data, judge, budget, options, keep=keep, strictness=strictness, say=say)
+        _carry_out(trial, decision.plan)
+        path = save(trial.model, scratch / f"quantized-{number}")
+        gate = judge_result(loaded, path, original, data, budget, say=say)
+        say(str(gate))
+        if gate.holds or not decision.front:  # what is not searched for does not change in another try
+            break
+    reason = "" if gate is not None and gate.holds else f"beyond its budget: {gate}"
+    speedup = _speedup(as_float, path, requests, fused, say) if requests and not reason else None
+    if speedup is not None and speedup < LEAST_SPEEDUP and not _only_smaller(options):
+        reason = f"not faster than the float graph on this machine ({speedup:.2f}x)"
+    record = QuantizationRecord(
+        asked=options.asked,
+        shipped=not reason,
+        reason=reason,
+        calibration=data.record,
+        gate=gate,
+        layers={label: _layer(planned) for label, planned in decision.plan},
+        sensitivities=decision.sensitivities,
+        front=decision.front,
+        invariant=is_invariant(path, loaded, data),
+        speedup=speedup,
+    )
+    if reason:
+        logger.warning("the float graph is shipped: %s", reason)
+    return Attempt(record, trial, None if reason else path)
+
+
+def _only_smaller(options: QuantizeOptions) -> bool:
+    """Weights in fewer bits were asked for by name: they are worth having for their size alone."""
+    return isinstance(options.precision, Precision) and options.precision.kind.endswith("-weights")
+
+
+def _decide(
+    trial: Pipeline,
+    data: CalibrationData,
+    judge: Judge,
+    budget: MetricBudget,
+    options: QuantizeOptions,
+    *,
+    keep: set[str],
+    strictness: float,
+    say: Say,
+) -> _Decision:
+    """Plan every layer, as the options and the kind of model have it."""
+    asked = options.precision
+    cached = Cache.of(trial.loaded.signature) is not None
+    if isinstance(asked, Precision) and asked.kind.endswith("-weights"):
+        return _Decision(plan_weights(trial.model, asked, keep=keep, progress=say))
+    if cached:
+        return _Decision(plan_weights(trial.model, Precision("int8-weights", 128), keep=keep, progress=say))
+    if isinstance(asked, Precision) and asked.kind == "int8-dynamic":
+        chosen = [linear.label for linear in find_linears(trial.model) if linear.label not in keep]
+        plan = plan_columns(trial.model, data, kind="int8-dynamic", chosen=chosen, progress=say)
+        kept = {label: PlannedLinear(Precision(), "kept by the user") for label in sorted(keep)}
+        return _Decision(Plan({**plan.linears, **kept}))
+    found = search_columns(
+        trial.model,
+        data,
+        judge,
+        budget,
+        methods=options.methods,
+        keep=keep,
+        strictness=strictness,
+        progress=say,
+    )
+    return _Decision(found.plan, found.sensitivities, found.front)
+
+
+def _carry_out(trial: Pipeline, plan: Plan) -> None:
+    """Quantize inputs and weights before the graph is lowered, weights alone behind that."""
+    steps = carrying_out(plan, trial.target)
+    trial.quantize(steps)
+    trial.lower()
+    trial.quantize_lowered(steps)
+
+
+def _layer(planned: PlannedLinear) -> LayerRecord:
+    return LayerRecord(precision=str(planned.precision), reason=planned.reason, smoothed=planned.factors is not None)
+
+
+def _speedup(slow: Path, fast: Path, requests: Sequence[Observation], fused: Pipeline, say: Say) -> float:
+    """Return how much faster a graph is than another, in turns, the geometric mean over the shapes of the workload."""
+    feeds = [request.feeds for request in requests]
+    jobs = [write_job(path, feeds, fused.target, path.parent / "speed") for path in (slow, fast)]
+    first, second = run_rounds(jobs, ["float", "quantized"], rounds=ROUNDS, seconds=SECONDS, progress=say)
+    ratios = []
+    for index, request in enumerate(requests):
+        before, after = ([start.times_ms[index] for start in own] for own in (first, second))
+        ratios.append(shape_stats(request.sizes, after, before).speedup)
+    return float(np.exp(np.mean(np.log(ratios))))
