@@ -8,11 +8,13 @@ An artifact::
     genai_config.json     for a decoder: what onnxruntime-genai must know of it
     encoder_model.onnx    for an encoder-decoder two graphs in place of one, and golden/encoder, golden/decoder
     decoder_model.onnx
+    io.json               what a program must know of inputs, padding and outputs
     golden/golden.json    the cases below: names, dtypes, shapes, tolerances
     golden/inputs_0.npz   one file per case for Python, without pickles
     golden/outputs_0.npz
     golden/inputs_0_0.bin one file per tensor for everyone else: raw elements, row-major, little-endian
     golden/outputs_0_0.bin
+    io.json               what a program must know of inputs, padding and outputs
     manifest.json         what the inputs decide: same inputs, same bytes
     measurements.json     what differs between runs: date, latencies
 
@@ -44,6 +46,7 @@ from onnxopt.golden import (
     write_golden,
 )
 from onnxopt.graph import CONTRIB, attribute, is_op
+from onnxopt.io_json import IO_NAME, io_bytes, io_description
 from onnxopt.machine import describe_machine, versions
 from onnxopt.manifest import (
     MANIFEST_NAME,
@@ -150,9 +153,7 @@ class Artifact:
 
     def changed_files(self) -> list[str]:
         """Return the files whose bytes are not those in the manifest."""
-        return [
-            name for name, record in self.manifest.files.items() if _file_record(_member(self.path, name)) != record
-        ]
+        return [name for name, record in self.manifest.files.items() if file_record(_member(self.path, name)) != record]
 
 
 def check_output_folder(out: Path) -> None:
@@ -232,6 +233,9 @@ def write_artifact(
         decoding, signature = _decoding(model, halves[-1].loaded if halves else loaded), served(loaded.signature)
         for name, content in stack_files(folder, signature, decoding, provider=target.provider).items():
             _write(folder / name, content)
+        if not halves:
+            described = io_description(folder, loaded.name, loaded.task, signature, decoding)
+            _write(folder / IO_NAME, io_bytes(described))
         for place, cases in [(half.record.golden, half.golden) for half in halves] or [(GOLDEN_FOLDER, golden)]:
             write_golden(cases, folder / place)
         hashed = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -254,7 +258,7 @@ def write_artifact(
             budget=budget,
             versions=versions(),
             machine=describe_machine(),
-            files={name: _file_record(folder / name) for name in hashed},
+            files={name: file_record(folder / name) for name in hashed},
             extras=tuple(sorted(changing)),
             **{name: getattr(evidence, name) for name in Evidence.model_fields}
             | {"bytes_after": size, "notes": tuple(dict.fromkeys((*loaded.notes, *evidence.notes)))},
@@ -443,7 +447,7 @@ def _write_model(model: ir.Model, folder: Path, name: str) -> list[str]:
 
 
 def _copy_assets(loaded: Loaded, folder: Path, *, taken: Sequence[str]) -> None:
-    reserved = {MODEL_NAME, DATA_NAME, MANIFEST_NAME, MEASUREMENTS_NAME, GENAI_NAME, GOLDEN_FOLDER, *taken}
+    reserved = {MODEL_NAME, DATA_NAME, MANIFEST_NAME, MEASUREMENTS_NAME, GENAI_NAME, IO_NAME, GOLDEN_FOLDER, *taken}
     for name, source in _placed(loaded).items():
         _check_name(name, taken=reserved)
         reserved.add(name)
@@ -487,7 +491,8 @@ def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def _file_record(path: Path) -> FileRecord:
+def file_record(path: Path) -> FileRecord:
+    """Return digest and size of a file."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while piece := file.read(_PIECE_BYTES):

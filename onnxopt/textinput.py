@@ -154,7 +154,7 @@ class TextModel:
     def run_ids(self, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]]) -> Answered:
         """Run the model on token ids: all rows at once when it has a mask, each for itself when not."""
         fixed_rows, fixed_width = self._fixed()
-        has_mask = any(_meaning(spec.name) == "mask" for spec in self.session.inputs)
+        has_mask = any(input_meaning(spec.name) == "mask" for spec in self.session.inputs)
         together = fixed_rows or (len(ids) if has_mask or fixed_width else 1)
         longest = max(map(len, ids))
         parts: list[Feeds] = []
@@ -172,7 +172,7 @@ class TextModel:
     def _fixed(self) -> tuple[int, int]:
         """Return the sizes of batch and sequence that the graph prescribes, or 0."""
         for spec in self.session.inputs:
-            if _meaning(spec.name) == "ids" and len(spec.axes) == 2:
+            if input_meaning(spec.name) == "ids" and len(spec.axes) == 2:
                 rows, width = spec.axes
                 return (rows if isinstance(rows, int) else 0, width if isinstance(width, int) else 0)
         raise InputError(
@@ -190,7 +190,7 @@ class TextModel:
         }
         feeds: Feeds = {}
         for spec in self.session.inputs:
-            meaning = _meaning(spec.name)
+            meaning = input_meaning(spec.name)
             if meaning == "past":
                 feeds[spec.name] = np.zeros(_past_shape(spec, len(ids)), spec.dtype)
             elif meaning in made:
@@ -236,8 +236,25 @@ def _placed(row: Array, width: int, fill: int, *, left: bool) -> Array:
     return placed
 
 
-def _meaning(name: str) -> str:
-    """Return what transformers' name of an input stands for."""
+def tokenizer_pad(folder: Path) -> int:
+    """Return the id at padded positions.
+
+    Raises:
+        InputError: when the tokenizer cannot be read.
+    """
+    settings = read_settings(folder, "tokenizer_config.json")
+    return _pad_id(open_tokenizer(folder), settings, read_settings(folder, "config.json"))
+
+
+def token_limit(folder: Path, inputs: Sequence[TensorSpec]) -> int:
+    """Return the longest sequence that the model of a folder takes, or 0 when nothing says."""
+    names = ("config.json", "tokenizer_config.json", "sentence_bert_config.json")
+    config, settings, sentence = (read_settings(folder, name) for name in names)
+    return _limit(inputs, config, settings, sentence)
+
+
+def input_meaning(name: str) -> str:
+    """Return what transformers' name of an input stands for: ids, mask, types, positions, past, or nothing."""
     name = name.lower()
     if name.startswith("past"):
         return "past"
@@ -278,7 +295,7 @@ def _limit(
     the tokenizer's limit and the model's table of positions, whose first rows RoBERTa and its kin leave unused.
     """
     for spec in inputs:
-        if _meaning(spec.name) == "ids" and len(spec.axes) == 2 and isinstance(spec.axes[1], int):
+        if input_meaning(spec.name) == "ids" and len(spec.axes) == 2 and isinstance(spec.axes[1], int):
             return spec.axes[1]
     positions = config.get("max_position_embeddings") or config.get("n_positions") or 0
     if "roberta" in str(config.get("model_type", "")) or config.get("model_type") in {

@@ -1,4 +1,4 @@
-"""`onnxopt serve | placement`: answer over HTTP; where an artifact runs."""
+"""`onnxopt serve | package | placement`: answer over HTTP; clients of other stacks; where an artifact runs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from onnxopt.commands.shared import (
     configure_logging,
     err_console,
     out_console,
+    print_json,
 )
 from onnxopt.errors import InputError
 
@@ -115,3 +116,30 @@ def serve(
             err_console.print(f"note: {model.name}: {note}", markup=False, soft_wrap=True)
     web.serve(found, host=host, port=port, ready=lambda address: say(f"serving at {address}"))
     say(f"stopped; answered {found.state.metrics.answered()} requests")
+
+
+@app.command(
+    epilog="Examples: `onnxopt package build/minilm --for node` · `onnxopt package build/minilm --for web --for cpp` · "
+    "`onnxopt package build/smollm2-135m --for genai`"
+)
+def package(
+    path: Annotated[Path, typer.Argument(help="An artifact folder.")],
+    stacks: Annotated[
+        list[str], typer.Option("--for", help="node, web, genai, triton, cpp, csharp, java or rust; may be repeated.")
+    ],
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Add small runnable clients for programs without Python; each repeats the golden cases and says when it cannot."""
+    configure_logging(verbose=verbose)
+    from onnxopt.clients import STACKS, add_client
+
+    unknown = [stack for stack in stacks if stack not in STACKS]
+    if unknown:
+        raise InputError(f"unknown stack {unknown[0]!r}", hint=f"use one of {', '.join(STACKS)}")
+    made = [add_client(path, stack) for stack in stacks]
+    if as_json:
+        print_json({client.stack: {"command": client.command, "files": client.files} for client in made})
+        return
+    for client in made:
+        out_console.print(f"cd {client.folder} && {client.command}", markup=False, soft_wrap=True)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 SOURCE = Path(__file__).parents[1] / "clients" / "node"
+TEMPLATE = Path(__file__).parents[2] / "onnxopt" / "templates" / "clients" / "node"
 BUILD = Path(__file__).parents[2] / "build" / "node-clients"
 _LOCKS = ("package.json", "package-lock.json")
-_SCRIPTS = ("check_golden.mjs", "transformers_js.mjs")
+_SCRIPTS = ("check_golden.mjs", "transformers_js.mjs", "click.mjs")
 
 
 def install_script(name: str = _SCRIPTS[0]) -> Path:
@@ -24,7 +25,8 @@ def install_script(name: str = _SCRIPTS[0]) -> Path:
         (BUILD / lock).is_file() and (BUILD / lock).read_bytes() == (SOURCE / lock).read_bytes() for lock in _LOCKS
     )
     for file in (*_LOCKS, *_SCRIPTS):
-        shutil.copyfile(SOURCE / file, BUILD / file)
+        place = TEMPLATE if file == _SCRIPTS[0] else SOURCE
+        shutil.copyfile(place / file, BUILD / file)
     if not fresh:
         # onnxruntime-node's install script only fetches the CUDA provider, and the others are not needed either
         command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]

@@ -1,6 +1,6 @@
 // Repeat the golden cases of an artifact in a default onnxruntime-node session.
 //
-//     node check_golden.mjs DIR
+//     node check_golden.mjs [DIR]    the artifact; two folders up when not given
 //
 // Prints one line. Exit code 0: every case is reproduced; 1: an output differs; 2: the artifact cannot be read or run.
 
@@ -98,8 +98,7 @@ async function main(directory) {
 }
 
 try {
-  if (process.argv.length !== 3) throw new Unusable("usage: node check_golden.mjs DIR");
-  process.exitCode = await main(process.argv[2]);
+  process.exitCode = await main(process.argv[2] ?? join(import.meta.dirname, "..", ".."));
 } catch (error) {
   console.log(`unusable: ${String(error.message).split("\n")[0]}`);
   process.exitCode = 2;

@@ -1,0 +1,187 @@
+// Open an artifact folder in onnxruntime-web, give it texts, compare it with its golden outputs.
+
+import * as ort from "onnxruntime-web";
+import { Tokenizer } from "@huggingface/tokenizers";
+
+const TYPES = {
+  float32: Float32Array, float64: Float64Array, float16: Uint16Array, int8: Int8Array, uint8: Uint8Array,
+  int16: Int16Array, uint16: Uint16Array, int32: Int32Array, uint32: Uint32Array, int64: BigInt64Array,
+  uint64: BigUint64Array, bool: Uint8Array,
+};
+const NEW_TOKENS = 24;
+const element = (id) => document.getElementById(id);
+let model = null;
+
+function say(id, text, state = "") {
+  element(id).textContent = text;
+  element(id).dataset.state = state;
+}
+
+async function guarded(id, work) {
+  for (const button of ["run", "check"]) element(button).disabled = true;
+  say(id, "working ...");
+  try {
+    await work();
+  } catch (error) {
+    say(id, `${error.message ?? error}`, "error");
+  }
+  for (const button of ["run", "check"]) element(button).disabled = model === null;
+}
+
+/** Return the files of the picked folder by their path below it. */
+function picked() {
+  const files = [...element("folder").files];
+  return new Map(files.map((file) => [file.webkitRelativePath.split("/").slice(1).join("/") || file.name, file]));
+}
+
+async function json(files, name) {
+  return files.has(name) ? JSON.parse(await files.get(name).text()) : null;
+}
+
+async function open() {
+  model = null;
+  const files = picked();
+  if (!files.has("model.onnx")) throw new Error("there is no model.onnx in this folder");
+  const graph = new Uint8Array(await files.get("model.onnx").arrayBuffer());
+  const weights = [];
+  for (const [path, file] of files) {
+    if (/^model\.onnx_data/.test(path)) weights.push({ path, data: new Uint8Array(await file.arrayBuffer()) });
+  }
+  const provider = element("provider").value;
+  const started = performance.now();
+  const session = await ort.InferenceSession.create(graph, { executionProviders: [provider], externalData: weights });
+  const io = (await json(files, "io.json")) ?? { inputs: [], outputs: [] };
+  const tokenizer = await json(files, "tokenizer.json");
+  const settings = (await json(files, "tokenizer_config.json")) ?? {};
+  model = { files, session, io, tokenizer: tokenizer && new Tokenizer(tokenizer, settings) };
+  const size = (graph.byteLength + weights.reduce((sum, one) => sum + one.data.byteLength, 0)) / 2 ** 20;
+  const seconds = (performance.now() - started) / 1000;
+  say("model", `${io.name ?? "model"}: ${size.toFixed(1)} MiB, ready in ${seconds.toFixed(1)} s (${provider})`, "done");
+}
+
+/** Return the inputs of one row of tokens; a decoder also gets its past. */
+function feedsFor(ids, past = null, seen = 0) {
+  const wide = (values) => new ort.Tensor("int64", BigInt64Array.from(values, BigInt), [1, values.length]);
+  const made = {
+    input_ids: () => wide(ids),
+    attention_mask: () => wide(Array(seen + ids.length).fill(1)),
+    token_type_ids: () => wide(Array(ids.length).fill(0)),
+    position_ids: () => wide(ids.map((_, place) => seen + place)),
+  };
+  const feeds = {};
+  for (const spec of model.io.inputs) {
+    if (spec.name in made) feeds[spec.name] = made[spec.name]();
+    else if (past && spec.name in past) feeds[spec.name] = past[spec.name];
+    else if (spec.meaning === "past") {
+      const shape = spec.axes.map((axis, place) => (typeof axis === "number" ? axis : place === 0 ? 1 : 0));
+      feeds[spec.name] = new ort.Tensor(spec.dtype, new TYPES[spec.dtype](0), shape);
+    } else throw new Error(`input ${spec.name} is not made from text`);
+  }
+  return feeds;
+}
+
+function tokens(text) {
+  if (!model.tokenizer) throw new Error("there is no tokenizer.json in this folder");
+  const limit = model.io.tokenizer?.max_length || Infinity;
+  const ids = model.tokenizer.encode(model.io.tokenizer?.lowercase ? text.toLowerCase() : text).ids.map(Number);
+  if (ids.length > limit) throw new Error(`${ids.length} tokens, the model takes ${limit}`);
+  return ids;
+}
+
+async function embed(texts, output) {
+  const vectors = [];
+  for (const text of texts) vectors.push((await model.session.run(feedsFor(tokens(text)), [output]))[output].data);
+  const lines = vectors.map((vector, index) => {
+    const first = [...vector.slice(0, 5)].map((value) => value.toFixed(5)).join(", ");
+    return `${texts[index]}: ${vector.length} numbers [${first}, ...]`;
+  });
+  for (let i = 0; i < texts.length; i += 1) {
+    for (let j = i + 1; j < texts.length; j += 1) {
+      let dot = 0, a = 0, b = 0;
+      vectors[i].forEach((value, k) => { dot += value * vectors[j][k]; a += value ** 2; b += vectors[j][k] ** 2; });
+      lines.push(`cosine ${(dot / Math.sqrt(a * b)).toFixed(4)}  ${texts[i]} | ${texts[j]}`);
+    }
+  }
+  return lines.join("\n");
+}
+
+async function write(text) {
+  let ids = tokens(text), past = null, seen = 0;
+  const made = [];
+  while (made.length < NEW_TOKENS) {
+    const found = await model.session.run(feedsFor(ids, past, seen));
+    seen += ids.length;
+    const width = found.logits.dims.at(-1);
+    const row = found.logits.data.slice(-width);
+    let best = 0;
+    for (let place = 1; place < width; place += 1) if (row[place] > row[best]) best = place;
+    if ((model.io.decoding.eos_token_id ?? []).includes(best)) break;
+    made.push(best);
+    past = Object.fromEntries(Object.entries(found).filter(([name]) => name !== "logits")
+      .map(([name, value]) => [name.replace("present", "past_key_values"), value]));
+    ids = [best];
+  }
+  return text + model.tokenizer.decode(made);
+}
+
+async function run() {
+  const texts = element("text").value.split("\n").map((text) => text.trim()).filter(Boolean);
+  if (texts.length === 0) throw new Error("write at least one line");
+  const started = performance.now();
+  let shown;
+  if (model.io.decoding) {
+    const lines = [];
+    for (const text of texts) lines.push(await write(text));
+    shown = lines.join("\n\n");
+  } else {
+    const output = model.io.outputs.find((spec) => spec.axes.length === 2) ?? model.io.outputs[0];
+    shown = await embed(texts, output.name);
+  }
+  say("result", `${shown}\n\n${(performance.now() - started).toFixed(0)} ms for ${texts.length} texts`, "done");
+}
+
+function half(bits) {
+  const sign = bits & 0x8000 ? -1 : 1, exponent = (bits >> 10) & 0x1f, fraction = bits & 0x3ff;
+  if (exponent === 0x1f) return fraction ? NaN : sign * Infinity;
+  return exponent === 0 ? sign * fraction * 2 ** -24 : sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
+}
+
+async function tensor(entry) {
+  const file = model.files.get(`golden/${entry.file}`);
+  if (!file) throw new Error(`golden/${entry.file} is missing`);
+  return new TYPES[entry.dtype](await file.arrayBuffer());
+}
+
+async function check() {
+  const golden = await json(model.files, "golden/golden.json");
+  if (!golden || golden.cases.length === 0) throw new Error("there are no golden cases in this folder");
+  let worst = 0, outputs = 0;
+  for (const [number, one] of golden.cases.entries()) {
+    const feeds = {};
+    for (const entry of one.inputs) feeds[entry.name] = new ort.Tensor(entry.dtype, await tensor(entry), entry.shape);
+    const found = await model.session.run(feeds);
+    for (const entry of one.outputs) {
+      const wanted = await tensor(entry), got = found[entry.name].data, isHalf = entry.dtype === "float16";
+      if (found[entry.name].dims.join() !== entry.shape.join()) throw new Error(`case ${number}: ${entry.name} has another shape`);
+      for (let place = 0; place < wanted.length; place += 1) {
+        const a = Number(isHalf ? half(wanted[place]) : wanted[place]);
+        const b = Number(isHalf && got instanceof Uint16Array ? half(got[place]) : got[place]);
+        if (Object.is(a, b) || a === b) continue;
+        const error = Math.abs(a - b);
+        if (!(error <= entry.max_absolute_error)) {
+          say("golden", `differs: case ${number}, output ${entry.name} at ${place} is ${b}, expected ${a}`, "error");
+          return;
+        }
+        worst = Math.max(worst, error);
+      }
+      outputs += 1;
+    }
+  }
+  say("golden", `equal: ${golden.cases.length} cases, ${outputs} outputs, worst absolute error ${worst.toExponential(2)}`, "equal");
+}
+
+element("folder").addEventListener("change", () => guarded("model", open));
+element("provider").addEventListener("change", () => element("folder").files.length && guarded("model", open));
+element("run").addEventListener("click", () => guarded("result", run));
+element("check").addEventListener("click", () => guarded("golden", check));
+if (!("gpu" in navigator)) element("provider").querySelector("[value=webgpu]").disabled = true;

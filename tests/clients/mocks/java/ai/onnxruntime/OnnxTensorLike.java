@@ -1,0 +1,4 @@
+// The part of ONNX Runtime for Java that the client uses: enough to compile it, not to run it.
+package ai.onnxruntime;
+
+public interface OnnxTensorLike extends OnnxValue {}
