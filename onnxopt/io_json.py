@@ -49,11 +49,8 @@ def io_description(
         task: the transformers task name.
         signature: inputs and outputs of the graph as the file has them.
         decoding: how a decoder is run; None for every other model.
-
-    Raises:
-        InputError: when a file of the checkpoint is not what it should be.
     """
-    config = read_settings(folder, "config.json")
+    config = _settings(folder, "config.json")
     tokenizer = _tokenizer(folder, signature)
     pad = tokenizer["pad_id"] if tokenizer else 0
     content: dict[str, Any] = {
@@ -88,6 +85,14 @@ def io_bytes(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
+def _settings(folder: Path, name: str) -> dict[str, Any]:
+    """Return a JSON object of the checkpoint; nothing for a broken file, which says nothing to anyone."""
+    try:
+        return read_settings(folder, name)
+    except InputError:
+        return {}
+
+
 def _tensor(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "dtype": spec.dtype, "axes": list(spec.axes)}
 
@@ -114,17 +119,17 @@ def _output(spec: TensorSpec) -> str:
 def _tokenizer(folder: Path, signature: Signature) -> dict[str, Any] | None:
     if not (folder / TOKENIZER_NAME).is_file():
         return None
-    settings = read_settings(folder, "tokenizer_config.json")
+    settings = _settings(folder, "tokenizer_config.json")
     try:
-        pad = tokenizer_pad(folder)
+        pad, limit = tokenizer_pad(folder), token_limit(folder, signature.inputs)
     except InputError:
         return None  # a tokenizer that the library cannot read is described by its own files alone
     return {
         "file": TOKENIZER_NAME,
         "pad_id": pad,
         "padding_side": "left" if settings.get("padding_side") == "left" else "right",
-        "max_length": token_limit(folder, signature.inputs),
-        "lowercase": bool(read_settings(folder, "sentence_bert_config.json").get("do_lower_case", False)),
+        "max_length": limit,
+        "lowercase": bool(_settings(folder, "sentence_bert_config.json").get("do_lower_case", False)),
     }
 
 
@@ -152,6 +157,6 @@ def _after(task: str, signature: Signature, decoding: DecodingRecord | None) -> 
 def _pooling(folder: Path, signature: Signature) -> str:
     if "sentence_embedding" not in {spec.name for spec in signature.outputs}:
         return ""
-    said = read_settings(folder, "1_Pooling/config.json")
+    said = _settings(folder, "1_Pooling/config.json")
     named = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens", "lasttoken": "lasttoken"}
     return next((kind for kind in _POOLINGS if said.get(f"pooling_mode_{named[kind]}") is True), "mean")
