@@ -43,6 +43,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "package",
         "bench_inputs",
         "textinput",
+        "io_json",
         "imageinput",
         "audioinput",
         "report",
