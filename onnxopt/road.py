@@ -327,7 +327,7 @@ def _optimize_pruned(wanted: _Pruning, plan: _Plan, started: float, say: Listene
     def tell(step: str) -> None:
         say(Event("prune", step))
 
-    with pruned_source(found, wanted.spec, data=data, say=tell) as (source, later, notes):
+    with pruned_source(found, wanted.spec, data=data, budget=wanted.budget, say=tell) as (source, later, notes):
         if is_pair(source, wanted.task):
             raise InputError("encoder-decoders are not pruned", where=found.text)
         loaded = load(source, task=wanted.task, progress=say, **wanted.options)

@@ -115,11 +115,30 @@ def read_rows(data: Sequence[str], folder: Path, *, length: int, running: bool, 
             raise InputError(f"the data give {len(stream)} tokens", where=", ".join(data), hint="give more text")
         ids = np.array(stream[: count * length], np.int64).reshape(count, length)
         return Rows(ids, np.ones_like(ids))
+    return tokenize(texts[: most or None], folder, length=length, pad=pad, labels=labels, where=", ".join(data))
+
+
+def tokenize(
+    texts: Sequence[str],
+    folder: Path,
+    *,
+    length: int,
+    pad: int,
+    labels: Sequence[int] | None = None,
+    where: str = "",
+) -> Rows:
+    """Turn texts into one row each, cut to a length and padded on the right.
+
+    Raises:
+        InputError: when fewer than two have tokens.
+    """
+    tokenizer = open_tokenizer(folder)
+    tokenizer.no_padding()
     tokenizer.enable_truncation(length)
-    found = [encoding.ids for encoding in tokenizer.encode_batch(texts[: most or None])]
+    found = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
     kept = [index for index, ids in enumerate(found) if ids]
     if len(kept) < 2:
-        raise InputError(f"the data give {len(kept)} texts", where=", ".join(data), hint="give more, one a line")
+        raise InputError(f"the data give {len(kept)} texts", where=where, hint="give more, one a line")
     ids = np.full((len(kept), length), pad, np.int64)
     mask = np.zeros((len(kept), length), np.int64)
     for row, index in enumerate(kept):

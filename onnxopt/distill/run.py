@@ -7,12 +7,11 @@ import logging
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from onnxopt.distill.data import read_rows
-from onnxopt.distill.models import Opened, open_checkpoint
+from onnxopt.distill.models import open_checkpoint
 from onnxopt.distill.settings import RECORD_NAME, Distillation, Settings
 from onnxopt.errors import InputError
 from onnxopt.prune.spec import PruneSpec
@@ -20,9 +19,6 @@ from onnxopt.prune.spec import PruneSpec
 logger = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
-CALIBRATION_ROWS = 96
-CALIBRATION_LENGTH = 128
-CALIBRATION_BATCH = 16
 
 
 def distill(
@@ -107,29 +103,10 @@ def make_student(teacher: str, text: str, folder: Path, *, task: str, align: int
     if parts:
         spec = PruneSpec.parse(",".join(parts), align=align)
         say(f"making the student: {spec}")
-        prune_opened(opened, spec, calibration(opened, ("builtin",)), say)
+        from onnxopt.prune.judging import read_samples
+
+        prune_opened(opened, spec, read_samples(opened).fit, say)
     write_opened(opened, folder)
-
-
-def calibration(opened: Opened, data: Sequence[str]) -> list[dict[str, Any]]:
-    """Return batches of text for statistics: int64 tensors [16, 128]."""
-    import torch
-
-    rows = read_rows(
-        data,
-        opened.folder,
-        length=min(CALIBRATION_LENGTH, int(getattr(opened.config, "max_position_embeddings", 0) or CALIBRATION_LENGTH)),
-        running=opened.task.name in ("text-generation", "fill-mask"),
-        pad=opened.pad,
-        most=CALIBRATION_ROWS,
-    )
-    return [
-        {
-            "input_ids": torch.from_numpy(rows.ids[start : start + CALIBRATION_BATCH]),
-            "attention_mask": torch.from_numpy(rows.mask[start : start + CALIBRATION_BATCH]),
-        }
-        for start in range(0, len(rows), CALIBRATION_BATCH)
-    ]
 
 
 def write_job(settings: Settings, out: Path, path: Path) -> None:

@@ -35,7 +35,7 @@ class PruneRecord(Record):
         source: what it was made from.
         spec: what was asked for.
         parts: what became smaller: kind, where, before, after, error on calibration data, note.
-        metric: what the answers were judged by, on held-out samples; empty where a checkpoint was pruned.
+        metric: what the answers were judged by, on held-out samples; empty where only the vocabulary was cut.
         value: of the metric.
         bytes_before: of the weights in float32.
         bytes_after: and afterwards.
@@ -71,7 +71,9 @@ def split(spec: PruneSpec, source: Source) -> tuple[PruneSpec | None, PruneSpec 
     return before, after
 
 
-def prune_checkpoint(source: Source, spec: PruneSpec, out: Path, *, data: str = "builtin", say: Say) -> PruneRecord:
+def prune_checkpoint(
+    source: Source, spec: PruneSpec, out: Path, *, data: str = "builtin", budget: MetricBudget | None = None, say: Say
+) -> PruneRecord:
     """Prune a checkpoint into a folder that transformers and `optimize` read.
 
     Args:
@@ -79,24 +81,40 @@ def prune_checkpoint(source: Source, spec: PruneSpec, out: Path, *, data: str = 
         spec: layers, ffn and vocabulary.
         out: folder to write.
         data: calibration text.
+        budget: what must be left of the answers.
         say: told what happens.
+
+    Raises:
+        ProofError: when less is left; nothing is written.
     """
     from onnxopt.distill.models import open_checkpoint
-    from onnxopt.distill.run import calibration
+    from onnxopt.prune.judging import ask, hold, read_samples
     from onnxopt.prune.student import cut_opened, prune_opened, write_opened
 
     opened = open_checkpoint(source.text)
     before = opened.parameters
+    metric, value = "", None
     parts: list[Pruned] = []
     cut = None
     if spec.amounts:
-        parts += prune_opened(opened, replace(spec, vocabulary=None), calibration(opened, (data,)), say)
+        samples = read_samples(opened, data)
+        say("the original on held-out text")
+        original = ask(opened, samples.judge)
+        parts += prune_opened(opened, replace(spec, vocabulary=None), samples.fit, say)
+        say("the pruned model on held-out text")
+        metric, value = original.metric, original.compare(ask(opened, samples.judge))
+        hold(metric, value, budget, spec=str(spec))
     if spec.vocabulary:
         say("cutting the vocabulary")
         cut, part = cut_opened(opened, spec)
         parts.append(part)
     write_opened(opened, out, cut)
-    record = _record(source, spec, parts, 4 * before, 4 * opened.parameters)
+    record = _record(source, spec, parts, 4 * before, 4 * opened.parameters).model_copy(
+        update={"metric": metric, "value": value}
+    )
+    if metric:
+        said = f"pruned: {metric} {value:.4f} of the original's on held-out text"
+        record = record.model_copy(update={"notes": (*record.notes, said)})
     (out / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
     return record
 
@@ -133,12 +151,12 @@ def prune(
     source = resolve(text)
     first, later = split(spec, source)
     if later is None and first is not None:
-        return prune_checkpoint(source, first, out, data=data, say=tell)
+        return prune_checkpoint(source, first, out, data=data, budget=budget, say=tell)
     with tempfile.TemporaryDirectory(prefix="onnxopt-prune-") as scratch:
         parts: tuple[dict[str, Any], ...] = ()
         if first is not None:
             folder = Path(scratch) / "checkpoint"
-            parts = prune_checkpoint(source, first, folder, data=data, say=tell).parts
+            parts = prune_checkpoint(source, first, folder, data=data, budget=budget, say=tell).parts
             source = resolve(str(folder))
         if later is None:
             raise InputError("nothing to prune is named", where="--prune")
@@ -197,7 +215,12 @@ def _record(source: Source, spec: PruneSpec, parts: list[Pruned], before: int, a
 
 @contextmanager
 def pruned_source(
-    source: Source, spec: PruneSpec | None, *, data: str = "builtin", say: Say
+    source: Source,
+    spec: PruneSpec | None,
+    *,
+    data: str = "builtin",
+    budget: MetricBudget | None = None,
+    say: Say,
 ) -> Iterator[tuple[Source, PruneSpec | None, tuple[str, ...]]]:
     """Give the source that is left after what a checkpoint can lose, what its graph still has to lose, and notes.
 
@@ -205,6 +228,7 @@ def pruned_source(
         source: what the user named; handed on as it is when a checkpoint has nothing to lose.
         spec: what to prune; None for nothing.
         data: calibration text.
+        budget: what must be left of the answers.
         say: told what happens.
     """
     first, later = split(spec, source) if spec is not None else (None, None)
@@ -213,7 +237,7 @@ def pruned_source(
         return
     with tempfile.TemporaryDirectory(prefix="onnxopt-pruned-") as scratch:
         folder = Path(scratch) / source.name
-        record = prune_checkpoint(source, first, folder, data=data, say=say)
+        record = prune_checkpoint(source, first, folder, data=data, budget=budget, say=say)
         recipe = source.recipe
         # the recipe's counts and weights are those of the whole model; its task and workload hold for the pruned one
         kept = None if recipe is None else replace(recipe, expected={}, sample=None)

@@ -11,12 +11,13 @@ import numpy as np
 from onnxopt.cache import PAST, SEQUENCE, complete
 from onnxopt.calibrate.data import BUILTIN, Part, read_calibration
 from onnxopt.driver import Driver
-from onnxopt.errors import InputError, ProofError
+from onnxopt.errors import InputError
 from onnxopt.metrics import Judge, MetricBudget
 from onnxopt.model import Array, Feeds, Loaded
 from onnxopt.pipeline import PRUNE, TIDY, prepare
 from onnxopt.probe import GraphRunner, ProbeError
 from onnxopt.prune.graph import prune_channels
+from onnxopt.prune.judging import hold
 from onnxopt.prune.layers import drop_layers
 from onnxopt.prune.network import Pruned
 from onnxopt.prune.spec import PruneSpec
@@ -97,23 +98,11 @@ class GraphPruning:
         value = judge.value(np.concatenate(scores))
         self.metric = judge.metric, value
         notes.extend(self.notes())
-        if self.budget is not None:
-            self._hold(self.budget)
+        hold(*self.metric, self.budget, spec=str(self.spec))
         driver.apply_all(map(get, (*PRUNE, *TIDY)))
         self.loaded.reference = PrunedReference(
             f"the model pruned by {self.spec}, before anything was cut out", reference
         )
-
-    def _hold(self, budget: MetricBudget) -> None:
-        name, value = self.metric
-        if budget.metric != name:
-            raise InputError(f"this model is judged by {name}, the budget is {budget}", where="--prune-budget")
-        if not budget.holds(value):
-            raise ProofError(
-                f"{name} is {value:.4f} on held-out samples, the budget is {budget}",
-                where=f"--prune {self.spec}",
-                hint="prune less, or distil the pruned model",
-            )
 
     def notes(self) -> list[str]:
         """Return what happened, in sentences."""
