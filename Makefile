@@ -13,7 +13,7 @@ BIN  := $(VENV)/bin
 DONE := $(VENV)/.onnxopt-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup optimize test test-slow test-node lint format types check peers bench record bench-decode bench-quantized cost census catalogue build clean distclean
+.PHONY: help setup optimize test test-slow test-node lint format types check peers bench record bench-decode bench-quantized bench-shrink cost census catalogue build clean distclean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,10 @@ bench-decode: $(DONE) ## Run SmolLM2 beside onnxruntime-genai's own graph and wr
 bench-quantized: $(DONE) ## Run quantized SmolLM2 beside llama.cpp and genai's int4 and write the table of the README
 	$(BIN)/python -m bench.quantized
 	$(BIN)/python -m bench.quantized --table README.md
+
+bench-shrink: $(DONE) ## Prune MiniLM and SmolLM2 in several ways and write the tables of the README
+	$(BIN)/python -m bench.shrink
+	$(BIN)/python -m bench.shrink --table README.md
 
 census: $(DONE) ## Take many architectures the whole road and write the table of the README (long)
 	$(BIN)/python -m tests.census.run

@@ -19,13 +19,20 @@ if TYPE_CHECKING:
     from onnxopt.explain import Description, Verdict
     from onnxopt.generator import Generation
     from onnxopt.inspection import Inspection
-    from onnxopt.manifest import QuantizationRecord
+    from onnxopt.manifest import Manifest, QuantizationRecord
     from onnxopt.package import Artifact
     from onnxopt.road import Event
     from onnxopt.textrun import TextResult
     from onnxopt.verify import Comparison
 
 SHOWN_REFUSALS = 8
+# passes that make initializers fewer, by why; constant-output branches are folded first and unused then
+SAVINGS = {
+    "unused": ("remove-unused",),
+    "duplicate or tied": ("merge-initializers", "merge-equal-nodes"),
+    "folded": ("fold-constants", "fold-batch-norm"),
+    "pruned": ("drop-dead-channels",),
+}
 
 
 class LiveView:
@@ -89,6 +96,16 @@ def _table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
     return table
 
 
+def initializers_text(manifest: Manifest) -> str:
+    """Say how many bytes of initializers went, and why; an empty text when none did."""
+    parts = []
+    for why, names in SAVINGS.items():
+        count = sum(entry.bytes_saved for entry in manifest.ledger if entry.name in names)
+        if count > 0:
+            parts.append(f"{size_text(count)} {why}")
+    return ", ".join(parts)
+
+
 def print_rows(console: Console, title: str, rows: Sequence[Sequence[str]]) -> None:
     """Print a table whose first row is its header; all columns but the first hold numbers."""
     header = list(rows[0])
@@ -146,6 +163,9 @@ def print_summary(console: Console, artifact: Artifact) -> None:
     console.print(table)
     blocks = ", ".join(f"{kind.replace('_', ' ')} {count}" for kind, count in manifest.blocks.items())
     console.print(f"fused         {blocks or 'nothing to fuse'}", markup=False, soft_wrap=True)
+    gone = initializers_text(manifest)
+    if gone:
+        console.print(f"initializers  {gone}", markup=False, soft_wrap=True)
     worst = manifest.worst_relative_error
     if worst is not None:
         console.print(

@@ -154,6 +154,9 @@ class Channels:
             if key not in made:
                 made[key] = _smaller(model, value, axes, len(made))
             node.replace_input_with(index, made[key])
+        for value, _ in made:
+            if not value.uses() and not value.is_graph_output() and value.name is not None:
+                model.graph.initializers.pop(value.name, None)
         for edit in self.sizes:
             edit(dead)
         return len(made)

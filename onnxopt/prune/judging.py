@@ -18,7 +18,7 @@ from onnxopt.model import Array
 
 LENGTH = 128  # tokens of a row
 ROWS = 640  # at most; a language model's are full, others' texts are shorter
-FULL_ROWS = 256
+FULL_ROWS = 160
 BATCH = 16
 JUDGED = 4  # one row in four is never calibrated with
 

@@ -179,13 +179,12 @@ def _prune_graph(
     from onnxopt.road import LARGE_BYTES, load
 
     loaded = load(source, progress=lambda event: say(event.step))
-    before = initializer_bytes(loaded.model)
     pruning = GraphPruning(loaded, spec, data, budget, say)
     ledger = run_pipeline(
         loaded, Target("portable"), prune=pruning, progress=lambda stage, step, _: say(f"{stage}: {step}")
     )
     after = initializer_bytes(loaded.model)
-    record = _record(source, spec, pruning.report, before, after).model_copy(
+    record = _record(source, spec, pruning.report, pruning.bytes_before, after).model_copy(
         update={
             "parts": (*parts, *(asdict(part) for part in pruning.report)),
             "metric": pruning.metric[0],

@@ -12,6 +12,7 @@ from onnxopt.cache import PAST, SEQUENCE, complete
 from onnxopt.calibrate.data import BUILTIN, Part, read_calibration
 from onnxopt.driver import Driver
 from onnxopt.errors import InputError
+from onnxopt.graph import initializer_bytes
 from onnxopt.metrics import Judge, MetricBudget
 from onnxopt.model import Array, Feeds, Loaded
 from onnxopt.pipeline import PRUNE, TIDY, prepare
@@ -59,6 +60,7 @@ class GraphPruning:
         say: told what happens.
         report: filled in: what became smaller.
         metric: filled in: name of what was judged, and its value.
+        bytes_before: filled in: of the fused graph's weights.
     """
 
     loaded: Loaded
@@ -68,6 +70,7 @@ class GraphPruning:
     say: Say = lambda _: None
     report: list[Pruned] = field(default_factory=list)
     metric: tuple[str, float] = ("", math.nan)
+    bytes_before: int = 0
 
     def __call__(self, driver: Driver) -> None:
         """Prune the driver's model.
@@ -77,6 +80,7 @@ class GraphPruning:
             ProofError: when less is left than the budget asks for.
         """
         model, notes = driver.model, driver.ledger.notes
+        self.bytes_before = initializer_bytes(model)
         fit, held = self._feeds("fit", notes), self._feeds("judge", notes)
         judge = Judge.of(self.loaded.signature)
         fit, held, before = _that_run(GraphRunner(model), fit, held, judge.output)

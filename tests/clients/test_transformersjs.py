@@ -39,3 +39,25 @@ def test_a_real_decoder_answers_in_transformers_js_as_in_onnxopt(smollm2: tuple[
     found = transformers_js("generate", str(folder), str(NEW_TOKENS), *expected)
     for rows in (found["alone"], found["batch"]):
         assert [row[: len(tokens)] for row, tokens in zip(rows, expected.values(), strict=True)] == [*expected.values()]
+
+
+def test_transformers_js_reads_text_with_a_cut_vocabulary(tmp_path: Path) -> None:
+    """What the kept texts give in Node after the cut is what they gave in Python before it."""
+    from onnxopt.calibrate.data import builtin_texts
+
+    texts = [text.replace("\n", " ") for text in builtin_texts()[:2000]]
+    kept = tmp_path / "texts.txt"
+    kept.write_text("\n".join(texts), encoding="utf-8")
+    whole = onnxopt.optimize("minilm", out=tmp_path / "whole", measure=False)
+    cut = onnxopt.optimize("minilm", out=tmp_path / "cut", prune=f"vocab=keep:{kept}", measure=False)
+    assert cut.manifest.bytes_after < 0.6 * whole.manifest.bytes_after, "at least 40 % smaller"
+    asked = texts[:: len(texts) // 24]
+    before, after = (TextModel.open(one.path, one.session()) for one in (whole, cut))
+    old, new = before.encode(asked), after.encode(asked)
+    assert [one.tokens for one in old] == [one.tokens for one in new]
+    assert [before.tokenizer.decode(one.ids) for one in old] == [after.tokenizer.decode(one.ids) for one in new]
+    expected = before.run(old).outputs["sentence_embedding"]
+    assert np.abs(after.run(new).outputs["sentence_embedding"] - expected).max() <= 1e-5
+    short = [index for index, one in enumerate(old) if len(one.ids) <= after.limit]
+    found = np.array(transformers_js("embed", str(cut.path), *(asked[index] for index in short)))
+    assert np.abs(found - expected[short]).max() <= 1e-5

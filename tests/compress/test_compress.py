@@ -1,0 +1,95 @@
+"""A recipe runs its steps in order, each judged on text that none has seen, and leaves one artifact and one report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from onnxopt.compress.recipe import CompressRecipe
+from onnxopt.compress.report import RECORD_NAME, Compression
+from onnxopt.compress.run import compress
+from onnxopt.errors import InputError
+from onnxopt.manifest import Manifest
+from tests.support.command import onnxopt
+from tests.support.tiny import tiny_checkpoint
+
+FLOW = """
+source = "gpt2-mini"
+
+[prune]
+what = "ffn=25%"
+importance = "magnitude"
+compensate = false
+
+[distill]
+steps = 200
+batch = 8
+length = 48
+learning_rate = 1e-3
+evaluate_every = 100
+most_rows = 1800
+hold_out = 0.01
+"""
+
+
+def test_gpt2_mini_loses_a_quarter_and_learns_it_again(tmp_path: Path) -> None:
+    recipe = tmp_path / "flow.toml"
+    recipe.write_text(FLOW)
+    found = compress(CompressRecipe.read(recipe), tmp_path / "out", measure=False)
+    names = [step.name for step in found.steps]
+    assert names == ["original", "prune", "distill"]
+    original, pruned, taught = (step.value for step in found.steps)
+    assert found.metric == "perplexity"
+    assert pruned > original, "plain magnitude costs something"
+    assert pruned - taught >= 0.5 * (pruned - original), "at least half of it comes back"
+    sizes = [step.size_bytes for step in found.steps]
+    assert sizes[1] == pytest.approx(sizes[2], rel=0.01)
+    assert sizes[1] < 0.92 * sizes[0]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["n_inner"] == 576
+    assert Compression.model_validate_json((tmp_path / "out" / RECORD_NAME).read_text()) == found
+    page = (tmp_path / "out" / "compression.html").read_text()
+    assert "<svg" in page
+    assert Manifest.read(tmp_path / "out").decoding is not None
+
+
+def test_an_embedder_is_judged_by_cosine_and_timed(tmp_path: Path) -> None:
+    pooling = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}
+    folder = tiny_checkpoint("bert", tmp_path / "bert", layers=2, pooling=pooling)
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(f'source = "{folder}"\n[prune]\nwhat = "heads=1"\n[package]\nworkload = "1x8"\n')
+    done = onnxopt("compress", recipe, "-o", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    steps = json.loads(done.out)["compression"]["steps"]
+    assert [step["name"] for step in steps] == ["original", "prune"]
+    assert steps[0]["value"] == pytest.approx(1.0)
+    assert 0.0 < steps[1]["value"] < 1.0
+    assert all(step["latency_ms"]["batch 1 sequence 8"] > 0 for step in steps)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("source = ", "is not TOML"),
+        ("[prune]\nwhat = 'ffn=25%'", "source"),
+        ("source = 'gpt2-mini'\nsorce = 1", "sorce"),
+        ("source = 'gpt2-mini'\n[prune]\nhow = 1", "what"),
+        ("source = 'gpt2-mini'\nevaluate = 'absent.txt'", "cannot be read"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line(text: str, words: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "wrong.toml"
+    recipe.write_text(text)
+    with pytest.raises(InputError, match=words) as caught:
+        compress(CompressRecipe.read(recipe), tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_only_a_graph_can_lose_cannot_be_taught(tmp_path: Path) -> None:
+    recipe = tmp_path / "wrong.toml"
+    folder = tiny_checkpoint("bert", tmp_path / "bert", pooling={"pooling_mode_mean_tokens": True})
+    recipe.write_text(f'source = "{folder}"\n[prune]\nwhat = "heads=1"\n[distill]\nsteps = 2\n')
+    with pytest.raises(InputError, match="cannot be taught afterwards"):
+        compress(CompressRecipe.read(recipe), tmp_path / "out")
