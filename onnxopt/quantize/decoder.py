@@ -3,8 +3,8 @@
 Three things are known of a layer in a precision:
 
 * its **time** for one token, in recorded ratios: the finished graph is measured;
-* its **harm**: the divergence KL(p ‖ q) of the predicted words when only this weight is replaced, in one precision,
-  by a run of the whole model: weights are inputs of the probe, so a swap costs no new session;
+* its **harm**: the divergence KL(p ‖ q) of the predicted words when only this weight and those of its kind nearby are
+  replaced, by a run of the whole model: weights are inputs of the probe, so a swap costs no new session;
 * its **noise** in every precision, tr(Eᵀ M E) with the second moment M of its input: harm in other precisions is
   estimated in proportion to it, since divergence grows with the square of a small disturbance.
 
@@ -16,6 +16,7 @@ whole fits. What was measured on the way is the front that `--budget` chooses fr
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -48,6 +49,7 @@ ROWS_AT_ONCE = 64
 WEIGHT_SECONDS = {"int4-weights": 39e-12, "int8-weights": 56e-12}
 BLOCK_SECONDS, POINT_SECONDS = 0.75e-9, 0.85e-9
 FITTED, CHOOSING = 64, 8  # samples of calibration text for statistics, and for decisions
+DEPTHS = 3  # groups of layers that do the same at different depths
 STEPS = 7  # of the search for the budget on the sum of harms
 
 Say = Callable[[str], None]
@@ -194,25 +196,37 @@ def options_of(
 
 
 def harms_of(
-    probe: LanguageProbe, options: Mapping[str, Sequence[Option]], *, most: int = 2, progress: Say | None = None
+    probe: LanguageProbe, options: Mapping[str, Sequence[Option]], *, most: int = 1, progress: Say | None = None
 ) -> dict[str, float]:
-    """Measure what each layer's first option does to the predictions, one at a time.
+    """Measure what the first options do to the predictions, one group of alike layers at a time.
 
     Returns:
-        Divergence in nats by label, per unit of noise.
+        Divergence in nats by label, per unit of noise: that of the group.
     """
     found: dict[str, float] = {}
     started = time.perf_counter()
-    for number, (label, own) in enumerate(options.items(), start=1):
-        blocks = own[0].planned.blocks
-        if blocks is None:
-            continue
-        harm = probe.divergence({label: dequantize(blocks)}, most=most)
-        found[label] = max(harm, 0.0) / max(own[0].noise, 1e-30)
+    groups = alike([label for label, own in options.items() if own[0].planned.blocks is not None])
+    for number, labels in enumerate(groups, start=1):
+        blocks = {label: options[label][0].planned.blocks for label in labels}
+        harm = probe.divergence({label: dequantize(one) for label, one in blocks.items() if one}, most=most)
+        noise = sum(options[label][0].noise for label in labels)
+        found.update(dict.fromkeys(labels, max(harm, 0.0) / max(noise, 1e-30)))
         if progress is not None:
-            left = (time.perf_counter() - started) / number * (len(options) - number)
-            progress(f"sensitivity {number} of {len(options)}, {left:.0f} s left")
+            left = (time.perf_counter() - started) / number * (len(groups) - number)
+            progress(f"sensitivity {number} of {len(groups)}, {left:.0f} s left")
     return found
+
+
+def alike(labels: Sequence[str]) -> list[list[str]]:
+    """Group layers whose names differ in numbers only, a third of the depth apart at most."""
+    kinds: dict[str, list[str]] = {}
+    for label in labels:
+        kinds.setdefault(re.sub(r"\d+", "*", label), []).append(label)
+    groups = []
+    for own in kinds.values():
+        size = max(1, -(-len(own) // DEPTHS))
+        groups += [own[start : start + size] for start in range(0, len(own), size)]
+    return groups
 
 
 def assign(options: Mapping[str, Sequence[Option]], slopes: Mapping[str, float], limit: float) -> dict[str, Option]:
@@ -377,7 +391,7 @@ def search_decoder(
     tables = {table.weight for table in find_tables(whole)}
     options = dict(all_options(linears, seen, precisions, seconds, method=method, tables=tables, progress=progress))
     probe = LanguageProbe(whole, list(data.batches("choose", most=CHOOSING)))
-    slopes = harms_of(probe, options, most=1, progress=progress)
+    slopes = harms_of(probe, options, progress=progress)
     chosen = search(probe, options, slopes, most_ratio=most_ratio, progress=progress)
     # tables, and the reasons of what stays in float, are those of a plan by layer
     by_label = {label: one.precision for label, one in chosen.plan}

@@ -19,6 +19,7 @@ from onnxopt.quantize.decoder import (
     DecoderSearch,
     LanguageProbe,
     Option,
+    alike,
     assign,
     recorded_seconds,
     search,
@@ -136,6 +137,14 @@ def test_the_knapsack_buys_the_most_harm_for_its_time() -> None:
     assert [one.seconds for one in assign(options, slopes, math.inf).values()] == [1.0, 1.0]
     assert [one.seconds for one in assign(options, slopes, 5.0).values()] == [1.1, 1.0]
     assert [one.seconds for one in assign(options, slopes, 0.0).values()] == [1.1, 3.0]
+
+
+def test_layers_of_one_kind_and_depth_are_measured_together() -> None:
+    labels = [f"h.{n}.{name}" for n in range(7) for name in ("up", "down")] + ["head"]
+    groups = alike(labels)
+    assert [len(group) for group in groups] == [3, 3, 1, 3, 3, 1, 1]
+    assert groups[0] == ["h.0.up", "h.1.up", "h.2.up"]
+    assert sorted(label for group in groups for label in group) == sorted(labels)
 
 
 def test_more_bits_and_smaller_blocks_take_longer() -> None:
