@@ -229,67 +229,107 @@ def alike(labels: Sequence[str]) -> list[list[str]]:
     return groups
 
 
-def assign(options: Mapping[str, Sequence[Option]], slopes: Mapping[str, float], limit: float) -> dict[str, Option]:
-    """Choose an option per layer so that the estimated harms add up to at most a limit, in the least time.
+@dataclass(frozen=True)
+class _Choice:
+    """An option for layers that are decided together.
 
-    Args:
-        options: by label.
-        slopes: harm per noise, by label.
-        limit: on the sum of harms; the most careful choice when it cannot be kept.
+    Attributes:
+        members: option by label.
+        harm: estimated divergence of all.
+        seconds: of all.
     """
-    fronts = {label: _front(own) for label, own in options.items()}
-    places = dict.fromkeys(fronts, 0)
-    total = sum(slopes[label] * own[0].noise for label, own in fronts.items())
-    while total > limit:
-        steps = [
-            (_gain(own[places[label]], own[other], slopes[label]), label, other)
-            for label, own in fronts.items()
-            for other in range(places[label] + 1, len(own))
+
+    members: Mapping[str, Option]
+    harm: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Knapsack:
+    """Options of layers, and what is known of their harm.
+
+    Attributes:
+        options: by label.
+        slopes: harm per unit of noise, by label.
+        groups: labels that must get the same precision, since they read the same tensor and may become one product;
+            layers in no group are decided alone.
+    """
+
+    options: Mapping[str, Sequence[Option]]
+    slopes: Mapping[str, float]
+    groups: Sequence[Sequence[str]] = ()
+
+    def assign(self, limit: float) -> dict[str, Option]:
+        """Choose so that the estimated harms add up to at most a limit, in the least time, greedily.
+
+        Args:
+            limit: on the sum of harms; the most careful choice when it cannot be kept.
+        """
+        fronts = [_front(own) for own in self._choices()]
+        places = [0] * len(fronts)
+        total = sum(own[0].harm for own in fronts)
+        while total > limit:
+            steps = [
+                (_gain(own[places[unit]], own[other]), unit, other)
+                for unit, own in enumerate(fronts)
+                for other in range(places[unit] + 1, len(own))
+            ]
+            if not steps:
+                break
+            _, unit, other = max(steps)
+            total -= fronts[unit][places[unit]].harm - fronts[unit][other].harm
+            places[unit] = other
+        chosen = [own[place] for own, place in zip(fronts, places, strict=True)]
+        return {label: option for one in chosen for label, option in one.members.items()}
+
+    def harm(self, chosen: Mapping[str, Option]) -> float:
+        """Return the sum of the estimated harms."""
+        return sum(self.slopes[label] * option.noise for label, option in chosen.items())
+
+    def _choices(self) -> list[list[_Choice]]:
+        grouped = {label for group in self.groups for label in group}
+        units = [*self.groups, *([label] for label in self.options if label not in grouped)]
+        return [self._of(unit) for unit in units]
+
+    def _of(self, unit: Sequence[str]) -> list[_Choice]:
+        by_precision: dict[str, dict[str, Option]] = {}
+        for label in unit:
+            for option in self.options[label]:
+                by_precision.setdefault(str(option.planned.precision), {})[label] = option
+        return [
+            _Choice(members, self.harm(members), sum(option.seconds for option in members.values()))
+            for members in by_precision.values()
+            if len(members) == len(unit)
         ]
-        if not steps:
-            break
-        _, label, other = max(steps)
-        own = fronts[label]
-        total -= slopes[label] * (own[places[label]].noise - own[other].noise)
-        places[label] = other
-    return {label: own[places[label]] for label, own in fronts.items()}
 
 
-def _front(options: Sequence[Option]) -> list[Option]:
-    """Return the options that no other beats in both time and noise, fastest first."""
-    kept: list[Option] = []
-    for option in sorted(options, key=lambda one: (one.seconds, one.noise)):
-        if not kept or option.noise < kept[-1].noise:
-            kept.append(option)
+def _front(choices: Sequence[_Choice]) -> list[_Choice]:
+    """Return what nothing else beats in both time and harm, fastest first."""
+    kept: list[_Choice] = []
+    for choice in sorted(choices, key=lambda one: (one.seconds, one.harm)):
+        if not kept or choice.harm < kept[-1].harm:
+            kept.append(choice)
     return kept
 
 
-def _gain(now: Option, then: Option, slope: float) -> float:
-    return slope * (now.noise - then.noise) / max(then.seconds - now.seconds, 1e-12)
+def _gain(now: _Choice, then: _Choice) -> float:
+    return (now.harm - then.harm) / max(then.seconds - now.seconds, 1e-12)
 
 
 def search(
-    probe: LanguageProbe,
-    options: Mapping[str, Sequence[Option]],
-    slopes: Mapping[str, float],
-    *,
-    most_ratio: float,
-    kept: Mapping[str, PlannedLinear] | None = None,
-    progress: Say | None = None,
+    probe: LanguageProbe, knapsack: Knapsack, *, most_ratio: float, progress: Say | None = None
 ) -> DecoderSearch:
     """Find the fastest assignment whose measured perplexity is within a budget.
 
     Args:
         probe: with the windows that decide.
-        options: by label.
-        slopes: from `harms_of`.
+        knapsack: options and harms.
         most_ratio: perplexity over that of the original, 1.02 for two percent more.
-        kept: further layers of the plan.
         progress: told what was measured.
     """
     base = probe.loss()
-    fastest, careful = (assign(options, slopes, limit) for limit in (math.inf, 0.0))
-    low, high = (sum(slopes[label] * one.noise for label, one in own.items()) for own in (careful, fastest))
+    fastest, careful = knapsack.assign(math.inf), knapsack.assign(0.0)
+    low, high = knapsack.harm(careful), knapsack.harm(fastest)
     tried: list[tuple[FrontPoint, dict[str, Option]]] = []
 
     def measure(chosen: dict[str, Option]) -> FrontPoint:
@@ -302,16 +342,15 @@ def search(
     if measure(fastest).ratio > most_ratio and measure(careful).ratio <= most_ratio:
         for _ in range(STEPS):  # halved on a logarithmic scale: harms span orders of magnitude
             middle = math.sqrt(max(low, 1e-9) * high)
-            if measure(assign(options, slopes, middle)).ratio <= most_ratio:
+            if measure(knapsack.assign(middle)).ratio <= most_ratio:
                 low = middle
             else:
                 high = middle
     fitting = [(point, chosen) for point, chosen in tried if point.ratio <= most_ratio]
     best = min(fitting, key=lambda one: one[0].seconds) if fitting else min(tried, key=lambda one: one[0].ratio)
-    harms = {label: slopes[label] * option.noise for label, option in best[1].items()}
-    plan = {label: option.planned for label, option in best[1].items()}
+    harms = {label: knapsack.slopes[label] * option.noise for label, option in best[1].items()}
     return DecoderSearch(
-        Plan({**(kept or {}), **plan}),
+        Plan({label: option.planned for label, option in best[1].items()}),
         bool(fitting),
         tuple(sorted(harms.items(), key=lambda item: -item[1])),
         tuple(sorted((point for point, _ in tried), key=lambda point: point.seconds)),
@@ -392,7 +431,12 @@ def search_decoder(
     options = dict(all_options(linears, seen, precisions, seconds, method=method, tables=tables, progress=progress))
     probe = LanguageProbe(whole, list(data.batches("choose", most=CHOOSING)))
     slopes = harms_of(probe, options, progress=progress)
-    chosen = search(probe, options, slopes, most_ratio=most_ratio, progress=progress)
+    readers: dict[ir.Value, list[str]] = {}
+    for one in linears:
+        if one.label in options:
+            readers.setdefault(one.x, []).append(one.label)
+    knapsack = Knapsack(options, slopes, list(readers.values()))
+    chosen = search(probe, knapsack, most_ratio=most_ratio, progress=progress)
     # tables, and the reasons of what stays in float, are those of a plan by layer
     by_label = {label: one.precision for label, one in chosen.plan}
     codes = {label: one.blocks for label, one in chosen.plan if one.blocks is not None}

@@ -17,10 +17,10 @@ from onnxopt.probe import GraphRunner
 from onnxopt.qmath.blocks import dequantize, quantize
 from onnxopt.quantize.decoder import (
     DecoderSearch,
+    Knapsack,
     LanguageProbe,
     Option,
     alike,
-    assign,
     recorded_seconds,
     search,
     search_decoder,
@@ -98,7 +98,7 @@ def test_the_search_keeps_its_budget_in_the_least_time() -> None:
     found = {}
     for ratio in (1.5, 1.1, 1.02, 1.0001, 1.0):
         probe = Additive()
-        one = search(probe, options, slopes, most_ratio=ratio)  # type: ignore[arg-type]  # it has the one method used
+        one = search(probe, Knapsack(options, slopes), most_ratio=ratio)  # type: ignore[arg-type]  # the one method used
         kinds = [planned.precision.kind for _, planned in one.plan]
         found[ratio] = (one.fits, sum(2.0 if kind == "int8-weights" else 1.0 for kind in kinds))
         assert probe.runs <= 12
@@ -126,17 +126,31 @@ def test_harms_are_ranked_and_add_up(
 
 
 def test_the_knapsack_buys_the_most_harm_for_its_time() -> None:
-    def option(noise: float, seconds: float) -> Option:
-        return Option(PlannedLinear(Precision()), noise, seconds)
+    def option(noise: float, seconds: float, block: int) -> Option:
+        return Option(PlannedLinear(Precision("int4-weights", block)), noise, seconds)
 
     options = {
-        "cheap to mend": [option(4.0, 1.0), option(0.5, 1.1), option(9.0, 5.0)],
-        "dear to mend": [option(4.0, 1.0), option(0.5, 3.0)],
+        "cheap to mend": [option(4.0, 1.0, 128), option(0.5, 1.1, 64), option(9.0, 5.0, 32)],
+        "dear to mend": [option(4.0, 1.0, 128), option(0.5, 3.0, 64)],
     }
-    slopes = dict.fromkeys(options, 1.0)
-    assert [one.seconds for one in assign(options, slopes, math.inf).values()] == [1.0, 1.0]
-    assert [one.seconds for one in assign(options, slopes, 5.0).values()] == [1.1, 1.0]
-    assert [one.seconds for one in assign(options, slopes, 0.0).values()] == [1.1, 3.0]
+    knapsack = Knapsack(options, dict.fromkeys(options, 1.0))
+    assert [one.seconds for one in knapsack.assign(math.inf).values()] == [1.0, 1.0]
+    assert [one.seconds for one in knapsack.assign(5.0).values()] == [1.1, 1.0]
+    assert [one.seconds for one in knapsack.assign(0.0).values()] == [1.1, 3.0]
+
+
+def test_layers_that_may_become_one_product_get_one_precision() -> None:
+    def option(text: str, noise: float, seconds: float) -> Option:
+        return Option(PlannedLinear(Precision.parse(text)), noise, seconds)
+
+    fast, slow = "int4-weights:128", "int8-weights:128"
+    options = {
+        "q": [option(fast, 4.0, 1.0), option(slow, 0.1, 2.0)],
+        "k": [option(fast, 0.2, 1.0), option(slow, 0.1, 2.0)],
+        "o": [option(fast, 0.2, 1.0), option(slow, 0.1, 2.0)],
+    }
+    chosen = Knapsack(options, dict.fromkeys(options, 1.0), [["q", "k"]]).assign(1.0)
+    assert [str(chosen[label].planned.precision) for label in "qko"] == [slow, slow, fast]
 
 
 def test_layers_of_one_kind_and_depth_are_measured_together() -> None:
