@@ -21,6 +21,7 @@ from onnxopt.observe import Observation
 from onnxopt.pipeline import Pipeline, carrying_out
 from onnxopt.precision import Plan, PlannedLinear, Precision
 from onnxopt.quantize.columns import plan_columns
+from onnxopt.quantize.decoder import DecoderSearch, search_decoder
 from onnxopt.quantize.options import QuantizeOptions
 from onnxopt.quantize.search import search_columns
 from onnxopt.quantize.weights import plan_weights
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 STRICTNESS = (1.0, 0.6, 0.3)  # of one try after the other, when the judge turns a plan down
 ROUNDS, SECONDS = 5, 20.0
 LEAST_SPEEDUP = 1.0
+DECODER_MARGIN = 0.9  # of what a budget allows: the judge looks at other text, and activations are rounded too
 
 Say = Callable[[str], None]
 Save = Callable[[ir.Model, Path], Path]
@@ -86,7 +88,7 @@ def quantize(
     """
     loaded = fused.loaded
     judge = Judge.of(loaded.signature)
-    budget = options.budget or DEFAULT_BUDGETS[judge.metric]
+    budget = options.budget or options.default_budget(judge.metric)
     if budget.metric != judge.metric:
         raise InputError(
             f"the budget bounds {budget.metric}, this model is judged by {judge.metric}",
@@ -146,16 +148,18 @@ def _decide(
     """Plan every layer, as the options and the kind of model have it."""
     asked = options.precision
     cached = Cache.of(trial.loaded.signature) is not None
+    if cached and judge.metric == "perplexity":
+        most_ratio = 1 + (budget.limit - 1) * DECODER_MARGIN * strictness
+        found = search_decoder(trial.model, data, options.of_decoder(), most_ratio=most_ratio, keep=keep, progress=say)
+        return _of_decoder(found)
     if isinstance(asked, Precision) and asked.kind.endswith("-weights"):
         return _Decision(plan_weights(trial.model, asked, keep=keep, progress=say))
-    if cached:
-        return _Decision(plan_weights(trial.model, Precision("int8-weights", 128), keep=keep, progress=say))
     if isinstance(asked, Precision) and asked.kind == "int8-dynamic":
         chosen = [linear.label for linear in find_linears(trial.model) if linear.label not in keep]
         plan = plan_columns(trial.model, data, kind="int8-dynamic", chosen=chosen, progress=say)
         kept = {label: PlannedLinear(Precision(), "kept by the user") for label in sorted(keep)}
         return _Decision(Plan({**plan.linears, **kept}))
-    found = search_columns(
+    searched = search_columns(
         trial.model,
         data,
         judge,
@@ -165,7 +169,14 @@ def _decide(
         strictness=strictness,
         progress=say,
     )
-    return _Decision(found.plan, found.sensitivities, found.front)
+    return _Decision(searched.plan, searched.sensitivities, searched.front)
+
+
+def _of_decoder(found: DecoderSearch) -> _Decision:
+    precisions = {label: str(planned.precision) for label, planned in found.plan}
+    harms = [SensitivityRecord(label=label, loss=harm, precision=precisions[label]) for label, harm in found.harms]
+    front = [FrontRecord(value=one.ratio, seconds=one.seconds, counts=dict(one.counts)) for one in found.front]
+    return _Decision(found.plan, tuple(harms), tuple(front))
 
 
 def _carry_out(trial: Pipeline, plan: Plan) -> None:

@@ -421,12 +421,15 @@ def search_decoder(
     whole = all_positions(model)
     linears = [one for one in find_linears(whole) if one.label not in keep and one.rows >= LEAST_INPUTS]
     inputs = list(dict.fromkeys(one.x for one in linears))
-    found = collect(whole, inputs, data, "fit", grams=inputs, most=FITTED, progress=lambda s: say(f"calibrate: {s}"))
+    grams = inputs if any(one.kind == "int4-weights" for one in precisions) else []  # 8 bits do without
+    found = collect(whole, inputs, data, "fit", grams=grams, most=FITTED, progress=lambda s: say(f"calibrate: {s}"))
     seen = {}
     for one in linears:
         known = found.get(one.x)
-        if known is not None and known.gram is not None and known.rows:
-            seen[one.label] = SeenInput(known.gram / known.rows, known.mean)
+        if known is not None and known.rows:
+            moment = known.moments if known.gram is None else known.gram / known.rows
+            seen[one.label] = SeenInput(moment, known.mean)
+    del found
     tables = {table.weight for table in find_tables(whole)}
     options = dict(all_options(linears, seen, precisions, seconds, method=method, tables=tables, progress=progress))
     probe = LanguageProbe(whole, list(data.batches("choose", most=CHOOSING)))
