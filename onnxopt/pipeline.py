@@ -107,8 +107,8 @@ WEIGHTS_ONLY: dict[Provider, tuple[str, ...]] = {
     "tensorrt": (),
 }
 
-# Forms for CUDA and TensorRT come with their execution providers; until then those targets get the standard operators,
-# which both run.
+# CUDA gets the runtime's own operators where they save passes over memory, which the CPU would rather keep apart.
+# TensorRT takes standard operators only: every other one would cut its engine in two.
 LOWER: dict[Provider, tuple[str, ...]] = {
     "cpu": (
         "lower-quantized-linear",
@@ -137,7 +137,22 @@ LOWER: dict[Provider, tuple[str, ...]] = {
         *TIDY,
     ),
     "portable": ("lower-last-token", *TIDY),
-    "cuda": ("lower-last-token", *TIDY),
+    "cuda": (
+        "lower-cached-attention",
+        "merge-transposes",
+        "remove-no-ops",
+        "merge-reshapes",
+        "remove-no-ops",
+        "remove-unused",
+        "pack-cached-qkv",
+        "lower-attention",
+        "lower-silu",
+        "lower-bias-gelu",
+        "lower-skip-norm",
+        "lower-last-token",
+        "read-dimension-from-input",
+        *TIDY,
+    ),
     "tensorrt": ("lower-last-token", *TIDY),
 }
 

@@ -1,0 +1,1 @@
+"""Kernels of ONNX Runtime's CUDA provider."""
