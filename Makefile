@@ -82,6 +82,10 @@ bench-shrink: $(DONE) ## Prune MiniLM and SmolLM2 in several ways and write the 
 	$(BIN)/python -m bench.shrink
 	$(BIN)/python -m bench.shrink --table README.md
 
+bench-serve: $(DONE) ## Load a server of this machine with 64 clients and write the table of the README
+	$(BIN)/python -m bench.serve
+	$(BIN)/python -m bench.serve --table README.md
+
 census: $(DONE) ## Take many architectures the whole road and write the table of the README (long)
 	$(BIN)/python -m tests.census.run
 	$(BIN)/python -m tests.census.run --table README.md

@@ -343,8 +343,9 @@ class Pipeline:
             lower(driver, names, workload, self.profit, self.loaded.name)
         if self.target.provider in ("cuda", "tensorrt"):
             self.ledger.notes.append(
-                f"target {self.target.provider}: fused standard operators; "
-                "no kernel of the provider was chosen by measure"
+                f"target {self.target.provider}: "
+                + ("kernels as recorded" if self.target.provider == "cuda" else "fused standard operators")
+                + "; none was chosen by measure"
             )
 
     @property

@@ -32,7 +32,7 @@ def test_an_encoder_is_fused_completely_and_proved(kind: str, exporter: str, tmp
     assert check_golden(artifact.path) == []
 
 
-@pytest.mark.parametrize("target", ["portable", "cuda", "tensorrt"])
+@pytest.mark.parametrize("target", ["portable", "tensorrt"])
 def test_other_targets_get_standard_operators_only(target: str, tmp_path: Path) -> None:
     import onnx
 
@@ -43,6 +43,17 @@ def test_other_targets_get_standard_operators_only(target: str, tmp_path: Path) 
     assert {entry.domain for entry in model.opset_import} <= {"", "ai.onnx"}
     onnx.checker.check_model(model, full_check=True)
     assert artifact.manifest.blocks["attention"].fused == 2
+
+
+def test_cuda_gets_kernels_that_take_bias_and_residual(tmp_path: Path) -> None:
+    import onnx
+
+    source = tiny_checkpoint("bert", tmp_path / "bert")
+    artifact = onnxopt.optimize(source, out=tmp_path / "out", target="cuda", measure=False)
+    made = [node.op_type for node in onnx.load(artifact.model_path).graph.node if node.domain == "com.microsoft"]
+    assert sorted(made) == ["Attention"] * 2 + ["BiasGelu"] * 2 + ["SkipLayerNormalization"] * 4
+    assert not [item for entry in artifact.manifest.ledger for item in entry.rolled_back]
+    assert check_golden(artifact.path, target=onnxopt.Target("cpu")) == []
 
 
 def test_gpt2_without_cache_goes_the_same_road(tmp_path: Path) -> None:
