@@ -11,7 +11,17 @@ import pytest
 import onnxopt
 from onnxopt.generator import Generator
 from tests.support.node import transformers_js
-from tests.support.served import END, NEW_TOKENS, PROMPTS, Served, plain_tokens, tiny_decoder, torch_tokens
+from tests.support.served import (
+    END,
+    NEW_TOKENS,
+    PROMPTS,
+    REAL_TOKENS,
+    Served,
+    plain_tokens,
+    tiny_decoder,
+    torch_texts,
+    torch_tokens,
+)
 
 genai = pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is for Python 3.11 and later")
 
@@ -80,9 +90,23 @@ def test_a_portable_decoder_runs_in_genai_and_transformers_js(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_real_decoder_answers_in_genai_as_in_onnxopt(smollm2: tuple[Path, dict[str, list[int]]]) -> None:
+def test_a_real_decoder_answers_alone_and_in_a_batch_as_in_torch(smollm2: tuple[Path, dict[str, list[int]]]) -> None:
+    """64 tokens behind 8 prompts, one by one and padded on the left together."""
     folder, expected = smollm2
-    assert {text: continued(folder, [text])[0][: len(tokens)] for text, tokens in expected.items()} == expected
+    generator = Generator(folder)
+    texts, wanted = list(expected), list(expected.values())
+    alone = [generator.generate([text], max_new_tokens=REAL_TOKENS, chat=False).results[0] for text in texts]
+    assert [list(result.tokens) for result in alone] == wanted
+    together = generator.generate(texts, max_new_tokens=REAL_TOKENS, chat=False)
+    assert [list(result.tokens) for result in together.results] == wanted
+    assert torch_texts(texts, REAL_TOKENS) == wanted
+
+
+@pytest.mark.slow
+def test_a_real_decoder_answers_in_genai_as_in_torch(smollm2: tuple[Path, dict[str, list[int]]]) -> None:
+    folder, expected = smollm2
+    alone = {text: continued(folder, [text], REAL_TOKENS)[0][: len(tokens)] for text, tokens in expected.items()}
+    assert alone == expected
     messages = json.dumps([{"role": "user", "content": "Name three rivers."}])
     tokenizer = genai.Tokenizer(genai.Model(str(folder)))
     chat = tokenizer.apply_chat_template(messages=messages, add_generation_prompt=True)

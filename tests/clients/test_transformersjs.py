@@ -10,7 +10,7 @@ import pytest
 import onnxopt
 from onnxopt.textinput import TextModel
 from tests.support.node import transformers_js
-from tests.support.served import NEW_TOKENS, PROMPTS, Served
+from tests.support.served import NEW_TOKENS, PROMPTS, REAL_TOKENS, Served
 
 pytestmark = pytest.mark.node
 
@@ -34,9 +34,9 @@ def test_transformers_js_embeds_sentences(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_real_decoder_answers_in_transformers_js_as_in_onnxopt(smollm2: tuple[Path, dict[str, list[int]]]) -> None:
+def test_a_real_decoder_answers_in_transformers_js_as_in_torch(smollm2: tuple[Path, dict[str, list[int]]]) -> None:
     folder, expected = smollm2
-    found = transformers_js("generate", str(folder), str(NEW_TOKENS), *expected)
+    found = transformers_js("generate", str(folder), str(REAL_TOKENS), *expected)
     for rows in (found["alone"], found["batch"]):
         assert [row[: len(tokens)] for row, tokens in zip(rows, expected.values(), strict=True)] == [*expected.values()]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
@@ -17,11 +18,14 @@ import numpy as np
 import onnxopt
 from onnxopt import package
 from onnxopt.cache import Cache
+from onnxopt.checkpoint import read_checkpoint
 from onnxopt.package import Artifact
+from onnxopt.source import resolve
 
 Kind = Literal["gpt2", "llama"]
 KINDS: tuple[Kind, ...] = ("gpt2", "llama")
 NEW_TOKENS = 20
+REAL_TOKENS = 64
 PROMPTS = (
     "The value of a name is",
     "If an object\n\tis a naïve class, it's 12345 —",
@@ -31,6 +35,16 @@ PROMPTS = (
 POSITIONS = 160
 END = 0
 SEEDS: dict[Kind, int] = {"gpt2": 11, "llama": 12}  # of the second, a text ends before the others
+QUESTIONS = (
+    "The capital of France is",
+    "def fibonacci(n):",
+    "Water boils at",
+    "Once upon a time, in a village by the sea, there lived",
+    "Name three rivers:",
+    "1, 1, 2, 3, 5, 8,",
+    "The import statement combines two operations; it searches for the named module, then",
+    "Dear",
+)
 _VOCABULARY = 400
 _END_TEXT, _PAD_TEXT = "<|endoftext|>", "<|pad|>"
 _LEAD = 1e-4  # relative to the largest logit, of which float32 programs differ by about 1e-6
@@ -108,6 +122,31 @@ def torch_tokens(folder: Path, prompt: str, count: int = NEW_TOKENS) -> tuple[li
     lead = float(((best[:, 0] - best[:, 1]) / best.abs().max()).min())
     assert lead > _LEAD, f"the best token leads by {lead:.1e} only; take another seed"
     return ids, made.sequences[0, len(ids) :].tolist()
+
+
+def torch_texts(texts: Sequence[str], count: int) -> list[list[int]]:
+    """Return the greedy tokens, up to an end, that SmolLM2 writes in torch after texts padded on the left together."""
+    import torch
+
+    network, tokenizer, ends = _smollm2()
+    given = tokenizer(list(texts), return_tensors="pt", padding=True)
+    with torch.inference_mode():
+        found = network.generate(**given, do_sample=False, max_new_tokens=count)
+    rows: list[list[int]] = found[:, given["input_ids"].shape[1] :].tolist()
+    return [row[: next((place for place, token in enumerate(row) if token in ends), count)] for row in rows]
+
+
+@cache
+def _smollm2() -> tuple[Any, Any, frozenset[int]]:
+    import torch
+    import transformers
+
+    folder = read_checkpoint(resolve("smollm2-135m")).folder
+    network = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    end = network.generation_config.eos_token_id
+    return network, tokenizer, frozenset(end if isinstance(end, list) else [end])
 
 
 def plain_tokens(artifact: Path, ids: Sequence[int], count: int = NEW_TOKENS) -> list[int]:
