@@ -32,6 +32,29 @@ GPT: dict[str, Any] = {
     "eos_token_id": 2,
 }
 EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+# one table up to 40 positions, another beyond
+LONGROPE: dict[str, Any] = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [1.0 + 0.3 * index for index in range(8)],
+    "original_max_position_embeddings": 40,
+}
+# the last two of four layers look at the keys of the first two; windows in turns
+SHARED: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "sliding_window": 8,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "hidden_size_per_layer_input": 16,
+}
+GEMMA3N: dict[str, Any] = {
+    "laurel_rank": 8,
+    "altup_num_inputs": 2,
+    "activation_sparsity_pattern": [0.0] * 4,
+    "intermediate_size": [96] * 4,
+}
 
 CONFIGS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "gpt2": ("gpt2", GPT),
@@ -50,6 +73,7 @@ CONFIGS: dict[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "phi": ("phi", {**TEXT, "partial_rotary_factor": 0.5}),
     "phi3": ("phi3", {**TEXT, "num_key_value_heads": 2}),
+    "phi3_longrope": ("phi3", {**TEXT, "num_key_value_heads": 2, "rope_scaling": LONGROPE}),
     "llama": ("llama", {**TEXT, **GROUPED}),
     "mistral": ("mistral", {**TEXT, **GROUPED, "sliding_window": 8}),
     "mixtral": ("mixtral", {**TEXT, **GROUPED, "num_local_experts": 4}),
@@ -59,6 +83,8 @@ CONFIGS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "gemma": ("gemma", {**TEXT, **GROUPED}),
     "gemma2": ("gemma2", {**TEXT, **GROUPED, "sliding_window": 8}),
     "gemma3_text": ("gemma3_text", {**TEXT, **GROUPED, "sliding_window": 8}),
+    "gemma3n_text": ("gemma3n_text", {**TEXT, **GROUPED, **SHARED, **GEMMA3N}),
+    "gemma4_text": ("gemma4_text", {**TEXT, **GROUPED, **SHARED, "global_head_dim": 32}),
     "olmo2": ("olmo2", {**TEXT, "num_key_value_heads": 2}),
     "starcoder2": ("starcoder2", {**TEXT, "num_key_value_heads": 2}),
     "smollm3": ("smollm3", {**TEXT, "num_key_value_heads": 2}),
