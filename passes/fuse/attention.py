@@ -11,10 +11,14 @@ After::
     bias ─ Where(mask) ─┐
     q, k, v ────────────┴─ Attention(scale) ─ y
 
+    k, v ─ Pad(one key of zeros) ─┐
+    mask ─ Concat(sink) ──────────┴─ Attention(scale) ─ y        (where a sink takes part in the softmax)
+
 Meets: TorchScript exports of SDPA and eager attention, decomposed dynamo exports (opset 18), with the scale on q, on k,
     on both or on the product; scores that are soft-capped (Gemma 2); masks that are added and masks that are written
     over the scores, relative-position and
-    ALiBi biases, up to three of them in any order; with or without the exporter's guard for fully masked rows.
+    ALiBi biases, up to three of them in any order; with or without the exporter's guard for fully masked rows; learned
+    sinks, scores of no key that only take weight (gpt-oss).
 Numerics: reassociated. A row that may attend to nothing has no defined answer and is not compared.
 Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; ONNX operator Attention-23.
 """
@@ -27,8 +31,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.graph import Dim, attribute, dims, number, rank
-from onnxopt.patterns import FLOATS, Ops, Pat, Var, either, scalar
+from onnxopt.graph import Dim, attribute, dims, integers, number, rank
+from onnxopt.patterns import FLOATS, Const, Ops, Pat, Var, either, scalar
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
 
 # How keys become [..., size, keys], and what brings the same keys to [..., keys, size]; None where they are that
@@ -73,9 +77,13 @@ class FuseAttention(Rule):
         for step in STEPS:
             scores = either(*_steps(op, scores, step), scores)
         scores = either(scores, op.Div(scores, scalar(name="divide_all")), op.Mul(scores, scalar(name="scale_all")))
-        weights = op.Softmax(scores, axis=_last, _name="softmax")
+        beside = op.Concat(scores, Var("sink"), axis=_last)
+        largest = either(op.ReduceMax(beside, Var("maybe_axes", optional=True)), op.ReduceMax(beside))
+        weights = op.Softmax(either(op.Sub(beside, largest), beside, scores), axis=_last, _name="softmax")
         guarded = op.Where(op.IsNaN(weights), scalar(0.0), weights)
-        yield op.MatMul(either(guarded, weights), v)
+        stride = Var("maybe_step", optional=True)
+        cut = op.Slice(weights, _ints(0), _ints(-1), _ints(-1, 3), stride, _name="cut")
+        yield op.MatMul(either(guarded, cut, weights), v)
 
     def guard(self, match: Match, q: ir.Value, k: ir.Value | None, v: ir.Value, turned: ir.Value | None) -> None:
         """Heads, or matrices without heads; the mask must have the dimensions of the scores that the operator wants."""
@@ -106,6 +114,7 @@ class FuseAttention(Rule):
             )
             scale *= found**sign if found is not None else 1.0
         match.facts["scale"] = scale
+        _require_sink(match)
         match.facts["softcap"] = _softcap(match)
 
     def rewrite(
@@ -117,6 +126,9 @@ class FuseAttention(Rule):
             k = op.Transpose(turned, perm=[*range(width - 2), width - 1, width - 2])
         back = KEY_TURNS.get(_turn(match))
         key = op.Transpose(k, perm=back) if back is not None else k
+        sink = match.values.get("sink")
+        if sink is not None:
+            return _with_sink(op, match, key, sink)
         mask = _full_rows(op, _mask(op, match), match.facts["mask"], q)
         given = {"scale": match.facts["scale"], "softcap": match.facts["softcap"] or None}
         if width == 4:
@@ -124,6 +136,27 @@ class FuseAttention(Rule):
         head = op.ints([1], "head")
         apart = [op.Unsqueeze(value, head) if value is not None else None for value in (q, key, v, mask)]
         return op.Squeeze(op.Attention(*apart, **given), head)
+
+
+def _require_sink(match: Match) -> None:
+    """A sink has a place of its own behind the keys, on four axes, and takes its weight along."""
+    sink = match.values.get("sink")
+    match.require((sink is None) == ("cut" not in match.named), "the weights are cut, or one is left over", sink)
+    if sink is None:
+        return
+    shape = dims(sink) or ()
+    match.require(rank(match.values["q"]) == 4 and len(shape) == 4 and shape[-1] == 1, "more than one sink", sink)
+    match.require(match.facts["mask"], "a sink without a mask", sink)
+    match.require(not number(match.values.get("cap")), "a sink beside soft-capped scores", sink)
+
+
+def _with_sink(op: Builder, match: Match, key: ir.Value, sink: ir.Value) -> ir.Value:
+    """A sink is one more key and one more value of zeros, whose score is all mask: it takes weight and adds nothing."""
+    last = op.ints([0, 0, 0, 0, 0, 0, 1, 0], "one_more")
+    mask = op.Expand(_mask(op, match), op.Shape(sink))
+    keys, values = op.Pad(key, last), op.Pad(match.values["v"], last)
+    wide = op.Concat(mask, sink, axis=-1)
+    return op.Attention(match.values["q"], keys, values, wide, scale=match.facts["scale"])
 
 
 def _softcap(match: Match) -> float:
@@ -241,6 +274,11 @@ def _turn(match: Match) -> tuple[int, ...]:
     """The permutation that puts the size of a head before the keys; empty when they are stored so."""
     turn = match.named.get("turn")
     return tuple(attribute(turn, "perm")) if turn is not None else ()
+
+
+def _ints(*allowed: int) -> Pat:
+    """One whole number of some."""
+    return Const(lambda value: integers(value) in {(number,) for number in allowed}, f"one of {allowed}")
 
 
 def _turns_keys(perm: tuple[int, ...]) -> bool:

@@ -128,3 +128,44 @@ def test_numbers_that_keep_a_weight_are_left_alone(steps: str, reason: str) -> N
     assert outcome.entry.applied == 0
     assert outcome.rolled_back == []
     assert any(reason in found for found in outcome.reasons)
+
+
+SINK = (
+    f"g ({HEADS} q, {HEADS} k, {HEADS} v, float[batch,1,sequence,sequence] bias, float[1,2,1,1] sinks) "
+    "=> (float y) {"
+    "kt = Transpose<perm=[0,1,3,2]>(k) s = MatMul(q, kt) t = Mul(s, half) m = Add(t, bias) "
+    "rows = Shape<start=0, end=3>(q) wide = Concat<axis=0>(rows, one) sink = Expand(sinks, wide) "
+    "all = Concat<axis=-1>(m, sink) {shifted} w = Softmax({softmax}) cut = Slice(w, first, last, {axes}) "
+    "y = MatMul(cut, v) }"
+)
+PLACES = {
+    name: np.array([value]) for name, value in (("first", 0), ("last", -1), ("huge", 2**31), ("axis", 3), ("one", 1))
+}
+
+
+def sink(*, shifted: bool = True, axes: str = "axis") -> str:
+    """Attention with a learned sink as gpt-oss spells it: its largest score is taken off first."""
+    step = "high = ReduceMax(all, last) less = Sub(all, high)" if shifted else ""
+    text = SINK.replace("{shifted}", step).replace("{softmax}", "less" if shifted else "all")
+    return text.replace("{axes}", axes)
+
+
+@pytest.mark.parametrize("shifted", [True, False])
+@pytest.mark.parametrize("axes", ["axis", "last"])
+def test_a_sink_becomes_a_key_of_zeros_that_only_takes_weight(shifted: bool, axes: str) -> None:  # noqa: FBT001
+    text = sink(shifted=shifted, axes=axes)
+    outcome = run(text, **PLACES)
+    check(outcome)
+    assert outcome.ops.count("Pad") == 2
+    assert outcome.attributes("Attention")["scale"] == pytest.approx(0.5)
+    strong = {"sinks": np.array([40.0, -40.0], np.float32).reshape(1, 2, 1, 1)}
+    assert outcome.worst_error_at(2, 9, **strong) < 1e-5
+    hidden = np.full((2, 1, 9, 9), LOWEST, np.float32)
+    assert outcome.worst_error_at(2, 9, bias=hidden) < 1e-5
+
+
+def test_weights_without_the_first_key_instead_of_the_sink_are_left_alone() -> None:
+    text = sink().replace("Slice(w, first, last, axis)", "Slice(w, one, huge, axis)")
+    outcome = run(text, **PLACES)
+    assert outcome.entry.applied == 0
+    assert outcome.rolled_back == []

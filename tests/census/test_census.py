@@ -28,8 +28,8 @@ NOT_EXPORTED = {
     ("unispeech", "dynamo-23"),
     ("unispeech", "dynamo-18"),
 }
-# Attention takes neither: a soft cap whose place beside the mask runtimes disagree on, and learned sinks.
-NOT_FUSED = {"gemma2", "gpt_oss"}
+# A soft cap, whose place beside the mask runtimes disagree on.
+NOT_FUSED = {"gemma2"}
 
 
 def check(record: Record) -> None:
