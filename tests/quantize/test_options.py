@@ -1,0 +1,38 @@
+"""What `--precision` means for a decoder."""
+
+from __future__ import annotations
+
+import pytest
+
+from onnxopt.precision import Precision
+from onnxopt.quantize.options import QuantizeOptions
+from onnxopt.spec import Target
+
+
+@pytest.mark.parametrize(
+    ("asked", "choices", "percent"),
+    [
+        ("int8", {"int8-weights:128", "int8-weights:64", "int8-weights:32"}, 2),
+        ("int8-weights", {"int8-weights:128", "int8-weights:64", "int8-weights:32"}, 2),
+        ("int8-weights:32", {"int8-weights:32"}, 2),
+        ("int4-weights", {"int4-weights:128", "int4-weights:64", "int8-weights:128"}, 8),
+        ("int4-weights:32:asymmetric", {"int4-weights:32:asymmetric"}, 8),
+        (
+            "auto",
+            {"int4-weights:128", "int4-weights:64", "int8-weights:128", "int8-weights:64", "int8-weights:32"},
+            2,
+        ),
+    ],
+)
+def test_layers_of_a_decoder_may_get(asked: str, choices: set[str], percent: int) -> None:
+    precision = QuantizeOptions.parse_precision(asked, Target("cpu"))
+    assert precision is not None
+    options = QuantizeOptions(precision, asked=asked)
+    assert {str(one) for one in options.of_decoder()} == choices
+    assert options.default_budget("perplexity").limit == pytest.approx(1 + percent / 100)
+    assert options.default_budget("cosine").limit == 0.995
+
+
+def test_float_is_no_quantization() -> None:
+    assert QuantizeOptions.parse_precision("fp32", Target("cpu")) is None
+    assert Precision.parse("fp32") == Precision()
