@@ -14,7 +14,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 
 from onnxopt.batcher import BusyError, ClosedError
 from onnxopt.decoder import Batch, pays
@@ -300,6 +300,8 @@ class ContinuousBatcher:
             if text.given_up and text.row.finish is None:
                 text.row.finish = "stop"
                 self.stats.cancelled += 1
+                if not text.future.done():
+                    text.future.set_exception(CancelledError())
         live = [place for place, text in enumerate(self._active) if text.row.finish is None]
         ended = len(self._active) - len(live)
         if self._batch is None or not ended:

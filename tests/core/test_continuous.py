@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,18 @@ def test_a_full_queue_refuses_and_closing_finishes_what_was_taken(
     batcher.close()
     assert first.future.result(0).text == alone[PROMPTS[0], 24]
     assert second.future.result(0).text == alone[PROMPTS[1], 9]
+
+
+def test_closing_without_finishing_gives_everybody_up(generator: Generator) -> None:
+    batcher = ContinuousBatcher(generator, max_rows=1)
+    started = threading.Event()
+    writing = batcher.submit(PROMPTS[0], max_new_tokens=400, on_text=lambda piece: started.set())
+    waiting = batcher.submit(PROMPTS[1])
+    assert started.wait(30)
+    batcher.close(drain=False, timeout=30)
+    for one in (writing, waiting):
+        with pytest.raises(CancelledError):
+            one.future.result(10)
 
 
 def test_a_failing_model_is_told_to_those_it_concerns(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
