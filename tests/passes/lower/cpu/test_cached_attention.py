@@ -90,6 +90,18 @@ def test_names_and_order_of_inputs_and_outputs_stay() -> None:
     assert [value.name for value in found.model.graph.outputs] == [spec.name for spec in signature.outputs]
 
 
+@pytest.mark.parametrize("mask", [CAUSAL, ADDED, WINDOW], ids=["booleans", "added", "a window"])
+def test_a_row_that_is_all_padding_stays_finite_and_disturbs_nobody(mask: str) -> None:
+    found = run(replace(PLAIN, mask=mask))
+    feeds = found.loaded.feeder.make(sizes(3, 9), "left")
+    whole = found.run(feeds)
+    feeds["attention_mask"][1] = 0
+    emptied = found.run(feeds)
+    for name, array in emptied.items():
+        assert np.isfinite(array).all(), name
+        assert np.abs(array[[0, 2]] - whole[name][[0, 2]]).max() < 1e-6, name
+
+
 @pytest.mark.parametrize("heads", [4, 1], ids=["a slope for each head", "one for all"])
 def test_alibi_goes_inside_as_a_bias_by_place(heads: int) -> None:
     """What a key gets grows with its place among the real tokens, so padding anywhere gives the same answer."""
