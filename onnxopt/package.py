@@ -230,7 +230,7 @@ def write_artifact(
         for name, graph, given in graphs or [(MODEL_NAME, model, loaded.signature)]:
             model_files += _write_model(served_model(graph, given), folder, name)
         _copy_assets(loaded, folder, taken=model_files)
-        decoding, signature = _decoding(model, halves[-1].loaded if halves else loaded), served(loaded.signature)
+        decoding, signature = decoding_of(model, halves[-1].loaded if halves else loaded), served(loaded.signature)
         for name, content in stack_files(folder, signature, decoding, provider=target.provider).items():
             _write(folder / name, content)
         if not halves:
@@ -270,7 +270,7 @@ def write_artifact(
     return Artifact(out, Manifest.read(out))
 
 
-def _decoding(model: ir.Model, loaded: Loaded) -> DecodingRecord | None:
+def decoding_of(model: ir.Model, loaded: Loaded) -> DecodingRecord | None:
     """Return how a decoder is run, None for a model without a cache."""
     cache = Cache.of(loaded.signature)
     logits = next((spec for spec in loaded.signature.outputs if spec.name == "logits"), None)

@@ -11,9 +11,11 @@ import pytest
 
 from onnxopt.blocks import count_blocks
 from onnxopt.cache import Cache
+from onnxopt.decoder import Decoder
 from onnxopt.export import export
 from onnxopt.graph import op_counts
 from onnxopt.model import Array, Loaded
+from onnxopt.package import decoding_of
 from onnxopt.pipeline import run_pipeline
 from onnxopt.session import Session
 from onnxopt.source import resolve
@@ -54,7 +56,21 @@ def test_every_architecture_answers_like_the_original(name: str, tmp_path: Path)
     layers = LAYERS.get(name, TWO_LAYERS)
     assert str(count_blocks(loaded.model)["attention"]) == f"{layers} of {layers}"
     prompts = _prompts(loaded)
-    assert _continue(loaded, session, prompts) == _continue_in_torch(folder, prompts)
+    expected = _continue_in_torch(folder, prompts)
+    assert _continue(loaded, session, prompts) == expected
+    assert _continue_in_pieces(loaded, session, prompts) == expected
+
+
+def _continue_in_pieces(loaded: Loaded, session: Session, prompts: list[list[int]]) -> list[list[int]]:
+    """Read the prompts five columns at a time, past and present in one buffer where the graph allows it."""
+    batch = Decoder.of(session, decoding_of(loaded.model, loaded)).prefill(prompts, new_tokens=NEW_TOKENS, chunk=5)
+    rows: list[list[int]] = [[] for _ in prompts]
+    for step in range(NEW_TOKENS):
+        for row, token in zip(rows, batch.logits.argmax(axis=-1).tolist(), strict=True):
+            row.append(token)
+        if step < NEW_TOKENS - 1:
+            batch.step([row[-1] for row in rows])
+    return rows
 
 
 def _prompts(loaded: Loaded) -> list[list[int]]:
