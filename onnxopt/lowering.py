@@ -107,7 +107,7 @@ class _Lowering:
     def _facts(self) -> list[object]:
         """Return what tells this model and its alternatives from others; weights count by shape only."""
         names = sorted({name for way in self._names.values() for name in way})
-        kinds = [(name, get(name).forms) for name in names]
+        kinds = [(name, forms) for name in names if (forms := get(name).forms)]
         sizes = [(tensor.name, dims(tensor)) for tensor in self._before.graph.initializers.values()]
         nodes = [
             (n.domain, n.op_type, sorted((k, str(a.value)) for k, a in n.attributes.items())) for n in self._nodes()

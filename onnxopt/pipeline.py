@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,7 @@ from onnxopt.probe import MAX_IR_VERSION, ProbeError
 from onnxopt.profit import Profit
 from onnxopt.registry import get
 from onnxopt.rewrite import Rewrite, Rule
-from onnxopt.sidegraph import MaskMeaning, meaning_of_mask
+from onnxopt.sidegraph import MaskMeaning, meaning_of_mask, telling_size
 from onnxopt.spec import PADDINGS, Padding, Provider, Target, Workload
 
 logger = logging.getLogger(__name__)
@@ -189,8 +190,13 @@ def weights_only(plan: Plan, target: Target) -> list[Rewrite]:
 
 
 def observations_of(loaded: Loaded) -> list[Observation]:
-    """Make inputs of four sizes, distinct in every axis, with three kinds of padding; the long one only if it fits."""
+    """Make inputs of four sizes, distinct in every axis, with three kinds of padding; the long one only if it fits.
+
+    It is longer than what the graph divides sizes by, cuts them at or compares them with: a number of blocks of 256 is
+    1 in all short rows and would look like a constant.
+    """
     observations = []
+    telling = telling_size(loaded.model.graph)
     for index, padding in PROBES:
         others = iter(OTHER_PRIMES[index :: len(PROBES)])
         sizes = {}
@@ -198,7 +204,7 @@ def observations_of(loaded: Loaded) -> list[Observation]:
             if axis == "batch":
                 sizes[axis] = BATCHES[index]
             elif axis in ("sequence", "total_sequence"):
-                sizes[axis] = LENGTHS[index]
+                sizes[axis] = LENGTHS[index] if index < len(PROBES) - 1 else max(LENGTHS[index], telling)
             elif axis == PAST:
                 sizes[axis] = PASTS[index]
             else:
@@ -209,6 +215,9 @@ def observations_of(loaded: Loaded) -> list[Observation]:
         except InputError:
             if index < len(PROBES) - 1:  # only the long row may be beyond what the model takes
                 raise
+            usual = complete({axis: min(size, LENGTHS[index]) for axis, size in sizes.items()})
+            with contextlib.suppress(InputError):
+                observations.append(Observation(usual, loaded.feeder.make(usual, padding, seed=index)))
     return observations
 
 

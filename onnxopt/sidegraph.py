@@ -6,7 +6,7 @@ sizes of ids and cache), so it can be run alone, at any size, in microseconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -23,6 +23,11 @@ LONGEST_PROBE = 2050  # [2050, 2050] int64 positions take 32 MiB
 LARGEST_POSITION = 2**24  # beyond, a number is no position but finfo.min or the end of a Slice
 COMPARISONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "Clip", "Min", "Max", "Trilu")
 SLOPE_ERROR = 1e-5  # of the largest bias: float32 products of a slope and a place
+# What makes a size of another one: a number of blocks, what is left over, the shorter of two
+SIZE_STEPS = frozenset(
+    {"Div", "Mod", "Min", "Max", "Clip", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Slice"}
+)
+LONGEST_ROW = 1026
 MASKED_BELOW = -1e4  # additive masks use -10000 (BERT of 2018), finfo.min or -inf
 LONGEST_USUAL = 50
 PROBES = ((1, 1, 0), (2, 5, 0), (3, 8, 0), (2, 1, 6), (3, 4, 7), (4, 37, 0), (2, 9, 41))  # batch, new tokens, past
@@ -164,6 +169,22 @@ def telling_lengths(nodes: tuple[ir.Node, ...]) -> list[int]:
             found = [number(value) for member in ahead for value in member.inputs]
             lengths.update(int(abs(size)) + 2 for size in found if size is not None and abs(size) < LARGEST_POSITION)
     return sorted(length for length in lengths if length > LONGEST_USUAL)
+
+
+def telling_size(nodes: Iterable[ir.Node]) -> int:
+    """Return a size beyond the whole numbers that sizes are divided by, cut at or compared with; 0 without any.
+
+    Only those up to `LONGEST_ROW` count: a longer row would cost more than it tells.
+    """
+    largest = 0
+    for node in nodes:
+        if node.op_type not in SIZE_STEPS:
+            continue
+        for value in node.inputs:
+            found = number(value)
+            if found is not None and found.is_integer() and abs(found) <= LONGEST_ROW:
+                largest = max(largest, abs(int(found)))
+    return largest + 3 if largest > 1 else 0
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxopt.cache import CONTEXT_KEY, complete
+from onnxopt.graph import known_dims
+from onnxopt.imports import load_onnx
 from onnxopt.model import Array
+from onnxopt.pipeline import observations_of, prepare
 from onnxopt.probe import ProbeError
 from onnxopt.sidegraph import (
     LONGEST_PROBE,
@@ -20,6 +26,7 @@ from onnxopt.sidegraph import (
     meaning_of_mask,
     probes,
     telling_lengths,
+    telling_size,
 )
 from tests.support.rules import parse
 
@@ -445,3 +452,44 @@ def test_zeros_for_every_head_are_no_bias() -> None:
     found = meaning("a = Where(real, nought, lowest) y = Add(a, zeros)", zeros=np.zeros((1, 4, 1, 1), np.float32))
     assert isinstance(found, MaskMeaning), found
     assert (found.causal, found.slopes) == (False, ())
+
+
+BLOCKS = """
+<ir_version: 10, opset_import: ["" : 20]>
+g (int64[batch,sequence] input_ids, int64[batch,sequence] attention_mask) => (float[batch,sequence] y, float[steps] z)
+  <int64[1] more = {255}, int64[1] block = {256}> {
+  n = Shape <start = 1, end = 2> (input_ids)
+  m = Add (n, more)
+  blocks = Div (m, block)
+  z = ConstantOfShape (blocks)
+  real = Mul (input_ids, attention_mask)
+  y = Cast <to = 1> (real)
+}"""
+
+
+def test_rows_are_longer_than_the_blocks_that_a_graph_counts(tmp_path: Path) -> None:
+    onnx.save(onnx.parser.parse_model(BLOCKS), tmp_path / "model.onnx")
+    loaded = load_onnx(tmp_path / "model.onnx")
+    assert telling_size(loaded.model.graph) == 259
+    observations = observations_of(loaded)
+    assert [item.sizes["sequence"] for item in observations] == [7, 11, 13, 259]
+    prepare(loaded.model, observations)
+    made = next(value for node in loaded.model.graph for value in node.outputs if node.op_type == "ConstantOfShape")
+    assert known_dims(made) is None, "the number of blocks is no constant"
+
+
+@pytest.mark.parametrize(
+    ("step", "size"),
+    [
+        ("m = Add (n, many)", 0),
+        ("m = Div (n, many)", 303),
+        ("m = Min (n, many)", 303),
+        ("m = Div (n, most)", 0),
+        ("m = Div (n, unit)", 0),
+    ],
+)
+def test_only_numbers_that_make_a_size_of_another_count(step: str, size: int) -> None:
+    text = f"""g (float[batch,sequence] x) => (int64[1] y)
+      <int64[1] many = {{300}}, int64[1] most = {{9223372036854775807}}, int64[1] unit = {{1}}>
+      {{ n = Shape <start = 1, end = 2> (x) {step} y = Neg (m) }}"""
+    assert telling_size(parse(text).graph) == size
