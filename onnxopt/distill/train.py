@@ -59,7 +59,10 @@ def train(settings: Settings, out: Path, *, resume: bool = False, say: Say | Non
     Raises:
         InputError: when teacher, student, data or settings do not fit.
     """
-    import accelerate
+    try:
+        import accelerate
+    except ImportError as error:
+        raise InputError("distilling needs accelerate", hint="pip install 'onnxopt[distill]'") from error
     import torch
 
     if settings.threads:

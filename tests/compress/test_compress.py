@@ -31,6 +31,9 @@ learning_rate = 1e-3
 evaluate_every = 100
 most_rows = 1800
 hold_out = 0.01
+
+[quantize]
+precision = "int8"
 """
 
 
@@ -39,14 +42,18 @@ def test_gpt2_mini_loses_a_quarter_and_learns_it_again(tmp_path: Path) -> None:
     recipe.write_text(FLOW)
     found = compress(CompressRecipe.read(recipe), tmp_path / "out", measure=False)
     names = [step.name for step in found.steps]
-    assert names == ["original", "prune", "distill"]
-    original, pruned, taught = (step.value for step in found.steps)
+    assert names == ["original", "prune", "distill", "quantize"]
+    original, pruned, taught, quantized = (step.value for step in found.steps)
     assert found.metric == "perplexity"
     assert pruned > original, "plain magnitude costs something"
     assert pruned - taught >= 0.5 * (pruned - original), "at least half of it comes back"
+    assert quantized < 1.05 * taught
     sizes = [step.size_bytes for step in found.steps]
     assert sizes[1] == pytest.approx(sizes[2], rel=0.01)
     assert sizes[1] < 0.92 * sizes[0]
+    quantization = Manifest.read(tmp_path / "out").quantization
+    assert quantization is not None
+    assert sizes[3] < 0.6 * sizes[2] or not quantization.shipped
     assert json.loads((tmp_path / "out" / "config.json").read_text())["n_inner"] == 576
     assert Compression.model_validate_json((tmp_path / "out" / RECORD_NAME).read_text()) == found
     page = (tmp_path / "out" / "compression.html").read_text()
