@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import html
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from onnxopt.manifest import Record
-
-RECORD_NAME = "compression.json"
 
 
 class Step(Record):
@@ -35,7 +34,7 @@ class Step(Record):
 
 
 class Compression(Record):
-    """`compression.json`.
+    """`<artifact>.compression.json`.
 
     Attributes:
         source: what was compressed.
@@ -79,6 +78,11 @@ class Compression(Record):
             f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{style}</style><h1>{title}</h1>"
             f"<table><tr>{head}</tr>{body}</table>{curves}\n"
         )
+
+
+def record_of(out: Path) -> Path:
+    """Return where the record of an artifact lies: beside it, so that the artifact can be replaced as any other."""
+    return out.with_name(f"{out.name}.compression.json")
 
 
 def _curve(step: Step) -> str:

@@ -14,15 +14,15 @@ import numpy as np
 
 from onnxopt.bench import bench
 from onnxopt.compress.recipe import CompressRecipe
-from onnxopt.compress.report import RECORD_NAME, Compression, Step
+from onnxopt.compress.report import Compression, Step, record_of
 from onnxopt.distill.run import distill
 from onnxopt.errors import InputError
 from onnxopt.metrics import cosine
 from onnxopt.model import Array
 from onnxopt.package import Artifact
 from onnxopt.perplexity import BUILTIN, measure_perplexity, read_text
-from onnxopt.prune.run import PruneRecord, split
 from onnxopt.prune.run import prune as prune_source
+from onnxopt.prune.run import split
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.road import Event, optimize
 from onnxopt.session import Session
@@ -39,7 +39,7 @@ Say = Callable[[Event], None]
 
 
 def compress(recipe: CompressRecipe, out: Path, *, measure: bool = True, progress: Say | None = None) -> Compression:
-    """Run a recipe and write its artifact, with `compression.json` and `compression.html` beside the model.
+    """Run a recipe and write its artifact, with `<out>.compression.json` and `.html` beside it.
 
     Args:
         recipe: what to do.
@@ -71,6 +71,7 @@ class _Work:
     artifacts: list[Artifact] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     metric: tuple[str, str] = ("", "")
+    options: dict[str, Any] = field(default_factory=dict)
 
     def go(self, *, measure: bool) -> Compression:
         """Run the steps in order."""
@@ -78,20 +79,26 @@ class _Work:
         self._texts()
         current = recipe.source
         spec = self._spec()
+        on_graph = spec is not None and split(spec, resolve(current))[1] is not None
+        if recipe.distill is not None and spec is not None and (on_graph or spec.vocabulary):
+            raise InputError(
+                "heads, channels, zeros and the vocabulary cannot go before a model is taught",
+                where="[prune]",
+                hint="prune layers and ffn, or leave [distill] out",
+            )
         self._step("original", recipe.source, current, {}, time.perf_counter())
         if spec is not None:
             started = time.perf_counter()
-            source = resolve(current)
-            if split(spec, source)[1] is not None and recipe.distill is not None:
-                raise InputError(
-                    "heads, channels and zeros go from a graph, which cannot be taught afterwards",
-                    where="[prune]",
-                    hint="prune layers, ffn and vocab, or leave [distill] out",
+            details: dict[str, Any] = {}
+            if not on_graph:
+                folder = self.scratch / "prune"
+                record = prune_source(
+                    current, spec, folder, data=self.data, say=lambda step: self.say(Event("prune", step))
                 )
-            folder = self.scratch / "prune"
-            record = self._prune(current, spec, folder)
-            current = str(folder / "model.onnx") if (folder / "model.onnx").is_file() else str(folder)
-            self._step("prune", str(spec), current, json.loads(record.to_json()), started)
+                current, details = str(folder), json.loads(record.to_json())
+            else:
+                self.options = {"prune": spec, "prune_data": self.data}  # on the graph, on its way to the artifact
+            self._step("prune", str(spec), current, details, started)
         if recipe.distill is not None:
             started = time.perf_counter()
             folder = self.scratch / "distill"
@@ -119,9 +126,6 @@ class _Work:
             return None
         options = {key: value for key, value in table.model_dump().items() if key != "what"}
         return PruneSpec.parse(table.what, **options)
-
-    def _prune(self, current: str, spec: PruneSpec, folder: Path) -> PruneRecord:
-        return prune_source(current, spec, folder, data=self.data, say=lambda step: self.say(Event("prune", step)))
 
     def _texts(self) -> None:
         """Part the data into what steps may see and what judges them."""
@@ -159,6 +163,7 @@ class _Work:
             workload=package.workload or None,
             measure=False,
             progress=self.say,
+            **self.options,
             **(self._precision() if quantize else {}),
         )
         self.artifacts.append(artifact)
@@ -215,8 +220,8 @@ class _Work:
         )
         if measure:
             found = self._timed(found)
-        (self.out / RECORD_NAME).write_text(found.to_json(), encoding="utf-8")
-        (self.out / "compression.html").write_text(found.to_html(), encoding="utf-8")
+        record_of(self.out).write_text(found.to_json(), encoding="utf-8")
+        record_of(self.out).with_suffix(".html").write_text(found.to_html(), encoding="utf-8")
         return found
 
     def _timed(self, found: Compression) -> Compression:

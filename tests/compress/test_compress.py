@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from onnxopt.compress.recipe import CompressRecipe
-from onnxopt.compress.report import RECORD_NAME, Compression
+from onnxopt.compress.report import Compression, record_of
 from onnxopt.compress.run import compress
 from onnxopt.errors import InputError
 from onnxopt.manifest import Manifest
@@ -53,10 +53,10 @@ def test_gpt2_mini_loses_a_quarter_and_learns_it_again(tmp_path: Path) -> None:
     assert sizes[1] < 0.92 * sizes[0]
     quantization = Manifest.read(tmp_path / "out").quantization
     assert quantization is not None
-    assert sizes[3] < 0.6 * sizes[2] or not quantization.shipped
+    assert sizes[3] < 0.75 * sizes[2] or not quantization.shipped
     assert json.loads((tmp_path / "out" / "config.json").read_text())["n_inner"] == 576
-    assert Compression.model_validate_json((tmp_path / "out" / RECORD_NAME).read_text()) == found
-    page = (tmp_path / "out" / "compression.html").read_text()
+    assert Compression.model_validate_json(record_of(tmp_path / "out").read_text()) == found
+    page = (tmp_path / "out.compression.html").read_text()
     assert "<svg" in page
     assert Manifest.read(tmp_path / "out").decoding is not None
 
@@ -98,5 +98,5 @@ def test_what_only_a_graph_can_lose_cannot_be_taught(tmp_path: Path) -> None:
     recipe = tmp_path / "wrong.toml"
     folder = tiny_checkpoint("bert", tmp_path / "bert", pooling={"pooling_mode_mean_tokens": True})
     recipe.write_text(f'source = "{folder}"\n[prune]\nwhat = "heads=1"\n[distill]\nsteps = 2\n')
-    with pytest.raises(InputError, match="cannot be taught afterwards"):
+    with pytest.raises(InputError, match="cannot go before a model is taught"):
         compress(CompressRecipe.read(recipe), tmp_path / "out")
