@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from onnxopt.errors import InputError
 from onnxopt.quiet import quiet
 from onnxopt.usercache import cache_root, content_of, sha256_of, staged
 
-_CONTENTS = "contents.json"
+_CONTENTS, _ORIGIN = "contents.json", "origin.txt"
+_TELLING = ("config.json", "tokenizer.json")
 _MAGIC = b"GGUF"
 
 
@@ -34,13 +35,40 @@ def convert_gguf(path: Path, *, progress: Callable[[str], None] | None = None) -
             raise InputError("is no GGUF file", where=str(path))
     entry = cache_root() / "converted" / f"{path.stem}-{sha256_of(path)[:16]}"
     if _intact(entry):
+        _remember(entry, path)
         return entry / "files"
     if progress:
         progress(f"dequantizing {path.name} to float32")
     with staged(entry) as fresh:
         _convert(path, fresh / "files")
         (fresh / _CONTENTS).write_text(json.dumps(content_of(fresh / "files"), indent=1), encoding="utf-8")
+    _remember(entry, path)
     return entry / "files"
+
+
+def _remember(entry: Path, path: Path) -> None:
+    """Say where the file lies now, for who wants its grids."""
+    with contextlib.suppress(OSError):  # a cache that cannot be written is still a cache
+        (entry / _ORIGIN).write_text(str(path.resolve()), encoding="utf-8")
+
+
+def gguf_behind(assets: Collection[Path]) -> Path | None:
+    """Return the GGUF file that a checkpoint was converted from, while it lies where it lay.
+
+    Args:
+        assets: the checkpoint's small files, or copies of them; a converted one is known by their content.
+    """
+    known = {path.name: sha256_of(path) for path in assets if path.name in _TELLING}
+    for entry in sorted((cache_root() / "converted").glob("*/")):
+        try:
+            recorded = json.loads((entry / _CONTENTS).read_text(encoding="utf-8"))
+            path = Path((entry / _ORIGIN).read_text(encoding="utf-8"))
+            alike = len(known) == len(_TELLING) and all(recorded.get(name) == digest for name, digest in known.items())
+            if alike and sha256_of(path)[:16] == entry.name.rpartition("-")[2]:
+                return path
+        except (OSError, ValueError):  # noqa: PERF203 - a damaged entry says nothing about the next
+            continue
+    return None
 
 
 def _intact(entry: Path) -> bool:

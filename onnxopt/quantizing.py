@@ -14,12 +14,14 @@ from onnxopt.cache import Cache
 from onnxopt.calibrate.data import CalibrationData, read_calibration
 from onnxopt.errors import InputError
 from onnxopt.gate import is_invariant, judge_result
+from onnxopt.gguf import gguf_behind
 from onnxopt.linears import Selector, find_linears
 from onnxopt.manifest import FrontRecord, GateRecord, LayerRecord, QuantizationRecord, SensitivityRecord
 from onnxopt.metrics import DEFAULT_BUDGETS, Judge, MetricBudget
 from onnxopt.observe import Observation
 from onnxopt.pipeline import Pipeline, carrying_out
-from onnxopt.precision import Plan, PlannedLinear, Precision
+from onnxopt.precision import Blocked, Plan, PlannedLinear, Precision
+from onnxopt.quantize.checkpoint_grids import known_grids
 from onnxopt.quantize.columns import plan_columns
 from onnxopt.quantize.decoder import DecoderSearch, search_decoder
 from onnxopt.quantize.options import QuantizeOptions
@@ -150,7 +152,15 @@ def _decide(
     cached = Cache.of(trial.loaded.signature) is not None
     if cached and judge.metric == "perplexity":
         most_ratio = 1 + (budget.limit - 1) * DECODER_MARGIN * strictness
-        found = search_decoder(trial.model, data, options.of_decoder(), most_ratio=most_ratio, keep=keep, progress=say)
+        found = search_decoder(
+            trial.model,
+            data,
+            options.of_decoder(),
+            most_ratio=most_ratio,
+            keep=keep,
+            given=_exact_grids(trial),
+            progress=say,
+        )
         return _of_decoder(found)
     if isinstance(asked, Precision) and asked.kind.endswith("-weights"):
         return _Decision(plan_weights(trial.model, asked, keep=keep, progress=say))
@@ -170,6 +180,13 @@ def _decide(
         progress=say,
     )
     return _Decision(searched.plan, searched.sensitivities, searched.front)
+
+
+def _exact_grids(trial: Pipeline) -> dict[str, Blocked]:
+    """Return the codes of a checkpoint that was a GGUF file, where a kernel can hold them exactly."""
+    source = gguf_behind(trial.loaded.assets)
+    grids = known_grids(source, trial.model) if source is not None else {}
+    return {label: grid.blocks for label, grid in grids.items() if grid.exact}
 
 
 def _of_decoder(found: DecoderSearch) -> _Decision:

@@ -28,7 +28,7 @@ from onnxopt.calibrate.collect import collect
 from onnxopt.calibrate.data import CalibrationData
 from onnxopt.linears import Linear, find_linears, find_tables
 from onnxopt.model import Array, Feeds
-from onnxopt.precision import Plan, PlannedLinear, Precision
+from onnxopt.precision import Blocked, Kind, Plan, PlannedLinear, Precision
 from onnxopt.probe import GraphRunner
 from onnxopt.qmath.blocks import dequantize
 from onnxopt.quantize.positions import all_positions
@@ -295,7 +295,9 @@ class Knapsack:
         by_precision: dict[str, dict[str, Option]] = {}
         for label in unit:
             for option in self.options[label]:
-                by_precision.setdefault(str(option.planned.precision), {})[label] = option
+                own = by_precision.setdefault(str(option.planned.precision), {})
+                if label not in own or option.noise < own[label].noise:
+                    own[label] = option
         return [
             _Choice(members, self.harm(members), sum(option.seconds for option in members.values()))
             for members in by_precision.values()
@@ -391,6 +393,13 @@ def all_options(
             yield linear.label, options_of(linear, precisions, seen[linear.label], seconds, method=method, whole=whole)
 
 
+def _exact(linear: Linear, blocks: Blocked, seconds: Callable[[int, int, Precision], float]) -> Option:
+    kind: Kind = "int4-weights" if blocks.bits == 4 else "int8-weights"
+    precision = Precision(kind, blocks.block_size, blocks.zero_points is None)
+    planned = PlannedLinear(precision, "the checkpoint's own grid", blocks=blocks)
+    return Option(planned, 0.0, seconds(linear.rows, linear.columns, precision))
+
+
 def search_decoder(
     model: ir.Model,
     data: CalibrationData,
@@ -399,6 +408,7 @@ def search_decoder(
     most_ratio: float,
     keep: Collection[str] = (),
     method: WeightMethod = "auto",
+    given: Mapping[str, Blocked] | None = None,
     seconds: Callable[[int, int, Precision], float] = recorded_seconds,
     progress: Say | None = None,
 ) -> DecoderSearch:
@@ -411,6 +421,7 @@ def search_decoder(
         most_ratio: perplexity over that of the original, 1.02 for two percent more.
         keep: labels that stay in float.
         method: how weights are rounded.
+        given: codes that stand for the weights exactly, by label, as the checkpoint has them: one more option.
         seconds: of one token for inputs, outputs and a precision.
         progress: told what is done.
 
@@ -432,6 +443,10 @@ def search_decoder(
     del found
     tables = {table.weight for table in find_tables(whole)}
     options = dict(all_options(linears, seen, precisions, seconds, method=method, tables=tables, progress=progress))
+    for one in linears:
+        known_codes = (given or {}).get(one.label)
+        if known_codes is not None and one.label in options:
+            options[one.label].append(_exact(one, known_codes, seconds))
     probe = LanguageProbe(whole, list(data.batches("choose", most=CHOOSING)))
     slopes = harms_of(probe, options, progress=progress)
     readers: dict[ir.Value, list[str]] = {}

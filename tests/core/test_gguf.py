@@ -9,9 +9,13 @@ import pytest
 
 from onnxopt.errors import InputError
 from onnxopt.export import export
-from onnxopt.gguf import convert_gguf
+from onnxopt.gguf import convert_gguf, gguf_behind
+from onnxopt.linears import find_linears
+from onnxopt.qmath.blocks import dequantize
+from onnxopt.quantize.checkpoint_grids import known_grids
 from onnxopt.recipe import all_recipes
 from onnxopt.source import resolve
+from tests.support.fused import fuse
 
 WIDTH, WORDS, INNER, LAYERS = 32, 200, 64, 2
 
@@ -90,6 +94,24 @@ def test_gguf_file_is_exported_like_a_checkpoint(tmp_path: Path) -> None:
     ids = loaded.feeder.make({"batch": 1, "sequence": 12})["input_ids"]
     assert np.all((ids > 2) & (ids < 98))  # letters and the one merge, no made-up ids
     assert len(loaded.proved_sizes) == 15
+
+
+def test_the_grids_of_the_file_are_found_behind_the_checkpoint(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf")
+    loaded = export(resolve(str(path)), exporter="torchscript")
+    assert gguf_behind(loaded.assets) == path
+    assert gguf_behind([asset for asset in loaded.assets if asset.name != "config.json"]) is None
+    fuse(loaded)
+    grids = known_grids(path, loaded.model)
+    linears = find_linears(loaded.model)
+    assert len(grids) == len(linears) == 7 * LAYERS + 1
+    for linear in linears:
+        assert grids[linear.label].exact
+        np.testing.assert_array_equal(dequantize(grids[linear.label].blocks), linear.matrix())
+    path.write_bytes(path.read_bytes() + b" ")
+    assert gguf_behind(loaded.assets) is None
+    path.unlink()
+    assert gguf_behind(loaded.assets) is None
 
 
 def test_gguf_is_converted_once_and_again_when_damaged(tmp_path: Path) -> None:

@@ -153,6 +153,16 @@ def test_layers_that_may_become_one_product_get_one_precision() -> None:
     assert [str(chosen[label].planned.precision) for label in "qko"] == [slow, slow, fast]
 
 
+def test_the_checkpoints_own_grid_is_one_more_option() -> None:
+    own = quantize(np.ones((64, 8), np.float32), 8, 32)
+    planned = [
+        PlannedLinear(Precision("int8-weights", 32), why, blocks=own) for why in ("", "the checkpoint's own grid")
+    ]
+    options = {"head": [Option(planned[0], 2.0, 1.0), Option(planned[1], 0.0, 1.0)]}
+    chosen = Knapsack(options, {"head": 1.0}).assign(math.inf)["head"]
+    assert chosen.planned.reason == "the checkpoint's own grid"
+
+
 def test_layers_of_one_kind_and_depth_are_measured_together() -> None:
     labels = [f"h.{n}.{name}" for n in range(7) for name in ("up", "down")] + ["head"]
     groups = alike(labels)
