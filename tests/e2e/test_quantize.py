@@ -1,0 +1,158 @@
+"""Quantization on the whole road: real MiniLM in int8, tiny models in everything, bad options in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxopt.calibrate.data import builtin_texts
+from onnxopt.cli import main
+from onnxopt.errors import InputError
+from onnxopt.package import Artifact
+from onnxopt.road import optimize
+from onnxopt.textrun import run_text
+from tests.support.tiny import tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    out = tmp_path_factory.mktemp("int8") / "minilm"
+    return optimize("minilm", out=out, precision="int8", measure=False, calibration_samples=96, calibrator="mse")
+
+
+def kernels(artifact: Artifact) -> list[str]:
+    return [node.op_type for node in onnx.load(artifact.path / "model.onnx", load_external_data=False).graph.node]
+
+
+def test_every_linear_of_a_fused_graph_is_an_integer_kernel(int8: Artifact) -> None:
+    ops = kernels(int8)
+    assert ops.count("MatMulIntegerToFloat") == 24
+    assert {"MatMul", "Gemm"} & set(ops) == set()
+    record = int8.manifest.quantization
+    assert record is not None
+    assert record.shipped
+    assert {layer.precision for layer in record.layers.values()} == {"int8"}
+
+
+def test_the_answer_stays_within_its_budget_on_texts_that_were_never_seen(int8: Artifact) -> None:
+    record = int8.manifest.quantization
+    assert record is not None
+    assert record.gate is not None
+    assert record.gate.holds
+    assert record.gate.value >= 0.995
+    assert record.gate.low <= record.gate.value <= record.gate.high
+    assert record.calibration is not None
+    assert (record.calibration.source, record.calibration.samples) == ("builtin", 96)
+
+
+def test_answers_are_the_same_bits_alone_and_in_a_padded_batch(int8: Artifact) -> None:
+    texts = ["a cat", "the quick brown fox jumps over the lazy dog again and again", builtin_texts()[7]]
+    together = run_text(int8.path, texts)
+    assert int8.manifest.quantization is not None
+    assert int8.manifest.quantization.invariant
+    assert together.to_json() == run_text(int8.path, texts).to_json()
+
+
+def test_layers_that_cost_more_are_ranked_first_and_explained(int8: Artifact) -> None:
+    record = int8.manifest.quantization
+    assert record is not None
+    losses = [one.loss for one in record.sensitivities]
+    assert losses == sorted(losses, reverse=True)
+    assert len(losses) == 24
+    assert all(one.reason for one in record.sensitivities)
+    assert record.front
+
+
+def test_layers_that_the_user_keeps_stay_in_float(tmp_path: Path) -> None:
+    artifact = optimize(
+        "minilm",
+        out=tmp_path / "out",
+        precision="int8-dynamic",
+        keep="layer.0|last",
+        measure=False,
+        calibration_samples=32,
+        budget="cosine>=0.98",
+    )
+    record = artifact.manifest.quantization
+    assert record is not None
+    kept = [label for label, layer in record.layers.items() if layer.precision == "fp32"]
+    assert len(kept) == 5
+    assert all(record.layers[label].reason == "kept by the user" for label in kept)
+    assert kernels(artifact).count("DynamicQuantizeMatMul") == 19
+
+
+def test_what_is_beyond_its_budget_is_not_shipped(tmp_path: Path) -> None:
+    artifact = optimize(
+        "minilm",
+        out=tmp_path / "out",
+        precision="int8-dynamic",
+        measure=False,
+        calibration_samples=32,
+        budget="cosine>=0.9999",
+    )
+    record = artifact.manifest.quantization
+    assert record is not None
+    assert not record.shipped
+    assert "beyond its budget" in record.reason
+    assert "DynamicQuantizeMatMul" not in kernels(artifact)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-dynamic", "int8-weights:32"])
+def test_tiny_models_without_a_tokenizer_are_marked(precision: str, tmp_path: Path) -> None:
+    folder = tiny_checkpoint("bert", tmp_path / "bert", tokenizer=False)
+    artifact = optimize(
+        str(folder),
+        out=tmp_path / "out",
+        precision=precision,
+        calibration="random",
+        force_calibration=True,
+        measure=False,
+        budget="cosine>=0.9",
+    )
+    record = artifact.manifest.quantization
+    assert record is not None
+    assert record.shipped
+    assert record.gate is not None
+    assert record.gate.meaningless
+    session = artifact.session()
+    with (
+        np.load(artifact.path / "golden" / "0" / "inputs.npz")
+        if (artifact.path / "golden" / "0").is_dir()
+        else next(np.load(path) for path in sorted((artifact.path / "golden").rglob("*input*.npz"))) as feeds
+    ):
+        assert session.run(dict(feeds))
+
+
+REFUSED = {
+    "unknown precision": (["--precision", "int3"], "unknown precision"),
+    "block of a wrong size": (["--precision", "int4-weights:33"], "cannot read '33'"),
+    "cuda has none": (["--precision", "int8", "--target", "cuda"], "CUDA provider has no int8"),
+    "fp16 on a CPU": (["--precision", "fp16"], "fp16"),
+    "budget of another kind": (["--precision", "int8", "--budget", "perplexity<=+2%"], "is judged by cosine"),
+    "budget without precision": (["--budget", "cosine>=0.99"], "the precision is fp32"),
+    "unreadable budget": (["--precision", "int8", "--budget", "good"], "cannot read the budget"),
+    "selector of nothing": (["--precision", "int8", "--keep", "nonsense"], "matches no linear"),
+    "unknown calibrator": (["--precision", "int8", "--calibrator", "median"], "unknown calibrator"),
+    "no calibration file": (["--precision", "int8", "--calibration", "missing.txt"], "no such calibration"),
+    "no samples": (["--precision", "int8", "--calibration-samples", "0"], "number of calibration samples"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED.values(), ids=REFUSED)
+def test_bad_options_are_one_line(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["optimize", "minilm", "--out", str(out), "--no-measure", "--quiet", *options]) == 2
+    text = capsys.readouterr().err.strip()
+    assert message in text
+    assert len(text.splitlines()) == 1
+    assert not out.exists()
+
+
+def test_a_data_set_needs_its_package_or_says_what_is_wrong() -> None:
+    with pytest.raises(InputError, match="data set"):
+        optimize("minilm", precision="int8", calibration="hf:nobody/nothing", measure=False)
