@@ -14,7 +14,7 @@ import typer
 from onnxopt.commands.shared import app, err_console, out_console
 from onnxopt.errors import InputError, OnnxoptError
 
-COMMANDS = ("optimize", "graphs", "bench", "text", "serving", "compress")  # in the order of the help page
+COMMANDS = ("optimize", "graphs", "bench", "text", "serving", "compress", "quantize")  # in the order of the help page
 for _name in COMMANDS:
     importlib.import_module(f"onnxopt.commands.{_name}")
 

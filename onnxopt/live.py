@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from onnxopt.explain import Description, Verdict
     from onnxopt.generator import Generation
     from onnxopt.inspection import Inspection
-    from onnxopt.manifest import Manifest, QuantizationRecord
+    from onnxopt.manifest import Manifest
     from onnxopt.package import Artifact
     from onnxopt.road import Event
     from onnxopt.textrun import TextResult
@@ -124,28 +124,6 @@ def size_text(count: float) -> str:
     return f"{count:.2f} GiB"
 
 
-def quantization_lines(found: QuantizationRecord) -> list[str]:
-    """Say what became of the layers, how the result was judged and by which samples."""
-    counts = Counter(f"{one.precision}{' smoothed' if one.smoothed else ''}" for one in found.layers.values())
-    lines = [
-        f"precision     {found.asked}: "
-        + ("" if found.shipped else f"the float graph is shipped; {found.reason}; tried ")
-        + ", ".join(f"{count} {name}" for name, count in counts.most_common())
-    ]
-    if found.gate is not None:
-        lines.append(f"judged        {found.gate}" + (", made-up data" if found.gate.meaningless else ""))
-    if found.speedup is not None:
-        lines.append(f"              {found.speedup:.2f}x the float graph, geometric mean over the workload")
-    data = found.calibration
-    if data is not None:
-        lengths = f" of {data.shortest} to {data.longest} tokens" if data.longest else ""
-        lines.append(f"calibrated    with {data.samples} samples{lengths} of {data.source}")
-    if found.invariant is not None:
-        same = "the same bits alone and in a padded batch" if found.invariant else "depend a little on the batch"
-        lines.append(f"answers       {same}")
-    return lines
-
-
 def print_summary(console: Console, artifact: Artifact) -> None:
     """Print what `optimize` did."""
     manifest, measurements = artifact.manifest, artifact.measurements
@@ -175,7 +153,7 @@ def print_summary(console: Console, artifact: Artifact) -> None:
             soft_wrap=True,
         )
     if manifest.quantization is not None:
-        for line in quantization_lines(manifest.quantization):
+        for line in manifest.quantization.lines():
             console.print(line, markup=False, soft_wrap=True)
     if manifest.random_weights:
         console.print(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
@@ -264,6 +265,25 @@ class QuantizationRecord(Record):
     front: tuple[FrontRecord, ...] = ()
     invariant: bool | None = None
     speedup: float | None = Field(default=None, exclude=True)
+
+    def lines(self) -> list[str]:
+        """Say what became of the layers, how the result was judged and by which samples."""
+        counts = Counter(f"{one.precision}{' smoothed' if one.smoothed else ''}" for one in self.layers.values())
+        became = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+        failed = "" if self.shipped else f"the float graph is shipped; {self.reason}; tried "
+        lines = [f"precision     {self.asked}: {failed}{became}"]
+        if self.gate is not None:
+            lines.append(f"judged        {self.gate}" + (", made-up data" if self.gate.meaningless else ""))
+        if self.speedup is not None:
+            lines.append(f"              {self.speedup:.2f}x the float graph, geometric mean over the workload")
+        data = self.calibration
+        if data is not None:
+            lengths = f" of {data.shortest} to {data.longest} tokens" if data.longest else ""
+            lines.append(f"calibrated    with {data.samples} samples{lengths} of {data.source}")
+        if self.invariant is not None:
+            same = "the same bits alone and in a padded batch" if self.invariant else "depend a little on the batch"
+            lines.append(f"answers       {same}")
+        return lines
 
 
 class Evidence(Record):

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from onnxopt.manifest import Latency, Manifest, Measurements, PassRecord, ProofRecord
+from onnxopt.manifest import Latency, Manifest, Measurements, PassRecord, ProofRecord, SensitivityRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +29,7 @@ REPORT_NAME = "report.html"
 
 SHOWN_NODES = 6  # per reason; the manifest lists all of them
 SHOWN_REASONS = 12  # per pass
+SHOWN_LAYERS = 30  # in the plot of what layers cost
 SHOWN_CASES = 40  # in the plot of errors; the table has all
 EXACT_ERROR = 1e-9  # where the logarithmic axis of errors ends; smaller ones are drawn here, as hollow dots
 
@@ -157,6 +158,8 @@ def render_report(
         proof=_proof_rows(manifest.proof),
         proof_axes=" × ".join(manifest.proof[0].sizes) if manifest.proof else "",
         proof_plot=_svg(_draw_proof, manifest, outputs, seed="proof") if manifest.proof else "",
+        ranking=manifest.quantization.sensitivities if manifest.quantization else (),
+        ranking_plot=ranking_plot(manifest),
         exact_error=f"{EXACT_ERROR:g}",
         outputs=list(zip(outputs, _legend(outputs), strict=True)),
         cases_left_out=max(0, len(_cases(manifest.proof)) - SHOWN_CASES),
@@ -172,6 +175,13 @@ def render_report(
         machine=_flat(manifest.machine),
     )
     return page.encode("utf-8", errors="xmlcharrefreplace")  # a name may hold half a surrogate pair
+
+
+def ranking_plot(manifest: Manifest) -> str:
+    """Return the plot of what each linear layer costs in accuracy as SVG; empty when that was not measured."""
+    found = manifest.quantization
+    ranked = found.sensitivities[:SHOWN_LAYERS] if found else ()
+    return _svg(_draw_ranking, ranked, seed="ranking") if ranked else ""
 
 
 def pass_rows(ledger: Sequence[PassRecord], seconds: Mapping[str, float]) -> list[PassRow]:
@@ -414,6 +424,19 @@ def _draw_latency(figure: Figure, latency: Sequence[Latency]) -> None:
     axes.set_xlim(0, 1.3 * longest)
     axes.set_xticks([0, 25, 50, 75, 100])
     axes.set_xlabel("% of the original's time")
+
+
+def _draw_ranking(figure: Figure, ranked: Sequence[SensitivityRecord]) -> None:
+    """Draw a bar per layer, as long as what its quantization alone costs; a dot where smoothing brings it."""
+    axes = figure.subplots()
+    _bare(axes, figure=figure, height=0.5 + 0.24 * len(ranked))
+    for row, layer in enumerate(ranked):
+        axes.barh(row, layer.loss, 0.6, color=_BEFORE)
+        if layer.smoothed is not None:
+            axes.plot([layer.smoothed], [row], "o", markersize=5, color=_AFTER)
+    axes.set_yticks(range(len(ranked)), [f"{place + 1}" for place in range(len(ranked))])
+    axes.set_ylim(len(ranked) - 0.4, -0.6)
+    axes.set_xlabel("loss of the metric at the output; dots: with a smoothed input")
 
 
 def _draw_proof(figure: Figure, manifest: Manifest, outputs: Sequence[str]) -> None:

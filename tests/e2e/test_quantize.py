@@ -66,6 +66,27 @@ def test_layers_that_cost_more_are_ranked_first_and_explained(int8: Artifact) ->
     assert record.front
 
 
+def test_the_ranking_can_be_read_and_plotted(
+    int8: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plot = tmp_path / "ranking.svg"
+    assert main(["sensitivity", str(int8.path), "--limit", "3", "--plot", str(plot)]) == 0
+    text = capsys.readouterr().out
+    record = int8.manifest.quantization
+    assert record is not None
+    assert record.sensitivities[0].label in text
+    assert record.sensitivities[5].label not in text
+    assert "<svg" in plot.read_text(encoding="utf-8")
+    report = (int8.path / "report.html").read_text(encoding="utf-8")
+    assert "Precision" in report
+    assert "24 int8" in report or "int8 smoothed" in report
+
+
+def test_an_artifact_in_float_ranks_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sensitivity", str(tmp_path)]) == 2
+    assert "not an artifact" in capsys.readouterr().err
+
+
 def test_layers_that_the_user_keeps_stay_in_float(tmp_path: Path) -> None:
     artifact = optimize(
         "minilm",
