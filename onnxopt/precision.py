@@ -78,6 +78,24 @@ class Affine:
     zero_point: int
     dtype: str = "uint8"
 
+    @property
+    def unsigned(self) -> int:
+        """The zero point of the same grid in uint8."""
+        return self.zero_point + (128 if self.dtype == "int8" else 0)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a target wants int8.
+
+    Attributes:
+        symmetric: inputs without a zero point, in int8, as TensorRT computes them; else uint8 with one.
+        weight_bits: 7 where a sum of two u8 × s8 products saturates in 16 bits: x86 without VNNI.
+    """
+
+    symmetric: bool = False
+    weight_bits: int = 8
+
 
 @dataclass(frozen=True)
 class Blocked:

@@ -16,17 +16,19 @@ from onnxopt.errors import InputError
 from onnxopt.gate import is_invariant, judge_result
 from onnxopt.gguf import gguf_behind
 from onnxopt.linears import Selector, find_linears
+from onnxopt.machine import describe_machine
 from onnxopt.manifest import FrontRecord, GateRecord, LayerRecord, QuantizationRecord, SensitivityRecord
 from onnxopt.metrics import DEFAULT_BUDGETS, Judge, MetricBudget
 from onnxopt.observe import Observation
 from onnxopt.pipeline import Pipeline, carrying_out
-from onnxopt.precision import Blocked, Plan, PlannedLinear, Precision
+from onnxopt.precision import Blocked, Plan, PlannedLinear, Precision, Scheme
 from onnxopt.quantize.checkpoint_grids import known_grids
 from onnxopt.quantize.columns import plan_columns
 from onnxopt.quantize.decoder import DecoderSearch, search_decoder
 from onnxopt.quantize.options import QuantizeOptions
 from onnxopt.quantize.search import search_columns
 from onnxopt.quantize.weights import plan_weights
+from onnxopt.spec import Target
 from onnxopt.timing import run_rounds, shape_stats, write_job
 
 logger = logging.getLogger(__name__)
@@ -131,6 +133,16 @@ def quantize(
     return Attempt(record, trial, None if reason else path)
 
 
+def scheme_of(target: Target) -> Scheme:
+    """Return how a target wants int8: TensorRT without zero points; an x86 without VNNI with 7-bit weights."""
+    if target.provider == "tensorrt":
+        return Scheme(symmetric=True)
+    machine = describe_machine()
+    isa = machine.get("isa") or ()
+    is_x86 = str(machine.get("architecture", "")).lower() in ("x86_64", "amd64")
+    return Scheme(weight_bits=7 if is_x86 and not any("vnni" in str(flag) for flag in isa) else 8)
+
+
 def _only_smaller(options: QuantizeOptions) -> bool:
     """Weights in fewer bits were asked for by name: they are worth having for their size alone."""
     return isinstance(options.precision, Precision) and options.precision.kind.endswith("-weights")
@@ -148,7 +160,7 @@ def _decide(
     say: Say,
 ) -> _Decision:
     """Plan every layer, as the options and the kind of model have it."""
-    asked = options.precision
+    asked, scheme = options.precision, scheme_of(trial.target)
     cached = Cache.of(trial.loaded.signature) is not None
     if cached and judge.metric == "perplexity":
         most_ratio = 1 + (budget.limit - 1) * DECODER_MARGIN * strictness
@@ -166,7 +178,7 @@ def _decide(
         return _Decision(plan_weights(trial.model, asked, keep=keep, progress=say))
     if isinstance(asked, Precision) and asked.kind == "int8-dynamic":
         chosen = [linear.label for linear in find_linears(trial.model) if linear.label not in keep]
-        plan = plan_columns(trial.model, data, kind="int8-dynamic", chosen=chosen, progress=say)
+        plan = plan_columns(trial.model, data, kind="int8-dynamic", chosen=chosen, scheme=scheme, progress=say)
         kept = {label: PlannedLinear(Precision(), "kept by the user") for label in sorted(keep)}
         return _Decision(Plan({**plan.linears, **kept}))
     searched = search_columns(
@@ -177,6 +189,7 @@ def _decide(
         methods=options.methods,
         keep=keep,
         strictness=strictness,
+        scheme=scheme,
         progress=say,
     )
     return _Decision(searched.plan, searched.sensitivities, searched.front)

@@ -9,8 +9,8 @@ import numpy as np
 from onnxopt.calibrate.statistics import BINS, Statistics
 from onnxopt.errors import InputError
 from onnxopt.model import Array
-from onnxopt.precision import Affine
-from onnxopt.qmath.affine import asymmetric, rounded
+from onnxopt.precision import Affine, Scheme
+from onnxopt.qmath.affine import asymmetric, rounded, symmetric
 
 Method = Literal["min-max", "moving-average", "percentile", "entropy", "mse"]
 METHODS: tuple[Method, ...] = ("min-max", "moving-average", "percentile", "entropy", "mse")
@@ -18,6 +18,7 @@ METHODS: tuple[Method, ...] = ("min-max", "moving-average", "percentile", "entro
 PERCENTILES = (99.99, 99.999)
 SHARES = tuple(np.linspace(1.0, 0.3, 29))  # of both ends of the range, tried for the least squared error
 LEVELS = 256
+PLAIN = Scheme()
 
 
 def methods_of(text: str) -> tuple[Method, ...]:
@@ -112,7 +113,9 @@ def _divergence(counts: Array, start: int, stop: int) -> float:
     return float(np.sum(p[told] * np.log(p[told] / np.maximum(q[told], 1e-9))))
 
 
-def choose(seen: Statistics, held_out: Array, weight: Array, methods: tuple[Method, ...]) -> tuple[Affine, Method]:
+def choose(
+    seen: Statistics, held_out: Array, weight: Array, methods: tuple[Method, ...], *, scheme: Scheme = PLAIN
+) -> tuple[Affine, Method]:
     """Return the grid of a linear's input whose product is nearest to the exact one on rows that no method has seen.
 
     Args:
@@ -120,6 +123,7 @@ def choose(seen: Statistics, held_out: Array, weight: Array, methods: tuple[Meth
         held_out: float32 [rows, in], rows of the input from other samples.
         weight: float [in, out] of the linear that reads it.
         methods: those to compare.
+        scheme: what the target wants.
 
     Returns:
         The grid and the method that proposed it.
@@ -128,11 +132,12 @@ def choose(seen: Statistics, held_out: Array, weight: Array, methods: tuple[Meth
     rows = np.asarray(held_out, np.float32)
     for method in methods:
         for low, high in ranges(seen, method):
-            scale, zero_point = asymmetric(low, high)
+            scale, zero_point = (symmetric if scheme.symmetric else asymmetric)(low, high)
             noise = (rounded(rows, scale, zero_point) - rows) @ weight
             error = float(np.square(noise, dtype=np.float64).sum())
             if best is None or error < best[0]:
-                best = error, Affine(scale, zero_point), method
+                grid = Affine(scale, 0, "int8") if scheme.symmetric else Affine(scale, zero_point)
+                best = error, grid, method
     if best is None:
         raise InputError("no calibrator was named", hint=f"use auto, {', '.join(METHODS)}")
     return best[1], best[2]

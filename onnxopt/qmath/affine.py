@@ -36,6 +36,12 @@ def asymmetric(low: float, high: float, levels: int = 256) -> tuple[float, int]:
     return scale, int(np.clip(np.rint(-low / scale), 0, levels - 1))
 
 
+def symmetric(low: float, high: float) -> tuple[float, int]:
+    """Return (scale, 128): the unsigned codes of int8 without a zero point, −127 to 127, over the larger half."""
+    scale = max(abs(low), abs(high)) / 127
+    return (scale, 128) if scale >= TINY else (1.0, 128)
+
+
 def quantize(x: Floats, scale: float | Floats, zero_point: int, low: int, high: int) -> Codes:
     """Return int32 codes clip(round(x / scale) + zero_point, low, high)."""
     codes: Codes = np.clip(np.rint(x / scale) + zero_point, low, high).astype(np.int32)

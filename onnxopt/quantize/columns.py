@@ -9,12 +9,12 @@ import onnx_ir as ir
 
 from onnxopt.calibrate.collect import collect
 from onnxopt.calibrate.data import CalibrationData
-from onnxopt.calibrate.ranges import METHODS, Method, choose
+from onnxopt.calibrate.ranges import METHODS, PLAIN, Method, choose
 from onnxopt.calibrate.statistics import Statistics
 from onnxopt.graph import constant
 from onnxopt.linears import Linear, find_linears
 from onnxopt.model import Array
-from onnxopt.precision import Affine, Kind, Plan, PlannedLinear, Precision
+from onnxopt.precision import Affine, Kind, Plan, PlannedLinear, Precision, Scheme
 from onnxopt.qmath.affine import columns, rounded
 
 Say = Callable[[str], None]
@@ -35,7 +35,7 @@ def plan_columns(
     kind: Kind = "int8",
     chosen: Collection[str] | None = None,
     methods: tuple[Method, ...] = METHODS,
-    bits: int = 8,
+    scheme: Scheme = PLAIN,
     progress: Say | None = None,
 ) -> Plan:
     """Plan int8 for linear layers.
@@ -46,7 +46,7 @@ def plan_columns(
         kind: `int8` or `int8-dynamic`.
         chosen: labels to quantize; all when None.
         methods: calibrators to compare.
-        bits: of the weights: 7 where u8 × s8 products saturate.
+        scheme: what the target wants.
         progress: told what is done.
     """
     linears = [linear for linear in find_linears(model) if chosen is None or linear.label in chosen]
@@ -61,7 +61,7 @@ def plan_columns(
             continue
         rows = held[x].sample if x in held else seen.sample
         weights = [linear.matrix() for linear in readers]
-        planned.update(plan_layer(readers, weights, seen, rows, methods, kind=kind, bits=bits))
+        planned.update(plan_layer(readers, weights, seen, rows, methods, kind=kind, scheme=scheme))
     return Plan(planned)
 
 
@@ -73,7 +73,7 @@ def plan_layer(
     methods: tuple[Method, ...],
     *,
     kind: Kind = "int8",
-    bits: int = 8,
+    scheme: Scheme = PLAIN,
     factors: Array | None = None,
 ) -> dict[str, PlannedLinear]:
     """Plan the readers of one tensor.
@@ -85,13 +85,15 @@ def plan_layer(
         held_out: float32 [rows, in] of other samples, divided too.
         methods: calibrators to compare.
         kind: `int8` or `int8-dynamic`.
-        bits: of the weights.
+        scheme: what the target wants.
         factors: of the smoothing.
     """
-    grid = choose(seen, held_out, np.concatenate(weights, axis=1), methods)[0] if kind == "int8" else None
+    grid = (
+        choose(seen, held_out, np.concatenate(weights, axis=1), methods, scheme=scheme)[0] if kind == "int8" else None
+    )
     found = {}
     for linear, weight in zip(readers, weights, strict=True):
-        stored = columns(weight, bits=bits, importance=seen.moments)
+        stored = columns(weight, bits=scheme.weight_bits, importance=seen.moments)
         bias = _corrected(linear, weight, stored, grid, seen)
         found[linear.label] = PlannedLinear(
             Precision(kind), activation=grid, columns=stored, bias=bias, factors=factors
@@ -114,7 +116,7 @@ def _corrected(
     if own is None or not len(seen.sample):
         return None
     rows = seen.sample
-    inputs = rounded(rows, grid.scale, grid.zero_point) if grid is not None else rows
+    inputs = rounded(rows, grid.scale, grid.unsigned) if grid is not None else rows
     codes, scales = stored
     error = rows.mean(axis=0, dtype=np.float64) @ weight - inputs.mean(axis=0, dtype=np.float64) @ (codes * scales)
     return np.asarray(own + error).astype(own.dtype)

@@ -23,13 +23,13 @@ import onnx_ir as ir
 
 from onnxopt.calibrate.collect import collect
 from onnxopt.calibrate.data import CalibrationData
-from onnxopt.calibrate.ranges import Method
+from onnxopt.calibrate.ranges import PLAIN, Method
 from onnxopt.calibrate.statistics import Statistics
 from onnxopt.linears import Linear, find_linears
 from onnxopt.manifest import FrontRecord, SensitivityRecord
 from onnxopt.metrics import Judge, MetricBudget
 from onnxopt.model import Array, Feeds
-from onnxopt.precision import Plan, PlannedLinear, Precision
+from onnxopt.precision import Plan, PlannedLinear, Precision, Scheme
 from onnxopt.quantize.columns import by_input, plan_layer
 from onnxopt.quantize.smooth import choose_smoothing, divided
 from onnxopt.quantize.switchboard import Switchboard
@@ -106,6 +106,7 @@ def search_columns(
     methods: tuple[Method, ...],
     keep: Collection[str] = (),
     strictness: float = 1.0,
+    scheme: Scheme = PLAIN,
     progress: Say | None = None,
 ) -> Found:
     """Find the fastest static int8 plan within a budget.
@@ -117,6 +118,7 @@ def search_columns(
         budget: how far it may fall.
         methods: calibrators to compare.
         keep: labels that stay in float.
+        scheme: what the target wants.
         strictness: below 1 asks for less loss than the budget allows, after a judge has turned a plan down.
         progress: told what is done.
     """
@@ -138,7 +140,7 @@ def search_columns(
             kept.update({one.label: PlannedLinear(Precision(), "its input was never computed") for one in readers})
             continue
         sample = held[x].sample if x in held else seen.sample
-        _weigh(readers, seen, sample, methods=methods, trial=trial, options=options, ranking=ranking)
+        _weigh(readers, seen, sample, methods=methods, scheme=scheme, trial=trial, options=options, ranking=ranking)
     chosen, value, front = _fit(options, trial, budget, strictness, say)
     plan = {label: option.planned for label, option in chosen.items()}
     order = sorted(ranking.values(), key=lambda one: -one.loss)
@@ -152,19 +154,22 @@ def _weigh(
     sample: Array,
     *,
     methods: tuple[Method, ...],
+    scheme: Scheme,
     trial: _Trial,
     options: dict[str, list[_Option]],
     ranking: dict[str, SensitivityRecord],
 ) -> None:
     """Make the alternatives of the readers of one tensor and measure each alone."""
     weights = [linear.matrix() for linear in readers]
-    plain = plan_layer(readers, weights, seen, sample, methods)
+    plain = plan_layer(readers, weights, seen, sample, methods, scheme=scheme)
     smoothing = choose_smoothing(seen, sample, weights, ("min-max", "mse"))
     smooth: Mapping[str, PlannedLinear] = {}
     if smoothing.strength:
         factors = smoothing.factors
         scaled = [weight * factors[:, None] for weight in weights]
-        smooth = plan_layer(readers, scaled, divided(seen, factors), sample / factors, methods, factors=factors)
+        smooth = plan_layer(
+            readers, scaled, divided(seen, factors), sample / factors, methods, scheme=scheme, factors=factors
+        )
     for linear in readers:
         label, products = linear.label, linear.rows * linear.columns
         losses = [max(trial.loss({label: plain[label]}), 0.0)]

@@ -92,7 +92,7 @@ def _error(seen: Statistics, rows: Array, weight: Array, factors: Array, methods
     turned = weight * factors[:, None]
     grid, _ = choose(scaled, inputs, turned, methods)
     codes, scales = columns(turned, clips=(1.0,))
-    product = rounded(inputs, grid.scale, grid.zero_point) @ (codes * scales)
+    product = rounded(inputs, grid.scale, grid.unsigned) @ (codes * scales)
     return float(np.square(product - rows @ weight, dtype=np.float64).sum())
 
 

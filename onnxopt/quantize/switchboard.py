@@ -73,7 +73,7 @@ class Switchboard:
         factors = planned.factors if planned is not None and planned.factors is not None else np.ones(1, np.float32)
         yield f"{switch.name}::on", np.array(1.0 if on else 0.0, np.float32)
         yield f"{switch.name}::scale", np.array(grid.scale, np.float32)
-        yield f"{switch.name}::zero", np.array(grid.zero_point, np.uint8)
+        yield f"{switch.name}::zero", np.array(grid.unsigned, np.uint8)
         yield f"{switch.name}::factors", np.asarray(factors, np.float32)
         weight = dequantized(planned, switch.linear)
         if weight is not None:

@@ -9,6 +9,7 @@ from onnxopt.calibrate.ranges import METHODS, choose, methods_of, ranges
 from onnxopt.calibrate.statistics import Statistics
 from onnxopt.errors import InputError
 from onnxopt.model import Array
+from onnxopt.precision import Scheme
 from onnxopt.qmath.affine import asymmetric, columns, quantize, rounded
 
 
@@ -79,6 +80,14 @@ def test_zero_is_exact_on_every_grid(low: float, high: float) -> None:
     assert float(rounded(np.zeros(1, np.float32), scale, zero)[0]) == 0.0
     ends = rounded(np.array([low, high], np.float32), scale, zero)
     assert np.abs(ends - [low, high]).max() <= scale / 2 + 1e-6
+
+
+def test_a_target_without_zero_points_gets_symmetric_int8() -> None:
+    x = np.abs(normal(2_000))
+    weight = np.ones((1, 1), np.float32)
+    grid, _ = choose(watched(x), x[:100], weight, ("min-max",), scheme=Scheme(symmetric=True))
+    assert (grid.dtype, grid.zero_point, grid.unsigned) == ("int8", 0, 128)
+    assert grid.scale == pytest.approx(float(x.max()) / 127)
 
 
 def test_columns_have_scales_of_their_own() -> None:

@@ -12,7 +12,9 @@ from onnxopt.calibrate.data import builtin_texts
 from onnxopt.cli import main
 from onnxopt.errors import InputError
 from onnxopt.package import Artifact
+from onnxopt.precision import Scheme
 from onnxopt.road import optimize
+from onnxopt.spec import Target
 from onnxopt.textrun import run_text
 from tests.support.tiny import tiny_checkpoint
 
@@ -145,6 +147,44 @@ def test_tiny_models_without_a_tokenizer_are_marked(precision: str, tmp_path: Pa
         else next(np.load(path) for path in sorted((artifact.path / "golden").rglob("*input*.npz"))) as feeds
     ):
         assert session.run(dict(feeds))
+
+
+def test_tensorrt_gets_standard_operators_and_symmetric_grids(tmp_path: Path) -> None:
+    artifact = optimize(
+        str(tiny_checkpoint("bert", tmp_path / "bert")),
+        out=tmp_path / "out",
+        target="tensorrt",
+        precision="int8",
+        measure=False,
+        calibration_samples=32,
+        calibrator="min-max",
+        budget="cosine>=0.9",
+    )
+    assert artifact.manifest.quantization is not None
+    assert artifact.manifest.quantization.shipped
+    graph = onnx.load(artifact.path / "model.onnx").graph
+    assert {node.domain for node in graph.node} <= {"", "ai.onnx"}
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    points = [arrays[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert points
+    assert all(point.dtype == np.int8 and not point.any() for point in points)
+
+
+@pytest.mark.parametrize(
+    ("target", "isa", "expected"),
+    [
+        ("cpu", ["avx2", "avx512f", "avx512_vnni"], Scheme()),
+        ("cpu", ["avx2"], Scheme(weight_bits=7)),
+        ("tensorrt", ["avx2"], Scheme(symmetric=True)),
+    ],
+)
+def test_the_scheme_follows_the_target(
+    target: str, isa: list[str], expected: Scheme, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onnxopt import quantizing
+
+    monkeypatch.setattr(quantizing, "describe_machine", lambda: {"architecture": "x86_64", "isa": isa})
+    assert quantizing.scheme_of(Target.parse(target)) == expected
 
 
 REFUSED = {
