@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from onnxopt.commands.shared import JsonOption, app, out_console, print_json
 from onnxopt.errors import InputError
@@ -41,8 +41,10 @@ def sensitivity(
     if as_json:
         print_json([json.loads(one.to_json()) for one in found.sensitivities])
         return
-    table = Table("layer", "loss", "smoothed", "weights only", "became", "why", box=None)
-    for one in found.sensitivities[:limit]:
+    shown = found.sensitivities[:limit]
+    name = Column("layer", min_width=max(len(one.label) for one in shown), no_wrap=True)
+    table = Table(name, "loss", "smoothed", "weights only", "became", "why", box=None)
+    for one in shown:
         smoothed = "" if one.smoothed is None else f"{one.smoothed:.2g}"
         table.add_row(one.label, f"{one.loss:.2g}", smoothed, f"{one.weights:.2g}", one.precision, one.reason)
     out_console.print(table)

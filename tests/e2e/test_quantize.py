@@ -124,29 +124,18 @@ def test_what_is_beyond_its_budget_is_not_shipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["int8", "int8-dynamic", "int8-weights:32"])
-def test_tiny_models_without_a_tokenizer_are_marked(precision: str, tmp_path: Path) -> None:
+def test_made_up_weights_and_data_are_marked(precision: str, tmp_path: Path) -> None:
     folder = tiny_checkpoint("bert", tmp_path / "bert", tokenizer=False)
     artifact = optimize(
-        str(folder),
-        out=tmp_path / "out",
-        precision=precision,
-        calibration="random",
-        force_calibration=True,
-        measure=False,
-        budget="cosine>=0.9",
+        str(folder), out=tmp_path / "out", weights="random", precision=precision, measure=False, budget="cosine>=0.9"
     )
     record = artifact.manifest.quantization
     assert record is not None
     assert record.shipped
     assert record.gate is not None
     assert record.gate.meaningless
-    session = artifact.session()
-    with (
-        np.load(artifact.path / "golden" / "0" / "inputs.npz")
-        if (artifact.path / "golden" / "0").is_dir()
-        else next(np.load(path) for path in sorted((artifact.path / "golden").rglob("*input*.npz"))) as feeds
-    ):
-        assert session.run(dict(feeds))
+    assert record.calibration is not None
+    assert (record.calibration.source, record.calibration.meaningless) == ("random", True)
 
 
 def test_tensorrt_gets_standard_operators_and_symmetric_grids(tmp_path: Path) -> None:
