@@ -1,12 +1,13 @@
-"""Move what is hard to quantize from activations into weights: SmoothQuant, folded into the normalization in front.
+"""Move what is hard to quantize from activations into weights: SmoothQuant.
 
-Outlier channels of a linear's input make its grid coarse. With x W = (x / f)(diag(f) W) a factor per channel moves
-them into the weight, whose grids are per column and finer where it matters; 1 / f disappears in the scale and bias of
-the normalization, or in the columns of the linear, that makes x.
+Outlier channels of a linear's input make its grid coarse. With x W = (x / f)(diag(f) W) a factor per channel moves them
+into the weight, whose grids are per column and finer where it matters. 1 / f is a multiplication in front of the
+layer: a pass over the activations, which the search weighs against what it gains. Behind a post-norm encoder's
+    normalization it
+cannot be folded away, since the residual reads the same tensor.
 
-Source: Xiao et al. 2023, arXiv:2211.10438, eq. 4: f = max|x|^α / max|w|^(1−α), with the strength α searched per
-    tensor for
-the least error of the products on held-out rows.
+Source: Xiao et al. 2023, arXiv:2211.10438, eq. 4: f = max|x|^α / max|w|^(1−α), with the strength α searched per tensor
+for the least error of the products on held-out rows.
 """
 
 from __future__ import annotations
@@ -15,12 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx_ir as ir
 
 from onnxopt.calibrate.ranges import Method, choose
 from onnxopt.calibrate.statistics import Statistics
-from onnxopt.graph import is_constant, is_op
-from onnxopt.linears import Linear
 from onnxopt.model import Array
 from onnxopt.qmath.affine import columns, rounded
 
@@ -40,23 +38,6 @@ class Smoothing:
 
     strength: float
     factors: Array
-
-
-def foldable(x: ir.Value, readers: Sequence[Linear]) -> bool:
-    """Tell whether a tensor can be divided by factors for nothing.
-
-    It must come from a normalization with a scale, or from a linear, and every reader but the given ones must be able
-    to take the factors back: none can, so there may be none.
-    """
-    node = x.producer()
-    if node is None or x.is_graph_output():
-        return False
-    members = {linear.node for linear in readers}
-    if any(use.node not in members for use in x.uses()):
-        return False
-    if is_op(node, "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"):
-        return all(is_constant(value) and len(value.uses()) == 1 for value in node.inputs[1:] if value is not None)
-    return False
 
 
 def choose_smoothing(

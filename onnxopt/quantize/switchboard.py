@@ -7,7 +7,7 @@ run and no new session.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,15 +44,11 @@ class Switchboard:
         self._switches = {
             linear.label: _install(copy, number, linear) for number, linear in enumerate(find_linears(copy))
         }
+        self._shared = {linear.label for linear in find_linears(model) if len(linear.weight.uses()) > 1}
         self._output = output
         keep = [value for value in copy.graph.outputs if value.name == output]
         copy.graph.outputs[:] = keep
         self._runner = GraphRunner(copy)
-        self._plain = {
-            name: np.asarray(value.const_value.numpy())
-            for name, value in copy.graph.initializers.items()
-            if value.const_value is not None
-        }
 
     @property
     def labels(self) -> list[str]:
@@ -64,10 +60,10 @@ class Switchboard:
         linears = plan.linears if isinstance(plan, Plan) else plan
         given: Feeds = dict(feeds)
         for label, switch in self._switches.items():
-            given.update(self._inputs(switch, linears.get(label)))
+            given.update(self._inputs(label, switch, linears.get(label)))
         return self._runner.run(given)[0][self._output]
 
-    def _inputs(self, switch: _Switch, planned: PlannedLinear | None) -> Iterator[tuple[str, Array]]:
+    def _inputs(self, label: str, switch: _Switch, planned: PlannedLinear | None) -> Iterator[tuple[str, Array]]:
         grid = planned.activation if planned is not None and planned.activation is not None else _OFF
         on = planned is not None and planned.activation is not None
         factors = planned.factors if planned is not None and planned.factors is not None else np.ones(1, np.float32)
@@ -75,7 +71,8 @@ class Switchboard:
         yield f"{switch.name}::scale", np.array(grid.scale, np.float32)
         yield f"{switch.name}::zero", np.array(grid.unsigned, np.uint8)
         yield f"{switch.name}::factors", np.asarray(factors, np.float32)
-        weight = dequantized(planned, switch.linear)
+        # another reader of the weight, an embedding say, would move too; then only the input is rounded
+        weight = None if label in self._shared else dequantized(planned, switch.linear)
         if weight is not None:
             yield switch.weight, weight
         if switch.bias and planned is not None and planned.bias is not None:
@@ -117,8 +114,3 @@ def _install(model: ir.Model, number: int, linear: Linear) -> _Switch:
     model.graph.insert_before(linear.node, nodes)
     linear.node.replace_input_with(0, result)
     return _Switch(linear, name, linear.weight.name or "", (linear.bias.name or "") if linear.bias is not None else "")
-
-
-def own_weights(linears: Sequence[Linear]) -> set[str]:
-    """Return the labels of linears whose weight no other node reads: a swap would move the other readers too."""
-    return {linear.label for linear in linears if len(linear.weight.uses()) == 1}
