@@ -182,6 +182,7 @@ def test_the_web_client_is_clicked(minilm: Path, page: str, tmp_path: Path) -> N
 
 @pytest.mark.node
 @pytest.mark.browser
+@pytest.mark.slow
 def test_the_web_client_writes_with_a_decoder(decoder: Path, page: str, tmp_path: Path) -> None:
     from onnxopt.generator import Generator
 

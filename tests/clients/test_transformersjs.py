@@ -41,6 +41,7 @@ def test_a_real_decoder_answers_in_transformers_js_as_in_torch(smollm2: tuple[Pa
         assert [row[: len(tokens)] for row, tokens in zip(rows, expected.values(), strict=True)] == [*expected.values()]
 
 
+@pytest.mark.slow
 def test_transformers_js_reads_text_with_a_cut_vocabulary(tmp_path: Path) -> None:
     """What the kept texts give in Node after the cut is what they gave in Python before it."""
     from onnxopt.calibrate.data import builtin_texts
@@ -58,6 +59,7 @@ def test_transformers_js_reads_text_with_a_cut_vocabulary(tmp_path: Path) -> Non
     assert [before.tokenizer.decode(one.ids) for one in old] == [after.tokenizer.decode(one.ids) for one in new]
     expected = before.run(old).outputs["sentence_embedding"]
     assert np.abs(after.run(new).outputs["sentence_embedding"] - expected).max() <= 1e-5
-    short = [index for index, one in enumerate(old) if len(one.ids) <= after.limit]
+    # what reaches our limit was cut there; transformers.js cuts at the tokenizer's own, which is longer
+    short = [index for index, one in enumerate(old) if len(one.ids) < after.limit]
     found = np.array(transformers_js("embed", str(cut.path), *(asked[index] for index in short)))
     assert np.abs(found - expected[short]).max() <= 1e-5

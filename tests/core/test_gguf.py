@@ -93,7 +93,7 @@ def test_gguf_file_is_exported_like_a_checkpoint(tmp_path: Path) -> None:
     assert {"config.json", "tokenizer.json"} <= {path.name for path in loaded.assets}
     ids = loaded.feeder.make({"batch": 1, "sequence": 12})["input_ids"]
     assert np.all((ids > 2) & (ids < 98))  # letters and the one merge, no made-up ids
-    assert len(loaded.proved_sizes) == 15
+    assert len(loaded.proved_sizes) == 10  # batches and lengths, in front of and behind a past
 
 
 def test_the_grids_of_the_file_are_found_behind_the_checkpoint(tmp_path: Path) -> None:
