@@ -91,6 +91,14 @@ PEERS = (
     Peer("onnxslim", "OnnxSlim on the default export", "onnxslim_model.py", "simplifiers", "default"),
     Peer("onnxsim", "onnxsim on the default export", "onnxsim_model.py", "simplifiers", "default"),
     Peer("openvino", "OpenVINO", "openvino_model.py", "openvino", "default", "openvino"),
+    Peer("onnxopt-int8", "onnxopt --precision int8", "onnxopt", precision="int8", options=("--precision", "int8")),
+    Peer(
+        "onnxopt-int8-ragged",
+        "onnxopt --precision int8 --workload 32x256@0.26",
+        "onnxopt",
+        precision="int8",
+        options=("--precision", "int8", "--workload", "32x256@0.26"),
+    ),
     Peer(
         "ort-int8",
         "quantize_dynamic of onnxruntime.transformers on TorchScript",
