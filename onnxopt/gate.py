@@ -11,7 +11,7 @@ from onnxopt.cache import PAST, Cache
 from onnxopt.calibrate.data import CalibrationData
 from onnxopt.errors import InputError
 from onnxopt.manifest import GateRecord
-from onnxopt.metrics import Judge, MetricBudget, worst
+from onnxopt.metrics import DEFAULT_BUDGETS, Judge, MetricBudget
 from onnxopt.model import Array, Feeds, Loaded
 from onnxopt.session import Session
 
@@ -20,6 +20,15 @@ WINDOWS = 16  # of a language model
 
 Say = Callable[[str], None]
 Run = Callable[[Mapping[str, Array]], Feeds]
+
+
+def require_metric(judge: Judge, budget: MetricBudget) -> None:
+    """Refuse a budget that bounds another metric than the one that a model is judged by."""
+    if budget.metric != judge.metric:
+        raise InputError(
+            f"the budget bounds {budget.metric}, this model is judged by {judge.metric}",
+            hint=f"write for example {DEFAULT_BUDGETS[judge.metric]}",
+        )
 
 
 def judge_result(
@@ -36,18 +45,14 @@ def judge_result(
         say: told what is done.
     """
     judge = Judge.of(loaded.signature)
-    if judge.metric != budget.metric:
-        raise InputError(
-            f"the budget bounds {budget.metric}, this model is judged by {judge.metric}",
-            hint=f"write for example {MetricBudget(judge.metric, 1.02 if judge.metric == 'perplexity' else 0.99)}",
-        )
+    require_metric(judge, budget)
     if judge.metric == "perplexity" and Cache.of(loaded.signature) is not None:
         scores = _windows(candidate, original, data, say)
     else:
         scores = _samples(loaded, Session(candidate).run, data, judge, say)
     value = judge.value(scores)
     low, high = judge.interval(scores)
-    extreme = float(np.exp(np.max(scores))) if judge.metric == "perplexity" else worst(scores)
+    extreme = float(np.exp(np.max(scores))) if judge.metric == "perplexity" else float(np.min(scores))
     return GateRecord(
         metric=judge.metric,
         budget=str(budget),

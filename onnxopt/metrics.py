@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -152,8 +151,3 @@ def _loss(logits: Array, ids: Array) -> float:
     top = scores.max(axis=-1, keepdims=True)
     total = top[:, 0] + np.log(np.exp(scores - top).sum(axis=-1))
     return float((total - np.take_along_axis(scores, ids[1:, None], axis=1)[:, 0]).mean())
-
-
-def worst(scores: Sequence[float] | Array) -> float:
-    """Return the lowest score."""
-    return float(np.min(scores))

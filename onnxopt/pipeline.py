@@ -184,11 +184,6 @@ def carrying_out(plan: Plan, target: Target) -> list[Rewrite]:
     return [get(name, plan) for name in (*COLUMNS, *WEIGHTS_ONLY[target.provider])]
 
 
-def weights_only(plan: Plan, target: Target) -> list[Rewrite]:
-    """Return the passes that carry out what a plan stores in 4 or 8 bits."""
-    return [get(name, plan) for name in WEIGHTS_ONLY[target.provider]]
-
-
 def observations_of(loaded: Loaded) -> list[Observation]:
     """Make inputs of four sizes, distinct in every axis, with three kinds of padding; the long one only if it fits.
 

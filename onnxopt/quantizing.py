@@ -12,13 +12,12 @@ import onnx_ir as ir
 
 from onnxopt.cache import Cache
 from onnxopt.calibrate.data import CalibrationData, read_calibration
-from onnxopt.errors import InputError
-from onnxopt.gate import is_invariant, judge_result
+from onnxopt.gate import is_invariant, judge_result, require_metric
 from onnxopt.gguf import gguf_behind
 from onnxopt.linears import Selector, find_linears
 from onnxopt.machine import describe_machine
 from onnxopt.manifest import FrontRecord, GateRecord, LayerRecord, QuantizationRecord, SensitivityRecord
-from onnxopt.metrics import DEFAULT_BUDGETS, Judge, MetricBudget
+from onnxopt.metrics import Judge, MetricBudget
 from onnxopt.observe import Observation
 from onnxopt.pipeline import Pipeline, carrying_out
 from onnxopt.precision import Blocked, Plan, PlannedLinear, Precision, Scheme
@@ -93,11 +92,7 @@ def quantize(
     loaded = fused.loaded
     judge = Judge.of(loaded.signature)
     budget = options.budget or options.default_budget(judge.metric)
-    if budget.metric != judge.metric:
-        raise InputError(
-            f"the budget bounds {budget.metric}, this model is judged by {judge.metric}",
-            hint=f"write for example {DEFAULT_BUDGETS[judge.metric]}",
-        )
+    require_metric(judge, budget)
     labels = [linear.label for linear in find_linears(fused.model)]
     keep = Selector(options.keep).choose(labels) if options.keep else set()
     data = read_calibration(loaded, options.calibration, samples=options.samples, force=options.force)

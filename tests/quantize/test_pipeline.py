@@ -12,7 +12,7 @@ import pytest
 from onnxopt.graph import STANDARD_DOMAINS, initializer_bytes
 from onnxopt.model import Loaded
 from onnxopt.perplexity import measure_perplexity
-from onnxopt.pipeline import run_pipeline, weights_only
+from onnxopt.pipeline import carrying_out, run_pipeline
 from onnxopt.precision import Precision
 from onnxopt.quantize.weights import plan_weights
 from onnxopt.road import load
@@ -44,7 +44,7 @@ def test_a_real_decoder_keeps_its_perplexity(
     loaded = Loaded(**{**vars(original), "model": original.model.clone()})
 
     def quantize(model: ir.Model) -> list[object]:
-        return weights_only(plan_weights(model, Precision.parse(precision)), target)
+        return carrying_out(plan_weights(model, Precision.parse(precision)), target)
 
     ledger = run_pipeline(loaded, target, quantize=quantize)  # type: ignore[arg-type]  # a list is a sequence
     assert not [item.reason for entry in ledger.entries for item in entry.rolled_back]
