@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxopt.channels.walk import aligned, find_channels
+from onnxopt.channels.moves import aligned
+from onnxopt.channels.walk import find_channels
 from onnxopt.model import Array
 from tests.support.rules import Outcome, observe, parse, prepare, run_passes
 
