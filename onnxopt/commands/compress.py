@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +21,9 @@ from onnxopt.commands.shared import (
     print_json,
 )
 from onnxopt.errors import InputError
+
+if TYPE_CHECKING:
+    from onnxopt.manifest import Record
 
 
 class ScheduleName(str, Enum):
@@ -113,18 +117,9 @@ def prune(
             budget=MetricBudget.parse(budget) if budget else None,
             say=lambda step: view.say("prune", step),
         )
-    if as_json:
-        print_json({"path": str(out), "pruning": json.loads(record.to_json())})
-    elif quiet:
-        out_console.print(str(out), soft_wrap=True)
-    else:
-        share = 1 - record.bytes_after / max(record.bytes_before, 1)
-        for line in (
-            *record.notes,
-            f"{size_text(record.bytes_before)} before, {size_text(record.bytes_after)} after ({share:.0%} smaller)",
-            f"written       {out}",
-        ):
-            out_console.print(line, markup=False, soft_wrap=True)
+    share = 1 - record.bytes_after / max(record.bytes_before, 1)
+    size = f"{size_text(record.bytes_before)} before, {size_text(record.bytes_after)} after ({share:.0%} smaller)"
+    _tell(out, {"pruning": record}, [*record.notes, size, f"written       {out}"], as_json=as_json, quiet=quiet)
 
 
 @app.command(
@@ -150,11 +145,17 @@ def distill(
     schedule: Annotated[ScheduleName, typer.Option("--schedule", help="How it falls.")] = ScheduleName.cosine,
     loss: Annotated[
         list[str] | None,
-        typer.Option("--loss", help="logits, hidden, embedding or task, with a weight: hidden=0.5; may be repeated."),
+        typer.Option("--loss", help="logits, hidden, attention, embedding or task, with a weight: hidden=0.5; repeat."),
     ] = None,
     temperature: Annotated[float, typer.Option("--temperature", help="Softens the distributions.")] = 2.0,
     top_k: Annotated[int, typer.Option("--top-k", min=0, help="Teacher's logits that count one by one; 0: all.")] = 0,
+    cache_teacher: Annotated[
+        bool, typer.Option("--cache-teacher", help="Ask the teacher once per row and keep its top k on disk.")
+    ] = False,
     mixed_precision: Annotated[MixedName, typer.Option("--mixed-precision", help="Multiply in it.")] = MixedName.no,
+    evaluate: Annotated[
+        str, typer.Option("--evaluate", help="Text to look at: builtin or a file; a share of the rows by default.")
+    ] = "",
     evaluate_every: Annotated[int, typer.Option("--evaluate-every", min=0, help="Updates between looks.")] = 0,
     patience: Annotated[int, typer.Option("--patience", min=0, help="Stop after so many looks without gain.")] = 0,
     save_every: Annotated[int, typer.Option("--save-every", min=0, help="Updates between saved states.")] = 0,
@@ -171,30 +172,17 @@ def distill(
     verbose: VerboseOption = False,
 ) -> None:
     """Teach a small model what a large one does; the result is a checkpoint for `optimize`."""
+    given = dict(locals())  # whatever is named like a setting is that setting
     configure_logging(verbose=verbose)
     from onnxopt.distill.run import distill as run
     from onnxopt.distill.run import write_job
     from onnxopt.distill.settings import Settings
     from onnxopt.live import LiveView
 
-    options: dict[str, Any] = {
-        "data": tuple(data or ("builtin",)),
-        "steps": steps,
-        "batch": batch,
-        "length": length,
-        "accumulate": accumulate,
-        "learning_rate": learning_rate,
-        "schedule": schedule.value,
-        "losses": dict(_weighted(one) for one in loss or ()),
-        "temperature": temperature,
-        "top_k": top_k,
-        "mixed_precision": mixed_precision.value,
-        "evaluate_every": evaluate_every,
-        "patience": patience,
-        "save_every": save_every,
-        "task": task,
-        "seed": seed,
-    }
+    options: dict[str, Any] = {name: value for name, value in given.items() if name in Settings.model_fields}
+    options |= {"data": tuple(data or ("builtin",)), "losses": dict(_weighted(one) for one in loss or ())}
+    options |= {"schedule": schedule.value, "mixed_precision": mixed_precision.value}
+    del options["teacher"], options["student"]
     if job is not None:
         write_job(Settings.made(teacher=teacher, student=student, **options), out, job)
         out_console.print(str(job), soft_wrap=True)
@@ -209,14 +197,8 @@ def distill(
             say=lambda step: view.say("distill", step),
             **options,
         )
-    if as_json:
-        print_json({"path": str(out), "distillation": json.loads(record.to_json())})
-    elif quiet:
-        out_console.print(str(out), soft_wrap=True)
-    else:
-        for line in record.lines():
-            out_console.print(line, markup=False, soft_wrap=True)
-        out_console.print(f"checkpoint    {out}", markup=False, soft_wrap=True)
+    lines = [*record.lines(), f"checkpoint    {out}"]
+    _tell(out, {"distillation": record}, lines, as_json=as_json, quiet=quiet)
 
 
 @app.command(epilog="Examples: `onnxopt compress recipe.toml -o build/small` · `onnxopt compress recipe.toml --json`")
@@ -238,13 +220,18 @@ def compress(
     wanted = CompressRecipe.read(recipe)
     with LiveView(err_console, enabled=not (quiet or as_json)) as view:
         found = run(wanted, folder, measure=measure, progress=view.show)
-    if as_json:
-        print_json({"path": str(folder), "compression": json.loads(found.to_json())})
-    elif quiet:
-        out_console.print(str(folder), soft_wrap=True)
-    else:
+    if not (as_json or quiet):
         print_rows(out_console, f"{found.source} compressed", found.table())
-        out_console.print(f"artifact      {folder}", markup=False, soft_wrap=True)
+    _tell(folder, {"compression": found}, [f"artifact      {folder}"], as_json=as_json, quiet=quiet)
+
+
+def _tell(path: Path, records: dict[str, Record], lines: Sequence[str], *, as_json: bool, quiet: bool) -> None:
+    """Print what was written: as one JSON object, as its path alone, or in lines."""
+    if as_json:
+        print_json({"path": str(path), **{name: json.loads(record.to_json()) for name, record in records.items()}})
+        return
+    for line in [str(path)] if quiet else lines:
+        out_console.print(line, markup=False, soft_wrap=True)
 
 
 def _weighted(text: str) -> tuple[str, float]:

@@ -16,7 +16,7 @@ from onnxopt.perplexity import BUILTIN, read_text
 from onnxopt.textinput import open_tokenizer
 
 _MAX_BYTES = 1 << 30
-_IGNORED = -100  # how torch's cross entropy spells a position that does not count
+IGNORED = -100  # how torch's cross entropy spells a position that does not count
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,8 @@ def tokenize(
 
 def next_tokens(ids: Array, mask: Array) -> Array:
     """Return what a language model should say at each position: int64 like `ids`, -100 where nothing follows."""
-    wanted = np.full_like(ids, _IGNORED)
-    wanted[:, :-1] = np.where(mask[:, 1:] == 1, ids[:, 1:], _IGNORED)
+    wanted = np.full_like(ids, IGNORED)
+    wanted[:, :-1] = np.where(mask[:, 1:] == 1, ids[:, 1:], IGNORED)
     return wanted
 
 

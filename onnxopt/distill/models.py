@@ -15,6 +15,8 @@ from onnxopt.source import resolve
 from onnxopt.tasks import Task, infer_task, parse_task
 from onnxopt.torch_model import load_network
 
+TAUGHT = ("logits", "best", "index")  # what a teacher says of tokens: all of them, or the likeliest
+
 DEFAULT_LOSSES: dict[str, dict[str, float]] = {
     "text-generation": {"logits": 1.0},
     "fill-mask": {"logits": 1.0},
@@ -102,9 +104,12 @@ def losses_of(settings: Settings, teacher: Opened) -> dict[str, float]:
     return kept
 
 
-def answers(network: Any, head: Any, feeds: Mapping[str, Any], *, hidden: bool) -> dict[str, Any]:
-    """Run a network and return what losses read: `logits`, `hidden` (a tuple), `embedding`, `last`."""
-    result = network(**feeds, output_hidden_states=hidden, return_dict=True)
+def answers(
+    network: Any, head: Any, feeds: Mapping[str, Any], *, hidden: bool = False, attention: bool = False
+) -> dict[str, Any]:
+    """Run a network and return what losses read: `logits`, `hidden` (a tuple), `attention`, `embedding`, `last`."""
+    asked = {"output_attentions": True} if attention else {}
+    result = network(**feeds, output_hidden_states=hidden, return_dict=True, **asked)
     found: dict[str, Any] = {}
     if result.get("logits") is not None:
         found["logits"] = result["logits"]
@@ -114,14 +119,28 @@ def answers(network: Any, head: Any, feeds: Mapping[str, Any], *, hidden: bool) 
             found["embedding"] = head(found["last"], feeds["attention_mask"])
     if hidden:
         found["hidden"] = result["hidden_states"]
+    if attention:
+        found["attention"] = result["attentions"][-1].transpose(1, 2)  # [rows, queries, heads, keys]
     return found
+
+
+def show_attention(opened: Opened) -> None:
+    """Let a network compute its attention so that it can tell where it looks.
+
+    Raises:
+        InputError: when it cannot.
+    """
+    try:
+        opened.network.set_attn_implementation("eager")
+    except (AttributeError, ValueError) as error:
+        raise InputError(f"does not tell where it looks ({error})", where=str(opened.folder)) from error
 
 
 def make_learner(student: Opened, teacher: Opened, weights: Mapping[str, float], settings: Settings) -> Any:
     """Return a module that holds the student and the projections of its hidden states, and gives sums of losses.
 
-    Its forward takes the feeds, the teacher's answers, what counts (`tokens`: bool [rows, positions], `labels`: int64)
-    and returns a dict of scalars, one per loss.
+    Its forward takes the feeds, the teacher's answers (with `top_k` its likeliest tokens, as `best` and `index`), what
+    counts (`tokens`: bool [rows, positions], `labels`: int64) and returns a dict of scalars, one per loss.
     """
     import torch
 
@@ -147,19 +166,22 @@ def make_learner(student: Opened, teacher: Opened, weights: Mapping[str, float],
         def forward(
             self, feeds: dict[str, Any], taught: dict[str, Any], tokens: Any, wanted: Any
         ) -> dict[str, torch.Tensor]:
-            found = answers(self.student, self.head, feeds, hidden="hidden" in weights)
+            found = answers(
+                self.student, self.head, feeds, hidden="hidden" in weights, attention="attention" in weights
+            )
             sums: dict[str, torch.Tensor] = {}
             if {"logits", "task"} & weights.keys():
-                mine, other = found["logits"], taught["logits"]
+                mine, given = found["logits"], {name: taught[name] for name in TAUGHT if name in taught}
                 if mine.ndim == 3:
-                    mine, other = mine[tokens], other[tokens]
+                    mine, given = mine[tokens], {name: one[tokens] for name, one in given.items()}
                     wanted = None if wanted is None else wanted[tokens]
                 if "logits" in weights:
-                    sums["logits"] = losses.soft_targets(
-                        mine, other, temperature=settings.temperature, top_k=settings.top_k
-                    )
+                    sums["logits"] = losses.distribution(mine, **given, temperature=settings.temperature)
                 if "task" in weights:
                     sums["task"] = losses.labels(mine, wanted)
+            if "attention" in weights:
+                real = feeds["attention_mask"].bool()
+                sums["attention"] = losses.attentions(found["attention"][real], taught["attention"][real])
             if "hidden" in weights:
                 real = feeds["attention_mask"].bool()
                 parts = []

@@ -13,7 +13,7 @@ from onnxopt.manifest import Record
 
 Schedule = Literal["cosine", "linear", "constant"]
 Mixed = Literal["no", "bf16", "fp16"]
-LOSSES = ("logits", "hidden", "embedding", "task")
+LOSSES = ("logits", "hidden", "attention", "embedding", "task")
 RECORD_NAME = "distillation.json"
 
 
@@ -34,14 +34,16 @@ class Settings(Record):
         warmup: share of the steps in which it rises.
         weight_decay: of matrices; tables, gains and biases have none.
         clip: longest gradient.
-        losses: weight of each part: `logits`, `hidden`, `embedding`, `task`.
+        losses: weight of each part: `logits`, `hidden`, `attention`, `embedding`, `task`.
         temperature: softens both distributions.
         top_k: logits of the teacher that count one by one, the rest as one; 0 for all.
+        cache_teacher: keep those of every row on disk, so that later epochs do not ask the teacher again.
         mixed_precision: what accelerate multiplies in.
         evaluate_every: updates between looks at held-out text; 0 for a tenth of the steps.
         patience: looks without a better metric after which it stops; 0 never stops early.
         save_every: updates between saved states; 0 saves none.
         hold_out: share of the rows that are held out.
+        evaluate: what to look at instead, `builtin` or a text file; then no row of the data is held out.
         most_rows: rows that are read at most; 0 for all.
         seed: of the order of the rows and of new projections.
         threads: of the processor, for each process; 0 leaves it to torch.
@@ -63,11 +65,13 @@ class Settings(Record):
     losses: dict[str, float] = Field(default_factory=dict)
     temperature: float = Field(default=2.0, gt=0)
     top_k: int = Field(default=0, ge=0)
+    cache_teacher: bool = False
     mixed_precision: Mixed = "no"
     evaluate_every: int = Field(default=0, ge=0)
     patience: int = Field(default=0, ge=0)
     save_every: int = Field(default=0, ge=0)
     hold_out: float = Field(default=0.05, gt=0, lt=0.9)
+    evaluate: str = ""
     most_rows: int = Field(default=0, ge=0)
     seed: int = 0
     threads: int = Field(default=0, ge=0)
@@ -86,6 +90,10 @@ class Settings(Record):
             raise InputError(f"unknown loss {unknown[0]!r}", where="--loss", hint=f"use {', '.join(LOSSES)}")
         if any(not weight >= 0 for weight in found.losses.values()):
             raise InputError("the weight of a loss is below 0", where="--loss")
+        if found.cache_teacher and not found.top_k:
+            raise InputError(
+                "all logits of every row are too many to keep", where="--cache-teacher", hint="add --top-k 64"
+            )
         return found
 
     def write(self, path: Path) -> None:

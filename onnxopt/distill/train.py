@@ -10,8 +10,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -21,8 +21,12 @@ import numpy as np
 
 import onnxopt
 from onnxopt.checkpoint import assets_of
-from onnxopt.distill.data import Order, Rows, next_tokens, read_rows
-from onnxopt.distill.models import Opened, answers, losses_of, make_learner, open_checkpoint
+from onnxopt.distill import losses
+from onnxopt.distill.batches import Batches
+from onnxopt.distill.data import IGNORED, Order, Rows, read_rows
+from onnxopt.distill.look import METRICS, Look
+from onnxopt.distill.memory import Memory
+from onnxopt.distill.models import Opened, answers, losses_of, make_learner, open_checkpoint, show_attention
 from onnxopt.distill.settings import RECORD_NAME, Distillation, Point, Settings
 from onnxopt.errors import InputError
 from onnxopt.model import Array
@@ -31,17 +35,8 @@ from onnxopt.usercache import staged
 
 Say = Callable[[str], None]
 
-PIECE = 16  # rows that are evaluated together
-MASKED_SHARE = 0.15  # of the tokens, for a model that fills masks (Devlin et al. 2019, arXiv:1810.04805)
 MOST_HELD_OUT = 256  # rows; more would only cost time
 _VERSIONED = ("torch", "transformers", "accelerate", "tokenizers")
-METRICS = {
-    "text-generation": ("perplexity", "lower"),
-    "fill-mask": ("agreement with the teacher", "higher"),
-    "text-classification": ("agreement with the teacher", "higher"),
-    "token-classification": ("agreement with the teacher", "higher"),
-    "feature-extraction": ("mean cosine with the teacher", "higher"),
-}
 
 
 def train(settings: Settings, out: Path, *, resume: bool = False, say: Say | None = None) -> Distillation:
@@ -63,10 +58,6 @@ def train(settings: Settings, out: Path, *, resume: bool = False, say: Say | Non
         import accelerate
     except ImportError as error:
         raise InputError("distilling needs accelerate", hint="pip install 'onnxopt[distill]'") from error
-    import torch
-
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
     accelerate.utils.set_seed(settings.seed)
     engine = accelerate.Accelerator(mixed_precision=settings.mixed_precision)
     tell = say if say is not None and engine.is_main_process else _silent
@@ -76,13 +67,25 @@ def train(settings: Settings, out: Path, *, resume: bool = False, say: Say | Non
             f"{settings.accumulate} pieces",
             hint="choose another --batch",
         )
-    tell("loading the teacher")
-    teacher = open_checkpoint(settings.teacher, settings.task)
-    tell("loading the student")
-    student = open_checkpoint(settings.student, teacher.task.name)
-    run = _Run(settings, out, engine, teacher, student, tell)
-    with quiet():
-        return run.go(resume=resume)
+    with _threads(settings.threads), quiet():
+        tell("loading the teacher")
+        teacher = open_checkpoint(settings.teacher, settings.task)
+        tell("loading the student")
+        student = open_checkpoint(settings.student, teacher.task.name)
+        return _Run(settings, out, engine, teacher, student, tell).go(resume=resume)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads, or as many as before for 0."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _silent(_: str) -> None:
@@ -104,7 +107,8 @@ class _Run:
     parts: dict[str, float] = field(default_factory=dict)
     sign: float = 1.0
     teacher_head: Any = None
-    held_answers: list[Any] = field(default_factory=list)
+    memory: Memory | None = None
+    batches: Batches = field(init=False)
     busy: float = 0.0
     seen_rows: int = 0
     seen_tokens: int = 0
@@ -119,16 +123,8 @@ class _Run:
         settings, engine = self.settings, self.engine
         self.parts = losses_of(settings, self.teacher)
         self._check()
-        running = self.teacher.task.name in ("text-generation", "fill-mask")
-        rows, held = read_rows(
-            settings.data,
-            self.teacher.folder,
-            length=self._length(),
-            running=running,
-            pad=self.teacher.pad,
-            most=settings.most_rows,
-        ).split(settings.hold_out)
-        held = held.take_whole(np.arange(min(len(held), MOST_HELD_OUT)))
+        self.batches = Batches(settings.seed, self.teacher, engine.device)
+        rows, held = self._read()
         self._check_labels(rows)
         if len(rows) < settings.batch:
             raise InputError(f"{len(rows)} rows are fewer than a batch of {settings.batch}", hint="give more text")
@@ -137,6 +133,8 @@ class _Run:
         learner = make_learner(self.student, self.teacher, self.parts, settings)
         learner.requires_grad_(requires_grad=True)
         learner.to(engine.device)
+        if settings.cache_teacher:
+            self.memory = Memory(len(rows), rows.ids.shape[1], min(settings.top_k, self._vocabulary()))
         self._freeze_unused(learner, rows)
         optimizer, schedule = self._optimizer(learner)
         learner, optimizer = engine.prepare(learner, optimizer)
@@ -145,13 +143,13 @@ class _Run:
             metric = "correlation of similarities with the teacher's"
         self.sign = 1.0 if better == "higher" else -1.0
         self.say("the teacher on held-out rows")
-        self.held_answers = self._teach_held(held)
-        of_teacher = self._metric(teacher, self.teacher_head, held)
-        before = self._metric(self._inner(learner).student, self.student.head, held)
+        look = Look(engine, self.batches, held, self.teacher, self.teacher_head)
+        of_teacher = look.metric(teacher, self.teacher_head)
+        before = look.metric(self._inner(learner).student, self.student.head)
         begin = self._resume(learner, optimizer, schedule) if resume else 0
         if not begin:
             self._look(learner, Point(step=0, metric=before))
-        stopped = self._steps(begin, rows, held, (learner, optimizer, schedule))
+        stopped = self._steps(begin, rows, look, (learner, optimizer, schedule))
         last = self.curve[-1].step
         record = Distillation(
             settings=settings.model_copy(update={"losses": self.parts}),
@@ -182,6 +180,21 @@ class _Run:
         engine.wait_for_everyone()
         return record
 
+    def _read(self) -> tuple[Rows, Rows]:
+        """Return the rows to learn from and those to look at."""
+        settings, teacher = self.settings, self.teacher
+        options: dict[str, Any] = {
+            "length": self._length(),
+            "running": teacher.task.name in ("text-generation", "fill-mask"),
+            "pad": teacher.pad,
+        }
+        rows = read_rows(settings.data, teacher.folder, **options, most=settings.most_rows)
+        if settings.evaluate:
+            held = read_rows([settings.evaluate], teacher.folder, **options, most=MOST_HELD_OUT)
+        else:
+            rows, held = rows.split(settings.hold_out)
+        return rows, held.take_whole(np.arange(min(len(held), MOST_HELD_OUT)))
+
     # What fits
 
     def _check(self) -> None:
@@ -192,10 +205,31 @@ class _Run:
                 where=self.settings.student,
                 hint="both must read the same tokens; cut the vocabulary after distilling",
             )
+        if self.settings.cache_teacher and (
+            self.teacher.task.name != "text-generation" or not self.parts.keys() <= {"logits", "task"}
+        ):
+            raise InputError(
+                "only what a language model says of tokens can be kept",
+                where="--cache-teacher",
+                hint="use --loss logits",
+            )
+        if "attention" in self.parts:
+            theirs, ours = (one.config.get_text_config().num_attention_heads for one in (self.teacher, self.student))
+            if theirs != ours:
+                raise InputError(
+                    f"the student's layers have {ours} heads, the teacher's {theirs}",
+                    where="--loss attention",
+                    hint="use hidden",
+                )
+            show_attention(self.teacher)
+            show_attention(self.student)
         if "embedding" in self.parts and self._narrower():
             raise InputError(
                 "embeddings of teacher and student have different widths", where="--loss embedding", hint="use hidden"
             )
+
+    def _vocabulary(self) -> int:
+        return int(self.teacher.config.get_text_config().vocab_size)
 
     def _narrower(self) -> bool:
         """Tell whether features of teacher and student have different widths, so that no cosine compares them."""
@@ -231,60 +265,37 @@ class _Run:
             notes.append("taught on the builtin text; give your own with --data")
         return notes
 
-    # Batches
+    # The teacher's answers
 
-    def _batch(self, rows: Rows, index: Array, seed: int) -> tuple[dict[str, Any], Any, Any, int]:
-        """Return feeds, the positions that count, what is wanted there, and how many count."""
+    def _teach(self, feeds: Mapping[str, Any], index: Array | None = None) -> dict[str, Any]:
+        """Return what the teacher says to a batch; with `index`, rows that it knows are not asked again."""
         import torch
 
-        some = rows.take(index)
-        ids, mask = some.ids, some.mask
-        tokens, wanted = mask.astype(bool), None
-        name = self.teacher.task.name
-        if name == "text-generation":
-            wanted = next_tokens(ids, mask)
-        elif name == "fill-mask":
-            ids, tokens = self._hide(ids, mask, index, seed)
-        elif some.labels is not None:
-            wanted = some.labels
-        device = self.engine.device
-        feeds = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-        moved = {key: one.to(device) for key, one in feeds.items()}
-        count = len(ids) if name == "text-classification" else int(tokens.sum())
-        return (
-            moved,
-            torch.from_numpy(tokens).to(device),
-            None if wanted is None else torch.from_numpy(wanted).to(device),
-            count,
-        )
-
-    def _hide(self, ids: Array, mask: Array, index: Array, seed: int) -> tuple[Array, Array]:
-        """Hide some tokens of each row behind the mask token, the same whichever process has the row."""
-        from onnxopt.textinput import open_tokenizer, read_settings, token_text
-
-        folder = self.teacher.folder
-        named = token_text(read_settings(folder, "tokenizer_config.json").get("mask_token")) or "[MASK]"
-        hidden = open_tokenizer(folder).token_to_id(named)
-        if hidden is None:
-            raise InputError("the tokenizer has no mask token", where=str(folder))
-        chosen = np.zeros(mask.shape, bool)
-        for place, row in enumerate(index):
-            draw = np.random.default_rng([self.settings.seed, seed, int(row)])
-            chosen[place] = draw.random(mask.shape[1]) < MASKED_SHARE
-            chosen[place, 0] |= not chosen[place].any()
-        chosen &= mask.astype(bool)
-        return np.where(chosen, hidden, ids), chosen
-
-    def _teach(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        import torch
-
+        if self.memory is not None and index is not None:
+            known = self.memory.recall(index, feeds["input_ids"].shape[1], self.engine.device)
+            if known is not None:
+                return known
         with torch.no_grad(), self.engine.autocast():
-            return answers(self.teacher.network, self.teacher_head, feeds, hidden="hidden" in self.parts)
+            given = answers(
+                self.teacher.network,
+                self.teacher_head,
+                feeds,
+                hidden="hidden" in self.parts,
+                attention="attention" in self.parts,
+            )
+            if self.settings.top_k and "logits" in self.parts:
+                best, places = losses.likeliest(
+                    given.pop("logits"), temperature=self.settings.temperature, top_k=self.settings.top_k
+                )
+                given |= {"best": best, "index": places}
+        if self.memory is not None and index is not None:
+            self.memory.keep(index, given)
+        return given
 
     def _freeze_unused(self, learner: Any, rows: Rows) -> None:
         """Leave out of training what no loss depends on, which processes that add up gradients must know."""
-        feeds, tokens, wanted, _ = self._batch(rows, np.arange(min(2, len(rows))), 0)
-        sums = learner(feeds, self._teach(feeds), tokens, wanted)
+        batch = self.batches.make(rows, np.arange(min(2, len(rows))), 0)
+        sums = learner(batch.feeds, self._teach(batch.feeds), batch.tokens, batch.wanted)
         sum(sums.values()).backward()
         for one in learner.parameters():
             if one.grad is None:
@@ -317,7 +328,7 @@ class _Run:
 
     # The loop
 
-    def _steps(self, begin: int, rows: Rows, held: Rows, taught: tuple[Any, Any, Any]) -> bool:
+    def _steps(self, begin: int, rows: Rows, look: Look, taught: tuple[Any, Any, Any]) -> bool:
         settings, (learner, optimizer, schedule) = self.settings, taught
         every = settings.evaluate_every or max(1, settings.steps // 10)
         order = Order(len(rows), settings.batch, settings.seed)
@@ -336,7 +347,7 @@ class _Run:
             counted += 1
             if step % every == 0 or step == settings.steps:
                 loss = sum(self.parts[name] * value for name, value in totals.items()) / counted
-                metric = self._metric(self._inner(learner).student, self.student.head, held)
+                metric = look.metric(self._inner(learner).student, self.student.head)
                 mean = {name: value / counted for name, value in totals.items()}
                 rate = float(schedule.get_last_lr()[0])
                 self._look(learner, Point(step=step, loss=loss, parts=mean, metric=metric, learning_rate=rate))
@@ -353,26 +364,33 @@ class _Run:
 
         engine, settings = self.engine, self.settings
         own = index[engine.process_index :: engine.num_processes]
-        pieces = [self._batch(rows, part, step) for part in np.array_split(own, settings.accumulate)]
+        shares = np.array_split(own, settings.accumulate)
+        pieces = [self.batches.make(rows, part, step) for part in shares]
         # what is divided by: tokens or rows of the whole update
         counts = torch.tensor(
             [
-                sum(count for *_, count in pieces),
-                sum(int(feeds["attention_mask"].sum()) for feeds, *_ in pieces),
+                sum(one.count for one in pieces),
+                sum(int(one.feeds["attention_mask"].sum()) for one in pieces),
                 len(own),
-                sum(0 if wanted is None else int((wanted != -100).sum()) for *_, wanted, _ in pieces),
+                sum(0 if one.wanted is None else int((one.wanted != IGNORED).sum()) for one in pieces),
             ],
             device=engine.device,
             dtype=torch.float64 if engine.device.type == "cpu" else torch.float32,
         )
         counts = engine.reduce(counts, "sum").clamp(min=1)
-        divisors = {"logits": counts[0], "hidden": counts[1], "embedding": counts[2], "task": counts[3]}
+        divisors = {
+            "logits": counts[0],
+            "hidden": counts[1],
+            "attention": counts[1],
+            "embedding": counts[2],
+            "task": counts[3],
+        }
         sums = torch.zeros(len(self.parts), device=engine.device)
-        for number, (feeds, tokens, wanted, _) in enumerate(pieces, start=1):
-            taught = self._teach(feeds)
+        for number, (one, share) in enumerate(zip(pieces, shares, strict=True), start=1):
+            taught = self._teach(one.feeds, share)
             apart = engine.no_sync(learner) if number < len(pieces) else nullcontext()
             with apart, engine.autocast():
-                found = learner(feeds, taught, tokens, wanted)
+                found = learner(one.feeds, taught, one.tokens, one.wanted)
                 means = {name: found[name] / divisors[name].to(found[name].dtype) for name in self.parts}
                 loss = sum(self.parts[name] * mean for name, mean in means.items())
                 # gradients of processes are averaged; the divisors are those of all of them
@@ -383,52 +401,6 @@ class _Run:
         optimizer.zero_grad()
         total = engine.reduce(sums, "sum")
         return {name: float(value) for name, value in zip(self.parts, total, strict=True)}
-
-    # The metric
-
-    def _pieces(self, held: Rows) -> list[Array]:
-        own = np.arange(len(held))[self.engine.process_index :: self.engine.num_processes]
-        return [own[start : start + PIECE] for start in range(0, len(own), PIECE)]
-
-    def _teach_held(self, held: Rows) -> list[Any]:
-        """Return what the metric compares with, once for all looks."""
-        found: list[Any] = []
-        for index in self._pieces(held):
-            feeds, tokens, _, _ = self._batch(held, index, 0)
-            given = self._teach(feeds)
-            if self.teacher.task.name == "text-generation":
-                found.append(None)
-            elif "logits" in given:
-                best = given["logits"].argmax(dim=-1)
-                found.append(best[tokens] if best.ndim == 2 else best)
-            else:
-                found.append(given["embedding"] if "embedding" in given else given["last"][tokens])
-        return found
-
-    def _metric(self, network: Any, head: Any, held: Rows) -> float:
-        """Return the held-out metric of a network, over all processes."""
-        import torch
-
-        from onnxopt.distill import losses
-
-        total, count = 0.0, 0
-        for index, target in zip(self._pieces(held), self.held_answers, strict=True):
-            feeds, tokens, wanted, _ = self._batch(held, index, 0)
-            with torch.inference_mode(), self.engine.autocast():
-                given = answers(network, head, feeds, hidden=False)
-            if target is None:
-                total += float(losses.labels(given["logits"][tokens], wanted[tokens]))
-                count += int((wanted[tokens] != -100).sum())
-            elif "logits" in given:
-                best = given["logits"].argmax(dim=-1)
-                best = best[tokens] if best.ndim == 2 else best
-                total, count = total + float((best == target).sum()), count + len(best)
-            else:
-                rows = given["embedding"] if "embedding" in given else given["last"][tokens]
-                total, count = total + len(rows) * losses.likeness(rows, target), count + len(rows)
-        both = self.engine.reduce(torch.tensor([total, float(count)], device=self.engine.device), "sum")
-        mean = float(both[0] / both[1].clamp(min=1))
-        return math.exp(min(mean, 700.0)) if self.teacher.task.name == "text-generation" else mean
 
     def _look(self, learner: Any, point: Point) -> None:
         """Add a point to the curve, and keep the weights if none before was better."""

@@ -136,22 +136,66 @@ def test_a_narrower_student_learns_through_projections(embedder: Path, tmp_path:
     assert not [name for name in names if "projection" in name]
 
 
-@pytest.mark.parametrize("top_k", [0, 5])
+@pytest.mark.parametrize("top_k", [0, 5, 40])
 def test_soft_targets_are_the_divergence(top_k: int) -> None:
     import torch
 
-    from onnxopt.distill.losses import soft_targets
+    from onnxopt.distill.losses import distribution, likeliest
 
     rng = np.random.default_rng(0)
     student, teacher = rng.normal(size=(2, 3, 40)) * 3
     p, q = (np.exp(one / 2) / np.exp(one / 2).sum(-1, keepdims=True) for one in (teacher, student))
+    given = {"logits": torch.from_numpy(teacher)}
     if top_k:
+        given = dict(zip(("best", "index"), likeliest(given["logits"], temperature=2.0, top_k=top_k), strict=True))
         best = np.argsort(-p, axis=-1)[:, :top_k]
         p, q = (np.take_along_axis(one, best, -1) for one in (p, q))
+    if top_k == 5:
         p, q = (np.concatenate([one, 1 - one.sum(-1, keepdims=True)], -1) for one in (p, q))
     expected = 4 * float((p * np.log(p / q)).sum())
-    found = soft_targets(torch.from_numpy(student), torch.from_numpy(teacher), temperature=2.0, top_k=top_k)
+    found = distribution(torch.from_numpy(student), **given, temperature=2.0)
     assert expected == pytest.approx(float(found), rel=1e-4)
+
+
+def test_what_the_teacher_said_is_remembered(decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With answers kept, a second epoch learns the same and asks the teacher nothing."""
+    from onnxopt.distill import train
+
+    options = {**COMMON, "most_rows": 18, "top_k": 8, "hold_out": 0.1}  # 16 rows, two updates each epoch
+    plain = distill(str(decoder), tmp_path / "plain", student="layers=2", **options)
+    asked: list[int] = []
+    answers = train.answers
+
+    def counted(network: object, *rest: object, **names: object) -> dict[str, object]:
+        asked.append(sum(one.numel() for one in network.parameters()))  # type: ignore[attr-defined]
+        return answers(network, *rest, **names)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(train, "answers", counted)
+    kept = distill(str(decoder), tmp_path / "kept", student="layers=2", cache_teacher=True, **options)
+    assert losses(kept) == pytest.approx(losses(plain), rel=1e-5)
+    assert asked.count(kept.teacher_parameters) == 1 + 2, "what is unused was looked for, and two updates"
+
+
+def test_the_text_to_look_at_may_be_another(decoder: Path, tmp_path: Path) -> None:
+    text = tmp_path / "other.txt"
+    text.write_text("The rain in Spain stays mainly in the plain, they say.\n" * 40)
+    record = distill(str(decoder), tmp_path / "out", student="layers=2", evaluate=str(text), **COMMON)
+    assert record.rows == COMMON["most_rows"]
+    again = distill(str(decoder), tmp_path / "own", student="layers=2", **COMMON)
+    assert record.teacher_metric != pytest.approx(again.teacher_metric, rel=0.01)
+
+
+def test_a_student_learns_where_its_teacher_looks(embedder: Path, tmp_path: Path) -> None:
+    options = {**COMMON, "steps": 20, "learning_rate": 5e-3, "losses": {"attention": 1.0}}
+    record = distill(str(embedder), tmp_path / "student", student="layers=2", **options)
+    assert losses(record)[-1] < losses(record)[0]
+    import torch
+
+    from onnxopt.distill.losses import attentions
+
+    rows = torch.softmax(torch.randn(2, 5, 3, 7), dim=-1)
+    same = torch.distributions.kl_divergence(*map(torch.distributions.Categorical, rows))
+    assert float(attentions(rows[1], rows[0])) == pytest.approx(float(same.mean(dim=-1).sum()), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +208,8 @@ def test_soft_targets_are_the_divergence(top_k: int) -> None:
         ({"length": 4000}, "longer than the teacher's"),
         ({"losses": {"embedding": 1.0}}, "no sentence embedding"),
         ({"losses": {"warmth": 1.0}}, "unknown loss"),
+        ({"cache_teacher": True}, "too many to keep"),
+        ({"cache_teacher": True, "top_k": 8, "losses": {"hidden": 1.0}}, "only what a language model says"),
         ({"data": ("absent.txt",)}, "cannot be read"),
         ({"steps": 0}, "steps"),
     ],
