@@ -335,7 +335,11 @@ def _optimize_pruned(wanted: _Pruning, plan: _Plan, started: float, say: Listene
         if source is not found:
             loaded.origin |= {"source": found.text, "kind": "pruned", "revision": found.revision}
         loaded.origin["pruned"] = str(wanted.spec)
-        step = GraphPruning(loaded, later, data, wanted.budget, tell) if later is not None else None
+        step = (
+            GraphPruning(loaded, later, data, wanted.budget, tell, workload=plan.workload)
+            if later is not None
+            else None
+        )
         fitted = replace(plan, workload=fit_workload(plan.workload, loaded))
         with tempfile.TemporaryDirectory(prefix="onnxopt-") as scratch:
             return _write([_work(loaded, fitted, Path(scratch), say, prune=step)], fitted, started, say)

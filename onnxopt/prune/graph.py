@@ -6,7 +6,7 @@ and proves that it made no difference. So all that is lossy lies in this file, b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +49,13 @@ class _Job:
     spec: PruneSpec
     batches: Sequence[Feeds]
     say: Say
+    known: Mapping[str, Moments] | None = None
+
+    def moments(self, values: Sequence[ir.Value]) -> dict[ir.Value, Moments]:
+        """Return what is known of values, or run the calibration."""
+        if self.known is None:
+            return moments_of(self.model, values, self.batches, self.say)
+        return {value: self.known[str(value.name)] for value in values if str(value.name) in self.known}
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,13 @@ class _Reader:
         return self.slot.rows()[self.places.reshape(-1)]
 
 
-def prune_channels(model: ir.Model, spec: PruneSpec, batches: Sequence[Feeds], say: Say) -> list[Pruned]:
+def prune_channels(
+    model: ir.Model,
+    spec: PruneSpec,
+    batches: Sequence[Feeds],
+    say: Say,
+    known: Mapping[str, Moments] | None = None,
+) -> list[Pruned]:
     """Set to zero what reads the channels, heads and feed-forward channels that go, and refit the rest.
 
     Args:
@@ -86,6 +99,7 @@ def prune_channels(model: ir.Model, spec: PruneSpec, batches: Sequence[Feeds], s
         spec: `ffn`, `heads` and `channels`.
         batches: calibration feeds; where there is an `attention_mask` only real positions count.
         say: told what happens.
+        known: moments of values by name, where calibration has been run already.
 
     Returns:
         What will become smaller, group by group.
@@ -106,8 +120,15 @@ def prune_channels(model: ir.Model, spec: PruneSpec, batches: Sequence[Feeds], s
                 where=f"--prune {kind}",
                 hint=_why_not(model, found, kind),
             )
-        report += _prune_kind(_Job(model, spec, batches, say), groups, amount)
+        report += _prune_kind(_Job(model, spec, batches, say, known), groups, amount)
     return report
+
+
+def read_moments(model: ir.Model, kinds: Sequence[str], batches: Sequence[Feeds], say: Say) -> dict[str, Moments]:
+    """Return the moments, by the name of the value, of all that weights read which could lose something."""
+    groups = [group for group in find_channels(model).groups() if group.kind in kinds]
+    values = [_reader(slot, group).source for group in groups for slot in group.readers()]
+    return {str(value.name): moments for value, moments in moments_of(model, values, batches, say).items()}
 
 
 def _why_not(model: ir.Model, found: Channels, kind: str) -> str:
@@ -123,7 +144,7 @@ def _prune_kind(job: _Job, groups: Sequence[Group], amount: Amount) -> list[Prun
     align = 1 if groups[0].kind == "heads" else spec.align
     seen: dict[ir.Value, Moments] = {}
     if spec.importance != "magnitude" or spec.compensate or spec.allocation == "sensitivity":
-        seen = moments_of(job.model, [one.source for some in readers for one in some], job.batches, job.say)
+        seen = job.moments([one.source for some in readers for one in some])
     counts = [amount.of(len(group.members), align) for group in groups]
     if spec.allocation == "sensitivity":
         counts = _spread(list(zip(groups, readers, counts, strict=True)), align, spec, seen)

@@ -115,7 +115,7 @@ def _answer(opened: Opened, feeds: Mapping[str, Any]) -> tuple[str, Array]:
     import torch
 
     with torch.inference_mode():
-        given = answers(opened.network, opened.head, feeds, hidden=False)
+        given = answers(opened.network, opened.head, feeds)
     mask = feeds["attention_mask"].bool()
     if opened.task.name == "text-generation":
         wanted = torch.from_numpy(next_tokens(feeds["input_ids"].numpy(), feeds["attention_mask"].numpy()))
@@ -135,11 +135,16 @@ def hold(metric: str, value: float, budget: MetricBudget | None, *, spec: str) -
     """Raise ProofError when less is left than the budget asks for."""
     if budget is None:
         return
-    if budget.metric != metric:
-        raise InputError(f"this model is judged by {metric}, the budget is {budget}", where="--prune-budget")
+    check_metric(metric, budget)
     if not budget.holds(value):
         raise ProofError(
             f"{metric} is {value:.4f} on held-out samples, the budget is {budget}",
             where=f"--prune {spec}",
             hint="prune less, or distil the pruned model",
         )
+
+
+def check_metric(metric: str, budget: MetricBudget) -> None:
+    """Refuse a budget of another metric than the model is judged by."""
+    if budget.metric != metric:
+        raise InputError(f"this model is judged by {metric}, the budget is {budget}", where="--prune-budget")

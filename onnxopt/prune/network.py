@@ -1,4 +1,4 @@
-"""Prune a transformers network in torch: whole layers, feed-forward channels, heads where its config can say so.
+"""Prune a transformers network in torch: whole layers, feed-forward channels, rows of the vocabulary.
 
 Nothing lists model types. A field of the config is tried: what changes its shape with the field is what the field
 rules, and the axis that a weight reads from tells makers from readers.
@@ -163,7 +163,7 @@ def ffn_field(network: Any, config: Any) -> tuple[str, int]:
         for guess in [width] if isinstance(width, int) else _widths(network):
             if guess < 16:
                 continue
-            changed = _moved(network, trial, {key: guess // 2})
+            changed = moved_by(network, trial, {key: guess // 2})
             places = {(n, a): (o, w) for n, found in changed.items() for a, o, w in found}
             if len(places) >= 2 and layers and all(w * 2 == o and o % guess == 0 for o, w in places.values()):
                 return key, guess
@@ -215,7 +215,7 @@ def _no_defaults() -> Iterator[None]:
         yield
 
 
-def _moved(network: Any, config: Any, changes: Mapping[str, int]) -> dict[str, list[tuple[int, int, int]]]:
+def moved_by(network: Any, config: Any, changes: Mapping[str, int]) -> dict[str, list[tuple[int, int, int]]]:
     """Return the parameters whose shape a change of the config changes: (axis, before, after) each."""
     other = copy.deepcopy(config)
     for key, value in changes.items():
@@ -245,7 +245,7 @@ def _groups(network: Any, config: Any, changes: Mapping[str, int], width: int, s
     """
     stack, _ = stack_of(network, config)
     found: dict[str, list[_Place]] = {}
-    for name, moves in _moved(network, config, changes).items():
+    for name, moves in moved_by(network, config, changes).items():
         if not name.startswith(f"{stack}."):
             raise InputError(f"{name} is not inside a layer and would change too", where="--prune")
         index = name[len(stack) + 1 :].split(".", 1)[0]
@@ -256,14 +256,14 @@ def _groups(network: Any, config: Any, changes: Mapping[str, int], width: int, s
     return found
 
 
-def _reads(network: Any, place: _Place) -> bool:
+def reads_along(network: Any, parameter: str, axis: int) -> bool:
     """Tell whether a parameter reads along an axis: the second of a Linear, the first of GPT-2's Conv1D."""
     import torch
 
-    owner = network.get_submodule(place.parameter.rpartition(".")[0])
-    if not place.parameter.endswith(".weight") or network.get_parameter(place.parameter).ndim != 2:
+    owner = network.get_submodule(parameter.rpartition(".")[0])
+    if not parameter.endswith(".weight") or network.get_parameter(parameter).ndim != 2:
         return False
-    return place.axis == (1 if isinstance(owner, torch.nn.Linear) else 0)
+    return axis == (1 if isinstance(owner, torch.nn.Linear) else 0)
 
 
 def _rows(parameter: Any, place: _Place, width: int) -> Array:
@@ -329,11 +329,11 @@ def shrink_ffn(network: Any, config: Any, spec: PruneSpec, batches: Sequence[Bat
     size = width - gone
     groups = []
     for layer, places in _groups(network, config, {field: size}, width, size).items():
-        readers = [place for place in places if _reads(network, place)]
+        readers = [place for place in places if reads_along(network, place.parameter, place.axis)]
         if len(readers) != 1:
             raise InputError(f"{len(readers)} weights read the channels, expected one", where=layer)
         groups.append(_Group(layer, tuple(places), readers[0], readers[0].parameter.rpartition(".")[0]))
-    seen = moments_of(network, [group.owner for group in groups], batches, say) if _needs_moments(spec) else {}
+    seen = moments_of(network, [group.owner for group in groups], batches, say) if needs_moments(spec) else {}
     report = []
     for group in groups:
         say(f"{group.layer}: {size} of {width} channels stay")
@@ -343,7 +343,8 @@ def shrink_ffn(network: Any, config: Any, spec: PruneSpec, batches: Sequence[Bat
     return report
 
 
-def _needs_moments(spec: PruneSpec) -> bool:
+def needs_moments(spec: PruneSpec) -> bool:
+    """Tell whether calibration has to be run."""
     return spec.compensate or spec.importance != "magnitude"
 
 
@@ -364,7 +365,8 @@ def _shrink(network: Any, group: _Group, sizes: tuple[int, int], spec: PruneSpec
         if spec.compensate:
             fitted, shift = refit(weight, old_bias, moments, kept)
     for place in group.places:
-        _take(network, place, width, kept)
+        index = np.concatenate([kept + repeat * width for repeat in range(place.repeats)])
+        take(network, place.parameter, place.axis, index)
     reader = network.get_parameter(group.reader.parameter)
     with torch.no_grad():
         moved = np.moveaxis(fitted.reshape(len(kept), *_others(reader, group.reader.axis)), 0, group.reader.axis)
@@ -378,19 +380,18 @@ def _others(parameter: Any, axis: int) -> tuple[int, ...]:
     return tuple(size for index, size in enumerate(parameter.shape) if index != axis)
 
 
-def _take(network: Any, place: _Place, width: int, kept: Ints) -> None:
+def take(network: Any, parameter: str, axis: int, index: Ints) -> None:
     """Keep some entries of a parameter along an axis; the module's own word for its size follows."""
     import torch
 
-    owner = network.get_submodule(place.parameter.rpartition(".")[0])
-    name = place.parameter.rpartition(".")[2]
+    owner = network.get_submodule(parameter.rpartition(".")[0])
+    name = parameter.rpartition(".")[2]
     old = getattr(owner, name)
-    index = np.concatenate([kept + repeat * width for repeat in range(place.repeats)])
     with torch.no_grad():
-        fresh = torch.nn.Parameter(old.index_select(place.axis, torch.from_numpy(index)), old.requires_grad)
+        fresh = torch.nn.Parameter(old.index_select(axis, torch.from_numpy(index)), old.requires_grad)
     setattr(owner, name, fresh)
-    for word, axis in (("out_features", 0), ("in_features", 1), ("nx", 0), ("nf", 1)):
-        if hasattr(owner, word) and fresh.ndim == 2 and axis == place.axis:
+    for word, place in (("out_features", 0), ("in_features", 1), ("nx", 0), ("nf", 1)):
+        if hasattr(owner, word) and fresh.ndim == 2 and place == axis:
             setattr(owner, word, len(index))
 
 
@@ -410,13 +411,13 @@ def cut_vocabulary(network: Any, config: Any, kept: Ints) -> list[str]:
     text = config.get_text_config()
     size = int(text.vocab_size)
     trial = _one_layer(config)
-    moved = _moved(network, trial, {"vocab_size": size - 1}) if text is config else {}
+    moved = moved_by(network, trial, {"vocab_size": size - 1}) if text is config else {}
     places = [_Place(name, axis, 1) for name, moves in moved.items() for axis, old, new in moves if old - new == 1]
     if not places:
         raise InputError("no weight follows the size of the vocabulary in the config", where="--prune vocab")
     padding = {id(one): one.padding_idx for one in network.modules() if isinstance(one, torch.nn.Embedding)}
     for place in places:
-        _take(network, place, size, kept)
+        take(network, place.parameter, place.axis, kept)
         owner = network.get_submodule(place.parameter.rpartition(".")[0])
         if isinstance(owner, torch.nn.Embedding):
             owner.num_embeddings = len(kept)

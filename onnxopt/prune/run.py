@@ -23,7 +23,7 @@ from onnxopt.spec import Target
 from onnxopt.usercache import staged
 
 RECORD_NAME = "pruning.json"
-OF_CHECKPOINTS = ("layers", "ffn")  # what a config can say; heads and channels only a graph can lose
+OF_CHECKPOINTS = ("layers", "heads", "ffn")  # what a config can say; channels only a graph can lose
 
 Say = Callable[[str], None]
 
@@ -63,12 +63,23 @@ def split(spec: PruneSpec, source: Source) -> tuple[PruneSpec | None, PruneSpec 
             )
         return None, spec
     first = {kind: amount for kind, amount in spec.amounts.items() if kind in OF_CHECKPOINTS}
+    if "heads" in first and not _config_has_heads(source):
+        del first["heads"]  # its graph can lose them, when it has no cache
+    for kind in spec.searched:
+        first.pop(kind, None)  # each layer may get a width of its own
     if spec.allocation == "sensitivity":
         first.pop("ffn", None)  # a config has one width for all layers
     later = {kind: amount for kind, amount in spec.amounts.items() if kind not in first}
     before = replace(spec, amounts=first, zeros="") if first or spec.vocabulary else None
     after = replace(spec, amounts=later, vocabulary=None) if later or spec.zeros else None
     return before, after
+
+
+def _config_has_heads(source: Source) -> bool:
+    from onnxopt.checkpoint import load_config, read_checkpoint
+    from onnxopt.prune.heads import has_own_head_size
+
+    return source.path is not None and has_own_head_size(load_config(read_checkpoint(source)))
 
 
 def prune_checkpoint(
@@ -78,7 +89,7 @@ def prune_checkpoint(
 
     Args:
         source: a checkpoint.
-        spec: layers, ffn and vocabulary.
+        spec: layers, heads, ffn and vocabulary.
         out: folder to write.
         data: calibration text.
         budget: what must be left of the answers.

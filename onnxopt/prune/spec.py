@@ -16,6 +16,7 @@ ALLOCATIONS: tuple[Allocation, ...] = ("uniform", "sensitivity")
 Order = Literal["importance", "random", "last"]
 ORDERS: tuple[Order, ...] = ("importance", "random", "last")
 
+AUTO = "auto"  # in place of an amount
 _COUNTED = ("ffn", "heads", "layers", "channels")
 _Name = TypeVar("_Name", bound=str)
 _EXAMPLE = "write for example ffn=25%,heads=2,layers=2,vocab=keep:texts.txt"
@@ -23,21 +24,25 @@ _EXAMPLE = "write for example ffn=25%,heads=2,layers=2,vocab=keep:texts.txt"
 
 @dataclass(frozen=True)
 class Amount:
-    """How many of a group's members go: a count, or a share of them.
+    """How many of a group's members go: a count, a share of them, or what a search finds.
 
     Attributes:
         count: members; 0 when a share is given.
         share: between 0 and 1; 0 when a count is given.
+        auto: as many as make it fastest within a budget.
     """
 
     count: int = 0
     share: float = 0.0
+    auto: bool = False
 
     @classmethod
     def parse(cls, text: str, where: str) -> Amount:
-        """Read `2` or `25%`."""
+        """Read `2`, `25%` or `auto`."""
         shown = text.strip()
         try:
+            if shown == AUTO:
+                return cls(auto=True)
             if shown.endswith("%"):
                 share = float(shown[:-1]) / 100
                 if 0 < share < 1:
@@ -46,7 +51,9 @@ class Amount:
                 return cls(count=int(shown))
         except ValueError:
             pass
-        raise InputError(f"cannot read the amount {text!r}", where=where, hint="write a count (2) or a share (25%)")
+        raise InputError(
+            f"cannot read the amount {text!r}", where=where, hint="write a count (2), a share (25%) or auto"
+        )
 
     def of(self, members: int, align: int = 1) -> int:
         """Return how many of `members` go, so that what stays is a multiple of `align` where it can be.
@@ -60,7 +67,7 @@ class Amount:
         return members - kept if gone else 0
 
     def __str__(self) -> str:
-        return str(self.count) if self.count else f"{self.share:.0%}"
+        return AUTO if self.auto else str(self.count) if self.count else f"{100 * self.share:g}%"
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ class PruneSpec:
         """Read what the command line takes.
 
         Args:
-            text: `ffn=25%`, `heads=2`, `layers=2` (or `layers=2:random`, `layers=2:last`), `channels=25%`,
+            text: `ffn=25%`, `ffn=auto`, `heads=2`, `layers=2` (or `layers=2:random`, `layers=2:last`), `channels=25%`,
                 `vocab=keep:texts.txt`, `zeros=50%` or `zeros=2:4`, separated by commas.
             importance: one of `IMPORTANCES`.
             compensate: refit by least squares.
@@ -133,6 +140,8 @@ class PruneSpec:
                 order = after or order
             if kind in _COUNTED:
                 amounts[kind] = Amount.parse(value, f"--prune {kind}")
+                if kind == "layers" and amounts[kind].auto:
+                    raise InputError("layers are counted, not searched", where="--prune layers", hint="layers=2")
             elif kind == "vocab":
                 vocabulary = _kept_texts(value)
             elif kind == "zeros":
@@ -144,6 +153,11 @@ class PruneSpec:
         scored, spread = _one_of(importance, IMPORTANCES, "importance"), _one_of(allocation, ALLOCATIONS, "allocation")
         chosen = _one_of(order, ORDERS, "choice of layers")
         return cls(amounts, vocabulary, zeros, chosen, scored, compensate, align, spread, seed)
+
+    @property
+    def searched(self) -> tuple[str, ...]:
+        """The kinds whose amount is to be found."""
+        return tuple(kind for kind, amount in self.amounts.items() if amount.auto)
 
     def __str__(self) -> str:
         parts = [f"{kind}={amount}" for kind, amount in self.amounts.items()]

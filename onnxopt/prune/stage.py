@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxopt.cache import PAST, SEQUENCE, complete
 from onnxopt.calibrate.data import BUILTIN, Part, read_calibration
@@ -18,12 +19,15 @@ from onnxopt.model import Array, Feeds, Loaded
 from onnxopt.pipeline import PRUNE, TIDY, prepare
 from onnxopt.probe import GraphRunner, ProbeError
 from onnxopt.prune.graph import prune_channels
-from onnxopt.prune.judging import hold
+from onnxopt.prune.judging import check_metric, hold
 from onnxopt.prune.layers import drop_layers
 from onnxopt.prune.network import Pruned
+from onnxopt.prune.search import Bounds, search
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.prune.zeros import NO_GAIN, set_zeros
 from onnxopt.registry import get
+from onnxopt.requests import fit_workload
+from onnxopt.spec import Target, Workload
 
 SAMPLES = 800  # texts at most; a refit of n channels wants several times n tokens
 MADE_UP, ROWS, LENGTH = 10, 4, 32  # batches of random inputs, when nothing better is known
@@ -58,6 +62,8 @@ class GraphPruning:
         data: calibration source, as `onnxopt.calibrate` names them.
         budget: what must be left of the answers on held-out samples; None judges without a limit.
         say: told what happens.
+        workload: the requests that a search measures.
+        target: where it measures them.
         report: filled in: what became smaller.
         metric: filled in: name of what was judged, and its value.
         bytes_before: filled in: of the fused graph's weights.
@@ -68,6 +74,8 @@ class GraphPruning:
     data: str = BUILTIN
     budget: MetricBudget | None = None
     say: Say = lambda _: None
+    workload: Workload = field(default_factory=Workload)
+    target: Target = field(default_factory=lambda: Target("cpu"))
     report: list[Pruned] = field(default_factory=list)
     metric: tuple[str, float] = ("", math.nan)
     bytes_before: int = 0
@@ -88,6 +96,15 @@ class GraphPruning:
             len(feeds["input_ids"][0]) != answer.shape[1] for feeds, answer in zip(held, before, strict=True)
         ):
             judge = Judge("cosine", judge.output)  # logits of the last position predict nothing that is known
+
+        def judged(one: ir.Model | GraphRunner) -> float:
+            runner = one if isinstance(one, GraphRunner) else GraphRunner(one)
+            after = _answers(runner, held, judge.output)
+            scores = [judge.scores(new, old, feeds) for new, old, feeds in zip(after, before, held, strict=True)]
+            return judge.value(np.concatenate(scores))
+
+        if self.spec.searched:
+            self._search(model, fit, judge, judged, notes)
         if "layers" in self.spec.amounts:
             self.report.append(drop_layers(model, self.spec, fit, self.say))
             prepare(model, driver.observations)
@@ -97,15 +114,32 @@ class GraphPruning:
             notes.append(NO_GAIN)
         driver.forget()
         reference = GraphRunner(model.clone())
-        after = _answers(reference, held, judge.output)
-        scores = [judge.scores(new, old, feeds) for new, old, feeds in zip(after, before, held, strict=True)]
-        value = judge.value(np.concatenate(scores))
-        self.metric = judge.metric, value
+        self.metric = judge.metric, judged(reference)
         notes.extend(self.notes())
         hold(*self.metric, self.budget, spec=str(self.spec))
         driver.apply_all(map(get, (*PRUNE, *TIDY)))
         self.loaded.reference = PrunedReference(
             f"the model pruned by {self.spec}, before anything was cut out", reference
+        )
+
+    def _search(
+        self, model: ir.Model, fit: list[Feeds], judge: Judge, judged: Callable[[ir.Model], float], notes: list[str]
+    ) -> None:
+        """Put what was found in place of what was left open."""
+        if self.budget is None:
+            said = f"{self.spec.searched[0]}=auto goes as far as a budget allows"
+            raise InputError(said, where="--prune", hint="add --prune-budget, such as cosine>=0.97")
+        check_metric(judge.metric, self.budget)
+        workload = fit_workload(self.workload, self.loaded)
+        make = self.loaded.feeder.make
+        requests = [make(shape, "none", seed=seed) for seed, shape in enumerate(workload.shapes)]
+        bounds = Bounds(self.budget, requests, workload.weights or (1.0,) * len(requests), self.target)
+        open_spec = self.spec
+        self.spec, trials = search(model, open_spec, fit, bounds, judged=judged, say=self.say)
+        found = min(trials, key=lambda trial: trial.ms)
+        notes.append(
+            f"{open_spec} found to be {self.spec} in {len(trials) - 1} trials: {trials[0].ms:.2f} ms before, "
+            f"{found.ms:.2f} ms after, {judge.metric} {found.value:.4f} within {self.budget}"
         )
 
     def notes(self) -> list[str]:

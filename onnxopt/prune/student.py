@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from onnxopt.checkpoint import assets_of
 from onnxopt.errors import InputError
+from onnxopt.prune.heads import shrink_heads
 from onnxopt.prune.network import Pruned, choose_layers, cut_vocabulary, keep_layers, shrink_ffn
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.prune.vocabulary import Cut, choose_tokens, read_kept, renumber_ids, rewrite_tokenizer
@@ -39,7 +40,7 @@ def prune_opened(opened: Opened, spec: PruneSpec, batches: Sequence[Mapping[str,
 
     Args:
         opened: the checkpoint.
-        spec: layers, ffn and vocabulary; what a config cannot say is refused.
+        spec: layers, heads, ffn and vocabulary; what a config cannot say is refused.
         batches: calibration feeds, int64 [rows, tokens].
         say: told what happens.
 
@@ -49,7 +50,7 @@ def prune_opened(opened: Opened, spec: PruneSpec, batches: Sequence[Mapping[str,
     Raises:
         InputError: for parts that only a graph can lose.
     """
-    alien = [kind for kind in spec.amounts if kind not in ("layers", "ffn")]
+    alien = [kind for kind in spec.amounts if kind not in ("layers", "heads", "ffn")]
     alien += ["zeros"] if spec.zeros else []
     if alien:
         raise InputError(
@@ -67,6 +68,8 @@ def prune_opened(opened: Opened, spec: PruneSpec, batches: Sequence[Mapping[str,
         gone = [index for index in range(count) if index not in kept]
         shown = ", ".join(f"{index} ({changes[index]:.3f})" if changes else str(index) for index in gone)
         report.append(Pruned("layers", "layers", count, len(kept), note=f"gone: {shown}"))
+    if "heads" in spec.amounts:
+        report += shrink_heads(network, config, spec, batches, say)
     if "ffn" in spec.amounts:
         report += shrink_ffn(network, config, spec, batches, say)
     return report

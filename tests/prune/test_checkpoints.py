@@ -12,12 +12,14 @@ import transformers
 
 from onnxopt.distill.models import open_checkpoint
 from onnxopt.errors import InputError
+from onnxopt.prune.heads import shrink_heads
 from onnxopt.prune.network import cut_vocabulary, ffn_field, keep_layers, layer_changes, shrink_ffn
 from onnxopt.prune.run import RECORD_NAME, prune
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.prune.vocabulary import choose_tokens, renumber_ids
 from onnxopt.textinput import open_tokenizer
 from tests.support.command import onnxopt
+from tests.support.decoders import save_decoder
 from tests.support.tiny import tiny_checkpoint
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 3, "intermediate_size": 64}
@@ -109,6 +111,51 @@ def test_layers_go_and_the_rest_closes_the_gap(kind: str, tmp_path: Path) -> Non
     if hasattr(network, "generate"):
         ids = batches()[0]["input_ids"][:1, :5]
         assert again.generate(ids, max_new_tokens=4, do_sample=False).shape[1] <= 9  # the cache counts its layers
+
+
+@pytest.mark.parametrize(("kind", "importance"), [("llama", "error"), ("llama", "magnitude"), ("qwen3", "activation")])
+def test_key_heads_go_with_their_queries_and_the_cache_follows(kind: str, importance: str, tmp_path: Path) -> None:
+    network, config, _ = network_of(kind)
+    for module in network.modules():  # what reads the second key head's two queries is zero: nothing may change
+        if isinstance(module, torch.nn.Linear) and module.in_features == 32 and module.out_features == 32:
+            owner = next(name for name, one in network.named_modules() if one is module)
+            if owner.endswith("o_proj"):
+                with torch.no_grad():
+                    module.weight[:, 16:] = 0
+                    if importance == "magnitude":
+                        module.weight[:, :16] *= 10
+    expected = first(network, batches()[0])
+    spec = PruneSpec.parse("heads=1", importance=importance)
+    report = shrink_heads(network, config, spec, batches(), lambda _: None)
+    assert [(part.kind, part.before, part.after) for part in report] == [("heads", 2, 1)] * 3
+    assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (2, 1, 8)
+    torch.testing.assert_close(first(network, batches()[0]), expected, rtol=1e-3, atol=1e-3)
+    network.save_pretrained(tmp_path)
+    again = type(network).from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(first(again, batches()[0]), first(network, batches()[0]), rtol=1e-5, atol=1e-5)
+    kept = again(**batches()[0], use_cache=True).past_key_values
+    assert kept.layers[0].keys.shape[1] == 1
+
+
+@pytest.mark.parametrize(("kind", "words"), [("bert", "pruned on a graph"), ("phi3", "do not lie one after the other")])
+def test_heads_that_a_config_cannot_lose_stay(kind: str, words: str) -> None:
+    network, config, _ = network_of(kind)
+    if kind == "phi3":
+        config.head_dim = 8  # queries, keys and values are packed into one weight, one after the other
+    with pytest.raises(InputError, match=words):
+        shrink_heads(network, config, PruneSpec.parse("heads=1"), batches(), lambda _: None)
+
+
+def test_a_decoder_with_fewer_heads_keeps_its_cache(tmp_path: Path) -> None:
+    import onnxopt as package
+
+    folder = save_decoder("llama", tmp_path / "llama")
+    heads = json.loads((folder / "config.json").read_text())["num_key_value_heads"]
+    artifact = package.optimize(folder, out=tmp_path / "out", prune="heads=1", measure=False)
+    past = next(spec for spec in artifact.manifest.signature.inputs if spec.name == "past_key_values.0.key")
+    assert past.axes[1] == heads - 1
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_key_value_heads"] == heads - 1
+    assert artifact.manifest.worst_relative_error is not None
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "opt"])

@@ -12,6 +12,7 @@ import pytest
 import onnxopt as package
 from onnxopt.errors import InputError, ProofError
 from onnxopt.imports import load_onnx
+from onnxopt.metrics import MetricBudget
 from onnxopt.prune.run import prune
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.session import Session
@@ -52,6 +53,53 @@ def test_a_budget_that_is_missed_leaves_nothing(encoder: Path, tmp_path: Path) -
     with pytest.raises(ProofError, match="the budget is cosine"):
         package.optimize(encoder, out=tmp_path / "out", prune="heads=3", prune_budget="cosine>=0.999999", measure=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_search_goes_as_far_as_the_budget_allows(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With bytes for milliseconds, a wider budget gives a smaller model, and the one that ships is within it."""
+    from onnxopt.graph import initializer_bytes
+    from onnxopt.prune import search
+
+    def weigh(model: ir.Model, _: search.Bounds) -> float:
+        search.cut(model)
+        return float(initializer_bytes(model))
+
+    monkeypatch.setattr(search, "_time", weigh)
+    spec = PruneSpec.parse("ffn=auto,heads=auto", align=8)
+    sizes = []
+    for limit in (0.98, 0.8):
+        out = tmp_path / str(limit)
+        record = prune(str(encoder), spec, out, budget=MetricBudget.parse(f"cosine>={limit}"))
+        assert record.value is not None
+        assert record.value >= limit
+        assert {part["kind"] for part in record.parts} <= {"ffn", "heads"}
+        assert [note for note in record.notes if "trials" in note]
+        sizes.append(record.bytes_after)
+    assert sizes[1] < sizes[0] < record.bytes_before
+    with pytest.raises(ProofError, match="no ffn or heads can go"):
+        prune(str(encoder), spec, tmp_path / "none", budget=MetricBudget.parse("cosine>=1"))
+    with pytest.raises(InputError, match="goes as far as a budget allows"):
+        prune(str(encoder), spec, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_a_search_times_is_the_cut_model(encoder: Path, tmp_path: Path) -> None:
+    from onnxopt.prune.search import Bounds, _time
+    from onnxopt.spec import Target
+
+    artifact = package.optimize(encoder, out=tmp_path / "whole", target="portable", measure=False)
+    loaded = load_onnx(artifact.path / "model.onnx")
+    feeds = [loaded.feeder.make({"batch": 1, "sequence": 8}, "none", seed=1)]
+    once, twice = (
+        _time(
+            ir.load(artifact.path / "model.onnx"),
+            Bounds(MetricBudget("cosine", 0.9), feeds * times, (1.0,) * times, Target("cpu")),
+        )
+        for times in (1, 2)
+    )
+    assert 0 < once < twice
 
 
 def test_layers_of_a_file_go(encoder: Path, tmp_path: Path) -> None:
