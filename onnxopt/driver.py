@@ -21,6 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.cache import keeps_packed
+from onnxopt.captures import Captures
 from onnxopt.errors import PassAuthorError
 from onnxopt.expression import Expressions
 from onnxopt.graph import Region, difference, initializer_bytes, region, remove_dead, sqnr_db, worst_error
@@ -67,6 +68,7 @@ class Driver:
     progress: Callable[[str, int], None] | None = None
     signature: Signature | None = None
     forms: Forms = field(default_factory=Forms)
+    _captures: Captures = field(default_factory=Captures, init=False)
     _outputs: list[Feeds] | None = field(default=None, init=False)
     _copy: ir.Model | None = field(default=None, init=False)
     _replayed: list[Pass] = field(default_factory=list, init=False)
@@ -113,6 +115,7 @@ class Driver:
     def forget(self) -> None:
         """Drop what is remembered of the model; call it after changing the model by other means than `apply`."""
         self._outputs = self._copy = None
+        self._captures.forget()
         self._annotated = False
 
     # Rules
@@ -212,6 +215,8 @@ class Driver:
         if entry.applied:
             self._copy = None
             self._outputs = self._outputs if isinstance(rule.numerics, Exact) else None
+            if isinstance(rule.numerics, Lossy):
+                self._captures.forget()
             self._annotated = self._annotated and self.prove  # the proof has seen all new values
         self._annotate()
 
@@ -224,15 +229,15 @@ class Driver:
         """Compare both regions of each candidate on captured, random and asked-for inputs, one run after the other."""
         proof = _Proof(rule.numerics, chosen, self.model)
         wanted = {value for candidate in chosen for part in candidate.regions for value in part.inputs}
-        runner = GraphRunner(self.model, wanted, with_outputs=False)
         first: dict[ir.Value, Array] = {}
+        captured = self._captures.run(self.model, self.observations, wanted)
         for observation in self.observations:
-            values = runner.run(observation.feeds)[1]
-            values.update({v: observation.feeds[v.name or ""] for v in wanted if v.is_graph_input()})
+            values = next(captured)
             proof.add(values, observation)
             first = first or values
             del values  # one size at a time: the longest are as large as all others together
-        del runner
+        next(captured, None)  # it remembers what it has seen
+        del captured
         release_memory()
         if not isinstance(rule.numerics, Lossy):  # calibrated for real activations, it may do as it likes with others
             for seed, scale in enumerate(RANDOM_SCALES):
@@ -274,9 +279,11 @@ class Driver:
         self._annotated = False
         if before is not None and self._same():
             self._replayed.append(step)
-        elif before is not None:
-            self._prove_whole(step, before, entry)
-            self._copy = None
+        else:
+            self._captures.forget()
+            if before is not None:
+                self._prove_whole(step, before, entry)
+                self._copy = None
 
     def _snapshot(self) -> ir.Model:
         """Return a copy of the model, or of one of the same expressions, from which `_replayed` lead to the model."""
@@ -361,6 +368,7 @@ class Driver:
         self.model.functions.clear()
         self.model.functions.update(before.functions)
         self._copy, self._graph, self._annotated = None, before.graph, False
+        self._captures.forget()
 
     def _report(self, name: str, count: int) -> None:
         if self.progress is not None:

@@ -13,14 +13,23 @@ import logging
 import mmap
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.graph import SMALL_CONSTANT_BYTES, STANDARD_DOMAINS, Detached, Region, detach, has_subgraph
+from onnxopt.graph import (
+    CONTRIB,
+    SMALL_CONSTANT_BYTES,
+    STANDARD_DOMAINS,
+    Detached,
+    Region,
+    detach,
+    has_subgraph,
+    is_op,
+)
 from onnxopt.model import Array, Feeds
 from onnxopt.runtime import runtime_errors, runtime_line
 from onnxopt.spec import available_threads
@@ -175,16 +184,25 @@ class GraphRunner:
         model: not changed; its values must have unique names.
         fetch: values of the main graph.
         with_outputs: False leaves the outputs of the graph out, with all that only they need.
+        known: values of the main graph that are fed by name, as inputs are; `feedable`. They are not fetched, and what
+            only they need does not run.
     """
 
-    def __init__(self, model: ir.Model, fetch: Iterable[ir.Value] = (), *, with_outputs: bool = True) -> None:
-        self._fetch = [value for value in dict.fromkeys(fetch) if value.producer() is not None]
+    def __init__(
+        self,
+        model: ir.Model,
+        fetch: Iterable[ir.Value] = (),
+        *,
+        with_outputs: bool = True,
+        known: Collection[ir.Value] = (),
+    ) -> None:
+        self._fetch = [v for v in dict.fromkeys(fetch) if v.producer() is not None and v not in known]
         outputs = list(model.graph.outputs) if with_outputs else []
         self._outputs = [value.name or "" for value in outputs]
         self._names = list(dict.fromkeys([*self._outputs, *(value.name or "" for value in self._fetch)]))
         if not self._names:
             return
-        cut = _Cut(model, [*outputs, *self._fetch])
+        cut = _Cut(model, [*outputs, *self._fetch], known=known)
         cut.hand_out([*outputs, *self._fetch])
         self._weights, self._mapped = cut.weights, cut.mapped
         self._program = _Program(cut.proto)
@@ -264,7 +282,14 @@ class _Cut:
         mapped: those of them that lie in a file.
     """
 
-    def __init__(self, model: ir.Model, wanted: Sequence[ir.Value], *, measured: Sequence[ir.Value] = ()) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        wanted: Sequence[ir.Value],
+        *,
+        measured: Sequence[ir.Value] = (),
+        known: Collection[ir.Value] = (),
+    ) -> None:
         import onnx
 
         self.weights: Feeds = {}
@@ -276,14 +301,20 @@ class _Cut:
         for function in model.functions.values():
             self.proto.functions.append(ir.serde.serialize_function(function))
         self.proto.graph.name = "probe"
-        nodes, values = _needed(model, wanted)
+        nodes, values = _needed(model, wanted, known)
         self._add_inputs(model, values)
+        for value in known:
+            if value in values:
+                self.proto.graph.input.append(_fed(value))
         for node in model.graph:
             if node not in nodes:
                 continue
             ir.serde.serialize_node_into(self.proto.graph.node.add(), node)
+            if (weight := _turned_weight(node)) is not None:
+                _turn(self.proto, self.proto.graph.node[-1], weight)
             for value in node.outputs:
-                self._declare(value)
+                if value not in known:
+                    self._declare(value)
         # The runtime works its way back from the nodes that nobody reads, the last in the list first, and on that way
         # runs what needs no inputs (the transposition of every weight, say). So each shape is read as soon as its value
         # is there, and no value waits for the others; where none are asked for, some are read to that end.
@@ -351,8 +382,24 @@ def _milestones(model: ir.Model, nodes: set[ir.Node]) -> list[ir.Value]:
     return [value for value in passed if value.name and isinstance(value.type, ir.TensorType)]
 
 
-def _needed(model: ir.Model, wanted: Sequence[ir.Value]) -> tuple[set[ir.Node], set[ir.Value]]:
-    """Return the nodes of the main graph that values need, and all values that those read."""
+def feedable(value: ir.Value) -> bool:
+    """Tell whether a value is a tensor of a type that NumPy and the runtime exchange."""
+    return bool(value.name) and isinstance(value.type, ir.TensorType) and value.type.dtype in _FEEDABLE
+
+
+def _fed(value: ir.Value) -> Any:
+    import onnx
+
+    found = onnx.ValueInfoProto()
+    found.name = value.name or ""
+    found.type.tensor_type.elem_type = value.type.dtype.value if isinstance(value.type, ir.TensorType) else 0
+    return found
+
+
+def _needed(
+    model: ir.Model, wanted: Sequence[ir.Value], known: Collection[ir.Value] = ()
+) -> tuple[set[ir.Node], set[ir.Value]]:
+    """Return the nodes of the main graph that values need where some are known, and all values that those read."""
     nodes: set[ir.Node] = set()
     values: set[ir.Value] = set()
     stack = list(wanted)
@@ -361,15 +408,47 @@ def _needed(model: ir.Model, wanted: Sequence[ir.Value]) -> tuple[set[ir.Node], 
         if value in values:
             continue
         values.add(value)
-        node = value.producer()
+        node = None if value in known else value.producer()
         if node is None or node in nodes:
             continue
         if node.graph is model.graph:
             nodes.add(node)
-        stack.extend(parent for parent in node.inputs if parent is not None)
+        weight = _turned_weight(node)
+        read = node.inputs if weight is None else (node.inputs[0], weight)
+        stack.extend(parent for parent in read if parent is not None)
         if has_subgraph(node):
             stack.extend(_read_inside(node))
     return nodes, values
+
+
+def _turned_weight(node: ir.Node) -> ir.Value | None:
+    """Return the weight [columns, rows] that a product reads transposed.
+
+    The runtime would write the transposed weight anew in every run. Its product that reads it as it lies, which the
+    runtime's own optimizer puts there too, gives the same numbers.
+    """
+    turn = node.inputs[1].producer() if is_op(node, "MatMul") and node.inputs[1] is not None else None
+    weight = turn.inputs[0] if turn is not None and is_op(turn, "Transpose") else None
+    if weight is None or weight.const_value is None or not weight.is_initializer() or node.graph is not weight.graph:
+        return None
+    tensor = weight.const_value
+    large = tensor.nbytes > LARGEST_KEPT_BYTES and tensor.dtype == ir.DataType.FLOAT
+    return weight if large and len(tensor.shape) == 2 and turn is not None and _swaps(turn) else None
+
+
+def _swaps(turn: ir.Node) -> bool:
+    order = turn.attributes.get("perm")
+    return order is None or list(order.as_ints()) == [1, 0]
+
+
+def _turn(proto: Any, product: Any, weight: ir.Value) -> None:
+    import onnx
+
+    product.op_type, product.domain = "FusedMatMul", CONTRIB
+    product.input[1] = weight.name
+    product.attribute.append(onnx.helper.make_attribute("transB", 1))
+    if not any(entry.domain == CONTRIB for entry in proto.opset_import):
+        proto.opset_import.add(domain=CONTRIB, version=1)
 
 
 def _read_inside(node: ir.Node) -> Iterable[ir.Value]:
