@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -15,13 +14,13 @@ import onnx_ir as ir
 from onnxopt.cache import PAST, SEQUENCE, complete, complete_all
 from onnxopt.errors import ExportError
 from onnxopt.model import Feeder, Feeds, Reference
+from onnxopt.probe import GraphRunner, ProbeError, ShapeRunner
 from onnxopt.rows import rows_that_matter
 from onnxopt.spec import Padding, Signature
 
 PROOF_SIZES: dict[str, tuple[int, ...]] = {"batch": (1, 2, 5), "sequence": (1, 8, 33, 128)}
 PROOF_STEPS = ((1, 0), (33, 0), (128, 0), (8, 5), (1, 33))  # new tokens and seen ones, with a cache
 PROOF_BATCHES = ((2, 1), (2, 4), (5, 3), (5, 0), (5, 1))  # batch, and which of these; the long one alone is enough
-PROOF_THREADS = 2
 # Torch and ONNX Runtime add in different orders; over 12 layers of float32 the worst seen is below 1e-5.
 TOLERANCE = 1e-4
 _PADDINGS: tuple[Padding, ...] = ("right", "left", "holes", "none")
@@ -79,7 +78,8 @@ def prove_axes(
     Raises:
         ExportError: names the axis that is frozen, and the node, or the output that differs at any size.
     """
-    proof = _Proof(path, _session(path), signature, reference, feeder)
+    model = ir.load(path)
+    proof = _Proof(model, _opened(model), signature, reference, feeder)
     combinations = axis_sizes(signature, example, longest)
     for index, sizes in reversed(list(enumerate(combinations))):  # the largest first: it tells how large outputs are
         reason = proof.compare(feeder.make(sizes, _padding(sizes, index)))
@@ -92,8 +92,8 @@ def prove_axes(
 class _Proof:
     """One exported file, opened, beside what it must be equal to."""
 
-    path: Path
-    session: Any
+    model: ir.Model
+    runner: GraphRunner
     signature: Signature
     reference: Reference
     feeder: Feeder
@@ -105,11 +105,10 @@ class _Proof:
         Errors are relative to the largest value that an output has had so far: a lone logit near zero is no measure.
         """
         expected = self.reference.run(feeds)
-        names = [spec.name for spec in self.signature.outputs]
         try:
-            found = dict(zip(names, self.session.run(names, feeds), strict=True))
-        except Exception as error:  # noqa: BLE001  the runtime raises its own types; the message is the reason
-            return " ".join(str(error).split())
+            found = self.runner.run(feeds)[0]
+        except ProbeError as error:
+            return str(error)
         for spec in self.signature.outputs:
             left, right = found[spec.name], expected[spec.name]
             if left.shape != right.shape:
@@ -149,15 +148,19 @@ class _Proof:
 
     def frozen_node(self, axis: str, example: Mapping[str, int], changed: Mapping[str, int]) -> str:
         """Return, as a phrase, the first node that takes what grows with the axis and gives the traced size."""
-        model = ir.load(self.path)
-        nodes = [node for node in model.graph if node.op_type not in ("Shape", "Size", "Constant")]
-        before, after = (_shapes(model, self.feeder.make(sizes)) for sizes in (example, changed))
-        moved = {name for name, shape in before.items() if after.get(name) != shape}
+        nodes = [node for node in self.model.graph if node.op_type not in ("Shape", "Size", "Constant")]
+        runner = ShapeRunner(self.model, [value for node in nodes for value in node.outputs if value.name])
+        feeds = [self.feeder.make(sizes) for sizes in (example, changed)]
+        inputs = {value: [one[value.name or ""].shape for one in feeds] for value in self.model.graph.inputs}
+        try:
+            found = [runner.run(one) for one in feeds]
+        except ProbeError:
+            return ""
+        shapes = inputs | {value: [one[value] for one in found] for value in found[0]}
         for node in nodes:
-            gives = [str(value.name) for value in node.outputs if value.name in before]
-            takes = {str(value.name) for value in node.inputs if value is not None}
-            kept = [name for name in gives if name not in moved and example[axis] in before[name]]
-            if kept and takes & moved:
+            takes = any(value in shapes and shapes[value][0] != shapes[value][1] for value in node.inputs if value)
+            gives = [shapes[value] for value in node.outputs if value in shapes]
+            if takes and any(before == after and example[axis] in before for before, after in gives):
                 return f" at {node.op_type} node {node.name!r}"
         return ""
 
@@ -167,37 +170,12 @@ def _padding(sizes: Mapping[str, int], index: int) -> Padding:
     return "none" if sizes.get("batch", 1) == 1 else _PADDINGS[index % len(_PADDINGS)]
 
 
-def _session(model: Path | bytes) -> Any:
+def _opened(model: ir.Model) -> GraphRunner:
     """Open a model with the runtime's optimisations off, since those could hide what the file says."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = PROOF_THREADS
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.disable_prepacking", "1")  # a second copy of the weights, for few runs
-    content = model if isinstance(model, bytes) else str(model)
     try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
+        return GraphRunner(model)
+    except ProbeError as error:
         raise ExportError(f"ONNX Runtime does not open the exported file: {error}") from error
-
-
-def _shapes(model: ir.Model, feeds: Feeds) -> dict[str, tuple[int, ...]]:
-    """Run a model and return the shape of every value in its graph; nothing for one whose weights lie outside."""
-    weights = (one.const_value for one in model.graph.initializers.values())
-    if any(isinstance(one, ir.ExternalTensor) for one in weights):
-        return {}
-    shown = {value.name for value in model.graph.outputs}
-    for node in model.graph:
-        for value in node.outputs:
-            if value.name and value.name not in shown:
-                model.graph.outputs.append(value)
-                shown.add(value.name)
-    names = [str(value.name) for value in model.graph.outputs]
-    session = _session(ir.to_proto(model).SerializeToString())
-    arrays = dict(zip(names, session.run(names, feeds), strict=True))
-    return {name: array.shape for name, array in {**arrays, **feeds}.items() if isinstance(array, np.ndarray)}
 
 
 def _failed_node(reason: str) -> str:

@@ -27,7 +27,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("providers",),
     ("probe", "safety", "blocks"),
     ("expression", "sidegraph", "patterns", "registry", "observe", "graph_feeder", "opset", "channels"),
-    ("rewrite", "repro"),
+    ("rewrite", "repro", "captures"),
     ("passes", "models"),
     ("timing", "calibrate", "metrics"),
     ("profit", "quantize"),
