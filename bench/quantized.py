@@ -159,7 +159,7 @@ def models() -> dict[str, Path]:
         weights = read_checkpoint(source).folder
         builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-p", "int4", "-e", "cpu"]
         _run([*builder, "-i", str(weights), "-o", str(built), "-c", str(FOLDER / "cache")])
-    files["genai"] = built / "model.onnx"
+    files["genai"] = _with_sizes(built)
     error = peers.install(LLAMA)
     if error:
         raise SystemExit(f"{LLAMA}: {error}")
@@ -167,6 +167,22 @@ def models() -> dict[str, Path]:
         raise SystemExit(f"{SAMPLE} has no recipe")
     files["llama"] = next(fetch_sample(source.recipe).glob("*.gguf"))
     return files
+
+
+def _with_sizes(built: Path) -> Path:
+    """Return the builder's graph with the size of its heads in its inputs, where it writes a name."""
+    import onnx
+
+    path = built / "model-sized.onnx"
+    if not path.is_file():
+        size = json.loads((built / "genai_config.json").read_text(encoding="utf-8"))["model"]["decoder"]["head_size"]
+        model = onnx.load(built / "model.onnx", load_external_data=False)
+        for value in [*model.graph.input, *model.graph.output]:
+            dims = value.type.tensor_type.shape.dim
+            if len(dims) == 4:
+                dims[3].dim_value = size
+        onnx.save(model, path)
+    return path
 
 
 def held_out() -> Path:
@@ -255,8 +271,8 @@ def _llama(job: Mapping[str, Any], model: Path) -> Any:
 
 
 def _size(path: Path) -> float:
-    beside = path.with_name(f"{path.name}.data")
-    return (path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)) / 1e6
+    beside = [one for one in path.parent.glob("*.data") if one.is_file()]
+    return sum(one.stat().st_size for one in (path, *beside)) / 1e6
 
 
 def render(result: Mapping[str, Any]) -> str:
