@@ -16,6 +16,7 @@ from onnxopt.perplexity import BUILTIN, read_text
 from onnxopt.textinput import open_tokenizer
 
 _MAX_BYTES = 1 << 30
+_PIECE = 1 << 19  # characters of a long text that are tokenized at a time
 IGNORED = -100  # how torch's cross entropy spells a position that does not count
 
 
@@ -106,10 +107,12 @@ def read_rows(data: Sequence[str], folder: Path, *, length: int, running: bool, 
     if running:
         end = _end(folder, tokenizer)
         stream: list[int] = []
-        for encoding in tokenizer.encode_batch(texts, add_special_tokens=False):
-            stream += [*encoding.ids, *end]
+        for text in texts:
             if most and len(stream) >= most * length:
                 break
+            for encoding in tokenizer.encode_batch(list(_pieces(text)), add_special_tokens=False):
+                stream += encoding.ids
+            stream += end
         count = min(len(stream) // length, most or len(stream))
         if count < 2:
             raise InputError(f"the data give {len(stream)} tokens", where=", ".join(data), hint="give more text")
@@ -145,6 +148,15 @@ def tokenize(
         ids[row, : len(found[index])] = found[index]
         mask[row, : len(found[index])] = 1
     return Rows(ids, mask, None if labels is None else np.array([labels[index] for index in kept], np.int64))
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Yield a long text in pieces that end with an empty line, which are tokenized side by side."""
+    start = 0
+    while (cut := text.find("\n\n", start + _PIECE)) >= 0:
+        yield text[start : cut + 2]
+        start = cut + 2
+    yield text[start:]
 
 
 def next_tokens(ids: Array, mask: Array) -> Array:

@@ -31,13 +31,13 @@ learning_rate = 1e-3
 evaluate_every = 100
 most_rows = 1800
 hold_out = 0.01
+threads = 1
 
 [quantize]
 precision = "int8"
 """
 
 
-@pytest.mark.slow
 def test_gpt2_mini_loses_a_quarter_and_learns_it_again(tmp_path: Path) -> None:
     recipe = tmp_path / "flow.toml"
     recipe.write_text(FLOW)

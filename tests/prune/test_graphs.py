@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 
 import onnxopt as package
+from onnxopt.calibrate.data import builtin_texts
 from onnxopt.errors import InputError, ProofError
 from onnxopt.imports import load_onnx
 from onnxopt.metrics import MetricBudget
@@ -67,11 +68,13 @@ def test_a_search_goes_as_far_as_the_budget_allows(
         return float(initializer_bytes(model))
 
     monkeypatch.setattr(search, "_time", weigh)
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n\n".join(builtin_texts()[:60]))
     spec = PruneSpec.parse("ffn=auto,heads=auto", align=8)
     sizes = []
     for limit in (0.98, 0.8):
         out = tmp_path / str(limit)
-        record = prune(str(encoder), spec, out, budget=MetricBudget.parse(f"cosine>={limit}"))
+        record = prune(str(encoder), spec, out, data=str(texts), budget=MetricBudget.parse(f"cosine>={limit}"))
         assert record.value is not None
         assert record.value >= limit
         assert {part["kind"] for part in record.parts} <= {"ffn", "heads"}
@@ -79,9 +82,9 @@ def test_a_search_goes_as_far_as_the_budget_allows(
         sizes.append(record.bytes_after)
     assert sizes[1] < sizes[0] < record.bytes_before
     with pytest.raises(ProofError, match="no ffn or heads can go"):
-        prune(str(encoder), spec, tmp_path / "none", budget=MetricBudget.parse("cosine>=1"))
+        prune(str(encoder), spec, tmp_path / "none", data=str(texts), budget=MetricBudget.parse("cosine>=1"))
     with pytest.raises(InputError, match="goes as far as a budget allows"):
-        prune(str(encoder), spec, tmp_path / "none")
+        prune(str(encoder), spec, tmp_path / "none", data=str(texts))
     assert not (tmp_path / "none").exists()
 
 
