@@ -9,6 +9,7 @@
     [prune]
     what = "ffn=25%"                    # as in `onnxopt prune`
     importance = "error"
+    budget = "perplexity<=+20%"         # what must be left; needed for ffn=auto
 
     [distill]
     steps = 200                         # any option of `onnxopt distill`; leave the table out to teach nothing
@@ -49,6 +50,7 @@ class PruneTable(Record):
     align: int = Field(default=16, ge=1)
     allocation: str = "uniform"
     seed: int = 0
+    budget: str = ""
 
 
 class QuantizeTable(Record):

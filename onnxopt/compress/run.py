@@ -17,7 +17,7 @@ from onnxopt.compress.recipe import CompressRecipe
 from onnxopt.compress.report import Compression, Step, record_of
 from onnxopt.distill.run import distill
 from onnxopt.errors import InputError
-from onnxopt.metrics import cosine
+from onnxopt.metrics import MetricBudget, cosine
 from onnxopt.model import Array
 from onnxopt.package import Artifact
 from onnxopt.perplexity import BUILTIN, measure_perplexity, read_text
@@ -93,11 +93,17 @@ class _Work:
             if not on_graph:
                 folder = self.scratch / "prune"
                 record = prune_source(
-                    current, spec, folder, data=self.data, say=lambda step: self.say(Event("prune", step))
+                    current,
+                    spec,
+                    folder,
+                    data=self.data,
+                    budget=self._prune_budget(),
+                    say=lambda step: self.say(Event("prune", step)),
                 )
                 current, details = str(folder), json.loads(record.to_json())
             else:
-                self.options = {"prune": spec, "prune_data": self.data}  # on the graph, on its way to the artifact
+                # on the graph, on its way to the artifact
+                self.options = {"prune": spec, "prune_data": self.data, "prune_budget": self._prune_budget()}
             self._step("prune", str(spec), current, details, started)
         if recipe.distill is not None:
             started = time.perf_counter()
@@ -124,8 +130,12 @@ class _Work:
         table = self.recipe.prune
         if table is None:
             return None
-        options = {key: value for key, value in table.model_dump().items() if key != "what"}
+        options = table.model_dump(exclude={"what", "budget"})
         return PruneSpec.parse(table.what, **options)
+
+    def _prune_budget(self) -> MetricBudget | None:
+        table = self.recipe.prune
+        return MetricBudget.parse(table.budget) if table is not None and table.budget else None
 
     def _texts(self) -> None:
         """Part the data into what steps may see and what judges them."""

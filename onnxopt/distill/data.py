@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from onnxopt.perplexity import BUILTIN, read_text
 from onnxopt.textinput import open_tokenizer
 
 _MAX_BYTES = 1 << 30
-_PIECE = 1 << 19  # characters of a long text that are tokenized at a time
+_PIECE, _TOGETHER = 1 << 18, 32  # characters of a piece of a long text; pieces that are tokenized side by side
 IGNORED = -100  # how torch's cross entropy spells a position that does not count
 
 
@@ -107,17 +108,15 @@ def read_rows(data: Sequence[str], folder: Path, *, length: int, running: bool, 
     if running:
         end = _end(folder, tokenizer)
         stream: list[int] = []
-        for text in texts:
+        for ids in _tokens(tokenizer, texts, end):
+            stream += ids
             if most and len(stream) >= most * length:
                 break
-            for encoding in tokenizer.encode_batch(list(_pieces(text)), add_special_tokens=False):
-                stream += encoding.ids
-            stream += end
         count = min(len(stream) // length, most or len(stream))
         if count < 2:
             raise InputError(f"the data give {len(stream)} tokens", where=", ".join(data), hint="give more text")
-        ids = np.array(stream[: count * length], np.int64).reshape(count, length)
-        return Rows(ids, np.ones_like(ids))
+        rows = np.array(stream[: count * length], np.int64).reshape(count, length)
+        return Rows(rows, np.ones_like(rows))
     return tokenize(texts[: most or None], folder, length=length, pad=pad, labels=labels, where=", ".join(data))
 
 
@@ -148,6 +147,16 @@ def tokenize(
         ids[row, : len(found[index])] = found[index]
         mask[row, : len(found[index])] = 1
     return Rows(ids, mask, None if labels is None else np.array([labels[index] for index in kept], np.int64))
+
+
+def _tokens(tokenizer: Any, texts: Sequence[str], end: list[int]) -> Iterator[list[int]]:
+    """Yield the ids of texts, some pieces at a time, with what ends a text behind each."""
+    for text in texts:
+        pieces = _pieces(text)
+        while some := list(islice(pieces, _TOGETHER)):
+            for encoding in tokenizer.encode_batch(some, add_special_tokens=False):
+                yield encoding.ids
+        yield end
 
 
 def _pieces(text: str) -> Iterator[str]:

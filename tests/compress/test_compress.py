@@ -10,7 +10,7 @@ import pytest
 from onnxopt.compress.recipe import CompressRecipe
 from onnxopt.compress.report import Compression, record_of
 from onnxopt.compress.run import compress
-from onnxopt.errors import InputError
+from onnxopt.errors import InputError, ProofError
 from onnxopt.manifest import Manifest
 from tests.support.command import onnxopt
 from tests.support.tiny import tiny_checkpoint
@@ -92,6 +92,16 @@ def test_a_wrong_recipe_is_one_line(text: str, words: str, tmp_path: Path) -> No
     with pytest.raises(InputError, match=words) as caught:
         compress(CompressRecipe.read(recipe), tmp_path / "out")
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_prune_step_is_held_to_its_budget(tmp_path: Path) -> None:
+    pooling = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}
+    folder = tiny_checkpoint("bert", tmp_path / "bert", layers=2, pooling=pooling)
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(f'source = "{folder}"\n[prune]\nwhat = "ffn=50%"\nbudget = "cosine>=0.9999999"\n')
+    with pytest.raises(ProofError, match="the budget is cosine"):
+        compress(CompressRecipe.read(recipe), tmp_path / "out", measure=False)
     assert not (tmp_path / "out").exists()
 
 
