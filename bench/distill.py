@@ -24,7 +24,7 @@ TEACHER = "smollm2-135m"
 LAYERS = 6
 BATCH, LENGTH, RATE = 64, 256, 6e-4
 LOOKS = 12
-OVERHEAD_SECONDS = 35.0  # of looks, loading and writing
+OVERHEAD_SECONDS = 45.0  # of looks, loading and writing
 TRIED = 5  # updates that are timed
 
 

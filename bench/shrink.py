@@ -76,7 +76,8 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def keep(known: dict[str, Any], name: str, found: dict[str, Any]) -> None:
-    """Write what was found beside what is known."""
+    """Write what was found beside what is known by now."""
+    known |= read(RESULT)
     known[name] = known.get(name, {}) | found | {"date": datetime.now(timezone.utc).date().isoformat()}
     RESULT.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 

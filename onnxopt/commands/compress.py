@@ -60,6 +60,7 @@ class AllocationName(str, Enum):
 @app.command(
     epilog='Examples: `onnxopt prune minilm "ffn=33%" -o build/minilm-narrow` · '
     '`onnxopt prune smollm2-135m "layers=6" -o build/smollm2-24` · '
+    '`onnxopt prune minilm "ffn=auto" --budget "cosine>=0.98" -o build/minilm-fast` · '
     '`onnxopt prune minilm "vocab=keep:texts.txt" -o build/minilm-own-words` · '
     '`onnxopt prune resnet.onnx "channels=25%" --data images/ -o build/resnet-narrow`'
 )
@@ -70,7 +71,7 @@ def prune(
         typer.Argument(
             metavar="WHAT",
             help="ffn=25%, heads=2, layers=2 (or layers=2:last, layers=2:random), channels=25%, vocab=keep:texts.txt, "
-            "zeros=2:4; with commas.",
+            "zeros=2:4; with commas. ffn=auto, heads=auto, channels=auto: as much as makes it fastest within --budget.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write: a checkpoint, or model.onnx.")],
