@@ -239,6 +239,28 @@ class LayerRecord(Record):
     smoothed: bool = False
 
 
+class HalfPrecisionRecord(Record):
+    """How far the tensors of a graph in 16 bits are from those of the float graph.
+
+    Attributes:
+        kind: `fp16` or `bf16`.
+        nodes: how many nodes compute in it.
+        compared: tensors that both graphs have, all of them compared on samples.
+        worst_error: root mean square of the difference over that of the tensor, the worst of all.
+        worst_at: which tensor.
+        tolerance: what no tensor may be beyond.
+        clamped: literals that became the largest number of fp16.
+    """
+
+    kind: Literal["fp16", "bf16"]
+    nodes: int
+    compared: int
+    worst_error: float
+    worst_at: str = ""
+    tolerance: float
+    clamped: tuple[str, ...] = ()
+
+
 class QuantizationRecord(Record):
     """How a model was quantized, or why it was not.
 
@@ -253,6 +275,7 @@ class QuantizationRecord(Record):
         front: plans that were measured on the way, fastest first.
         invariant: whether answers are the same bits alone and in a padded batch; None where that was not asked.
         speedup: of the quantized graph over the float one on the workload, geometric mean; None when not measured.
+        half: for fp16 and bf16: the comparison of all tensors; `layers` are then the nodes that stayed in float32.
     """
 
     asked: str
@@ -265,13 +288,21 @@ class QuantizationRecord(Record):
     front: tuple[FrontRecord, ...] = ()
     invariant: bool | None = None
     speedup: float | None = Field(default=None, exclude=True)
+    half: HalfPrecisionRecord | None = None
 
     def lines(self) -> list[str]:
         """Say what became of the layers, how the result was judged and by which samples."""
         counts = Counter(f"{one.precision}{' smoothed' if one.smoothed else ''}" for one in self.layers.values())
         became = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+        if self.half is not None:
+            became = f"{self.half.nodes} nodes in {self.half.kind}, {len(self.layers)} that could be stayed in float32"
         failed = "" if self.shipped else f"the float graph is shipped; {self.reason}; tried "
         lines = [f"precision     {self.asked}: {failed}{became}"]
+        if self.half is not None:
+            lines.append(
+                f"tensors       worst error {self.half.worst_error:.2%} (rms, limit {self.half.tolerance:.0%}) of all "
+                f"{self.half.compared} inside, at {self.half.worst_at}"
+            )
         if self.gate is not None:
             lines.append(f"judged        {self.gate}" + (", made-up data" if self.gate.meaningless else ""))
         if self.speedup is not None:

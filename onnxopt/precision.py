@@ -16,6 +16,9 @@ from onnxopt.model import Array
 Kind = Literal["fp32", "int8", "int8-dynamic", "int8-weights", "int4-weights"]
 KINDS: tuple[Kind, ...] = ("fp32", "int8", "int8-dynamic", "int8-weights", "int4-weights")
 
+HalfKind = Literal["fp16", "bf16"]
+HALF_KINDS: tuple[HalfKind, ...] = ("fp16", "bf16")
+
 DEFAULT_BLOCK = 32  # what every runtime that reads block-quantized weights takes
 
 
@@ -156,3 +159,18 @@ class Plan:
 
     def __len__(self) -> int:
         return len(self.linears)
+
+
+@dataclass(frozen=True)
+class HalfPlan:
+    """What of a lowered graph computes and is stored in 16 bits.
+
+    Attributes:
+        kind: `fp16` or `bf16`.
+        wide: nodes that could and yet stay in float32, by the name of their first output, with the reason.
+        caches: inputs and outputs of the graph that are handed over in 16 bits; all others stay as they are.
+    """
+
+    kind: HalfKind = "fp16"
+    wide: Mapping[str, str] = field(default_factory=dict)
+    caches: frozenset[str] = frozenset()

@@ -139,6 +139,34 @@ def _exchange_as_float(proto: Any, inputs: set[str], outputs: set[str]) -> None:
     _import_standard(proto)
 
 
+def _compute_in_float(proto: Any) -> None:
+    """Put a Cast to float32 in front of each node that reads 16 bits, and one back behind each that makes them."""
+    import onnx
+
+    half = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+    graph = proto.graph
+    types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)}
+    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    nodes, cast = [], set()
+    for node in list(graph.node):
+        behind = []
+        if node.op_type not in ("Cast", "Shape"):
+            for place, name in enumerate(node.input):
+                if types.get(name) in half:
+                    if name not in cast:
+                        cast.add(name)
+                        nodes.append(onnx.helper.make_node("Cast", [name], [_wide(name)], to=onnx.TensorProto.FLOAT))
+                    node.input[place] = _wide(name)
+            for place, name in enumerate(node.output):
+                if types.get(name) in half:
+                    node.output[place] = f"{name}::made"
+                    behind.append(onnx.helper.make_node("Cast", [f"{name}::made"], [name], to=types[name]))
+        nodes += [node, *behind]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    _import_standard(proto)
+
+
 def _import_standard(proto: Any) -> None:
     if not any(entry.domain in STANDARD_DOMAINS for entry in proto.opset_import):
         proto.opset_import.add(domain="", version=OLDEST_OPSET)
@@ -186,6 +214,8 @@ class GraphRunner:
         with_outputs: False leaves the outputs of the graph out, with all that only they need.
         known: values of the main graph that are fed by name, as inputs are; `feedable`. They are not fetched, and what
             only they need does not run.
+        widen: compute what is stored in 16 bits in float32 and round each result, as kernels of a GPU do: the CPU has
+            none for bfloat16, and the runtime keeps fp16 in float32 from one node to the next.
     """
 
     def __init__(
@@ -195,6 +225,7 @@ class GraphRunner:
         *,
         with_outputs: bool = True,
         known: Collection[ir.Value] = (),
+        widen: bool = False,
     ) -> None:
         self._fetch = [v for v in dict.fromkeys(fetch) if v.producer() is not None and v not in known]
         outputs = list(model.graph.outputs) if with_outputs else []
@@ -205,6 +236,8 @@ class GraphRunner:
         cut = _Cut(model, [*outputs, *self._fetch], known=known)
         cut.hand_out([*outputs, *self._fetch])
         self._weights, self._mapped = cut.weights, cut.mapped
+        if widen:
+            _compute_in_float(cut.proto)
         self._program = _Program(cut.proto)
 
     def run(self, feeds: Mapping[str, Array]) -> tuple[Feeds, dict[ir.Value, Array]]:

@@ -23,6 +23,7 @@ from onnxopt.errors import InputError
 from onnxopt.export import Exporter, export, is_pair
 from onnxopt.golden import Golden
 from onnxopt.graph import SMALL_CONSTANT_BYTES, STANDARD_DOMAINS, all_nodes, initializer_bytes, op_counts
+from onnxopt.halving import HalfOptions, to_half
 from onnxopt.imports import load_onnx
 from onnxopt.ledger import Ledger
 from onnxopt.manifest import (
@@ -37,10 +38,11 @@ from onnxopt.manifest import (
     RollbackRecord,
 )
 from onnxopt.metrics import MetricBudget
-from onnxopt.model import Loaded
+from onnxopt.model import Feeds, Loaded
 from onnxopt.observe import Observation
 from onnxopt.package import DATA_NAME, Artifact, Half, check_output_folder, write_artifact
 from onnxopt.pipeline import Pipeline
+from onnxopt.precision import HALF_KINDS
 from onnxopt.probe import MAX_IR_VERSION
 from onnxopt.profit import Profit
 from onnxopt.prune.run import pruned_source
@@ -164,7 +166,7 @@ def optimize(
     found = resolve(str(source), weights=weights, revision=revision, trust_remote_code=trust_remote_code)
     recipe = found.recipe
     asked = Workload.parse(workload) if isinstance(workload, str) else workload
-    limit, options = _asked_precision(
+    limit, options, half = _asked_precision(
         budget,
         goal,
         precision=precision,
@@ -185,7 +187,7 @@ def optimize(
         held = MetricBudget.parse(prune_budget) if isinstance(prune_budget, str) else prune_budget
         ways = {"with_pooling": with_pooling, "with_cache": with_cache, "logits": logits, "exporter": exporter}
         pruning = _Pruning(found, spec, prune_data, held, task, ways)
-        plan = _Plan(goal, wanted, allowed, folder, measure, tune, retune, options)
+        plan = _Plan(goal, wanted, allowed, folder, measure, tune, retune, options, half)
         return _optimize_pruned(pruning, plan, started, say)
     if is_pair(found, task):
         if not with_cache:
@@ -194,7 +196,7 @@ def optimize(
             )
         if options is not None:
             raise InputError("encoder-decoders are not quantized yet", where=str(source), hint="drop --precision")
-        plan = _Plan(goal, wanted, allowed, folder, measure, tune, retune)
+        plan = _Plan(goal, wanted, allowed, folder, measure, tune, retune, half=half)
         with tempfile.TemporaryDirectory(prefix="onnxopt-") as scratch:
             made = (
                 export(
@@ -217,7 +219,7 @@ def optimize(
         exporter=exporter,
         progress=say,
     )
-    plan = _Plan(goal, fit_workload(wanted, loaded), allowed, folder, measure, tune, retune, options)
+    plan = _Plan(goal, fit_workload(wanted, loaded), allowed, folder, measure, tune, retune, options, half)
     with tempfile.TemporaryDirectory(prefix="onnxopt-") as scratch:
         return _finish(loaded, plan, Path(scratch), started, say)
 
@@ -230,8 +232,8 @@ def _asked_precision(
     samples: int | None,
     calibrator: str,
     **given: Any,
-) -> tuple[Budget | None, QuantizeOptions | None]:
-    """Return the budget of the float graph and what is asked of quantization, None for nothing."""
+) -> tuple[Budget | None, QuantizeOptions | None, HalfOptions | None]:
+    """Return the budget of the float graph, and what is asked of quantization and of 16 bits, None for nothing."""
     chosen = QuantizeOptions.parse_precision(precision, target)
     limit: Budget | None = None
     metric: MetricBudget | None = None
@@ -248,9 +250,12 @@ def _asked_precision(
                 f"the budget {metric} is one of quantization, and the precision is fp32",
                 hint="add --precision int8, or write the largest relative error, such as 1e-4",
             )
-        return limit, None
+        return limit, None, None
+    if chosen in HALF_KINDS:
+        given.pop("keep")
+        return limit, None, HalfOptions(chosen, metric, samples=samples, asked=precision, **given)
     options = QuantizeOptions(chosen, metric, samples=samples, methods=methods_of(calibrator), asked=precision, **given)
-    return limit, options
+    return limit, options, None
 
 
 def load(
@@ -306,6 +311,7 @@ class _Plan:
     tune: bool
     retune: bool
     quantize: QuantizeOptions | None = None
+    half: HalfOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -450,10 +456,24 @@ def _work(
         if attempt.path is not None:
             loaded, ledger, candidate = attempt.pipeline.loaded, attempt.pipeline.ledger, attempt.path
             session = Session(candidate, target=runs_on)
-    golden = list(
-        _golden(loaded, session, QUANTIZED_GOLDEN_ERROR if quantization and quantization.shipped else GOLDEN_ERROR)
-    )
-    del session
+    run = session.run
+    if plan.half is not None:
+        halved = to_half(
+            loaded,
+            ledger,
+            plan.half,
+            original=original,
+            save=lambda model: _save(model, scratch / "judged"),
+            say=lambda step: say(Event("quantize", step)),
+        )
+        quantization = halved.record
+        if halved.loaded is not None and halved.run is not None:
+            loaded = halved.loaded
+            candidate = _save(loaded.model, scratch / "half")
+            run = Session(candidate, target=runs_on).run if runs_on == target else halved.run
+    lossy = quantization is not None and quantization.shipped
+    golden = list(_golden(loaded, run, QUANTIZED_GOLDEN_ERROR if lossy else GOLDEN_ERROR))
+    del session, run
     latency: tuple[Latency, ...] = ()
     if plan.measure and runs_on == target:
         latency = _latency(original, candidate, plan, requests, say)
@@ -585,7 +605,7 @@ def _require_standard(model: ir.Model, target: Target) -> None:
         )
 
 
-def _golden(loaded: Loaded, session: Session, error: float = GOLDEN_ERROR) -> list[Golden]:
+def _golden(loaded: Loaded, run: Callable[[Feeds], Feeds], error: float = GOLDEN_ERROR) -> list[Golden]:
     """Take two cases, one request and one padded batch, and what the finished model answers."""
     cases = []
     cached = Cache.of(loaded.signature) is not None
@@ -593,7 +613,7 @@ def _golden(loaded: Loaded, session: Session, error: float = GOLDEN_ERROR) -> li
         sizes = {axis: batch if axis == "batch" else length for axis in loaded.signature.axes}
         sizes = complete_all(sizes | ({PAST: 0} if cached else {}), loaded.signature.axes, seed)
         feeds = loaded.feeder.make(sizes, padding, seed=seed)  # type: ignore[arg-type]  # the literal is one of the paddings
-        cases.append(Golden(feeds, session.run(feeds), error, sizes, padding))  # type: ignore[arg-type]  # same
+        cases.append(Golden(feeds, run(feeds), error, sizes, padding))  # type: ignore[arg-type]  # same
     return cases
 
 

@@ -9,7 +9,7 @@ from onnxopt.calibrate.data import BUILTIN
 from onnxopt.calibrate.ranges import METHODS, Method
 from onnxopt.errors import InputError
 from onnxopt.metrics import DEFAULT_BUDGETS, MetricBudget, MetricName
-from onnxopt.precision import Precision
+from onnxopt.precision import HALF_KINDS, HalfKind, Precision
 from onnxopt.spec import Target
 
 INT4_BUDGET = MetricBudget("perplexity", 1.08)
@@ -58,16 +58,20 @@ class QuantizeOptions:
         return [*INT4_CHOICES, *INT8_CHOICES[1:]]
 
     @classmethod
-    def parse_precision(cls, text: str, target: Target) -> Precision | Wanted | None:
-        """Read `--precision` for a target; None for fp32.
+    def parse_precision(cls, text: str, target: Target) -> Precision | Wanted | HalfKind | None:
+        """Read `--precision` for a target; None for fp32. On a GPU `auto` is fp16.
 
         Raises:
             InputError: the precision is unknown, or the target has no kernels for it.
         """
         name = text.strip().lower()
-        if name in ("fp16", "bf16"):
+        on_gpu = target.provider in ("cuda", "tensorrt")
+        half = next((kind for kind in HALF_KINDS if kind == name), "fp16" if name == "auto" and on_gpu else None)
+        if half is not None:
+            if on_gpu:
+                return half
             raise InputError(
-                f"{name} is not made for target {target.provider} yet",
+                f"{name} is not made for target {target.provider}",
                 hint="ONNX Runtime's CPU provider computes fp16 graphs in float with casts around every operator"
                 if target.provider == "cpu"
                 else "use fp32",
@@ -82,6 +86,6 @@ class QuantizeOptions:
             raise InputError(
                 f"ONNX Runtime's CUDA provider has no int8 linear layers, so {name} would run them in float",
                 where="target cuda",
-                hint="use --target tensorrt for int8, or --precision int4-weights",
+                hint="use --precision fp16, or --target tensorrt for int8",
             )
         return found

@@ -55,7 +55,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("seq2seq",),
     ("bench_worker", "bench", "textrun", "generator", "perplexity"),
     ("gate",),
-    ("quantizing",),
+    ("quantizing", "halving"),
     ("continuous", "clients"),
     ("serve",),
     ("report",),

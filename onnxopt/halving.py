@@ -1,0 +1,239 @@
+"""Turn a lowered float graph into one of 16 bits: ranges, conversion, proof of every tensor, proof of the whole."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxopt.cache import Cache
+from onnxopt.calibrate.data import BUILTIN, CalibrationData, read_calibration
+from onnxopt.errors import InputError, ProofError
+from onnxopt.gate import judge_result, require_metric
+from onnxopt.graph import initializer_bytes
+from onnxopt.ledger import Ledger, PassEntry, Refused
+from onnxopt.manifest import GateRecord, HalfPrecisionRecord, LayerRecord, QuantizationRecord
+from onnxopt.metrics import Judge, MetricBudget
+from onnxopt.model import Array, Feeder, Feeds, Loaded
+from onnxopt.passes.quantize.half_precision import HalfPrecision
+from onnxopt.pipeline import TIDY, observations_of
+from onnxopt.precision import HalfKind
+from onnxopt.probe import GraphRunner
+from onnxopt.quantize.half import TOLERANCES, Halved, halve
+from onnxopt.registry import get
+from onnxopt.spec import Budget, Padding, Signature, TensorSpec
+from onnxopt.verify import cases_of, is_packed, prove
+
+logger = logging.getLogger(__name__)
+
+# max|result - reference| / max|reference| of any output, at every size and padding
+OUTPUT_ERRORS: dict[HalfKind, float] = {"fp16": 0.02, "bf16": 0.15}
+SAMPLES, OTHERS, SAMPLE_TOKENS = 16, 4, 128
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class HalfOptions:
+    """What a user asks of 16 bits.
+
+    Attributes:
+        kind: `fp16` or `bf16`.
+        budget: how far the task's metric may fall; None leaves it to the proofs of the tensors.
+        calibration: where the samples come from, see `read_calibration`.
+        samples: how many at most.
+        force: accept calibration data that says nothing.
+        asked: the precision as the user wrote it.
+    """
+
+    kind: HalfKind = "fp16"
+    budget: MetricBudget | None = None
+    calibration: str = BUILTIN
+    samples: int | None = None
+    force: bool = False
+    asked: str = "fp16"
+
+
+@dataclass(frozen=True)
+class HalfAttempt:
+    """What came of it.
+
+    Attributes:
+        record: for the manifest.
+        loaded: with the graph in 16 bits, its signature and inputs for it; None when the float graph is to be shipped.
+        run: answers as the graph gives them on a GPU: each result rounded.
+    """
+
+    record: QuantizationRecord
+    loaded: Loaded | None
+    run: Callable[[Mapping[str, Array]], Feeds] | None = None
+
+
+def to_half(
+    loaded: Loaded,
+    ledger: Ledger,
+    options: HalfOptions,
+    *,
+    original: Path,
+    save: Callable[[ir.Model], Path],
+    say: Say,
+) -> HalfAttempt:
+    """Convert a lowered and proved float graph.
+
+    Args:
+        loaded: with the graph, which is not changed.
+        ledger: gets the entry of the pass.
+        options: what was asked.
+        original: the model as it was loaded, for a judge of perplexity.
+        save: writes a graph into a new folder.
+        say: told what is done.
+
+    Raises:
+        InputError: an option does not fit the model.
+    """
+    cache = Cache.of(loaded.signature)
+    if cache is not None and options.kind == "bf16":
+        raise InputError(
+            "bf16 is not made for models with a cache: NumPy and the clients cannot hand over bfloat16",
+            where=loaded.name,
+            hint="use --precision fp16, in which what is too large for it stays in float32",
+        )
+    started = time.perf_counter()
+    samples, others, data = _samples(loaded, options)
+    names = [*cache.inputs, *cache.outputs] if cache is not None else []
+    caches = frozenset(spec.name for spec in names)
+    found = halve(loaded.model, options.kind, samples, others, caches=caches, say=say)
+    for name in TIDY:
+        get(name).run(found.model)  # type: ignore[attr-defined]  # the passes that tidy up work on whole graphs
+    narrowed = _loaded(loaded, found.model, caches)
+    run = _rounding(found.model)
+    reason = "" if found.holds else f"{found.errors[0].name} is wrong by {found.errors[0].error:.2g} (rms)"
+    if not reason:
+        try:
+            prove(
+                _in_float(run, narrowed.signature),
+                loaded,
+                Budget(OUTPUT_ERRORS[options.kind]),
+                cases_of(loaded),
+                lambda step: say(f"outputs, {step}"),
+                packed=is_packed(loaded),
+            )
+        except ProofError as error:
+            reason = error.what
+    gate: GateRecord | None = None
+    if not reason and options.budget is not None and data is not None:
+        require_metric(Judge.of(loaded.signature), options.budget)
+        gate = judge_result(narrowed, save(found.model), original, data, options.budget, say=say)
+        reason = "" if gate.holds else f"beyond its budget: {gate}"
+    _enter(ledger, loaded.model, found, time.perf_counter() - started)
+    if reason:
+        logger.warning("the float graph is shipped: %s", reason)
+    record = QuantizationRecord(
+        asked=options.asked,
+        shipped=not reason,
+        reason=reason,
+        calibration=data.record if data is not None else None,
+        gate=gate,
+        layers=_layers(found),
+        half=HalfPrecisionRecord(
+            kind=options.kind,
+            nodes=found.nodes,
+            compared=len(found.errors),
+            worst_error=found.errors[0].error if found.errors else 0.0,
+            worst_at=found.errors[0].name if found.errors else "",
+            tolerance=TOLERANCES[options.kind],
+            clamped=tuple(sorted(set(found.clamped))),
+        ),
+    )
+    return HalfAttempt(record, None if reason else narrowed, run)
+
+
+def _samples(loaded: Loaded, options: HalfOptions) -> tuple[list[Feeds], list[Feeds], CalibrationData | None]:
+    """Return inputs to read ranges from, others to compare on, and where they come from; probes without a tokenizer."""
+    try:
+        data = read_calibration(loaded, options.calibration, samples=options.samples, force=options.force)
+    except InputError:
+        if options.calibration != BUILTIN or options.budget is not None:
+            raise
+        probes = [one.feeds for one in observations_of(loaded)]
+        return probes, probes, None
+    fit = list(data.batches("fit", batch_tokens=SAMPLE_TOKENS, most=SAMPLES))
+    return fit, list(data.batches("choose", batch_tokens=SAMPLE_TOKENS, most=OTHERS)), data
+
+
+def _loaded(loaded: Loaded, model: ir.Model, caches: frozenset[str]) -> Loaded:
+    """Return what is written: the graph in 16 bits, and inputs that fit it."""
+    types = {value.name: value.dtype for value in (*model.graph.inputs, *model.graph.outputs)}
+
+    def typed(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+        return tuple(
+            replace(spec, dtype=kind.numpy().name)
+            if spec.name in caches and (kind := types[spec.name]) is not None
+            else spec
+            for spec in specs
+        )
+
+    signature = Signature(typed(loaded.signature.inputs), typed(loaded.signature.outputs))
+    return replace(loaded, model=model, signature=signature, feeder=_TypedFeeder(loaded.feeder, signature))
+
+
+@dataclass(frozen=True)
+class _TypedFeeder:
+    """Makes the inputs of another feeder in the types of a signature."""
+
+    inner: Feeder
+    signature: Signature
+
+    def make(self, sizes: Mapping[str, int], padding: Padding = "none", seed: int = 0) -> Feeds:
+        made = self.inner.make(sizes, padding, seed)
+        return {spec.name: made[spec.name].astype(spec.dtype) for spec in self.signature.inputs}
+
+
+def _rounding(model: ir.Model) -> Callable[[Mapping[str, Array]], Feeds]:
+    """Return a run of a graph that rounds each result to 16 bits, on a CPU without kernels for them."""
+    runner = GraphRunner(model, widen=True)
+    return lambda feeds: runner.run(feeds)[0]
+
+
+def _in_float(run: Callable[[Mapping[str, Array]], Feeds], signature: Signature) -> Callable[[Feeds], Feeds]:
+    """Take and give float32 where the graph has 16 bits, as the reference does."""
+    narrow = {spec.name: spec.dtype for spec in signature.inputs if spec.dtype in ("float16", "bfloat16")}
+
+    def wrapped(feeds: Feeds) -> Feeds:
+        given = {name: array.astype(narrow[name]) if name in narrow else array for name, array in feeds.items()}
+        found = run(given)
+        return {
+            name: array.astype(np.float32) if array.dtype.name in ("float16", "bfloat16") else array
+            for name, array in found.items()
+        }
+
+    return wrapped
+
+
+def _enter(ledger: Ledger, before: ir.Model, found: Halved, seconds: float) -> None:
+    """Write into the ledger what the pass did, what it left, and which numbers it moved."""
+    entry = PassEntry(
+        HalfPrecision.name,
+        HalfPrecision.stage,
+        str(HalfPrecision.numerics),
+        applied=found.nodes,
+        refused=[Refused(name, f"stays in float32: {reason}") for name, reason in sorted(found.plan.wide.items())],
+        worst_error=found.errors[0].error if found.errors else 0.0,
+        nodes_before=before.graph.num_nodes(),
+        nodes_after=found.model.graph.num_nodes(),
+        seconds=seconds,
+        bytes_saved=initializer_bytes(before) - initializer_bytes(found.model),
+    )
+    ledger.entries.append(entry)
+    if found.clamped:
+        names = ", ".join(sorted(set(found.clamped))[:5])
+        ledger.notes.append(f"half-precision: numbers beyond the range of fp16 became the largest of it: {names}")
+
+
+def _layers(found: Halved) -> dict[str, LayerRecord]:
+    return {name: LayerRecord(precision="fp32", reason=reason) for name, reason in sorted(found.plan.wide.items())}
