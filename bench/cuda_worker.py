@@ -254,7 +254,7 @@ def torch_encoder(batch: int, length: int, device: str, kind: str) -> Run:
 
     dtype = torch.float16 if device == "cuda" else torch.float32
     model = BertModel(BertConfig(), add_pooling_layer=False).to(dtype).eval().to(device)
-    network = torch.compile(model, mode="reduce-overhead") if kind == "compiled" else model
+    network = torch.compile(model, mode="reduce-overhead", dynamic=False) if kind == "compiled" else model
     ids = torch.randint(5, 30000, (batch, length), device=device)
     mask = torch.ones_like(ids)
 
@@ -288,7 +288,11 @@ def torch_step(batch: int, new: int, device: str, kind: str) -> Run:
     seen = torch.ones((batch, SEEN), dtype=torch.int64, device=device)
     with torch.no_grad():
         model(input_ids=seen, past_key_values=cache, use_cache=True)
-    forward = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True) if kind == "compiled" else model
+    forward = (
+        torch.compile(model.forward, mode="reduce-overhead", fullgraph=True, dynamic=False)
+        if kind == "compiled"
+        else model
+    )
     ids = torch.full((batch, new), 7, device=device)
     positions = torch.full((batch, new), SEEN, device=device)
     steps = 0

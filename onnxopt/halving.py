@@ -66,12 +66,10 @@ class HalfAttempt:
     Attributes:
         record: for the manifest.
         loaded: with the graph in 16 bits, its signature and inputs for it; None when the float graph is to be shipped.
-        run: answers as the graph gives them on a GPU: each result rounded.
     """
 
     record: QuantizationRecord
     loaded: Loaded | None
-    run: Callable[[Mapping[str, Array]], Feeds] | None = None
 
 
 def to_half(
@@ -111,20 +109,8 @@ def to_half(
     for name in TIDY:
         get(name).run(found.model)  # type: ignore[attr-defined]  # the passes that tidy up work on whole graphs
     narrowed = _loaded(loaded, found.model, caches)
-    run = _rounding(found.model)
     reason = "" if found.holds else f"{found.errors[0].name} is wrong by {found.errors[0].error:.2g} (rms)"
-    if not reason:
-        try:
-            prove(
-                _in_float(run, narrowed.signature),
-                loaded,
-                Budget(OUTPUT_ERRORS[options.kind]),
-                cases_of(loaded),
-                lambda step: say(f"outputs, {step}"),
-                packed=is_packed(loaded),
-            )
-        except ProofError as error:
-            reason = error.what
+    reason = reason or _beyond(loaded, narrowed, options.kind, say)
     gate: GateRecord | None = None
     if not reason and options.budget is not None and data is not None:
         require_metric(Judge.of(loaded.signature), options.budget)
@@ -150,7 +136,7 @@ def to_half(
             clamped=tuple(sorted(set(found.clamped))),
         ),
     )
-    return HalfAttempt(record, None if reason else narrowed, run)
+    return HalfAttempt(record, None if reason else narrowed)
 
 
 def _samples(loaded: Loaded, options: HalfOptions) -> tuple[list[Feeds], list[Feeds], CalibrationData | None]:
@@ -194,8 +180,28 @@ class _TypedFeeder:
         return {spec.name: made[spec.name].astype(spec.dtype) for spec in self.signature.inputs}
 
 
-def _rounding(model: ir.Model) -> Callable[[Mapping[str, Array]], Feeds]:
-    """Return a run of a graph that rounds each result to 16 bits, on a CPU without kernels for them."""
+def _beyond(loaded: Loaded, narrowed: Loaded, kind: HalfKind, say: Say) -> str:
+    """Return which output is too far from the reference's, at which size and padding; an empty string when none is."""
+    run = _in_float(rounding_run(narrowed.model), narrowed.signature)
+    try:
+        prove(
+            run,
+            loaded,
+            Budget(OUTPUT_ERRORS[kind]),
+            cases_of(loaded),
+            lambda step: say(f"outputs, {step}"),
+            packed=is_packed(loaded),
+        )
+    except ProofError as error:
+        return error.what
+    return ""
+
+
+def rounding_run(model: ir.Model) -> Callable[[Mapping[str, Array]], Feeds]:
+    """Return a run of a graph that rounds each result to 16 bits, on a CPU without kernels for them.
+
+    It keeps hold of the weights: let go of it before the graph is saved.
+    """
     runner = GraphRunner(model, widen=True)
     return lambda feeds: runner.run(feeds)[0]
 

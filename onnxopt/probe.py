@@ -155,8 +155,8 @@ def _compute_in_float(proto: Any) -> None:
                 if types.get(name) in half:
                     if name not in cast:
                         cast.add(name)
-                        nodes.append(onnx.helper.make_node("Cast", [name], [_wide(name)], to=onnx.TensorProto.FLOAT))
-                    node.input[place] = _wide(name)
+                        nodes.append(onnx.helper.make_node("Cast", [name], [f"{name}::read"], to=onnx.TensorProto.FLOAT))
+                    node.input[place] = f"{name}::read"
             for place, name in enumerate(node.output):
                 if types.get(name) in half:
                     node.output[place] = f"{name}::made"

@@ -23,7 +23,7 @@ from onnxopt.errors import InputError
 from onnxopt.export import Exporter, export, is_pair
 from onnxopt.golden import Golden
 from onnxopt.graph import SMALL_CONSTANT_BYTES, STANDARD_DOMAINS, all_nodes, initializer_bytes, op_counts
-from onnxopt.halving import HalfOptions, to_half
+from onnxopt.halving import HalfOptions, rounding_run, to_half
 from onnxopt.imports import load_onnx
 from onnxopt.ledger import Ledger
 from onnxopt.manifest import (
@@ -467,10 +467,10 @@ def _work(
             say=lambda step: say(Event("quantize", step)),
         )
         quantization = halved.record
-        if halved.loaded is not None and halved.run is not None:
+        if halved.loaded is not None:
             loaded = halved.loaded
             candidate = _save(loaded.model, scratch / "half")
-            run = Session(candidate, target=runs_on).run if runs_on == target else halved.run
+            run = Session(candidate, target=runs_on).run if runs_on == target else rounding_run(loaded.model)
     lossy = quantization is not None and quantization.shipped
     golden = list(_golden(loaded, run, QUANTIZED_GOLDEN_ERROR if lossy else GOLDEN_ERROR))
     del session, run
