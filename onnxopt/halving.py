@@ -94,6 +94,8 @@ def to_half(
     Raises:
         InputError: an option does not fit the model.
     """
+    if options.budget is not None:
+        require_metric(Judge.of(loaded.signature), options.budget)
     cache = Cache.of(loaded.signature)
     if cache is not None and options.kind == "bf16":
         raise InputError(
@@ -113,7 +115,6 @@ def to_half(
     reason = reason or _beyond(loaded, narrowed, options.kind, say)
     gate: GateRecord | None = None
     if not reason and options.budget is not None and data is not None:
-        require_metric(Judge.of(loaded.signature), options.budget)
         gate = judge_result(narrowed, save(found.model), original, data, options.budget, say=say)
         reason = "" if gate.holds else f"beyond its budget: {gate}"
     _enter(ledger, loaded.model, found, time.perf_counter() - started)

@@ -147,7 +147,7 @@ def _compute_in_float(proto: Any) -> None:
     graph = proto.graph
     types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)}
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
-    nodes, cast = [], set()
+    nodes, cast, make = [], set(), onnx.helper.make_node
     for node in list(graph.node):
         behind = []
         if node.op_type not in ("Cast", "Shape"):
@@ -155,12 +155,14 @@ def _compute_in_float(proto: Any) -> None:
                 if types.get(name) in half:
                     if name not in cast:
                         cast.add(name)
-                        nodes.append(onnx.helper.make_node("Cast", [name], [f"{name}::read"], to=onnx.TensorProto.FLOAT))
+                        nodes.append(
+                            onnx.helper.make_node("Cast", [name], [f"{name}::read"], to=onnx.TensorProto.FLOAT)
+                        )
                     node.input[place] = f"{name}::read"
             for place, name in enumerate(node.output):
                 if types.get(name) in half:
                     node.output[place] = f"{name}::made"
-                    behind.append(onnx.helper.make_node("Cast", [f"{name}::made"], [name], to=types[name]))
+                    behind.append(make("Cast", [f"{name}::made"], [name], to=types[name]))
         nodes += [node, *behind]
     del graph.node[:]
     graph.node.extend(nodes)

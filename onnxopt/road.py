@@ -140,7 +140,8 @@ def optimize(
         prune: what to make smaller first, such as `ffn=25%,layers=2`.
         prune_data: what to calibrate that with.
         prune_budget: what must be left of the answers after pruning the graph, such as `cosine>=0.97`.
-        precision: `fp32`, `auto`, `mixed`, `int8`, `int8-dynamic`, `int8-weights:128`, `int4-weights:32`, ...
+        precision: `fp32`, `auto`, `mixed`, `int8`, `int8-dynamic`, `int8-weights:128`, `int4-weights:32`, ...; for a
+            GPU `fp16` (`auto`) or `bf16`.
         calibration: samples for `int8`: `builtin`, a text, .jsonl or .npz file, a folder, or `hf:data set`.
         calibration_samples: how many at most.
         calibrator: how ranges are found: `auto` compares all methods on held-out samples.

@@ -29,7 +29,8 @@ from onnxopt.commands.shared import (
 @app.command(
     epilog="Examples: `onnxopt optimize minilm` · `onnxopt optimize ./my-bert -o out/my-bert` · "
     "`onnxopt optimize model.onnx -t portable` · "
-    '`onnxopt optimize minilm --precision int8 --budget "cosine>=0.995"`'
+    '`onnxopt optimize minilm --precision int8 --budget "cosine>=0.995"` · '
+    "`onnxopt optimize minilm -t cuda -p fp16`"
 )
 def optimize(
     source: Annotated[
@@ -53,7 +54,8 @@ def optimize(
         typer.Option(
             "--precision",
             "-p",
-            help="fp32, auto, mixed, int8, int8-dynamic, int8-weights[:block] or int4-weights[:block[:asymmetric]].",
+            help="fp32, auto, mixed, int8, int8-dynamic, int8-weights[:block], int4-weights[:block[:asymmetric]]; for "
+            "cuda and tensorrt fp16 (auto) or bf16.",
         ),
     ] = "fp32",
     calibration: Annotated[

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from onnxopt.errors import InputError
 from onnxopt.precision import Precision
 from onnxopt.quantize.options import QuantizeOptions
-from onnxopt.spec import Target
+from onnxopt.spec import Provider, Target
 
 
 @pytest.mark.parametrize(
@@ -36,3 +37,22 @@ def test_layers_of_a_decoder_may_get(asked: str, choices: set[str], percent: int
 def test_float_is_no_quantization() -> None:
     assert QuantizeOptions.parse_precision("fp32", Target("cpu")) is None
     assert Precision.parse("fp32") == Precision()
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+@pytest.mark.parametrize(("asked", "kind"), [("fp16", "fp16"), ("bf16", "bf16"), ("auto", "fp16"), (" FP16 ", "fp16")])
+def test_a_gpu_gets_16_bits(provider: Provider, asked: str, kind: str) -> None:
+    assert QuantizeOptions.parse_precision(asked, Target(provider)) == kind
+
+
+@pytest.mark.parametrize("provider", ["cpu", "portable"])
+@pytest.mark.parametrize("asked", ["fp16", "bf16"])
+def test_16_bits_are_for_gpus(provider: Provider, asked: str) -> None:
+    with pytest.raises(InputError, match=f"{asked} is not made for target {provider}"):
+        QuantizeOptions.parse_precision(asked, Target(provider))
+
+
+@pytest.mark.parametrize("asked", ["mixed", "int8", "int8-dynamic"])
+def test_cuda_has_no_int8(asked: str) -> None:
+    with pytest.raises(InputError, match="no int8 linear layers"):
+        QuantizeOptions.parse_precision(asked, Target("cuda"))

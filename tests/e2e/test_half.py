@@ -1,0 +1,126 @@
+"""fp16 and bf16 for GPU targets, the whole road: real weights, proved tensor by tensor, run on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxopt.errors import InputError
+from onnxopt.graph import STANDARD_DOMAINS
+from onnxopt.package import Artifact
+from onnxopt.road import load, optimize
+from onnxopt.session import Session
+from onnxopt.source import resolve
+from tests.support.tiny import tiny_checkpoint
+
+
+def make(source: str | Path, out: Path, **options: object) -> Artifact:
+    return optimize(source, out=out, measure=False, **{"target": "cuda", "precision": "fp16", **options})  # type: ignore[arg-type]
+
+
+def graph_of(artifact: Artifact) -> onnx.GraphProto:
+    return onnx.load(artifact.model_path).graph
+
+
+@pytest.fixture(scope="module")
+def minilm(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return make("minilm", tmp_path_factory.mktemp("half") / "minilm", precision="auto")
+
+
+def test_a_real_encoder_is_half_the_size_and_every_tensor_is_proved(minilm: Artifact) -> None:
+    record = minilm.manifest.quantization
+    assert record is not None
+    assert record.half is not None
+    assert (record.asked, record.shipped, record.half.kind) == ("auto", True, "fp16")
+    assert record.half.compared >= 60
+    assert record.half.worst_error < 0.005
+    assert minilm.model_path.stat().st_size < 0.52 * 90e6
+    entry = next(one for one in minilm.manifest.ledger if one.name == "half-precision")
+    assert entry.applied == record.half.nodes
+    assert "half-precision" in (minilm.path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_real_encoder_has_the_kernels_of_the_target(minilm: Artifact) -> None:
+    graph = graph_of(minilm)
+    own = [node.op_type for node in graph.node if node.domain == "com.microsoft"]
+    counts = {name: own.count(name) for name in set(own)}
+    assert counts == {"Attention": 6, "SkipLayerNormalization": 12, "BiasGelu": 6, "EmbedLayerNormalization": 1}
+    lengths = {node.input[3] for node in graph.node if node.op_type == "Attention"}
+    assert len(lengths) == 1, "every attention is told the same lengths"
+    assert {value.type.tensor_type.elem_type for value in graph.output} == {onnx.TensorProto.FLOAT}
+
+
+@pytest.mark.parametrize("padding", ["none", "right", "left", "holes"])
+def test_a_real_encoder_answers_as_torch_does(minilm: Artifact, padding: str) -> None:
+    loaded = load(resolve("minilm"))
+    feeds = loaded.feeder.make({"batch": 3, "sequence": 41}, padding, seed=9)  # type: ignore[arg-type]
+    expected = loaded.reference.run(feeds)["sentence_embedding"]
+    found = Session(minilm.model_path).run(feeds)["sentence_embedding"]
+    assert (expected * found).sum(axis=-1).min() > 0.99998
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return make("gpt2-mini", tmp_path_factory.mktemp("half") / "gpt2-mini", budget="perplexity<=+1%")
+
+
+def test_a_real_decoder_hands_its_cache_over_in_half(gpt2: Artifact) -> None:
+    graph = graph_of(gpt2)
+    kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
+    caches = {kind for name, kind in kinds.items() if name.startswith(("past_key_values", "present"))}
+    assert caches == {onnx.TensorProto.FLOAT16}
+    assert kinds["logits"] == onnx.TensorProto.FLOAT
+    inputs = {spec.name: spec.dtype for spec in gpt2.manifest.signature.inputs}
+    assert inputs["past_key_values.0.key"] == "float16"
+    record = gpt2.manifest.quantization
+    assert record is not None
+    assert record.gate is not None
+    assert record.gate.holds
+    assert record.gate.value < 1.01
+
+
+def test_a_real_decoder_keeps_its_tokens(gpt2: Artifact) -> None:
+    loaded = load(resolve("gpt2-mini"))
+    feeds = loaded.feeder.make({"batch": 2, "sequence": 24, "past_sequence": 0, "total_sequence": 24}, "left", seed=1)
+    expected = loaded.reference.run(feeds)["logits"]
+    narrow = {name: array.astype(np.float16) if array.dtype == np.float32 else array for name, array in feeds.items()}
+    found = Session(gpt2.model_path).run(narrow)["logits"]
+    assert np.array_equal(expected.argmax(axis=-1), found.argmax(axis=-1))
+    assert np.abs(found - expected).max() < 0.01 * np.abs(expected).max()
+
+
+def test_bf16_of_an_encoder(tmp_path: Path) -> None:
+    artifact = make(tiny_checkpoint("bert", tmp_path / "bert"), tmp_path / "out", precision="bf16")
+    record = artifact.manifest.quantization
+    assert record is not None
+    assert record.shipped, record.reason
+    kinds = {tensor.data_type for tensor in graph_of(artifact).initializer if len(tensor.dims) == 2}
+    assert onnx.TensorProto.BFLOAT16 in kinds
+
+
+def test_bf16_of_a_decoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="bf16 is not made for models with a cache"):
+        make("gpt2-mini", tmp_path / "out", precision="bf16")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["bert", "vit"])
+def test_tensorrt_gets_standard_operators_in_one_piece(kind: str, tmp_path: Path) -> None:
+    artifact = make(tiny_checkpoint(kind, tmp_path / "model"), tmp_path / "out", target="tensorrt")
+    record = artifact.manifest.quantization
+    assert record is not None
+    assert record.shipped, record.reason
+    graph = graph_of(artifact)
+    assert {node.domain for node in graph.node} <= set(STANDARD_DOMAINS)
+    assert not [node for node in graph.node if any(attribute.HasField("g") for attribute in node.attribute)]
+    narrow = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) >= 2}
+    assert narrow == {onnx.TensorProto.FLOAT16}
+    assert {value.type.tensor_type.elem_type for value in graph.output} == {onnx.TensorProto.FLOAT}
+
+
+def test_a_budget_of_the_task_is_judged(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="perplexity"):
+        make("minilm", tmp_path / "out", budget="perplexity<=+1%")
