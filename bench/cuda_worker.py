@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 SHAPES = ((1, 128), (8, 128), (32, 128), (8, 512))
+HEAD_SIZE = 64  # of SmolLM2
 SEEN, ROOM = 300, 1024  # of a decode step: tokens in the cache, places in it
 ROUNDS, SECONDS, WARM = 5, 0.3, 10
 # SkipLayerNormalization adds up in half precision without it
@@ -200,7 +201,8 @@ class Session:
         shared: dict[str, Any] = {}
         for name, node in self.inputs.items():
             if name.startswith("past_key_values"):
-                shape = [batch, node.shape[1], ROOM, node.shape[3]]
+                size = node.shape[3] if isinstance(node.shape[3], int) else HEAD_SIZE
+                shape = [batch, node.shape[1], ROOM, size]
                 feeds[name] = self.value(np.random.default_rng(0).standard_normal(shape).astype(dtype_of(node)))
                 shared[name.replace("past_key_values", "present")] = feeds[name]
             elif "mask" in name:

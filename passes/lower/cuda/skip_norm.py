@@ -34,7 +34,7 @@ class LowerSkipNorm(Pass):
     """Norm(x + b + h)  →  com.microsoft.SkipLayerNormalization(x, h, b)."""
 
     name = "lower-skip-norm"
-    numerics = Reassociated(rtol=2e-5, atol=5e-6)
+    numerics = Reassociated(rtol=1e-4, atol=1e-5)  # of the whole: tens of them in a deep model
 
     def run(self, model: ir.Model) -> int:
         """Merge every residual into the normalization behind it; returns how many."""
