@@ -113,7 +113,7 @@ def _ours(source: str | Path, work: Path) -> Path:
 
     task = "feature-extraction" if isinstance(source, Path) else None
     artifact = onnxopt.optimize(
-        source, out=work / "artifact", target="cuda", precision="fp16", task=task, with_pooling=False, measure=False
+        source, out=work / "artifact", target="cuda", precision="fp16:io", task=task, with_pooling=False, measure=False
     )
     quantization = artifact.manifest.quantization
     if quantization is None or not quantization.shipped:

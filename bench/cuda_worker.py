@@ -75,6 +75,7 @@ class Bench:
     def __init__(self, device: str, rounds: int, seconds: float, *, with_torch: bool) -> None:
         self.device, self.rounds, self.seconds, self.with_torch = device, rounds, seconds, with_torch
         self.times: dict[str, dict[str, dict[str, list[float]]]] = {}
+        self.apart: dict[str, dict[str, dict[str, float]]] = {}
         self.failed: dict[str, str] = {}
 
     def model(self, model: str, folders: list[Path]) -> None:
@@ -96,6 +97,7 @@ class Bench:
                     made = torch_encoder if model == "bert" else torch_step
                     self._try(model, f"torch {kind}", partial(made, *shape, self.device, kind), runs)
             self._turns(model, label, runs)
+            self._compare(model, label, runs)
             print(model, label, {name: round(ms, 3) for name, ms in self._row(model, label).items()}, flush=True)
 
     def _turns(self, model: str, label: str, runs: dict[str, Run]) -> None:
@@ -108,6 +110,19 @@ class Bench:
                     del runs[name]
                     continue
                 self.times.setdefault(model, {}).setdefault(name, {}).setdefault(label, []).append(taken)
+
+    def _compare(self, model: str, label: str, runs: dict[str, Run]) -> None:
+        """See that a replayed CUDA graph gives what plain runs give."""
+        for name, run in runs.items():
+            plain = runs.get(name.removesuffix(" graph"))
+            if plain is None or plain is run:
+                continue
+            first, second = (np.asarray(one.first(), np.float64) for one in (plain, run))  # type: ignore[attr-defined]
+            scale = float(np.abs(first).max()) or 1.0
+            apart = float(np.abs(first - second).max()) / scale
+            self.apart.setdefault(model, {}).setdefault(name, {})[label] = apart
+            if not apart < 0.02:
+                print(f"{model} {name} {label}: a replay differs from a plain run by {apart:.2g}", file=sys.stderr)
 
     def _try(self, model: str, name: str, maker: Callable[[], Any], into: dict[str, Any]) -> None:
         try:
@@ -150,6 +165,7 @@ class Bench:
             },
             "ms": self.medians(),
             "turns": self.times,
+            "replay_differs_by": self.apart,
             "failed": self.failed,
         }
 
@@ -239,6 +255,12 @@ class Session:
             binding.synchronize_outputs()
 
         run.kept = kept  # type: ignore[attr-defined]  # the buffers live as long as the run
+
+        def first() -> Any:
+            run()
+            return binding.get_outputs()[0].numpy()
+
+        run.first = first  # type: ignore[attr-defined]  # the same
         return run
 
 

@@ -48,6 +48,7 @@ class HalfOptions:
         calibration: where the samples come from, see `read_calibration`.
         samples: how many at most.
         force: accept calibration data that says nothing.
+        with_io: hand over all float inputs and outputs in 16 bits, not only a cache.
         asked: the precision as the user wrote it.
     """
 
@@ -56,6 +57,7 @@ class HalfOptions:
     calibration: str = BUILTIN
     samples: int | None = None
     force: bool = False
+    with_io: bool = False
     asked: str = "fp16"
 
 
@@ -105,8 +107,11 @@ def to_half(
         )
     started = time.perf_counter()
     samples, others, data = _samples(loaded, options)
-    names = [*cache.inputs, *cache.outputs] if cache is not None else []
-    caches = frozenset(spec.name for spec in names)
+    handed = [*cache.inputs, *cache.outputs] if cache is not None else []
+    if options.with_io:
+        every = (*loaded.signature.inputs, *loaded.signature.outputs)
+        handed = [spec for spec in every if spec.dtype == "float32"]
+    caches = frozenset(spec.name for spec in handed)
     found = halve(loaded.model, options.kind, samples, others, caches=caches, say=say)
     for name in TIDY:
         get(name).run(found.model)  # type: ignore[attr-defined]  # the passes that tidy up work on whole graphs

@@ -48,7 +48,7 @@ from onnxopt.profit import Profit
 from onnxopt.prune.run import pruned_source
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.prune.stage import GraphPruning
-from onnxopt.quantize.options import QuantizeOptions
+from onnxopt.quantize.options import HALF_IO, QuantizeOptions
 from onnxopt.quantizing import quantize
 from onnxopt.report import REPORT_NAME, render_report
 from onnxopt.requests import fit_workload, requests_of
@@ -141,7 +141,7 @@ def optimize(
         prune_data: what to calibrate that with.
         prune_budget: what must be left of the answers after pruning the graph, such as `cosine>=0.97`.
         precision: `fp32`, `auto`, `mixed`, `int8`, `int8-dynamic`, `int8-weights:128`, `int4-weights:32`, ...; for a
-            GPU `fp16` (`auto`) or `bf16`.
+            GPU `fp16` (`auto`) or `bf16`, and `fp16:io` for inputs and outputs in it, too.
         calibration: samples for `int8`: `builtin`, a text, .jsonl or .npz file, a folder, or `hf:data set`.
         calibration_samples: how many at most.
         calibrator: how ranges are found: `auto` compares all methods on held-out samples.
@@ -254,7 +254,8 @@ def _asked_precision(
         return limit, None, None
     if chosen in HALF_KINDS:
         given.pop("keep")
-        return limit, None, HalfOptions(chosen, metric, samples=samples, asked=precision, **given)
+        with_io = precision.strip().lower().endswith(HALF_IO)
+        return limit, None, HalfOptions(chosen, metric, samples=samples, with_io=with_io, asked=precision, **given)
     options = QuantizeOptions(chosen, metric, samples=samples, methods=methods_of(calibrator), asked=precision, **given)
     return limit, options, None
 

@@ -55,7 +55,7 @@ def optimize(
             "--precision",
             "-p",
             help="fp32, auto, mixed, int8, int8-dynamic, int8-weights[:block], int4-weights[:block[:asymmetric]]; for "
-            "cuda and tensorrt fp16 (auto) or bf16.",
+            "cuda and tensorrt fp16 (auto) or bf16, with :io for inputs and outputs in it, too.",
         ),
     ] = "fp32",
     calibration: Annotated[

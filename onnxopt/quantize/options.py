@@ -17,6 +17,8 @@ INT4_BUDGET = MetricBudget("perplexity", 1.08)
 INT8_CHOICES = tuple(Precision("int8-weights", block) for block in (128, 64, 32))
 INT4_CHOICES = (Precision("int4-weights", 128), Precision("int4-weights", 64), INT8_CHOICES[0])
 
+HALF_IO = ":io"  # behind fp16 or bf16: inputs and outputs in 16 bits, too
+
 Wanted = Literal["auto", "mixed"]
 
 
@@ -66,7 +68,8 @@ class QuantizeOptions:
         """
         name = text.strip().lower()
         on_gpu = target.provider in ("cuda", "tensorrt")
-        half = next((kind for kind in HALF_KINDS if kind == name), "fp16" if name == "auto" and on_gpu else None)
+        plain = name.removesuffix(HALF_IO)
+        half = next((kind for kind in HALF_KINDS if kind == plain), "fp16" if name == "auto" and on_gpu else None)
         if half is not None:
             if on_gpu:
                 return half

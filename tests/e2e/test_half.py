@@ -101,6 +101,12 @@ def test_bf16_of_an_encoder(tmp_path: Path) -> None:
     assert onnx.TensorProto.BFLOAT16 in kinds
 
 
+def test_outputs_in_half_when_asked(tmp_path: Path) -> None:
+    artifact = make(tiny_checkpoint("bert", tmp_path / "bert"), tmp_path / "out", precision="fp16:io")
+    assert {value.type.tensor_type.elem_type for value in graph_of(artifact).output} == {onnx.TensorProto.FLOAT16}
+    assert {spec.dtype for spec in artifact.manifest.signature.outputs} == {"float16"}
+
+
 def test_bf16_of_a_decoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="bf16 is not made for models with a cache"):
         make("gpt2-mini", tmp_path / "out", precision="bf16")

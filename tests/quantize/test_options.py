@@ -40,7 +40,9 @@ def test_float_is_no_quantization() -> None:
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
-@pytest.mark.parametrize(("asked", "kind"), [("fp16", "fp16"), ("bf16", "bf16"), ("auto", "fp16"), (" FP16 ", "fp16")])
+@pytest.mark.parametrize(
+    ("asked", "kind"), [("fp16", "fp16"), ("bf16", "bf16"), ("auto", "fp16"), (" FP16 ", "fp16"), ("bf16:io", "bf16")]
+)
 def test_a_gpu_gets_16_bits(provider: Provider, asked: str, kind: str) -> None:
     assert QuantizeOptions.parse_precision(asked, Target(provider)) == kind
 

@@ -50,6 +50,7 @@ BIAS_INPUT = 10  # of the kernel: what is added to the scores
 PLAIN_PROBES = ((2, 1, 0), (2, 5, 0), (1, 1, 7), (1, 3, 40), (1, 150, 0))  # batch, new tokens, past
 HEADS_FIRST = (0, 2, 1, 3)  # [batch, sequence, heads, size] <-> [batch, heads, sequence, size]
 ENDLESS = 2**62
+LONGER_THAN_ROWS = 2**40
 HEAD_SIZE_MULTIPLE = 8
 ANGLES_MULTIPLE = 8  # the kernel's rotary embedding takes tables of this many angles, or a multiple
 LARGEST_TABLE_BYTES = 2**28
@@ -405,7 +406,8 @@ class _Packing:
         zero, step = op.constant(np.array(0), "zero"), op.constant(np.array(1), "step")
         self._columns = op.Range(zero, op.Squeeze(length), step)
         # real tokens before padding, and each kind in its own order
-        keys = op.Sub(op.Mul(new, length), self._columns)
+        # (a constant, not the length: on a GPU the length would have to be copied there, and no CUDA graph allows that)
+        keys = op.Sub(op.Mul(new, op.constant(np.array(LONGER_THAN_ROWS), "far")), self._columns)
         self._order = op.node("TopK", [keys, length], {"axis": -1}, outputs=2)[1]
         self._last = op.Max(op.Sub(op.ReduceSum(new, self._one, keepdims=1), self._one), zero)
         lengths = op.Max(op.Sub(op.ReduceSum(real, self._one, keepdims=0), self._one), zero)

@@ -34,6 +34,7 @@ ALIKE_OWN = frozenset({"BiasGelu", "FastGelu", "Gelu", "QuickGelu"})
 NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
 SKIP_NORMS = frozenset({"SkipLayerNormalization", "SkipSimplifiedLayerNormalization"})
 MASK_INPUT = 3
+POSITIONS_INPUT = 8  # of EmbedLayerNormalization
 INT32, FLOAT, BOOL = ir.DataType.INT32.value, ir.DataType.FLOAT.value, ir.DataType.BOOL.value
 
 
@@ -173,12 +174,16 @@ def _pack(model: ir.Model, part: _Part) -> None:
         made.type, made.shape = value.type, value.shape
         return made
 
-    there = op.Add(order, starts)
-    for index, value in enumerate(entering):
-        packed = rows(value, there, f"in_{index}")
-        for use in list(value.uses()):
-            if use.node in inside:
-                use.node.replace_input_with(use.idx, packed)
+    embedding = _embedding(entering, inside)
+    if embedding is not None:
+        _pack_ids(op, embedding, order)
+    else:
+        there = op.Add(order, starts)
+        for index, value in enumerate(entering):
+            packed = rows(value, there, f"in_{index}")
+            for use in list(value.uses()):
+                if use.node in inside:
+                    use.node.replace_input_with(use.idx, packed)
     for node in part.attentions:
         node.replace_input_with(MASK_INPUT, lengths)
     front = len(op.nodes)
@@ -188,7 +193,7 @@ def _pack(model: ir.Model, part: _Part) -> None:
     for value in op.initializers:
         if value.uses():
             model.graph.register_initializer(value)
-    model.graph.insert_before(part.nodes[0], op.nodes[:front])
+    model.graph.insert_before(embedding or part.nodes[0], op.nodes[:front])
     model.graph.insert_after(part.nodes[-1], op.nodes[front:])
     model.graph.sort()
     remove_dead([node for node in model.graph if is_op(node, "Cast")])
@@ -204,6 +209,27 @@ def _entering(part: _Part) -> list[ir.Value]:
                 continue
             found[value] = None
     return list(found)
+
+
+def _embedding(entering: Sequence[ir.Value], inside: set[ir.Node]) -> ir.Node | None:
+    """Return the lookup that makes all tokens and that nobody else reads: its ids are lighter than its rows."""
+    if len(entering) != 1:
+        return None
+    value, producer = entering[0], entering[0].producer()
+    if producer is None or not is_op(producer, "EmbedLayerNormalization", domain=CONTRIB) or value.is_graph_output():
+        return None
+    return producer if all(use.node in inside for use in value.uses()) else None
+
+
+def _pack_ids(op: Builder, embedding: ir.Node, order: ir.Value) -> None:
+    """Look up the tokens in packed order; their positions are the columns they come from."""
+    for place in (0, 1, POSITIONS_INPUT):
+        ids = embedding.inputs[place] if place < len(embedding.inputs) else None
+        if ids is not None:
+            embedding.replace_input_with(place, op.GatherElements(ids, order, axis=1))
+    if len(embedding.inputs) <= POSITIONS_INPUT or embedding.inputs[POSITIONS_INPUT] is None:
+        embedding.resize_inputs(POSITIONS_INPUT + 1)
+        embedding.replace_input_with(POSITIONS_INPUT, op.Cast(order, to=INT32))
 
 
 def _hand_out(model: ir.Model, value: ir.Value, spread: ir.Value, inside: set[ir.Node]) -> None:
