@@ -5,8 +5,8 @@ onnxruntime with its CUDA provider, torch and transformers, but neither onnxopt 
 and `bench/cuda_worker.py` are all that a machine with a GPU must be given. The same random weights are written there
 for every graph, so times compare and answers do not; that ours answers right is proved when it is made.
 
-* ours: `onnxopt.optimize(target="cuda", precision="fp16:io")` of the modern export, and the same in other forms; outputs
-  in fp16, as the peers have them;
+* ours: `onnxopt.optimize(target="cuda", precision="fp16:io")` of the modern export, and the same in other forms;
+  outputs are in fp16, as the peers have them;
 * exporters: `transformers.exporters` with `ort_fusions="cuda"`;
 * classic: the TorchScript export of transformers 4 and onnxruntime's optimizer, right for padding on the right alone;
 * genai: onnxruntime-genai's model builder, `-p fp16 -e cuda`;

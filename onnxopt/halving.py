@@ -31,8 +31,9 @@ from onnxopt.verify import cases_of, is_packed, prove
 
 logger = logging.getLogger(__name__)
 
-# max|result - reference| / max|reference| of any output, at every size and padding
-OUTPUT_ERRORS: dict[HalfKind, float] = {"fp16": 0.02, "bf16": 0.15}
+# max|result - reference| / max|reference| of any output, keys of a cache among them, at every size and padding, on
+# random tokens, on which activations are larger than on text
+OUTPUT_ERRORS: dict[HalfKind, float] = {"fp16": 0.04, "bf16": 0.25}
 SAMPLES, OTHERS, SAMPLE_TOKENS = 16, 4, 128
 
 Say = Callable[[str], None]
