@@ -32,6 +32,7 @@ GRAPHS = ROOT / "build" / "bench-cuda" / "graphs"
 MARKS = ("<!-- cuda -->", "<!-- /cuda -->")
 TITLES = {
     "ours": "onnxopt --target cuda --precision fp16:io",
+    "ours, strict norms": "the same, norms added up in float32, as sessions of onnxopt ask for",
     "ours, raw mask": "onnxopt, the mask as it is",
     "ours, right padding trusted": "onnxopt, told that padding is on the right (not offered)",
     "ours, embeddings apart": "onnxopt, embeddings in single operators",

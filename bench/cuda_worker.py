@@ -27,6 +27,7 @@ HEAD_SIZE = 64  # of SmolLM2
 SEEN, ROOM = 300, 1024  # of a decode step: tokens in the cache, places in it
 ROUNDS, SECONDS, WARM = 5, 0.3, 10
 # SkipLayerNormalization adds up in half precision without it
+STRICT_MARK = "strict"  # a file beside a graph whose session asks for it
 STRICT = {"enable_skip_layer_norm_strict_mode": "1"}
 
 Run = Callable[[], object]
@@ -178,7 +179,7 @@ class Session:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        strict = dict(STRICT) if (path.parent / "strict").exists() else {}
+        strict = dict(STRICT) if (path.parent / STRICT_MARK).exists() else {}
         own = ("CUDAExecutionProvider", {**strict, **({"enable_cuda_graph": "1"} if graph else {})})
         chosen = [own] if device == "cuda" else ["CPUExecutionProvider"]
         self.graph, self.device = graph, device
