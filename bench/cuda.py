@@ -34,7 +34,7 @@ TITLES = {
     "ours": "onnxopt --target cuda --precision fp16:io",
     "ours, strict norms": "the same, norms added up in float32, as sessions of onnxopt ask for",
     "ours, raw mask": "onnxopt, the mask as it is",
-    "ours, right padding trusted": "onnxopt, told that padding is on the right (not offered)",
+    "ours, --padding right": "onnxopt --padding right",
     "ours, embeddings apart": "onnxopt, embeddings in single operators",
     "exporters": "transformers.exporters, ort_fusions=cuda",
     "classic": "TorchScript (transformers 4) + onnxruntime.transformers, right padding only",

@@ -34,7 +34,7 @@ def make(out: Path, only: str = "") -> dict[str, str]:
         "bert/ours": lambda work: _ours(_bert(), work),
         "bert/exporters": _exporters,
         "bert/classic": _classic,
-        "bert/ours, right padding trusted": _trusting,
+        "bert/ours, --padding right": lambda work: _form(_bert(), work, padding="right"),
         "bert/ours, raw mask": lambda work: _form(_bert(), work, ("pack-rows", "as it is")),
         "bert/ours, embeddings apart": lambda work: _form(_bert(), work, ("lower-embed-norm", "as it is")),
         "smollm2/ours": lambda work: _ours(SAMPLE, work),
@@ -125,10 +125,11 @@ def _ours(source: str | Path, work: Path) -> Path:
     return artifact.model_path
 
 
-def _form(source: str | Path, work: Path, form: tuple[str, str]) -> Path:
+def _form(source: str | Path, work: Path, form: tuple[str, str] = ("", ""), padding: str = "any") -> Path:
     """Lower with one pass in another form, to see what its own one is worth; in 16 bits without the search."""
     import onnx_ir as ir
 
+    from onnxopt.cache import PADDING_KEY
     from onnxopt.passes.quantize.half_precision import HalfPrecision
     from onnxopt.pipeline import Pipeline
     from onnxopt.precision import HalfPlan
@@ -145,6 +146,7 @@ def _form(source: str | Path, work: Path, form: tuple[str, str]) -> Path:
 
     task = "feature-extraction" if isinstance(source, Path) else None
     loaded = load(resolve(str(source)), task=task, with_pooling=False)
+    loaded.model.graph.metadata_props[PADDING_KEY] = padding
     target = Target("cuda")
     pipeline = Pipeline(loaded, target, profit=Given(target, (), measure=False))
     pipeline.canonicalize_and_fuse()
@@ -154,23 +156,6 @@ def _form(source: str | Path, work: Path, form: tuple[str, str]) -> Path:
         loaded.model
     )
     ir.save(loaded.model, work / "model.onnx")
-    return work / "model.onnx"
-
-
-def _trusting(work: Path) -> Path:
-    """Return our graph without the packing of rows: what a promise that padding is on the right would be worth."""
-    import onnx_ir as ir
-
-    from onnxopt.graph import remove_dead
-
-    model = ir.load(FOLDER / "bert-ours" / "artifact" / "model.onnx")
-    for node in list(model.graph):
-        if node.op_type == "Gather" and node.metadata_props.get("onnxopt.pass") == "pack-rows":
-            flat = node.inputs[0].producer() if node.inputs[0] is not None else None
-            if flat is not None and flat.inputs[0] is not None:
-                node.outputs[0].replace_all_uses_with(flat.inputs[0])
-                remove_dead([node])
-    ir.save(model, work / "model.onnx")
     return work / "model.onnx"
 
 

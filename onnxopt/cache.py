@@ -173,6 +173,7 @@ def _with_axis(signature: Signature, old: str, new: str) -> Signature:
     return Signature(inputs, outputs)
 
 
+PADDING_KEY = "onnxopt.padding"  # in a graph's metadata: `right` when that is the only padding it is made for
 CONTEXT_KEY = "onnxopt.context_length"  # in a graph's metadata: the most positions the model takes
 LAYOUT_KEY = "onnxopt.cache_layout"  # in a graph's metadata; a cache without it is aligned
 COLUMNS_KEY = "onnxopt.columns"  # in a graph's metadata: distances were counted in columns, packed rows count tokens

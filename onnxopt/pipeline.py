@@ -11,7 +11,17 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, OutputFixPass, TopologicalSortPass
 
-from onnxopt.cache import COLUMNS_KEY, CONTEXT_KEY, PAST, SEQUENCE, Cache, complete, complete_all, keeps_packed
+from onnxopt.cache import (
+    COLUMNS_KEY,
+    CONTEXT_KEY,
+    PADDING_KEY,
+    PAST,
+    SEQUENCE,
+    Cache,
+    complete,
+    complete_all,
+    keeps_packed,
+)
 from onnxopt.driver import Driver
 from onnxopt.errors import InputError
 from onnxopt.graph import CONTRIB, attribute, is_op, opset
@@ -195,7 +205,8 @@ def observations_of(loaded: Loaded) -> list[Observation]:
     """
     observations = []
     telling = telling_size(loaded.model.graph)
-    for index, padding in PROBES:
+    for index, kind in PROBES:
+        padding: Padding = kind if kind in paddings_of(loaded) else "right"
         others = iter(OTHER_PRIMES[index :: len(PROBES)])
         sizes = {}
         for axis in loaded.signature.axes:
@@ -223,8 +234,11 @@ def paddings_of(loaded: Loaded) -> tuple[Padding, ...]:
     """Return the kinds of padding that a model is proved with.
 
     A window counts the keys between, padding among them or not. On packed rows there is none among them, so a decoder
-    with windows is held to padding at the ends of a row; a note says so.
+    with windows is held to padding at the ends of a row; a note says so. A model may have been asked for with padding on
+    the right alone.
     """
+    if loaded.model.graph.metadata_props.get(PADDING_KEY) == "right":
+        return ("none", "right")
     return tuple(kind for kind in PADDINGS if kind != "holes") if _looks_through_windows(loaded.model) else PADDINGS
 
 

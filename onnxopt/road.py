@@ -10,12 +10,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx_ir as ir
 
 from onnxopt.blocks import KINDS, count_blocks
-from onnxopt.cache import PAST, Cache, complete_all
+from onnxopt.cache import PADDING_KEY, PAST, Cache, complete_all
 from onnxopt.calibrate.data import BUILTIN
 from onnxopt.calibrate.ranges import methods_of
 from onnxopt.driver import Driver
@@ -52,6 +52,7 @@ from onnxopt.quantize.options import HALF_IO, QuantizeOptions
 from onnxopt.quantizing import quantize
 from onnxopt.report import REPORT_NAME, render_report
 from onnxopt.requests import fit_workload, requests_of
+from onnxopt.rows import mask_of
 from onnxopt.session import Session
 from onnxopt.source import Source, Weights, resolve
 from onnxopt.spec import Budget, Signature, Target, Workload
@@ -113,6 +114,7 @@ def optimize(
     calibration_samples: int | None = None,
     calibrator: str = "auto",
     keep: str = "",
+    padding: Literal["any", "right"] = "any",
     force_calibration: bool = False,
     trust_remote_code: bool = False,
     progress: Listener | None = None,
@@ -146,6 +148,8 @@ def optimize(
         calibration_samples: how many at most.
         calibrator: how ranges are found: `auto` compares all methods on held-out samples.
         keep: selector of linear layers that stay in float, such as `layer.0|lm_head`.
+        padding: `right` for an encoder on CUDA whose batches are padded on the right alone: attention is told lengths,
+            and rows are not packed. Any other padding gives wrong answers then.
         force_calibration: accept calibration data that says nothing; the result is marked.
         trust_remote_code: allow the checkpoint's own Python code to run.
         progress: told what happens.
@@ -220,9 +224,23 @@ def optimize(
         exporter=exporter,
         progress=say,
     )
+    if padding == "right":
+        _trust_right_padding(loaded, goal)
     plan = _Plan(goal, fit_workload(wanted, loaded), allowed, folder, measure, tune, retune, options, half)
     with tempfile.TemporaryDirectory(prefix="onnxopt-") as scratch:
         return _finish(loaded, plan, Path(scratch), started, say)
+
+
+def _trust_right_padding(loaded: Loaded, target: Target) -> None:
+    """Promise in the graph that rows are padded on the right alone."""
+    if target.provider != "cuda" or Cache.of(loaded.signature) is not None or mask_of(loaded.signature) is None:
+        raise InputError(
+            "only an encoder with a mask, on CUDA, gains from knowing that padding is on the right",
+            where=f"{loaded.name} for {target.provider}",
+            hint="drop --padding",
+        )
+    loaded.model.graph.metadata_props[PADDING_KEY] = "right"
+    loaded.notes.append("made for padding on the right alone: rows padded on the left or in between get wrong answers")
 
 
 def _asked_precision(

@@ -69,7 +69,7 @@ def cases_of(loaded: Loaded) -> list[Case]:
     return [
         (size, padding)
         for size in sizes
-        for padding in (PADDINGS if masked and size.get("batch", 1) > 1 else PADDINGS[:1])
+        for padding in (paddings_of(loaded) if masked and size.get("batch", 1) > 1 else PADDINGS[:1])
     ]
 
 

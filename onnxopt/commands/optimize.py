@@ -12,6 +12,7 @@ from onnxopt.commands.shared import (
     ExporterName,
     JsonOption,
     LogitsName,
+    PaddingName,
     QuietOption,
     TargetName,
     TargetOption,
@@ -74,6 +75,10 @@ def optimize(
     keep: Annotated[
         str, typer.Option("--keep", help='Linear layers that stay in float: "layer.0|lm_head", "*dense", "/regex/".')
     ] = "",
+    padding: Annotated[
+        PaddingName,
+        typer.Option("--padding", help="For cuda: right promises an encoder that no row is padded elsewhere; faster."),
+    ] = PaddingName.any,
     force_calibration: Annotated[
         bool, typer.Option("--force-calibration", help="Accept calibration data that says nothing; marks the result.")
     ] = False,
@@ -154,6 +159,7 @@ def optimize(
             calibration_samples=calibration_samples,
             calibrator=calibrator,
             keep=keep,
+            padding=padding.value,
             force_calibration=force_calibration,
             trust_remote_code=trust_remote_code,
             progress=view.show,

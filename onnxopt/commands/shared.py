@@ -59,6 +59,13 @@ class LogitsName(str, Enum):
     all = "all"
 
 
+class PaddingName(str, Enum):
+    """Where an encoder's rows may be padded."""
+
+    any = "any"
+    right = "right"
+
+
 class ExporterName(str, Enum):
     """Which of torch's exporters to use."""
 

@@ -101,6 +101,18 @@ def test_bf16_of_an_encoder(tmp_path: Path) -> None:
     assert onnx.TensorProto.BFLOAT16 in kinds
 
 
+def test_a_promise_of_right_padding_is_kept_to_and_told(tmp_path: Path) -> None:
+    source = tiny_checkpoint("bert", tmp_path / "bert")
+    artifact = make(source, tmp_path / "out", padding="right", precision="fp32")
+    assert "TopK" not in [node.op_type for node in graph_of(artifact).node]
+    assert {record.padding for record in artifact.manifest.proof} == {"none", "right"}
+    assert any("padding on the right alone" in note for note in artifact.manifest.notes)
+    for options in ({"target": "cpu"}, {"target": "tensorrt"}):
+        with pytest.raises(InputError, match="on CUDA, gains"):
+            make(source, tmp_path / "no", padding="right", precision="fp32", **options)
+    assert not (tmp_path / "no").exists()
+
+
 def test_outputs_in_half_when_asked(tmp_path: Path) -> None:
     artifact = make(tiny_checkpoint("bert", tmp_path / "bert"), tmp_path / "out", precision="fp16:io")
     assert {value.type.tensor_type.elem_type for value in graph_of(artifact).output} == {onnx.TensorProto.FLOAT16}

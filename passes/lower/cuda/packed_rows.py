@@ -15,7 +15,7 @@ Numerics: reassociated: an attention sums over its keys in another order. Padded
 Source: with a two-dimensional mask ONNX Runtime's CUDA attention takes its unfused kernel; with lengths, or without a
     mask, it takes cuDNN's or a flash kernel. A one-dimensional mask means padding on the right only (onnxruntime issue
     18945), which is what packing makes. TopK need not be stable for that. A branch on the kind of padding would keep
-    the graph out of a CUDA graph.
+    the graph out of a CUDA graph. Where a user has promised that padding is on the right alone, nothing is reordered.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxopt.cache import PADDING_KEY
 from onnxopt.graph import CONTRIB, STANDARD_DOMAINS, attribute, dims, is_constant, is_op, opset, rank, remove_dead
 from onnxopt.rewrite import AS_IS, Builder, Pass, Reassociated, register
 
@@ -147,6 +148,25 @@ def _connected(members: set[ir.Node], attentions: Sequence[ir.Node]) -> set[ir.N
 
 def _pack(model: ir.Model, part: _Part) -> None:
     op = Builder(model, "rows", PackRows.name)
+    real = op.Cast(op.Cast(part.mask, to=BOOL), to=FLOAT)
+    one = op.constant(np.array(1.0, np.float32), "one")
+    filled = op.Max(op.ReduceSum(real, op.ints([1], "axis"), keepdims=0), one)  # a row of padding has a key, too
+    lengths = op.Cast(filled, to=INT32)
+    for node in part.attentions:
+        node.replace_input_with(MASK_INPUT, lengths)
+    if model.graph.metadata_props.get(PADDING_KEY) == "right":
+        model.graph.insert_before(part.nodes[0], op.nodes)
+    else:
+        _reorder(model, part, op, real)
+    for value in op.initializers:
+        if value.uses():
+            model.graph.register_initializer(value)
+    model.graph.sort()
+    remove_dead([node for node in model.graph if is_op(node, "Cast")])
+
+
+def _reorder(model: ir.Model, part: _Part, op: Builder, real: ir.Value) -> None:
+    """Put real tokens in front on the way in, and everything back in its place on the way out."""
     inside = set(part.nodes)
     entering = _entering(part)
     leaving = [
@@ -155,12 +175,8 @@ def _pack(model: ir.Model, part: _Part) -> None:
         for value in node.outputs
         if value.name and (value.is_graph_output() or any(use.node not in inside for use in value.uses()))
     ]
-    one = op.constant(np.array(1.0, np.float32), "one")
-    real = op.Cast(op.Cast(part.mask, to=BOOL), to=FLOAT)
     length = op.Shape(part.mask, start=1, end=2)
     order = op.node("TopK", [real, length], {"axis": 1}, outputs=2)[1]  # real tokens first
-    filled = op.Max(op.ReduceSum(real, op.ints([1], "axis"), keepdims=0), one)  # a row of padding has a key, too
-    lengths = op.Cast(filled, to=INT32)
     batch = op.Shape(part.mask, start=0, end=1)
     zero = op.constant(np.array(0, np.int64), "zero")
     step = op.Squeeze(length)
@@ -184,19 +200,12 @@ def _pack(model: ir.Model, part: _Part) -> None:
             for use in list(value.uses()):
                 if use.node in inside:
                     use.node.replace_input_with(use.idx, packed)
-    for node in part.attentions:
-        node.replace_input_with(MASK_INPUT, lengths)
     front = len(op.nodes)
     back = op.Add(op.node("TopK", [order, length], {"axis": 1, "largest": 0}, outputs=2)[1], starts)
     for index, value in enumerate(leaving):
         _hand_out(model, value, rows(value, back, f"out_{index}"), inside)
-    for value in op.initializers:
-        if value.uses():
-            model.graph.register_initializer(value)
     model.graph.insert_before(embedding or part.nodes[0], op.nodes[:front])
     model.graph.insert_after(part.nodes[-1], op.nodes[front:])
-    model.graph.sort()
-    remove_dead([node for node in model.graph if is_op(node, "Cast")])
 
 
 def _entering(part: _Part) -> list[ir.Value]:

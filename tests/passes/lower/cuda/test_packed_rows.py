@@ -5,19 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from onnxopt.cache import PADDING_KEY
 from onnxopt.graph import dims
 from onnxopt.probe import GraphRunner
 from tests.passes.lower.cpu.test_padding import WEIGHTS, ids, layer, masks
-from tests.support.rules import Outcome, run_passes
+from tests.support.rules import Outcome, parse, run_passes
 
 KINDS = ("none", "right", "left", "holes")
 STEPS = ("lower-attention", "lower-skip-norm", "pack-rows")
 
 
-def run(text: str, kind: str) -> Outcome:
+def run(text: str, kind: str, padding: str = "any") -> Outcome:
     feeds = {"ids": ids(), "mask": masks(kind)}
-    used = {name: array for name, array in WEIGHTS.items() if name in text}
-    return run_passes(text, *STEPS, weights=used, feeds=feeds, prove=False)
+    model = parse(text, {name: array for name, array in WEIGHTS.items() if name in text})
+    model.graph.metadata_props[PADDING_KEY] = padding
+    return run_passes(model, *STEPS, feeds=feeds, prove=False)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -33,6 +35,18 @@ def test_real_tokens_keep_their_answers(kind: str) -> None:
         found = GraphRunner(outcome.model).run(feeds)[0]["y"]
         assert np.abs(found - expected)[mask != 0].max() < 2e-5
         assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("kind", ["none", "right"])
+def test_nothing_is_reordered_where_padding_is_promised_on_the_right(kind: str) -> None:
+    outcome = run(layer(), kind, "right")
+    assert outcome.entry.applied == 1
+    assert "TopK" not in outcome.ops
+    for seed in (0, 1, 2):
+        mask = masks(kind)[seed]
+        feeds = {"ids": ids()[seed], "mask": mask}
+        expected, found = (GraphRunner(one).run(feeds)[0]["y"] for one in (outcome.original, outcome.model))
+        assert np.abs(found - expected)[mask != 0].max() < 2e-5
 
 
 def test_a_row_of_padding_alone_stays_finite() -> None:
