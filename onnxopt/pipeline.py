@@ -234,8 +234,8 @@ def paddings_of(loaded: Loaded) -> tuple[Padding, ...]:
     """Return the kinds of padding that a model is proved with.
 
     A window counts the keys between, padding among them or not. On packed rows there is none among them, so a decoder
-    with windows is held to padding at the ends of a row; a note says so. A model may have been asked for with padding on
-    the right alone.
+    with windows is held to padding at the ends of a row; a note says so. A model may have been asked for with padding
+    on the right alone.
     """
     if loaded.model.graph.metadata_props.get(PADDING_KEY) == "right":
         return ("none", "right")

@@ -48,6 +48,7 @@ PLUGINS: Mapping[Device, tuple[str, str]] = {
     "openvino": ("onnxruntime-ep-openvino", "onnxruntime_ep_openvino"),
     "tensorrt-rtx": ("onnxruntime-ep-nv-tensorrt-rtx-cu13", "onnxruntime_ep_nv_tensorrt_rtx"),
 }
+EXACT_NORMS: Mapping[str, str] = {"enable_skip_layer_norm_strict_mode": "1"}
 CACHE_SUFFIX = ".tensorrt"  # of the folder beside an artifact that holds its engines
 _ALIASES = {"batch_size": "batch"}  # the name that files of decoders have for the axis of a workload
 _TOTAL = ("past_sequence", "sequence")
@@ -146,8 +147,12 @@ def plan(device: Device, preferred: Provider, available: Sequence[str], wishes: 
 
 
 def cuda_options(wishes: Wishes) -> dict[str, str]:
-    """Return the options of the CUDA provider."""
-    return {"enable_cuda_graph": "1"} if wishes.cuda_graph else {}
+    """Return the options of the CUDA provider.
+
+    SkipLayerNormalization adds up in the type of its input unless it is told otherwise: in fp16 a residual whose mean
+    square is above 65,504 would give a row of zeros (onnxruntime issues 17689 and 31626).
+    """
+    return dict(EXACT_NORMS) | ({"enable_cuda_graph": "1"} if wishes.cuda_graph else {})
 
 
 def tensorrt_options(wishes: Wishes) -> dict[str, str]:

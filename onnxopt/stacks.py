@@ -25,6 +25,7 @@ import onnx_ir as ir
 from onnxopt.cache import BATCH, SERVED_BATCH, Cache, past_name, present_name, served
 from onnxopt.graph import all_nodes, dims
 from onnxopt.manifest import DecodingRecord
+from onnxopt.providers import EXACT_NORMS
 from onnxopt.session import MODEL_NAME
 from onnxopt.spec import Provider, Signature
 from onnxopt.textinput import TOKENIZER_NAME, read_settings, token_text
@@ -37,7 +38,8 @@ UNKNOWN_LENGTH = 2048  # for models whose positions have no end: genai must be t
 _PLAIN_INPUTS = ("input_ids", "attention_mask", "position_ids")
 _BATCH = re.compile(rf"\b{BATCH}\b")
 _LAYER = 7  # any number that is not in the names otherwise, to be replaced by genai's placeholder
-_PROVIDERS: Mapping[Provider, list[dict[str, Any]]] = {"cuda": [{"cuda": {}}], "tensorrt": [{"cuda": {}}]}
+_CUDA: list[dict[str, Any]] = [{"cuda": dict(EXACT_NORMS)}]
+_PROVIDERS: Mapping[Provider, list[dict[str, Any]]] = {"cuda": _CUDA, "tensorrt": _CUDA}
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,9 @@ def test_layers_of_different_sizes_are_left_to_the_graph() -> None:
 def test_a_device_is_named() -> None:
     made = genai_config(signature(), DECODING, WORDS, provider="cuda")
     assert made is not None
-    assert made["model"]["decoder"]["session_options"]["provider_options"] == [{"cuda": {}}]
+    assert made["model"]["decoder"]["session_options"]["provider_options"] == [
+        {"cuda": {"enable_skip_layer_norm_strict_mode": "1"}}
+    ]
 
 
 def test_what_genai_cannot_feed_gets_no_file(tmp_path: Path) -> None:
