@@ -158,6 +158,7 @@ LOWER: dict[Provider, tuple[str, ...]] = {
         "pack-cached-qkv",
         "lower-attention",
         "lower-silu",
+        "spread-linear",
         "lower-bias-gelu",
         "lower-skip-norm",
         "lower-embed-norm",
