@@ -224,12 +224,20 @@ def _ratio(noise: float, signal: float) -> float:
 
 
 def _first_makers(model: ir.Model, plan: HalfPlan, found: Halved) -> dict[str, str]:
-    """Return the nodes that make a tensor too wrong out of tensors that are not."""
+    """Return the nodes that make a tensor too wrong out of tensors that are not.
+
+    Where such a node is in float32 already, digits are missing in what it reads: the nodes that make that are returned.
+    """
     limit = TOLERANCES[plan.kind]
     wrong = {one.name: one.error for one in found.errors if not one.error <= limit}
-    makers = {}
-    for node in half_nodes(model, plan):
+    narrow_nodes = half_nodes(model, plan)
+    makers: dict[str, str] = {}
+    for node in model.graph:
         made = [value.name for value in node.outputs if value.name in wrong]
-        if made and not any(value is not None and value.name in wrong for value in node.inputs):
-            makers[node.outputs[0].name or ""] = f"{made[0]} would be wrong by {wrong[made[0] or '']:.2g}"
+        if not made or any(value is not None and value.name in wrong for value in node.inputs):
+            continue
+        blamed = [node] if node in narrow_nodes else [v.producer() for v in node.inputs if v is not None]
+        for one in blamed:
+            if one is not None and one in narrow_nodes:
+                makers[one.outputs[0].name or ""] = f"{made[0]} would be wrong by {wrong[made[0] or '']:.2g}"
     return makers

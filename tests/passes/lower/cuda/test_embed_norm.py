@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.support.rules import Outcome, run_passes
+from tests.support.rules import run_passes
 
 RNG = np.random.default_rng(2)
 WEIGHTS = {
