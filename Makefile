@@ -13,7 +13,7 @@ BIN  := $(VENV)/bin
 DONE := $(VENV)/.onnxopt-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup optimize test test-slow test-node lint format types check peers bench record bench-decode bench-quantized bench-shrink cost census catalogue build clean distclean
+.PHONY: help setup optimize test test-slow test-node lint format types check peers bench record bench-decode bench-quantized bench-shrink bench-cuda cost census catalogue build clean distclean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,10 @@ cost: $(DONE) ## Measure what optimizing costs beside OnnxSlim and onnxsim and w
 bench-decode: $(DONE) ## Run SmolLM2 beside onnxruntime-genai's own graph and write the table of the README
 	$(BIN)/python -m bench.decode
 	$(BIN)/python -m bench.decode --table README.md
+
+bench-cuda: $(DONE) ## Time BERT-base and SmolLM2 in fp16 on this machine's GPU and write the tables of the README
+	$(BIN)/python -m bench.cuda
+	$(BIN)/python -m bench.cuda --table README.md
 
 bench-quantized: $(DONE) ## Run quantized SmolLM2 beside llama.cpp and genai's int4 and write the table of the README
 	$(BIN)/python -m bench.quantized
