@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -35,6 +35,7 @@ def make(out: Path, only: str = "") -> dict[str, str]:
         "bert/exporters": _exporters,
         "bert/classic": _classic,
         "bert/ours, --padding right": lambda work: _form(_bert(), work, padding="right"),
+        "bert/ours, bf16": lambda work: _form(_bert(), work, kind="bf16"),
         "bert/ours, raw mask": lambda work: _form(_bert(), work, ("pack-rows", "as it is")),
         "bert/ours, embeddings apart": lambda work: _form(_bert(), work, ("lower-embed-norm", "as it is")),
         "smollm2/ours": lambda work: _ours(SAMPLE, work),
@@ -69,7 +70,7 @@ def strip(model: Path, out: Path) -> None:
     fills, offset = [], 0
     for tensor in proto.graph.initializer:
         array = numpy_helper.to_array(tensor)
-        if array.nbytes <= KEPT_BYTES or array.dtype.kind != "f":
+        if array.nbytes <= KEPT_BYTES or array.dtype.name not in ("float16", "bfloat16", "float32"):
             continue
         numbers = array.astype(np.float64)
         fill = {"mean": float(numbers.mean()), "std": float(numbers.std()), "dtype": array.dtype.name}
@@ -125,7 +126,14 @@ def _ours(source: str | Path, work: Path) -> Path:
     return artifact.model_path
 
 
-def _form(source: str | Path, work: Path, form: tuple[str, str] = ("", ""), padding: str = "any") -> Path:
+def _form(
+    source: str | Path,
+    work: Path,
+    form: tuple[str, str] = ("", ""),
+    *,
+    padding: str = "any",
+    kind: Literal["fp16", "bf16"] = "fp16",
+) -> Path:
     """Lower with one pass in another form, to see what its own one is worth; in 16 bits without the search."""
     import onnx_ir as ir
 

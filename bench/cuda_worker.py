@@ -64,10 +64,18 @@ def write_weights(folder: Path) -> None:
     with (folder / "weights.bin").open("wb") as stream:
         for fill in json.loads(fills.read_text(encoding="utf-8")):
             stream.write(b"\0" * (fill["offset"] - stream.tell()))
-            part = (noise * fill["std"] + fill["mean"]).astype(fill["dtype"])
+            part = (noise * fill["std"] + fill["mean"]).astype(_dtype(fill["dtype"]))
             count = fill["count"]
             for start in range(0, count, part.size):
                 stream.write(part[: min(part.size, count - start)].tobytes())
+
+
+def _dtype(name: str) -> Any:
+    if name != "bfloat16":
+        return np.dtype(name)
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16)
 
 
 class Bench:
