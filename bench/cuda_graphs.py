@@ -159,10 +159,8 @@ def _form(
     pipeline = Pipeline(loaded, target, profit=Given(target, (), measure=False))
     pipeline.canonicalize_and_fuse()
     pipeline.lower()
-    cached = [value.name or "" for value in (*loaded.model.graph.inputs, *loaded.model.graph.outputs)]
-    HalfPrecision(HalfPlan(caches=frozenset(n for n in cached if n.startswith(("past_", "present."))))).run(
-        loaded.model
-    )
+    outputs = frozenset(value.name or "" for value in loaded.model.graph.outputs)
+    HalfPrecision(HalfPlan(kind, caches=outputs if kind == "fp16" else frozenset())).run(loaded.model)
     ir.save(loaded.model, work / "model.onnx")
     return work / "model.onnx"
 
