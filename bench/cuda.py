@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,8 @@ from typing import Any
 
 from bench import cuda_graphs, cuda_worker, table
 from bench.peers import ROOT
+from bench.record import TABLE, write
+from onnxopt.profit import AS_IS, CLEARLY_FASTER
 
 RESULT = ROOT / "bench" / "results" / "cuda.json"
 GRAPHS = ROOT / "build" / "bench-cuda" / "graphs"
@@ -43,6 +46,11 @@ TITLES = {
     "torch eager": "torch, eager",
     "torch compiled": "torch.compile, reduce-overhead",
 }
+# passes with two forms: what the first is called, and the graph that has the region as it was
+FORMS = {
+    "pack-rows": ("lengths", "ours, raw mask"),
+    "lower-embed-norm": ("EmbedLayerNormalization", "ours, embeddings apart"),
+}
 OWN_GRAPHS = ("torch compiled",)  # what captures CUDA graphs by itself
 
 
@@ -56,10 +64,15 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=cuda_worker.ROUNDS, help="turns of each (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULT, help="where the results go (default: %(default)s)")
     parser.add_argument("--table", type=Path, help="write the table of the last results into this file and stop")
+    parser.add_argument("--record", action="store_true", help="write which forms won into the package's table and stop")
     arguments = parser.parse_args()
     if arguments.table:
         table.put(arguments.table, MARKS, render(json.loads(RESULT.read_text(encoding="utf-8"))))
         print(f"table written to {arguments.table}")
+        return 0
+    if arguments.record:
+        write([profits(json.loads(RESULT.read_text(encoding="utf-8")))], TABLE)
+        print(f"forms written to {TABLE}")
         return 0
     if arguments.make:
         return 1 if cuda_graphs.make(arguments.make, arguments.only) else 0
@@ -68,6 +81,38 @@ def main() -> int:
     options = ["--graphs", str(arguments.graphs), "--device", arguments.device, "--rounds", str(arguments.rounds)]
     sys.argv[1:] = [*options, "--out", str(arguments.out)]
     return cuda_worker.main()
+
+
+def profits(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the last results say of passes with several forms, as an entry of the package's table.
+
+    Times are those of CUDA graphs, in which a form costs what its kernels cost.
+    """
+    rows = result["ms"]["bert"]
+    shapes = list(rows["ours graph"])
+    choices = []
+    for name, (own, other) in FORMS.items():
+        times = {own: [rows["ours graph"][s] for s in shapes], AS_IS: [rows[f"{other} graph"][s] for s in shapes]}
+        ratios = [a / b for a, b in zip(times[own], times[AS_IS], strict=True)]
+        form = own if statistics.geometric_mean(ratios) <= 1 else AS_IS
+        worse = [ratio if form == own else 1 / ratio for ratio in ratios]
+        choice = {"pass": name, "kind": "", "form": form, "disagree": max(worse) > 1 / CLEARLY_FASTER}
+        choices.append(choice | {"times_ms": {key: [round(ms, 4) for ms in own] for key, own in times.items()}})
+    sizes = [[["batch", int(b)], ["sequence", int(n)]] for b, n in (shape.split("x") for shape in shapes)]
+    return {
+        "digest": "",
+        "model": "BERT-base, fp16",
+        "provider": "cuda",
+        "cpu": result["device"],
+        "isa": [],
+        "threads": 1,
+        "onnxruntime": result["versions"]["onnxruntime"],
+        "date": str(result["created"])[:10],
+        "shapes": sizes,
+        "fills": [1.0] * len(shapes),
+        "weights": [],
+        "choices": choices,
+    }
 
 
 def render(result: Mapping[str, Any]) -> str:
