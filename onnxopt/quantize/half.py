@@ -236,8 +236,20 @@ def _first_makers(model: ir.Model, plan: HalfPlan, found: Halved) -> dict[str, s
         made = [value.name for value in node.outputs if value.name in wrong]
         if not made or any(value is not None and value.name in wrong for value in node.inputs):
             continue
-        blamed = [node] if node in narrow_nodes else [v.producer() for v in node.inputs if v is not None]
-        for one in blamed:
-            if one is not None and one in narrow_nodes:
-                makers[one.outputs[0].name or ""] = f"{made[0]} would be wrong by {wrong[made[0] or '']:.2g}"
+        for one in _narrow_at(node, narrow_nodes):
+            makers[one.outputs[0].name or ""] = f"{made[0]} would be wrong by {wrong[made[0] or '']:.2g}"
     return makers
+
+
+def _narrow_at(node: ir.Node, narrow_nodes: set[ir.Node]) -> Iterator[ir.Node]:
+    """Yield a node in 16 bits; for one in float32 the nearest ones ahead of it."""
+    stack, seen = [node], {node}
+    while stack:
+        current = stack.pop()
+        if current in narrow_nodes:
+            yield current
+            continue
+        ahead = (value.producer() for value in current.inputs if value is not None)
+        fresh = [one for one in ahead if one is not None and one not in seen]
+        seen.update(fresh)
+        stack.extend(fresh)

@@ -74,10 +74,21 @@ def test_where_digits_cancel_the_node_goes_back_to_float() -> None:
 
 def test_an_overflow_that_gives_zeros_is_seen_inside() -> None:
     """1 / infinity is 0: an output without an infinity or a NaN would be wrong by all of it."""
-    nodes = "p = MatMul (x, w) q = Mul (p, big) s = Mul (q, q) t = Add (s, one) y = Div (one, t)"
-    found = halved(nodes, {"w": W, "big": np.array(300.0, np.float32), "one": np.array(1.0, np.float32)})
+    nodes = "p = MatMul (x, w) a = Abs (p) b = Add (a, one) q = Mul (b, big) s = Mul (q, q) y = Div (large, s)"
+    numbers = {"one": 1.0, "big": 300.0, "large": 3e4}
+    found = halved(nodes, {"w": W, **{name: np.array(one, np.float32) for name, one in numbers.items()}})
     assert found.holds
-    assert {"s", "t"} <= set(found.plan.wide)
+    assert {"s", "y"} <= set(found.plan.wide)
+    assert "reached" in found.plan.wide["s"]
+
+
+def test_digits_missing_far_ahead_of_a_float_node_are_found() -> None:
+    """The difference is made in float32 already; its digits went missing where the sum was rounded."""
+    nodes = "p = MatMul (x, w) a = Add (p, far) e = Softplus (a) y = Sub (e, far)"
+    found = halved(nodes, {"w": W, "far": np.array(2000.0, np.float32)})
+    assert set(found.plan.wide) == {"a"}
+    assert "y would be wrong" in found.plan.wide["a"]
+    assert found.holds
 
 
 @pytest.mark.parametrize("kind", ["fp16", "bf16"])

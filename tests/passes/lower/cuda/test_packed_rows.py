@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from onnxopt.cache import PADDING_KEY
-from onnxopt.graph import dims
 from onnxopt.probe import GraphRunner
 from tests.passes.lower.cpu.test_padding import WEIGHTS, ids, layer, masks
 from tests.support.rules import Outcome, parse, run_passes
@@ -26,15 +25,18 @@ def run(text: str, kind: str, padding: str = "any") -> Outcome:
 def test_real_tokens_keep_their_answers(kind: str) -> None:
     outcome = run(layer(), kind)
     assert outcome.entry.applied == 1
-    attention = next(node for node in outcome.model.graph if node.op_type == "Attention")
-    assert dims(attention.inputs[3]) == ("batch",) or attention.inputs[3].dtype.name == "INT32"  # type: ignore[union-attr]
+    lengths = next(node for node in outcome.model.graph if node.op_type == "Attention").inputs[3]
+    assert lengths is not None
     for seed in (0, 1, 2):
         mask = masks(kind)[seed]
         feeds = {"ids": ids()[seed], "mask": mask}
         expected = GraphRunner(outcome.original).run(feeds)[0]["y"]
-        found = GraphRunner(outcome.model).run(feeds)[0]["y"]
+        outputs, inner = GraphRunner(outcome.model, [lengths]).run(feeds)
+        found = outputs["y"]
         assert np.abs(found - expected)[mask != 0].max() < 2e-5
         assert np.isfinite(found).all()
+        assert inner[lengths].dtype == np.int32
+        assert inner[lengths].tolist() == np.maximum(mask.sum(axis=1), 1).tolist()
 
 
 @pytest.mark.parametrize("kind", ["none", "right"])
