@@ -42,7 +42,6 @@ from onnxopt.model import Feeds, Loaded
 from onnxopt.observe import Observation
 from onnxopt.package import DATA_NAME, Artifact, Half, check_output_folder, write_artifact
 from onnxopt.pipeline import Pipeline
-from onnxopt.precision import HALF_KINDS
 from onnxopt.probe import MAX_IR_VERSION
 from onnxopt.profit import Profit
 from onnxopt.prune.run import pruned_source
@@ -270,7 +269,7 @@ def _asked_precision(
                 hint="add --precision int8, or write the largest relative error, such as 1e-4",
             )
         return limit, None, None
-    if chosen in HALF_KINDS:
+    if chosen == "fp16" or chosen == "bf16":  # noqa: PLR1714 - what the type checker follows
         given.pop("keep")
         with_io = precision.strip().lower().endswith(HALF_IO)
         return limit, None, HalfOptions(chosen, metric, samples=samples, with_io=with_io, asked=precision, **given)
@@ -476,7 +475,7 @@ def _work(
         if attempt.path is not None:
             loaded, ledger, candidate = attempt.pipeline.loaded, attempt.pipeline.ledger, attempt.path
             session = Session(candidate, target=runs_on)
-    run = session.run
+    run: Callable[[Feeds], Feeds] = session.run
     if plan.half is not None:
         halved = to_half(
             loaded,
