@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -49,8 +49,8 @@ def main() -> int:
         folders = sorted(path.parent for path in (arguments.graphs / model).glob("*/model.onnx"))
         for folder in folders:
             write_weights(folder)
-        bench.model(model, folders)
-        arguments.out.write_text(json.dumps(bench.result(), indent=1) + "\n", encoding="utf-8")
+        for _ in bench.model(model, folders):  # what is done is written: a GPU may be lent for minutes
+            arguments.out.write_text(json.dumps(bench.result(), indent=1) + "\n", encoding="utf-8")
     print(json.dumps({"ms": bench.medians(), "failed": bench.failed}, indent=1))
     return 0
 
@@ -87,8 +87,8 @@ class Bench:
         self.apart: dict[str, dict[str, dict[str, float]]] = {}
         self.failed: dict[str, str] = {}
 
-    def model(self, model: str, folders: list[Path]) -> None:
-        """Time all graphs of a model, and torch beside them, shape by shape."""
+    def model(self, model: str, folders: list[Path]) -> Iterator[str]:
+        """Time all graphs of a model, and torch beside them; yield each shape when it is done."""
         ways = (False, True) if self.device == "cuda" else (False,)
         sessions: dict[str, Session] = {}
         for folder in folders:
@@ -107,6 +107,7 @@ class Bench:
                     self._try(model, f"torch {kind}", partial(made, *shape, self.device, kind), runs)
             self._turns(model, label, runs)
             self._compare(model, label, runs)
+            yield label
             print(model, label, {name: round(ms, 3) for name, ms in self._row(model, label).items()}, flush=True)
 
     def _turns(self, model: str, label: str, runs: dict[str, Run]) -> None:

@@ -68,7 +68,7 @@ def test_a_model_that_fails_is_a_line_in_the_results(tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "model.onnx").write_bytes(b"no model")
     bench = Bench("cpu", 1, 0.01, with_torch=False)
-    bench.model("bert", [tmp_path / "broken"])
+    assert len(list(bench.model("bert", [tmp_path / "broken"]))) == 4
     assert list(bench.failed) == ["bert broken"]
     assert bench.medians() == {}
 
