@@ -75,6 +75,22 @@ class HalfAttempt:
     loaded: Loaded | None
 
 
+def check_half(loaded: Loaded, options: HalfOptions) -> None:
+    """Refuse what does not fit a model, before any work is done.
+
+    Raises:
+        InputError: the budget bounds another metric, or there is no such thing for a model with a cache.
+    """
+    if options.budget is not None:
+        require_metric(Judge.of(loaded.signature), options.budget)
+    if Cache.of(loaded.signature) is not None and options.kind == "bf16":
+        raise InputError(
+            "bf16 is not made for models with a cache: NumPy and the clients cannot hand over bfloat16",
+            where=loaded.name,
+            hint="use --precision fp16, in which what is too large for it stays in float32",
+        )
+
+
 def to_half(
     loaded: Loaded,
     ledger: Ledger,
@@ -97,15 +113,8 @@ def to_half(
     Raises:
         InputError: an option does not fit the model.
     """
-    if options.budget is not None:
-        require_metric(Judge.of(loaded.signature), options.budget)
+    check_half(loaded, options)
     cache = Cache.of(loaded.signature)
-    if cache is not None and options.kind == "bf16":
-        raise InputError(
-            "bf16 is not made for models with a cache: NumPy and the clients cannot hand over bfloat16",
-            where=loaded.name,
-            hint="use --precision fp16, in which what is too large for it stays in float32",
-        )
     started = time.perf_counter()
     samples, others, data = _samples(loaded, options)
     handed = [*cache.inputs, *cache.outputs] if cache is not None else []

@@ -23,7 +23,7 @@ from onnxopt.errors import InputError
 from onnxopt.export import Exporter, export, is_pair
 from onnxopt.golden import Golden
 from onnxopt.graph import SMALL_CONSTANT_BYTES, STANDARD_DOMAINS, all_nodes, initializer_bytes, op_counts
-from onnxopt.halving import HalfOptions, rounding_run, to_half
+from onnxopt.halving import HalfOptions, check_half, rounding_run, to_half
 from onnxopt.imports import load_onnx
 from onnxopt.ledger import Ledger
 from onnxopt.manifest import (
@@ -420,6 +420,8 @@ def _work(
 ) -> _Worked:
     """Rewrite, prove and measure a loaded model."""
     target, out = plan.target, plan.out
+    if plan.half is not None:
+        check_half(loaded, plan.half)
     baseline = default_export(loaded)
     original = _save(baseline, scratch / "original")
     nodes_before, bytes_before = sum(1 for _ in all_nodes(baseline)), initializer_bytes(baseline)
