@@ -36,6 +36,7 @@ from onnxopt.probe import MAX_IR_VERSION, ProbeError
 from onnxopt.profit import Profit
 from onnxopt.registry import get
 from onnxopt.rewrite import Rewrite, Rule
+from onnxopt.rows import mask_of
 from onnxopt.sidegraph import MaskMeaning, meaning_of_mask, telling_size
 from onnxopt.spec import PADDINGS, Padding, Provider, Target, Workload
 
@@ -109,6 +110,9 @@ PRUNE = ("drop-dead-channels",)
 
 # What carries out a plan of int8 with a scale per column; `onnxopt.quantize` decides it on the fused graph.
 COLUMNS = ("quantize-static", "quantize-dynamic", "sum-tokens-in-order")
+
+# What stores and computes a lowered graph in 16 bits; `onnxopt.quantize.half` decides what of it.
+HALF = ("half-precision",)
 
 # Behind the passes that lower: with these the answer depends on the last bit of an activation.
 WEIGHTS_ONLY: dict[Provider, tuple[str, ...]] = {
@@ -241,6 +245,22 @@ def paddings_of(loaded: Loaded) -> tuple[Padding, ...]:
     if loaded.model.graph.metadata_props.get(PADDING_KEY) == "right":
         return ("none", "right")
     return tuple(kind for kind in PADDINGS if kind != "holes") if _looks_through_windows(loaded.model) else PADDINGS
+
+
+def trust_right_padding(loaded: Loaded, target: Target) -> None:
+    """Promise in the graph that rows are padded on the right alone.
+
+    Raises:
+        InputError: nothing would be gained by it.
+    """
+    if target.provider != "cuda" or Cache.of(loaded.signature) is not None or mask_of(loaded.signature) is None:
+        raise InputError(
+            "only an encoder with a mask, on CUDA, gains from knowing that padding is on the right",
+            where=f"{loaded.name} for {target.provider}",
+            hint="drop --padding",
+        )
+    loaded.model.graph.metadata_props[PADDING_KEY] = "right"
+    loaded.notes.append("made for padding on the right alone: rows padded on the left or in between get wrong answers")
 
 
 def _looks_through_windows(model: ir.Model) -> bool:

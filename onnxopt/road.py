@@ -15,7 +15,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from onnxopt.blocks import KINDS, count_blocks
-from onnxopt.cache import PADDING_KEY, PAST, Cache, complete_all
+from onnxopt.cache import PAST, Cache, complete_all
 from onnxopt.calibrate.data import BUILTIN
 from onnxopt.calibrate.ranges import methods_of
 from onnxopt.driver import Driver
@@ -41,7 +41,7 @@ from onnxopt.metrics import MetricBudget
 from onnxopt.model import Feeds, Loaded
 from onnxopt.observe import Observation
 from onnxopt.package import DATA_NAME, Artifact, Half, check_output_folder, write_artifact
-from onnxopt.pipeline import Pipeline
+from onnxopt.pipeline import Pipeline, trust_right_padding
 from onnxopt.probe import MAX_IR_VERSION
 from onnxopt.profit import Profit
 from onnxopt.prune.run import pruned_source
@@ -51,7 +51,6 @@ from onnxopt.quantize.options import HALF_IO, QuantizeOptions
 from onnxopt.quantizing import quantize
 from onnxopt.report import REPORT_NAME, render_report
 from onnxopt.requests import fit_workload, requests_of
-from onnxopt.rows import mask_of
 from onnxopt.session import Session
 from onnxopt.source import Source, Weights, resolve
 from onnxopt.spec import Budget, Signature, Target, Workload
@@ -224,22 +223,10 @@ def optimize(
         progress=say,
     )
     if padding == "right":
-        _trust_right_padding(loaded, goal)
+        trust_right_padding(loaded, goal)
     plan = _Plan(goal, fit_workload(wanted, loaded), allowed, folder, measure, tune, retune, options, half)
     with tempfile.TemporaryDirectory(prefix="onnxopt-") as scratch:
         return _finish(loaded, plan, Path(scratch), started, say)
-
-
-def _trust_right_padding(loaded: Loaded, target: Target) -> None:
-    """Promise in the graph that rows are padded on the right alone."""
-    if target.provider != "cuda" or Cache.of(loaded.signature) is not None or mask_of(loaded.signature) is None:
-        raise InputError(
-            "only an encoder with a mask, on CUDA, gains from knowing that padding is on the right",
-            where=f"{loaded.name} for {target.provider}",
-            hint="drop --padding",
-        )
-    loaded.model.graph.metadata_props[PADDING_KEY] = "right"
-    loaded.notes.append("made for padding on the right alone: rows padded on the left or in between get wrong answers")
 
 
 def _asked_precision(

@@ -13,6 +13,7 @@ from onnxopt.graph import constant
 from onnxopt.passes.quantize.half_precision import DTYPES, OWN, STANDARD, HalfPrecision, narrow
 from onnxopt.precision import HalfKind, HalfPlan
 from onnxopt.probe import GraphRunner
+from onnxopt.registry import get
 from tests.support.rules import observe, parse
 
 WEIGHTS = {
@@ -40,7 +41,8 @@ def halved(
     observations = observe(model)
     prepare(model, observations)
     expected = GraphRunner(model).run(observations[1].feeds)[0]
-    step = HalfPrecision(HalfPlan(kind, **plan))  # type: ignore[arg-type]  # by name
+    step = get("half-precision", HalfPlan(kind, **plan))  # type: ignore[arg-type]  # by name
+    assert isinstance(step, HalfPrecision)
     step.run(model)
     feeds = observations[1].feeds
     types = {value.name: value.dtype for value in model.graph.inputs}
