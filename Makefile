@@ -13,7 +13,7 @@ BIN  := $(VENV)/bin
 DONE := $(VENV)/.onnxopt-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup optimize test test-slow test-node lint format types check peers bench record bench-decode bench-quantized bench-shrink bench-cuda cost census catalogue build clean distclean
+.PHONY: help setup optimize test test-slow test-node lint format types check peers bench record bench-decode bench-quantized bench-encoder bench-convs bench-shrink bench-cuda cost census catalogue build clean distclean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,14 @@ bench-cuda: $(DONE) ## Time BERT-base and SmolLM2 in fp16 on this machine's GPU 
 bench-quantized: $(DONE) ## Run quantized SmolLM2 beside llama.cpp and genai's int4 and write the table of the README
 	$(BIN)/python -m bench.quantized
 	$(BIN)/python -m bench.quantized --table README.md
+
+bench-encoder: $(DONE) ## Judge MiniLM in int8 on text it has never seen and write the table of the README
+	$(BIN)/python -m bench.encoder
+	$(BIN)/python -m bench.encoder --table README.md
+
+bench-convs: $(DONE) ## Quantize the networks of an OCR package and write the table of the README
+	$(BIN)/python -m bench.convs
+	$(BIN)/python -m bench.convs --table README.md
 
 bench-shrink: $(DONE) ## Prune MiniLM and SmolLM2 in several ways and write the tables of the README
 	$(BIN)/python -m bench.shrink

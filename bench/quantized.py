@@ -186,8 +186,14 @@ def _with_sizes(built: Path) -> Path:
 
 
 def held_out() -> Path:
-    """Write English that nothing was calibrated with, the docstrings of CPython's library, and return its file."""
+    """Write English that nothing was calibrated with and return its file."""
     path = FOLDER / "docstrings.txt"
+    path.write_text("\n\n".join(docstrings()), encoding="utf-8")
+    return path
+
+
+def docstrings() -> list[str]:
+    """Return the docstrings of CPython's library: English that nothing is calibrated with."""
     found: dict[str, None] = {}
     for name in DOCUMENTED:
         module = importlib.import_module(name)
@@ -196,8 +202,7 @@ def held_out() -> Path:
             text = inspect.getdoc(member) if inspect.ismodule(member) or callable(member) else None
             if text and len(text) > LEAST_TEXT and text.isascii():
                 found[text] = None
-    path.write_text("\n\n".join(found), encoding="utf-8")
-    return path
+    return list(found)
 
 
 def windows_of(text: Path) -> Any:

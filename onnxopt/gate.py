@@ -32,7 +32,14 @@ def require_metric(judge: Judge, budget: MetricBudget) -> None:
 
 
 def judge_result(
-    loaded: Loaded, candidate: Path, original: Path, data: CalibrationData, budget: MetricBudget, *, say: Say
+    loaded: Loaded,
+    candidate: Path,
+    original: Path,
+    data: CalibrationData,
+    budget: MetricBudget,
+    *,
+    judge: Judge | None = None,
+    say: Say,
 ) -> GateRecord:
     """Judge a finished graph.
 
@@ -42,9 +49,10 @@ def judge_result(
         original: the .onnx file as it was loaded, for a language model with a cache, which is stepped.
         data: whose `judge` part is asked.
         budget: how far the metric may fall.
+        judge: what is measured; by what the model gives when None.
         say: told what is done.
     """
-    judge = Judge.of(loaded.signature)
+    judge = judge or Judge.of(loaded.signature)
     require_metric(judge, budget)
     if judge.metric == "perplexity" and Cache.of(loaded.signature) is not None:
         scores = _windows(candidate, original, data, say)

@@ -398,6 +398,9 @@ def tensor_shape(tensor: ir.TensorProtocol) -> ir.Shape:
     return ir.Shape([int(dim) for dim in tensor.shape])  # type: ignore[arg-type]  # a tensor has no symbolic dimension
 
 
+CODES = ("uint8", "int8")
+
+
 def constant_value(tensor: ir.TensorProtocol, name: str) -> ir.Value:
     """Make a value that holds a tensor; it is not yet an initializer of a graph."""
     return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor_shape(tensor), const_value=tensor)
@@ -428,11 +431,12 @@ def difference(candidate: Array, reference: Array) -> tuple[float, float]:
     """Return (worst absolute error, largest magnitude of the reference), both over what is finite.
 
     A difference of shape, dtype kind or of where NaN and infinities lie is inf, and so is any between numbers that are
-    no floats. Arrays are read in pieces, since each step in float64 needs twice their memory.
+    no floats, but for integers of 8 bits, which are codes of a grid. Arrays are read in pieces, since each step in
+    float64 needs twice their memory.
     """
     if candidate.shape != reference.shape or candidate.dtype.kind != reference.dtype.kind:
         return math.inf, 0.0
-    if reference.dtype.kind not in "fc" and reference.dtype.name != "bfloat16":
+    if reference.dtype.kind not in "fc" and reference.dtype.name not in ("bfloat16", *CODES):
         return (0.0 if np.array_equal(candidate, reference) else math.inf), 0.0
     absolute, scale = 0.0, 0.0
     flat_c, flat_r = candidate.reshape(-1), reference.reshape(-1)
@@ -451,7 +455,7 @@ def sqnr_db(candidate: Array, reference: Array) -> float:
     """
     if candidate.shape != reference.shape:
         return -math.inf
-    if reference.dtype.kind != "f":
+    if reference.dtype.kind != "f" and reference.dtype.name not in CODES:
         return math.inf if np.array_equal(candidate, reference) else -math.inf
     signal = noise = 0.0
     flat_c, flat_r = candidate.reshape(-1), reference.reshape(-1)

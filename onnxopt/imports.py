@@ -66,6 +66,9 @@ _EXCHANGED = frozenset(
     }
 )  # types that NumPy and ONNX Runtime's Python interface share
 _POSITION_TABLE = re.compile(r"pos|wpe", re.IGNORECASE)
+# What exporters write where they know no name: Paddle, TensorFlow, torch's own outputs.
+_NAMELESS = re.compile(r"^(\?|-\d+|none|p2o\.DynamicDimension\.\d+|unk__\d+|dynamic_axes_\d+)$", re.IGNORECASE)
+STEPS = (2, 4, 8, 16, 32)  # multiples that networks of images halve their input by
 
 
 class OrtReference:
@@ -172,6 +175,7 @@ def load_onnx(path: Path, *, progress: Progress | None = None) -> Loaded:
         task="onnx",
         assets=_find_assets(path),
         origin=_origin(checked, path),
+        steps=prober.steps,
         notes=notes + prober.notes,
         proved_sizes=tuple(prober.proved),
     )
@@ -245,7 +249,15 @@ def _axes(shape: ir.Shape | None) -> tuple[int | str, ...]:
     """Return sizes and names; an empty name where the file says nothing."""
     if shape is None:
         return ()
-    return tuple(dim if isinstance(dim, int) else str(dim.value or "") for dim in shape)
+    return tuple(_named(dim) for dim in shape)
+
+
+def _named(dim: int | ir.SymbolicDim) -> int | str:
+    """Return a size, or a name that tells something; an empty one otherwise."""
+    if isinstance(dim, int):
+        return dim if dim >= 0 else ""
+    name = str(dim.value or "")
+    return "" if _NAMELESS.match(name) else name
 
 
 def _write_axes(model: ir.Model, signature: Signature) -> None:
@@ -314,6 +326,7 @@ class _Prober:
         say: told of each step.
         notes: what the user should know.
         proved: the sizes at which the model ran.
+        steps: of axes that run only at multiples of something.
     """
 
     reference: OrtReference
@@ -321,6 +334,7 @@ class _Prober:
     say: Progress
     notes: list[str] = field(default_factory=list)
     proved: list[dict[str, int]] = field(default_factory=list)
+    steps: dict[str, int] = field(default_factory=dict)
     _outputs: list[tuple[dict[str, int], Feeds]] = field(default_factory=list)
     _deadline: float = field(default_factory=lambda: time.monotonic() + PROBE_SECONDS)
 
@@ -389,12 +403,23 @@ class _Prober:
             ]
             if not ran:
                 stuck.append(axis)
+            elif base[axis] + 3 not in ran and 2 * base[axis] in ran:
+                self._find_step(axis)
         tied = {size: [axis for axis in stuck if base[axis] == size] for size in {base[axis] for axis in stuck}}
         for size, axes in sorted(tied.items()):
             if len(axes) > 1 and self._try(dict.fromkeys(axes, size + 3)):
                 self.notes.append(f"axes {_quoted(axes)} only run at equal sizes")
                 continue
             self.notes += [f"axis '{axis}' is declared dynamic but only size {size} was seen to run" for axis in axes]
+
+    def _find_step(self, axis: str) -> None:
+        """Find out of what an axis must be a multiple, when it runs at some sizes only."""
+        base = self.feeder.defaults[axis]
+        for step in STEPS:
+            if base % step == 0 and not self._late() and self._try({axis: base + step}):
+                self.steps[axis] = step
+                self.notes.append(f"axis '{axis}' runs at multiples of {step} only")
+                return
 
     def find_limits(self, tables: Sequence[int]) -> None:
         """Find the longest sequence when a table of positions gives a size to try."""
@@ -416,7 +441,7 @@ class _Prober:
         """Yield the outputs with each axis as the file names it, or as the runs show it."""
         self._run_distinct()
         for spec in outputs:
-            shapes = [(sizes, results[spec.name].shape) for sizes, results in self._outputs]
+            shapes = [(sizes, found[spec.name].shape) for sizes, found in self._outputs if self._usual(sizes)]
             rank = len(shapes[0][1])
             declared: Sequence[int | str] = spec.axes if len(spec.axes) == rank else ("",) * rank
             axes = tuple(
@@ -424,6 +449,10 @@ class _Prober:
                 for index, axis in enumerate(declared)
             )
             yield replace(spec, axes=axes)
+
+    def _usual(self, sizes: Mapping[str, int]) -> bool:
+        """Tell whether sizes are multiples of what they must be: a side of 1 may run all the same, by broadcasting."""
+        return all(sizes[axis] % step == 0 for axis, step in self.steps.items())
 
     def _output_axis(
         self, name: str, index: int, declared: int | str, seen: Sequence[tuple[Mapping[str, int], int]]

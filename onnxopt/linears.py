@@ -212,16 +212,17 @@ class Selector:
             raise InputError("the selector is empty", hint='write for example --keep "layer.0|lm_head"')
         self._tests = {part: _test(part) for part in self.parts}
 
-    def choose(self, labels: Iterable[str]) -> set[str]:
-        """Return the chosen labels.
+    def choose(self, labels: Iterable[str], tables: Iterable[str] = ()) -> set[str]:
+        """Return the chosen labels; tables are neither first nor last.
 
         Raises:
             InputError: a part of the selector matches none.
         """
-        known = list(labels)
+        layers = list(labels)
+        known = [*layers, *tables]
         chosen: set[str] = set()
         for part, test in self._tests.items():
-            ends = {"first": known[:1], "last": known[-1:]}
+            ends = {"first": layers[:1], "last": layers[-1:]}
             found = ends[part] if part in ends else [label for label in known if test.search(label)]
             if not found:
                 near = next(_nearest(part, known), "")

@@ -1,7 +1,7 @@
 """How much of a model's answer is left: one number per kind of model, and the budgets that are written with it.
 
 * embeddings: the cosine between the candidate's and the reference's vectors;
-* classifiers: the share of samples whose likeliest class is the reference's;
+* classifiers: the share of samples (of positions, where each has an answer) whose likeliest class is the reference's;
 * language models: perplexity, relative to the reference's, on the same windows;
 * everything else: the cosine between whole outputs.
 """
@@ -22,6 +22,7 @@ MetricName = Literal["cosine", "agreement", "perplexity"]
 SENTENCE = "sentence_embedding"
 LOGITS = "logits"
 RESAMPLES = 500
+IMAGE_RANK = 4
 _BUDGET = re.compile(r"^\s*(perplexity|cosine|agreement|top-?1)\s*(<=|>=|[<>=])\s*([+-]?[\d.]+)\s*(%?)\s*$")
 
 
@@ -91,8 +92,13 @@ class Judge:
     output: str
 
     @classmethod
-    def of(cls, signature: Signature) -> Judge:
-        """Choose by what a model gives."""
+    def of(cls, signature: Signature, *, classifies: bool = False) -> Judge:
+        """Choose by what a model gives.
+
+        Args:
+            signature: inputs and outputs.
+            classifies: the first output is known to be probabilities of classes.
+        """
         ranks = {spec.name: len(spec.axes) for spec in signature.outputs if "float" in spec.dtype}
         if ranks.get(LOGITS) == 3 and any(spec.name == "input_ids" for spec in signature.inputs):
             return cls("perplexity", LOGITS)
@@ -103,6 +109,8 @@ class Judge:
         first = next((name for name in ranks if not name.startswith("present")), None)
         if first is None:
             raise InputError("the model gives no float output to judge quantization by")
+        if classifies:
+            return cls("agreement", first)
         return cls("cosine", first)
 
     def scores(self, candidate: Array, reference: Array, feeds: Feeds) -> Array:
@@ -120,7 +128,7 @@ class Judge:
         if self.metric == "agreement":
             same = a.argmax(axis=-1) == b.argmax(axis=-1)
             return np.asarray(same.reshape(len(a), -1).mean(axis=1), np.float64)
-        last = a.shape[-1] if a.ndim > 1 else 1
+        last = a.shape[-1] if 1 < a.ndim < IMAGE_RANK else a[0].size  # of a map the rows may hold nothing
         rows = cosine(a.reshape(len(a), -1, last), b.reshape(len(b), -1, last))
         return np.asarray(rows.mean(axis=1))
 

@@ -55,6 +55,7 @@ class Loaded:
         origin: where it came from, for the manifest: source, revision, weights hash, exporter, versions.
         notes: sentences for the ledger, such as "dynamo failed (...); exported with TorchScript".
         proved_sizes: the sizes at which the exported file was run against the reference.
+        steps: what the size of an axis must be a multiple of, where that is not 1.
         random_weights: true when the weights are made up and accuracy means nothing.
     """
 
@@ -68,4 +69,14 @@ class Loaded:
     origin: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     proved_sizes: tuple[Mapping[str, int], ...] = ()
+    steps: Mapping[str, int] = field(default_factory=dict)
     random_weights: bool = False
+
+    def runnable(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Return sizes that are rounded up to what each axis must be a multiple of."""
+        return {axis: -(-size // self.steps.get(axis, 1)) * self.steps.get(axis, 1) for axis, size in sizes.items()}
+
+    def usual(self, axis: str, otherwise: int) -> int:
+        """Return the size at which an axis was run first, such as the height of an image; of texts, `otherwise`."""
+        of_text = "sequence" in self.signature.axes
+        return otherwise if of_text or not self.proved_sizes else self.proved_sizes[0].get(axis, otherwise)

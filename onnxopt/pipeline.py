@@ -61,6 +61,7 @@ CANONICALIZE = (
     "raise-multi-head-attention",
     "raise-group-query-attention",
     "raise-rotary-embedding",
+    "raise-global-average-pool",
     "fold-constants",
     "remove-no-ops",
     "split-sequence",
@@ -82,10 +83,15 @@ CANONICALIZE = (
 )
 
 FUSE = (
+    "fold-conv-mul",
+    "fold-conv-add",
     "fold-batch-norm",
+    "fold-conv-mul",
+    "fold-conv-add",
     "fuse-gelu",
     "fuse-gelu-tanh",
     "fuse-silu",
+    "fuse-hard-swish",
     "fuse-layer-norm",
     "fuse-layer-norm-bias",
     "fuse-rms-norm",
@@ -109,7 +115,8 @@ FUSE = (
 PRUNE = ("drop-dead-channels",)
 
 # What carries out a plan of int8 with a scale per column; `onnxopt.quantize` decides it on the fused graph.
-COLUMNS = ("quantize-static", "quantize-dynamic", "sum-tokens-in-order")
+COLUMNS = ("quantize-conv", "quantize-between", "quantize-static", "quantize-dynamic", "sum-tokens-in-order")
+ON_GRIDS = ("drop-requantize", *TIDY)  # behind them
 
 # What stores and computes a lowered graph in 16 bits; `onnxopt.quantize.half` decides what of it.
 HALF = ("half-precision",)
@@ -126,6 +133,8 @@ WEIGHTS_ONLY: dict[Provider, tuple[str, ...]] = {
 # TensorRT takes standard operators only: every other one would cut its engine in two.
 LOWER: dict[Provider, tuple[str, ...]] = {
     "cpu": (
+        "lower-quantized-conv",
+        "lower-quantized-between",
         "lower-quantized-linear",
         "lower-dynamic-linear",
         "lower-cached-attention",
@@ -189,6 +198,7 @@ GENERATED: tuple[tuple[int, int, int, Padding], ...] = (
     (5, 1, 17, "none"),
     (1, 5, 131, "none"),
 )
+MULTIPLES = (2, 3, 5, 7)  # of what an axis must be a multiple of: an image that is halved five times, say
 OTHER_PRIMES = (17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
 
 
@@ -221,6 +231,8 @@ def observations_of(loaded: Loaded) -> list[Observation]:
                 sizes[axis] = LENGTHS[index] if index < len(PROBES) - 1 else max(LENGTHS[index], telling)
             elif axis == PAST:
                 sizes[axis] = PASTS[index]
+            elif axis in loaded.steps:
+                sizes[axis] = loaded.steps[axis] * MULTIPLES[(index + len(sizes)) % len(MULTIPLES)]
             else:
                 sizes[axis] = next(others, OTHER_PRIMES[index])
         sizes = complete(sizes)
@@ -359,9 +371,13 @@ class Pipeline:
         """Make the fused graph smaller."""
         step(self._driver("prune"))
 
+    def raise_to_quantize(self) -> None:
+        """Raise the opset as far as quantizing needs it."""
+        raise_opset_for(self._driver("quantize"), COLUMNS)
+
     def quantize(self, steps: Sequence[Rewrite]) -> None:
         """Carry out what is quantized before the graph is lowered; `quantize_lowered` does the rest."""
-        self._driver("quantize").apply_all([*(one for one in steps if not one.behind_lowering), *map(get, TIDY)])
+        self._driver("quantize").apply_all([*(one for one in steps if not one.behind_lowering), *map(get, ON_GRIDS)])
 
     def quantize_lowered(self, steps: Sequence[Rewrite]) -> None:
         """Carry out what must come behind the passes that lower."""

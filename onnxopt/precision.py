@@ -121,13 +121,14 @@ class Blocked:
 
 @dataclass(frozen=True)
 class PlannedLinear:
-    """What becomes of one linear layer.
+    """What becomes of one linear layer or convolution.
 
     Attributes:
         precision: how it computes.
         reason: why it is kept in float, or why it was chosen; empty when the plan's default holds.
         activation: the grid of its input, for `int8`.
-        columns: for `int8` and `int8-dynamic`: int8 [in, out] codes and float32 [out] scales of the weight.
+        columns: for `int8` and `int8-dynamic`: int8 [in, out] codes and float32 [out] scales of the weight; of a
+            convolution the codes have the shape of its weight, [out, ...].
         blocks: for weights only.
         bias: float32 [out] to use instead of the layer's own, corrected for what quantization shifts.
         factors: float32 [in]; the input is divided by them before it is quantized, and `columns` are those of the
@@ -145,9 +146,17 @@ class PlannedLinear:
 
 @dataclass(frozen=True)
 class Plan:
-    """What becomes of every linear layer of a model, by label."""
+    """What becomes of every linear layer, convolution and table of a model, by label.
+
+    Attributes:
+        linears: the layers.
+        grids: of the tensors that convolutions and what lies between them exchange in integers, by name.
+        symmetric: the target takes biases in float, and all grids without a zero point.
+    """
 
     linears: Mapping[str, PlannedLinear] = field(default_factory=dict)
+    grids: Mapping[str, Affine] = field(default_factory=dict)
+    symmetric: bool = False
 
     def get(self, label: str, kind: Kind) -> PlannedLinear | None:
         """Return the plan of a linear when it is of that kind."""

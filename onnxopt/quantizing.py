@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxopt.cache import Cache
-from onnxopt.calibrate.data import CalibrationData, read_calibration
+from onnxopt.calibrate.data import SELF, CalibrationData, read_calibration
+from onnxopt.convs import conv_of, find_convs
 from onnxopt.gate import is_invariant, judge_result, require_metric
 from onnxopt.gguf import gguf_behind
-from onnxopt.linears import Selector, find_linears
+from onnxopt.graph import all_nodes, is_op
+from onnxopt.linears import Selector, find_linears, find_tables, linear_of
 from onnxopt.machine import describe_machine
 from onnxopt.manifest import FrontRecord, GateRecord, LayerRecord, QuantizationRecord, SensitivityRecord
 from onnxopt.metrics import Judge, MetricBudget
@@ -23,17 +25,19 @@ from onnxopt.pipeline import Pipeline, carrying_out
 from onnxopt.precision import Blocked, Plan, PlannedLinear, Precision, Scheme
 from onnxopt.quantize.checkpoint_grids import known_grids
 from onnxopt.quantize.columns import plan_columns
+from onnxopt.quantize.convs import is_convolutional, search_convs
 from onnxopt.quantize.decoder import DecoderSearch, search_decoder
 from onnxopt.quantize.options import QuantizeOptions
 from onnxopt.quantize.search import search_columns
-from onnxopt.quantize.weights import plan_weights
+from onnxopt.quantize.weights import plan_tables, plan_weights
+from onnxopt.selftext import write_own
 from onnxopt.spec import Target
 from onnxopt.timing import run_rounds, shape_stats, write_job
 
 logger = logging.getLogger(__name__)
 
 STRICTNESS = (1.0, 0.6, 0.3)  # of one try after the other, when the judge turns a plan down
-ROUNDS, SECONDS = 5, 20.0
+ROUNDS, SECONDS = 5, 12.0
 LEAST_SPEEDUP = 1.0
 DECODER_MARGIN = 0.9  # of what a budget allows: the judge looks at other text, and activations are rounded too
 
@@ -90,12 +94,17 @@ def quantize(
         InputError: an option does not fit the model.
     """
     loaded = fused.loaded
-    judge = Judge.of(loaded.signature)
+    judge = Judge.of(loaded.signature, classifies=_classifies(fused.model))
     budget = options.budget or options.default_budget(judge.metric)
     require_metric(judge, budget)
-    labels = [linear.label for linear in find_linears(fused.model)]
-    keep = Selector(options.keep).choose(labels) if options.keep else set()
-    data = read_calibration(loaded, options.calibration, samples=options.samples, force=options.force)
+    fused.raise_to_quantize()
+    labels = [*(conv.label for conv in find_convs(fused.model)), *(one.label for one in find_linears(fused.model))]
+    tables = [table.label for table in find_tables(fused.model)]
+    keep = Selector(options.keep).choose(labels, tables) if options.keep else set()
+    if options.calibration == SELF:
+        data = write_own(loaded, as_float, samples=options.samples, say=say)
+    else:
+        data = read_calibration(loaded, options.calibration, samples=options.samples, force=options.force)
     gate: GateRecord | None = None
     decision, trial, path = _Decision(Plan()), fused, as_float
     for number, strictness in enumerate(STRICTNESS):
@@ -103,7 +112,7 @@ def quantize(
         decision = _decide(trial, data, judge, budget, options, keep=keep, strictness=strictness, say=say)
         _carry_out(trial, decision.plan)
         path = save(trial.model, scratch / f"quantized-{number}")
-        gate = judge_result(loaded, path, original, data, budget, say=say)
+        gate = judge_result(loaded, path, original, data, budget, judge=judge, say=say)
         say(str(gate))
         if gate.holds or not decision.front:  # what is not searched for does not change in another try
             break
@@ -117,7 +126,7 @@ def quantize(
         reason=reason,
         calibration=data.record,
         gate=gate,
-        layers={label: _layer(planned) for label, planned in decision.plan},
+        layers={label: _layer(planned) for label, planned in (*decision.plan, *_left(fused.model, decision.plan))},
         sensitivities=decision.sensitivities,
         front=decision.front,
         invariant=is_invariant(path, loaded, data),
@@ -128,6 +137,18 @@ def quantize(
     return Attempt(record, trial, None if reason else path)
 
 
+def _left(model: ir.Model, plan: Plan) -> Iterator[tuple[str, PlannedLinear]]:
+    """Yield the layers that a plan says nothing about, with the reason."""
+    for conv in find_convs(model):
+        if conv.label not in plan.linears:
+            reason = "a convolution beside linear layers, or not in static int8"
+            yield conv.label, PlannedLinear(Precision(), reason)
+    for node in all_nodes(model):
+        layer = None if node.graph is model.graph else linear_of(node) or conv_of(node)
+        if layer is not None and layer.label not in plan.linears:
+            yield layer.label, PlannedLinear(Precision(), "it lies inside a branch or a loop")
+
+
 def scheme_of(target: Target) -> Scheme:
     """Return how a target wants int8: TensorRT without zero points; an x86 without VNNI with 7-bit weights."""
     if target.provider == "tensorrt":
@@ -136,6 +157,15 @@ def scheme_of(target: Target) -> Scheme:
     isa = machine.get("isa") or ()
     is_x86 = str(machine.get("architecture", "")).lower() in ("x86_64", "amd64")
     return Scheme(weight_bits=7 if is_x86 and not any("vnni" in str(flag) for flag in isa) else 8)
+
+
+def _classifies(model: ir.Model) -> bool:
+    """Tell whether the first output is made by a Softmax: it is the answer, then, and not a tensor on the way."""
+    value: ir.Value | None = model.graph.outputs[0]
+    while value is not None and is_op(value.producer(), "Identity", "Cast"):
+        node = value.producer()
+        value = node.inputs[0] if node is not None else None
+    return value is not None and is_op(value.producer(), "Softmax", "LogSoftmax")
 
 
 def _only_smaller(options: QuantizeOptions) -> bool:
@@ -176,7 +206,8 @@ def _decide(
         plan = plan_columns(trial.model, data, kind="int8-dynamic", chosen=chosen, scheme=scheme, progress=say)
         kept = {label: PlannedLinear(Precision(), "kept by the user") for label in sorted(keep)}
         return _Decision(Plan({**plan.linears, **kept}))
-    searched = search_columns(
+    search = search_convs if is_convolutional(trial.model) else search_columns
+    searched = search(
         trial.model,
         data,
         judge,
@@ -187,7 +218,9 @@ def _decide(
         scheme=scheme,
         progress=say,
     )
-    return _Decision(searched.plan, searched.sensitivities, searched.front)
+    tables = plan_tables(trial.model, keep) if trial.target.provider == "cpu" and strictness > STRICTNESS[-1] else {}
+    plan = replace(searched.plan, linears={**searched.plan.linears, **tables})
+    return _Decision(plan, searched.sensitivities, searched.front)
 
 
 def _exact_grids(trial: Pipeline) -> dict[str, Blocked]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from onnxopt.cache import ENCODED, PAST, SEQUENCE, complete
+from onnxopt.graph_feeder import role_of
 from onnxopt.model import Array, Feeds, Loaded
 from onnxopt.observe import Observation
 from onnxopt.rows import mask_of
@@ -49,7 +50,7 @@ def fit_workload(workload: Workload, loaded: Loaded) -> Workload:
     shapes: dict[tuple[tuple[tuple[str, int], ...], float], Mapping[str, int]] = {}
     weights: dict[tuple[tuple[tuple[str, int], ...], float], float] = {}
     for index, shape in enumerate(workload.shapes):
-        sizes = complete({axis: shape.get(axis, _default(axis, shape)) for axis in axes})
+        sizes = complete({axis: shape.get(axis, _default(axis, shape, loaded)) for axis in axes})
         key = (tuple(sizes.items()), workload.fill(index) if masked else 1.0)
         shapes.setdefault(key, sizes)
         weights[key] = weights.get(key, 0.0) + (workload.weights[index] if workload.weights else 1.0)
@@ -61,10 +62,13 @@ def fit_workload(workload: Workload, loaded: Loaded) -> Workload:
     )
 
 
-def _default(axis: str, shape: Mapping[str, int]) -> int:
+def _default(axis: str, shape: Mapping[str, int], loaded: Loaded) -> int:
     if axis == PAST:
         return 0
-    return shape.get("sequence", 1) if "sequence" in axis else shape.get("batch", 1)
+    if "sequence" in axis:
+        return shape.get("sequence", 1)
+    batch = shape.get("batch", 1)
+    return loaded.usual(axis, batch) if role_of(axis) == "other" else batch  # the height of an image, say
 
 
 def requests_of(loaded: Loaded, workload: Workload) -> list[Observation]:

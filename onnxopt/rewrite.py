@@ -174,9 +174,11 @@ class Builder:
 
         Args:
             array: its data; kept in row-major order.
-            name: the role it plays, part of its name in the graph.
+            name: the role it plays, part of its name in the graph; a number is added where one role is played twice.
         """
         full = f"{self._prefix}/{self._pass_name}/{name}"
+        if any(value.name == full for value in self.initializers):
+            full = f"{full}_{len(self.initializers)}"
         value = constant_value(ir.tensor(np.asarray(array, order="C"), name=full), full)
         self.initializers.append(value)
         return value

@@ -618,7 +618,7 @@ def _golden(loaded: Loaded, run: Callable[[Feeds], Feeds], error: float = GOLDEN
     cases = []
     cached = Cache.of(loaded.signature) is not None
     for seed, (batch, length, padding) in enumerate(((1, 9, "none"), (3, 12, "left" if cached else "right"))):
-        sizes = {axis: batch if axis == "batch" else length for axis in loaded.signature.axes}
+        sizes = {axis: batch if axis == "batch" else loaded.usual(axis, length) for axis in loaded.signature.axes}
         sizes = complete_all(sizes | ({PAST: 0} if cached else {}), loaded.signature.axes, seed)
         feeds = loaded.feeder.make(sizes, padding, seed=seed)  # type: ignore[arg-type]  # the literal is one of the paddings
         cases.append(Golden(feeds, run(feeds), error, sizes, padding))  # type: ignore[arg-type]  # same

@@ -64,7 +64,8 @@ def cases_of(loaded: Loaded) -> list[Case]:
         sizes = [{axis: {"batch": b, "sequence": n}.get(axis, n) for axis in axes} for b, n in dict.fromkeys(pairs)]
     else:
         sizes = [
-            {axis: b if axis == "batch" else 2 for axis in axes} for b in (BATCHES if "batch" in axes else BATCHES[:1])
+            {axis: b if axis == "batch" else loaded.usual(axis, 2) for axis in axes}
+            for b in (BATCHES if "batch" in axes else BATCHES[:1])
         ]
     return [
         (size, padding)

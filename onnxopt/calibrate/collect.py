@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
 from onnxopt.calibrate.data import BATCH_TOKENS, CalibrationData, Part
+from onnxopt.calibrate.state import CalibrationState
 from onnxopt.calibrate.statistics import Statistics
 from onnxopt.graph import dims
-from onnxopt.probe import GraphRunner
+from onnxopt.probe import GraphRunner, ShapeRunner
 
 CAPTURED_BYTES = 1 << 28  # of all tensors of one run; more tensors are watched in several passes over the samples
 _BYTES = 4
@@ -25,6 +27,7 @@ def collect(
     part: Part,
     *,
     grams: Iterable[ir.Value] = (),
+    images: Collection[ir.Value] = (),
     most: int | None = None,
     progress: Say | None = None,
 ) -> dict[ir.Value, Statistics]:
@@ -32,50 +35,73 @@ def collect(
 
     Args:
         model: not changed; run with the runtime's own optimizations off.
-        values: float tensors of the main graph, their last axis channels; graph inputs are passed over.
+        values: float tensors of the main graph, their last axis channels.
+        images: those of the values whose second axis are channels.
         data: samples without padding.
         part: which of them.
         grams: those of the values whose Gram matrix is wanted.
         most: the most samples.
         progress: told what is done and how long the rest will take.
 
+    A calibration that was interrupted after more than a few seconds goes on where it was, from a file in the cache.
+
     Returns:
-        One entry per value that is made by a node, in order.
+        One entry per value that was seen, in order.
     """
-    wanted = [value for value in dict.fromkeys(values) if value.producer() is not None]
-    with_gram = set(grams)
+    wanted = [value for value in dict.fromkeys(values) if value.producer() is not None or value.is_graph_input()]
+    with_gram, pictures = set(grams), set(images)
     found: dict[ir.Value, Statistics] = {}
-    groups = _groups(wanted)
+    groups = _groups(wanted, _image_sizes(model, wanted, pictures, data, part))
     count = len(data.part(part)[:most])
+    state = CalibrationState(model, wanted, data, f"{part} {most} {sorted(value.name or '' for value in with_gram)}")
+    found.update({value: state.found[value.name or ""] for value in wanted if value.name in state.found})
     started, runs = time.perf_counter(), 0
     for number, group in enumerate(groups):
-        runner = GraphRunner(model, group, with_outputs=False)
+        runner: GraphRunner | None = None
         done = 0
         for feeds in data.batches(part, most=most):
+            runs += 1
+            done += len(next(iter(feeds.values())))
+            if runs <= state.passed:
+                continue
+            runner = runner or GraphRunner(model, group, with_outputs=False)
             captured = runner.run(feeds)[1]
             for value in group:
-                array = captured.pop(value)
+                array = captured.pop(value) if value in captured else feeds[value.name or ""]
+                is_image = value in pictures and array.ndim > 1
                 seen = found.get(value)
                 if seen is None:
-                    seen = found[value] = Statistics(array.shape[-1], with_gram=value in with_gram)
-                seen.add(array)
-            done += len(next(iter(feeds.values())))
-            runs += 1
+                    channels = array.shape[1 if is_image else -1]
+                    seen = found[value] = Statistics(channels, with_gram=value in with_gram)
+                (seen.add_image if is_image else seen.add)(array)
+            state.keep(runs, found)
             if progress is not None:
                 spent = time.perf_counter() - started
                 share = (number + done / max(count, 1)) / len(groups)
                 left = spent / share - spent if share > 0 else 0.0
                 progress(f"{part} {done} of {count} samples, {max(left, 0.0):.0f} s left")
+    state.forget()
     return {value: found[value] for value in wanted if value in found}
 
 
-def _groups(values: Sequence[ir.Value]) -> list[list[ir.Value]]:
+def _image_sizes(
+    model: ir.Model, values: Sequence[ir.Value], images: Collection[ir.Value], data: CalibrationData, part: Part
+) -> dict[ir.Value, int]:
+    """Return the bytes that images take in the first run; how large they are is not known from the graph."""
+    measured = [value for value in values if value in images and value.producer() is not None]
+    first = next(iter(data.batches(part, most=1)), None)
+    if not measured or first is None:
+        return {}
+    return {value: math.prod(shape) * _BYTES for value, shape in ShapeRunner(model, measured).run(first).items()}
+
+
+def _groups(values: Sequence[ir.Value], known: Mapping[ir.Value, int]) -> list[list[ir.Value]]:
     """Split the tensors so that those of one run of the largest batch fit into `CAPTURED_BYTES`."""
     groups: list[list[ir.Value]] = [[]]
     used = 0
     for value in values:
         last = (dims(value) or (None,))[-1]
-        size = (last if isinstance(last, int) else 1024) * BATCH_TOKENS * _BYTES
+        size = known.get(value, (last if isinstance(last, int) else 1024) * BATCH_TOKENS * _BYTES)
         if groups[-1] and used + size > CAPTURED_BYTES:
             groups.append([])
             used = 0

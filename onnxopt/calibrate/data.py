@@ -139,6 +139,8 @@ def read_calibration(
         InputError: the source cannot be read, does not fit the model, or says too little.
     """
     name, most = str(source), samples or SAMPLES
+    if name == SELF:
+        raise InputError("a model writes its own calibration text while it is quantized", where="--calibration self")
     if samples is not None and samples < 1:
         raise InputError(f"the number of calibration samples is {samples}", hint="it must be 1 or more")
     if name == RANDOM or (loaded.random_weights and name == BUILTIN and _tokenizer(loaded) is None):
@@ -305,8 +307,7 @@ def _cut(tokenizer: Tokenizer, text: str, longest: int) -> tuple[int, ...]:
 
 def _windows(tokenizer: Tokenizer, texts: Sequence[str], window: int, most: int) -> list[tuple[int, ...]]:
     """Join texts and cut them into windows that begin as the tokenizer begins a text."""
-    plain, whole = (tokenizer.encode("a", add_special_tokens=marks).ids for marks in (False, True))
-    prefix = tuple(whole[: whole.index(plain[0])]) if plain and plain[0] in whole else ()
+    prefix = _prefix(tokenizer)
     stream: list[int] = []
     for text in texts:
         stream.extend(tokenizer.encode(text + "\n\n", add_special_tokens=False).ids)
@@ -316,6 +317,28 @@ def _windows(tokenizer: Tokenizer, texts: Sequence[str], window: int, most: int)
     starts = range(0, max(len(stream) - size + 1, 1), size)
     rows = [(*prefix, *stream[start : start + size]) for start in starts]
     return [row for row in rows if len(row) > len(prefix)][:most]
+
+
+def _prefix(tokenizer: Tokenizer) -> tuple[int, ...]:
+    plain, whole = (tokenizer.encode("a", add_special_tokens=marks).ids for marks in (False, True))
+    return tuple(whole[: whole.index(plain[0])]) if plain and plain[0] in whole else ()
+
+
+def prefix_of(loaded: Loaded) -> tuple[int, ...]:
+    """Return the tokens with which a model's tokenizer begins a text; none without a tokenizer."""
+    tokenizer = _tokenizer(loaded)
+    return _prefix(tokenizer) if tokenizer is not None else ()
+
+
+def of_rows(loaded: Loaded, rows: Sequence[Sequence[int]], name: str) -> CalibrationData:
+    """Return calibration data of token ids that are known already.
+
+    Args:
+        loaded: the model.
+        rows: ids of each sample, without padding.
+        name: where they come from.
+    """
+    return CalibrationData(_record(name, rows), tuple(tuple(row) for row in rows), _loaded=loaded)
 
 
 def _record(name: str, rows: Sequence[Sequence[int]]) -> CalibrationRecord:
@@ -405,7 +428,8 @@ def _random(loaded: Loaded, most: int, *, forced: bool) -> CalibrationData:
             "random calibration data says nothing about the ranges of real inputs",
             hint="give real data, or force it with --force-calibration, which marks the result",
         )
-    sizes = {axis: 1 if axis == "batch" else 32 for axis in loaded.signature.axes if axis != PAST}
+    axes = [axis for axis in loaded.signature.axes if axis != PAST]
+    sizes = {axis: 1 if axis == "batch" else loaded.usual(axis, 32) for axis in axes}
     if PAST in loaded.signature.axes:
         sizes[PAST] = 0
     ready = [loaded.feeder.make(complete(sizes), "none", seed=1000 + number) for number in range(min(most, 32))]

@@ -18,6 +18,7 @@ METHODS: tuple[Method, ...] = ("min-max", "moving-average", "percentile", "entro
 PERCENTILES = (99.99, 99.999)
 SHARES = tuple(np.linspace(1.0, 0.3, 29))  # of both ends of the range, tried for the least squared error
 LEVELS = 256
+HELD_ROWS = 192  # on which methods are compared; each is a product with the whole weight
 PLAIN = Scheme()
 
 
@@ -113,15 +114,27 @@ def _divergence(counts: Array, start: int, stop: int) -> float:
     return float(np.sum(p[told] * np.log(p[told] / np.maximum(q[told], 1e-9))))
 
 
+def nearest(seen: Statistics, held_out: Array, methods: tuple[Method, ...], *, scheme: Scheme = PLAIN) -> Affine:
+    """Return the grid of a tensor itself that is nearest to rows that no method has seen.
+
+    Args:
+        seen: statistics of the tensor on the samples for fitting.
+        held_out: float32 [rows, channels] of it from other samples.
+        methods: those to compare.
+        scheme: what the target wants.
+    """
+    return choose(seen, held_out, None, methods, scheme=scheme)[0]
+
+
 def choose(
-    seen: Statistics, held_out: Array, weight: Array, methods: tuple[Method, ...], *, scheme: Scheme = PLAIN
+    seen: Statistics, held_out: Array, weight: Array | None, methods: tuple[Method, ...], *, scheme: Scheme = PLAIN
 ) -> tuple[Affine, Method]:
     """Return the grid of a linear's input whose product is nearest to the exact one on rows that no method has seen.
 
     Args:
         seen: statistics of the input on the samples for fitting.
         held_out: float32 [rows, in], rows of the input from other samples.
-        weight: float [in, out] of the linear that reads it.
+        weight: float [in, out] of the linear that reads it; None to compare the tensor itself.
         methods: those to compare.
         scheme: what the target wants.
 
@@ -129,11 +142,12 @@ def choose(
         The grid and the method that proposed it.
     """
     best: tuple[float, Affine, Method] | None = None
-    rows = np.asarray(held_out, np.float32)
+    rows = np.asarray(held_out[:HELD_ROWS], np.float32)
     for method in methods:
         for low, high in ranges(seen, method):
             scale, zero_point = (symmetric if scheme.symmetric else asymmetric)(low, high)
-            noise = (rounded(rows, scale, zero_point) - rows) @ weight
+            noise = rounded(rows, scale, zero_point) - rows
+            noise = noise if weight is None else noise @ weight
             error = float(np.square(noise, dtype=np.float64).sum())
             if best is None or error < best[0]:
                 grid = Affine(scale, 0, "int8") if scheme.symmetric else Affine(scale, zero_point)

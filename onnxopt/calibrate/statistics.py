@@ -7,6 +7,8 @@ the Gram matrix Σ xᵀx that least squares and GPTQ want.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +18,11 @@ from onnxopt.model import Array
 BINS = 4096  # of a histogram, over [-reach, reach]
 KEPT_ROWS = 384  # of each tensor
 MOVING_AVERAGE = 0.05  # share of the newest batch in the moving average of the extremes
+IMAGE_ROWS = 2048  # positions of one image whose moments are taken; neighbours are alike
 HISTOGRAM_VALUES = 1 << 18  # of one batch; more are thinned by whole rows, which costs no bias
+
+
+_ARRAYS = ("low", "high", "total", "squares", "counts", "sample")
 
 
 @dataclass
@@ -59,12 +65,17 @@ class Statistics:
         self.gram = np.zeros((self.channels, self.channels)) if self.with_gram else None
         self._random = np.random.default_rng(self.channels)
 
-    def add(self, values: Array) -> None:
-        """Count the rows of a tensor [..., channels]; rows of padding must have been left out."""
+    def add(self, values: Array, extremes: tuple[Array, Array] | None = None) -> None:
+        """Count the rows of a tensor [..., channels]; rows of padding must have been left out.
+
+        Args:
+            values: all rows, or some of them.
+            extremes: float [channels] twice, the smallest and largest values of all rows where these are some.
+        """
         x = np.asarray(values, np.float32).reshape(-1, self.channels)
         if not x.size:
             return
-        low, high = x.min(axis=0), x.max(axis=0)
+        low, high = extremes or (x.min(axis=0), x.max(axis=0))
         self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
         self.total += x.sum(axis=0, dtype=np.float64)
         self.squares += np.einsum("ij,ij->j", x, x, dtype=np.float64)
@@ -77,6 +88,15 @@ class Statistics:
             self.gram += (x.T @ x).astype(np.float64)
         self._keep(x)
         self.rows += len(x)
+
+    def add_image(self, values: Array) -> None:
+        """Count the positions of a tensor [batch, channels, ...]: the extremes of all, the moments of some, evenly."""
+        x = np.asarray(values, np.float32).reshape(len(values), self.channels, -1)
+        if not x.size:
+            return
+        extremes = x.min(axis=(0, 2)), x.max(axis=(0, 2))
+        every = max(1, x.shape[0] * x.shape[2] // IMAGE_ROWS)
+        self.add(x[:, :, ::every].transpose(0, 2, 1), extremes)
 
     def _count(self, x: Array, largest: float) -> None:
         if self.reach == 0.0:
@@ -102,6 +122,32 @@ class Statistics:
         places = (self._random.random(len(rest)) * (self.rows + rest + 1)).astype(np.int64)
         for row, place in zip(rest[places < KEPT_ROWS], places[places < KEPT_ROWS], strict=True):
             self.sample[place] = x[row]
+
+    def state(self) -> dict[str, Array]:
+        """Return all that is known, so that `of_state` can go on: arrays by name, none of objects."""
+        generator = np.frombuffer(json.dumps(self._random.bit_generator.state).encode(), np.uint8)
+        found = {name: getattr(self, name) for name in _ARRAYS}
+        found |= {"sizes": np.array([self.channels, self.rows]), "reach": np.array(self.reach), "random": generator}
+        if self.average is not None:
+            found["average"] = np.array(self.average)
+        if self.gram is not None:
+            found["gram"] = self.gram
+        return found
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Array]) -> Statistics:
+        """Return the statistics whose state that is."""
+        channels, rows = (int(size) for size in state["sizes"])
+        found = cls(channels, with_gram="gram" in state, rows=rows)
+        for name in _ARRAYS:
+            setattr(found, name, np.array(state[name]))
+        found.reach = float(state["reach"])
+        found.gram = np.array(state["gram"]) if "gram" in state else None
+        if "average" in state:
+            low, high = (float(end) for end in state["average"])
+            found.average = low, high
+        found._random.bit_generator.state = json.loads(state["random"].tobytes())
+        return found
 
     @property
     def smallest(self) -> float:

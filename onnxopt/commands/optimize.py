@@ -63,7 +63,8 @@ def optimize(
         str,
         typer.Option(
             "--calibration",
-            help="Samples for int8: builtin, a .txt, .jsonl or .npz file, a folder of images or .npz, or hf:dataset.",
+            help="Samples for int8: builtin, self (a language model writes its own), a .txt, .jsonl or .npz file, "
+            "a folder of images or .npz, or hf:dataset.",
         ),
     ] = "builtin",
     calibration_samples: Annotated[
@@ -73,7 +74,7 @@ def optimize(
         str, typer.Option("--calibrator", help="auto, min-max, moving-average, percentile, entropy or mse.")
     ] = "auto",
     keep: Annotated[
-        str, typer.Option("--keep", help='Linear layers that stay in float: "layer.0|lm_head", "*dense", "/regex/".')
+        str, typer.Option("--keep", help='Layers that stay in float: "layer.0|lm_head", "*dense", "/regex/".')
     ] = "",
     padding: Annotated[
         PaddingName,

@@ -15,6 +15,7 @@ Floats = npt.NDArray[np.floating[Any]]
 Codes = npt.NDArray[np.integer[Any]]
 
 TINY = 1e-12  # a range narrower than this is a constant zero
+BIAS_REACH = 2**30  # of int32: the sum of the products is added to it
 # shares of the largest magnitude that are tried as the end of a weight's grid
 CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6)
 
@@ -86,3 +87,47 @@ def columns(
         better = error < best
         best, scales = np.where(better, error, best), np.where(better, tried, scales)
     return quantize(weight, scales, 0, -top, top).astype(np.int8), scales.astype(np.float32)
+
+
+def kernels(weight: Floats, *, bits: int = 8, importance: Floats | None = None) -> tuple[Codes, Floats]:
+    """Quantize the weight of a convolution symmetrically, one scale per output channel.
+
+    Args:
+        weight: float [out, channels / groups, ...].
+        bits: 8, or 7 for processors whose u8 × s8 products saturate in 16 bits.
+        importance: float [channels], second moments of the input of an ungrouped convolution; all 1 without it.
+
+    Returns:
+        int8 codes of the shape of the weight, and float32 [out] scales.
+    """
+    rows = weight.reshape(len(weight), -1)
+    repeated = None if importance is None else np.repeat(importance, rows.shape[1] // len(importance))
+    codes, scales = columns(rows.T, bits=bits, importance=repeated)
+    return np.ascontiguousarray(codes.T).reshape(weight.shape), scales
+
+
+def bias_codes(bias: Floats, scale: float, weight_scales: Floats) -> tuple[Codes, Floats]:
+    """Return int32 [out] codes of a bias, and their float32 [out] scales s · t: the grid of the integer products."""
+    product = (np.float32(scale) * weight_scales).astype(np.float32)
+    codes = np.rint(bias.astype(np.float64) / product)
+    return np.clip(codes, -BIAS_REACH, BIAS_REACH).astype(np.int32), product
+
+
+def wide_enough(scales: Floats, codes: Codes, bias: Floats, scale: float) -> tuple[Codes, Floats]:
+    """Widen the weight scales of the channels whose bias has no int32 code.
+
+    Where a channel's weights are next to nothing, s · t is so small that its bias would be cut off. The weights get
+    a coarser grid then; what they add is far below one step of the result.
+
+    Args:
+        scales: float32 [out].
+        codes: int8 [out, ...] of the weight on these scales.
+        bias: float [out].
+        scale: of the input.
+    """
+    least = (np.abs(bias) / (scale * BIAS_REACH)).astype(np.float32)
+    if not (least > scales).any():
+        return codes, scales
+    wider = np.maximum(scales, least)
+    share = (scales / wider).reshape(-1, *[1] * (codes.ndim - 1))
+    return np.rint(codes * share).astype(np.int8), wider

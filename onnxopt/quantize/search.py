@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -37,9 +38,11 @@ from onnxopt.quantize.switchboard import Switchboard
 INT8_SECONDS = 411e-6 / (128 * 384 * 1536)  # per multiplication
 FLOAT_SECONDS = 1459e-6 / (128 * 384 * 1536)
 PASS_SECONDS = 10e-6 / (128 * 384)  # per element read and written
-SAMPLES_TO_RANK = 32
+SAMPLES_TO_CHOOSE = 32
+SAMPLES_TO_RANK = 12  # for one layer alone: orders them; what is chosen is measured on more
 MARGIN = 0.8  # of the loss that a budget allows: the judge looks at other samples
 MOST_TRIES = 6
+STEP_DOWN = 0.4  # of the sum of the losses, where the budget is in other units
 
 Say = Callable[[str], None]
 
@@ -64,10 +67,27 @@ class Found:
 
 
 @dataclass(frozen=True)
-class _Option:
+class Option:
+    """One way to compute a layer: its loss alone, and its time by the estimate."""
+
     planned: PlannedLinear
     loss: float
     seconds: float
+
+
+class Measured(Protocol):
+    """Measures plans on one set of samples.
+
+    Attributes:
+        judge: what is measured.
+        decisions: answers that are compared, once something has been measured.
+    """
+
+    judge: Judge
+    decisions: int
+
+    def value(self, plan: Mapping[str, PlannedLinear], /) -> float:
+        """Return the metric of a plan."""
 
 
 @dataclass
@@ -78,10 +98,12 @@ class _Trial:
     judge: Judge
     batches: Sequence[Feeds]
     reference: list[Array] = field(default_factory=list)
+    decisions: int = 0
 
     def value(self, plan: Mapping[str, PlannedLinear]) -> float:
         if not self.reference:
             self.reference = [self.board.run(feeds, {}) for feeds in self.batches]
+        self.decisions = decisions(self.reference)
         scores = [
             self.judge.scores(self.board.run(feeds, plan), expected, feeds)
             for feeds, expected in zip(self.batches, self.reference, strict=True)
@@ -89,10 +111,20 @@ class _Trial:
         return self.judge.value(np.concatenate(scores))
 
     def loss(self, plan: Mapping[str, PlannedLinear]) -> float:
-        return _loss(self.judge, self.value(plan))
+        return loss_of(self.judge, self.value(plan))
 
 
-def _loss(judge: Judge, value: float) -> float:
+def decisions(outputs: Sequence[Array]) -> int:
+    """Return how many choices among classes some outputs are."""
+    return sum(output.size // max(output.shape[-1], 1) for output in outputs)
+
+
+def gentle(judge: Judge) -> Judge:
+    """Return what ranks layers: whether a likeliest class changes says nothing about one layer on few samples."""
+    return Judge("cosine", judge.output) if judge.metric == "agreement" else judge
+
+
+def loss_of(judge: Judge, value: float) -> float:
     """Return what a metric has lost: 1 − cosine, 1 − agreement, or the logarithm of a ratio of perplexities."""
     return math.log(max(value, 1e-9)) if judge.metric == "perplexity" else 1.0 - value
 
@@ -129,64 +161,93 @@ def search_columns(
     inputs = list(by_input(wanted))
     fitted = collect(model, inputs, data, "fit", progress=lambda step: say(f"calibrate: {step}"))
     held = collect(model, inputs, data, "choose", progress=lambda step: say(f"calibrate: {step}"))
-    trial = _Trial(Switchboard(model, judge.output), judge, list(data.batches("choose", most=SAMPLES_TO_RANK)))
-    options: dict[str, list[_Option]] = {}
+    board, batches = Switchboard(model, judge.output), list(data.batches("choose", most=SAMPLES_TO_CHOOSE))
+    trial = _Trial(board, judge, batches)
+    ranks = _Trial(board, gentle(judge), list(data.batches("choose", most=SAMPLES_TO_RANK)))
+    groups = [
+        _Group(readers, seen, held.get(x, seen).sample)
+        for x, readers in by_input(wanted).items()
+        if (seen := fitted.get(x)) is not None and seen.rows
+    ]
+    calibrated = {one.label for group in groups for one in group.readers}
+    unseen = [one.label for one in wanted if one.label not in calibrated]
+    kept |= {label: PlannedLinear(Precision(), "its input was never computed") for label in unseen}
+    plain: dict[str, PlannedLinear] = {}
+    for number, group in enumerate(groups, start=1):
+        say(f"grids {number} of {len(groups)}: {group.readers[0].label}")
+        plain |= group.plain(methods, scheme)
+    value = trial.value(plain)
+    say(f"{len(plain)} int8: {budget.metric} {value:.5f}")
+    fits = loss_of(judge, value) <= allowed_loss(trial, budget, strictness)
+    options: dict[str, list[Option]] = {}
     ranking: dict[str, SensitivityRecord] = {}
-    groups = by_input(wanted)
-    for number, (x, readers) in enumerate(groups.items(), start=1):
-        say(f"sensitivity {number} of {len(groups)}: {readers[0].label}")
-        seen = fitted.get(x)
-        if seen is None or not seen.rows:
-            kept.update({one.label: PlannedLinear(Precision(), "its input was never computed") for one in readers})
-            continue
-        sample = held[x].sample if x in held else seen.sample
-        _weigh(readers, seen, sample, methods=methods, scheme=scheme, trial=trial, options=options, ranking=ranking)
-    chosen, value, front = _fit(options, trial, budget, strictness, say)
+    for number, group in enumerate(groups, start=1):
+        say(f"sensitivity {number} of {len(groups)}: {group.readers[0].label}")
+        _weigh(
+            group, plain, smooth=not fits, scheme=scheme, methods=methods, trial=ranks, options=options, ranking=ranking
+        )
+    chosen, value, front = fit(options, trial, budget, strictness, say, all_fit=value if fits else None)
     plan = {label: option.planned for label, option in chosen.items()}
     order = sorted(ranking.values(), key=lambda one: -one.loss)
     found = tuple(one.model_copy(update={"precision": str(plan[one.label].precision)}) for one in order)
     return Found(Plan({**kept, **plan}), value, budget.holds(value), found, front)
 
 
+@dataclass(frozen=True)
+class _Group:
+    """The linears that read one tensor, its statistics, and rows of it from other samples."""
+
+    readers: Sequence[Linear]
+    seen: Statistics
+    sample: Array
+
+    def plain(self, methods: tuple[Method, ...], scheme: Scheme) -> dict[str, PlannedLinear]:
+        """Return all of them in int8 on one grid."""
+        weights = [linear.matrix() for linear in self.readers]
+        return plan_layer(self.readers, weights, self.seen, self.sample, methods, scheme=scheme)
+
+    def smooth(self, methods: tuple[Method, ...], scheme: Scheme) -> dict[str, PlannedLinear]:
+        """Return them behind a smoothing multiplication; nothing where that gains nothing."""
+        weights = [linear.matrix() for linear in self.readers]
+        smoothing = choose_smoothing(self.seen, self.sample, weights, ("min-max", "mse"))
+        if not smoothing.strength:
+            return {}
+        factors = smoothing.factors
+        scaled = [weight * factors[:, None] for weight in weights]
+        seen, sample = divided(self.seen, factors), self.sample / factors
+        return plan_layer(self.readers, scaled, seen, sample, methods, scheme=scheme, factors=factors)
+
+
 def _weigh(
-    readers: Sequence[Linear],
-    seen: Statistics,
-    sample: Array,
+    group: _Group,
+    plain: Mapping[str, PlannedLinear],
     *,
+    smooth: bool,
     methods: tuple[Method, ...],
     scheme: Scheme,
     trial: _Trial,
-    options: dict[str, list[_Option]],
+    options: dict[str, list[Option]],
     ranking: dict[str, SensitivityRecord],
 ) -> None:
-    """Make the alternatives of the readers of one tensor and measure each alone."""
-    weights = [linear.matrix() for linear in readers]
-    plain = plan_layer(readers, weights, seen, sample, methods, scheme=scheme)
-    smoothing = choose_smoothing(seen, sample, weights, ("min-max", "mse"))
-    smooth: Mapping[str, PlannedLinear] = {}
-    if smoothing.strength:
-        factors = smoothing.factors
-        scaled = [weight * factors[:, None] for weight in weights]
-        smooth = plan_layer(
-            readers, scaled, divided(seen, factors), sample / factors, methods, scheme=scheme, factors=factors
-        )
-    for linear in readers:
+    """Measure each reader of one tensor alone, plain and, where that is wanted, smoothed."""
+    careful = group.smooth(methods, scheme) if smooth else {}
+    for linear in group.readers:
         label, products = linear.label, linear.rows * linear.columns
         losses = [max(trial.loss({label: plain[label]}), 0.0)]
-        found = [_Option(plain[label], losses[0], INT8_SECONDS * products)]
-        if label in smooth:
-            losses.append(max(trial.loss({label: smooth[label]}), 0.0))
+        found = [Option(plain[label], losses[0], INT8_SECONDS * products)]
+        if label in careful:
+            losses.append(max(trial.loss({label: careful[label]}), 0.0))
             seconds = INT8_SECONDS * products + PASS_SECONDS * linear.rows
-            found.append(_Option(smooth[label], losses[1], seconds))
+            found.append(Option(careful[label], losses[1], seconds))
         reason = f"costs {losses[0]:.2g} in int8"
-        found.append(_Option(PlannedLinear(Precision(), reason), 0.0, FLOAT_SECONDS * products))
+        found.append(Option(PlannedLinear(Precision(), reason), 0.0, FLOAT_SECONDS * products))
         options[label] = found
         ranking[label] = SensitivityRecord(
             label=label,
             loss=losses[0],
             smoothed=losses[1] if len(losses) > 1 else None,
             weights=max(trial.loss({label: _weight_only(plain[label])}), 0.0),
-            reason=_why(seen),
+            reason=why(group.seen),
         )
 
 
@@ -194,7 +255,7 @@ def _weight_only(planned: PlannedLinear) -> PlannedLinear:
     return replace(planned, activation=None, bias=None)
 
 
-def _why(seen: Statistics) -> str:
+def why(seen: Statistics) -> str:
     """Say what makes a tensor hard: channels far larger than the others, or rare values far outside the rest."""
     typical, largest = float(np.median(seen.magnitude)), float(seen.magnitude.max())
     spread = float(np.sqrt(seen.moments.mean()))
@@ -205,30 +266,53 @@ def _why(seen: Statistics) -> str:
     return "no outliers"
 
 
-def _fit(
-    options: Mapping[str, list[_Option]], trial: _Trial, budget: MetricBudget, strictness: float, say: Say
-) -> tuple[dict[str, _Option], float, tuple[FrontRecord, ...]]:
-    """Return the fastest choice whose measured value is within the budget, its value, and what was measured."""
-    allowed = _loss(trial.judge, budget.limit) * MARGIN * strictness
-    limit, tried = allowed, []
-    best: tuple[dict[str, _Option], float] | None = None
+def allowed_loss(trial: Measured, budget: MetricBudget, strictness: float) -> float:
+    """Return what a plan may lose on the samples of a trial, which has measured something.
+
+    Of choices among classes at least one: fewer samples than a budget of 99 % asks for cannot tell more.
+    """
+    allowed = loss_of(trial.judge, budget.limit) * MARGIN * strictness
+    return max(allowed, strictness / max(trial.decisions, 1)) if trial.judge.metric == "agreement" else allowed
+
+
+def fit(
+    options: Mapping[str, list[Option]],
+    trial: Measured,
+    budget: MetricBudget,
+    strictness: float,
+    say: Say,
+    *,
+    all_fit: float | None = None,
+) -> tuple[dict[str, Option], float, tuple[FrontRecord, ...]]:
+    """Return the fastest choice whose measured value is within the budget, its value, and what was measured.
+
+    `all_fit` is the value of all first options together, when that is within the budget: there is nothing to search.
+    Losses of layers that choose classes are those of `gentle`: then their sum is lowered until the classes agree.
+    """
+    first = {label: own[0] for label, own in options.items()}
+    if all_fit is not None:
+        return first, all_fit, (_point(first, all_fit),)
+    allowed = allowed_loss(trial, budget, strictness)
+    agreeing = trial.judge.metric == "agreement"
+    limit, tried = sum(own[0].loss for own in options.values()) if agreeing else allowed, []
+    best: tuple[dict[str, Option], float] | None = None
     for _ in range(MOST_TRIES):
         chosen = assign(options, limit)
         value = trial.value({label: option.planned for label, option in chosen.items()})
         tried.append(_point(chosen, value))
         best = chosen, value
-        loss = _loss(trial.judge, value)
+        loss = loss_of(trial.judge, value)
         say(f"{budget.metric} {value:.5f}, {tried[-1].counts}")
         careful = all(option is options[label][-1] for label, option in chosen.items())
         if loss <= allowed or careful:
             break
-        limit *= min(0.9 * allowed / loss, 0.8)
+        limit *= STEP_DOWN if agreeing else min(0.9 * allowed / loss, 0.8)
     if best is None:
         raise ValueError("nothing was tried")
     return best[0], best[1], tuple(sorted(tried, key=lambda point: point.seconds))
 
 
-def assign(options: Mapping[str, Sequence[_Option]], limit: float) -> dict[str, _Option]:
+def assign(options: Mapping[str, Sequence[Option]], limit: float) -> dict[str, Option]:
     """Choose an option per layer so that the losses add up to at most a limit, in the least time.
 
     Greedy: the step with the most loss saved per time added comes first, as for a fractional knapsack (Dantzig 1957).
@@ -251,7 +335,7 @@ def assign(options: Mapping[str, Sequence[_Option]], limit: float) -> dict[str, 
     return {label: own[places[label]] for label, own in options.items()}
 
 
-def _point(chosen: Mapping[str, _Option], value: float) -> FrontRecord:
+def _point(chosen: Mapping[str, Option], value: float) -> FrontRecord:
     counts: dict[str, int] = {}
     for option in chosen.values():
         smooth = " smoothed" if option.planned.factors is not None else ""

@@ -187,18 +187,44 @@ def _table(
 ) -> PlannedLinear:
     """Plan a table: in the codes of the layer that shares its weight, else in 8 bits; in float when that layer is."""
     twin = next((linear for linear in linears if linear.weight is weight and linear.transposed), None)
-    entries, width = (int(d) if isinstance(d, int) else 0 for d in dims(weight) or (0, 0))
+    width = (dims(weight) or (0, 0))[1]
     if label in keep:
         return PlannedLinear(Precision(), "kept by the user")
     if twin is not None:
         blocks = made[twin.label].blocks
-        if blocks is not None and width % blocks.block_size == 0:
+        if blocks is not None and isinstance(width, int) and width % blocks.block_size == 0:
             return replace(made[twin.label], bias=None)
         return PlannedLinear(Precision(), f"it shares the weight of {twin.label}, which keeps it")
-    precision = whole_blocks(HEAD, width)
-    found = constant(weight)
-    if width % precision.block_size or found is None or not any(one.blocks is not None for one in made.values()):
-        return PlannedLinear(Precision(), f"rows of {width} are not whole blocks, or nothing else is quantized")
+    if not any(one.blocks is not None for one in made.values()):
+        return PlannedLinear(Precision(), "nothing else is quantized")
+    return _own_table(weight)
+
+
+def plan_tables(model: ir.Model, keep: Collection[str] = ()) -> dict[str, PlannedLinear]:
+    """Plan the tables of an encoder whose layers are in int8: in 8 bits, with a scale per block of a row.
+
+    Args:
+        model: fused or lowered; not changed.
+        keep: labels that stay in float.
+    """
+    shared = {linear.weight for linear in find_linears(model)}
+    made: dict[str, PlannedLinear] = {}
+    for table in find_tables(model):
+        if table.label in keep:
+            made[table.label] = PlannedLinear(Precision(), "kept by the user")
+        elif table.weight in shared:
+            made[table.label] = PlannedLinear(Precision(), "it shares the weight of a layer")
+        else:
+            made[table.label] = _own_table(table.weight)
+    return made
+
+
+def _own_table(weight: ir.Value) -> PlannedLinear:
+    """Plan a table whose weight nobody shares."""
+    entries, width = (int(d) if isinstance(d, int) else 0 for d in dims(weight) or (0, 0))
+    precision, found = whole_blocks(HEAD, width), constant(weight)
+    if found is None or width % precision.block_size:
+        return PlannedLinear(Precision(), f"rows of {width} are not whole blocks")
     if entries * width < LEAST_TABLE:
         return PlannedLinear(Precision(), "small")
     return PlannedLinear(precision, blocks=quantize(found.T, 8, precision.block_size, method="mse"))

@@ -16,51 +16,42 @@ Source: ONNX DynamicQuantizeLinear-11 and MatMulInteger-10.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import onnx_ir as ir
 
-from onnxopt.graph import constant
 from onnxopt.linears import name_after
-from onnxopt.passes.quantize.planned import is_float, require_planned, spellings
-from onnxopt.patterns import Ops, Pat
-from onnxopt.precision import Plan
-from onnxopt.rewrite import Builder, Lossy, Match, Rule, register
+from onnxopt.passes.quantize.planned import Planned, facts_of, is_float
+from onnxopt.precision import Kind
+from onnxopt.rewrite import Builder, Lossy, Match, register
 from onnxopt.spec import SQNR
 
 
 @register
-class QuantizeLinearDynamic(Rule):
+class QuantizeLinearDynamic(Planned):
     """X @ W + b  →  s · t · (Q(X) @ Ŵ) + b."""
 
     name = "quantize-dynamic"
     min_opset = 11
     numerics = Lossy(SQNR, 6.0)
+    kind: Kind = "int8-dynamic"
     enables = ("lower-dynamic-linear",)
 
-    def __init__(self, plan: Plan | None = None) -> None:
-        """Take the plan; without one there is nothing to do."""
-        self.plan = plan or Plan()
-
-    def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
-        """Every spelling of a linear layer."""
-        yield from spellings(op, x)
-
-    def guard(self, match: Match, x: ir.Value) -> None:
+    def guard(self, match: Match) -> None:
         """The plan must have the layer's weight."""
-        linear, planned = require_planned(match, self.plan, "int8-dynamic")
+        super().guard(match)
+        linear, planned = facts_of(match)
+        x = linear.x
         match.require(is_float(x), f"x is {x.dtype}; only float32 is quantized", x)
         match.require(planned.columns is not None, "the plan has no weight", x)
-        match.facts.update(linear=linear, planned=planned)
+        match.facts["columns"] = planned.columns
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
         """The integers first, the scales behind them."""
-        linear, planned = match.facts["linear"], match.facts["planned"]
-        codes, scales = planned.columns
+        linear, _ = facts_of(match)
+        codes, scales = match.facts["columns"]
         integers, scale, zero_point = op.node("DynamicQuantizeLinear", [x], {}, outputs=3)
         stored = op.constant(codes, "weight")
         name_after(stored, [linear.weight])
         sums = op.Cast(op.MatMulInteger(integers, stored, zero_point), to=ir.DataType.FLOAT.value)
         product = op.Mul(sums, op.Mul(scale, op.constant(scales, "weight_scale")))
-        bias = planned.bias if planned.bias is not None else constant(linear.bias)
-        return product if bias is None else op.Add(product, op.constant(bias, "bias"))
+        bias = self.bias(op, match)
+        return product if bias is None else op.Add(product, bias)

@@ -17,56 +17,45 @@ Source: ONNX QuantizeLinear-21 and DequantizeLinear-21; grids and weights come f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.graph import constant
 from onnxopt.linears import name_after
-from onnxopt.passes.quantize.planned import is_float, require_planned, spellings
-from onnxopt.patterns import Ops, Pat
-from onnxopt.precision import Plan
-from onnxopt.rewrite import Builder, Lossy, Match, Rule, register
+from onnxopt.passes.quantize.planned import Planned, facts_of, is_float, through_grid
+from onnxopt.precision import Kind
+from onnxopt.rewrite import Builder, Lossy, Match, register
 from onnxopt.spec import SQNR
 
 
 @register
-class QuantizeLinearStatic(Rule):
+class QuantizeLinearStatic(Planned):
     """X @ W + b  →  DQ(Q(X)) @ DQ(Ŵ) + b̂."""
 
     name = "quantize-static"
     min_opset = 13
     numerics = Lossy(SQNR, 6.0)
+    kind: Kind = "int8"
     enables = ("lower-quantized-linear",)
 
-    def __init__(self, plan: Plan | None = None) -> None:
-        """Take the plan; without one there is nothing to do."""
-        self.plan = plan or Plan()
-
-    def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
-        """Every spelling of a linear layer."""
-        yield from spellings(op, x)
-
-    def guard(self, match: Match, x: ir.Value) -> None:
+    def guard(self, match: Match) -> None:
         """The plan must have the layer's grid and its weight."""
-        linear, planned = require_planned(match, self.plan, "int8")
+        super().guard(match)
+        linear, planned = facts_of(match)
+        x = linear.x
         match.require(is_float(x), f"x is {x.dtype}; only float32 is quantized", x)
         match.require(planned.activation is not None and planned.columns is not None, "the plan has no grid", x)
-        match.facts.update(linear=linear, planned=planned)
+        match.facts.update(grid=planned.activation, columns=planned.columns)
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
         """Through the grids, then the product in float."""
-        linear, planned = match.facts["linear"], match.facts["planned"]
-        grid, (codes, scales) = planned.activation, planned.columns
+        linear, planned = facts_of(match)
+        grid, (codes, scales) = match.facts["grid"], match.facts["columns"]
         if planned.factors is not None:
             x = op.Mul(x, op.constant((1 / planned.factors).astype(np.float32), "smooth"))
-        scale = op.constant(np.array(grid.scale, np.float32), "scale")
-        zero_point = op.constant(np.array(grid.zero_point, grid.dtype), "zero_point")
-        rounded = op.DequantizeLinear(op.QuantizeLinear(x, scale, zero_point), scale, zero_point)
+        rounded = through_grid(op, x, grid)
         stored = op.constant(codes, "weight")
         name_after(stored, [linear.weight])
         weight = op.DequantizeLinear(stored, op.constant(scales, "weight_scale"), axis=1)
         product = op.MatMul(rounded, weight)
-        bias = planned.bias if planned.bias is not None else constant(linear.bias)
-        return product if bias is None else op.Add(product, op.constant(bias, "bias"))
+        bias = self.bias(op, match)
+        return product if bias is None else op.Add(product, bias)

@@ -28,8 +28,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import CONTRIB, constant, dims, is_op
-from onnxopt.linears import Linear, find_tables, keep_labels, name_after, parts_of
+from onnxopt.linears import find_tables, name_after, parts_of
 from onnxopt.model import Array
+from onnxopt.passes.quantize.planned import Planned, facts_of
 from onnxopt.patterns import Ops, Pat
 from onnxopt.patterns import constant as any_constant
 from onnxopt.precision import Blocked, Kind, Plan, PlannedLinear
@@ -40,62 +41,6 @@ INT8_COMPUTE = 4  # of MatMulNBits
 
 # Below, a layer was planned for another weight: rounding to 4 bits in blocks of 256 leaves 17 dB of a normal weight.
 FLOOR_4_BITS, FLOOR_8_BITS = 6.0, 20.0
-
-
-class Planned(Rule):
-    """Linear layers that a plan gives one kind of precision.
-
-    Args:
-        plan: what becomes of each layer; an empty one leaves all as they are.
-    """
-
-    behind_lowering = True
-    kind: Kind
-
-    def __init__(self, plan: Plan | None = None) -> None:
-        self.plan = plan or Plan()
-        self._model: ir.Model | None = None
-        self._linears: dict[ir.Node, Linear] = {}
-
-    def patterns(self, op: Ops, x: Pat, maybe_bias: Pat) -> Iterator[Pat]:
-        """A product with a constant matrix, stored either way, with or without a bias."""
-        turned = op.Transpose(any_constant("weight"), _shared=True)
-        for weight in (any_constant("weight"), turned):
-            yield op.Add(op.MatMul(x, weight), any_constant("bias"))
-            yield op.MatMul(x, weight)
-            yield op.Gemm(x, weight, maybe_bias)
-
-    def guard(self, match: Match) -> None:
-        """The plan decides; labels stay those that the graph had before layers were replaced."""
-        if self._model is not match.model:
-            self._model = match.model
-            self._linears = {linear.root: linear for linear in keep_labels(match.model)}
-        linear = self._linears.get(match.root)
-        match.needs(linear is not None, "no linear layer, or its bias comes behind")
-        planned = self._find(linear.label) if linear is not None else None
-        match.needs(planned is not None, "the plan keeps it")
-        match.facts["linear"], match.facts["planned"] = linear, planned
-        match.require(planned is not None and planned.blocks is not None, "the plan has no codes for it", match.root)
-        if linear is not None and planned is not None and planned.blocks is not None:
-            shape = planned.blocks.codes.shape
-            match.require(shape == (linear.columns, linear.rows), f"the plan's codes are {list(shape)}", linear.weight)
-
-    def _find(self, label: str) -> PlannedLinear | None:
-        """Return the plan of a layer, put together from those of its parts when it is packed."""
-        if label in self.plan.linears:
-            return self.plan.get(label, self.kind)
-        parts = [part for one in parts_of(label) if (part := self.plan.get(one, self.kind)) is not None]
-        blocks = [part.blocks for part in parts if part.blocks is not None]
-        layouts = {(one.bits, one.block_size, one.zero_points is None) for one in blocks}
-        whole = len(parts) == len(blocks) == len(parts_of(label)) and len(layouts) == 1
-        if not whole or any(part.bias is not None for part in parts):
-            return None
-        return replace(parts[0], blocks=side_by_side(blocks))
-
-    def bias(self, op: Builder, match: Match) -> ir.Value | None:
-        """Return the bias: the plan's, or the layer's own."""
-        linear, planned = facts_of(match)
-        return linear.bias if planned.bias is None else op.constant(planned.bias.astype(np.float32), "bias")
 
 
 def side_by_side(parts: Sequence[Blocked]) -> Blocked:
@@ -109,11 +54,6 @@ def side_by_side(parts: Sequence[Blocked]) -> Blocked:
     )
 
 
-def facts_of(match: Match) -> tuple[Linear, PlannedLinear]:
-    """Return what the guard of a planned layer has found."""
-    return match.facts["linear"], match.facts["planned"]
-
-
 def blocks_of(match: Match) -> Blocked:
     """Return the codes that the guard has seen."""
     return match.facts["planned"].blocks  # type: ignore[no-any-return]  # the guard has seen them
@@ -121,6 +61,28 @@ def blocks_of(match: Match) -> Blocked:
 
 class InBlocks(Planned):
     """X @ W + b  →  MatMulNBits(X, codes, scales, zero points, b)."""
+
+    behind_lowering = True
+
+    def guard(self, match: Match) -> None:
+        """The plan must have codes of the layer's shape."""
+        super().guard(match)
+        linear, planned = facts_of(match)
+        match.require(planned.blocks is not None, "the plan has no codes for it", match.root)
+        shape = planned.blocks.codes.shape if planned.blocks is not None else ()
+        match.require(shape == (linear.columns, linear.rows), f"the plan's codes are {list(shape)}", linear.weight)
+
+    def planned(self, label: str) -> PlannedLinear | None:
+        """Return the plan of a layer, put together from those of its parts when it is packed."""
+        if label in self.plan.linears:
+            return self.plan.get(label, self.kind)
+        parts = [part for one in parts_of(label) if (part := self.plan.get(one, self.kind)) is not None]
+        blocks = [part.blocks for part in parts if part.blocks is not None]
+        layouts = {(one.bits, one.block_size, one.zero_points is None) for one in blocks}
+        whole = len(parts) == len(blocks) == len(parts_of(label)) and len(layouts) == 1
+        if not whole or any(part.bias is not None for part in parts):
+            return None
+        return replace(parts[0], blocks=side_by_side(blocks))
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
         """One node."""

@@ -23,7 +23,8 @@ import onnx_ir as ir
 
 from onnxopt.linears import name_after
 from onnxopt.model import Array
-from onnxopt.passes.quantize.weights import FLOOR_4_BITS, FLOOR_8_BITS, InBlocks, blocks_of, facts_of
+from onnxopt.passes.quantize.planned import facts_of
+from onnxopt.passes.quantize.weights import FLOOR_4_BITS, FLOOR_8_BITS, InBlocks, blocks_of
 from onnxopt.rewrite import Builder, Lossy, Match, register
 
 _SIGNED = {4: ml_dtypes.int4, 8: np.int8}

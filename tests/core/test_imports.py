@@ -16,8 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxopt.errors import InputError
 from onnxopt.graph_feeder import GraphFeeder, InputPlan, plan_input, role_of
 from onnxopt.imports import OrtReference, load_onnx
-from onnxopt.pipeline import run_pipeline
+from onnxopt.pipeline import observations_of, run_pipeline
 from onnxopt.spec import PADDINGS, Target, TensorSpec
+from onnxopt.verify import cases_of
 from tests.support.bad_models import good_model, save, write_good
 from tests.support.rules import parse
 
@@ -380,3 +381,38 @@ def test_weights_beside_the_file_may_be_of_any_size(tmp_path: Path) -> None:
     ledger = run_pipeline(loaded, Target("portable"))
     assert ledger.applied("fuse-gelu") == 1
     assert [entry.rolled_back for entry in ledger.entries if entry.rolled_back] == []
+
+
+def pyramid(names: Dims) -> onnx.ModelProto:
+    """An image halved twice, doubled twice and added to itself: it runs at multiples of 4 only."""
+    halve = {"kernel_shape": [2, 2], "strides": [2, 2]}
+    nodes = [
+        helper.make_node("MaxPool", ["x"], ["half"], **halve),
+        helper.make_node("MaxPool", ["half"], ["quarter"], **halve),
+        helper.make_node("Resize", ["quarter", "", "scales"], ["large"], mode="nearest"),
+        helper.make_node("Add", ["x", "large"], ["y"]),
+    ]
+    weights = {"scales": np.array([1, 1, 4, 4], np.float32)}
+    return build(nodes, {"x": (FLOAT, names)}, {"y": (FLOAT, None)}, weights)
+
+
+def test_finds_of_what_the_sides_of_an_image_must_be_multiples(tmp_path: Path) -> None:
+    loaded = load_onnx(save(pyramid((None, 3, None, None)), tmp_path))
+    assert dict(loaded.steps) == {"height": 4, "width": 4}
+    assert "axis 'height' runs at multiples of 4 only" in loaded.notes
+    assert loaded.runnable({"batch": 3, "height": 9}) == {"batch": 3, "height": 12}
+    assert loaded.usual("height", 1) % 4 == 0
+    for observation in observations_of(loaded):
+        loaded.reference.run(observation.feeds)
+        assert len(set(observation.sizes.values())) == 3, "sizes that tell the axes apart"
+    for sizes, _ in cases_of(loaded):
+        loaded.reference.run(loaded.feeder.make(sizes))
+
+
+@pytest.mark.parametrize(
+    "names", [("?", 3, "?", "?"), ("p2o.DynamicDimension.0", 3, "unk__1", "p2o.DynamicDimension.2")]
+)
+def test_names_that_say_nothing_are_replaced(names: Dims, tmp_path: Path) -> None:
+    loaded = load_onnx(save(pyramid(names), tmp_path))
+    assert loaded.signature.inputs[0].axes == ("batch", 3, "height", "width")
+    assert loaded.signature.outputs[0].axes == ("batch", 3, "height", "width")

@@ -36,7 +36,13 @@ def test_every_linear_of_a_fused_graph_is_an_integer_kernel(int8: Artifact) -> N
     record = int8.manifest.quantization
     assert record is not None
     assert record.shipped
-    assert {layer.precision for layer in record.layers.values()} == {"int8"}
+    tables = {label: layer for label, layer in record.layers.items() if label.endswith("#table")}
+    assert {layer.precision for label, layer in record.layers.items() if label not in tables} == {"int8"}
+    assert [label for label, layer in tables.items() if layer.precision == "int8-weights:64"] == [
+        "embeddings.word_embeddings#table"
+    ]
+    assert ops.count("GatherBlockQuantized") == 1
+    assert (int8.path / "model.onnx").stat().st_size < 25 * 2**20
 
 
 def test_the_answer_stays_within_its_budget_on_texts_that_were_never_seen(int8: Artifact) -> None:

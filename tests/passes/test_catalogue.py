@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from onnxopt.lowering import WITHOUT_PADDING
-from onnxopt.pipeline import CANONICALIZE, COLUMNS, FUSE, HALF, LOWER, PRUNE, WEIGHTS_ONLY
+from onnxopt.pipeline import CANONICALIZE, COLUMNS, FUSE, HALF, LOWER, ON_GRIDS, PRUNE, WEIGHTS_ONLY
 from onnxopt.registry import catalogue
 from onnxopt.rewrite import Rewrite
 
@@ -17,7 +17,7 @@ PIPELINES = {
     "canonicalize": set(CANONICALIZE),
     "fuse": set(FUSE),
     "prune": set(PRUNE),
-    "quantize": {*COLUMNS, *HALF, *(name for names in WEIGHTS_ONLY.values() for name in names)},
+    "quantize": {*COLUMNS, *HALF, *ON_GRIDS, *(name for names in WEIGHTS_ONLY.values() for name in names)},
     **{f"lower/{target}": set(names) for target, names in LOWER.items()},
 }
 PIPELINES["lower/cpu"] |= set(WITHOUT_PADDING)

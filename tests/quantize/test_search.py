@@ -11,14 +11,14 @@ from onnxopt.calibrate.statistics import Statistics
 from onnxopt.model import Array
 from onnxopt.precision import Affine, PlannedLinear, Precision
 from onnxopt.qmath.affine import columns
-from onnxopt.quantize.search import _Option, assign
+from onnxopt.quantize.search import Option, assign
 from onnxopt.quantize.smooth import choose_smoothing, divided
 from onnxopt.quantize.switchboard import Switchboard
 from tests.support.rules import parse
 
 
-def option(loss: float, seconds: float) -> _Option:
-    return _Option(PlannedLinear(Precision("int8")), loss, seconds)
+def option(loss: float, seconds: float) -> Option:
+    return Option(PlannedLinear(Precision("int8")), loss, seconds)
 
 
 OPTIONS = {

@@ -1,0 +1,94 @@
+"""Fold a factor or a shift per channel into the convolution in front of it.
+
+Before::
+
+    x ─ Conv(W, b) ─ Mul(s) ─ Add(t) ─ y
+
+After::
+
+    x ─ Conv(s · W, s · b + t) ─ y
+
+Meets: biases that Paddle writes as an Add of [1, channels, 1, 1], learnable scales and shifts behind convolutions.
+Numerics: reassociated. Products are rounded once, into the weights.
+Source: the CPU session does so too when it opens a graph (ConvMulFusion, ConvAddFusion of onnxruntime 1.32), but behind
+    the point where a graph is quantized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxopt.graph import constant as array_of
+from onnxopt.graph import dims
+from onnxopt.model import Array
+from onnxopt.patterns import FLOATS, Ops, Pat, Var, constant
+from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+
+
+class _Behind(Rule):
+    """One constant per channel behind a convolution."""
+
+    numerics = Reassociated(rtol=5e-5, atol=5e-6)
+
+    def guard(self, match: Match, weight: ir.Value, maybe_bias: ir.Value | None) -> None:
+        """Constants, one number per channel of the result or one for all."""
+        match.require(weight.dtype in FLOATS, f"the weight is {weight.dtype}", weight)
+        match.require(maybe_bias is None or array_of(maybe_bias) is not None, "the bias is computed", maybe_bias)
+        shape = dims(weight) or ()
+        found = match.array("by")
+        per_channel = (1,) * (found.ndim - len(shape) + 1) + (shape[0],) + (1,) * (len(shape) - 2)
+        match.needs(
+            found.size == 1 or found.shape in (per_channel, per_channel[1:]),
+            "what comes behind is not one number per channel",
+        )
+        match.needs(found.ndim <= len(shape), "it adds an axis")
+
+    def channels(self, match: Match) -> tuple[Array, Array, Array]:
+        """Return the weight, the bias, and the constant as [channels], in float64."""
+        weight, bias = match.array("weight"), array_of(match.values.get("maybe_bias"))
+        by = np.broadcast_to(match.array("by").astype(np.float64).reshape(-1), len(weight))
+        own = np.zeros(len(weight)) if bias is None else bias.astype(np.float64)
+        return weight, own, by
+
+    def conv(self, op: Builder, match: Match, weight: ir.Value, bias: Array) -> ir.Value:
+        """The convolution with other weights."""
+        node = match.named["conv"]
+        attributes = {name: attr.value for name, attr in node.attributes.items()}
+        kept = match.array("weight").dtype
+        return op.node("Conv", [node.inputs[0], weight, op.constant(bias.astype(kept), "bias")], attributes)[0]
+
+
+@register
+class FoldConvAdd(_Behind):
+    """Conv(x, W, b) + t  →  Conv(x, W, b + t)."""
+
+    name = "fold-conv-add"
+
+    def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
+        """A shift behind."""
+        yield op.Add(op.Conv(x, constant("weight"), Var("maybe_bias", optional=True), _name="conv"), constant("by"))
+
+    def rewrite(self, op: Builder, match: Match, weight: ir.Value) -> ir.Value:
+        """The weight stays as it is."""
+        _, bias, by = self.channels(match)
+        return self.conv(op, match, weight, bias + by)
+
+
+@register
+class FoldConvMul(_Behind):
+    """s · Conv(x, W, b)  →  Conv(x, s · W, s · b)."""
+
+    name = "fold-conv-mul"
+
+    def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
+        """A factor behind."""
+        yield op.Mul(op.Conv(x, constant("weight"), Var("maybe_bias", optional=True), _name="conv"), constant("by"))
+
+    def rewrite(self, op: Builder, match: Match) -> ir.Value:
+        """New weights."""
+        weight, bias, by = self.channels(match)
+        scaled = (weight * by.reshape(-1, *[1] * (weight.ndim - 1))).astype(weight.dtype)
+        return self.conv(op, match, op.constant(scaled, "weight"), bias * by)
