@@ -37,7 +37,7 @@ WAYS = {
     "by magnitude alone": {"importance": "magnitude", "compensate": False},
 }
 HELD_OUT = slice(640, 896)  # of the built-in texts: behind those that pruning and int8 are calibrated with
-LAYERS = 6
+LAYERS, JUDGED = 6, 2  # layers that go; batches that judge
 ORDERS = {
     "least change of the residual stream": ("", 0),
     "last": (":last", 0),
@@ -149,7 +149,8 @@ def make_smollm2() -> dict[str, Any]:
 
     opened = open_checkpoint("smollm2-135m")
     samples = read_samples(opened)
-    rows: list[dict[str, Any]] = [{"order": "none", "gone": [], "perplexity": ask(opened, samples.judge).level}]
+    judged = samples.judge[:JUDGED]
+    rows: list[dict[str, Any]] = [{"order": "none", "gone": [], "perplexity": ask(opened, judged).level}]
     print(rows[0], flush=True)
     count = int(opened.config.num_hidden_layers)
     del opened
@@ -160,14 +161,14 @@ def make_smollm2() -> dict[str, Any]:
         kept, _ = choose_layers(again.network, again.config, LAYERS, spec, samples.fit[:2])
         keep_layers(again.network, again.config, kept)
         gone = [index for index in range(count) if index not in kept]
-        rows.append({"order": name, "gone": gone, "perplexity": ask(again, samples.judge).level})
+        rows.append({"order": name, "gone": gone, "perplexity": ask(again, judged).level})
         print(rows[-1], flush=True)
         if number == 0:
             write_opened(again, student)
         del again
     for name, source in (("original", "smollm2-135m"), ("student", str(student))):
         optimize(source, out=MODELS / f"smollm2-{name}-fp32", measure=False)
-    return {"rows": rows, "tokens": sum(int(one["attention_mask"].sum()) for one in samples.judge)}
+    return {"rows": rows, "tokens": sum(int(one["attention_mask"].sum()) for one in judged)}
 
 
 def time_smollm2() -> dict[str, Any]:
