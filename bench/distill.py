@@ -112,7 +112,12 @@ def teach(wanted: argparse.Namespace) -> dict[str, Any]:
         most_rows=wanted.most_rows,
         say=note,
     )
-    found["distillation"] = json.loads(record.to_json())
+    found["distillation"] = told = json.loads(record.to_json())
+    told["settings"] |= {  # where files lay is nobody's business
+        "student": "student",
+        "data": [Path(name).name for name in told["settings"]["data"]],
+        "evaluate": Path(told["settings"]["evaluate"]).name,
+    }
     keep()
     found["builtin"]["distilled"] = ask(open_checkpoint(str(WORK / "taught")), samples.judge).level
     note(f"perplexity on the built-in text: {found['builtin']}")
