@@ -7,7 +7,6 @@ Its lines of text are drawn here, half of them upside down.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,10 +106,11 @@ def render(found: dict[str, Any]) -> list[str]:
     rows = []
     for name, row in found["models"].items():
         took = found.get("times", {}).get(name)
-        whole, pruned = (took["whole"], took["pruned"]) if took else (math.nan, math.nan)
         share = row["refitted"]["bytes"] / row["bytes"]
         values = [f"{row[way]['cosine']:.4f}" for way in ("refitted", "alone")]
-        cells = [f"{whole:.2f}", f"{pruned:.2f} ({whole / pruned:.2f}×)"]
+        cells = ["–", "–"]
+        if took:
+            cells = [f"{took['whole']:.2f}", f"{took['pruned']:.2f} ({took['whole'] / took['pruned']:.2f}×)"]
         rows.append([TITLES[name], f"{row['after']:,} of {row['before']:,}", f"{share:.0%}", *values, *cells])
     head = ["model", "channels that stay", "weights", "cosine, refitted", "cosine, magnitude alone", "ms", "ms pruned"]
     caption = (
