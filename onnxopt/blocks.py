@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxopt.branches import PROMPT
 from onnxopt.graph import CONTRIB, all_nodes, is_constant, is_op, number
 
 KINDS = ("attention", "layer_norm", "rms_norm", "gelu", "linear")
@@ -57,7 +58,7 @@ class Count:
 
 def count_blocks(model: ir.Model) -> dict[str, Count]:
     """Return the count of every kind; a linear is any product with a constant matrix and always counts as fused."""
-    nodes = list(all_nodes(model))
+    nodes = [node for node in all_nodes(model) if node.graph is None or node.graph.name != PROMPT]  # the same once more
     fused = dict.fromkeys(KINDS, 0)
     missed: dict[str, list[str]] = {kind: [] for kind in KINDS}
     packed = 0

@@ -20,6 +20,7 @@ WINDOWS = 16  # of a language model
 
 Say = Callable[[str], None]
 Run = Callable[[Mapping[str, Array]], Feeds]
+Rows = tuple[tuple[int, ...], ...]
 
 
 def require_metric(judge: Judge, budget: MetricBudget) -> None:
@@ -86,17 +87,28 @@ def _samples(loaded: Loaded, run: Run, data: CalibrationData, judge: Judge, say:
 
 def _windows(candidate: Path, original: Path, data: CalibrationData, say: Say) -> Array:
     """Let both models predict the same windows, token by token where a graph answers for the last position only."""
+    rows = tuple(tuple(data.rows[place]) for place in data.part("judge")[:WINDOWS])
+    if not rows:
+        rows = tuple(tuple(feeds["input_ids"][0].tolist()) for feeds in data.ready[:WINDOWS])
+    if (original, rows) not in _originals:
+        say(f"judge: original, {len(rows)} windows")
+        found = _losses(original, rows, say)
+        _originals.clear()
+        _originals[original, rows] = found
+    say(f"judge: result, {len(rows)} windows")
+    return np.asarray(np.subtract(_losses(candidate, rows, say), _originals[original, rows]))
+
+
+_originals: dict[tuple[Path, Rows], list[float]] = {}  # the last one: a search asks for several results of one model
+
+
+def _losses(path: Path, rows: Rows, say: Say) -> list[float]:
+    """Return the mean negative log likelihood of the tokens of each row but its first, in nats."""
     from onnxopt.perplexity import OnnxLanguageModel, Window
 
-    windows = [Window(np.array(data.rows[place], np.int64), 1) for place in data.part("judge")[:WINDOWS]]
-    if not windows:
-        windows = [Window(feeds["input_ids"][0], 1) for feeds in data.ready[:WINDOWS]]
-    losses = []
-    for name, path in (("original", original), ("result", candidate)):
-        model = OnnxLanguageModel(Session(path), None)
-        say(f"judge: {name}, {len(windows)} windows")
-        losses.append([float(np.mean(one)) for one in model.losses(windows, say)])
-    return np.asarray(np.subtract(losses[1], losses[0]))
+    model = OnnxLanguageModel(Session(path), None)
+    windows = [Window(np.array(row, np.int64), 1) for row in rows]
+    return [float(np.mean(one)) for one in model.losses(windows, say)]
 
 
 def is_invariant(candidate: Path, loaded: Loaded, data: CalibrationData) -> bool | None:

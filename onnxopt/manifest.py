@@ -298,6 +298,9 @@ class QuantizationRecord(Record):
             became = f"{self.half.nodes} nodes in {self.half.kind}, {len(self.layers)} that could be stayed in float32"
         failed = "" if self.shipped else f"the float graph is shipped; {self.reason}; tried "
         lines = [f"precision     {self.asked}: {failed}{became}"]
+        prompts = sum(one.reason.endswith("in prompts") for one in self.layers.values())
+        if prompts:
+            lines.append(f"              {prompts} layers in int8 on both sides where prompts are read")
         if self.half is not None:
             lines.append(
                 f"tensors       worst error {self.half.worst_error:.2%} (rms, limit {self.half.tolerance:.0%}) of all "

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
+from onnxopt.branching import Finished, with_prompts
 from onnxopt.cache import Cache
 from onnxopt.calibrate.data import SELF, CalibrationData, read_calibration
 from onnxopt.convs import conv_of, find_convs
@@ -17,12 +17,11 @@ from onnxopt.gate import is_invariant, judge_result, require_metric
 from onnxopt.gguf import gguf_behind
 from onnxopt.graph import all_nodes, is_op
 from onnxopt.linears import Selector, find_linears, find_tables, linear_of
-from onnxopt.machine import describe_machine
 from onnxopt.manifest import FrontRecord, GateRecord, LayerRecord, QuantizationRecord, SensitivityRecord
 from onnxopt.metrics import Judge, MetricBudget
 from onnxopt.observe import Observation
-from onnxopt.pipeline import Pipeline, carrying_out
-from onnxopt.precision import Blocked, Plan, PlannedLinear, Precision, Scheme
+from onnxopt.pipeline import Pipeline
+from onnxopt.precision import Blocked, Plan, PlannedLinear, Precision
 from onnxopt.quantize.checkpoint_grids import known_grids
 from onnxopt.quantize.columns import plan_columns
 from onnxopt.quantize.convs import is_convolutional, search_convs
@@ -31,18 +30,13 @@ from onnxopt.quantize.options import QuantizeOptions
 from onnxopt.quantize.search import search_columns
 from onnxopt.quantize.weights import plan_tables, plan_weights
 from onnxopt.selftext import write_own
-from onnxopt.spec import Target
-from onnxopt.timing import run_rounds, shape_stats, write_job
+from onnxopt.trials import Save, Say, carry_out, scheme_of, speedup_of
 
 logger = logging.getLogger(__name__)
 
 STRICTNESS = (1.0, 0.6, 0.3)  # of one try after the other, when the judge turns a plan down
-ROUNDS, SECONDS = 5, 12.0
 LEAST_SPEEDUP = 1.0
 DECODER_MARGIN = 0.9  # of what a budget allows: the judge looks at other text, and activations are rounded too
-
-Say = Callable[[str], None]
-Save = Callable[[ir.Model, Path], Path]
 
 
 @dataclass(frozen=True)
@@ -110,14 +104,32 @@ def quantize(
     for number, strictness in enumerate(STRICTNESS):
         trial = fused.fork()
         decision = _decide(trial, data, judge, budget, options, keep=keep, strictness=strictness, say=say)
-        _carry_out(trial, decision.plan)
+        carry_out(trial, decision.plan)
         path = save(trial.model, scratch / f"quantized-{number}")
         gate = judge_result(loaded, path, original, data, budget, judge=judge, say=say)
         say(str(gate))
         if gate.holds or not decision.front:  # what is not searched for does not change in another try
             break
     reason = "" if gate is not None and gate.holds else f"beyond its budget: {gate}"
-    speedup = _speedup(as_float, path, requests, fused, say) if requests and not reason else None
+    prompts: Mapping[str, PlannedLinear] = {}
+    if gate is not None and not reason and _wants_both_ways(options, fused, judge):
+        step = Finished(trial, decision.plan, path, gate)
+        ways = with_prompts(
+            fused,
+            step,
+            data,
+            judge,
+            budget,
+            keep=keep,
+            original=original,
+            scratch=scratch,
+            save=save,
+            requests=requests,
+            say=say,
+        )
+        if ways is not None:
+            trial, path, gate, prompts = ways.finished.pipeline, ways.finished.path, ways.finished.gate, ways.prompts
+    speedup = speedup_of(as_float, path, requests, fused.target, say) if requests and not reason else None
     if speedup is not None and speedup < LEAST_SPEEDUP and not _only_smaller(options):
         reason = f"not faster than the float graph on this machine ({speedup:.2f}x)"
     record = QuantizationRecord(
@@ -126,7 +138,10 @@ def quantize(
         reason=reason,
         calibration=data.record,
         gate=gate,
-        layers={label: _layer(planned) for label, planned in (*decision.plan, *_left(fused.model, decision.plan))},
+        layers={
+            label: _layer(planned, prompts.get(label))
+            for label, planned in (*decision.plan, *_left(fused.model, decision.plan))
+        },
         sensitivities=decision.sensitivities,
         front=decision.front,
         invariant=is_invariant(path, loaded, data),
@@ -149,16 +164,6 @@ def _left(model: ir.Model, plan: Plan) -> Iterator[tuple[str, PlannedLinear]]:
             yield layer.label, PlannedLinear(Precision(), "it lies inside a branch or a loop")
 
 
-def scheme_of(target: Target) -> Scheme:
-    """Return how a target wants int8: TensorRT without zero points; an x86 without VNNI with 7-bit weights."""
-    if target.provider == "tensorrt":
-        return Scheme(symmetric=True)
-    machine = describe_machine()
-    isa = machine.get("isa") or ()
-    is_x86 = str(machine.get("architecture", "")).lower() in ("x86_64", "amd64")
-    return Scheme(weight_bits=7 if is_x86 and not any("vnni" in str(flag) for flag in isa) else 8)
-
-
 def _classifies(model: ir.Model) -> bool:
     """Tell whether the first output is made by a Softmax: it is the answer, then, and not a tensor on the way."""
     value: ir.Value | None = model.graph.outputs[0]
@@ -166,6 +171,15 @@ def _classifies(model: ir.Model) -> bool:
         node = value.producer()
         value = node.inputs[0] if node is not None else None
     return value is not None and is_op(value.producer(), "Softmax", "LogSoftmax")
+
+
+def _is_language_model(trial: Pipeline, judge: Judge) -> bool:
+    return Cache.of(trial.loaded.signature) is not None and judge.metric == "perplexity"
+
+
+def _wants_both_ways(options: QuantizeOptions, fused: Pipeline, judge: Judge) -> bool:
+    """A second way for prompts is for kernels with integers on both sides, which the CPU provider has."""
+    return options.both_ways and fused.target.provider == "cpu" and _is_language_model(fused, judge)
 
 
 def _only_smaller(options: QuantizeOptions) -> bool:
@@ -186,8 +200,7 @@ def _decide(
 ) -> _Decision:
     """Plan every layer, as the options and the kind of model have it."""
     asked, scheme = options.precision, scheme_of(trial.target)
-    cached = Cache.of(trial.loaded.signature) is not None
-    if cached and judge.metric == "perplexity":
+    if _is_language_model(trial, judge):
         most_ratio = 1 + (budget.limit - 1) * DECODER_MARGIN * strictness
         found = search_decoder(
             trial.model,
@@ -237,25 +250,9 @@ def _of_decoder(found: DecoderSearch) -> _Decision:
     return _Decision(found.plan, tuple(harms), tuple(front))
 
 
-def _carry_out(trial: Pipeline, plan: Plan) -> None:
-    """Quantize inputs and weights before the graph is lowered, weights alone behind that."""
-    steps = carrying_out(plan, trial.target)
-    trial.quantize(steps)
-    trial.lower()
-    trial.quantize_lowered(steps)
-
-
-def _layer(planned: PlannedLinear) -> LayerRecord:
-    return LayerRecord(precision=str(planned.precision), reason=planned.reason, smoothed=planned.factors is not None)
-
-
-def _speedup(slow: Path, fast: Path, requests: Sequence[Observation], fused: Pipeline, say: Say) -> float:
-    """Return how much faster a graph is than another, in turns, the geometric mean over the shapes of the workload."""
-    feeds = [request.feeds for request in requests]
-    jobs = [write_job(path, feeds, fused.target, path.parent / "speed") for path in (slow, fast)]
-    first, second = run_rounds(jobs, ["float", "quantized"], rounds=ROUNDS, seconds=SECONDS, progress=say)
-    ratios = []
-    for index, request in enumerate(requests):
-        before, after = ([start.times_ms[index] for start in own] for own in (first, second))
-        ratios.append(shape_stats(request.sizes, after, before).speedup)
-    return float(np.exp(np.mean(np.log(ratios))))
+def _layer(planned: PlannedLinear, in_prompts: PlannedLinear | None) -> LayerRecord:
+    reason = planned.reason
+    if in_prompts is not None:
+        smoothed = " smoothed" if in_prompts.factors is not None else ""
+        reason = f"{f'{reason}; ' if reason else ''}{in_prompts.precision}{smoothed} in prompts"
+    return LayerRecord(precision=str(planned.precision), reason=reason, smoothed=planned.factors is not None)

@@ -59,6 +59,11 @@ class QuantizeOptions:
             return list(INT4_CHOICES if self.precision.kind == "int4-weights" else INT8_CHOICES)
         return [*INT4_CHOICES, *INT8_CHOICES[1:]]
 
+    @property
+    def both_ways(self) -> bool:
+        """Tell whether a language model may get integers on both sides where it reads prompts."""
+        return not isinstance(self.precision, Precision) or self.precision.kind == "int8"
+
     @classmethod
     def parse_precision(cls, text: str, target: Target) -> Precision | Wanted | HalfKind | None:
         """Read `--precision` for a target; None for fp32. On a GPU `auto` is fp16.

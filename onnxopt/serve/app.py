@@ -219,7 +219,8 @@ def serve(app: FastAPI, *, host: str, port: int, ready: Callable[[str], None] | 
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=max(1, int(limits.grace_s)), lifespan="on"
     )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
+    # asyncio sends small pieces at once (TCP_NODELAY) only where the protocol is named; else an answer waits 40 ms
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))

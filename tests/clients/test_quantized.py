@@ -22,7 +22,7 @@ PROMPTS = ("The import statement", "A list is")
 COUNT = 24
 
 
-@pytest.fixture(scope="module", params=["int4-weights:64", "int8-weights:32:asymmetric"])
+@pytest.fixture(scope="module", params=["int4-weights:64", "int8-weights:32:asymmetric", "int8"])
 def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("quantized") / "gpt2-mini"
     path = onnxopt.optimize("gpt2-mini", out=out, precision=request.param, measure=False).path

@@ -6,16 +6,19 @@ import asyncio
 import base64
 import http.client
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from fastapi import FastAPI
 
 from bench.load import EXPECTED, Load, mixed_texts, run_load
 from onnxopt.generator import Generator, choose_sampling
 from onnxopt.sampling import Sampling
+from onnxopt.serve.limits import Limits
 from onnxopt.session import Session
 from onnxopt.textinput import TextModel
 from tests.support.artifacts import shared_artifact
@@ -345,3 +348,18 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Any) -> None:
         done = onnxopt("serve", *arguments)
         assert done.code == 2
         assert said in done.error_lines[-1]
+
+
+def test_an_answer_does_not_wait_for_the_callers_acknowledgement(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxopt.serve import app as served
+
+    taken: list[socket.socket] = []
+    monkeypatch.setattr(served._Server, "run", lambda _, sockets: taken.extend(sockets))
+    app = FastAPI()
+    app.state.limits = Limits()
+    served.serve(app, host="127.0.0.1", port=0)
+    (listener,) = taken
+    with listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.proto == socket.IPPROTO_TCP  # what asyncio asks before it sets TCP_NODELAY
