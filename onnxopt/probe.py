@@ -338,9 +338,9 @@ class _Cut:
         self.proto.graph.name = "probe"
         nodes, values = _needed(model, wanted, known)
         self._add_inputs(model, values)
-        for value in known:
-            if value in values:
-                self.proto.graph.input.append(_fed(value))
+        # what a node makes that runs for another of its outputs is there without being fed
+        fed = {value for value in known if value in values and value.producer() not in nodes}
+        self.proto.graph.input.extend(_fed(value) for value in fed)
         for node in model.graph:
             if node not in nodes:
                 continue
@@ -348,8 +348,7 @@ class _Cut:
             if (weight := _turned_weight(node)) is not None:
                 _turn(self.proto, self.proto.graph.node[-1], weight)
             for value in node.outputs:
-                if value not in known:
-                    self._declare(value)
+                self._declare(value)
         # The runtime works its way back from the nodes that nobody reads, the last in the list first, and on that way
         # runs what needs no inputs (the transposition of every weight, say). So each shape is read as soon as its value
         # is there, and no value waits for the others; where none are asked for, some are read to that end.

@@ -85,3 +85,23 @@ def test_a_transposed_weight_is_read_as_it_lies(model: ir.Model, monkeypatch: py
     np.testing.assert_allclose(found, -(np.tanh(a @ WEIGHT.T) + a), rtol=2e-5, atol=1e-4)
     fetched = GraphRunner(model, named(model, "t")).run(feeds)[1]
     assert np.array_equal(fetched[named(model, "t")[0]], WEIGHT.T)
+
+
+def test_a_known_part_of_a_split_is_not_made_twice() -> None:
+    found = parse(
+        """
+        g (float[batch,sequence,8] x) => (float[batch,sequence,4] y) <int64[2] parts = {4, 4}> {
+          a, b = Split <axis = -1> (x, parts)
+          c = Exp (a)
+          d = Neg (b)
+          y = Add (c, d)
+        }"""
+    )
+    annotate(found, observe(found))
+    captures, observations = Captures(), observe(found)
+    list(captures.run(found, observations, named(found, "a")))
+    wanted = named(found, "c", "d")
+    for values, observation in zip(captures.run(found, observations, wanted), observations, strict=True):
+        x = observation.feeds["x"]
+        np.testing.assert_allclose(values[wanted[0]], np.exp(x[..., :4]), rtol=1e-5)
+        np.testing.assert_allclose(values[wanted[1]], -x[..., 4:], rtol=1e-6)
