@@ -19,7 +19,7 @@ from onnxopt.graph import initializer_bytes
 from onnxopt.ledger import Ledger, PassEntry, Refused
 from onnxopt.manifest import GateRecord, HalfPrecisionRecord, LayerRecord, QuantizationRecord
 from onnxopt.metrics import Judge, MetricBudget
-from onnxopt.model import Array, Feeder, Feeds, Loaded
+from onnxopt.model import Feeder, Feeds, Loaded
 from onnxopt.passes.quantize.half_precision import HalfPrecision
 from onnxopt.pipeline import TIDY, observations_of
 from onnxopt.precision import HalfKind
@@ -37,6 +37,7 @@ OUTPUT_ERRORS: dict[HalfKind, float] = {"fp16": 0.04, "bf16": 0.25}
 SAMPLES, OTHERS, SAMPLE_TOKENS = 16, 4, 128
 
 Say = Callable[[str], None]
+Run = Callable[[Feeds], Feeds]
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,21 @@ class HalfAttempt:
     Attributes:
         record: for the manifest.
         loaded: with the graph in 16 bits, its signature and inputs for it; None when the float graph is to be shipped.
+        source: the float graph with its reference.
     """
 
     record: QuantizationRecord
     loaded: Loaded | None
+    source: Loaded
+
+    def prove_on_device(self, run: Run, say: Say) -> None:
+        """Compare what a device answers with the reference, at all sizes and paddings.
+
+        Raises:
+            ProofError: an output is beyond what the kind of 16 bits allows; nothing was written.
+        """
+        if self.loaded is not None and self.record.half is not None:
+            _prove_outputs(self.source, self.loaded, run, self.record.half.kind, say)
 
 
 def check_half(loaded: Loaded, options: HalfOptions) -> None:
@@ -152,7 +164,7 @@ def to_half(
             clamped=tuple(sorted(set(found.clamped))),
         ),
     )
-    return HalfAttempt(record, None if reason else narrowed)
+    return HalfAttempt(record, None if reason else narrowed, loaded)
 
 
 def _samples(loaded: Loaded, options: HalfOptions) -> tuple[list[Feeds], list[Feeds], CalibrationData | None]:
@@ -198,22 +210,25 @@ class _TypedFeeder:
 
 def _beyond(loaded: Loaded, narrowed: Loaded, kind: HalfKind, say: Say) -> str:
     """Return which output is too far from the reference's, at which size and padding; an empty string when none is."""
-    run = _in_float(rounding_run(narrowed.model), narrowed.signature)
     try:
-        prove(
-            run,
-            loaded,
-            Budget(OUTPUT_ERRORS[kind]),
-            cases_of(loaded),
-            lambda step: say(f"outputs, {step}"),
-            packed=is_packed(loaded),
-        )
+        _prove_outputs(loaded, narrowed, rounding_run(narrowed.model), kind, lambda step: say(f"outputs, {step}"))
     except ProofError as error:
         return error.what
     return ""
 
 
-def rounding_run(model: ir.Model) -> Callable[[Mapping[str, Array]], Feeds]:
+def _prove_outputs(loaded: Loaded, narrowed: Loaded, run: Run, kind: HalfKind, say: Say) -> None:
+    prove(
+        _in_float(run, narrowed.signature),
+        loaded,
+        Budget(OUTPUT_ERRORS[kind]),
+        cases_of(loaded),
+        say,
+        packed=is_packed(loaded),
+    )
+
+
+def rounding_run(model: ir.Model) -> Run:
     """Return a run of a graph that rounds each result to 16 bits, on a CPU without kernels for them.
 
     It keeps hold of the weights: let go of it before the graph is saved.
@@ -222,7 +237,7 @@ def rounding_run(model: ir.Model) -> Callable[[Mapping[str, Array]], Feeds]:
     return lambda feeds: runner.run(feeds)[0]
 
 
-def _in_float(run: Callable[[Mapping[str, Array]], Feeds], signature: Signature) -> Callable[[Feeds], Feeds]:
+def _in_float(run: Run, signature: Signature) -> Run:
     """Take and give float32 where the graph has 16 bits, as the reference does."""
     narrow = {spec.name: spec.dtype for spec in signature.inputs if spec.dtype in ("float16", "bfloat16")}
 

@@ -87,12 +87,14 @@ class Wishes:
         workload: request shapes; without it TensorRT gets no profiles.
         cache: folder for engines and timings; None keeps none.
         cuda_graph: capture each fixed shape once and replay it.
+        exact: multiply float32 as float32, as a proof needs it, and not as TF32.
     """
 
     inputs: Sequence[TensorSpec] = ()
     workload: Workload | None = None
     cache: Path | None = None
     cuda_graph: bool = False
+    exact: bool = False
 
 
 def parse_device(text: str) -> Device:
@@ -152,7 +154,12 @@ def cuda_options(wishes: Wishes) -> dict[str, str]:
     SkipLayerNormalization adds up in the type of its input unless it is told otherwise: in fp16 a residual whose mean
     square is above 65,504 would give a row of zeros (onnxruntime issues 17689 and 31626).
     """
-    return dict(EXACT_NORMS) | ({"enable_cuda_graph": "1"} if wishes.cuda_graph else {})
+    options = dict(EXACT_NORMS)
+    if wishes.cuda_graph:
+        options["enable_cuda_graph"] = "1"
+    if wishes.exact:
+        options["use_tf32"] = "0"
+    return options
 
 
 def tensorrt_options(wishes: Wishes) -> dict[str, str]:

@@ -25,6 +25,7 @@ from onnxopt.golden import Golden
 from onnxopt.graph import SMALL_CONSTANT_BYTES, STANDARD_DOMAINS, all_nodes, initializer_bytes, op_counts
 from onnxopt.halving import HalfOptions, check_half, rounding_run, to_half
 from onnxopt.imports import load_onnx
+from onnxopt.latency import measure_latency
 from onnxopt.ledger import Ledger
 from onnxopt.manifest import (
     BlockCount,
@@ -39,7 +40,6 @@ from onnxopt.manifest import (
 )
 from onnxopt.metrics import MetricBudget
 from onnxopt.model import Feeds, Loaded
-from onnxopt.observe import Observation
 from onnxopt.package import DATA_NAME, Artifact, Half, check_output_folder, write_artifact
 from onnxopt.pipeline import Pipeline, trust_right_padding
 from onnxopt.probe import MAX_IR_VERSION
@@ -54,7 +54,6 @@ from onnxopt.requests import fit_workload, requests_of
 from onnxopt.session import Session
 from onnxopt.source import Source, Weights, resolve
 from onnxopt.spec import Budget, Signature, Target, Workload
-from onnxopt.timing import run_rounds, shape_stats, write_job
 from onnxopt.torch_model import Logits
 from onnxopt.torch_seq2seq import HALVES
 from onnxopt.verify import cases_of, is_packed, prove
@@ -65,8 +64,7 @@ logger = logging.getLogger(__name__)
 LARGE_BYTES = 2**31 - 2**27  # protobuf cannot hold 2 GiB; from here on weights lie beside the graph
 QUANTIZED_GOLDEN_ERROR = 3e-2  # the last bit of an activation may move it by a step of its grid
 GOLDEN_ERROR = 1e-4  # what another build of the runtime may differ by in float32
-ROUNDS_TO_MEASURE = 5
-SECONDS_TO_MEASURE = 20.0
+GPU_GOLDEN_ERROR = 5e-3  # in float32 on a GPU, whose products may round their factors to TF32
 
 
 @dataclass(frozen=True)
@@ -439,7 +437,7 @@ def _work(
     _require_standard(loaded.model, target)
     candidate = _save(loaded.model, scratch / "candidate")
     runs_on = _runnable(target, ledger)
-    session = Session(candidate, target=runs_on)
+    session = Session(candidate, target=runs_on, exact=True)
     proof = prove(
         session.run,
         loaded,
@@ -478,13 +476,25 @@ def _work(
         if halved.loaded is not None:
             loaded = halved.loaded
             candidate = _save(loaded.model, scratch / "half")
-            run = Session(candidate, target=runs_on).run if runs_on == target else rounding_run(loaded.model)
+            run = rounding_run(loaded.model)
+            if runs_on == target:  # what its kernels add up inside is seen there alone
+                run = Session(candidate, target=runs_on).run
+                halved.prove_on_device(run, lambda step: say(Event("verify", step)))
     lossy = quantization is not None and quantization.shipped
-    golden = list(_golden(loaded, run, QUANTIZED_GOLDEN_ERROR if lossy else GOLDEN_ERROR))
+    usual = GPU_GOLDEN_ERROR if target.provider in ("cuda", "tensorrt") else GOLDEN_ERROR
+    golden = list(_golden(loaded, run, QUANTIZED_GOLDEN_ERROR if lossy else usual))
     del session, run
     latency: tuple[Latency, ...] = ()
     if plan.measure and runs_on == target:
-        latency = _latency(original, candidate, plan, requests, say)
+        latency = measure_latency(
+            original,
+            candidate,
+            requests,
+            signature=loaded.signature,
+            target=target,
+            workload=plan.workload,
+            say=lambda step: say(Event("measure", step)),
+        )
     evidence = _evidence(loaded, ledger, proof, nodes_before, bytes_before).model_copy(
         update={"quantization": quantization}
     )
@@ -623,31 +633,6 @@ def _golden(loaded: Loaded, run: Callable[[Feeds], Feeds], error: float = GOLDEN
         feeds = loaded.feeder.make(sizes, padding, seed=seed)  # type: ignore[arg-type]  # the literal is one of the paddings
         cases.append(Golden(feeds, run(feeds), error, sizes, padding))  # type: ignore[arg-type]  # same
     return cases
-
-
-def _latency(
-    original: Path, candidate: Path, plan: _Plan, requests: Sequence[Observation], say: Listener
-) -> tuple[Latency, ...]:
-    """Time the model as loaded and the result on the workload, in turns."""
-    say(Event("measure", "before and after, in turns"))
-    jobs = [
-        write_job(path, [request.feeds for request in requests], plan.target, path.parent / "feeds")
-        for path in (original, candidate)
-    ]
-    before, after = run_rounds(
-        jobs,
-        ["before", "after"],
-        rounds=ROUNDS_TO_MEASURE,
-        seconds=SECONDS_TO_MEASURE,
-        progress=lambda step: say(Event("measure", step)),
-    )
-    found = []
-    for index, request in enumerate(requests):
-        slow, fast = ([start.times_ms[index] for start in own] for own in (before, after))
-        stats = [shape_stats(request.sizes, own, slow) for own in (slow, fast)]
-        fill = plan.workload.fill(index)
-        found.append(Latency(shape=dict(request.sizes), fill=fill, before_ms=stats[0].p50_ms, after_ms=stats[1].p50_ms))
-    return tuple(found)
 
 
 def _evidence(

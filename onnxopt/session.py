@@ -139,6 +139,7 @@ class Session:
         device: Device | str | None = None,
         workload: Workload | None = None,
         cuda_graph: bool = False,
+        exact: bool = False,
         config: Mapping[str, str] | None = None,
         profile: Path | None = None,
     ) -> None:
@@ -152,6 +153,7 @@ class Session:
                 `cpu`, `cuda`, `tensorrt`, or a plugin: `openvino`, `tensorrt-rtx`.
             workload: request shapes that TensorRT builds for; the default is the artifact's own.
             cuda_graph: capture each fixed shape once and replay it; for `onnxopt.buckets`.
+            exact: on CUDA multiply float32 as float32, not as TF32; slower.
             config: session configuration entries of onnxruntime.
             profile: beginning of the name of a file that gets the times of all kernels, written by `end_profile`.
 
@@ -166,7 +168,7 @@ class Session:
         chosen = target or made_for
         wanted = _device(chosen.provider) if device is None else parse_device(device)
         available = onnxruntime.get_available_providers()
-        wishes = Wishes(workload=workload or known, cuda_graph=cuda_graph)
+        wishes = Wishes(workload=workload or known, cuda_graph=cuda_graph, exact=exact)
         if "tensorrt" in {wanted, chosen.provider} and "TensorrtExecutionProvider" in available:
             wishes = replace(wishes, inputs=_inputs_of(self.path), cache=engine_cache(self.path))
         self.plan = plan(wanted, chosen.provider, available, wishes)

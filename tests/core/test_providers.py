@@ -95,6 +95,8 @@ def test_providers_come_in_order_with_their_options() -> None:
     assert found.names == [TENSORRT, CUDA, CPU]
     exact = {"enable_skip_layer_norm_strict_mode": "1"}
     assert dict(found.providers)[CUDA] == {**exact, "enable_cuda_graph": "1"}
+    precise = plan("cuda", "cuda", [CPU, CUDA], Wishes(exact=True))
+    assert dict(precise.providers)[CUDA] == {**exact, "use_tf32": "0"}
     assert plan("cpu", "cuda", [CPU, CUDA]).providers == ((CPU, {}),)
 
 

@@ -140,6 +140,30 @@ def test_tensorrt_gets_standard_operators_in_one_piece(kind: str, tmp_path: Path
     assert {value.type.tensor_type.elem_type for value in graph.output} == {onnx.TensorProto.FLOAT}
 
 
+def test_where_the_device_is_there_the_answers_of_its_own_kernels_are_proved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onnxopt import road
+
+    told: list[bool] = []
+
+    class OnCpu(Session):
+        """Stands for a session on a GPU."""
+
+        def __init__(self, path: str | Path, *, exact: bool = False, **_: object) -> None:
+            told.append(exact)
+            super().__init__(path)
+
+    monkeypatch.setattr(road, "Session", OnCpu)
+    monkeypatch.setattr(road, "_runnable", lambda target, ledger: target)
+    source, steps = tiny_checkpoint("gpt2", tmp_path / "gpt2"), []
+    artifact = make(source, tmp_path / "out", progress=lambda event: steps.append(event.stage))
+    assert artifact.manifest.quantization is not None
+    assert artifact.manifest.quantization.shipped, artifact.manifest.quantization.reason
+    assert told == [True, False], "the float graph is multiplied in float32, the half graph as users run it"
+    assert "verify" in steps[steps.index("quantize") :]
+
+
 def test_a_budget_of_the_task_is_judged(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="perplexity"):
         make("minilm", tmp_path / "out", budget="perplexity<=+1%")
