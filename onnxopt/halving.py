@@ -16,6 +16,7 @@ from onnxopt.calibrate.data import BUILTIN, CalibrationData, read_calibration
 from onnxopt.errors import InputError, ProofError
 from onnxopt.gate import judge_result, require_metric
 from onnxopt.graph import initializer_bytes
+from onnxopt.latency import typed
 from onnxopt.ledger import Ledger, PassEntry, Refused
 from onnxopt.manifest import GateRecord, HalfPrecisionRecord, LayerRecord, QuantizationRecord
 from onnxopt.metrics import Judge, MetricBudget
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 # max|result - reference| / max|reference| of any output, keys of a cache among them, at every size and padding, on
 # random tokens, on which activations are larger than on text
 OUTPUT_ERRORS: dict[HalfKind, float] = {"fp16": 0.04, "bf16": 0.25}
+FEW = 32  # samples, of which SAMPLES show ranges and OTHERS are compared on
 SAMPLES, OTHERS, SAMPLE_TOKENS = 16, 4, 128
 
 Say = Callable[[str], None]
@@ -170,7 +172,8 @@ def to_half(
 def _samples(loaded: Loaded, options: HalfOptions) -> tuple[list[Feeds], list[Feeds], CalibrationData | None]:
     """Return inputs to read ranges from, others to compare on, and where they come from; probes without a tokenizer."""
     try:
-        data = read_calibration(loaded, options.calibration, samples=options.samples, force=options.force)
+        most = options.samples or (None if options.budget is not None else FEW)  # a judge asks for more
+        data = read_calibration(loaded, options.calibration, samples=most, force=options.force)
     except InputError:
         if options.calibration != BUILTIN or options.budget is not None:
             raise
@@ -184,7 +187,7 @@ def _loaded(loaded: Loaded, model: ir.Model, caches: frozenset[str]) -> Loaded:
     """Return what is written: the graph in 16 bits, and inputs that fit it."""
     types = {value.name: value.dtype for value in (*model.graph.inputs, *model.graph.outputs)}
 
-    def typed(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    def narrowed(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
         return tuple(
             replace(spec, dtype=kind.numpy().name)
             if spec.name in caches and (kind := types[spec.name]) is not None
@@ -192,7 +195,7 @@ def _loaded(loaded: Loaded, model: ir.Model, caches: frozenset[str]) -> Loaded:
             for spec in specs
         )
 
-    signature = Signature(typed(loaded.signature.inputs), typed(loaded.signature.outputs))
+    signature = Signature(narrowed(loaded.signature.inputs), narrowed(loaded.signature.outputs))
     return replace(loaded, model=model, signature=signature, feeder=_TypedFeeder(loaded.feeder, signature))
 
 
@@ -204,8 +207,7 @@ class _TypedFeeder:
     signature: Signature
 
     def make(self, sizes: Mapping[str, int], padding: Padding = "none", seed: int = 0) -> Feeds:
-        made = self.inner.make(sizes, padding, seed)
-        return {spec.name: made[spec.name].astype(spec.dtype) for spec in self.signature.inputs}
+        return typed(self.inner.make(sizes, padding, seed), self.signature)
 
 
 def _beyond(loaded: Loaded, narrowed: Loaded, kind: HalfKind, say: Say) -> str:

@@ -195,9 +195,10 @@ def optimize(
             raise InputError(
                 "an encoder-decoder is made with its cache only", where=str(source), hint="drop --no-cache"
             )
-        if options is not None:
-            raise InputError("encoder-decoders are not quantized yet", where=str(source), hint="drop --precision")
-        plan = _Plan(goal, wanted, allowed, folder, measure, tune, retune, half=half)
+        if options is not None or half is not None:
+            what = "quantized" if options is not None else "converted to 16 bits"
+            raise InputError(f"encoder-decoders are not {what} yet", where=str(source), hint="drop --precision")
+        plan = _Plan(goal, wanted, allowed, folder, measure, tune, retune)
         with tempfile.TemporaryDirectory(prefix="onnxopt-") as scratch:
             made = (
                 export(
@@ -255,7 +256,11 @@ def _asked_precision(
             )
         return limit, None, None
     if chosen == "fp16" or chosen == "bf16":  # noqa: PLR1714 - what the type checker follows
-        given.pop("keep")
+        if given.pop("keep") or calibrator != "auto":
+            raise InputError(
+                f"--keep and --calibrator are for int8, not for {precision}",
+                hint="drop them: what needs float32 keeps it, by what is seen in it",
+            )
         with_io = precision.strip().lower().endswith(HALF_IO)
         return limit, None, HalfOptions(chosen, metric, samples=samples, with_io=with_io, asked=precision, **given)
     options = QuantizeOptions(chosen, metric, samples=samples, methods=methods_of(calibrator), asked=precision, **given)

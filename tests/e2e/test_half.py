@@ -14,6 +14,7 @@ from onnxopt.package import Artifact
 from onnxopt.road import load, optimize
 from onnxopt.session import Session
 from onnxopt.source import resolve
+from tests.support.seq2seq import save_pair
 from tests.support.tiny import tiny_checkpoint
 
 
@@ -123,6 +124,18 @@ def test_bf16_of_a_decoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="bf16 is not made for models with a cache"):
         make("gpt2-mini", tmp_path / "out", precision="bf16")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", [{"keep": "layer.0"}, {"calibrator": "mse"}])
+def test_options_of_int8_are_refused(option: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="are for int8, not for fp16"):
+        make("minilm", tmp_path / "out", **option)
+
+
+def test_encoder_decoders_are_refused(tmp_path: Path) -> None:
+    source = save_pair("t5", tmp_path / "t5")
+    with pytest.raises(InputError, match="not converted to 16 bits yet"):
+        make(source, tmp_path / "out")
 
 
 @pytest.mark.parametrize("kind", ["bert", "vit"])
