@@ -36,7 +36,7 @@ MARKS = ("<!-- cuda -->", "<!-- /cuda -->")
 TITLES = {
     "ours": "onnxopt --target cuda --precision fp16:io",
     "ours, strict norms": "the same, norms added up in float32, as sessions of onnxopt ask for",
-    "ours, bf16": "onnxopt --precision bf16",
+    "ours, float32 outputs": "onnxopt --precision fp16",
     "ours, raw mask": "onnxopt, the mask as it is",
     "ours, --padding right": "onnxopt --padding right",
     "ours, embeddings apart": "onnxopt, embeddings in single operators",
