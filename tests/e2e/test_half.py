@@ -65,7 +65,7 @@ def test_a_real_encoder_answers_as_torch_does(minilm: Artifact, padding: str) ->
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return make("gpt2-mini", tmp_path_factory.mktemp("half") / "gpt2-mini", budget="perplexity<=+1%")
+    return make("gpt2-mini", tmp_path_factory.mktemp("half") / "gpt2", budget="perplexity<=+1%", logits="all")
 
 
 def test_a_real_decoder_hands_its_cache_over_in_half(gpt2: Artifact) -> None:
@@ -84,12 +84,14 @@ def test_a_real_decoder_hands_its_cache_over_in_half(gpt2: Artifact) -> None:
 
 
 def test_a_real_decoder_keeps_its_tokens(gpt2: Artifact) -> None:
-    loaded = load(resolve("gpt2-mini"))
+    loaded = load(resolve("gpt2-mini"), logits="all")
     feeds = loaded.feeder.make({"batch": 2, "sequence": 24, "past_sequence": 0, "total_sequence": 24}, "left", seed=1)
     expected = loaded.reference.run(feeds)["logits"]
     narrow = {name: array.astype(np.float16) if array.dtype == np.float32 else array for name, array in feeds.items()}
     found = Session(gpt2.model_path).run(narrow)["logits"]
-    assert np.array_equal(expected.argmax(axis=-1), found.argmax(axis=-1))
+    real = feeds["attention_mask"] != 0
+    expected, found = expected[real], found[real]
+    assert np.mean(expected.argmax(axis=-1) == found.argmax(axis=-1)) > 0.97  # two may be as likely
     assert np.abs(found - expected).max() < 0.01 * np.abs(expected).max()
 
 
