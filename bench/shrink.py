@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -126,12 +125,12 @@ def time_minilm() -> dict[str, Any]:
 
 
 def time_artifacts(names: Sequence[str], paths: Sequence[Path], shapes: Sequence[dict[str, int]]) -> dict[str, Any]:
-    """Return the median milliseconds by name and shape, sizes, machine and versions."""
+    """Return milliseconds by name and shape (the median of the best start), sizes, machine and versions."""
     from onnxopt.bench import bench
 
     found = bench(paths, shapes=shapes, rounds=ROUNDS, seconds=SECONDS * len(paths))
     times = {
-        name: {" × ".join(map(str, shape.sizes.values())): shape.p50_ms for shape in one.shapes}
+        name: {" × ".join(map(str, shape.sizes.values())): shape.round_low_ms for shape in one.shapes}
         for name, one in zip(names, found.candidates, strict=True)
     }
     weights = {name: one.size_bytes for name, one in zip(names, found.candidates, strict=True)}
@@ -227,7 +226,8 @@ def _minilm(found: dict[str, Any]) -> list[str]:
         cells = [f"{times[shape]:.1f} ({base[shape] / times[shape]:.2f}×)" for shape in shapes]
         rows.append([name, *cells, f"{found['cosines'][name]:.4f}", f"{found['sizes'][name] / 2**20:.0f} MiB"])
     parts.append(
-        f"Median ms of one request (batch × tokens), and the cosine with the original in fp32; {where(found)}."
+        f"Ms of one request (batch × tokens; the median of the best of {ROUNDS} starts in turns), and the cosine with "
+        f"the original in fp32; {where(found)}."
     )
     parts.append(table.lines(["model", *shapes, "cosine", "size"], rows))
     return parts
@@ -255,10 +255,10 @@ def _smollm2(found: dict[str, Any]) -> list[str]:
         cells = []
         for key in MEASURES:
             batch, new, _, _ = sizes()[key]
-            own, other = (statistics.median(one[key]) for one in (times, found["seconds"]["original"]))
+            own, other = (min(one[key]) for one in (times, found["seconds"]["original"]))
             cells.append(f"{batch * new / own:,.0f} ({other / own:.2f}×)")
         rows.append([{"original": "30 layers", "student": "24 layers"}[name], *cells])
-    parts.append(f"The two as artifacts in fp32; medians of {STARTS} starts; {where(found)}.")
+    parts.append(f"The two as artifacts in fp32; the best of {STARTS} starts; {where(found)}.")
     parts.append(table.lines(["model", *MEASURES.values()], rows))
     return parts
 

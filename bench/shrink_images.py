@@ -115,7 +115,7 @@ def render(found: dict[str, Any]) -> list[str]:
     head = ["model", "channels that stay", "weights", "cosine, refitted", "cosine, magnitude alone", "ms", "ms pruned"]
     caption = (
         "Convolutions without a quarter of their channels, through residuals and concatenations, nothing trained: mean "
-        f"cosine of the answers to {FRESH} images that nothing was fitted to, and the median of one request (one image "
+        f"cosine of the answers to {FRESH} images that nothing was fitted to, and the ms of a request (one image "
         f"of 224 × 224, eight lines of {HEIGHT} × {WIDTH}), {found['date']}."
     )
     return [caption, table.lines(head, rows)]
