@@ -403,7 +403,7 @@ class _Prober:
             ]
             if not ran:
                 stuck.append(axis)
-            elif base[axis] + 3 not in ran and 2 * base[axis] in ran:
+            elif axis in self._image_sizes() and base[axis] + 3 not in ran and 2 * base[axis] in ran:
                 self._find_step(axis)
         tied = {size: [axis for axis in stuck if base[axis] == size] for size in {base[axis] for axis in stuck}}
         for size, axes in sorted(tied.items()):

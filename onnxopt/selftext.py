@@ -40,14 +40,13 @@ def write_own(loaded: Loaded, path: Path, *, samples: int | None = None, say: Sa
         InputError: the model writes no text.
     """
     limit = int(loaded.origin.get("context_length", 0) or 0)
-    session = Session(path)
     if Cache.of(loaded.signature) is None:
         raise InputError(
             "only a language model with a cache writes its own calibration text",
             where=loaded.name,
             hint="give --calibration a file, or builtin",
         )
-    decoder = Decoder.of(session, context_length=limit)
+    decoder = Decoder.of(Session(path), context_length=limit)
     prefix, window, count = prefix_of(loaded), min(WINDOW, limit or WINDOW), samples or ROWS
     rows: list[tuple[int, ...]] = []
     for start in range(0, count, TOGETHER):

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from onnxopt.errors import InputError
+from onnxopt.imports import load_onnx
 from onnxopt.package import Artifact
 from onnxopt.road import load, optimize
 from onnxopt.selftext import TOGETHER, write_own
 from onnxopt.source import resolve
+from tests.support.bad_models import write_good
 
 
 def quiet(_: str) -> None:
@@ -48,5 +50,6 @@ def test_the_same_seed_writes_the_same_text_in_any_number(artifact: Artifact) ->
 
 
 def test_an_encoder_writes_nothing(tmp_path: Path) -> None:
+    encoder = write_good(tmp_path)
     with pytest.raises(InputError, match="only a language model"):
-        optimize("minilm", out=tmp_path / "out", precision="int8", calibration="self", measure=False)
+        write_own(load_onnx(encoder), encoder, say=quiet)
