@@ -33,6 +33,7 @@ TEXT_KEYS = ("text", "sentence", "content", "prompt", "question", "document")
 SAMPLES = 256  # texts of the builtin source, and at most of any other unless asked otherwise
 WINDOW = 256  # tokens of a language model's samples
 LONGEST = 256  # tokens of a text of the builtin source
+MOST_TOKENS = 512  # of a text of any other source, where the model does not say what it takes
 LEAST_SAMPLES = 8  # fewer say nothing about ranges
 BATCH_TOKENS = 1024  # of one run: bounds the memory of what is captured
 Part = Literal["fit", "choose", "judge"]
@@ -288,7 +289,7 @@ def _of_texts(loaded: Loaded, texts: Sequence[str], name: str, most: int) -> Cal
     if Cache.of(loaded.signature) is not None or loaded.task == "text-generation":
         rows = _windows(tokenizer, texts, min(WINDOW, limit or WINDOW), most)
     else:
-        longest = min(LONGEST if name == BUILTIN else limit or 512, limit or LONGEST)
+        longest = min(LONGEST if name == BUILTIN else MOST_TOKENS, limit or MOST_TOKENS)
         kept = list(texts[:most])
         rows = [_cut(tokenizer, text, longest) for text in kept]
         kept = [text for text, row in zip(kept, rows, strict=True) if row]
