@@ -17,7 +17,7 @@ import numpy as np
 
 from onnxopt.cache import PAST, SEQUENCE, TOTAL, Cache, complete, complete_all, keeps_packed
 from onnxopt.errors import InputError, ProofError
-from onnxopt.graph import worst_error
+from onnxopt.graph import is_op, worst_error
 from onnxopt.imports import load_onnx
 from onnxopt.manifest import ProofRecord
 from onnxopt.model import Array, Feeder, Feeds, Loaded
@@ -95,13 +95,16 @@ def prove(
 
     Returns:
         One record per case and output; of the layers of a cache, the worst in each case. Errors are relative to the
-        largest magnitude of the output over all cases: a single logit close to zero is no scale to measure by.
+        largest magnitude of the output over all cases, a single logit close to zero is no scale to measure by; those
+        of what a Sigmoid gives are relative to 1.
 
     Raises:
         ProofError: at the first output beyond the budget, with the case.
     """
     measured: list[tuple[Case, str, float, float]] = []
-    scales: dict[str, float] = {}
+    # a map of chances is nearly 0 everywhere on made-up inputs, which is no scale to measure by
+    chances = {value.name or "" for value in loaded.model.graph.outputs if is_op(value.producer(), "Sigmoid")}
+    scales: dict[str, float] = dict.fromkeys(chances, 1.0)
     for (sizes, padding), feeds, expected, found in _answers(run, loaded, cases, progress):
         for spec in loaded.signature.outputs:
             relative, absolute = _error(loaded.signature, feeds, spec.name, expected, found, packed=packed)
