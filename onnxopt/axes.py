@@ -108,7 +108,7 @@ class _Proof:
         try:
             found = self.runner.run(feeds)[0]
         except ProbeError as error:
-            return str(error)
+            return " ".join(str(error.__cause__ or error).split())  # the runtime's own words name the node
         for spec in self.signature.outputs:
             left, right = found[spec.name], expected[spec.name]
             if left.shape != right.shape:

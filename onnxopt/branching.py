@@ -13,10 +13,10 @@ from onnxopt.gate import judge_result
 from onnxopt.manifest import GateRecord
 from onnxopt.metrics import Judge, MetricBudget
 from onnxopt.observe import Observation
-from onnxopt.pipeline import Pipeline
+from onnxopt.pipeline import Pipeline, carrying_out
 from onnxopt.precision import Plan, PlannedLinear
 from onnxopt.quantize.prompts import prompt_layers
-from onnxopt.trials import Save, Say, carry_out, scheme_of, speedup_of
+from onnxopt.trials import Save, Say, scheme_of, speedup_of
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def with_prompts(
     for number, floor in enumerate(layers.floors(SHARES)):
         plan = layers.plan(floor, step.plan)
         trial = fused.fork()
-        carry_out(trial, plan)
+        trial.lower_and_quantize(carrying_out(plan, trial.target))
         path = save(trial.model, scratch / f"prompts-{number}")
         gate = judge_result(fused.loaded, path, original, data, budget, judge=judge, say=say)
         say(f"prompts with {_count(plan)} layers in int8: {gate}")

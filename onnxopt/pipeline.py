@@ -184,6 +184,18 @@ LOWER: dict[Provider, tuple[str, ...]] = {
     "tensorrt": ("lower-last-token", *TIDY),
 }
 
+# For the prompts of a decoder in int8: its attention first, each projection apart, as the plan has them, then grids.
+BEFORE_GRIDS = (
+    "lower-cached-attention",
+    "merge-transposes",
+    "remove-no-ops",
+    "merge-reshapes",
+    "remove-no-ops",
+    "remove-unused",
+    "lower-silu",
+    *TIDY,
+)
+
 MOST_TURNS = 5
 
 # The last probe is one long row: a number of blocks of 64, say, is 1 in all short ones and would look like a constant.
@@ -384,6 +396,18 @@ class Pipeline:
         late = [step for step in steps if step.behind_lowering]
         if late:
             self._driver("quantize", generating=True).apply_all([*late, *map(get, TIDY)])
+
+    def lower_and_quantize(self, steps: Sequence[Rewrite]) -> None:
+        """Lower a decoder for the CPU, then quantize it.
+
+        The passes that lower are proved to rounding errors of the whole. Behind a grid one of those moves a value by a
+        step, so they must come first.
+        """
+        self._driver("lower", generating=True).apply_all(map(get, BEFORE_GRIDS))
+        early = [step for step in steps if not step.behind_lowering]
+        driver = self._driver("quantize", generating=True)
+        driver.apply_all([*early, *map(get, (*ON_GRIDS, "lower-quantized-linear", *TIDY))])
+        self.quantize_lowered(steps)
 
     def lower(self) -> None:
         """Turn meaning into the target's kernels."""

@@ -27,6 +27,9 @@ def test_both_ways_are_in_one_file_and_the_table_is_stored_once(both: Artifact) 
     ways = {one.name: [node.op_type for node in one.g.node] for one in choice.attribute}
     assert ways["then_branch"].count("MatMulIntegerToFloat") >= 12
     assert "MatMulNBits" in ways["else_branch"]
+    assert all(operators.count("GroupQueryAttention") == 6 for operators in ways.values())
+    assert both.manifest.decoding is not None
+    assert both.manifest.decoding.shared_buffers
     assert "MatMulIntegerToFloat" not in ways["else_branch"]
     tables = [tensor for tensor in graph.initializer if tensor.dims and max(tensor.dims) > 4096]
     assert len({tuple(tensor.dims) for tensor in tables}) == len(tables)
