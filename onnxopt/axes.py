@@ -173,7 +173,7 @@ def _padding(sizes: Mapping[str, int], index: int) -> Padding:
 def _opened(model: ir.Model) -> GraphRunner:
     """Open a model with the runtime's optimisations off, since those could hide what the file says."""
     try:
-        return GraphRunner(model)
+        return GraphRunner(model, turned=True)
     except ProbeError as error:
         raise ExportError(f"ONNX Runtime does not open the exported file: {error}") from error
 

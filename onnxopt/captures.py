@@ -49,7 +49,7 @@ class Captures:
         if len(self._known) != len(observations):
             self._known = [{} for _ in observations]
         known = self._values(model)
-        runner = GraphRunner(model, wanted, with_outputs=False, known=known)
+        runner = GraphRunner(model, wanted, with_outputs=False, known=known, turned=True)
         met: list[dict[str, Array]] = []
         for observation, arrays in zip(observations, self._known, strict=True):
             given = {value.name or "": arrays[value.name or ""] for value in known}

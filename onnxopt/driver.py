@@ -298,8 +298,9 @@ class Driver:
 
     def _prove_whole(self, step: Pass, before: ir.Model, entry: PassEntry) -> None:
         try:
-            outputs = self._outputs or self._run_all(before)
-            runner = GraphRunner(self.model)
+            exact = isinstance(step.numerics, Exact)
+            outputs = (None if exact else self._outputs) or self._run_all(before, turned=not exact)
+            runner = GraphRunner(self.model, turned=not exact)
             for index, observation in enumerate(self.observations):
                 new = runner.run(observation.feeds)[0]
                 if not self._agrees(step, (outputs[index], new), observation, (before, entry)):
@@ -344,8 +345,8 @@ class Driver:
         except ProbeError:
             return None  # when it matters, it is tried again and said
 
-    def _run_all(self, model: ir.Model) -> list[Feeds]:
-        runner = GraphRunner(model)
+    def _run_all(self, model: ir.Model, *, turned: bool = True) -> list[Feeds]:
+        runner = GraphRunner(model, turned=turned)
         found = [runner.run(item.feeds)[0] for item in self.observations]
         del runner
         release_pages(value.const_value for value in model.graph.initializers.values())

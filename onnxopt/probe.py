@@ -13,7 +13,7 @@ import logging
 import mmap
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -218,6 +218,8 @@ class GraphRunner:
             only they need does not run.
         widen: compute what is stored in 16 bits in float32 and round each result, as kernels of a GPU do: the CPU has
             none for bfloat16, and the runtime keeps fp16 in float32 from one node to the next.
+        turned: let products read a transposed weight as it lies, instead of writing it anew in every run. They add up
+            in another order, so results that must be equal to the bit do without.
     """
 
     def __init__(
@@ -228,6 +230,7 @@ class GraphRunner:
         with_outputs: bool = True,
         known: Collection[ir.Value] = (),
         widen: bool = False,
+        turned: bool = False,
     ) -> None:
         self._fetch = [v for v in dict.fromkeys(fetch) if v.producer() is not None and v not in known]
         outputs = list(model.graph.outputs) if with_outputs else []
@@ -235,7 +238,7 @@ class GraphRunner:
         self._names = list(dict.fromkeys([*self._outputs, *(value.name or "" for value in self._fetch)]))
         if not self._names:
             return
-        cut = _Cut(model, [*outputs, *self._fetch], known=known)
+        cut = _Cut(model, [*outputs, *self._fetch], known=known, turned=turned)
         cut.hand_out([*outputs, *self._fetch])
         self._weights, self._mapped = cut.weights, cut.mapped
         if widen:
@@ -268,7 +271,7 @@ class ShapeRunner:
         self._measured = list(self.dtypes)
         if not self._measured:
             return
-        cut = _Cut(model, self._measured, measured=self._measured)
+        cut = _Cut(model, self._measured, measured=self._measured, turned=True)
         self._weights, self._mapped = cut.weights, cut.mapped
         self._program = _Program(cut.proto)
 
@@ -324,6 +327,7 @@ class _Cut:
         *,
         measured: Sequence[ir.Value] = (),
         known: Collection[ir.Value] = (),
+        turned: bool = False,
     ) -> None:
         import onnx
 
@@ -336,7 +340,8 @@ class _Cut:
         for function in model.functions.values():
             self.proto.functions.append(ir.serde.serialize_function(function))
         self.proto.graph.name = "probe"
-        nodes, values = _needed(model, wanted, known)
+        weight_of = _turned_weight if turned else _no_weight
+        nodes, values = _needed(model, wanted, known, weight_of)
         self._add_inputs(model, values)
         # what a node makes that runs for another of its outputs is there without being fed
         fed = {value for value in known if value in values and value.producer() not in nodes}
@@ -345,7 +350,7 @@ class _Cut:
             if node not in nodes:
                 continue
             ir.serde.serialize_node_into(self.proto.graph.node.add(), node)
-            if (weight := _turned_weight(node)) is not None:
+            if (weight := weight_of(node)) is not None:
                 _turn(self.proto, self.proto.graph.node[-1], weight)
             for value in node.outputs:
                 self._declare(value)
@@ -431,7 +436,10 @@ def _fed(value: ir.Value) -> Any:
 
 
 def _needed(
-    model: ir.Model, wanted: Sequence[ir.Value], known: Collection[ir.Value] = ()
+    model: ir.Model,
+    wanted: Sequence[ir.Value],
+    known: Collection[ir.Value],
+    weight_of: Callable[[ir.Node], ir.Value | None],
 ) -> tuple[set[ir.Node], set[ir.Value]]:
     """Return the nodes of the main graph that values need where some are known, and all values that those read."""
     nodes: set[ir.Node] = set()
@@ -447,7 +455,7 @@ def _needed(
             continue
         if node.graph is model.graph:
             nodes.add(node)
-        weight = _turned_weight(node)
+        weight = weight_of(node)
         read = node.inputs if weight is None else (node.inputs[0], weight)
         stack.extend(parent for parent in read if parent is not None)
         if has_subgraph(node):
@@ -468,6 +476,10 @@ def _turned_weight(node: ir.Node) -> ir.Value | None:
     tensor = weight.const_value
     large = tensor.nbytes > LARGEST_KEPT_BYTES and tensor.dtype == ir.DataType.FLOAT
     return weight if large and len(tensor.shape) == 2 and turn is not None and _swaps(turn) else None
+
+
+def _no_weight(_: ir.Node) -> ir.Value | None:
+    return None
 
 
 def _swaps(turn: ir.Node) -> bool:
