@@ -42,6 +42,7 @@ SAMPLES_TO_CHOOSE = 32
 SAMPLES_TO_RANK = 12  # for one layer alone: orders them; what is chosen is measured on more
 MARGIN = 0.8  # of the loss that a budget allows: the judge looks at other samples
 MOST_TRIES = 6
+NEARLY = 0.8  # of the allowed loss is near enough
 STEP_DOWN = 0.4  # of the sum of the losses, where the budget is in other units
 
 Say = Callable[[str], None]
@@ -296,17 +297,25 @@ def fit(
     agreeing = trial.judge.metric == "agreement"
     limit, tried = sum(own[0].loss for own in options.values()) if agreeing else allowed, []
     best: tuple[dict[str, Option], float] | None = None
+    low, high = 0.0, math.inf  # limits that were within the budget, and beyond it
     for _ in range(MOST_TRIES):
         chosen = assign(options, limit)
         value = trial.value({label: option.planned for label, option in chosen.items()})
         tried.append(_point(chosen, value))
-        best = chosen, value
         loss = loss_of(trial.judge, value)
         say(f"{budget.metric} {value:.5f}, {tried[-1].counts}")
-        careful = all(option is options[label][-1] for label, option in chosen.items())
-        if loss <= allowed or careful:
+        if loss > allowed:
+            high = limit
+            best = best if low else (chosen, value)  # the most careful so far, until something fits
+            if all(option is options[label][-1] for label, option in chosen.items()):
+                break
+            limit = (low + high) / 2 if low else limit * (STEP_DOWN if agreeing else min(0.9 * allowed / loss, 0.8))
+            continue
+        low, best = limit, (chosen, value)
+        # losses alone were measured on few samples: where much is left of the budget they say too much
+        if agreeing or loss > NEARLY * allowed or all(one is options[label][0] for label, one in chosen.items()):
             break
-        limit *= STEP_DOWN if agreeing else min(0.9 * allowed / loss, 0.8)
+        limit = min(limit * min(0.9 * allowed / max(loss, 1e-12), 2.0), (low + high) / 2)
     if best is None:
         raise ValueError("nothing was tried")
     return best[0], best[1], tuple(sorted(tried, key=lambda point: point.seconds))
