@@ -18,7 +18,6 @@ METHODS: tuple[Method, ...] = ("min-max", "moving-average", "percentile", "entro
 PERCENTILES = (99.99, 99.999)
 SHARES = tuple(np.linspace(1.0, 0.3, 29))  # of both ends of the range, tried for the least squared error
 LEVELS = 256
-HELD_ROWS = 192  # on which methods are compared; each is a product with the whole weight
 PLAIN = Scheme()
 
 
@@ -142,7 +141,7 @@ def choose(
         The grid and the method that proposed it.
     """
     best: tuple[float, Affine, Method] | None = None
-    rows = np.asarray(held_out[:HELD_ROWS], np.float32)
+    rows = np.asarray(held_out, np.float32)
     for method in methods:
         for low, high in ranges(seen, method):
             scale, zero_point = (symmetric if scheme.symmetric else asymmetric)(low, high)

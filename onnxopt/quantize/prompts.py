@@ -29,7 +29,6 @@ from onnxopt.quantize.smooth import choose_smoothing, divided
 from onnxopt.quantize.weights import HEAD_FACTOR, LEAST_INPUTS
 
 FITTED, CHOOSING = 32, 8  # samples for grids, and to compare them
-COMPARED = 384  # rows of the others that products are compared on
 SMOOTHING: tuple[Method, ...] = ("min-max", "mse")
 
 Say = Callable[[str], None]
@@ -87,7 +86,6 @@ def prompt_layers(
         if progress is not None:
             progress(f"grids for prompts: {number} of {len(groups)}")
         rows = held[x].sample
-        rows = rows[:: -(-len(rows) // COMPARED)]
         own = _plan(readers, seen, rows, scheme)
         found.planned.update(own)
         found.sqnr.update({one.label: _sqnr(one, own[one.label], rows) for one in readers})

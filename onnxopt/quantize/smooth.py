@@ -24,7 +24,6 @@ from onnxopt.qmath.affine import columns, rounded
 
 STRENGTHS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 MOST_FACTOR = 1e3  # a channel that is never used has no scale of its own
-ROWS = 128  # on which strengths are compared
 GAIN = 0.97  # smoothing must lower the error by 3 %, else the graph stays as it is
 
 
@@ -69,7 +68,6 @@ def choose_smoothing(
 
 def _error(seen: Statistics, rows: Array, weight: Array, factors: Array, methods: tuple[Method, ...]) -> float:
     """Return the squared error of the product with the scaled tensor and weight on their grids."""
-    rows = rows[:ROWS]
     scaled = divided(seen, factors)
     inputs = rows / factors
     turned = weight * factors[:, None]
