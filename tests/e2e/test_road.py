@@ -51,7 +51,8 @@ def test_cuda_gets_kernels_that_take_bias_and_residual(tmp_path: Path) -> None:
     source = tiny_checkpoint("bert", tmp_path / "bert")
     artifact = onnxopt.optimize(source, out=tmp_path / "out", target="cuda", measure=False)
     made = [node.op_type for node in onnx.load(artifact.model_path).graph.node if node.domain == "com.microsoft"]
-    assert sorted(made) == ["Attention"] * 2 + ["BiasGelu"] * 2 + ["SkipLayerNormalization"] * 4
+    norms = ["EmbedLayerNormalization"] + ["SkipLayerNormalization"] * 4
+    assert sorted(made) == ["Attention"] * 2 + ["BiasGelu"] * 2 + norms
     assert not [item for entry in artifact.manifest.ledger for item in entry.rolled_back]
     assert check_golden(artifact.path, target=onnxopt.Target("cpu")) == []
 
