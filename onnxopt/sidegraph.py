@@ -226,7 +226,8 @@ def meaning_of_mask(model: ir.Model, mask: ir.Value) -> MaskMeaning | str:
         mask: bool or additive, broadcastable to [batch, heads, new tokens, all tokens].
     """
     cached = mask.meta.get("onnxopt.meaning")
-    if cached is None:
+    # a copy of a model takes the meaning along, but not the input that it speaks of
+    if cached is None or (isinstance(cached, MaskMeaning) and cached.source not in model.graph.inputs):
         cached = mask.meta["onnxopt.meaning"] = _meaning_of_mask(model, mask)
     return cached
 

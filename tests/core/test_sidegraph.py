@@ -249,6 +249,11 @@ def test_a_mask_that_does_not_run_alone_is_unknown() -> None:
 def test_the_answer_is_kept_with_the_mask() -> None:
     graph, mask = model(f"{CACHED} {PLACES} {REAL} {CAUSAL} y = And(real, past_keys)")
     assert meaning_of_mask(graph, mask) is meaning_of_mask(graph, mask)
+    copy = graph.clone()
+    place = next(index for index, node in enumerate(graph.graph) if mask in node.outputs)
+    again = meaning_of_mask(copy, list(copy.graph)[place].outputs[0])
+    assert isinstance(again, MaskMeaning)
+    assert again.source in copy.graph.inputs  # not the input of the model that was copied
 
 
 def test_a_stored_triangle_is_probed_at_its_length() -> None:
