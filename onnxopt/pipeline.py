@@ -129,6 +129,16 @@ WEIGHTS_ONLY: dict[Provider, tuple[str, ...]] = {
     "tensorrt": (),
 }
 
+# The attention of a decoder with its cache, and what is left over around it.
+CACHED_ATTENTION = (
+    "lower-cached-attention",
+    "merge-transposes",
+    "remove-no-ops",
+    "merge-reshapes",
+    "remove-no-ops",
+    "remove-unused",
+)
+
 # CUDA gets the runtime's own operators where they save passes over memory, which the CPU would rather keep apart.
 # TensorRT takes standard operators only: every other one would cut its engine in two.
 LOWER: dict[Provider, tuple[str, ...]] = {
@@ -137,12 +147,7 @@ LOWER: dict[Provider, tuple[str, ...]] = {
         "lower-quantized-between",
         "lower-quantized-linear",
         "lower-dynamic-linear",
-        "lower-cached-attention",
-        "merge-transposes",
-        "remove-no-ops",
-        "merge-reshapes",
-        "remove-no-ops",
-        "remove-unused",
+        *CACHED_ATTENTION,
         "pack-cached-qkv",
         "lower-attention",
         "lower-token-attention",
@@ -162,12 +167,7 @@ LOWER: dict[Provider, tuple[str, ...]] = {
     ),
     "portable": ("lower-last-token", *TIDY),
     "cuda": (
-        "lower-cached-attention",
-        "merge-transposes",
-        "remove-no-ops",
-        "merge-reshapes",
-        "remove-no-ops",
-        "remove-unused",
+        *CACHED_ATTENTION,
         "pack-cached-qkv",
         "lower-attention",
         "lower-silu",
@@ -186,12 +186,7 @@ LOWER: dict[Provider, tuple[str, ...]] = {
 
 # For the prompts of a decoder in int8: its attention first, each projection apart, as the plan has them, then grids.
 BEFORE_GRIDS = (
-    "lower-cached-attention",
-    "merge-transposes",
-    "remove-no-ops",
-    "merge-reshapes",
-    "remove-no-ops",
-    "remove-unused",
+    *CACHED_ATTENTION,
     "lower-silu",
     *TIDY,
 )

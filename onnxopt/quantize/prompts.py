@@ -16,20 +16,18 @@ import onnx_ir as ir
 
 from onnxopt.calibrate.collect import collect
 from onnxopt.calibrate.data import CalibrationData
-from onnxopt.calibrate.ranges import METHODS, PLAIN, Method
-from onnxopt.calibrate.statistics import Statistics
+from onnxopt.calibrate.ranges import METHODS, PLAIN
 from onnxopt.graph import sqnr_db
 from onnxopt.linears import Linear, find_linears
 from onnxopt.model import Array
 from onnxopt.precision import Plan, PlannedLinear, Scheme
 from onnxopt.qmath.affine import rounded
-from onnxopt.quantize.columns import by_input, plan_layer
+from onnxopt.quantize.columns import by_input
 from onnxopt.quantize.positions import all_positions
-from onnxopt.quantize.smooth import choose_smoothing, divided
+from onnxopt.quantize.search import Group
 from onnxopt.quantize.weights import HEAD_FACTOR, LEAST_INPUTS
 
 FITTED, CHOOSING = 32, 8  # samples for grids, and to compare them
-SMOOTHING: tuple[Method, ...] = ("min-max", "mse")
 
 Say = Callable[[str], None]
 
@@ -86,7 +84,8 @@ def prompt_layers(
         if progress is not None:
             progress(f"grids for prompts: {number} of {len(groups)}")
         rows = held[x].sample
-        own = _plan(readers, seen, rows, scheme)
+        group = Group(readers, seen, rows)
+        own = group.smooth(METHODS, scheme) or group.plain(METHODS, scheme)
         found.planned.update(own)
         found.sqnr.update({one.label: _sqnr(one, own[one.label], rows) for one in readers})
     return found
@@ -95,16 +94,6 @@ def prompt_layers(
 def _computes_on_all(linear: Linear) -> bool:
     """Leave out the last layer, which sees one row of a prompt, and what is too small to matter."""
     return linear.rows >= LEAST_INPUTS and linear.columns < HEAD_FACTOR * linear.rows
-
-
-def _plan(readers: Sequence[Linear], seen: Statistics, rows: Array, scheme: Scheme) -> dict[str, PlannedLinear]:
-    weights = [linear.matrix() for linear in readers]
-    smoothing = choose_smoothing(seen, rows, weights, SMOOTHING)
-    if not smoothing.strength:
-        return plan_layer(readers, weights, seen, rows, METHODS, scheme=scheme)
-    factors = smoothing.factors
-    scaled = [weight * factors[:, None] for weight in weights]
-    return plan_layer(readers, scaled, divided(seen, factors), rows / factors, METHODS, scheme=scheme, factors=factors)
 
 
 def _sqnr(linear: Linear, planned: PlannedLinear, rows: Array) -> float:

@@ -166,7 +166,7 @@ def search_columns(
     trial = _Trial(board, judge, batches)
     ranks = _Trial(board, gentle(judge), list(data.batches("choose", most=SAMPLES_TO_RANK)))
     groups = [
-        _Group(readers, seen, held.get(x, seen).sample)
+        Group(readers, seen, held.get(x, seen).sample)
         for x, readers in by_input(wanted).items()
         if (seen := fitted.get(x)) is not None and seen.rows
     ]
@@ -195,7 +195,7 @@ def search_columns(
 
 
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """The linears that read one tensor, its statistics, and rows of it from other samples."""
 
     readers: Sequence[Linear]
@@ -220,7 +220,7 @@ class _Group:
 
 
 def _weigh(
-    group: _Group,
+    group: Group,
     plain: Mapping[str, PlannedLinear],
     *,
     smooth: bool,
