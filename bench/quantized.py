@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import peers, table
-from bench.decode import FOLDER, SAMPLE, WORKER, _run, rate, sizes
+from bench.decode import FOLDER, SAMPLE, WORKER, _run, cell, sizes
 from bench.peers import ROOT
 
 RESULT = ROOT / "bench" / "results" / "smollm2-quantized.json"
@@ -41,7 +41,7 @@ TITLES = {
     "genai": "onnxruntime-genai's model builder, int4",
     "llama": "llama.cpp, Q4_1",
 }
-ROUNDS = 5
+ROUNDS = 7
 WINDOWS, WINDOW = 24, 512
 DOCUMENTED = (
     "argparse",
@@ -287,11 +287,7 @@ def render(result: Mapping[str, Any]) -> str:
     for name, title in TITLES.items():
         if name not in result["seconds"]:
             continue
-        cells = []
-        for key in MEASURES:
-            middle, spread = rate(result, name, key)
-            other = rate(result, "llama", key)[0]
-            cells.append(f"{middle:,.0f} ± {spread:,.0f}" + (f" ({middle / other:.2f}×)" if name != "llama" else ""))
+        cells = [cell(result, name, key, "llama") for key in MEASURES]
         more = perplexity[name] / perplexity["float"] - 1
         cells.append(f"{perplexity[name]:.2f} ({more:+.1%})")
         rows.append([title, f"{result['megabytes'][name]:,.0f}", *cells])
@@ -300,7 +296,7 @@ def render(result: Mapping[str, Any]) -> str:
         f"SmolLM2-135M, {machine['cores']} threads of {table.escape(str(machine['cpu']))}, onnxruntime "
         f"{versions['onnxruntime']}, onnxruntime-genai {versions['onnxruntime-genai']}, llama-cpp-python "
         f"{versions['llama-cpp-python']}; medians of {len(result['seconds']['llama']['alone'])} starts and half the "
-        "distance between their quartiles, beside llama.cpp; perplexity of "
+        "distance between their quartiles, times llama.cpp's by the median over rounds; perplexity of "
         f"{WINDOWS} windows of {WINDOW} tokens of docstrings, beside float32; "
         f"{str(result['created'])[:10]}, `make bench-quantized`. Ours and llama.cpp answer for the last position of a "
         "prompt, the builder's graph, as it makes it by default, for all."

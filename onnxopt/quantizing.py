@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,20 +21,22 @@ from onnxopt.manifest import FrontRecord, GateRecord, LayerRecord, QuantizationR
 from onnxopt.metrics import Judge, MetricBudget
 from onnxopt.observe import Observation
 from onnxopt.pipeline import Pipeline
-from onnxopt.precision import Blocked, Plan, PlannedLinear, Precision
+from onnxopt.precision import Blocked, Plan, PlannedLinear, Precision, Scheme
 from onnxopt.quantize.checkpoint_grids import known_grids
 from onnxopt.quantize.columns import plan_columns
 from onnxopt.quantize.convs import is_convolutional, search_convs
-from onnxopt.quantize.decoder import DecoderSearch, search_decoder
+from onnxopt.quantize.decoder import DecoderPlanner, DecoderSearch
 from onnxopt.quantize.options import QuantizeOptions
-from onnxopt.quantize.search import search_columns
+from onnxopt.quantize.search import loss_of, search_columns
 from onnxopt.quantize.weights import plan_tables, plan_weights
 from onnxopt.selftext import write_own
 from onnxopt.trials import Save, Say, carry_out, scheme_of, speedup_of
 
 logger = logging.getLogger(__name__)
 
-STRICTNESS = (1.0, 0.6, 0.3)  # of one try after the other, when the judge turns a plan down
+TRIES = 3  # of one search after the other, when the judge turns a plan down
+LEAST_FOR_TABLES = 0.5  # of strictness: where that much is lost elsewhere, tables stay in float
+STRICTER, SAFETY = (0.5, 0.9), 0.95  # of one try as a part of the last one's
 LEAST_SPEEDUP = 1.0
 DECODER_MARGIN = 0.9  # of what a budget allows: the judge looks at other text, and activations are rounded too
 
@@ -56,7 +58,17 @@ class Attempt:
 
 @dataclass(frozen=True)
 class _Decision:
+    """What a search decided on.
+
+    Attributes:
+        plan: by layer.
+        value: of the metric, on the samples that decided; None where nothing was searched for.
+        sensitivities: by layer, the most harmful first.
+        front: what was measured.
+    """
+
     plan: Plan
+    value: float | None = None
     sensitivities: tuple[SensitivityRecord, ...] = ()
     front: tuple[FrontRecord, ...] = ()
 
@@ -101,15 +113,17 @@ def quantize(
         data = read_calibration(loaded, options.calibration, samples=options.samples, force=options.force)
     gate: GateRecord | None = None
     decision, trial, path = _Decision(Plan()), fused, as_float
-    for number, strictness in enumerate(STRICTNESS):
+    decide, strictness = _decider(fused, data, judge, budget, options, keep=keep, say=say), 1.0
+    for number in range(TRIES):
+        decision = decide(strictness)
         trial = fused.fork()
-        decision = _decide(trial, data, judge, budget, options, keep=keep, strictness=strictness, say=say)
         carry_out(trial, decision.plan)
         path = save(trial.model, scratch / f"quantized-{number}")
         gate = judge_result(loaded, path, original, data, budget, judge=judge, say=say)
         say(str(gate))
-        if gate.holds or not decision.front:  # what is not searched for does not change in another try
+        if gate.holds or decision.value is None:  # what is not searched for does not change in another try
             break
+        strictness *= _stricter(judge, budget, decision.value, gate.value, strictness)
     reason = "" if gate is not None and gate.holds else f"beyond its budget: {gate}"
     prompts: Mapping[str, PlannedLinear] = {}
     if gate is not None and not reason and _wants_both_ways(options, fused, judge):
@@ -187,59 +201,68 @@ def _only_smaller(options: QuantizeOptions) -> bool:
     return isinstance(options.precision, Precision) and options.precision.kind.endswith("-weights")
 
 
-def _decide(
-    trial: Pipeline,
+def _stricter(judge: Judge, budget: MetricBudget, searched: float, judged: float, strictness: float) -> float:
+    """Return by how much to ask for less loss, where the judge saw more of it than the search did."""
+    allowed, seen = loss_of(judge, budget.limit), loss_of(judge, judged)
+    lost = max(loss_of(judge, searched), 0.0) / max(allowed * strictness, 1e-12)
+    return float(min(max(lost * SAFETY * allowed / max(seen, 1e-12), STRICTER[0]), STRICTER[1]))
+
+
+def _decider(
+    fused: Pipeline,
     data: CalibrationData,
     judge: Judge,
     budget: MetricBudget,
     options: QuantizeOptions,
     *,
     keep: set[str],
-    strictness: float,
     say: Say,
-) -> _Decision:
-    """Plan every layer, as the options and the kind of model have it."""
-    asked, scheme = options.precision, scheme_of(trial.target)
-    if _is_language_model(trial, judge):
-        most_ratio = 1 + (budget.limit - 1) * DECODER_MARGIN * strictness
-        found = search_decoder(
-            trial.model,
+) -> Callable[[float], _Decision]:
+    """Return what plans every layer, as the options and the kind of model have it.
+
+    It is asked for plans of a strictness: the part of the loss allowed that may be used.
+    """
+    asked, scheme, model = options.precision, scheme_of(fused.target), fused.model
+    if _is_language_model(fused, judge):
+        planner = DecoderPlanner.of(
+            model, data, options.of_decoder(), keep=keep, given=_exact_grids(fused), progress=say
+        )
+        return lambda strictness: _of_decoder(planner.within(1 + (budget.limit - 1) * DECODER_MARGIN * strictness))
+    if isinstance(asked, Precision) and asked.kind.endswith("-weights"):
+        return lambda _: _Decision(plan_weights(model, asked, keep=keep, progress=say))
+    if isinstance(asked, Precision) and asked.kind == "int8-dynamic":
+        return lambda _: _Decision(_dynamic(model, data, keep, scheme, say))
+
+    def searched(strictness: float) -> _Decision:
+        search = search_convs if is_convolutional(model) else search_columns
+        found = search(
+            model,
             data,
-            options.of_decoder(),
-            most_ratio=most_ratio,
+            judge,
+            budget,
+            methods=options.methods,
             keep=keep,
-            given=_exact_grids(trial),
+            strictness=strictness,
+            scheme=scheme,
             progress=say,
         )
-        return _of_decoder(found)
-    if isinstance(asked, Precision) and asked.kind.endswith("-weights"):
-        return _Decision(plan_weights(trial.model, asked, keep=keep, progress=say))
-    if isinstance(asked, Precision) and asked.kind == "int8-dynamic":
-        chosen = [linear.label for linear in find_linears(trial.model) if linear.label not in keep]
-        plan = plan_columns(trial.model, data, kind="int8-dynamic", chosen=chosen, scheme=scheme, progress=say)
-        kept = {label: PlannedLinear(Precision(), "kept by the user") for label in sorted(keep)}
-        return _Decision(Plan({**plan.linears, **kept}))
-    search = search_convs if is_convolutional(trial.model) else search_columns
-    searched = search(
-        trial.model,
-        data,
-        judge,
-        budget,
-        methods=options.methods,
-        keep=keep,
-        strictness=strictness,
-        scheme=scheme,
-        progress=say,
-    )
-    tables = plan_tables(trial.model, keep) if trial.target.provider == "cpu" and strictness > STRICTNESS[-1] else {}
-    plan = replace(searched.plan, linears={**searched.plan.linears, **tables})
-    return _Decision(plan, searched.sensitivities, searched.front)
+        tables = plan_tables(model, keep) if fused.target.provider == "cpu" and strictness > LEAST_FOR_TABLES else {}
+        plan = replace(found.plan, linears={**found.plan.linears, **tables})
+        return _Decision(plan, found.value, found.sensitivities, found.front)
+
+    return searched
 
 
-def _exact_grids(trial: Pipeline) -> dict[str, Blocked]:
+def _dynamic(model: ir.Model, data: CalibrationData, keep: set[str], scheme: Scheme, say: Say) -> Plan:
+    chosen = [linear.label for linear in find_linears(model) if linear.label not in keep]
+    plan = plan_columns(model, data, kind="int8-dynamic", chosen=chosen, scheme=scheme, progress=say)
+    return Plan({**plan.linears, **{label: PlannedLinear(Precision(), "kept by the user") for label in sorted(keep)}})
+
+
+def _exact_grids(fused: Pipeline) -> dict[str, Blocked]:
     """Return the codes of a checkpoint that was a GGUF file, where a kernel can hold them exactly."""
-    source = gguf_behind(trial.loaded.assets)
-    grids = known_grids(source, trial.model) if source is not None else {}
+    source = gguf_behind(fused.loaded.assets)
+    grids = known_grids(source, fused.model) if source is not None else {}
     return {label: grid.blocks for label, grid in grids.items() if grid.exact}
 
 
@@ -247,7 +270,7 @@ def _of_decoder(found: DecoderSearch) -> _Decision:
     precisions = {label: str(planned.precision) for label, planned in found.plan}
     harms = [SensitivityRecord(label=label, loss=harm, precision=precisions[label]) for label, harm in found.harms]
     front = [FrontRecord(value=one.ratio, seconds=one.seconds, counts=dict(one.counts)) for one in found.front]
-    return _Decision(found.plan, tuple(harms), tuple(front))
+    return _Decision(found.plan, found.ratio, tuple(harms), tuple(front))
 
 
 def _layer(planned: PlannedLinear, in_prompts: PlannedLinear | None) -> LayerRecord:

@@ -66,7 +66,8 @@ class LanguageProbe:
     def __init__(self, model: ir.Model, windows: Sequence[Feeds]) -> None:
         self.linears = {linear.label: linear for linear in find_linears(model)}
         self.windows = list(windows)
-        self._runner = GraphRunner(model)
+        self._model = model
+        self._runner: GraphRunner | None = None
         self._base: list[Array] | None = None
 
     def logits(self, window: Feeds, replaced: Mapping[str, Array] | None = None) -> Array:
@@ -80,7 +81,13 @@ class LanguageProbe:
         for label, weight in (replaced or {}).items():
             linear = self.linears[label]
             swaps[linear.weight.name or ""] = np.ascontiguousarray(weight.T if linear.transposed else weight)
+        if self._runner is None:
+            self._runner = GraphRunner(self._model)
         return self._runner.run({**window, **swaps})[0][LOGITS]
+
+    def release(self) -> None:
+        """Let go of the session and of the weights it reads; the next run opens them again."""
+        self._runner = None
 
     def loss(self, replaced: Mapping[str, Array] | None = None) -> float:
         """Return the mean negative log likelihood of the tokens of all windows, in nats."""
@@ -155,12 +162,14 @@ class DecoderSearch:
     Attributes:
         plan: the fastest that fits; the most careful one when nothing does.
         fits: whether its perplexity is within the budget.
+        ratio: its perplexity over that of the original, on the samples that decided.
         harms: estimated divergence of each layer in its chosen precision, by label, the worst first.
         front: all that was measured, fastest first.
     """
 
     plan: Plan
     fits: bool
+    ratio: float
     harms: tuple[tuple[str, float], ...]
     front: tuple[FrontPoint, ...]
 
@@ -318,45 +327,59 @@ def _gain(now: _Choice, then: _Choice) -> float:
     return (now.harm - then.harm) / max(then.seconds - now.seconds, 1e-12)
 
 
-def search(
-    probe: LanguageProbe, knapsack: Knapsack, *, most_ratio: float, progress: Say | None = None
-) -> DecoderSearch:
-    """Find the fastest assignment whose measured perplexity is within a budget.
+class Search:
+    """Finds assignments within budgets; what was measured for one budget is known for the next.
 
     Args:
         probe: with the windows that decide.
         knapsack: options and harms.
-        most_ratio: perplexity over that of the original, 1.02 for two percent more.
         progress: told what was measured.
+
+    Attributes:
+        probe: as given.
     """
-    base = probe.loss()
-    fastest, careful = knapsack.assign(math.inf), knapsack.assign(0.0)
-    low, high = knapsack.harm(careful), knapsack.harm(fastest)
-    tried: list[tuple[FrontPoint, dict[str, Option]]] = []
 
-    def measure(chosen: dict[str, Option]) -> FrontPoint:
-        point = _measured(probe, chosen, base)
-        tried.append((point, chosen))
-        if progress is not None:
-            progress(f"{point.seconds * 1e3:.2f} ms, perplexity x{point.ratio:.4f}")
-        return point
+    def __init__(self, probe: LanguageProbe, knapsack: Knapsack, progress: Say | None = None) -> None:
+        self.probe, self._knapsack, self._say = probe, knapsack, progress or (lambda _: None)
+        self._base: float | None = None
+        self._tried: dict[tuple[str, ...], tuple[FrontPoint, dict[str, Option]]] = {}
 
-    if measure(fastest).ratio > most_ratio and measure(careful).ratio <= most_ratio:
-        for _ in range(STEPS):  # halved on a logarithmic scale: harms span orders of magnitude
-            middle = math.sqrt(max(low, 1e-9) * high)
-            if measure(knapsack.assign(middle)).ratio <= most_ratio:
-                low = middle
-            else:
-                high = middle
-    fitting = [(point, chosen) for point, chosen in tried if point.ratio <= most_ratio]
-    best = min(fitting, key=lambda one: one[0].seconds) if fitting else min(tried, key=lambda one: one[0].ratio)
-    harms = {label: knapsack.slopes[label] * option.noise for label, option in best[1].items()}
-    return DecoderSearch(
-        Plan({label: option.planned for label, option in best[1].items()}),
-        bool(fitting),
-        tuple(sorted(harms.items(), key=lambda item: -item[1])),
-        tuple(sorted((point for point, _ in tried), key=lambda point: point.seconds)),
-    )
+    def within(self, most_ratio: float) -> DecoderSearch:
+        """Find the fastest assignment whose measured perplexity is within a budget.
+
+        Args:
+            most_ratio: perplexity over that of the original, 1.02 for two percent more.
+        """
+        fastest, careful = self._knapsack.assign(math.inf), self._knapsack.assign(0.0)
+        low, high = self._knapsack.harm(careful), self._knapsack.harm(fastest)
+        if self._ratio(fastest) > most_ratio and self._ratio(careful) <= most_ratio:
+            for _ in range(STEPS):  # halved on a logarithmic scale: harms span orders of magnitude
+                middle = math.sqrt(max(low, 1e-9) * high)
+                if self._ratio(self._knapsack.assign(middle)) <= most_ratio:
+                    low = middle
+                else:
+                    high = middle
+        tried = list(self._tried.values())
+        fitting = [(point, chosen) for point, chosen in tried if point.ratio <= most_ratio]
+        best = min(fitting, key=lambda one: one[0].seconds) if fitting else min(tried, key=lambda one: one[0].ratio)
+        harms = {label: self._knapsack.slopes[label] * option.noise for label, option in best[1].items()}
+        return DecoderSearch(
+            Plan({label: option.planned for label, option in best[1].items()}),
+            bool(fitting),
+            best[0].ratio,
+            tuple(sorted(harms.items(), key=lambda item: -item[1])),
+            tuple(sorted((point for point, _ in tried), key=lambda point: point.seconds)),
+        )
+
+    def _ratio(self, chosen: dict[str, Option]) -> float:
+        key = tuple(f"{label} {option.planned.precision}" for label, option in sorted(chosen.items()))
+        if key not in self._tried:
+            if self._base is None:
+                self._base = self.probe.loss()
+            point = _measured(self.probe, chosen, self._base)
+            self._tried[key] = point, chosen
+            self._say(f"{point.seconds * 1e3:.2f} ms, perplexity x{point.ratio:.4f}")
+        return self._tried[key][0].ratio
 
 
 def _measured(probe: LanguageProbe, chosen: Mapping[str, Option], base: float) -> FrontPoint:
@@ -400,63 +423,87 @@ def _exact(linear: Linear, blocks: Blocked, seconds: Callable[[int, int, Precisi
     return Option(planned, 0.0, seconds(linear.rows, linear.columns, precision))
 
 
-def search_decoder(
-    model: ir.Model,
-    data: CalibrationData,
-    precisions: Sequence[Precision],
-    *,
-    most_ratio: float,
-    keep: Collection[str] = (),
-    method: WeightMethod = "auto",
-    given: Mapping[str, Blocked] | None = None,
-    seconds: Callable[[int, int, Precision], float] = recorded_seconds,
-    progress: Say | None = None,
-) -> DecoderSearch:
-    """Find the fastest precision of every linear layer of a decoder within a budget of perplexity.
+@dataclass(frozen=True)
+class DecoderPlanner:
+    """Plans for one decoder, within any budget; rounding and ranking, which take long, are done once.
 
-    Args:
-        model: fused, with a cache, its logits of the last position or of all; not changed.
-        data: calibration text; `fit` gives statistics, `choose` decides.
-        precisions: of weights only, those that layers may get.
-        most_ratio: perplexity over that of the original, 1.02 for two percent more.
+    Attributes:
+        model: fused; not changed.
+        search: among the options of its layers.
         keep: labels that stay in float.
-        method: how weights are rounded.
-        given: codes that stand for the weights exactly, by label, as the checkpoint has them: one more option.
-        seconds: of one token for inputs, outputs and a precision.
-        progress: told what is done.
-
-    Returns:
-        The plan, with every label, and what it was chosen from.
     """
-    say = progress or (lambda _: None)
-    whole = all_positions(model)
-    linears = [one for one in find_linears(whole) if one.label not in keep and one.rows >= LEAST_INPUTS]
-    inputs = list(dict.fromkeys(one.x for one in linears))
-    grams = inputs if any(one.kind == "int4-weights" for one in precisions) else []  # 8 bits do without
-    found = collect(whole, inputs, data, "fit", grams=grams, most=FITTED, progress=lambda s: say(f"calibrate: {s}"))
-    seen = {}
-    for one in linears:
-        known = found.get(one.x)
-        if known is not None and known.rows:
-            moment = known.moments if known.gram is None else known.gram / known.rows
-            seen[one.label] = SeenInput(moment, known.mean)
-    del found
-    tables = {table.weight for table in find_tables(whole)}
-    options = dict(all_options(linears, seen, precisions, seconds, method=method, tables=tables, progress=progress))
-    for one in linears:
-        known_codes = (given or {}).get(one.label)
-        if known_codes is not None and one.label in options:
-            options[one.label].append(_exact(one, known_codes, seconds))
-    probe = LanguageProbe(whole, list(data.batches("choose", most=CHOOSING)))
-    slopes = harms_of(probe, options, progress=progress)
-    readers: dict[ir.Value, list[str]] = {}
-    for one in linears:
-        if one.label in options:
-            readers.setdefault(one.x, []).append(one.label)
-    knapsack = Knapsack(options, slopes, list(readers.values()))
-    chosen = search(probe, knapsack, most_ratio=most_ratio, progress=progress)
-    # tables, and the reasons of what stays in float, are those of a plan by layer
-    by_label = {label: one.precision for label, one in chosen.plan}
-    codes = {label: one.blocks for label, one in chosen.plan if one.blocks is not None}
-    rest = plan_weights(model, by_label, keep=keep, given=codes, head=None)
-    return replace(chosen, plan=Plan({**rest.linears, **chosen.plan.linears}))
+
+    model: ir.Model
+    search: Search
+    keep: Collection[str]
+
+    @classmethod
+    def of(
+        cls,
+        model: ir.Model,
+        data: CalibrationData,
+        precisions: Sequence[Precision],
+        *,
+        keep: Collection[str] = (),
+        method: WeightMethod = "auto",
+        given: Mapping[str, Blocked] | None = None,
+        seconds: Callable[[int, int, Precision], float] = recorded_seconds,
+        progress: Say | None = None,
+    ) -> DecoderPlanner:
+        """Round every linear layer in every precision, and measure what that does to the predictions.
+
+        Args:
+            model: fused, with a cache, its logits of the last position or of all; not changed.
+            data: calibration text; `fit` gives statistics, `choose` decides.
+            precisions: of weights only, those that layers may get.
+            keep: labels that stay in float.
+            method: how weights are rounded.
+            given: codes that stand for the weights exactly, by label, as the checkpoint has them: one more option.
+            seconds: of one token for inputs, outputs and a precision.
+            progress: told what is done.
+        """
+        say = progress or (lambda _: None)
+        whole = all_positions(model)
+        linears = [one for one in find_linears(whole) if one.label not in keep and one.rows >= LEAST_INPUTS]
+        inputs = list(dict.fromkeys(one.x for one in linears))
+        grams = inputs if any(one.kind == "int4-weights" for one in precisions) else []  # 8 bits do without
+        found = collect(whole, inputs, data, "fit", grams=grams, most=FITTED, progress=lambda s: say(f"calibrate: {s}"))
+        seen = {}
+        for one in linears:
+            known = found.get(one.x)
+            if known is not None and known.rows:
+                moment = known.moments if known.gram is None else known.gram / known.rows
+                seen[one.label] = SeenInput(moment, known.mean)
+        del found
+        tables = {table.weight for table in find_tables(whole)}
+        options = dict(all_options(linears, seen, precisions, seconds, method=method, tables=tables, progress=progress))
+        for one in linears:
+            known_codes = (given or {}).get(one.label)
+            if known_codes is not None and one.label in options:
+                options[one.label].append(_exact(one, known_codes, seconds))
+        probe = LanguageProbe(whole, list(data.batches("choose", most=CHOOSING)))
+        slopes = harms_of(probe, options, progress=progress)
+        readers: dict[ir.Value, list[str]] = {}
+        for one in linears:
+            if one.label in options:
+                readers.setdefault(one.x, []).append(one.label)
+        return cls(model, Search(probe, Knapsack(options, slopes, list(readers.values())), progress), keep)
+
+    def within(self, most_ratio: float) -> DecoderSearch:
+        """Find the fastest precision of every linear layer within a budget of perplexity.
+
+        Args:
+            most_ratio: perplexity over that of the original, 1.02 for two percent more.
+
+        Returns:
+            The plan, with every label, and what it was chosen from.
+        """
+        try:
+            chosen = self.search.within(most_ratio)
+        finally:
+            self.search.probe.release()  # files that it maps may be written anew
+        # tables, and the reasons of what stays in float, are those of a plan by layer
+        by_label = {label: one.precision for label, one in chosen.plan}
+        codes = {label: one.blocks for label, one in chosen.plan if one.blocks is not None}
+        rest = plan_weights(self.model, by_label, keep=self.keep, given=codes, head=None)
+        return replace(chosen, plan=Plan({**rest.linears, **chosen.plan.linears}))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import peers, run, table
+from bench import decode, peers, run, table
 from bench.inputs import moved_left, padded, ragged_lengths, with_holes
 
 STREAM = list(range(1000, 1500))
@@ -165,3 +165,11 @@ def test_a_maker_that_fails_or_hangs_gives_words() -> None:
     assert peers._run([python, "-c", "import time; time.sleep(60)"], 1).error == "it took more than 1 s"
     assert peers._run([python, "-c", 'print(\'{"note": "6 fused"}\')'], 60).note == "6 fused"
     assert peers._run(["/no/such/program"], 60).error.startswith("it could not be started")
+
+
+def test_two_models_are_compared_within_rounds_since_the_machine_changes_between_them() -> None:
+    seconds = {"ours": {"alone": [1.0, 2.0, 4.0]}, "theirs": {"alone": [1.5, 3.0, 5.0]}}
+    result = {"seconds": seconds}
+    assert decode.faster(result, "ours", "theirs", "alone") == 1.5
+    assert decode.cell(result, "ours", "alone", "theirs").endswith(" (1.50×)")
+    assert "×" not in decode.cell(result, "theirs", "alone", "theirs")

@@ -16,14 +16,14 @@ from onnxopt.precision import PlannedLinear, Precision
 from onnxopt.probe import GraphRunner
 from onnxopt.qmath.blocks import dequantize, quantize
 from onnxopt.quantize.decoder import (
+    DecoderPlanner,
     DecoderSearch,
     Knapsack,
     LanguageProbe,
     Option,
+    Search,
     alike,
     recorded_seconds,
-    search,
-    search_decoder,
 )
 from onnxopt.quantize.positions import all_positions
 from onnxopt.road import load
@@ -57,7 +57,8 @@ def test_all_positions_are_answered_as_the_last_was(loaded: Loaded) -> None:
 
 @pytest.fixture(scope="module")
 def searches(loaded: Loaded, data: CalibrationData) -> dict[float, DecoderSearch]:
-    return {ratio: search_decoder(loaded.model, data, CHOICES, most_ratio=ratio) for ratio in (0.5, 2.0)}
+    planner = DecoderPlanner.of(loaded.model, data, CHOICES)
+    return {ratio: planner.within(ratio) for ratio in (2.0, 0.5)}
 
 
 def test_a_wide_budget_takes_the_fastest_and_one_that_nothing_keeps_the_nearest(
@@ -85,7 +86,8 @@ class Additive:
         return 2.0 + sum(float(np.square(weight - 1).mean()) for weight in (replaced or {}).values())
 
 
-def test_the_search_keeps_its_budget_in_the_least_time() -> None:
+def two_ways() -> Knapsack:
+    """Return twenty layers, each fast and harmful or slow and less so."""
     ones = np.ones((32, 4), np.float32)
     options, slopes = {}, {}
     for number in range(20):
@@ -95,10 +97,14 @@ def test_the_search_keeps_its_budget_in_the_least_time() -> None:
             precision = Precision("int8-weights" if seconds > 1 else "int4-weights", 32)
             own.append(Option(PlannedLinear(precision, blocks=blocks), size**2, seconds))
         options[str(number)], slopes[str(number)] = own, 1.0
+    return Knapsack(options, slopes)
+
+
+def test_the_search_keeps_its_budget_in_the_least_time() -> None:
     found = {}
     for ratio in (1.5, 1.1, 1.02, 1.0001, 1.0):
         probe = Additive()
-        one = search(probe, Knapsack(options, slopes), most_ratio=ratio)  # type: ignore[arg-type]  # the one method used
+        one = Search(probe, two_ways()).within(ratio)  # type: ignore[arg-type]  # the one method used
         kinds = [planned.precision.kind for _, planned in one.plan]
         found[ratio] = (one.fits, sum(2.0 if kind == "int8-weights" else 1.0 for kind in kinds))
         assert probe.runs <= 12
@@ -108,6 +114,17 @@ def test_the_search_keeps_its_budget_in_the_least_time() -> None:
     assert seconds == sorted(seconds)
     assert seconds[0] == 20.0
     assert 20.0 < seconds[1] < seconds[2] < 40.0
+
+
+def test_what_was_measured_for_one_budget_is_known_for_the_next() -> None:
+    probe = Additive()
+    search = Search(probe, two_ways())  # type: ignore[arg-type]  # the one method used
+    wide, runs = search.within(1.1), probe.runs
+    assert search.within(1.1).ratio == wide.ratio
+    assert probe.runs == runs
+    narrow = search.within(1.02)
+    assert 1.0 < narrow.ratio <= 1.02 < wide.ratio <= 1.1
+    assert len(narrow.front) == probe.runs - 1  # every assignment once, and the original
 
 
 def test_harms_are_ranked_and_add_up(
