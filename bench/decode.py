@@ -118,10 +118,7 @@ def render(result: Mapping[str, Any]) -> str:
     """Return the table and what it was measured on."""
     rows = []
     for name, title in MODELS.items():
-        cells = []
-        for key in MEASURES:
-            cells.append(cell(result, name, key, "genai"))
-        rows.append([title, *cells])
+        rows.append([title, *(cell(result, name, key, "genai") for key in MEASURES)])
     machine, versions = result["machine"], result["versions"]
     caption = (
         f"SmolLM2-135M, float32, {machine['cores']} threads of {table.escape(str(machine['cpu']))}, onnxruntime "

@@ -17,7 +17,7 @@ from onnxopt.gate import is_invariant, judge_result, require_metric
 from onnxopt.gguf import gguf_behind
 from onnxopt.graph import all_nodes, is_op
 from onnxopt.linears import Selector, find_linears, find_tables, linear_of
-from onnxopt.manifest import FrontRecord, GateRecord, LayerRecord, QuantizationRecord, SensitivityRecord
+from onnxopt.manifest import FrontRecord, LayerRecord, QuantizationRecord, SensitivityRecord
 from onnxopt.metrics import Judge, MetricBudget
 from onnxopt.observe import Observation
 from onnxopt.pipeline import Pipeline
@@ -27,18 +27,18 @@ from onnxopt.quantize.columns import plan_columns
 from onnxopt.quantize.convs import is_convolutional, search_convs
 from onnxopt.quantize.decoder import DecoderPlanner, DecoderSearch
 from onnxopt.quantize.options import QuantizeOptions
-from onnxopt.quantize.search import loss_of, search_columns
+from onnxopt.quantize.search import MARGIN, loss_of, search_columns
 from onnxopt.quantize.weights import plan_tables, plan_weights
 from onnxopt.selftext import write_own
+from onnxopt.shares import Mark, next_share
 from onnxopt.trials import Save, Say, carry_out, scheme_of, speedup_of
 
 logger = logging.getLogger(__name__)
 
-TRIES = 3  # of one search after the other, when the judge turns a plan down
-LEAST_FOR_TABLES = 0.5  # of strictness: where that much is lost elsewhere, tables stay in float
-STRICTER, SAFETY = (0.5, 0.9), 0.95  # of one try as a part of the last one's
+TRIES = 4  # of one search after the other, when the judge sees more or much less lost than the search did
+LEAST_FOR_TABLES = 0.5  # of what is allowed: where less must be lost, tables stay in float
 LEAST_SPEEDUP = 1.0
-DECODER_MARGIN = 0.9  # of what a budget allows: the judge looks at other text, and activations are rounded too
+DECODER_SHARE = 0.9  # of what a budget allows, first: the judge looks at other text, and activations are rounded too
 
 
 @dataclass(frozen=True)
@@ -111,23 +111,21 @@ def quantize(
         data = write_own(loaded, as_float, samples=options.samples, say=say)
     else:
         data = read_calibration(loaded, options.calibration, samples=options.samples, force=options.force)
-    gate: GateRecord | None = None
-    decision, trial, path = _Decision(Plan()), fused, as_float
-    decide, strictness = _decider(fused, data, judge, budget, options, keep=keep, say=say), 1.0
-    for number in range(TRIES):
-        decision = decide(strictness)
+    decide = _decider(fused, data, judge, budget, options, keep=keep, say=say)
+
+    def finish(plan: Plan, number: int) -> Finished:
         trial = fused.fork()
-        carry_out(trial, decision.plan)
+        carry_out(trial, plan)
         path = save(trial.model, scratch / f"quantized-{number}")
         gate = judge_result(loaded, path, original, data, budget, judge=judge, say=say)
         say(str(gate))
-        if gate.holds or decision.value is None:  # what is not searched for does not change in another try
-            break
-        strictness *= _stricter(judge, budget, decision.value, gate.value, strictness)
-    reason = "" if gate is not None and gate.holds else f"beyond its budget: {gate}"
+        return Finished(trial, plan, path, gate)
+
+    decision, step = _within(decide, finish, judge, budget, language=_is_language_model(fused, judge))
+    trial, path, gate = step.pipeline, step.path, step.gate
+    reason = "" if gate.holds else f"beyond its budget: {gate}"
     prompts: Mapping[str, PlannedLinear] = {}
-    if gate is not None and not reason and _wants_both_ways(options, fused, judge):
-        step = Finished(trial, decision.plan, path, gate)
+    if not reason and _wants_both_ways(options, fused, judge):
         ways = with_prompts(
             fused,
             step,
@@ -201,11 +199,50 @@ def _only_smaller(options: QuantizeOptions) -> bool:
     return isinstance(options.precision, Precision) and options.precision.kind.endswith("-weights")
 
 
-def _stricter(judge: Judge, budget: MetricBudget, searched: float, judged: float, strictness: float) -> float:
-    """Return by how much to ask for less loss, where the judge saw more of it than the search did."""
-    allowed, seen = loss_of(judge, budget.limit), loss_of(judge, judged)
-    lost = max(loss_of(judge, searched), 0.0) / max(allowed * strictness, 1e-12)
-    return float(min(max(lost * SAFETY * allowed / max(seen, 1e-12), STRICTER[0]), STRICTER[1]))
+def _within(
+    decide: Callable[[float], _Decision],
+    finish: Callable[[Plan, int], Finished],
+    judge: Judge,
+    budget: MetricBudget,
+    *,
+    language: bool,
+) -> tuple[_Decision, Finished]:
+    """Search until the judge finds the result within the budget; for a language model, until it is used up, too.
+
+    Args:
+        decide: searches within a share of the loss that is allowed; for a language model that is cheap once it has
+            ranked the layers.
+        finish: carries a plan out and has it judged.
+        judge: what is measured.
+        budget: how far it may fall.
+        language: the model is one.
+
+    Returns:
+        The fastest that is within the budget; the last one where nothing is.
+    """
+    allowed, share = loss_of(judge, budget.limit), DECODER_SHARE if language else MARGIN
+    marks: list[Mark] = []
+    seen: list[dict[str, str]] = []
+    best: tuple[_Decision, Finished] | None = None
+    for number in range(TRIES):
+        decision = decide(share)
+        precisions = {label: str(planned.precision) for label, planned in decision.plan}
+        if best is not None and precisions in seen:
+            break
+        seen.append(precisions)
+        result = decision, finish(decision.plan, number)
+        if best is None or result[1].gate.holds:
+            best = result
+        if decision.value is None:  # what is not searched for does not change in another try
+            break
+        searched, judged = (max(loss_of(judge, v), 0.0) / allowed for v in (decision.value, result[1].gate.value))
+        marks.append(Mark(share, searched, judged))
+        wanted = next_share(marks, relax=language)
+        if wanted is None:
+            break
+        share = wanted
+    assert best is not None  # noqa: S101 - there is at least one try
+    return best
 
 
 def _decider(
@@ -220,20 +257,20 @@ def _decider(
 ) -> Callable[[float], _Decision]:
     """Return what plans every layer, as the options and the kind of model have it.
 
-    It is asked for plans of a strictness: the part of the loss allowed that may be used.
+    It is told what share of the loss that the budget allows a plan may have.
     """
     asked, scheme, model = options.precision, scheme_of(fused.target), fused.model
     if _is_language_model(fused, judge):
         planner = DecoderPlanner.of(
             model, data, options.of_decoder(), keep=keep, given=_exact_grids(fused), progress=say
         )
-        return lambda strictness: _of_decoder(planner.within(1 + (budget.limit - 1) * DECODER_MARGIN * strictness))
+        return lambda share: _of_decoder(planner.within(budget.limit**share))
     if isinstance(asked, Precision) and asked.kind.endswith("-weights"):
         return lambda _: _Decision(plan_weights(model, asked, keep=keep, progress=say))
     if isinstance(asked, Precision) and asked.kind == "int8-dynamic":
         return lambda _: _Decision(_dynamic(model, data, keep, scheme, say))
 
-    def searched(strictness: float) -> _Decision:
+    def searched(share: float) -> _Decision:
         search = search_convs if is_convolutional(model) else search_columns
         found = search(
             model,
@@ -242,11 +279,13 @@ def _decider(
             budget,
             methods=options.methods,
             keep=keep,
-            strictness=strictness,
+            strictness=share / MARGIN,
             scheme=scheme,
             progress=say,
         )
-        tables = plan_tables(model, keep) if fused.target.provider == "cpu" and strictness > LEAST_FOR_TABLES else {}
+        tables = (
+            plan_tables(model, keep) if fused.target.provider == "cpu" and share > LEAST_FOR_TABLES * MARGIN else {}
+        )
         plan = replace(found.plan, linears={**found.plan.linears, **tables})
         return _Decision(plan, found.value, found.sensitivities, found.front)
 

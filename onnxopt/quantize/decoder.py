@@ -9,8 +9,11 @@ Three things are known of a layer in a precision:
   estimated in proportion to it, since divergence grows with the square of a small disturbance.
 
 Harms of layers add up as long as they are small. So the assignment is a knapsack; it is solved greedily by harm saved
-per time added, and its result is measured: the budget on the sum of harms is moved until the measured perplexity of the
+per time added, and its result is measured: the budget on the sum of harms is moved until the measured divergence of the
 whole fits. What was measured on the way is the front that `--budget` chooses from.
+
+exp(KL) is how much the perplexity of text drawn from the model's own predictions p would rise. Given text rises less,
+but a few thousand words of it hardly tell two plans apart: rounding makes one word likelier, the next one less.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ from onnxopt.quantize.weights import (
 )
 
 LOGITS, IDS = "logits", "input_ids"
-KL_EVERY = 4  # positions that are compared
+CLOSEST, MOST_KEPT = 2, 1 << 26  # every how manieth position is compared; numbers that are kept of what is predicted
 ROWS_AT_ONCE = 64
 # MatMulNBits on one row, two threads of an AVX-512 VNNI EPYC, onnxruntime 1.32.0, weights beyond the cache, 2026-11-26:
 # 576 x 1536 in 40, 45 and 56 us (4 bits, blocks of 128, 64, 32), 55 us (8 bits, blocks of 128). They only rank.
@@ -68,7 +71,7 @@ class LanguageProbe:
         self.windows = list(windows)
         self._model = model
         self._runner: GraphRunner | None = None
-        self._base: list[Array] | None = None
+        self._base: list[Array] = []
 
     def logits(self, window: Feeds, replaced: Mapping[str, Array] | None = None) -> Array:
         """Return float32 [batch, sequence, words].
@@ -89,18 +92,6 @@ class LanguageProbe:
         """Let go of the session and of the weights it reads; the next run opens them again."""
         self._runner = None
 
-    def loss(self, replaced: Mapping[str, Array] | None = None) -> float:
-        """Return the mean negative log likelihood of the tokens of all windows, in nats."""
-        total, count = 0.0, 0
-        for window in self.windows:
-            found, ids = self.logits(window, replaced)[:, :-1], window[IDS][:, 1:]
-            for rows, wanted in zip(found, ids, strict=True):
-                for start in range(0, len(rows), ROWS_AT_ONCE):
-                    piece = _log_softmax(rows[start : start + ROWS_AT_ONCE])
-                    total -= float(piece[np.arange(len(piece)), wanted[start : start + ROWS_AT_ONCE]].sum())
-                count += len(rows)
-        return total / max(count, 1)
-
     def divergence(self, replaced: Mapping[str, Array], *, most: int | None = None) -> float:
         """Return the mean KL(p ‖ q) of the words predicted by the model, p, and with replaced weights, q, in nats.
 
@@ -109,13 +100,23 @@ class LanguageProbe:
             most: the most windows to run.
         """
         windows = self.windows[:most]
-        if self._base is None or len(self._base) < len(windows):
-            self._base = [_log_softmax(self.logits(window)[:, ::KL_EVERY]) for window in windows]
-        total = 0.0
-        for window, p in zip(windows, self._base, strict=False):
-            q = _log_softmax(self.logits(window, replaced)[:, ::KL_EVERY])
-            total += float((np.exp(p) * (p - q)).sum(-1).mean())
-        return total / max(len(windows), 1)
+        for window in windows[len(self._base) :]:
+            self._base.append(_log_softmax(self._compared(window)))
+        total, count = 0.0, 0
+        for window, known in zip(windows, self._base, strict=False):
+            found = self._compared(window, replaced)
+            for start in range(0, len(found), ROWS_AT_ONCE):
+                p, rows = known[start : start + ROWS_AT_ONCE], found[start : start + ROWS_AT_ONCE]
+                total += float((np.exp(p) * (p - _log_softmax(rows))).sum())
+            count += len(found)
+        return total / max(count, 1)
+
+    def _compared(self, window: Feeds, replaced: Mapping[str, Array] | None = None) -> Array:
+        """Return float32 [positions, words]: logits of some positions, as many as may be kept."""
+        logits = self.logits(window, replaced)
+        tokens = sum(one[IDS].size for one in self.windows)
+        every = max(CLOSEST, -(-tokens * logits.shape[-1] // MOST_KEPT))
+        return logits[:, ::every].reshape(-1, logits.shape[-1])
 
 
 def _log_softmax(logits: Array) -> Array:
@@ -144,13 +145,11 @@ class FrontPoint:
 
     Attributes:
         seconds: one token through all its linear layers.
-        loss: mean negative log likelihood.
-        ratio: perplexity over that of the original.
+        ratio: perplexity over that of the original, by what the predictions diverge.
         counts: how many layers have which precision.
     """
 
     seconds: float
-    loss: float
     ratio: float
     counts: tuple[tuple[str, int], ...]
 
@@ -341,11 +340,10 @@ class Search:
 
     def __init__(self, probe: LanguageProbe, knapsack: Knapsack, progress: Say | None = None) -> None:
         self.probe, self._knapsack, self._say = probe, knapsack, progress or (lambda _: None)
-        self._base: float | None = None
         self._tried: dict[tuple[str, ...], tuple[FrontPoint, dict[str, Option]]] = {}
 
     def within(self, most_ratio: float) -> DecoderSearch:
-        """Find the fastest assignment whose measured perplexity is within a budget.
+        """Find the fastest assignment whose measured divergence is within a budget of perplexity.
 
         Args:
             most_ratio: perplexity over that of the original, 1.02 for two percent more.
@@ -374,20 +372,18 @@ class Search:
     def _ratio(self, chosen: dict[str, Option]) -> float:
         key = tuple(f"{label} {option.planned.precision}" for label, option in sorted(chosen.items()))
         if key not in self._tried:
-            if self._base is None:
-                self._base = self.probe.loss()
-            point = _measured(self.probe, chosen, self._base)
+            point = _measured(self.probe, chosen)
             self._tried[key] = point, chosen
             self._say(f"{point.seconds * 1e3:.2f} ms, perplexity x{point.ratio:.4f}")
         return self._tried[key][0].ratio
 
 
-def _measured(probe: LanguageProbe, chosen: Mapping[str, Option], base: float) -> FrontPoint:
+def _measured(probe: LanguageProbe, chosen: Mapping[str, Option]) -> FrontPoint:
     blocks = {label: option.planned.blocks for label, option in chosen.items()}
-    loss = probe.loss({label: dequantize(one) for label, one in blocks.items() if one is not None})
+    loss = probe.divergence({label: dequantize(one) for label, one in blocks.items() if one is not None})
     names = [str(option.planned.precision) for option in chosen.values()]
     counts = tuple((name, names.count(name)) for name in dict.fromkeys(sorted(names)))
-    return FrontPoint(sum(option.seconds for option in chosen.values()), loss, math.exp(loss - base), counts)
+    return FrontPoint(sum(option.seconds for option in chosen.values()), math.exp(loss), counts)
 
 
 def recorded_seconds(rows: int, columns: int, precision: Precision) -> float:
