@@ -30,15 +30,15 @@ from onnxopt.quantize.options import QuantizeOptions
 from onnxopt.quantize.search import MARGIN, loss_of, search_columns
 from onnxopt.quantize.weights import plan_tables, plan_weights
 from onnxopt.selftext import write_own
-from onnxopt.shares import Mark, next_share
 from onnxopt.trials import Save, Say, carry_out, scheme_of, speedup_of
 
 logger = logging.getLogger(__name__)
 
-TRIES = 4  # of one search after the other, when the judge sees more or much less lost than the search did
+TRIES = 3  # of one search after the other, when the judge turns a plan down
+STRICTER = (0.5, 0.9)  # how much less of a loss the next search may have than the last one
 LEAST_FOR_TABLES = 0.5  # of what is allowed: where less must be lost, tables stay in float
 LEAST_SPEEDUP = 1.0
-DECODER_SHARE = 0.9  # of what a budget allows, first: the judge looks at other text, and activations are rounded too
+DECODER_SHARE = 0.85  # of what a budget allows: other text diverges more, and activations are rounded too
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ def quantize(
         say(str(gate))
         return Finished(trial, plan, path, gate)
 
-    decision, step = _within(decide, finish, judge, budget, language=_is_language_model(fused, judge))
+    share = DECODER_SHARE if _is_language_model(fused, judge) else MARGIN
+    decision, step = _within(decide, finish, judge, budget, share)
     trial, path, gate = step.pipeline, step.path, step.gate
     reason = "" if gate.holds else f"beyond its budget: {gate}"
     prompts: Mapping[str, PlannedLinear] = {}
@@ -204,45 +205,38 @@ def _within(
     finish: Callable[[Plan, int], Finished],
     judge: Judge,
     budget: MetricBudget,
-    *,
-    language: bool,
+    share: float,
 ) -> tuple[_Decision, Finished]:
-    """Search until the judge finds the result within the budget; for a language model, until it is used up, too.
+    """Search until the judge finds the result within the budget; return the last result where nothing is.
 
     Args:
-        decide: searches within a share of the loss that is allowed; for a language model that is cheap once it has
-            ranked the layers.
+        decide: searches within a share of the loss that is allowed.
         finish: carries a plan out and has it judged.
         judge: what is measured.
         budget: how far it may fall.
-        language: the model is one.
-
-    Returns:
-        The fastest that is within the budget; the last one where nothing is.
+        share: of the first search.
     """
-    allowed, share = loss_of(judge, budget.limit), DECODER_SHARE if language else MARGIN
-    marks: list[Mark] = []
-    seen: list[dict[str, str]] = []
-    best: tuple[_Decision, Finished] | None = None
+    allowed = loss_of(judge, budget.limit)
     for number in range(TRIES):
         decision = decide(share)
-        precisions = {label: str(planned.precision) for label, planned in decision.plan}
-        if best is not None and precisions in seen:
+        result = finish(decision.plan, number)
+        if result.gate.holds or decision.value is None:  # what is not searched for does not change in another try
             break
-        seen.append(precisions)
-        result = decision, finish(decision.plan, number)
-        if best is None or result[1].gate.holds:
-            best = result
-        if decision.value is None:  # what is not searched for does not change in another try
-            break
-        searched, judged = (max(loss_of(judge, v), 0.0) / allowed for v in (decision.value, result[1].gate.value))
-        marks.append(Mark(share, searched, judged))
-        wanted = next_share(marks, relax=language)
-        if wanted is None:
-            break
-        share = wanted
-    assert best is not None  # noqa: S101 - there is at least one try
-    return best
+        share *= stricter(loss_of(judge, decision.value), loss_of(judge, result.gate.value), allowed, share)
+    return decision, result
+
+
+def stricter(searched: float, judged: float, allowed: float, share: float) -> float:
+    """Return how much less a search may lose, as a part of what it might, after a judge has turned its plan down.
+
+    Args:
+        searched: what the plan lost in the search.
+        judged: what it lost for the judge, more than `allowed`.
+        allowed: what a budget allows.
+        share: of `allowed` that the search might lose.
+    """
+    least, most = STRICTER
+    return min(max(max(searched, 0.0) / (allowed * share) * allowed / judged, least), most)
 
 
 def _decider(

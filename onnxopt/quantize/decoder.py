@@ -287,8 +287,25 @@ class Knapsack:
             _, unit, other = max(steps)
             total -= fronts[unit][places[unit]].harm - fronts[unit][other].harm
             places[unit] = other
+        self._take_back(fronts, places, limit - total)
         chosen = [own[place] for own, place in zip(fronts, places, strict=True)]
         return {label: option for one in chosen for label, option in one.members.items()}
+
+    @staticmethod
+    def _take_back(fronts: Sequence[Sequence[_Choice]], places: list[int], left: float) -> None:
+        """Undo steps that one large step behind them has made needless, the one that saves the most time first."""
+        while True:
+            steps = [
+                (own[place].seconds - own[other].seconds, unit, other)
+                for unit, (own, place) in enumerate(zip(fronts, places, strict=True))
+                for other in range(place)
+                if own[other].harm - own[place].harm <= left
+            ]
+            if not steps:
+                return
+            _, unit, other = max(steps)
+            left -= fronts[unit][other].harm - fronts[unit][places[unit]].harm
+            places[unit] = other
 
     def harm(self, chosen: Mapping[str, Option]) -> float:
         """Return the sum of the estimated harms."""

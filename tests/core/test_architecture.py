@@ -57,7 +57,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("seq2seq",),
     ("bench_worker", "bench", "textrun", "generator", "perplexity"),
     ("gate", "selftext"),
-    ("trials", "shares"),
+    ("trials",),
     ("branching",),
     ("quantizing", "halving"),
     ("continuous", "clients"),

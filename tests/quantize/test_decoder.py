@@ -26,6 +26,7 @@ from onnxopt.quantize.decoder import (
     recorded_seconds,
 )
 from onnxopt.quantize.positions import all_positions
+from onnxopt.quantizing import stricter
 from onnxopt.road import load
 from onnxopt.source import resolve
 from tests.support.fused import fuse
@@ -156,6 +157,19 @@ def test_the_knapsack_buys_the_most_harm_for_its_time() -> None:
     assert [one.seconds for one in knapsack.assign(0.0).values()] == [1.1, 3.0]
 
 
+def test_what_a_large_step_has_made_needless_is_taken_back() -> None:
+    def option(noise: float, seconds: float, block: int) -> Option:
+        return Option(PlannedLinear(Precision("int4-weights", block)), noise, seconds)
+
+    options = {
+        "small": [option(2.0, 1.0, 128), option(0.5, 1.5, 64)],  # 3 of noise a second: first
+        "large": [option(9.0, 1.0, 128), option(0.0, 5.0, 64)],
+    }
+    knapsack = Knapsack(options, dict.fromkeys(options, 1.0))
+    assert [one.seconds for one in knapsack.assign(2.0).values()] == [1.0, 5.0]
+    assert [one.seconds for one in knapsack.assign(1.0).values()] == [1.5, 5.0]
+
+
 def test_layers_that_may_become_one_product_get_one_precision() -> None:
     def option(text: str, noise: float, seconds: float) -> Option:
         return Option(PlannedLinear(Precision.parse(text)), noise, seconds)
@@ -193,3 +207,9 @@ def test_more_bits_and_smaller_blocks_take_longer() -> None:
     times = [recorded_seconds(576, 1536, Precision.parse(text)) for text in texts]
     assert times == sorted(times)
     assert 1.3 < times[1] / times[0] < 1.5  # 56 and 40 us
+
+
+def test_a_plan_that_the_judge_turns_down_is_followed_by_a_stricter_one() -> None:
+    assert stricter(0.05, 0.1, allowed=0.08, share=0.85) == pytest.approx(0.05 / (0.08 * 0.85) * 0.8)
+    assert stricter(0.0, 0.1, allowed=0.08, share=0.85) == 0.5  # nothing was lost in the search
+    assert stricter(0.068, 0.0801, allowed=0.08, share=0.85) == 0.9
