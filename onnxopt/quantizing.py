@@ -38,7 +38,7 @@ TRIES = 3  # of one search after the other, when the judge turns a plan down
 STRICTER = (0.5, 0.9)  # how much less of a loss the next search may have than the last one
 LEAST_FOR_TABLES = 0.5  # of what is allowed: where less must be lost, tables stay in float
 LEAST_SPEEDUP = 1.0
-DECODER_SHARE = 0.85  # of what a budget allows: other text diverges more, and activations are rounded too
+DECODER_SHARE = 0.75  # of what a budget allows: other text diverges more, and activations are rounded too
 
 
 @dataclass(frozen=True)
