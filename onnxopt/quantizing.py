@@ -122,7 +122,7 @@ def quantize(
         return Finished(trial, plan, path, gate)
 
     share = DECODER_SHARE if _is_language_model(fused, judge) else MARGIN
-    decision, step = _within(decide, finish, judge, budget, share)
+    decision, step = _within(decide, finish, judge, share)
     trial, path, gate = step.pipeline, step.path, step.gate
     reason = "" if gate.holds else f"beyond its budget: {gate}"
     prompts: Mapping[str, PlannedLinear] = {}
@@ -204,7 +204,6 @@ def _within(
     decide: Callable[[float], _Decision],
     finish: Callable[[Plan, int], Finished],
     judge: Judge,
-    budget: MetricBudget,
     share: float,
 ) -> tuple[_Decision, Finished]:
     """Search until the judge finds the result within the budget; return the last result where nothing is.
@@ -213,30 +212,34 @@ def _within(
         decide: searches within a share of the loss that is allowed.
         finish: carries a plan out and has it judged.
         judge: what is measured.
-        budget: how far it may fall.
         share: of the first search.
     """
-    allowed = loss_of(judge, budget.limit)
-    for number in range(TRIES):
-        decision = decide(share)
-        result = finish(decision.plan, number)
+    decision = decide(share)
+    result = finish(decision.plan, 0)
+    for number in range(1, TRIES):
         if result.gate.holds or decision.value is None:  # what is not searched for does not change in another try
             break
-        share *= stricter(loss_of(judge, decision.value), loss_of(judge, result.gate.value), allowed, share)
+        share = stricter(share, loss_of(judge, decision.value), loss_of(judge, result.gate.value))
+        careful = decide(share)
+        if _precisions(careful.plan) != _precisions(decision.plan):
+            decision, result = careful, finish(careful.plan, number)
     return decision, result
 
 
-def stricter(searched: float, judged: float, allowed: float, share: float) -> float:
-    """Return how much less a search may lose, as a part of what it might, after a judge has turned its plan down.
+def stricter(share: float, searched: float, judged: float) -> float:
+    """Return what share of the loss allowed a search may have next, after a judge has turned its plan down.
 
     Args:
-        searched: what the plan lost in the search.
-        judged: what it lost for the judge, more than `allowed`.
-        allowed: what a budget allows.
-        share: of `allowed` that the search might lose.
+        share: that it had.
+        searched: what its plan lost in the search.
+        judged: what it lost for the judge.
     """
     least, most = STRICTER
-    return min(max(max(searched, 0.0) / (allowed * share) * allowed / judged, least), most)
+    return min(max(searched / judged, least * share), most * share)
+
+
+def _precisions(plan: Plan) -> dict[str, str]:
+    return {label: f"{one.precision} {one.factors is not None}" for label, one in plan}
 
 
 def _decider(

@@ -210,6 +210,6 @@ def test_more_bits_and_smaller_blocks_take_longer() -> None:
 
 
 def test_a_plan_that_the_judge_turns_down_is_followed_by_a_stricter_one() -> None:
-    assert stricter(0.05, 0.1, allowed=0.08, share=0.85) == pytest.approx(0.05 / (0.08 * 0.85) * 0.8)
-    assert stricter(0.0, 0.1, allowed=0.08, share=0.85) == 0.5  # nothing was lost in the search
-    assert stricter(0.068, 0.0801, allowed=0.08, share=0.85) == 0.9
+    assert stricter(0.8, 0.05, 0.1) == 0.5
+    assert stricter(0.8, 0.0, 0.1) == 0.4  # nothing was lost in the search: half of what was allowed
+    assert stricter(0.8, 0.0999, 0.1) == pytest.approx(0.72)
