@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import decode, peers, run, table
+from bench import convs, cost, cuda, decode, encoder, peers, quantized, run, serve, shrink, table
 from bench.inputs import moved_left, padded, ragged_lengths, with_holes
 
 STREAM = list(range(1000, 1500))
@@ -173,3 +173,13 @@ def test_two_models_are_compared_within_rounds_since_the_machine_changes_between
     assert decode.faster(result, "ours", "theirs", "alone") == 1.5
     assert decode.cell(result, "ours", "alone", "theirs").endswith(" (1.50×)")
     assert "×" not in decode.cell(result, "theirs", "alone", "theirs")
+
+
+@pytest.mark.parametrize(
+    "module", [convs, cost, cuda, decode, encoder, quantized, serve, shrink], ids=lambda one: one.__name__
+)
+def test_the_readme_has_a_place_for_every_table(module: Any, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text((peers.ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
+    table.put(readme, module.MARKS, "a table")
+    assert f"{module.MARKS[0]}\n\na table\n{module.MARKS[1]}" in readme.read_text(encoding="utf-8")
