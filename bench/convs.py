@@ -39,12 +39,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Quantize real networks of convolutions.")
     parser.add_argument("--only", default="", help="names of networks, separated by commas")
     parser.add_argument("--make", action="store_true", help="fetch and render, and stop")
-    parser.add_argument("--table", type=Path, help="write the table of the last results into this file and stop")
+    table.add_option(parser)
     arguments = parser.parse_args()
     if arguments.table:
-        table.put(arguments.table, MARKS, render(json.loads(RESULT.read_text(encoding="utf-8"))))
-        print(f"table written to {arguments.table}")
-        return 0
+        return table.put_last(arguments.table, MARKS, RESULT, render)
     fetch()
     only = [name for name in arguments.only.split(",") if name] or list(NETWORKS)
     for name in only:

@@ -37,12 +37,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Measure what optimizing costs, beside OnnxSlim and onnxsim.")
     parser.add_argument("--only", default="", help="names of models, separated by commas; their results are not kept")
     parser.add_argument("--tools", default=",".join(TOOLS), help="which tools")
-    parser.add_argument("--table", type=Path, help="write the table of the last results into this file and stop")
+    table.add_option(parser)
     arguments = parser.parse_args()
     if arguments.table:
-        table.put(arguments.table, MARKS, render(json.loads(RESULT.read_text(encoding="utf-8"))))
-        print(f"table written to {arguments.table}")
-        return 0
+        return table.put_last(arguments.table, MARKS, RESULT, render)
     only = {name for name in arguments.only.split(",") if name}
     result = measure(only, arguments.tools.split(","))
     print(render(result))

@@ -63,13 +63,11 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--rounds", type=int, default=cuda_worker.ROUNDS, help="turns of each (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULT, help="where the results go (default: %(default)s)")
-    parser.add_argument("--table", type=Path, help="write the table of the last results into this file and stop")
+    table.add_option(parser)
     parser.add_argument("--record", action="store_true", help="write which forms won into the package's table and stop")
     arguments = parser.parse_args()
     if arguments.table:
-        table.put(arguments.table, MARKS, render(json.loads(RESULT.read_text(encoding="utf-8"))))
-        print(f"table written to {arguments.table}")
-        return 0
+        return table.put_last(arguments.table, MARKS, RESULT, render)
     if arguments.record:
         write([profits(json.loads(RESULT.read_text(encoding="utf-8")))], TABLE)
         print(f"forms written to {TABLE}")

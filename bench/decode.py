@@ -41,12 +41,10 @@ def main() -> int:
     """Build both models, measure them in turns, write the results."""
     parser = argparse.ArgumentParser(description="Measure a decoder beside onnxruntime-genai's builder.")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="starts of each model (default: %(default)s)")
-    parser.add_argument("--table", type=Path, help="write the table of the last results into this file and stop")
+    table.add_option(parser)
     arguments = parser.parse_args()
     if arguments.table:
-        table.put(arguments.table, MARKS, render(json.loads(RESULT.read_text(encoding="utf-8"))))
-        print(f"table written to {arguments.table}")
-        return 0
+        return table.put_last(arguments.table, MARKS, RESULT, render)
     result = measure(arguments.rounds)
     print(render(result))
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

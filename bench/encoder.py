@@ -38,12 +38,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Judge MiniLM in int8 on text it has never seen.")
     parser.add_argument("--make", action="store_true", help="make what is missing, and stop")
     parser.add_argument("--calibrate", action="store_true", help=argparse.SUPPRESS)  # the child process
-    parser.add_argument("--table", type=Path, help="write the table of the last results into this file and stop")
+    table.add_option(parser)
     arguments = parser.parse_args()
     if arguments.table:
-        table.put(arguments.table, MARKS, render(json.loads(RESULT.read_text(encoding="utf-8"))))
-        print(f"table written to {arguments.table}")
-        return 0
+        return table.put_last(arguments.table, MARKS, RESULT, render)
     FOLDER.mkdir(parents=True, exist_ok=True)
     if arguments.calibrate:
         print(json.dumps(calibrate()))

@@ -119,12 +119,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="starts of each model (default: %(default)s)")
     parser.add_argument("--make", action="store_true", help="make what is missing, and stop")
     parser.add_argument("--perplexity", action="store_true", help="measure perplexities again, before the speed")
-    parser.add_argument("--table", type=Path, help="write the table of the last results into this file and stop")
+    table.add_option(parser)
     arguments = parser.parse_args()
     if arguments.table:
-        table.put(arguments.table, MARKS, render(json.loads(RESULT.read_text(encoding="utf-8"))))
-        print(f"table written to {arguments.table}")
-        return 0
+        return table.put_last(arguments.table, MARKS, RESULT, render)
     files = models()
     if arguments.make:
         return 0

@@ -63,12 +63,10 @@ def main() -> int:
     parser.add_argument("--retry", action="store_true", help="make again what failed before")
     parser.add_argument("--fresh", default="", help="names of peers to make again")
     parser.add_argument("--make-only", action="store_true", help="make the models and stop")
-    parser.add_argument("--table", type=Path, help="write the tables of the last results into this file and stop")
+    table.add_option(parser)
     arguments = parser.parse_args()
     if arguments.table:
-        table.write(arguments.table, json.loads(RESULT.read_text(encoding="utf-8")))
-        print(f"tables written to {arguments.table}")
-        return 0
+        return table.put_last(arguments.table, (table.START, table.END), RESULT)
     only = {name for name in arguments.only.split(",") if name}
     if unknown := (only | {name for name in arguments.fresh.split(",") if name}) - set(peers.BY_NAME):
         parser.error(f"no peer is called {', '.join(sorted(unknown))}; there are {', '.join(peers.BY_NAME)}")

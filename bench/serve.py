@@ -44,12 +44,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Load a server of this machine with many clients.")
     parser.add_argument("--artifact", type=Path, help="an encoder; minilm is made when not given")
     parser.add_argument("--requests", type=int, default=600, help="per load (default: %(default)s)")
-    parser.add_argument("--table", type=Path, help="write the table of the last results into this file and stop")
+    table.add_option(parser)
     arguments = parser.parse_args()
     if arguments.table:
-        table.put(arguments.table, MARKS, render(json.loads(RESULT.read_text(encoding="utf-8"))))
-        print(f"table written to {arguments.table}")
-        return 0
+        return table.put_last(arguments.table, MARKS, RESULT, render)
     result = measure(arguments.artifact or made(), arguments.requests)
     print(render(result))
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -53,13 +53,11 @@ def main() -> int:
     parser.add_argument("--only", choices=PARTS, help="one of the parts")
     parser.add_argument("--make", action="store_true", help="only make and judge")
     parser.add_argument("--time", action="store_true", help="only time what an earlier run made")
-    parser.add_argument("--table", type=Path, help="write the tables of the last results into this file and stop")
+    table.add_option(parser)
     arguments = parser.parse_args()
-    known = read(RESULT)
     if arguments.table:
-        table.put(arguments.table, MARKS, render(known))
-        print(f"table written to {arguments.table}")
-        return 0
+        return table.put_last(arguments.table, MARKS, RESULT, render)
+    known = read(RESULT)
     chosen = [name for name in PARTS if arguments.only in (None, name)]
     for step, skipped in ((0, arguments.time), (1, arguments.make)):
         for name in () if skipped else chosen:

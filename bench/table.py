@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,27 @@ _QUALITY_CAPTION = (
 _ERROR_CHARACTERS = 110
 
 
-def write(path: Path, result: Mapping[str, Any]) -> None:
-    """Put the tables between the marks of a file.
+def add_option(parser: argparse.ArgumentParser) -> None:
+    """Give the command of a benchmark `--table FILE`."""
+    parser.add_argument("--table", type=Path, help="write the tables of the last results into this file and stop")
 
-    Raises:
-        ValueError: when it has not both marks once, in order.
+
+def put_last(
+    path: Path, marks: tuple[str, str], results: Path, rendered: Callable[[dict[str, Any]], str] | None = None
+) -> int:
+    """Put the tables of the last results between two marks of a file, and return the exit status.
+
+    Args:
+        path: the file.
+        marks: where.
+        results: JSON that a benchmark wrote.
+        rendered: writes the tables; `render` without it.
     """
-    put(path, (START, END), render(result))
+    if not results.is_file():
+        raise SystemExit(f"{results}: no results yet; run the benchmark without --table first")
+    put(path, marks, (rendered or render)(json.loads(results.read_text(encoding="utf-8"))))
+    print(f"tables written to {path}")
+    return 0
 
 
 def put(path: Path, marks: tuple[str, str], text: str) -> None:

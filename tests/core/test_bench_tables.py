@@ -124,12 +124,12 @@ def test_a_peer_that_failed_stands_in_the_table_with_its_error() -> None:
 def test_tables_go_between_the_marks(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{table.START}\nstale\n{table.END}\nafter\n", encoding="utf-8")
-    table.write(readme, make_result(make_peer("a", 8.0)))
+    table.put(readme, (table.START, table.END), table.render(make_result(make_peer("a", 8.0))))
     once = readme.read_text(encoding="utf-8")
     assert "stale" not in once
     assert once.startswith("before\n")
     assert once.endswith(f"{table.END}\nafter\n")
-    table.write(readme, make_result(make_peer("a", 8.0)))
+    table.put(readme, (table.START, table.END), table.render(make_result(make_peer("a", 8.0))))
     assert once == readme.read_text(encoding="utf-8")
 
 
@@ -137,7 +137,7 @@ def test_a_file_without_marks_is_refused(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(f"{table.END} {table.START}", encoding="utf-8")
     with pytest.raises(ValueError, match="expected one"):
-        table.write(readme, make_result())
+        table.put(readme, (table.START, table.END), table.render(make_result()))
 
 
 def test_the_last_error_of_a_log_is_told_without_our_folders() -> None:
@@ -183,3 +183,8 @@ def test_the_readme_has_a_place_for_every_table(module: Any, tmp_path: Path) -> 
     readme.write_text((peers.ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
     table.put(readme, module.MARKS, "a table")
     assert f"{module.MARKS[0]}\n\na table\n{module.MARKS[1]}" in readme.read_text(encoding="utf-8")
+
+
+def test_tables_need_results(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="run the benchmark without --table first"):
+        table.put_last(tmp_path / "README.md", decode.MARKS, tmp_path / "absent.json")
