@@ -199,15 +199,14 @@ class Driver:
 
     def _prove_and_apply(self, rule: Rule, chosen: list[_Candidate], settled: set[str], entry: PassEntry) -> None:
         verdicts = self._prove(rule, chosen) if self.prove else [_Verdict()] * len(chosen)
-        replaced: dict[ir.Value, ir.Value] = {}
-        for candidate, verdict in zip(chosen, verdicts, strict=True):
+        judged = list(zip(chosen, verdicts, strict=True))
+        for candidate, verdict in judged:  # before any other changes what the regions of these read
             if verdict.reason:
+                self._roll_back(rule, candidate, verdict, entry)
                 settled.add(_key(candidate.match.root))
-                repro = write_repro(self.repro_folder, rule.name, candidate.regions, self.model, verdict.values)
-                node = candidate.match.root.name or candidate.match.root.op_type
-                entry.rolled_back.append(RolledBack(node, verdict.reason, verdict.error, repro))
-                logger.warning("%s: %s rolled back: %s", rule.name, node, verdict.reason)
-                _release(candidate.builder.nodes)
+        replaced: dict[ir.Value, ir.Value] = {}
+        for candidate, verdict in judged:
+            if verdict.reason:
                 continue
             entry.worst_error = max(entry.worst_error, verdict.error)
             self._commits[_key(candidate.match.root), rule.name] += 1
@@ -220,6 +219,13 @@ class Driver:
                 self._captures.forget()
             self._annotated = self._annotated and self.prove  # the proof has seen all new values
         self._annotate()
+
+    def _roll_back(self, rule: Rule, candidate: _Candidate, verdict: _Verdict, entry: PassEntry) -> None:
+        repro = write_repro(self.repro_folder, rule.name, candidate.regions, self.model, verdict.values)
+        node = candidate.match.root.name or candidate.match.root.op_type
+        entry.rolled_back.append(RolledBack(node, verdict.reason, verdict.error, repro))
+        logger.warning("%s: %s rolled back: %s", rule.name, node, verdict.reason)
+        _release(candidate.builder.nodes)
 
     def _annotate(self) -> None:
         if not self._annotated:

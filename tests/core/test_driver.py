@@ -138,26 +138,40 @@ def test_the_inputs_of_a_refuted_rewrite_are_kept_and_reproduce_the_difference(t
     np.testing.assert_array_equal(results[0], -results[1])
 
 
+class RightForTwo(Rule):
+    """x · c → x + x, which is right for c = 2 alone."""
+
+    name = "test-half-wrong"
+    numerics = Exact()
+
+    def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
+        yield op.Mul(x, scalar(name="factor"))
+
+    def rewrite(self, op: Builder, x: ir.Value) -> ir.Value:
+        return op.Add(x, x)
+
+
+TWO_AND_THREE = """
+g (float[batch,4] x) => (float[batch,4] y) <float two = {2.0}, float three = {3.0}> {
+  a = Mul(x, two)
+  b = Mul(a, three)
+  y = Relu(b)
+}"""
+
+
+def test_inputs_are_kept_of_what_reads_a_value_that_the_same_sweep_replaces(tmp_path: Path) -> None:
+    model = parse(TWO_AND_THREE, {})
+    observations = observe(model)
+    prepare(model, observations)
+    entry = Driver(model, observations, repro_folder=tmp_path).apply(RightForTwo())
+    assert (entry.applied, len(entry.rolled_back)) == (1, 1)
+    folder = entry.rolled_back[0].repro
+    assert folder is not None
+    assert (folder / "replaced.onnx").is_file()
+
+
 def test_good_matches_stay_when_one_of_the_same_pass_is_refuted() -> None:
-    class WrongOnlyForTwo(Rule):
-        """x · c → x + x, which is right for c = 2 alone."""
-
-        name = "test-half-wrong"
-        numerics = Exact()
-
-        def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
-            yield op.Mul(x, scalar(name="factor"))
-
-        def rewrite(self, op: Builder, x: ir.Value) -> ir.Value:
-            return op.Add(x, x)
-
-    text = """
-    g (float[batch,4] x) => (float[batch,4] y) <float two = {2.0}, float three = {3.0}> {
-      a = Mul(x, two)
-      b = Mul(a, three)
-      y = Relu(b)
-    }"""
-    outcome = run_passes(text, WrongOnlyForTwo())
+    outcome = run_passes(TWO_AND_THREE, RightForTwo())
     assert outcome.ops == ["Add", "Mul", "Relu"]
     assert (outcome.entry.applied, len(outcome.entry.rolled_back)) == (1, 1)
     assert outcome.worst_error() == 0.0
