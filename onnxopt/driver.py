@@ -35,7 +35,6 @@ from onnxopt.repro import write_repro
 from onnxopt.rewrite import AS_IS, Builder, Match, Pass, Refusal, Rewrite, Rule
 from onnxopt.rows import rows_that_matter
 from onnxopt.spec import SQNR, Exact, Lossy, Numerics, Reassociated, Signature
-from onnxopt.standins import movable, stand_ins
 
 logger = logging.getLogger(__name__)
 
@@ -236,11 +235,10 @@ class Driver:
         """Compare both regions of each candidate on captured, random and asked-for inputs, one run after the other."""
         proof = _Proof(rule.numerics, chosen, self.model)
         wanted = {value for candidate in chosen for part in candidate.regions for value in part.inputs}
-        free = movable(candidate.regions for candidate in chosen) if isinstance(rule.numerics, Exact) else set()
         first: dict[ir.Value, Array] = {}
-        captured = self._captures.run(self.model, self.observations, wanted - free)
+        captured = self._captures.run(self.model, self.observations, wanted)
         for observation in self.observations:
-            values = next(captured) | stand_ins(free, observation.sizes)
+            values = next(captured)
             proof.add(values, observation)
             first = first or values
             del values  # one size at a time: the longest are as large as all others together
