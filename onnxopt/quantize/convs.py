@@ -31,6 +31,7 @@ from onnxopt.quantize.columns import plan_layer
 from onnxopt.quantize.search import (
     FLOAT_SECONDS,
     INT8_SECONDS,
+    PASS_SECONDS,
     Found,
     Option,
     allowed_loss,
@@ -223,34 +224,39 @@ def _rank(
     """Measure each layer alone, on as many samples as there is time for."""
     network = trial.network
     found = {
-        conv.label: (conv.x, float(np.prod(conv.shape)), network.fitted[conv.result].rows)
+        conv.label: (conv.x, float(np.prod(conv.shape)) * network.fitted[conv.result].rows, _edges(network, conv))
         for conv in network.convs
         if conv.label in layers
     }
     found |= {
-        one.label: (one.x, float(one.rows * one.columns), network.fitted[one.x].rows)
+        one.label: (one.x, float(one.rows * one.columns) * rows, float(one.rows + one.columns) * rows)
         for one in network.linears
-        if one.label in layers
+        if one.label in layers and (rows := network.fitted[one.x].rows)
     }
     few = trial.fewer(1)
     started = time.perf_counter()
     options: dict[str, list[Option]] = {}
     ranking: dict[str, SensitivityRecord] = {}
-    for number, (label, (x, weights, rows)) in enumerate(found.items(), start=1):
+    for number, (label, (x, products, edges)) in enumerate(found.items(), start=1):
         loss = 1.0 - few.value({label: layers[label]})
         if number == 1:
             one = max(time.perf_counter() - started, 1e-3)
             few = trial.fewer(max(1, min(RANK_SAMPLES, int(RANK_SECONDS / (one * len(found))))))
             loss = 1.0 - few.value({label: layers[label]})
         say(f"sensitivity {number} of {len(found)}: {label} {max(loss, 0.0):.2g}")
-        loss, products = max(loss, 0.0), weights * rows
+        loss = max(loss, 0.0)
         careful = PlannedLinear(Precision(), f"costs {loss:.2g} in int8")
         options[label] = [
             Option(layers[label], loss, INT8_SECONDS * products),
-            Option(careful, 0.0, FLOAT_SECONDS * products),
+            Option(careful, 0.0, FLOAT_SECONDS * products + PASS_SECONDS * edges),
         ]
         ranking[label] = SensitivityRecord(label=label, loss=loss, reason=why(network.fitted[x]))
     return options, ranking
+
+
+def _edges(network: _Network, conv: Convolution) -> float:
+    """Return how many numbers a convolution reads and writes: in float among integers, all are converted."""
+    return float(sum(network.fitted[value].rows * len(network.fitted[value].mean) for value in (conv.x, conv.result)))
 
 
 def emulate(model: ir.Model, plan: Plan) -> ir.Model:
