@@ -195,8 +195,8 @@ def render(result: dict[str, Any]) -> str:
     caption = (
         f"Networks of {PACKAGE.replace('==', ' ')} (`make bench-convs` downloads it), static int8 calibrated and "
         "judged on rendered text; the judge's images were not seen before. Speed is that of the graph that is shipped, "
-        f"times the original's, by batch. {machine['cores']} threads of {table.escape(str(machine['cpu']))}, onnxruntime "
-        f"{result['versions']['onnxruntime']}, {result['created'][:10]}."
+        f"times the original's, by batch. {machine['cores']} threads of {table.escape(str(machine['cpu']))}, "
+        f"onnxruntime {result['versions']['onnxruntime']}, {result['created'][:10]}."
     )
     rows = []
     for name, one in result["networks"].items():
