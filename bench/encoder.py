@@ -78,7 +78,7 @@ def models() -> dict[str, float]:
 def documents() -> list[tuple[str, str]]:
     """Return summary lines with the text behind each."""
     found: dict[str, str] = {}
-    for text in docstrings():
+    for text in docstrings(methods=True):
         summary, _, rest = text.partition("\n\n")
         title = " ".join(summary.split())
         if 20 <= len(title) <= 120 and len(rest.split()) >= 12:

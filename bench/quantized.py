@@ -190,12 +190,20 @@ def held_out() -> Path:
     return path
 
 
-def docstrings() -> list[str]:
-    """Return the docstrings of CPython's library: English that nothing is calibrated with."""
+def docstrings(*, methods: bool = False) -> list[str]:
+    """Return the docstrings of CPython's library, of methods too if wanted: English that nothing is calibrated with."""
     found: dict[str, None] = {}
     for name in DOCUMENTED:
         module = importlib.import_module(name)
         members = [getattr(module, key) for key in sorted(vars(module)) if not key.startswith("_")]
+        if methods:
+            members += [
+                inspect.getattr_static(owner, key)
+                for owner in members
+                if inspect.isclass(owner)
+                for key in sorted(vars(owner))
+                if not key.startswith("_")
+            ]
         for member in [module, *members]:
             text = inspect.getdoc(member) if inspect.ismodule(member) or callable(member) else None
             if text and len(text) > LEAST_TEXT and text.isascii():
