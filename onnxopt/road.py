@@ -595,11 +595,24 @@ def _save(model: ir.Model, folder: Path) -> Path:
     path = folder / "model.onnx"
     model.ir_version = min(model.ir_version, MAX_IR_VERSION)
     size = initializer_bytes(model)
+    threshold = SMALL_CONSTANT_BYTES if size > LARGE_BYTES else size
+    _take_in(model, threshold)
     # without `external_data`, a weight that lies in another folder would be looked for in this one
-    ir.save(
-        model, path, external_data=DATA_NAME, size_threshold_bytes=SMALL_CONSTANT_BYTES if size > LARGE_BYTES else size
-    )
+    ir.save(model, path, external_data=DATA_NAME, size_threshold_bytes=threshold)
     return path
+
+
+def _take_in(model: ir.Model, most_bytes: int) -> None:
+    """Let the model hold what it maps from a file and is stored in the next one itself.
+
+    The library would close the mapping, which fails as long as a session or an array of another copy of the model reads
+    from it.
+    """
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= most_bytes:
+                value.const_value = ir.Tensor(tensor.numpy().copy(), name=tensor.name, dtype=tensor.dtype)
 
 
 def _runnable(target: Target, ledger: Ledger) -> Target:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 import onnxopt
@@ -13,6 +14,7 @@ from onnxopt.cli import main
 from onnxopt.errors import ProofError
 from onnxopt.package import check_golden
 from onnxopt.rewrite import Builder, Exact, Match, Rule
+from onnxopt.road import _save
 from tests.support.command import onnxopt as command
 from tests.support.tiny import tiny_checkpoint
 
@@ -207,3 +209,29 @@ def test_interrupting_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.
     source = tiny_checkpoint("bert", tmp_path / "bert")
     assert main(["optimize", str(source), "--out", str(tmp_path / "made" / "out"), "--quiet"]) == 130
     assert not (tmp_path / "made").exists()
+
+
+def test_a_model_is_saved_while_something_else_reads_the_file_it_maps(tmp_path: Path) -> None:
+    weight = np.arange(4096, dtype=np.float32)
+    first = ir.load(saved_outside(tmp_path / "first", weight))
+    reading = first.graph.initializers["w"].const_value
+    assert isinstance(reading, ir.ExternalTensor)
+    seen = reading.numpy()  # keeps the mapping open, as a session of a copy does
+    found = ir.load(_save(first, tmp_path / "second"))
+    tensor = found.graph.initializers["w"].const_value
+    assert tensor is not None
+    assert not isinstance(tensor, ir.ExternalTensor)
+    assert np.array_equal(tensor.numpy(), weight)
+    assert np.array_equal(seen, weight)
+
+
+def saved_outside(folder: Path, weight: np.ndarray) -> Path:
+    folder.mkdir()
+    text = '<ir_version: 10, opset_import: ["" : 20]> g (float[n] x) => (float[n] y) { y = Add(x, w) }'
+    model = ir.from_onnx_text(text)
+    value = next(node for node in model.graph).inputs[1]
+    assert value is not None
+    value.const_value = ir.tensor(weight, name="w")
+    model.graph.register_initializer(value)
+    ir.save(model, folder / "model.onnx", external_data="weights", size_threshold_bytes=0)
+    return folder / "model.onnx"
