@@ -22,7 +22,7 @@ from onnxopt.driver import Driver
 from onnxopt.errors import InputError
 from onnxopt.export import Exporter, export, is_pair
 from onnxopt.golden import Golden
-from onnxopt.graph import SMALL_CONSTANT_BYTES, STANDARD_DOMAINS, all_nodes, initializer_bytes, op_counts
+from onnxopt.graph import STANDARD_DOMAINS, all_nodes, initializer_bytes, op_counts
 from onnxopt.halving import HalfOptions, check_half, rounding_run, to_half
 from onnxopt.imports import load_onnx
 from onnxopt.latency import measure_latency
@@ -40,9 +40,8 @@ from onnxopt.manifest import (
 )
 from onnxopt.metrics import MetricBudget
 from onnxopt.model import Feeds, Loaded
-from onnxopt.package import DATA_NAME, Artifact, Half, check_output_folder, write_artifact
+from onnxopt.package import Artifact, Half, check_output_folder, write_artifact
 from onnxopt.pipeline import Pipeline, trust_right_padding
-from onnxopt.probe import MAX_IR_VERSION
 from onnxopt.profit import Profit
 from onnxopt.prune.run import pruned_source
 from onnxopt.prune.spec import PruneSpec
@@ -51,6 +50,7 @@ from onnxopt.quantize.options import HALF_IO, QuantizeOptions
 from onnxopt.quantizing import quantize
 from onnxopt.report import REPORT_NAME, render_report
 from onnxopt.requests import fit_workload, requests_of
+from onnxopt.saving import save_graph
 from onnxopt.session import Session
 from onnxopt.source import Source, Weights, resolve
 from onnxopt.spec import Budget, Signature, Target, Workload
@@ -61,7 +61,6 @@ from onnxopt.verify_pair import prove_pair
 
 logger = logging.getLogger(__name__)
 
-LARGE_BYTES = 2**31 - 2**27  # protobuf cannot hold 2 GiB; from here on weights lie beside the graph
 QUANTIZED_GOLDEN_ERROR = 3e-2  # the last bit of an activation may move it by a step of its grid
 GOLDEN_ERROR = 1e-4  # what another build of the runtime may differ by in float32
 GPU_GOLDEN_ERROR = 5e-3  # in float32 on a GPU, whose products may round their factors to TF32
@@ -413,7 +412,7 @@ def _work(
     if plan.half is not None:
         check_half(loaded, plan.half)
     baseline = default_export(loaded)
-    original = _save(baseline, scratch / "original")
+    original = save_graph(baseline, scratch / "original")
     nodes_before, bytes_before = sum(1 for _ in all_nodes(baseline)), initializer_bytes(baseline)
     ops_before = op_counts(baseline)
     del baseline
@@ -440,7 +439,7 @@ def _work(
     pipeline.lower()
     ledger = pipeline.ledger
     _require_standard(loaded.model, target)
-    candidate = _save(loaded.model, scratch / "candidate")
+    candidate = save_graph(loaded.model, scratch / "candidate")
     runs_on = _runnable(target, ledger)
     session = Session(candidate, target=runs_on, exact=True)
     proof = prove(
@@ -459,7 +458,7 @@ def _work(
             original=original,
             as_float=candidate,
             scratch=scratch,
-            save=_save,
+            save=save_graph,
             requests=requests if plan.measure and runs_on == target else (),
             say=lambda step: say(Event("quantize", step)),
         )
@@ -474,13 +473,13 @@ def _work(
             ledger,
             plan.half,
             original=original,
-            save=lambda model: _save(model, scratch / "judged"),
+            save=lambda model: save_graph(model, scratch / "judged"),
             say=lambda step: say(Event("quantize", step)),
         )
         quantization = halved.record
         if halved.loaded is not None:
             loaded = halved.loaded
-            candidate = _save(loaded.model, scratch / "half")
+            candidate = save_graph(loaded.model, scratch / "half")
             run = rounding_run(loaded.model)
             if runs_on == target:  # what its kernels add up inside is seen there alone
                 run = Session(candidate, target=runs_on).run
@@ -588,31 +587,6 @@ def default_export(loaded: Loaded) -> ir.Model:
     baseline = loaded.model.clone()
     tidy(baseline)
     return baseline
-
-
-def _save(model: ir.Model, folder: Path) -> Path:
-    folder.mkdir()
-    path = folder / "model.onnx"
-    model.ir_version = min(model.ir_version, MAX_IR_VERSION)
-    size = initializer_bytes(model)
-    threshold = SMALL_CONSTANT_BYTES if size > LARGE_BYTES else size
-    _take_in(model, threshold)
-    # without `external_data`, a weight that lies in another folder would be looked for in this one
-    ir.save(model, path, external_data=DATA_NAME, size_threshold_bytes=threshold)
-    return path
-
-
-def _take_in(model: ir.Model, most_bytes: int) -> None:
-    """Let the model hold what it maps from a file and is stored in the next one itself.
-
-    The library would close the mapping, which fails as long as a session or an array of another copy of the model reads
-    from it.
-    """
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= most_bytes:
-                value.const_value = ir.Tensor(tensor.numpy().copy(), name=tensor.name, dtype=tensor.dtype)
 
 
 def _runnable(target: Target, ledger: Ledger) -> Target:

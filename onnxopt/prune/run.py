@@ -187,7 +187,8 @@ def _prune_graph(
     from onnxopt.package import DATA_NAME
     from onnxopt.pipeline import run_pipeline
     from onnxopt.prune.stage import GraphPruning
-    from onnxopt.road import LARGE_BYTES, load
+    from onnxopt.road import load
+    from onnxopt.saving import LARGE_BYTES
 
     loaded = load(source, progress=lambda event: say(event.step))
     pruning = GraphPruning(loaded, spec, data, budget, say)

@@ -17,20 +17,19 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.errors import ProofError
-from onnxopt.graph import initializer_bytes
 from onnxopt.metrics import MetricBudget
 from onnxopt.model import Feeds
 from onnxopt.prune.graph import prune_channels, read_moments
 from onnxopt.prune.spec import Amount, PruneSpec
 from onnxopt.registry import get
 from onnxopt.rewrite import Pass
+from onnxopt.saving import save_graph
 from onnxopt.spec import Target
 from onnxopt.timing import run_rounds, write_job
 
 STEPS = (0.125, 0.0625)
 MOST = 0.8  # of a kind
 ROUNDS, SECONDS = 3, 2.0  # of each trial
-LARGE_BYTES = 1 << 30  # what one file may hold is twice that
 LEAST_LOSS = 1e-6  # of a metric, so that what costs nothing comes first
 
 Say = Callable[[str], None]
@@ -148,21 +147,11 @@ def cut(model: ir.Model) -> None:
         step.run(model)
 
 
-def _read_weights(model: ir.Model) -> None:
-    """Copy weights that lie in a file into memory: saving gives up the file, which other graphs still read."""
-    for value in model.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value = ir.tensor(np.array(value.const_value.numpy()), name=value.name)
-
-
 def _time(model: ir.Model, bounds: Bounds) -> float:
     """Cut a model, which is changed, and return the milliseconds of its requests together."""
     cut(model)
     with tempfile.TemporaryDirectory(prefix="onnxopt-search-") as folder:
-        path = Path(folder) / "model.onnx"
-        _read_weights(model)
-        large = initializer_bytes(model) > LARGE_BYTES
-        ir.save(model, path, external_data="model.onnx.data" if large else None)
+        path = save_graph(model, Path(folder) / "trial")
         job = write_job(path, bounds.requests, bounds.target, Path(folder) / "inputs")
         (starts,) = run_rounds([job], ["trial"], rounds=ROUNDS, seconds=SECONDS, progress=None)
     medians = [np.median(np.concatenate(times)) for times in zip(*(one.times_ms for one in starts), strict=True)]

@@ -53,7 +53,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "chat",
         "stacks",
     ),
-    ("verify_pair",),
+    ("verify_pair", "saving"),
     ("seq2seq",),
     ("bench_worker", "bench", "textrun", "generator", "perplexity"),
     ("gate", "selftext"),

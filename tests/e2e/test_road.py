@@ -14,7 +14,7 @@ from onnxopt.cli import main
 from onnxopt.errors import ProofError
 from onnxopt.package import check_golden
 from onnxopt.rewrite import Builder, Exact, Match, Rule
-from onnxopt.road import _save
+from onnxopt.saving import save_graph
 from tests.support.command import onnxopt as command
 from tests.support.tiny import tiny_checkpoint
 
@@ -217,7 +217,7 @@ def test_a_model_is_saved_while_something_else_reads_the_file_it_maps(tmp_path: 
     reading = first.graph.initializers["w"].const_value
     assert isinstance(reading, ir.ExternalTensor)
     seen = reading.numpy()  # keeps the mapping open, as a session of a copy does
-    found = ir.load(_save(first, tmp_path / "second"))
+    found = ir.load(save_graph(first, tmp_path / "second"))
     tensor = found.graph.initializers["w"].const_value
     assert tensor is not None
     assert not isinstance(tensor, ir.ExternalTensor)

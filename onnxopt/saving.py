@@ -1,0 +1,44 @@
+"""Write a graph into a new folder, while other graphs and sessions go on reading the file of its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxopt.graph import SMALL_CONSTANT_BYTES, initializer_bytes
+from onnxopt.package import DATA_NAME
+from onnxopt.probe import MAX_IR_VERSION
+
+LARGE_BYTES = 2**31 - 2**27  # protobuf cannot hold 2 GiB; from here on weights lie beside the graph
+
+
+def save_graph(model: ir.Model, folder: Path) -> Path:
+    """Write a model and return its file.
+
+    Args:
+        model: afterwards it holds its weights, or those of a large one lie in the new folder.
+        folder: made here.
+    """
+    folder.mkdir()
+    path = folder / "model.onnx"
+    model.ir_version = min(model.ir_version, MAX_IR_VERSION)
+    size = initializer_bytes(model)
+    threshold = SMALL_CONSTANT_BYTES if size > LARGE_BYTES else size
+    _take_in(model, threshold)
+    # without `external_data`, a weight that lies in another folder would be looked for in this one
+    ir.save(model, path, external_data=DATA_NAME, size_threshold_bytes=threshold)
+    return path
+
+
+def _take_in(model: ir.Model, most_bytes: int) -> None:
+    """Let the model hold what it maps from a file and is stored in the next one itself.
+
+    The library would close the mapping, which fails as long as a session or an array of another copy of the model reads
+    from it.
+    """
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= most_bytes:
+                value.const_value = ir.Tensor(tensor.numpy().copy(), name=tensor.name, dtype=tensor.dtype)
