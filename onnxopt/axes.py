@@ -153,7 +153,7 @@ class _Proof:
         feeds = [self.feeder.make(sizes) for sizes in (example, changed)]
         inputs = {value: [one[value.name or ""].shape for one in feeds] for value in self.model.graph.inputs}
         try:
-            found = [runner.run(one) for one in feeds]
+            found = [runner.run(one)[0] for one in feeds]
         except ProbeError:
             return ""
         shapes = inputs | {value: [one[value] for one in found] for value in found[0]}

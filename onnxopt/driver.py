@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from onnxopt.cache import keeps_packed
 from onnxopt.captures import Captures
 from onnxopt.errors import PassAuthorError
 from onnxopt.expression import Expressions
+from onnxopt.folded import became_constants, computed
 from onnxopt.graph import Region, difference, initializer_bytes, region, remove_dead, sqnr_db, worst_error
 from onnxopt.ledger import Ledger, PassEntry, Refused, RolledBack
 from onnxopt.model import Array, Feeds
@@ -58,6 +59,7 @@ class Driver:
         progress: called with a pass name and its count of kept rewrites while it works.
         signature: tells which outputs have padded positions, for passes that may change those.
         forms: tells which form a class of regions gets where a pass offers several.
+        captures: what is known of the model's values at the observations.
     """
 
     model: ir.Model
@@ -68,7 +70,7 @@ class Driver:
     progress: Callable[[str, int], None] | None = None
     signature: Signature | None = None
     forms: Forms = field(default_factory=Forms)
-    _captures: Captures = field(default_factory=Captures, init=False)
+    captures: Captures = field(default_factory=Captures)
     _outputs: list[Feeds] | None = field(default=None, init=False)
     _copy: ir.Model | None = field(default=None, init=False)
     _replayed: list[Pass] = field(default_factory=list, init=False)
@@ -80,7 +82,7 @@ class Driver:
 
     def apply(self, step: Rewrite) -> PassEntry:
         """Run one pass to its fixed point and return its entry in the ledger."""
-        if self.model.graph is not self._graph:
+        if self._graph is not None and self.model.graph is not self._graph:
             self.forget()
         entry = PassEntry(step.name, step.stage, str(step.numerics), nodes_before=self.model.graph.num_nodes())
         started, size = time.perf_counter(), initializer_bytes(self.model)
@@ -115,7 +117,7 @@ class Driver:
     def forget(self) -> None:
         """Drop what is remembered of the model; call it after changing the model by other means than `apply`."""
         self._outputs = self._copy = None
-        self._captures.forget()
+        self.captures.forget()
         self._annotated = False
 
     # Rules
@@ -215,7 +217,7 @@ class Driver:
             self._copy = None
             self._outputs = self._outputs if isinstance(rule.numerics, Exact) else None
             if isinstance(rule.numerics, Lossy):
-                self._captures.forget()
+                self.captures.forget()
             self._annotated = self._annotated and self.prove  # the proof has seen all new values
         self._annotate()
 
@@ -228,7 +230,7 @@ class Driver:
 
     def _annotate(self) -> None:
         if not self._annotated:
-            annotate(self.model, self.observations)
+            annotate(self.model, self.observations, measure=self.captures.measure)
             self._annotated = True
 
     def _prove(self, rule: Rule, chosen: list[_Candidate]) -> list[_Verdict]:
@@ -236,7 +238,7 @@ class Driver:
         proof = _Proof(rule.numerics, chosen, self.model)
         wanted = {value for candidate in chosen for part in candidate.regions for value in part.inputs}
         first: dict[ir.Value, Array] = {}
-        captured = self._captures.run(self.model, self.observations, wanted)
+        captured = self.captures.run(self.model, self.observations, wanted)
         for observation in self.observations:
             values = next(captured)
             proof.add(values, observation)
@@ -285,8 +287,10 @@ class Driver:
         self._annotated = False
         if before is not None and self._same():
             self._replayed.append(step)
+        elif before is not None and self._same_but_for_constants(step, before, entry):
+            self._copy = None
         else:
-            self._captures.forget()
+            self.captures.forget()
             if before is not None:
                 self._prove_whole(step, before, entry)
                 self._copy = None
@@ -302,13 +306,33 @@ class Driver:
         """Tell whether every output is the same expression of the inputs as in the last copy."""
         return self._expression is not None and self._expression == self._expressions.of(self.model)
 
+    def _same_but_for_constants(self, step: Pass, before: ir.Model, entry: PassEntry) -> bool:
+        """Tell whether nothing has changed but values that became constants, and whether those are right."""
+        if self._expression is None or isinstance(step.numerics, Lossy):
+            return False
+        values = became_constants(before, self.model)
+        if not values or self._expressions.of(before, values) != self._expressions.of(self.model):
+            return False
+        verdict = _Verdict()
+        try:
+            for made, kept in computed(before, values, self.observations[0].feeds):
+                verdict = _judge(step.numerics, [made], [kept], verdict.error, {})
+                if verdict.reason:
+                    return False
+        except ProbeError:
+            return False
+        finally:
+            release_memory()
+        entry.worst_error = verdict.error
+        return True
+
     def _prove_whole(self, step: Pass, before: ir.Model, entry: PassEntry) -> None:
         try:
             exact = isinstance(step.numerics, Exact)
             outputs = (None if exact else self._outputs) or self._run_all(before, turned=not exact)
-            runner = GraphRunner(self.model, turned=not exact)
-            for index, observation in enumerate(self.observations):
-                new = runner.run(observation.feeds)[0]
+            for index, (observation, new) in enumerate(
+                zip(self.observations, self._new_outputs(exact=exact), strict=True)
+            ):
                 if not self._agrees(step, (outputs[index], new), observation, (before, entry)):
                     return
                 outputs[index] = new  # one set of outputs at a time
@@ -317,6 +341,13 @@ class Driver:
             return
         release_memory()
         self._outputs = outputs
+
+    def _new_outputs(self, *, exact: bool) -> Iterator[Feeds]:
+        """Yield what the model gives at each size."""
+        if exact:
+            runner = GraphRunner(self.model)
+            return (runner.run(observation.feeds)[0] for observation in self.observations)
+        return self.captures.outputs(self.model, self.observations)
 
     def _agrees(
         self, step: Pass, outputs: tuple[Feeds, Feeds], observation: Observation, undo: tuple[ir.Model, PassEntry]
@@ -375,7 +406,7 @@ class Driver:
         self.model.functions.clear()
         self.model.functions.update(before.functions)
         self._copy, self._graph, self._annotated = None, before.graph, False
-        self._captures.forget()
+        self.captures.forget()
 
     def _report(self, name: str, count: int) -> None:
         if self.progress is not None:

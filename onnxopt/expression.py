@@ -1,8 +1,9 @@
 """Tell whether two graphs compute the same expressions of the same inputs and constants.
 
 Equal expressions give equal results for every input, which is more than any run can show. What is no difference: names,
-the order of nodes, a computation written twice, Identity, the order of the operands of a commutative operator, where a
-constant is kept, and what no output needs. Everything else is one, also where the results would be the same.
+the order of nodes, a computation written twice, Identity, a Cast to the type that a value has, the order of the
+operands of a commutative operator, where a constant is kept, and what no output needs. Everything else is one, also
+where the results would be the same.
 """
 
 from __future__ import annotations
@@ -100,13 +101,21 @@ class Expressions:
         self._tensors = Tensors()
         self._numbers: dict[tuple[Any, ...], int] = {}
 
-    def of(self, model: ir.Model) -> tuple[tuple[Any, ...], ...] | None:
-        """Return what the model takes and what each of its outputs computes; None when that cannot be told."""
+    def of(
+        self, model: ir.Model, given: Mapping[ir.Value, ir.TensorProtocol] | None = None
+    ) -> tuple[tuple[Any, ...], ...] | None:
+        """Return what the model takes and what each of its outputs computes; None when that cannot be told.
+
+        Args:
+            model: its values must have their types for a Cast to be told from none.
+            given: values of the main graph that count as these constants.
+        """
         if model.functions:
             return None
         taken = tuple((value.name, value.dtype, value.name in model.graph.initializers) for value in model.graph.inputs)
         try:
-            return taken, *self._graph(model.graph, {}, model.opset_imports, 0)
+            values = {value: self._constant(tensor) for value, tensor in (given or {}).items()}
+            return taken, *self._graph(model.graph, values, model.opset_imports, 0)
         except _UntoldError:
             return None
 
@@ -129,30 +138,35 @@ class Expressions:
         return (*((name, _of(values, value)) for name, value in zip(names, graph.outputs, strict=True)), defaults)
 
     def _node(self, node: ir.Node, values: dict[ir.Value, int], opsets: Mapping[str, int], depth: int) -> None:
+        if all(value in values for value in node.outputs):
+            return  # given
         standard = node.domain in STANDARD_DOMAINS
         inputs = [-1 if value is None else _of(values, value) for value in node.inputs]
         while inputs and inputs[-1] == -1:
             inputs.pop()
-        if standard and node.op_type == "Identity":
+        operator, attrs = node.op_type, dict(node.attributes)
+        kind = _cast_to(node) if standard else None
+        source = node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None
+        if standard and (operator == "Identity" or (kind is not None and source == kind)):
             values[node.outputs[0]] = inputs[0]
             return
-        if standard and node.op_type == "Constant":
+        if kind is not None:
+            operator, inputs, attrs["to"] = "Cast", inputs[:1], ir.AttrInt64("to", kind.value)
+        if standard and operator == "Constant":
             tensor = ir.convenience.get_const_tensor(node.outputs[0])
             if tensor is None:
                 raise _UntoldError
             values[node.outputs[0]] = self._constant(tensor)
             return
-        if standard and node.op_type in COMMUTATIVE:
+        if standard and operator in COMMUTATIVE:
             inputs.sort()
         domain = "" if standard else node.domain
         version = node.version or opsets.get(domain, opsets.get("ai.onnx", 0) if standard else 0)
-        drawn = node.outputs[0].name if standard and node.op_type in RANDOM else ""
-        attributes = tuple(
-            sorted((name, self._attribute(attr, values, opsets, depth)) for name, attr in node.attributes.items())
-        )
-        key = (domain, node.op_type, node.overload, version, drawn, tuple(inputs), attributes, len(node.outputs))
+        drawn = node.outputs[0].name if standard and operator in RANDOM else ""
+        attributes = tuple(sorted((name, self._attribute(attr, values, opsets, depth)) for name, attr in attrs.items()))
+        key = (domain, operator, node.overload, version, drawn, tuple(inputs), attributes, len(node.outputs))
         for index, value in enumerate(node.outputs):
-            values[value] = self._number((key, index) if index else key)
+            values.setdefault(value, self._number((key, index) if index else key))
 
     def _attribute(
         self, attr: ir.Attr, values: dict[ir.Value, int], opsets: Mapping[str, int], depth: int
@@ -175,6 +189,14 @@ class Expressions:
 
     def _number(self, key: tuple[Any, ...]) -> int:
         return self._numbers.setdefault(key, len(self._numbers))
+
+
+def _cast_to(node: ir.Node) -> ir.DataType | None:
+    """Return the type that a Cast or a CastLike gives, None where it is not known, and for other operators."""
+    if node.op_type == "CastLike" and node.inputs[1] is not None:
+        return node.inputs[1].dtype
+    to = node.attributes.get("to") if node.op_type == "Cast" else None
+    return None if to is None or to.is_ref() else ir.DataType(to.as_int())
 
 
 class _UntoldError(Exception):

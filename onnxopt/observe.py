@@ -1,14 +1,13 @@
 """Learn the dtype and the dimensions of every value by running the model at a few sizes.
 
 Shape inference knows one exporter's spelling of a shape and not the next one's. A run knows all of them: a dimension
-that
-was 7, 11 and 13 when `sequence` was 7, 11 and 13 is `sequence`. All sizes are distinct primes, so a dimension can only
-follow one axis, a product of two, an axis times or plus a constant; anything else stays unknown.
+that was 7, 11 and 13 when `sequence` was 7, 11 and 13 is `sequence`. All sizes are distinct primes, so a dimension can
+only follow one axis, a product of two, an axis times or plus a constant; anything else stays unknown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -31,13 +30,33 @@ class Observation:
     feeds: Feeds
 
 
-def annotate(model: ir.Model, observations: Sequence[Observation], *, everything: bool = False) -> int:
+Measured = tuple[Mapping[ir.Value, ir.DataType], Sequence[Mapping[ir.Value, tuple[int, ...]]]]
+
+
+def measure(model: ir.Model, observations: Sequence[Observation], values: Sequence[ir.Value]) -> Measured:
+    """Run a model and return the types of values, and their shapes at each observation.
+
+    Raises:
+        ProbeError: the model does not run.
+    """
+    runner = ShapeRunner(model, values)
+    return runner.dtypes, [runner.run(observation.feeds)[0] for observation in observations]
+
+
+def annotate(
+    model: ir.Model,
+    observations: Sequence[Observation],
+    *,
+    everything: bool = False,
+    measure: Callable[[ir.Model, Sequence[Observation], Sequence[ir.Value]], Measured] = measure,
+) -> int:
     """Set dtype and shape of the values that lack one; symbolic dimensions get the names of the axes.
 
     Args:
         model: its values get types and shapes; nothing else changes.
         observations: at least two sizes that differ in every axis.
         everything: also overwrite what is already known.
+        measure: runs the model.
 
     Returns:
         How many values were set.
@@ -60,12 +79,11 @@ def annotate(model: ir.Model, observations: Sequence[Observation], *, everything
     measured = [value for value in wanted if not _read_off(value)]
     if not measured:
         return len(wanted)
-    runner = ShapeRunner(model, measured)
-    runs = [runner.run(observation.feeds) for observation in observations]
+    dtypes, runs = measure(model, observations, measured)
     release_pages(value.const_value for value in model.graph.initializers.values())
     release_memory()
     sizes = [observation.sizes for observation in observations]
-    for value, dtype in runner.dtypes.items():
+    for value, dtype in dtypes.items():
         describe(value, dtype, [run[value] for run in runs], sizes)
     return len(wanted)
 

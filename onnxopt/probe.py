@@ -261,28 +261,42 @@ class ShapeRunner:
     Args:
         model: not changed; its values must have unique names.
         values: made by nodes of the main graph.
+        known: values of the main graph that are fed by name, as inputs are; `feedable`.
+        fetch: values whose data is handed out too.
 
     Attributes:
         dtypes: the type of each value that is a tensor; a sequence, say, has no shape and is left out.
     """
 
-    def __init__(self, model: ir.Model, values: Sequence[ir.Value]) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        values: Sequence[ir.Value],
+        *,
+        known: Collection[ir.Value] = (),
+        fetch: Sequence[ir.Value] = (),
+    ) -> None:
         self.dtypes = _dtypes(model, values)
-        self._measured = list(self.dtypes)
+        self._measured, self._fetch = list(self.dtypes), fetch
         if not self._measured:
             return
-        cut = _Cut(model, self._measured, measured=self._measured, turned=True)
+        cut = _Cut(model, [*self._measured, *fetch], measured=self._measured, known=known, turned=True)
+        cut.hand_out(fetch)
         self._weights, self._mapped = cut.weights, cut.mapped
         self._program = _Program(cut.proto)
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[ir.Value, tuple[int, ...]]:
-        """Return the shape of each value."""
+    def run(self, feeds: Mapping[str, Array]) -> tuple[dict[ir.Value, tuple[int, ...]], dict[ir.Value, Array]]:
+        """Return the shape of each value, and the fetched values."""
         if not self._measured:
-            return {}
-        names = [_shape_name(value) for value in self._measured]
+            return {}, {}
+        names = [*(value.name or "" for value in self._fetch), *map(_shape_name, self._measured)]
         with _paging(self._mapped):
             found = self._program.run(names, {**self._weights, **feeds})
-        return {value: tuple(shape.tolist()) for value, shape in zip(self._measured, found, strict=True)}
+        arrays, shapes = found[: len(self._fetch)], found[len(self._fetch) :]
+        return (
+            {value: tuple(shape.tolist()) for value, shape in zip(self._measured, shapes, strict=True)},
+            dict(zip(self._fetch, arrays, strict=True)),
+        )
 
 
 def _shape_name(value: ir.Value) -> str:
@@ -476,6 +490,11 @@ def _turned_weight(node: ir.Node) -> ir.Value | None:
     tensor = weight.const_value
     large = tensor.nbytes > LARGEST_KEPT_BYTES and tensor.dtype == ir.DataType.FLOAT
     return weight if large and len(tensor.shape) == 2 and turn is not None and _swaps(turn) else None
+
+
+def needed_nodes(model: ir.Model, wanted: Sequence[ir.Value], known: Collection[ir.Value] = ()) -> set[ir.Node]:
+    """Return the nodes of the main graph that run for some values where others are known."""
+    return _needed(model, wanted, known, _no_weight)[0]
 
 
 def _no_weight(_: ir.Node) -> ir.Value | None:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnxopt.cache import TOTAL, complete
 from onnxopt.capture import capture
 from onnxopt.errors import ExportError
+from onnxopt.graph import dims
 from onnxopt.quiet import quiet
 from onnxopt.spec import Signature, TensorSpec
 from onnxopt.torch_model import TorchModel
@@ -185,12 +186,15 @@ def _script(model: TorchModel, signature: Signature, tensors: tuple[Any, ...]) -
 
 
 def _clean(graph: ir.Model, signature: Signature) -> None:
-    """Write the contract's axes on inputs and outputs, and take out what tells about this machine (source paths)."""
+    """Give the axes the names of the contract, and take out what tells about this machine (source paths)."""
     given = {value.name: value for value in (*graph.graph.inputs, *graph.graph.outputs)}
+    renamed: dict[str, str] = {}
     for spec in (*signature.inputs, *signature.outputs):
         value = given.get(spec.name)
         if value is None:
             raise ExportError(f"the exported graph has no {spec.name}")
+        both = zip(dims(value) or (), spec.axes, strict=False)
+        renamed |= {dim: axis for dim, axis in both if isinstance(dim, str) and isinstance(axis, str)}
         value.shape = ir.Shape(list(spec.axes))
     graph.metadata_props.clear()
     graph.graph.metadata_props.clear()
@@ -200,6 +204,8 @@ def _clean(graph: ir.Model, signature: Signature) -> None:
             del node.metadata_props[key]
         for value in node.outputs:
             value.metadata_props.clear()
+            if (known := dims(value)) is not None:
+                value.shape = ir.Shape([renamed.get(dim, dim) if isinstance(dim, str) else dim for dim in known])
     for value in (*graph.graph.inputs, *graph.graph.initializers.values()):
         value.metadata_props.clear()
 

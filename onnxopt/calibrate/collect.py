@@ -92,7 +92,7 @@ def _image_sizes(
     first = next(iter(data.batches(part, most=1)), None)
     if not measured or first is None:
         return {}
-    return {value: math.prod(shape) * _BYTES for value, shape in ShapeRunner(model, measured).run(first).items()}
+    return {value: math.prod(shape) * _BYTES for value, shape in ShapeRunner(model, measured).run(first)[0].items()}
 
 
 def _groups(values: Sequence[ir.Value], known: Mapping[ir.Value, int]) -> list[list[ir.Value]]:

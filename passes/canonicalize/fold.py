@@ -52,7 +52,6 @@ class FoldConstants(Pass):
     name = "fold-constants"
     numerics = Reassociated(rtol=1e-6, atol=1e-6)
     enables = ("remove-unused",)
-    makes_weights = True
 
     def run(self, model: ir.Model) -> int:
         """Fold; returns how many nodes are gone, those that became another node (an empty Cast, say) included."""

@@ -29,7 +29,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("branches",),
     ("probe", "safety", "blocks"),
     ("expression", "sidegraph", "patterns", "registry", "observe", "graph_feeder", "opset", "channels"),
-    ("rewrite", "repro", "captures"),
+    ("rewrite", "repro", "captures", "folded"),
     ("passes", "models"),
     ("timing", "calibrate", "metrics"),
     ("profit", "quantize"),

@@ -105,3 +105,40 @@ def test_a_known_part_of_a_split_is_not_made_twice() -> None:
         x = observation.feeds["x"]
         np.testing.assert_allclose(values[wanted[0]], np.exp(x[..., :4]), rtol=1e-5)
         np.testing.assert_allclose(values[wanted[1]], -x[..., 4:], rtol=1e-6)
+
+
+def test_products_are_fetched_along_and_need_not_run_again(model: ir.Model) -> None:
+    captures, observations = Captures(), observe(model)
+    list(captures.run(model, observations, named(model, "c")))
+    a = named(model, "a")[0].producer()
+    assert a is not None
+    a.op_type = "Abs"  # what lies before the product must not matter any more
+    (c,) = named(model, "c")
+    captures._known = [{n: array for n, array in known.items() if n != "c"} for known in captures._known]
+    for values, observation in zip(captures.run(model, observations, [c]), observations, strict=True):
+        np.testing.assert_allclose(values[c], np.tanh(np.exp(observation.feeds["x"]) @ WEIGHT.T), rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_of_the_whole_model_is_remembered_and_forgets_what_was_before(model: ir.Model) -> None:
+    captures, observations = Captures(), observe(model)
+    list(captures.run(model, observations, named(model, "b")))
+    a = named(model, "a")[0].producer()
+    assert a is not None
+    a.op_type = "Abs"
+    for outputs, observation in zip(captures.outputs(model, observations), observations, strict=True):
+        a_now = np.abs(observation.feeds["x"])
+        np.testing.assert_allclose(outputs["y"], -(np.tanh(a_now @ WEIGHT.T) + a_now), rtol=1e-4, atol=1e-4)
+    assert all("b" in known for known in captures._known)
+
+
+def test_shapes_are_read_behind_what_is_known(model: ir.Model) -> None:
+    captures, observations = Captures(), observe(model)
+    list(captures.run(model, observations, named(model, "b")))
+    a, c = (named(model, name)[0] for name in "ac")
+    producer = a.producer()
+    assert producer is not None
+    producer.op_type = "NoSuchOperator"  # it cannot run, and need not
+    c.shape = None
+    c.meta.clear()
+    assert annotate(model, observations, measure=captures.measure) == 1
+    assert c.shape == ir.Shape(["batch", "sequence", 256])

@@ -27,6 +27,11 @@ EQUAL = {
         "{ c = Constant<value = float {0.5}>() y = Mul(x, c) }",
         "<float half = {0.5}> { y = Mul(x, half) }",
     ),
+    "a Cast to the same type": ("{ a = Cast<to=1>(x) y = Neg(a) }", "{ y = Neg(x) }"),
+    "a Cast to the type of another value": (
+        "{ a = Cast<to=7>(x) b = CastLike(a, z) y = Neg(b) }",
+        "{ a = Cast<to=7>(x) b = Cast<to=1>(a) y = Neg(b) }",
+    ),
     "equal branches": (BRANCHES.replace("SOURCE", "x"), BRANCHES.replace("SOURCE", "r")),
 }
 DIFFERENT = {
@@ -40,6 +45,7 @@ DIFFERENT = {
         "{ a = RandomNormalLike(x) b = RandomNormalLike(x) y = Sub(a, b) }",
         "{ a = RandomNormalLike(x) y = Sub(a, a) }",
     ),
+    "a Cast that rounds": ("{ a = Cast<to=7>(x) b = Cast<to=1>(a) y = Neg(b) }", "{ y = Neg(x) }"),
     "a branch": (BRANCHES.replace("SOURCE", "x"), BRANCHES.replace("SOURCE", "z")),
 }
 
