@@ -13,11 +13,9 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxopt.cache import keeps_packed
@@ -25,24 +23,22 @@ from onnxopt.captures import Captures
 from onnxopt.errors import PassAuthorError
 from onnxopt.expression import Expressions
 from onnxopt.folded import became_constants, computed
-from onnxopt.graph import Region, difference, initializer_bytes, region, remove_dead, sqnr_db, worst_error
+from onnxopt.graph import initializer_bytes, remove_dead
 from onnxopt.ledger import Ledger, PassEntry, Refused, RolledBack
 from onnxopt.model import Array, Feeds
-from onnxopt.observe import Observation, annotate, describe, dtype_of
+from onnxopt.observe import Observation, annotate
 from onnxopt.patterns import Miss
-from onnxopt.probe import GraphRunner, ProbeError, RegionRunner, release_memory, release_pages
+from onnxopt.probe import GraphRunner, ProbeError, release_memory, release_pages
 from onnxopt.profit import Forms
+from onnxopt.proof import Candidate, Proof, Verdict, compare, noise_like
 from onnxopt.repro import write_repro
-from onnxopt.rewrite import AS_IS, Builder, Match, Pass, Refusal, Rewrite, Rule
+from onnxopt.rewrite import AS_IS, Builder, Pass, Refusal, Rewrite, Rule
 from onnxopt.rows import rows_that_matter
-from onnxopt.spec import SQNR, Exact, Lossy, Numerics, Reassociated, Signature
+from onnxopt.spec import Exact, Lossy, Signature
 
 logger = logging.getLogger(__name__)
 
 MAX_ROUNDS = 64  # a rule that still fires after this many sweeps feeds on its own result
-ROUNDING = 2.0**-22  # two units in the last place of float32
-SENSITIVITY_FACTOR = 4.0
-MASKED_BELOW = -1e9  # no activation is that small; what is added to masked scores is
 RANDOM_SCALES = (1.0, 1e-2, 1e-4, 10.0)  # small ones show a wrong epsilon, large ones a wrong activation
 
 
@@ -139,11 +135,11 @@ class Driver:
 
     def _choose(
         self, rule: Rule, settled: set[str], refused: dict[tuple[str, str], Refused], entry: PassEntry
-    ) -> list[_Candidate]:
+    ) -> list[Candidate]:
         """Return non-overlapping matches that the guard accepts, with replacements built but not yet in the graph."""
         patterns, types = rule.compiled(), rule.root_types()
         claimed: set[ir.Node] = set()
-        chosen: list[_Candidate] = []
+        chosen: list[Candidate] = []
         for node in list(self.model.graph):
             if node.op_type not in types or _key(node) in settled:
                 continue
@@ -161,7 +157,7 @@ class Driver:
         node: ir.Node,
         claimed: set[ir.Node],
         told: tuple[dict[tuple[str, str], Refused], PassEntry],
-    ) -> _Candidate | None:
+    ) -> Candidate | None:
         reasons: list[Refused] = []
         for match in rule.find(node, patterns, self.model, Miss()):  # type: ignore[arg-type]  # compiled by the same rule
             if any(member in claimed for member, shared in match.nodes if not shared):
@@ -176,7 +172,7 @@ class Driver:
                 _release(builder.nodes)
                 reasons.append(Refused(node.name or node.op_type, refusal.reason, refusal.where, refusal.needless))
                 continue
-            return _Candidate(match, builder, outputs)
+            return Candidate(match, builder, outputs)
         for item in reasons[:1]:
             told[0][item.node, item.reason] = item
             logger.debug("%s: %s: %s", rule.name, item.node, item.reason)
@@ -198,8 +194,8 @@ class Driver:
             entry.choices.append(said)
         return choice.form
 
-    def _prove_and_apply(self, rule: Rule, chosen: list[_Candidate], settled: set[str], entry: PassEntry) -> None:
-        verdicts = self._prove(rule, chosen) if self.prove else [_Verdict()] * len(chosen)
+    def _prove_and_apply(self, rule: Rule, chosen: list[Candidate], settled: set[str], entry: PassEntry) -> None:
+        verdicts = self._prove(rule, chosen) if self.prove else [Verdict()] * len(chosen)
         judged = list(zip(chosen, verdicts, strict=True))
         for candidate, verdict in judged:  # before any other changes what the regions of these read
             if verdict.reason:
@@ -221,7 +217,7 @@ class Driver:
             self._annotated = self._annotated and self.prove  # the proof has seen all new values
         self._annotate()
 
-    def _roll_back(self, rule: Rule, candidate: _Candidate, verdict: _Verdict, entry: PassEntry) -> None:
+    def _roll_back(self, rule: Rule, candidate: Candidate, verdict: Verdict, entry: PassEntry) -> None:
         repro = write_repro(self.repro_folder, rule.name, candidate.regions, self.model, verdict.values)
         node = candidate.match.root.name or candidate.match.root.op_type
         entry.rolled_back.append(RolledBack(node, verdict.reason, verdict.error, repro))
@@ -233,9 +229,9 @@ class Driver:
             annotate(self.model, self.observations, measure=self.captures.measure)
             self._annotated = True
 
-    def _prove(self, rule: Rule, chosen: list[_Candidate]) -> list[_Verdict]:
+    def _prove(self, rule: Rule, chosen: list[Candidate]) -> list[Verdict]:
         """Compare both regions of each candidate on captured, random and asked-for inputs, one run after the other."""
-        proof = _Proof(rule.numerics, chosen, self.model)
+        proof = Proof(rule.numerics, chosen, self.model)
         wanted = {value for candidate in chosen for part in candidate.regions for value in part.inputs}
         first: dict[ir.Value, Array] = {}
         captured = self.captures.run(self.model, self.observations, wanted)
@@ -249,7 +245,7 @@ class Driver:
         release_memory()
         if not isinstance(rule.numerics, Lossy):  # calibrated for real activations, it may do as it likes with others
             for seed, scale in enumerate(RANDOM_SCALES):
-                proof.add(_random(first, scale, seed))
+                proof.add(noise_like(first, scale, seed))
         extra = max((len(candidate.match.probes) for candidate in chosen), default=0)
         for index in range(extra):
             values = dict(first)
@@ -313,10 +309,10 @@ class Driver:
         values = became_constants(before, self.model)
         if not values or self._expressions.of(before, values) != self._expressions.of(self.model):
             return False
-        verdict = _Verdict()
+        verdict = Verdict()
         try:
             for made, kept in computed(before, values, self.observations[0].feeds):
-                verdict = _judge(step.numerics, [made], [kept], verdict.error, {})
+                verdict = compare(step.numerics, [made], [kept], verdict.error, {})
                 if verdict.reason:
                     return False
         except ProbeError:
@@ -356,10 +352,10 @@ class Driver:
         before, entry = undo
         old = self._kept(step, outputs[0], observation, before)
         new = self._kept(step, outputs[1], observation, self.model)
-        verdict = _judge(step.numerics, [old[n] for n in old], [new[n] for n in old], entry.worst_error, {})
+        verdict = compare(step.numerics, [old[n] for n in old], [new[n] for n in old], entry.worst_error, {})
         entry.worst_error = verdict.error
         if verdict.reason:
-            first = next(n for n in old if _judge(step.numerics, [old[n]], [new[n]], 0.0, {}).reason)
+            first = next(n for n in old if compare(step.numerics, [old[n]], [new[n]], 0.0, {}).reason)
             self._undo(before, entry, RolledBack(first, verdict.reason, verdict.error))
             logger.warning("%s rolled back: %s", step.name, verdict.reason)
         return not verdict.reason
@@ -413,227 +409,8 @@ class Driver:
             self.progress(name, count)
 
 
-@dataclass
-class _Candidate:
-    match: Match
-    builder: Builder
-    outputs: tuple[ir.Value | None, ...]
-
-    def wanted(self) -> list[ir.Value]:
-        return [old for old, new in zip(self.match.root.outputs, self.outputs, strict=True) if new is not None]
-
-    @cached_property
-    def regions(self) -> tuple[Region, Region]:
-        """What is replaced, and the replacement."""
-        new = [value for value in self.outputs if value is not None]
-        return region(self._members(), self.wanted()), region([*self._kept(new), *self.builder.nodes], new)
-
-    @cached_property
-    def inner(self) -> list[ir.Value]:
-        """The values that the replacement makes on the way to its outputs."""
-        made = (value for node in self.builder.nodes for value in node.outputs if value.name)
-        return [value for value in made if value not in self.outputs]
-
-    def _members(self) -> list[ir.Node]:
-        return [node for node, _ in self.match.nodes]
-
-    def _kept(self, new: Sequence[ir.Value]) -> list[ir.Node]:
-        """Return the matched nodes whose results the replacement goes on using; it computes them itself."""
-        members = set(self._members()) - {self.match.root}
-        stack = [*new, *(value for node in self.builder.nodes for value in node.inputs if value is not None)]
-        kept: dict[ir.Node, None] = {}
-        while stack:
-            producer = stack.pop().producer()
-            if producer in members and producer is not None and producer not in kept:
-                kept[producer] = None
-                stack.extend(value for value in producer.inputs if value is not None)
-        return list(kept)
-
-
-@dataclass(frozen=True)
-class _Verdict:
-    reason: str = ""
-    error: float = 0.0
-    values: dict[ir.Value, Array] | None = None
-
-
-@dataclass(frozen=True)
-class _Results:
-    """What both regions of a candidate gave, and the inner values of the replacement."""
-
-    old: list[Array]
-    new: list[Array]
-    inner: list[Array]
-
-
-class _Proof:
-    """Candidates of one sweep, compared side by side in one session; apart, once one of them does not run.
-
-    Attributes:
-        verdicts: one per candidate; it stays as soon as it has a reason.
-    """
-
-    def __init__(self, numerics: Numerics, chosen: Sequence[_Candidate], model: ir.Model) -> None:
-        self.verdicts = [_Verdict() for _ in chosen]
-        self._numerics, self._chosen, self._model = numerics, chosen, model
-        self._shapes: dict[ir.Value, list[tuple[int, ...]]] = {}
-        self._dtypes: dict[ir.Value, ir.DataType] = {}
-        self._sizes: list[Observation] = []
-        self._runners: list[tuple[list[int], RegionRunner]] = []
-        everyone = list(range(len(chosen)))
-        try:
-            self._runners.append((everyone, self._runner(everyone)))
-        except ProbeError:
-            self._part(everyone)
-
-    def add(self, values: dict[ir.Value, Array], observation: Observation | None = None) -> None:
-        """Compare on an array per input value; new values are described from those that are an observation."""
-        if observation is not None:
-            self._sizes.append(observation)
-        waiting = list(self._runners)
-        while waiting:
-            members, runner = waiting.pop()
-            try:
-                self._judge(members, runner, values, observed=observation is not None)
-            except ProbeError as error:
-                self._runners.remove((members, runner))
-                if len(members) == 1:
-                    self._fail(members[0], error)
-                else:
-                    waiting.extend(self._part(members))
-
-    def describe_new_values(self) -> None:
-        """Give the inner values of replacements dtype and dimensions, as `annotate` would."""
-        sizes = [observation.sizes for observation in self._sizes]
-        for value, shapes in self._shapes.items():
-            if len(shapes) == len(sizes):
-                describe(value, self._dtypes[value], shapes, sizes)
-
-    def _part(self, members: Sequence[int]) -> list[tuple[list[int], RegionRunner]]:
-        """Go on with each of these candidates alone; those that cannot be opened have failed."""
-        alone = []
-        for index in members:
-            try:
-                alone.append(([index], self._runner([index])))
-            except ProbeError as error:  # noqa: PERF203 - a session costs more
-                self._fail(index, error)
-        self._runners.extend(alone)
-        return alone
-
-    def _fail(self, index: int, error: ProbeError) -> None:
-        if not self.verdicts[index].reason:
-            self.verdicts[index] = _Verdict(f"the replacement does not run: {error}", math.inf)
-
-    def _runner(self, members: Sequence[int]) -> RegionRunner:
-        parts: list[Region] = []
-        for index in members:
-            old, new = self._chosen[index].regions
-            parts += [old, replace(new, outputs=(*new.outputs, *self._chosen[index].inner))]
-        return RegionRunner(parts, self._model)
-
-    def _judge(
-        self, members: Sequence[int], runner: RegionRunner, values: dict[ir.Value, Array], *, observed: bool
-    ) -> None:
-        results = self._deal(members, runner.run(values))
-        shaken: dict[int, _Results] = {}
-        for index, found in results.items():
-            if observed:
-                self._note(self._chosen[index], found.inner)
-            so_far = self.verdicts[index]
-            if so_far.reason:
-                continue
-            verdict = _judge(self._numerics, found.old, found.new, so_far.error, values)
-            if verdict.reason and isinstance(self._numerics, Reassociated):
-                shaken = shaken or self._deal(members, runner.run(_shake(values)))
-                numerics = _loosened(self._numerics, found.old, shaken[index].old)
-                verdict = _judge(numerics, found.old, found.new, so_far.error, values)
-            self.verdicts[index] = verdict
-
-    def _deal(self, members: Sequence[int], results: Sequence[Array]) -> dict[int, _Results]:
-        """Deal a runner's outputs out to the candidates."""
-        deal = iter(results)
-        dealt: dict[int, _Results] = {}
-        for index in members:
-            candidate = self._chosen[index]
-            old, new = ([next(deal) for _ in candidate.wanted()] for _ in range(2))
-            dealt[index] = _Results(old, new, [next(deal) for _ in candidate.inner])
-        return dealt
-
-    def _note(self, candidate: _Candidate, arrays: Iterable[Array]) -> None:
-        for value, array in zip(candidate.inner, arrays, strict=True):
-            if isinstance(array, np.ndarray):
-                self._dtypes[value] = dtype_of(array)
-                self._shapes.setdefault(value, []).append(array.shape)
-
-
-def _shake(values: dict[ir.Value, Array]) -> dict[ir.Value, Array]:
-    """Move every float by up to two units of float32 rounding."""
-    generator = np.random.default_rng(0)
-    return {
-        value: (array * (1 + generator.uniform(-1, 1, array.shape) * ROUNDING)).astype(array.dtype)
-        if array.dtype.kind == "f"
-        else array
-        for value, array in values.items()
-    }
-
-
-def _loosened(numerics: Reassociated, old: list[Array], shaken: list[Array]) -> Reassociated:
-    """Widen a contract by what the replaced region itself makes of rounding errors in its inputs."""
-    moved = max((worst_error(b, a)[1] for a, b in zip(old, shaken, strict=True)), default=0.0)
-    return replace(numerics, atol=numerics.atol + SENSITIVITY_FACTOR * moved) if math.isfinite(moved) else numerics
-
-
 def _key(node: ir.Node) -> str:
     return node.outputs[0].name or ""
-
-
-def _judge(
-    numerics: Numerics, old: list[Array], new: list[Array], so_far: float, values: dict[ir.Value, Array]
-) -> _Verdict:
-    """Compare outputs under a contract; the error is relative to the largest magnitude of the reference."""
-    worst = so_far
-    for reference, candidate in zip(old, new, strict=True):
-        absolute, scale = difference(candidate, reference)
-        relative = absolute / scale if scale > 0 else (0.0 if absolute == 0 else math.inf)
-        if isinstance(numerics, Lossy):
-            if not math.isfinite(absolute) or candidate.dtype != reference.dtype:
-                return _Verdict(_difference(numerics, candidate, reference, relative), relative, values)
-            if numerics.metric == SQNR and (found := sqnr_db(candidate, reference)) < numerics.floor:
-                return _Verdict(f"signal to noise {found:.1f} dB, contract {numerics}", relative, values)
-            worst = max(worst, relative)
-            continue
-        if isinstance(numerics, Exact):
-            if candidate.dtype != reference.dtype or absolute > 0:
-                return _Verdict(_difference(numerics, candidate, reference, relative), relative, values)
-            continue
-        if candidate.dtype != reference.dtype or absolute > numerics.atol + numerics.rtol * scale:
-            return _Verdict(_difference(numerics, candidate, reference, relative), relative, values)
-        worst = max(worst, 0.0 if absolute <= numerics.atol else relative)
-    return _Verdict("", worst)
-
-
-def _difference(numerics: Numerics, candidate: Array, reference: Array, relative: float) -> str:
-    if candidate.shape != reference.shape or candidate.dtype != reference.dtype:
-        return (
-            f"the replacement gives {candidate.dtype}{list(candidate.shape)}, "
-            f"the replaced region gave {reference.dtype}{list(reference.shape)}"
-        )
-    return f"worst relative error {relative:.3g}, contract {numerics}"
-
-
-def _random(captured: dict[ir.Value, Array], scale: float, seed: int) -> dict[ir.Value, Array]:
-    """Return the captured values with float tensors, but for masks, replaced by noise of their spread times `scale`."""
-    noise: dict[ir.Value, Array] = {}
-    for index, (value, array) in enumerate(captured.items()):
-        # a mask in float stays a mask, whether it switches or is added to scores
-        switch = bool(np.isin(array, (0, 1)).all()) or float(np.min(array, initial=0.0)) < MASKED_BELOW
-        if array.dtype.kind != "f" or switch or not np.isfinite(array).all():
-            noise[value] = array
-            continue
-        generator = np.random.default_rng((seed, index))
-        spread = float(array.std()) or 1.0
-        noise[value] = (generator.standard_normal(array.shape) * spread * scale).astype(array.dtype)
-    return noise
 
 
 def _release(nodes: Sequence[ir.Node]) -> None:
@@ -643,7 +420,7 @@ def _release(nodes: Sequence[ir.Node]) -> None:
             node.replace_input_with(index, None)
 
 
-def _commit(model: ir.Model, candidate: _Candidate, replaced: dict[ir.Value, ir.Value]) -> None:
+def _commit(model: ir.Model, candidate: Candidate, replaced: dict[ir.Value, ir.Value]) -> None:
     """Put a replacement into the graph.
 
     Args:

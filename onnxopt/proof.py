@@ -1,0 +1,263 @@
+"""Compare what is replaced with its replacement, region by region, under a rule's contract."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxopt.graph import Region, difference, region, sqnr_db, worst_error
+from onnxopt.model import Array
+from onnxopt.observe import Observation, describe, dtype_of
+from onnxopt.probe import ProbeError, RegionRunner
+from onnxopt.rewrite import Builder, Match
+from onnxopt.spec import SQNR, Exact, Lossy, Numerics, Reassociated
+
+ROUNDING = 2.0**-22  # two units in the last place of float32
+SENSITIVITY_FACTOR = 4.0
+MASKED_BELOW = -1e9  # no activation is that small; what is added to masked scores is
+
+
+@dataclass
+class Candidate:
+    """A match of a rule, with its replacement built but not yet in the graph.
+
+    Attributes:
+        match: what is replaced.
+        builder: holds the nodes of the replacement.
+        outputs: what replaces each output of the match's root; None where nobody needs that.
+    """
+
+    match: Match
+    builder: Builder
+    outputs: tuple[ir.Value | None, ...]
+
+    def wanted(self) -> list[ir.Value]:
+        """Return the values that are replaced."""
+        return [old for old, new in zip(self.match.root.outputs, self.outputs, strict=True) if new is not None]
+
+    @cached_property
+    def regions(self) -> tuple[Region, Region]:
+        """What is replaced, and the replacement."""
+        new = [value for value in self.outputs if value is not None]
+        return region(self._members(), self.wanted()), region([*self._kept(new), *self.builder.nodes], new)
+
+    @cached_property
+    def inner(self) -> list[ir.Value]:
+        """The values that the replacement makes on the way to its outputs."""
+        made = (value for node in self.builder.nodes for value in node.outputs if value.name)
+        return [value for value in made if value not in self.outputs]
+
+    def _members(self) -> list[ir.Node]:
+        return [node for node, _ in self.match.nodes]
+
+    def _kept(self, new: Sequence[ir.Value]) -> list[ir.Node]:
+        """Return the matched nodes whose results the replacement goes on using; it computes them itself."""
+        members = set(self._members()) - {self.match.root}
+        stack = [*new, *(value for node in self.builder.nodes for value in node.inputs if value is not None)]
+        kept: dict[ir.Node, None] = {}
+        while stack:
+            producer = stack.pop().producer()
+            if producer in members and producer is not None and producer not in kept:
+                kept[producer] = None
+                stack.extend(value for value in producer.inputs if value is not None)
+        return list(kept)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What comparing has shown so far.
+
+    Attributes:
+        reason: why the replacement does not stay; empty while it may.
+        error: the worst one, relative to the largest magnitude of the reference.
+        values: the inputs that refute it.
+    """
+
+    reason: str = ""
+    error: float = 0.0
+    values: dict[ir.Value, Array] | None = None
+
+
+@dataclass(frozen=True)
+class _Results:
+    """What both regions of a candidate gave, and the inner values of the replacement."""
+
+    old: list[Array]
+    new: list[Array]
+    inner: list[Array]
+
+
+class Proof:
+    """Candidates of one sweep, compared side by side in one session; apart, once one of them does not run.
+
+    Attributes:
+        verdicts: one per candidate; it stays as soon as it has a reason.
+    """
+
+    def __init__(self, numerics: Numerics, chosen: Sequence[Candidate], model: ir.Model) -> None:
+        self.verdicts = [Verdict() for _ in chosen]
+        self._numerics, self._chosen, self._model = numerics, chosen, model
+        self._shapes: dict[ir.Value, list[tuple[int, ...]]] = {}
+        self._dtypes: dict[ir.Value, ir.DataType] = {}
+        self._sizes: list[Observation] = []
+        self._runners: list[tuple[list[int], RegionRunner]] = []
+        everyone = list(range(len(chosen)))
+        try:
+            self._runners.append((everyone, self._runner(everyone)))
+        except ProbeError:
+            self._part(everyone)
+
+    def add(self, values: dict[ir.Value, Array], observation: Observation | None = None) -> None:
+        """Compare on an array per input value; new values are described from those that are an observation."""
+        if observation is not None:
+            self._sizes.append(observation)
+        waiting = list(self._runners)
+        while waiting:
+            members, runner = waiting.pop()
+            try:
+                self._judge(members, runner, values, observed=observation is not None)
+            except ProbeError as error:
+                self._runners.remove((members, runner))
+                if len(members) == 1:
+                    self._fail(members[0], error)
+                else:
+                    waiting.extend(self._part(members))
+
+    def describe_new_values(self) -> None:
+        """Give the inner values of replacements dtype and dimensions, as `annotate` would."""
+        sizes = [observation.sizes for observation in self._sizes]
+        for value, shapes in self._shapes.items():
+            if len(shapes) == len(sizes):
+                describe(value, self._dtypes[value], shapes, sizes)
+
+    def _part(self, members: Sequence[int]) -> list[tuple[list[int], RegionRunner]]:
+        """Go on with each of these candidates alone; those that cannot be opened have failed."""
+        alone = []
+        for index in members:
+            try:
+                alone.append(([index], self._runner([index])))
+            except ProbeError as error:  # noqa: PERF203 - a session costs more
+                self._fail(index, error)
+        self._runners.extend(alone)
+        return alone
+
+    def _fail(self, index: int, error: ProbeError) -> None:
+        if not self.verdicts[index].reason:
+            self.verdicts[index] = Verdict(f"the replacement does not run: {error}", math.inf)
+
+    def _runner(self, members: Sequence[int]) -> RegionRunner:
+        parts: list[Region] = []
+        for index in members:
+            old, new = self._chosen[index].regions
+            parts += [old, replace(new, outputs=(*new.outputs, *self._chosen[index].inner))]
+        return RegionRunner(parts, self._model)
+
+    def _judge(
+        self, members: Sequence[int], runner: RegionRunner, values: dict[ir.Value, Array], *, observed: bool
+    ) -> None:
+        results = self._deal(members, runner.run(values))
+        shaken: dict[int, _Results] = {}
+        for index, found in results.items():
+            if observed:
+                self._note(self._chosen[index], found.inner)
+            so_far = self.verdicts[index]
+            if so_far.reason:
+                continue
+            verdict = compare(self._numerics, found.old, found.new, so_far.error, values)
+            if verdict.reason and isinstance(self._numerics, Reassociated):
+                shaken = shaken or self._deal(members, runner.run(_shake(values)))
+                numerics = _loosened(self._numerics, found.old, shaken[index].old)
+                verdict = compare(numerics, found.old, found.new, so_far.error, values)
+            self.verdicts[index] = verdict
+
+    def _deal(self, members: Sequence[int], results: Sequence[Array]) -> dict[int, _Results]:
+        """Deal a runner's outputs out to the candidates."""
+        deal = iter(results)
+        dealt: dict[int, _Results] = {}
+        for index in members:
+            candidate = self._chosen[index]
+            old, new = ([next(deal) for _ in candidate.wanted()] for _ in range(2))
+            dealt[index] = _Results(old, new, [next(deal) for _ in candidate.inner])
+        return dealt
+
+    def _note(self, candidate: Candidate, arrays: Iterable[Array]) -> None:
+        for value, array in zip(candidate.inner, arrays, strict=True):
+            if isinstance(array, np.ndarray):
+                self._dtypes[value] = dtype_of(array)
+                self._shapes.setdefault(value, []).append(array.shape)
+
+
+def _shake(values: dict[ir.Value, Array]) -> dict[ir.Value, Array]:
+    """Move every float by up to two units of float32 rounding."""
+    generator = np.random.default_rng(0)
+    return {
+        value: (array * (1 + generator.uniform(-1, 1, array.shape) * ROUNDING)).astype(array.dtype)
+        if array.dtype.kind == "f"
+        else array
+        for value, array in values.items()
+    }
+
+
+def _loosened(numerics: Reassociated, old: list[Array], shaken: list[Array]) -> Reassociated:
+    """Widen a contract by what the replaced region itself makes of rounding errors in its inputs."""
+    moved = max((worst_error(b, a)[1] for a, b in zip(old, shaken, strict=True)), default=0.0)
+    return replace(numerics, atol=numerics.atol + SENSITIVITY_FACTOR * moved) if math.isfinite(moved) else numerics
+
+
+def compare(
+    numerics: Numerics, old: list[Array], new: list[Array], so_far: float, values: dict[ir.Value, Array]
+) -> Verdict:
+    """Compare outputs under a contract; the error is relative to the largest magnitude of the reference."""
+    worst = so_far
+    for reference, candidate in zip(old, new, strict=True):
+        absolute, scale = difference(candidate, reference)
+        relative = absolute / scale if scale > 0 else (0.0 if absolute == 0 else math.inf)
+        if isinstance(numerics, Lossy):
+            if not math.isfinite(absolute) or candidate.dtype != reference.dtype:
+                return Verdict(_difference(numerics, candidate, reference, relative), relative, values)
+            if numerics.metric == SQNR and (found := sqnr_db(candidate, reference)) < numerics.floor:
+                return Verdict(f"signal to noise {found:.1f} dB, contract {numerics}", relative, values)
+            worst = max(worst, relative)
+            continue
+        if isinstance(numerics, Exact):
+            if candidate.dtype != reference.dtype or absolute > 0:
+                return Verdict(_difference(numerics, candidate, reference, relative), relative, values)
+            continue
+        if candidate.dtype != reference.dtype or absolute > numerics.atol + numerics.rtol * scale:
+            return Verdict(_difference(numerics, candidate, reference, relative), relative, values)
+        worst = max(worst, 0.0 if absolute <= numerics.atol else relative)
+    return Verdict("", worst)
+
+
+def _difference(numerics: Numerics, candidate: Array, reference: Array, relative: float) -> str:
+    if candidate.shape != reference.shape or candidate.dtype != reference.dtype:
+        return (
+            f"the replacement gives {candidate.dtype}{list(candidate.shape)}, "
+            f"the replaced region gave {reference.dtype}{list(reference.shape)}"
+        )
+    return f"worst relative error {relative:.3g}, contract {numerics}"
+
+
+def noise_like(captured: dict[ir.Value, Array], scale: float, seed: int) -> dict[ir.Value, Array]:
+    """Return the captured values with float tensors, but for masks, replaced by noise of their spread times `scale`."""
+    noise: dict[ir.Value, Array] = {}
+    for index, (value, array) in enumerate(captured.items()):
+        if array.dtype.kind != "f" or _is_mask(array) or not np.isfinite(array).all():
+            noise[value] = array
+            continue
+        drawn = np.random.default_rng((seed, index)).standard_normal(array.shape, np.float32)
+        drawn *= (float(array.std()) or 1.0) * scale
+        noise[value] = drawn.astype(array.dtype, copy=False)
+    return noise
+
+
+def _is_mask(array: Array) -> bool:
+    """Tell whether floats are a mask, which switches or is added to scores."""
+    if float(np.min(array, initial=0.0)) < MASKED_BELOW:
+        return True
+    return array.flat[:1].tolist() in ([], [0.0], [1.0]) and bool(((array == 0) | (array == 1)).all())
