@@ -91,6 +91,12 @@ def annotate(
 _TRIED = "onnxopt.observed"
 
 
+def forget_shape(value: ir.Value) -> None:
+    """Drop the shape of a value that has another size now; the next `annotate` looks at it again."""
+    value.shape = None
+    value.meta.pop(_TRIED, None)
+
+
 def _read_off(value: ir.Value) -> bool:
     """Describe the output of a Constant by its tensor."""
     tensor = ir.convenience.get_const_tensor(value) if is_op(value.producer(), "Constant") else None

@@ -23,6 +23,7 @@ import onnx_ir as ir
 from onnxopt.channels.groups import Channels, Group
 from onnxopt.channels.sizes import Ids
 from onnxopt.channels.walk import find_channels
+from onnxopt.observe import forget_shape
 from onnxopt.rewrite import Pass, Reassociated, register
 
 
@@ -59,5 +60,5 @@ def _remove(model: ir.Model, found: Channels, gone: Ids) -> int:
     for node in model.graph:  # their sizes are others now
         for value in node.outputs:
             if not value.is_graph_output():
-                value.shape = None
+                forget_shape(value)
     return count

@@ -45,6 +45,13 @@ def test_a_feed_forward_block_becomes_narrower() -> None:
     assert outcome.entries[0].bytes_saved == 3 * 17 * 4
 
 
+def test_the_sizes_of_what_became_narrower_are_known() -> None:
+    given = weights({"w2": (0, [0, 3, 11])}, w1=(8, 12), b1=(12,), w2=(12, 8), b2=(8,))
+    text = TOKENS + "p = MatMul(x, w1) q = Add(p, b1) g = Gelu(q) r = MatMul(g, w2) y = Add(r, b2) }"
+    outcome = run_passes(text, NAME, "lower-linear", weights=given)
+    assert outcome.entries[1].applied == 2, outcome.entries[1].refused
+
+
 def test_a_gated_block_loses_the_channel_on_both_sides() -> None:
     given = weights({"down": (0, [1, 2])}, gate=(8, 12), up=(8, 12), down=(12, 8))
     text = "a = MatMul(x, gate) s = Sigmoid(a) t = Mul(a, s) u = MatMul(x, up) m = Mul(t, u) y = MatMul(m, down) }"
