@@ -2,7 +2,8 @@
 
 A value keeps its name and its meaning when it is rewritten; arrays are remembered by name. Rules that are proved one
 after the other read much the same values: with the residual stream at hand, the rotary part of a layer needs that
-layer's projection and not the thirty layers before it.
+layer's projection and not the thirty layers before it. Nearly all the time of a run goes into products with weights, so
+their results are fetched along with what is wanted, and remembered before anything else.
 """
 
 from __future__ import annotations
