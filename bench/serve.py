@@ -191,8 +191,8 @@ def render(result: Mapping[str, Any]) -> str:
         f"server and clients on {machine['cores']} cores of {machine['cpu']}, "
         f"onnxruntime {result['versions']['onnxruntime']}, "
         f"{result['created'][:10]}, `make bench-serve`. At the same limit of p99, batching answers "
-        f"{gain(result):.2f} times as much, with {CLIENTS} clients each {gain_with_all(result):.2f} times. A text alone "
-        "keeps these cores busy already; what a batch saves is what is done once for each run."
+        f"{gain(result):.2f} times as much, with {CLIENTS} clients each {gain_with_all(result):.2f} times. A text "
+        "alone keeps these cores busy already; what a batch saves is what is done once for each run."
     )
     return f"{caption}\n\n{table.lines(head, rows)}"
 
