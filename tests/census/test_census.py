@@ -28,8 +28,6 @@ NOT_EXPORTED = {
     ("unispeech", "dynamo-23"),
     ("unispeech", "dynamo-18"),
 }
-# A soft cap, whose place beside the mask runtimes disagree on.
-NOT_FUSED = {"gemma2"}
 
 
 def check(record: Record) -> None:
@@ -37,12 +35,7 @@ def check(record: Record) -> None:
     assert record.rolled_back == []
     assert record.worst_error is not None
     assert record.worst_error < WORST_ERROR
-    expected = dict(record.expected)
-    if record.architecture in NOT_FUSED:
-        assert (record.fused["attention"], record.total["attention"]) == (0, expected["attention"])
-        assert all("Softmax" in miss or "softmax" in miss for miss in record.missed["attention"])
-        expected["attention"] = 0
-    assert expected == record.fused
+    assert record.expected == record.fused
 
 
 def test_there_are_forty_architectures_of_every_family() -> None:
