@@ -194,10 +194,12 @@ def _is_product(node: ir.Node) -> bool:
     """Tell whether a node multiplies with a weight; it may be read transposed."""
     if node.op_type not in PRODUCTS:
         return False
-    turned = (value.producer() for value in node.inputs if value is not None)
-    return any(map(is_constant, node.inputs)) or any(
-        is_op(n, "Transpose") and is_constant(n.inputs[0]) for n in turned if n
-    )
+    for value in node.inputs:
+        producer = value.producer() if value is not None else None
+        weight = producer.inputs[0] if producer is not None and is_op(producer, "Transpose") else value
+        if is_constant(weight):
+            return True
+    return False
 
 
 def _bytes_of(value: ir.Value, sizes: Sequence[Mapping[str, int]]) -> int | None:

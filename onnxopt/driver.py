@@ -2,8 +2,9 @@
 
 For a rule every match is proved before it is applied: the region it replaces and its replacement are cut out, run side
 by side on activations captured from a run of the whole model and on random ones, and compared under the rule's
-contract. A whole-graph pass that leaves every output the same expression of the inputs is proved by that; of any other
-the outputs before and after are compared, and a difference restores the model.
+contract. A whole-graph pass that leaves every output the same expression of the inputs is proved by that; where the
+only change is that values have become constants, those are computed again and compared; of any other pass the outputs
+before and after are compared, and a difference restores the model.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import onnx_ir as ir
 from onnxopt.cache import keeps_packed
 from onnxopt.captures import Captures
 from onnxopt.errors import PassAuthorError
-from onnxopt.expression import Expressions
+from onnxopt.expression import Expression, Expressions
 from onnxopt.folded import became_constants, computed
 from onnxopt.graph import initializer_bytes, remove_dead
 from onnxopt.ledger import Ledger, PassEntry, Refused, RolledBack
@@ -66,19 +67,22 @@ class Driver:
     progress: Callable[[str, int], None] | None = None
     signature: Signature | None = None
     forms: Forms = field(default_factory=Forms)
-    captures: Captures = field(default_factory=Captures)
+    captures: Captures = field(default_factory=Captures, init=False)
     _outputs: list[Feeds] | None = field(default=None, init=False)
     _copy: ir.Model | None = field(default=None, init=False)
     _replayed: list[Pass] = field(default_factory=list, init=False)
-    _expression: object = field(default=None, init=False)
-    _graph: ir.Graph | None = field(default=None, init=False)
+    _expression: Expression | None = field(default=None, init=False)
+    _graph: ir.Graph = field(init=False)
     _annotated: bool = field(default=False, init=False)
     _expressions: Expressions = field(default_factory=Expressions, init=False)
     _commits: Counter[tuple[str, str]] = field(default_factory=Counter, init=False)
 
+    def __post_init__(self) -> None:
+        self._graph = self.model.graph
+
     def apply(self, step: Rewrite) -> PassEntry:
         """Run one pass to its fixed point and return its entry in the ledger."""
-        if self._graph is not None and self.model.graph is not self._graph:
+        if self.model.graph is not self._graph:
             self.forget()
         entry = PassEntry(step.name, step.stage, str(step.numerics), nodes_before=self.model.graph.num_nodes())
         started, size = time.perf_counter(), initializer_bytes(self.model)
@@ -281,9 +285,10 @@ class Driver:
             entry.choices.clear()
             return
         self._annotated = False
-        if before is not None and self._same():
+        now = self._expressions.of(self.model) if self._expression is not None else None
+        if before is not None and now is not None and now == self._expression:
             self._replayed.append(step)
-        elif before is not None and self._same_but_for_constants(step, before, entry):
+        elif before is not None and now is not None and self._same_but_for_constants(step, before, now, entry):
             self._copy = None
         else:
             self.captures.forget()
@@ -298,16 +303,10 @@ class Driver:
             self._expression = self._expressions.of(self._copy)
         return self._copy
 
-    def _same(self) -> bool:
-        """Tell whether every output is the same expression of the inputs as in the last copy."""
-        return self._expression is not None and self._expression == self._expressions.of(self.model)
-
-    def _same_but_for_constants(self, step: Pass, before: ir.Model, entry: PassEntry) -> bool:
+    def _same_but_for_constants(self, step: Pass, before: ir.Model, now: Expression, entry: PassEntry) -> bool:
         """Tell whether nothing has changed but values that became constants, and whether those are right."""
-        if self._expression is None or isinstance(step.numerics, Lossy):
-            return False
-        values = became_constants(before, self.model)
-        if not values or self._expressions.of(before, values) != self._expressions.of(self.model):
+        values = {} if isinstance(step.numerics, Lossy) else became_constants(before, self.model)
+        if not values or self._expressions.of(before, values) != now:
             return False
         verdict = Verdict()
         try:
@@ -364,7 +363,7 @@ class Driver:
         self._restore(before)
         for step in self._replayed:
             step.run(self.model)
-        if self._replayed and not self._same():
+        if self._replayed and self._expressions.of(self.model) != self._expression:
             raise PassAuthorError(
                 f"{', '.join(step.name for step in self._replayed)} did something else the second time"
             )

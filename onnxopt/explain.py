@@ -88,7 +88,7 @@ def explain(loaded: Loaded, name: str, target: Target, progress: Callable[[str],
             f"{name} changes the graph as a whole; it has no candidates to explain", hint="use `onnxopt inspect`"
         )
     driver = Driver(loaded.model, observations_of(loaded))
-    prepare(loaded.model, driver.observations)
+    prepare(loaded.model, driver.observations, driver.captures.measure)
     for stage, names in passes_of(target).items():
         if stage == "fuse":
             raise_opset_for(driver, names)

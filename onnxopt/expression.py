@@ -94,6 +94,9 @@ def _bytes(array: Array) -> Array:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
+Expression = tuple[tuple[Any, ...], ...]  # what a model takes and what its outputs compute, in numbers
+
+
 class Expressions:
     """Numbers the values of graphs by what they compute; one object serves all graphs that are to be compared."""
 
@@ -101,9 +104,7 @@ class Expressions:
         self._tensors = Tensors()
         self._numbers: dict[tuple[Any, ...], int] = {}
 
-    def of(
-        self, model: ir.Model, given: Mapping[ir.Value, ir.TensorProtocol] | None = None
-    ) -> tuple[tuple[Any, ...], ...] | None:
+    def of(self, model: ir.Model, given: Mapping[ir.Value, ir.TensorProtocol] | None = None) -> Expression | None:
         """Return what the model takes and what each of its outputs computes; None when that cannot be told.
 
         Args:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.expression import RANDOM
-from onnxopt.graph import STANDARD_DOMAINS, has_subgraph, is_op
+from onnxopt.graph import STANDARD_DOMAINS, has_subgraph, in_groups, is_op
 from onnxopt.model import Array, Feeds
 from onnxopt.probe import GraphRunner, feedable, release_pages
 
@@ -55,19 +55,13 @@ def computed(
     types = {node.inputs[1] for node in model.graph if is_op(node, "CastLike")}
     given = {value for value in types if value is not None and value.producer() is not None and feedable(value)}
     empty = {value.name or "": np.zeros((), value.dtype.numpy()) for value in given if value.dtype is not None}
-    sources = list(model.graph.initializers.values())
-    group: list[ir.Value] = []
-    for value in [*values, None]:
-        if value is not None:
-            group.append(value)
-        if group and (value is None or sum(values[one].nbytes for one in group) >= BYTES_AT_A_TIME):
-            known = given - set(group)
-            runner = GraphRunner(model, group, with_outputs=False, known=known)
-            arrays = runner.run(feeds | {value.name or "": empty[value.name or ""] for value in known})[1]
-            yield from ((arrays[one], values[one].numpy()) for one in group)
-            del arrays
-            release_pages(value.const_value for value in sources)
-            group = []
+    for group in in_groups(values, lambda value: values[value].nbytes, BYTES_AT_A_TIME):
+        known = given - set(group)
+        runner = GraphRunner(model, group, with_outputs=False, known=known)
+        arrays = runner.run(feeds | {value.name or "": empty[value.name or ""] for value in known})[1]
+        yield from ((arrays[value], values[value].numpy()) for value in group)
+        del arrays
+        release_pages(value.const_value for value in model.graph.initializers.values())
 
 
 def _is_folded(node: ir.Node) -> bool:

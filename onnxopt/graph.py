@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,6 +145,20 @@ def op_counts(model: ir.Model) -> Counter[str]:
 def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """Yield every node of the main graph and its subgraphs."""
     return ir.traversal.RecursiveGraphIterator(model.graph)
+
+
+def in_groups(values: Iterable[ir.Value], bytes_of: Callable[[ir.Value], int], most_bytes: int) -> list[list[ir.Value]]:
+    """Split values, in order, into groups that stay within so many bytes each; one alone may be larger."""
+    groups: list[list[ir.Value]] = [[]]
+    used = 0
+    for value in values:
+        size = bytes_of(value)
+        if groups[-1] and used + size > most_bytes:
+            groups.append([])
+            used = 0
+        groups[-1].append(value)
+        used += size
+    return groups
 
 
 def initializer_bytes(model: ir.Model) -> int:

@@ -43,12 +43,15 @@ def measure(model: ir.Model, observations: Sequence[Observation], values: Sequen
     return runner.dtypes, [runner.run(observation.feeds)[0] for observation in observations]
 
 
+Measure = Callable[[ir.Model, Sequence[Observation], Sequence[ir.Value]], Measured]
+
+
 def annotate(
     model: ir.Model,
     observations: Sequence[Observation],
     *,
     everything: bool = False,
-    measure: Callable[[ir.Model, Sequence[Observation], Sequence[ir.Value]], Measured] = measure,
+    measure: Measure = measure,
 ) -> int:
     """Set dtype and shape of the values that lack one; symbolic dimensions get the names of the axes.
 

@@ -22,14 +22,13 @@ from onnxopt.cache import (
     complete_all,
     keeps_packed,
 )
-from onnxopt.captures import Captures
 from onnxopt.driver import Driver
 from onnxopt.errors import InputError
 from onnxopt.graph import CONTRIB, attribute, is_op, opset
 from onnxopt.ledger import Ledger
 from onnxopt.lowering import lower
 from onnxopt.model import Loaded
-from onnxopt.observe import Observation, annotate
+from onnxopt.observe import Measure, Observation, annotate, measure
 from onnxopt.opset import raise_opset
 from onnxopt.patterns import Miss
 from onnxopt.precision import Plan
@@ -311,13 +310,13 @@ def generated(loaded: Loaded) -> list[Observation]:
     return observations
 
 
-def prepare(model: ir.Model, observations: Sequence[Observation], captures: Captures | None = None) -> None:
+def prepare(model: ir.Model, observations: Sequence[Observation], measure: Measure = measure) -> None:
     """Give every value a unique name, a dtype and dimensions, and sort the nodes.
 
     Args:
         model: changed in place.
         observations: inputs of several sizes.
-        captures: remembers values from the run on them.
+        measure: runs the model on them.
 
     Raises:
         InputError: the model does not run on the observations.
@@ -327,7 +326,7 @@ def prepare(model: ir.Model, observations: Sequence[Observation], captures: Capt
     TopologicalSortPass()(model)
     model.ir_version = min(max(model.ir_version, 8), MAX_IR_VERSION)
     try:
-        annotate(model, observations, everything=True, measure=(captures or Captures(0)).measure)
+        annotate(model, observations, everything=True, measure=measure)
     except ProbeError as error:
         raise InputError(
             f"the model does not run: {error}", hint="check it with onnx.checker, or export it again"
@@ -367,11 +366,9 @@ class Pipeline:
         self._observations = observations_of(self.loaded)
         if self._cached:
             self.model.graph.metadata_props[CONTEXT_KEY] = str(self.loaded.origin.get("context_length", 0))
-        captures = Captures()
-        prepare(self.model, self._observations, captures)
-        self.ledger.notes.extend(self.loaded.notes)
         driver, stages = self._driver("canonicalize"), passes_of(self.target)
-        driver.captures = captures
+        prepare(self.model, self._observations, driver.captures.measure)
+        self.ledger.notes.extend(self.loaded.notes)
         run_to_rest(driver, stages["canonicalize"])
         self._report(driver, "fuse")
         raise_opset_for(driver, stages["fuse"])
@@ -526,7 +523,7 @@ def raise_opset_for(driver: Driver, names: Iterable[str]) -> None:
     model.ir_version = min(raised.ir_version, MAX_IR_VERSION)
     driver.forget()
     driver.ledger.notes.append(f"opset raised from {before} to {wanted} for the fused operators")
-    prepare(model, driver.observations, driver.captures)
+    prepare(model, driver.observations, driver.captures.measure)
     for name in ("lift-constants", "fold-constants", *TIDY):
         driver.apply(get(name))
 

@@ -21,7 +21,11 @@ def save_graph(model: ir.Model, folder: Path) -> Path:
         folder: made here.
     """
     folder.mkdir()
-    path = folder / "model.onnx"
+    return write_graph(model, folder / "model.onnx")
+
+
+def write_graph(model: ir.Model, path: Path) -> Path:
+    """Write a model into a folder that is there, as `save_graph` does, and return the file."""
     model.ir_version = min(model.ir_version, MAX_IR_VERSION)
     size = initializer_bytes(model)
     threshold = SMALL_CONSTANT_BYTES if size > LARGE_BYTES else size

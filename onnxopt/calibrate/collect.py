@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxopt.calibrate.data import BATCH_TOKENS, CalibrationData, Part
 from onnxopt.calibrate.state import CalibrationState
 from onnxopt.calibrate.statistics import Statistics
-from onnxopt.graph import dims
+from onnxopt.graph import dims, in_groups
 from onnxopt.probe import GraphRunner, ShapeRunner
 
 CAPTURED_BYTES = 1 << 28  # of all tensors of one run; more tensors are watched in several passes over the samples
@@ -97,14 +97,9 @@ def _image_sizes(
 
 def _groups(values: Sequence[ir.Value], known: Mapping[ir.Value, int]) -> list[list[ir.Value]]:
     """Split the tensors so that those of one run of the largest batch fit into `CAPTURED_BYTES`."""
-    groups: list[list[ir.Value]] = [[]]
-    used = 0
-    for value in values:
+
+    def bytes_of(value: ir.Value) -> int:
         last = (dims(value) or (None,))[-1]
-        size = known.get(value, (last if isinstance(last, int) else 1024) * BATCH_TOKENS * _BYTES)
-        if groups[-1] and used + size > CAPTURED_BYTES:
-            groups.append([])
-            used = 0
-        groups[-1].append(value)
-        used += size
-    return groups
+        return known.get(value, (last if isinstance(last, int) else 1024) * BATCH_TOKENS * _BYTES)
+
+    return in_groups(values, bytes_of, CAPTURED_BYTES)

@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
 from pydantic import Field
 
 from onnxopt.errors import InputError
@@ -184,11 +183,10 @@ def _prune_graph(
     budget: MetricBudget | None,
     say: Say,
 ) -> PruneRecord:
-    from onnxopt.package import DATA_NAME
     from onnxopt.pipeline import run_pipeline
     from onnxopt.prune.stage import GraphPruning
     from onnxopt.road import load
-    from onnxopt.saving import LARGE_BYTES
+    from onnxopt.saving import write_graph
 
     loaded = load(source, progress=lambda event: say(event.step))
     pruning = GraphPruning(loaded, spec, data, budget, say)
@@ -205,8 +203,7 @@ def _prune_graph(
         }
     )
     with staged(out) as fresh:
-        large = after > LARGE_BYTES
-        ir.save(loaded.model, fresh / "model.onnx", external_data=DATA_NAME, size_threshold_bytes=0 if large else after)
+        write_graph(loaded.model, fresh / "model.onnx")
         (fresh / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
     return record
 

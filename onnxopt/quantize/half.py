@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.graph import constant, dims, is_constant
+from onnxopt.graph import constant, dims, in_groups, is_constant
 from onnxopt.model import Array, Feeds
 from onnxopt.passes.quantize.half_precision import FLOAT, HalfPrecision, half_nodes, narrow
 from onnxopt.precision import HalfKind, HalfPlan
@@ -130,17 +130,11 @@ def _floats(model: ir.Model) -> Iterator[ir.Value]:
 def _groups(model: ir.Model, samples: Sequence[Feeds]) -> list[list[ir.Value]]:
     """Split the tensors so that those of one run fit into memory."""
     rows = max((max((array.size for array in feeds.values()), default=1) for feeds in samples), default=1)
-    groups: list[list[ir.Value]] = [[]]
-    used = 0
-    for value in _floats(model):
-        shape = dims(value) or ()
-        size = 4 * rows * math.prod(dim for dim in shape if isinstance(dim, int))
-        if groups[-1] and used + size > CAPTURED_BYTES:
-            groups.append([])
-            used = 0
-        groups[-1].append(value)
-        used += size
-    return groups
+
+    def bytes_of(value: ir.Value) -> int:
+        return 4 * rows * math.prod(dim for dim in dims(value) or () if isinstance(dim, int))
+
+    return in_groups(_floats(model), bytes_of, CAPTURED_BYTES)
 
 
 def _beyond(model: ir.Model, plan: HalfPlan, seen: Mapping[str, float]) -> dict[str, str]:
