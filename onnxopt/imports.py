@@ -21,7 +21,7 @@ from onnxopt.graph_feeder import DEFAULT_SIZES, GraphFeeder, input_kinds, plan_i
 from onnxopt.model import Array, Feeds, Loaded
 from onnxopt.runtime import runtime_line
 from onnxopt.safety import Checked, check_onnx, hub_repository, inside_hub, word
-from onnxopt.spec import Signature, TensorSpec, available_threads
+from onnxopt.spec import AxisRange, Signature, TensorSpec, available_threads
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ def load_onnx(path: Path, *, progress: Progress | None = None) -> Loaded:
         task="onnx",
         assets=_find_assets(path),
         origin=_origin(checked, path),
-        steps=prober.steps,
+        ranges={axis: AxisRange(least=step, step=step) for axis, step in prober.steps.items()},
         notes=notes + prober.notes,
         proved_sizes=tuple(prober.proved),
     )

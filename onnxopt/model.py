@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxopt.spec import Padding, Signature
+from onnxopt.spec import AxisRange, Padding, Signature
 
 Array = npt.NDArray[Any]
 Feeds = dict[str, Array]
@@ -55,7 +55,7 @@ class Loaded:
         origin: where it came from, for the manifest: source, revision, weights hash, exporter, versions.
         notes: sentences for the ledger, such as "dynamo failed (...); exported with TorchScript".
         proved_sizes: the sizes at which the exported file was run against the reference.
-        steps: what the size of an axis must be a multiple of, where that is not 1.
+        ranges: sizes of an axis at which the model runs, where those are not all from 1 on.
         random_weights: true when the weights are made up and accuracy means nothing.
     """
 
@@ -69,12 +69,16 @@ class Loaded:
     origin: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     proved_sizes: tuple[Mapping[str, int], ...] = ()
-    steps: Mapping[str, int] = field(default_factory=dict)
+    ranges: Mapping[str, AxisRange] = field(default_factory=dict)
     random_weights: bool = False
 
     def runnable(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        """Return sizes that are rounded up to what each axis must be a multiple of."""
-        return {axis: -(-size // self.steps.get(axis, 1)) * self.steps.get(axis, 1) for axis, size in sizes.items()}
+        """Return sizes that are moved into the range of each axis."""
+        return {axis: self.range_of(axis).fitted(size) for axis, size in sizes.items()}
+
+    def range_of(self, axis: str) -> AxisRange:
+        """Return the sizes of an axis at which the model runs."""
+        return self.ranges.get(axis, AxisRange())
 
     def usual(self, axis: str, otherwise: int) -> int:
         """Return the size at which an axis was run first, such as the height of an image; of texts, `otherwise`."""

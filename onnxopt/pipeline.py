@@ -238,8 +238,8 @@ def observations_of(loaded: Loaded) -> list[Observation]:
                 sizes[axis] = LENGTHS[index] if index < len(PROBES) - 1 else max(LENGTHS[index], telling)
             elif axis == PAST:
                 sizes[axis] = PASTS[index]
-            elif axis in loaded.steps:
-                sizes[axis] = loaded.steps[axis] * MULTIPLES[(index + len(sizes)) % len(MULTIPLES)]
+            elif loaded.range_of(axis).step > 1:
+                sizes[axis] = loaded.range_of(axis).step * MULTIPLES[(index + len(sizes)) % len(MULTIPLES)]
             else:
                 sizes[axis] = next(others, OTHER_PRIMES[index])
         sizes = complete(sizes)

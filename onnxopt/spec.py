@@ -107,6 +107,26 @@ def _text(path: Path) -> str:
 
 
 @dataclass(frozen=True)
+class AxisRange:
+    """Sizes of an axis at which the model runs.
+
+    Attributes:
+        least: the smallest size.
+        step: sizes are multiples of it.
+        most: the largest size; 0 where no limit is known.
+    """
+
+    least: int = 1
+    step: int = 1
+    most: int = 0
+
+    def fitted(self, size: int) -> int:
+        """Return the size of the range that is nearest to one asked for: rounded up to the step, within the ends."""
+        stepped = -(-max(size, self.least) // self.step) * self.step
+        return min(stepped, self.most // self.step * self.step) if self.most else stepped
+
+
+@dataclass(frozen=True)
 class Target:
     """Where the model will run.
 

@@ -398,7 +398,7 @@ def pyramid(names: Dims) -> onnx.ModelProto:
 
 def test_finds_of_what_the_sides_of_an_image_must_be_multiples(tmp_path: Path) -> None:
     loaded = load_onnx(save(pyramid((None, 3, None, None)), tmp_path))
-    assert dict(loaded.steps) == {"height": 4, "width": 4}
+    assert {axis: size.step for axis, size in loaded.ranges.items()} == {"height": 4, "width": 4}
     assert "axis 'height' runs at multiples of 4 only" in loaded.notes
     assert loaded.runnable({"batch": 3, "height": 9}) == {"batch": 3, "height": 12}
     assert loaded.usual("height", 1) % 4 == 0
