@@ -16,8 +16,8 @@ import onnx_ir as ir
 
 from onnxopt.graph import initializer_bytes, is_constant, is_op, known_dims
 from onnxopt.model import Array, Feeds
-from onnxopt.observe import Measured, Observation, size_of
-from onnxopt.probe import GraphRunner, ShapeRunner, feedable, needed_nodes
+from onnxopt.observe import Observation, size_of
+from onnxopt.probe import GraphRunner, feedable, needed_nodes
 
 LEAST_LIMIT_BYTES = 2**26  # of all sizes together: some of the memory that a run of the whole model takes
 SHARE_OF_WEIGHTS = 8
@@ -40,18 +40,6 @@ class Captures:
     def forget(self) -> None:
         """Drop everything: names have other meanings now."""
         self._known = []
-
-    def measure(self, model: ir.Model, observations: Sequence[Observation], values: Sequence[ir.Value]) -> Measured:
-        """Return what `observe.measure` does, from what is known."""
-        look = self._look(model, observations, values)
-        runner = ShapeRunner(model, values, known=look.known, fetch=look.along)
-        runs = []
-        for observation, given in zip(observations, look.given, strict=True):
-            shapes, arrays = runner.run(observation.feeds | given)
-            look.keep(arrays)
-            runs.append(shapes)
-        self._remember(look)
-        return runner.dtypes, runs
 
     def run(
         self, model: ir.Model, observations: Sequence[Observation], wanted: Collection[ir.Value]

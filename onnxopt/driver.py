@@ -27,7 +27,7 @@ from onnxopt.folded import became_constants, computed
 from onnxopt.graph import initializer_bytes, remove_dead
 from onnxopt.ledger import Ledger, PassEntry, Refused, RolledBack
 from onnxopt.model import Array, Feeds
-from onnxopt.observe import Observation, annotate
+from onnxopt.observe import Observation
 from onnxopt.patterns import Miss
 from onnxopt.probe import GraphRunner, ProbeError, release_memory, release_pages
 from onnxopt.profit import Forms
@@ -35,6 +35,8 @@ from onnxopt.proof import Candidate, Proof, Verdict, compare, noise_like
 from onnxopt.repro import write_repro
 from onnxopt.rewrite import AS_IS, Builder, Pass, Refusal, Rewrite, Rule
 from onnxopt.rows import rows_that_matter
+from onnxopt.sizes import Derivation
+from onnxopt.sizes.annotate import annotate, hand_over
 from onnxopt.spec import Exact, Lossy, Signature
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ class Driver:
         progress: called with a pass name and its count of kept rewrites while it works.
         signature: tells which outputs have padded positions, for passes that may change those.
         forms: tells which form a class of regions gets where a pass offers several.
+        derivation: what is known of sizes; passes lean on no other.
         captures: what is known of the model's values at the observations.
     """
 
@@ -67,6 +70,7 @@ class Driver:
     progress: Callable[[str, int], None] | None = None
     signature: Signature | None = None
     forms: Forms = field(default_factory=Forms)
+    derivation: Derivation = field(default_factory=Derivation)
     captures: Captures = field(default_factory=Captures, init=False)
     _outputs: list[Feeds] | None = field(default=None, init=False)
     _copy: ir.Model | None = field(default=None, init=False)
@@ -74,6 +78,7 @@ class Driver:
     _expression: Expression | None = field(default=None, init=False)
     _graph: ir.Graph = field(init=False)
     _annotated: bool = field(default=False, init=False)
+    _reshaped: bool = field(default=True, init=False)
     _expressions: Expressions = field(default_factory=Expressions, init=False)
     _commits: Counter[tuple[str, str]] = field(default_factory=Counter, init=False)
 
@@ -118,7 +123,7 @@ class Driver:
         """Drop what is remembered of the model; call it after changing the model by other means than `apply`."""
         self._outputs = self._copy = None
         self.captures.forget()
-        self._annotated = False
+        self._annotated, self._reshaped = False, True
 
     # Rules
 
@@ -218,7 +223,7 @@ class Driver:
             self._outputs = self._outputs if isinstance(rule.numerics, Exact) else None
             if isinstance(rule.numerics, Lossy):
                 self.captures.forget()
-            self._annotated = self._annotated and self.prove  # the proof has seen all new values
+            self._annotated = False
         self._annotate()
 
     def _roll_back(self, rule: Rule, candidate: Candidate, verdict: Verdict, entry: PassEntry) -> None:
@@ -230,8 +235,8 @@ class Driver:
 
     def _annotate(self) -> None:
         if not self._annotated:
-            annotate(self.model, self.observations, measure=self.captures.measure)
-            self._annotated = True
+            annotate(self.model, self.derivation, incomplete=self._reshaped)
+            self._annotated, self._reshaped = True, False
 
     def _prove(self, rule: Rule, chosen: list[Candidate]) -> list[Verdict]:
         """Compare both regions of each candidate on captured, random and asked-for inputs, one run after the other."""
@@ -257,7 +262,7 @@ class Driver:
                 if index < len(candidate.match.probes):
                     values.update(candidate.match.probes[index])
             proof.add(values)
-        proof.describe_new_values()
+        proof.name_types()
         return proof.verdicts
 
     # Whole-graph passes
@@ -284,7 +289,7 @@ class Driver:
             self.forms.met.pop((step.name, ""), None)  # it had nothing to choose
             entry.choices.clear()
             return
-        self._annotated = False
+        self._annotated, self._reshaped = False, True
         now = self._expressions.of(self.model) if self._expression is not None else None
         if before is not None and now is not None and now == self._expression:
             self._replayed.append(step)
@@ -400,7 +405,8 @@ class Driver:
         self.model.graph = before.graph
         self.model.functions.clear()
         self.model.functions.update(before.functions)
-        self._copy, self._graph, self._annotated = None, before.graph, False
+        self._copy, self._graph = None, before.graph
+        self._annotated, self._reshaped = False, True
         self.captures.forget()
 
     def _report(self, name: str, count: int) -> None:
@@ -443,7 +449,7 @@ def _commit(model: ir.Model, candidate: Candidate, replaced: dict[ir.Value, ir.V
         while new in replaced:
             new = replaced[new]  # noqa: PLW2901 - follow the chain
         passed_through = new.producer() not in made
-        name, shape, kind = old.name, old.shape, old.type
+        name = old.name
         if passed_through and old.is_graph_output():
             keep = ir.node("Identity", [new], name=f"{name}/keep")
             graph.insert_before(anchor, [keep])
@@ -455,5 +461,6 @@ def _commit(model: ir.Model, candidate: Candidate, replaced: dict[ir.Value, ir.V
         if passed_through:
             continue
         old.name = f"{name}/replaced"
-        taken.name, taken.shape, taken.type = name, shape, kind
+        taken.name = name
+        hand_over(old, taken)
     remove_dead([*(node for node, _ in reversed(match.nodes)), *builder.nodes])

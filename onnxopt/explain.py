@@ -11,7 +11,7 @@ from onnxopt.driver import Driver
 from onnxopt.errors import InputError
 from onnxopt.model import Loaded
 from onnxopt.patterns import Miss
-from onnxopt.pipeline import observations_of, passes_of, prepare, raise_opset_for
+from onnxopt.pipeline import derivation_of, observations_of, passes_of, prepare, raise_opset_for
 from onnxopt.registry import get
 from onnxopt.rewrite import Builder, Refusal, Rewrite, Rule
 from onnxopt.spec import Target
@@ -87,8 +87,8 @@ def explain(loaded: Loaded, name: str, target: Target, progress: Callable[[str],
         raise InputError(
             f"{name} changes the graph as a whole; it has no candidates to explain", hint="use `onnxopt inspect`"
         )
-    driver = Driver(loaded.model, observations_of(loaded))
-    prepare(loaded.model, driver.observations, driver.captures.measure)
+    driver = Driver(loaded.model, observations_of(loaded), derivation=derivation_of(loaded))
+    prepare(loaded.model, driver.derivation)
     for stage, names in passes_of(target).items():
         if stage == "fuse":
             raise_opset_for(driver, names)

@@ -28,7 +28,7 @@ from onnxopt.graph import CONTRIB, attribute, is_op, opset
 from onnxopt.ledger import Ledger
 from onnxopt.lowering import lower
 from onnxopt.model import Loaded
-from onnxopt.observe import Measure, Observation, annotate, measure
+from onnxopt.observe import Observation
 from onnxopt.opset import raise_opset
 from onnxopt.patterns import Miss
 from onnxopt.precision import Plan
@@ -38,7 +38,9 @@ from onnxopt.registry import get
 from onnxopt.rewrite import Rewrite, Rule
 from onnxopt.rows import mask_of
 from onnxopt.sidegraph import MaskMeaning, meaning_of_mask, telling_size
-from onnxopt.spec import PADDINGS, Padding, Provider, Target, Workload
+from onnxopt.sizes import Derivation
+from onnxopt.sizes.annotate import annotate
+from onnxopt.spec import PADDINGS, AxisRange, Padding, Provider, Target, Workload
 
 logger = logging.getLogger(__name__)
 
@@ -310,27 +312,32 @@ def generated(loaded: Loaded) -> list[Observation]:
     return observations
 
 
-def prepare(model: ir.Model, observations: Sequence[Observation], measure: Measure = measure) -> None:
-    """Give every value a unique name, a dtype and dimensions, and sort the nodes.
+def prepare(model: ir.Model, derivation: Derivation | None = None) -> None:
+    """Give every value a unique name, a dtype, and the dimensions that hold for every size; sort the nodes.
 
     Args:
         model: changed in place.
-        observations: inputs of several sizes.
-        measure: runs the model on them.
+        derivation: extended by what is known of the model's sizes.
 
     Raises:
-        InputError: the model does not run on the observations.
+        InputError: types are missing, and ONNX Runtime cannot open the model.
     """
     NameFixPass()(model)
     OutputFixPass()(model)
     TopologicalSortPass()(model)
     model.ir_version = min(max(model.ir_version, 8), MAX_IR_VERSION)
     try:
-        annotate(model, observations, everything=True, measure=measure)
+        annotate(model, derivation or Derivation(), everything=True)
     except ProbeError as error:
-        raise InputError(
-            f"the model does not run: {error}", hint="check it with onnx.checker, or export it again"
-        ) from error
+        raise InputError(f"ONNX Runtime cannot open the model: {error}", hint="export it again") from error
+
+
+def derivation_of(loaded: Loaded) -> Derivation:
+    """Return what is known of a loaded model's sizes before its graph is looked at."""
+    ranges = dict(loaded.ranges)
+    if Cache.of(loaded.signature) is not None:  # a step reads one new position at least
+        ranges[SEQUENCE] = replace(ranges.get(SEQUENCE, AxisRange()), least=max(1, loaded.range_of(SEQUENCE).least))
+    return Derivation(ranges, int(loaded.origin.get("context_length", 0) or 0))
 
 
 @dataclass
@@ -355,6 +362,7 @@ class Pipeline:
     repro_folder: Path | None = None
     ledger: Ledger = field(default_factory=Ledger)
     _observations: Sequence[Observation] = ()
+    _derivation: Derivation = field(default_factory=Derivation)
 
     @property
     def model(self) -> ir.Model:
@@ -364,10 +372,11 @@ class Pipeline:
     def canonicalize_and_fuse(self) -> None:
         """Raise the graph to what it means."""
         self._observations = observations_of(self.loaded)
+        self._derivation = derivation_of(self.loaded)
         if self._cached:
             self.model.graph.metadata_props[CONTEXT_KEY] = str(self.loaded.origin.get("context_length", 0))
         driver, stages = self._driver("canonicalize"), passes_of(self.target)
-        prepare(self.model, self._observations, driver.captures.measure)
+        prepare(self.model, self._derivation)
         self.ledger.notes.extend(self.loaded.notes)
         run_to_rest(driver, stages["canonicalize"])
         self._report(driver, "fuse")
@@ -442,6 +451,7 @@ class Pipeline:
             self.ledger,
             repro_folder=self.repro_folder,
             signature=self.loaded.signature,
+            derivation=self._derivation,
         )
         self._report(driver, stage)
         return driver
@@ -523,7 +533,7 @@ def raise_opset_for(driver: Driver, names: Iterable[str]) -> None:
     model.ir_version = min(raised.ir_version, MAX_IR_VERSION)
     driver.forget()
     driver.ledger.notes.append(f"opset raised from {before} to {wanted} for the fused operators")
-    prepare(model, driver.observations, driver.captures.measure)
+    prepare(model, driver.derivation)
     for name in ("lift-constants", "fold-constants", *TIDY):
         driver.apply(get(name))
 

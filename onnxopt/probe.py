@@ -276,7 +276,7 @@ class ShapeRunner:
         known: Collection[ir.Value] = (),
         fetch: Sequence[ir.Value] = (),
     ) -> None:
-        self.dtypes = _dtypes(model, values)
+        self.dtypes = dtypes_of(model, values)
         self._measured, self._fetch = list(self.dtypes), fetch
         if not self._measured:
             return
@@ -303,7 +303,7 @@ def _shape_name(value: ir.Value) -> str:
     return f"{value.name}::shape"
 
 
-def _dtypes(model: ir.Model, values: Sequence[ir.Value]) -> dict[ir.Value, ir.DataType]:
+def dtypes_of(model: ir.Model, values: Sequence[ir.Value]) -> dict[ir.Value, ir.DataType]:
     """Return the types of values: what the graph declares, which the runtime checks; else what the runtime infers."""
     types: dict[ir.Value, ir.DataType | None] = dict.fromkeys(values)
     unknown = [value for value in values if value.type is None]

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import Region, difference, region, sqnr_db, worst_error
 from onnxopt.model import Array
-from onnxopt.observe import Observation, describe, dtype_of
+from onnxopt.observe import Observation, dtype_of
 from onnxopt.probe import ProbeError, RegionRunner
 from onnxopt.rewrite import Builder, Match
 from onnxopt.spec import SQNR, Exact, Lossy, Numerics, Reassociated
@@ -102,9 +102,7 @@ class Proof:
     def __init__(self, numerics: Numerics, chosen: Sequence[Candidate], model: ir.Model) -> None:
         self.verdicts = [Verdict() for _ in chosen]
         self._numerics, self._chosen, self._model = numerics, chosen, model
-        self._shapes: dict[ir.Value, list[tuple[int, ...]]] = {}
         self._dtypes: dict[ir.Value, ir.DataType] = {}
-        self._sizes: list[Observation] = []
         self._runners: list[tuple[list[int], RegionRunner]] = []
         everyone = list(range(len(chosen)))
         try:
@@ -113,9 +111,7 @@ class Proof:
             self._part(everyone)
 
     def add(self, values: dict[ir.Value, Array], observation: Observation | None = None) -> None:
-        """Compare on an array per input value; new values are described from those that are an observation."""
-        if observation is not None:
-            self._sizes.append(observation)
+        """Compare on an array per input value; types of new values are read off those that are an observation."""
         waiting = list(self._runners)
         while waiting:
             members, runner = waiting.pop()
@@ -128,12 +124,10 @@ class Proof:
                 else:
                     waiting.extend(self._part(members))
 
-    def describe_new_values(self) -> None:
-        """Give the inner values of replacements dtype and dimensions, as `annotate` would."""
-        sizes = [observation.sizes for observation in self._sizes]
-        for value, shapes in self._shapes.items():
-            if len(shapes) == len(sizes):
-                describe(value, self._dtypes[value], shapes, sizes)
+    def name_types(self) -> None:
+        """Give the inner values of replacements the types that they were seen to have; no type hangs on sizes."""
+        for value, dtype in self._dtypes.items():
+            value.type = ir.TensorType(dtype)
 
     def _part(self, members: Sequence[int]) -> list[tuple[list[int], RegionRunner]]:
         """Go on with each of these candidates alone; those that cannot be opened have failed."""
@@ -189,7 +183,6 @@ class Proof:
         for value, array in zip(candidate.inner, arrays, strict=True):
             if isinstance(array, np.ndarray):
                 self._dtypes[value] = dtype_of(array)
-                self._shapes.setdefault(value, []).append(array.shape)
 
 
 def _shake(values: dict[ir.Value, Array]) -> dict[ir.Value, Array]:

@@ -20,9 +20,8 @@ from onnxopt.errors import InputError, ProofError
 from onnxopt.graph import is_op, worst_error
 from onnxopt.imports import load_onnx
 from onnxopt.manifest import ProofRecord
-from onnxopt.model import Array, Feeder, Feeds, Loaded
-from onnxopt.observe import Observation
-from onnxopt.pipeline import paddings_of, prepare
+from onnxopt.model import Array, Feeds, Loaded
+from onnxopt.pipeline import derivation_of, paddings_of, prepare
 from onnxopt.probe import GraphRunner
 from onnxopt.rows import mask_of, rows_that_matter
 from onnxopt.session import Session, model_file
@@ -369,7 +368,7 @@ def _worse(a: OutputReport, b: OutputReport) -> OutputReport:
 def _first_difference(first: Loaded, second: Loaded, feeds: Feeds, limit: Budget) -> str:
     """Name the first tensor that both graphs make under one name and that differs."""
     for loaded in (first, second):
-        prepare(loaded.model, list(_tiny(loaded.feeder, loaded.signature)))
+        prepare(loaded.model, derivation_of(loaded))
     ours = {value.name: value for node in first.model.graph for value in node.outputs if value.name}
     theirs = {value.name: value for node in second.model.graph for value in node.outputs if value.name}
     common = [name for name in theirs if name in ours]
@@ -383,9 +382,3 @@ def _first_difference(first: Loaded, second: Loaded, feeds: Feeds, limit: Budget
             node = theirs[name].producer()
             return f"{name} (made by {node.op_type if node else 'nothing'}): relative error {relative:.3g}"
     return "no inner tensor that both models name differs"
-
-
-def _tiny(feeder: Feeder, signature: Signature) -> Iterator[Observation]:
-    for index, (batch, length) in enumerate(((2, 7), (3, 11))):
-        sizes = {axis: batch if axis == "batch" else length for axis in signature.axes}
-        yield Observation(sizes, feeder.make(sizes, "none", seed=index))

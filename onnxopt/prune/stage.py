@@ -107,7 +107,7 @@ class GraphPruning:
             self._search(model, fit, judge, judged, notes)
         if "layers" in self.spec.amounts:
             self.report.append(drop_layers(model, self.spec, fit, self.say))
-            prepare(model, driver.observations)
+            prepare(model, driver.derivation)
         self.report += prune_channels(model, self.spec, fit, self.say)
         if self.spec.zeros:
             self.report += set_zeros(model, self.spec.zeros)

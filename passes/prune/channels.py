@@ -23,8 +23,8 @@ import onnx_ir as ir
 from onnxopt.channels.groups import Channels, Group
 from onnxopt.channels.sizes import Ids
 from onnxopt.channels.walk import find_channels
-from onnxopt.observe import forget_shape
 from onnxopt.rewrite import Pass, Reassociated, register
+from onnxopt.sizes.annotate import forget_shape
 
 
 @register

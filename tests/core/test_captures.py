@@ -8,8 +8,9 @@ import pytest
 
 from onnxopt import probe
 from onnxopt.captures import Captures
-from onnxopt.observe import annotate
 from onnxopt.probe import GraphRunner
+from onnxopt.sizes import Derivation
+from onnxopt.sizes.annotate import annotate
 from tests.support.rules import observe, parse
 
 TEXT = """
@@ -34,7 +35,7 @@ def named(model: ir.Model, *names: str) -> list[ir.Value]:
 @pytest.fixture
 def model() -> ir.Model:
     found = parse(TEXT, {"w": WEIGHT})
-    annotate(found, observe(found))
+    annotate(found, Derivation())
     return found
 
 
@@ -97,7 +98,7 @@ def test_a_known_part_of_a_split_is_not_made_twice() -> None:
           y = Add (c, d)
         }"""
     )
-    annotate(found, observe(found))
+    annotate(found, Derivation())
     captures, observations = Captures(), observe(found)
     list(captures.run(found, observations, named(found, "a")))
     wanted = named(found, "c", "d")
@@ -129,16 +130,3 @@ def test_a_run_of_the_whole_model_is_remembered_and_forgets_what_was_before(mode
         a_now = np.abs(observation.feeds["x"])
         np.testing.assert_allclose(outputs["y"], -(np.tanh(a_now @ WEIGHT.T) + a_now), rtol=1e-4, atol=1e-4)
     assert all("b" in known for known in captures._known)
-
-
-def test_shapes_are_read_behind_what_is_known(model: ir.Model) -> None:
-    captures, observations = Captures(), observe(model)
-    list(captures.run(model, observations, named(model, "b")))
-    a, c = (named(model, name)[0] for name in "ac")
-    producer = a.producer()
-    assert producer is not None
-    producer.op_type = "NoSuchOperator"  # it cannot run, and need not
-    c.shape = None
-    c.meta.clear()
-    assert annotate(model, observations, measure=captures.measure) == 1
-    assert c.shape == ir.Shape(["batch", "sequence", 256])

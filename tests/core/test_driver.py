@@ -105,7 +105,7 @@ WRONG = [WrongEpsilon, SwappedOperands, SwappedGelu, DroppedMask, WrongShape]
 def test_a_wrong_rewrite_is_caught_blamed_and_undone(wrong: type[Rule], tmp_path: Path) -> None:
     model = parse(ENCODER, WEIGHTS)
     observations = observe(model)
-    prepare(model, observations)
+    prepare(model)
     before = [node.op_type for node in model.graph]
     expected = GraphRunner(model).run(observations[0].feeds)[0]["y"]
     driver = Driver(model, observations, repro_folder=tmp_path)
@@ -125,7 +125,7 @@ def test_the_inputs_of_a_refuted_rewrite_are_kept_and_reproduce_the_difference(t
 
     model = parse(ENCODER, WEIGHTS)
     observations = observe(model)
-    prepare(model, observations)
+    prepare(model)
     entry = Driver(model, observations, repro_folder=tmp_path).apply(SwappedOperands())
     folder = entry.rolled_back[0].repro
     assert folder is not None
@@ -162,7 +162,7 @@ g (float[batch,4] x) => (float[batch,4] y) <float two = {2.0}, float three = {3.
 def test_inputs_are_kept_of_what_reads_a_value_that_the_same_sweep_replaces(tmp_path: Path) -> None:
     model = parse(TWO_AND_THREE, {})
     observations = observe(model)
-    prepare(model, observations)
+    prepare(model)
     entry = Driver(model, observations, repro_folder=tmp_path).apply(RightForTwo())
     assert (entry.applied, len(entry.rolled_back)) == (1, 1)
     folder = entry.rolled_back[0].repro

@@ -35,7 +35,7 @@ WEIGHT = np.random.default_rng(5).standard_normal((8, 8)).astype(np.float32)
 @pytest.fixture
 def model() -> ir.Model:
     found = parse(TEXT, {"w": WEIGHT}, opset=21)
-    prepare(found, observe(found))
+    prepare(found)
     return found
 
 

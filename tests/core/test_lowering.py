@@ -56,7 +56,7 @@ def run(
     """Lower a layer of an encoder where forms cost what we say."""
     model = parse(layer("Gelu (r)").replace("mask", "attention_mask"), WEIGHTS)
     observations = observe(model, {"ids": ids(), "attention_mask": masks("holes")})
-    prepare(model, observations)
+    prepare(model)
     original, raced = model.clone(), []
 
     def race(self: Profit, models: Mapping[str, Path], seconds: float) -> Times:

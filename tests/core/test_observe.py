@@ -4,10 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxopt.graph import dims
-from onnxopt.observe import annotate, fit
-from onnxopt.probe import ProbeError
-from tests.support.rules import observe, parse
+from onnxopt.observe import fit
 
 SIZES = ({"batch": 2, "sequence": 7}, {"batch": 3, "sequence": 11}, {"batch": 5, "sequence": 13})
 
@@ -32,64 +29,6 @@ def test_a_dimension_is_named_from_what_it_was_in_several_runs(seen: tuple[int, 
 @given(st.integers(1, 4096))
 def test_a_constant_dimension_is_never_taken_for_an_axis(size: int) -> None:
     assert fit((size, size, size), SIZES) == size
-
-
-def test_every_value_gets_dtype_and_dimensions_however_its_shape_was_computed() -> None:
-    model = parse("""
-    g (float[batch,sequence,8] x) => (y) <int64[2] tail = {4, 2}, int64[1] zero = {0}, int64[1] two = {2}> {
-      s = Shape (x)
-      lead = Slice (s, zero, two)
-      target = Concat <axis = 0> (lead, tail)
-      h = Reshape (x, target)
-      y = Transpose <perm = [0, 2, 1, 3]> (h)
-    }""")
-    annotate(model, observe(model), everything=True)
-    by_name = {value.name: value for node in model.graph for value in node.outputs}
-    assert dims(by_name["h"]) == ("batch", "sequence", 4, 2)
-    assert dims(by_name["y"]) == ("batch", 4, "sequence", 2)
-    assert dims(by_name["target"]) == (4,)
-    assert str(by_name["y"].dtype) == "FLOAT"
-
-
-def test_a_dimension_that_follows_the_data_stays_unknown() -> None:
-    model = parse("g (int64[batch,sequence] x) => (y) { y = NonZero (x) }")
-    annotate(model, observe(model), everything=True)
-    assert dims(model.graph.node(0).outputs[0]) == (2, None)
-
-
-def test_what_is_known_is_not_observed_again() -> None:
-    model = parse("g (float[batch,4] x) => (y) { a = Relu(x) y = Neg(a) }")
-    observations = observe(model)
-    assert annotate(model, observations) == 2
-    assert annotate(model, observations) == 0
-
-
-def test_a_model_that_does_not_run_says_why() -> None:
-    model = parse("g (float[batch,4] x) => (y) <int64[1] s = {7}> { y = Reshape (x, s) }")
-    with pytest.raises(ProbeError, match="cannot be reshaped"):
-        annotate(model, observe(model))
-
-
-def test_values_that_numpy_has_no_type_for_are_observed_too() -> None:
-    model = parse("g (float[batch,sequence] x) => (y) { a = Cast<to=16>(x) b = Identity(a) y = Cast<to=1>(b) }")
-    annotate(model, observe(model), everything=True)
-    by_name = {value.name: value for node in model.graph for value in node.outputs}
-    assert dims(by_name["b"]) == ("batch", "sequence")
-    assert str(by_name["b"].dtype) == "BFLOAT16"
-
-
-def test_a_sequence_of_tensors_has_no_shape() -> None:
-    model = parse("g (float[batch,4] x) => (y) { s = SequenceConstruct(x) y = ConcatFromSequence<axis=0>(s) }")
-    annotate(model, observe(model), everything=True)
-    assert model.graph.node(0).outputs[0].shape is None
-    assert dims(model.graph.node(1).outputs[0]) == ("batch", 4)
-
-
-def test_the_text_of_an_input_is_measured() -> None:
-    model = parse('g (float[batch,4] x) => (y) <string[2] words = {"a", "b"}> { t = Identity(words) y = Shape(t) }')
-    annotate(model, observe(model), everything=True)
-    assert dims(model.graph.node(0).outputs[0]) == (2,)
-    assert str(model.graph.node(0).outputs[0].dtype) == "STRING"
 
 
 def test_an_axis_that_is_empty_in_one_run_divides_nothing() -> None:

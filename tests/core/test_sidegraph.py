@@ -478,7 +478,7 @@ def test_rows_are_longer_than_the_blocks_that_a_graph_counts(tmp_path: Path) -> 
     assert telling_size(loaded.model.graph) == 259
     observations = observations_of(loaded)
     assert [item.sizes["sequence"] for item in observations] == [7, 11, 13, 259]
-    prepare(loaded.model, observations)
+    prepare(loaded.model)
     made = next(value for node in loaded.model.graph for value in node.outputs if node.op_type == "ConstantOfShape")
     assert known_dims(made) is None, "the number of blocks is no constant"
 

@@ -72,7 +72,7 @@ def test_canonicalize_keeps_answers_signature_and_comes_to_rest(text: str) -> No
     before = [GraphRunner(model).run(item.feeds)[0] for item in observations]
     inputs = [value.name for value in model.graph.inputs]
     outputs = [value.name for value in model.graph.outputs]
-    prepare(model, observations)
+    prepare(model)
     driver = Driver(model, observations)
     run_to_rest(driver, CANONICALIZE)
     assert not driver.ledger.rolled_back()

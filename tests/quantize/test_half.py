@@ -20,7 +20,7 @@ def model_of(nodes: str, weights: dict[str, np.ndarray]) -> tuple[ir.Model, list
     text = f"g (float[batch,sequence,8] x) => (float[batch,sequence,8] y) {{ {nodes} }}"
     model = parse(text, weights)
     observations = observe(model)
-    prepare(model, observations)
+    prepare(model)
     return model, [one.feeds for one in observations]
 
 

@@ -306,7 +306,7 @@ def lower(model: ir.Model, *steps: str, generating: bool = True) -> Lowered:
     reference = _Runner(model.clone())
     loaded = Loaded("small", model, signature, reference, DecoderFeeder(signature.inputs), "text-generation")
     observations = observations_of(loaded)
-    prepare(model, observations)
+    prepare(model)
     driver = Driver(model, generated(loaded) if generating else observations, signature=signature)
     entries = [driver.apply(get(name)) for name in steps]
     loaded.proved_sizes = ({"total_sequence": LONGEST},)

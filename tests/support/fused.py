@@ -12,7 +12,7 @@ from onnxopt.spec import Target
 def fuse(loaded: Loaded, target: Target | None = None) -> None:
     """Canonicalize and fuse `loaded.model` in place."""
     observations = pipeline.observations_of(loaded)
-    pipeline.prepare(loaded.model, observations)
+    pipeline.prepare(loaded.model)
     driver = Driver(loaded.model, observations, signature=loaded.signature, prove=False)
     stages = pipeline.passes_of(target or Target("cpu"))
     pipeline.run_to_rest(driver, stages["canonicalize"])

@@ -150,7 +150,7 @@ def run_passes(
         model = parse(model, weights, opset=opset)
     observations, original = observe(model, feeds), model.clone()
     before = GraphRunner(model).run(observations[-1].feeds)[0]
-    prepare(model, observations)
+    prepare(model)
     driver = Driver(model, observations, prove=prove)
     entries = [driver.apply(get(step) if isinstance(step, str) else step) for step in steps]
     after = GraphRunner(model).run(observations[-1].feeds)[0]

@@ -6,7 +6,7 @@ import pytest
 from onnxopt.channels.moves import aligned
 from onnxopt.channels.walk import find_channels
 from onnxopt.model import Array
-from tests.support.rules import Outcome, observe, parse, prepare, run_passes
+from tests.support.rules import Outcome, parse, prepare, run_passes
 
 GENERATOR = np.random.default_rng(17)
 NAME = "drop-dead-channels"
@@ -190,7 +190,7 @@ def test_groups_know_their_kind() -> None:
     given = weights(w1=(8, 12), w2=(12, 8), w3=(8, 6), w4=(6, 3), w5=(3, 8))
     text = "a = MatMul(x, w1) b = Relu(a) c = MatMul(b, w2) d = MatMul(c, w3) e = MatMul(d, w4) y = MatMul(e, w5) }"
     model = parse(TOKENS + text, given)
-    prepare(model, observe(model))
+    prepare(model)
     kinds = {tuple(slot.value.name for slot in group.slots): group.kind for group in find_channels(model).groups()}
     assert kinds["w1", "w2"] == "ffn"
     assert kinds["w3", "w4"] == "channels"

@@ -39,7 +39,7 @@ def halved(
     from onnxopt.pipeline import prepare
 
     observations = observe(model)
-    prepare(model, observations)
+    prepare(model)
     expected = GraphRunner(model).run(observations[1].feeds)[0]
     step = get("half-precision", HalfPlan(kind, **plan))  # type: ignore[arg-type]  # by name
     assert isinstance(step, HalfPrecision)

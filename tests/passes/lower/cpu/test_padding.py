@@ -123,7 +123,7 @@ def test_the_proof_lets_padded_positions_change_and_nothing_else() -> None:
 
     model = parse(layer(), WEIGHTS)
     observations = observe(model, {"ids": ids(), "mask": masks("holes")})
-    prepare(model, observations)
+    prepare(model)
     axes = ("batch", "sequence")
     signature = Signature(
         (TensorSpec("ids", "int64", axes), TensorSpec("mask", "int64", axes)),
@@ -151,11 +151,11 @@ def test_holds_back_where_the_identity_does_not_hold(text: str, why: str) -> Non
     from onnxopt.registry import get
 
     before = [node.op_type for node in model.graph]
-    observations = observe(model, {"ids": ids(), "mask": masks("holes")})
-    from onnxopt.observe import annotate
+    from onnxopt.sizes import Derivation
+    from onnxopt.sizes.annotate import annotate
 
     if why != "mask not canonical":
-        annotate(model, observations, everything=True)
+        annotate(model, Derivation(), everything=True)
     assert get("remove-padding").run(model) == 0  # type: ignore[attr-defined]
     assert before == [node.op_type for node in model.graph]
 
