@@ -65,15 +65,6 @@ def fit(seen: tuple[int, ...], sizes: Sequence[Mapping[str, int]]) -> int | str 
     return None
 
 
-def axes_of(dim: int | str | None) -> list[str]:
-    """Return the axes that an expression of `fit` names."""
-    if not isinstance(dim, str):
-        return []
-    return [
-        part.strip() for part in dim.replace(" + ", "*").replace(" - ", "*").split("*") if not part.strip().isdigit()
-    ]
-
-
 def size_of(dim: int | str | None, sizes: Mapping[str, int]) -> int:
     """Evaluate an expression of `fit`: a size, `a`, `a*b`, `a*c`, `a + c` or `a - c`.
 

@@ -60,6 +60,7 @@ from onnxopt.manifest import (
 )
 from onnxopt.model import Loaded
 from onnxopt.session import MODEL_NAME, Session
+from onnxopt.sizes.annotate import name_outputs
 from onnxopt.spec import Budget, Target, Workload
 from onnxopt.stacks import GENAI_NAME, served_model, stack_files
 
@@ -228,6 +229,7 @@ def write_artifact(
         graphs = [(half.file, half.model, half.loaded.signature) for half in halves]
         model_files = []
         for name, graph, given in graphs or [(MODEL_NAME, model, loaded.signature)]:
+            name_outputs(graph, given)
             model_files += _write_model(served_model(graph, given), folder, name)
         _copy_assets(loaded, folder, taken=model_files)
         decoding, signature = decoding_of(model, halves[-1].loaded if halves else loaded), served(loaded.signature)

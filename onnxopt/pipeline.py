@@ -39,7 +39,7 @@ from onnxopt.rewrite import Rewrite, Rule
 from onnxopt.rows import mask_of
 from onnxopt.sidegraph import MaskMeaning, meaning_of_mask, telling_size
 from onnxopt.sizes import Derivation
-from onnxopt.sizes.annotate import annotate
+from onnxopt.sizes.annotate import annotate, declared
 from onnxopt.spec import PADDINGS, AxisRange, Padding, Provider, Target, Workload
 
 logger = logging.getLogger(__name__)
@@ -377,6 +377,7 @@ class Pipeline:
             self.model.graph.metadata_props[CONTEXT_KEY] = str(self.loaded.origin.get("context_length", 0))
         driver, stages = self._driver("canonicalize"), passes_of(self.target)
         prepare(self.model, self._derivation)
+        self.loaded.signature = driver.signature = declared(self.loaded.signature, self.model, self._derivation)
         self.ledger.notes.extend(self.loaded.notes)
         run_to_rest(driver, stages["canonicalize"])
         self._report(driver, "fuse")

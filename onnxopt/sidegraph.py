@@ -17,6 +17,7 @@ from onnxopt.cache import CONTEXT_KEY, PAST, SEQUENCE, TOTAL, complete
 from onnxopt.graph import ancestors, dims, is_constant, known_dims, number, rank, region
 from onnxopt.model import Array
 from onnxopt.probe import ProbeError, RegionRunner
+from onnxopt.sizes.derive import sizes_mentioned
 
 LARGEST = 200  # nodes of a side graph
 LONGEST_PROBE = 2050  # [2050, 2050] int64 positions take 32 MiB
@@ -154,10 +155,10 @@ def _probes_of_size(batch: int, new: int, past: int) -> Iterator[Probe]:
 def telling_lengths(nodes: tuple[ir.Node, ...]) -> list[int]:
     """Return the lengths, longer than the usual probes, from which on a window or a stored table would show.
 
-    A window of 64 keys looks like no window at 37. Its size is a constant ahead of a comparison. What is only measured,
-    an embedding behind a Shape say, does not count.
+    A window of 64 keys looks like no window at 37. Its size is a constant ahead of a comparison, or a number at which
+    the sizes of the graph themselves change. What is only measured, an embedding behind a Shape say, does not count.
     """
-    lengths: set[int] = set()
+    lengths = {length + 2 for length in sizes_mentioned(value for node in nodes for value in node.outputs)}
     for node in nodes:
         tables = [value for value in node.inputs if is_constant(value) and (rank(value) or 0) > 1]
         lengths.update(dim for table in tables for dim in dims(table) or () if isinstance(dim, int))
@@ -243,17 +244,14 @@ def _meaning_of_mask(model: ir.Model, mask: ir.Value) -> MaskMeaning | str:
     if len(shape) != 2 or not all(isinstance(dim, str) for dim in shape):
         return f"{source.name} is not [batch, keys]"
     with_past = shape[1] == TOTAL
-    longest = int(model.graph.metadata_props.get(CONTEXT_KEY, "0")) or LARGEST_POSITION
-    lengths = [n for n in telling_lengths(tuple(ancestors(mask, through_shape=False)[0])) if n <= longest]
+    lengths = _lengths(model, mask)
     if lengths and lengths[-1] > LONGEST_PROBE:
         return f"the mask compares with a number or a table that asks for a probe of {lengths[-1]} keys"
     try:
         guess = _guess(side, source, max([*lengths, LONGEST_USUAL]))
         if isinstance(guess, str):
             return guess
-        pasts = [(length, past) for length in lengths for past in ((0, length - 3) if with_past else (0,))]
-        others = [long_probe(length, past=past) for length, past in pasts]
-        for probe in (*probes(with_past=with_past), *others):
+        for probe in (*probes(with_past=with_past), *_long_probes(lengths, with_past=with_past)):
             found = side.run(_sizes(source, probe), {source: probe.mask})[0]
             reason = _differs(found, probe, guess)
             if reason and guess.slopes and not guess.columns:
@@ -264,6 +262,17 @@ def _meaning_of_mask(model: ir.Model, mask: ir.Value) -> MaskMeaning | str:
     except (ProbeError, KeyError, ValueError) as error:
         return f"the mask cannot be probed: {error}"
     return guess
+
+
+def _lengths(model: ir.Model, value: ir.Value) -> list[int]:
+    """Return the lengths at which a side graph may do something else, up to what the model takes."""
+    longest = int(model.graph.metadata_props.get(CONTEXT_KEY, "0")) or LARGEST_POSITION
+    return [length for length in telling_lengths(tuple(ancestors(value, through_shape=False)[0])) if length <= longest]
+
+
+def _long_probes(lengths: Iterable[int], *, with_past: bool) -> list[Probe]:
+    """Return a row of each length, in one piece and as the last three of its positions behind the others."""
+    return [long_probe(length, past=past) for length in lengths for past in ((0, length - 3) if with_past else (0,))]
 
 
 def _sizes(source: ir.Value, probe: Probe) -> dict[str, int]:
@@ -340,10 +349,11 @@ def counts_positions(model: ir.Model, positions: ir.Value) -> ir.Value | None:
     if len(side.nodes) > LARGEST or len(side.read) != 1 or not side.read[0].is_graph_input():
         return None
     source = side.read[0]
-    if (known_dims(source) or ())[1:] != (TOTAL,):
+    lengths = _lengths(model, positions)
+    if (known_dims(source) or ())[1:] != (TOTAL,) or (lengths and lengths[-1] > LONGEST_PROBE):
         return None
     try:
-        for probe in probes(with_past=True):
+        for probe in (*probes(with_past=True), *_long_probes(lengths, with_past=True)):
             found = side.run(_sizes(source, probe), {source: probe.mask})[0]
             wanted = (np.cumsum(probe.mask, axis=1) - 1)[:, probe.past :]
             real = probe.mask[:, probe.past :] != 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -10,6 +12,7 @@ from onnxopt.graph import dims, is_op
 from onnxopt.probe import dtypes_of
 from onnxopt.sizes.derive import FACT_KEY, Derivation
 from onnxopt.sizes.facts import Fact
+from onnxopt.spec import Signature, TensorSpec
 
 TypesOf = Callable[[ir.Model, Sequence[ir.Value]], Mapping[ir.Value, ir.DataType]]
 
@@ -58,11 +61,7 @@ def _name_types(model: ir.Model, types_of: TypesOf) -> None:
 
 
 def _describe(value: ir.Value, derivation: Derivation, *, keep: bool) -> None:
-    """Write the shape of a value; what a pass has said of it stands where nothing is derived.
-
-    An output keeps a name of its own for an axis of which only data tells the size; the name of an input's axis would
-    promise that the two are equal.
-    """
+    """Write the shape of a value; what a pass has said of it stands where nothing is derived."""
     fact = derivation.of(value)
     shown = None if fact.dims is None else [derivation.shown(size) for size in fact.dims]
     if keep and value.shape is not None and (shown is None or None in shown):
@@ -70,11 +69,56 @@ def _describe(value: ir.Value, derivation: Derivation, *, keep: bool) -> None:
         if shown is None or len(said.dims or ()) == len(shown):
             value.meta[FACT_KEY] = Fact(said.dims, fact.elements, fact.dtype)
             return
-    said_so = dims(value) if value.is_graph_output() else None
-    if said_so is not None and (shown is None or len(shown) == len(said_so)):
-        own = [dim if isinstance(dim, str) and dim not in derivation.axes else None for dim in said_so]
-        shown = [own[place] if dim is None else dim for place, dim in enumerate(shown or [None] * len(own))]
     value.shape = None if shown is None else ir.Shape(shown)
+
+
+def declared(signature: Signature, model: ir.Model, derivation: Derivation) -> Signature:
+    """Return a signature whose outputs promise no more than what is derived.
+
+    An axis of an output that is called as no axis of an input keeps its name, which promises nothing. A size, or the
+    name of an input's axis, is kept where that is what the axis has for every size; otherwise the axis is called by
+    what it has, or by a name of its own.
+
+    Args:
+        signature: as the model was loaded.
+        model: its outputs have facts.
+        derivation: what is known of them.
+    """
+    taken = {axis for spec in signature.inputs for axis in spec.axes if isinstance(axis, str)}
+    facts = {value.name: derivation.of(value) for value in model.graph.outputs}
+
+    def axes_of(spec: TensorSpec) -> tuple[int | str, ...]:
+        sizes = facts[spec.name].dims if spec.name in facts else None
+        if sizes is None or len(sizes) != len(spec.axes):
+            shown: list[int | str | None] = [None] * len(spec.axes)
+        else:
+            shown = [derivation.shown(size) for size in sizes]
+        return tuple(name(spec, place, dim) for place, dim in enumerate(shown))
+
+    def name(spec: TensorSpec, place: int, dim: int | str | None) -> int | str:
+        said = spec.axes[place]
+        if isinstance(said, str) and said and said not in taken:
+            return said
+        return dim if dim is not None else f"{re.sub(r'[^A-Za-z0-9_]', '_', spec.name)}_dim{place}"
+
+    return Signature(signature.inputs, tuple(replace(spec, axes=axes_of(spec)) for spec in signature.outputs))
+
+
+def name_outputs(model: ir.Model, signature: Signature) -> None:
+    """Write the names of outputs' axes where the graph says nothing of them, since only data tells their size.
+
+    Args:
+        model: its outputs get names.
+        signature: from `declared`.
+    """
+    said = {spec.name: spec.axes for spec in signature.outputs}
+    for value in model.graph.outputs:
+        axes, found = said.get(value.name or "", ()), dims(value)
+        if found is not None and None in found and len(axes) == len(found):
+            named = (
+                name if dim is None and isinstance(name, str) else dim for dim, name in zip(found, axes, strict=True)
+            )
+            value.shape = ir.Shape(list(named))
 
 
 def forget_shape(value: ir.Value) -> None:

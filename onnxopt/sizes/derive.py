@@ -41,7 +41,6 @@ from onnxopt.sizes.terms import (
     Poly,
     Size,
     add,
-    at_least,
     axis,
     exact_quotient,
     fresh,
@@ -365,6 +364,17 @@ def _turns(number: Number) -> dict[str, list[int]]:
     return found
 
 
+def sizes_mentioned(values: Iterable[ir.Value]) -> list[int]:
+    """Return the numbers at which something about the sizes of values changes, as far as facts of them are kept."""
+    found: set[int] = set()
+    for value in values:
+        fact = value.meta.get(FACT_KEY)
+        if isinstance(fact, Fact):
+            numbers = (number for number in (*(fact.dims or ()), *(fact.elements or ())) if has_calls(number))
+            found.update(size for number in numbers for sizes in _turns(number).values() for size in sizes)
+    return sorted(found)
+
+
 def claims(model: ir.Model, derivation: Derivation) -> tuple[int, int]:
     """Return how many dimensions of the main graph's values are known for every size, and how many are not."""
     known = unknown = 0
@@ -378,6 +388,3 @@ def claims(model: ir.Model, derivation: Derivation) -> tuple[int, int]:
 
 def _values(model: ir.Model) -> Iterable[ir.Value]:
     return (value for node in model.graph for value in node.outputs if value.name)
-
-
-__all__ = ["Derivation", "at_least", "claims", "multiply"]

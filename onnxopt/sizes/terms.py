@@ -375,14 +375,16 @@ Function = Callable[..., Array]  # of the dtype of its result and of its operand
 def _division(dtype: str, left: Array, right: Array) -> Array:
     if dtype != INT:
         return np.divide(left, right).astype(dtype)
-    safe = np.where(right == 0, 1, right)
-    return (np.sign(left) * np.sign(safe) * (np.abs(left) // np.abs(safe))).astype(dtype)
+    safe: Array = np.where(right == 0, 1, right)
+    quotient: Array = np.sign(left) * np.sign(safe) * (np.abs(left) // np.abs(safe))
+    return quotient.astype(dtype)
 
 
 def _cast(dtype: str, number: Array) -> Array:
     if dtype == BOOL:
         return np.asarray(number != 0)
-    return np.asarray(np.trunc(number) if dtype == INT else number).astype(dtype)
+    rounded: Array = np.trunc(number) if dtype == INT else number
+    return rounded.astype(dtype)
 
 
 def _choice(dtype: str, condition: Array, first: Array, second: Array) -> Array:

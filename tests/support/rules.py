@@ -18,6 +18,7 @@ from onnxopt.pipeline import prepare
 from onnxopt.probe import GraphRunner
 from onnxopt.registry import get
 from onnxopt.rewrite import Rewrite
+from onnxopt.sizes.annotate import annotate
 
 SIZES = ((2, 7), (3, 11), (5, 13), (1, 131))
 
@@ -153,5 +154,6 @@ def run_passes(
     prepare(model)
     driver = Driver(model, observations, prove=prove)
     entries = [driver.apply(get(step) if isinstance(step, str) else step) for step in steps]
+    annotate(model, driver.derivation, incomplete=True)
     after = GraphRunner(model).run(observations[-1].feeds)[0]
     return Outcome(model, entries, before, after, original)
