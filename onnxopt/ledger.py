@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from onnxopt.spec import SizeClaims
+
 
 @dataclass(frozen=True)
 class Refused:
@@ -80,10 +82,17 @@ class PassEntry:
 
 @dataclass
 class Ledger:
-    """The passes of a run in order, and sentences about the run as a whole."""
+    """The passes of a run in order, and sentences about the run as a whole.
+
+    Attributes:
+        entries: of the passes.
+        notes: the sentences.
+        claims: what was known of the sizes of the graph as it was loaded.
+    """
 
     entries: list[PassEntry] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    claims: SizeClaims = field(default_factory=SizeClaims)
 
     def applied(self, name: str) -> int:
         """Return how often a pass was applied in the whole run."""

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from onnxopt.errors import InputError
-from onnxopt.spec import Budget, Padding, Signature, Target, Workload
+from onnxopt.spec import Budget, Padding, Signature, SizeClaims, Target, Workload
 
 SCHEMA_VERSION: Final = 1
 MANIFEST_NAME = "manifest.json"
@@ -332,6 +332,7 @@ class Evidence(Record):
         bytes_before: size of the model as loaded.
         bytes_after: size of the model files as written; `write_artifact` fills it in.
         notes: sentences a user should read.
+        sizes: dimensions of the graph as loaded, by how they are known; passes lean on what is derived or computed.
         quantization: how the graph was quantized; None for one in float. The proof is then that of the float graph that
             was quantized, and the gate in here is that of the result.
     """
@@ -344,6 +345,7 @@ class Evidence(Record):
     bytes_before: int = Field(default=0, ge=0)
     bytes_after: int = Field(default=0, ge=0)
     notes: tuple[str, ...] = ()
+    sizes: SizeClaims = Field(default_factory=SizeClaims)
     quantization: QuantizationRecord | None = None
 
     @property

@@ -40,6 +40,7 @@ from onnxopt.rows import mask_of
 from onnxopt.sidegraph import MaskMeaning, meaning_of_mask, telling_size
 from onnxopt.sizes import Derivation
 from onnxopt.sizes.annotate import annotate, declared
+from onnxopt.sizes.derive import claims
 from onnxopt.spec import PADDINGS, AxisRange, Padding, Provider, Target, Workload
 
 logger = logging.getLogger(__name__)
@@ -378,6 +379,7 @@ class Pipeline:
         driver, stages = self._driver("canonicalize"), passes_of(self.target)
         prepare(self.model, self._derivation)
         self.loaded.signature = driver.signature = declared(self.loaded.signature, self.model, self._derivation)
+        self.ledger.claims = claims(self.model, self._derivation)
         self.ledger.notes.extend(self.loaded.notes)
         run_to_rest(driver, stages["canonicalize"])
         self._report(driver, "fuse")
@@ -386,7 +388,7 @@ class Pipeline:
 
     def fork(self) -> Pipeline:
         """Return a pipeline of a copy of the graph; weights are shared."""
-        ledger = Ledger(list(self.ledger.entries), list(self.ledger.notes))
+        ledger = replace(self.ledger, entries=list(self.ledger.entries), notes=list(self.ledger.notes))
         return replace(self, loaded=replace(self.loaded, model=self.model.clone()), ledger=ledger)
 
     def prune(self, step: Callable[[Driver], None]) -> None:

@@ -672,4 +672,5 @@ def _evidence(
         nodes_after=sum(1 for _ in all_nodes(loaded.model)),
         bytes_before=bytes_before,
         notes=tuple(notes),
+        sizes=ledger.claims,
     )

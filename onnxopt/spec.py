@@ -127,6 +127,29 @@ class AxisRange:
 
 
 @dataclass(frozen=True)
+class SizeClaims:
+    """Dimensions of a graph's values, counted by how they are known. Passes lean on the first two kinds alone.
+
+    Attributes:
+        derived: known for every size by the form of what computes them.
+        computed: known by computing them at every size up to a bound.
+        computed_to: that bound.
+        unknown: not known, whatever runs have shown.
+    """
+
+    derived: int = 0
+    computed: int = 0
+    computed_to: int = 0
+    unknown: int = 0
+
+    def __str__(self) -> str:
+        words = [f"{self.derived:,} dimensions derived for every size"]
+        if self.computed:
+            words.append(f"{self.computed:,} computed at every size up to {self.computed_to:,}")
+        return ", ".join([*words, f"{self.unknown:,} not known"])
+
+
+@dataclass(frozen=True)
 class Target:
     """Where the model will run.
 

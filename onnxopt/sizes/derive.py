@@ -48,7 +48,7 @@ from onnxopt.sizes.terms import (
     product,
     subtract,
 )
-from onnxopt.spec import AxisRange
+from onnxopt.spec import AxisRange, SizeClaims
 
 logger = logging.getLogger(__name__)
 
@@ -225,13 +225,14 @@ class Derivation:
     # Simpler terms
 
     def _simplified(self, fact: Fact) -> Fact:
-        dims, elements = fact.dims, fact.elements
+        dims, elements, computed = fact.dims, fact.elements, 0
         if dims is not None and not all(isinstance(size, int) for size in dims):
             dims = tuple(self._simple_of(size) for size in dims)  # type: ignore[misc]  # a size stays a size
+            computed = sum(size in self.computed for size in fact.dims or ())
         if elements is not None and fact.dtype == INT and not all(isinstance(one, int) for one in elements):
             elements = tuple(self._simple_of(one) for one in elements)
         items = None if fact.items is None else tuple(map(self._simplified, fact.items))
-        return replace(fact, dims=dims, elements=elements, items=items)
+        return replace(fact, dims=dims, elements=elements, items=items, computed=computed)
 
     def _simple_of(self, number: Number) -> Number:
         """Return the simplest term that is the same number at every size: an axis, a product, a sum."""
@@ -375,15 +376,16 @@ def sizes_mentioned(values: Iterable[ir.Value]) -> list[int]:
     return sorted(found)
 
 
-def claims(model: ir.Model, derivation: Derivation) -> tuple[int, int]:
-    """Return how many dimensions of the main graph's values are known for every size, and how many are not."""
-    known = unknown = 0
+def claims(model: ir.Model, derivation: Derivation) -> SizeClaims:
+    """Count the dimensions of the main graph's values by how they are known."""
+    derived = computed = unknown = 0
     for value in _values(model):
-        dims = derivation.of(value).dims
-        shown = [None] if dims is None else [derivation.shown(size) for size in dims]
+        fact = derivation.of(value)
+        shown = [None] if fact.dims is None else [derivation.shown(size) for size in fact.dims]
+        known = len(shown) - shown.count(None)
+        derived, computed = derived + known - fact.computed, computed + fact.computed
         unknown += shown.count(None)
-        known += len(shown) - shown.count(None)
-    return known, unknown
+    return SizeClaims(derived, computed, max(derivation.computed.values(), default=0), unknown)
 
 
 def _values(model: ir.Model) -> Iterable[ir.Value]:
