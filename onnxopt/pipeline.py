@@ -69,6 +69,7 @@ CANONICALIZE = (
     "split-sequence",
     "remove-expand",
     "order-operands",
+    "drop-leading-axes",
     "merge-initializers",
     "merge-equal-nodes",
     "make-reshape-static",
