@@ -16,6 +16,9 @@ def weights(**more: Array) -> dict[str, Array]:
         "two": np.array(2, np.float32),
         "half": np.array(0.5, np.float32),
         "epsilon": np.array(1e-3, np.float32),
+        "zero": np.array(0, np.float32),
+        "one": np.array(1, np.float32),
+        "column": np.array([0, 0, 1]),
         **more,
     }
 
@@ -31,6 +34,25 @@ SPELLINGS = {
     "epsilon first": f"{MEAN} {VARIANCE.replace('Add(v, epsilon)', 'Add(epsilon, v)')} n = Div(d, r) {AFFINE}",
     "constants first": f"{MEAN} {VARIANCE} n = Div(d, r) s = Mul(gamma, n) y = Add(beta, s)",
     "axis by its number": f"{MEAN} {VARIANCE} n = Div(d, r) {AFFINE}".replace("last", "second"),
+}
+
+KEPT = "m = ReduceMean<keepdims=1>(x, last) q = Mul(x, x) k = ReduceMean<keepdims=1>(q, last) mm = Mul(m, m)"
+FLAX = (
+    "mean = ReduceMean<keepdims=0>(x, last) q = Mul(x, x) k = ReduceMean<keepdims=0>(q, last) mm = Mul(mean, mean) "
+    "raw = Sub(k, mm) v0 = Max(zero, raw) v = Reshape(v0, column) e = Add(v, epsilon) r = Sqrt(e) i = Reciprocal(r) "
+    "g = Mul(i, gamma) m = Reshape(mean, column) d = Sub(x, m)"
+)
+ROOT = "e = Add(v, epsilon) r = Sqrt(e)"
+MOMENTS = {
+    "flax": f"{FLAX} s = Mul(d, g) y = Add(s, beta)",
+    "flax, unsqueezed": f"{FLAX} s = Mul(d, g) y = Add(beta, s)".replace("Reshape", "Unsqueeze").replace(
+        "column", "last"
+    ),
+    "the axis kept": f"{KEPT} v = Sub(k, mm) {ROOT} d = Sub(x, m) n = Div(d, r) {AFFINE}",
+    "held by Relu": f"{KEPT} w = Sub(k, mm) v = Relu(w) {ROOT} d = Sub(x, m) i = Div(one, r) n = Mul(i, d) {AFFINE}",
+    "TensorFlow": f"{MEAN} {VARIANCE} i = Reciprocal(r) f = Mul(i, gamma) a = Mul(x, f) b = Mul(mean, f) "
+    "c = Sub(beta, b) y = Add(a, c)",
+    "γ on the difference": f"{MEAN} {VARIANCE} i = Reciprocal(r) h = Mul(gamma, d) s = Mul(h, i) y = Add(s, beta)",
 }
 
 
@@ -54,6 +76,40 @@ def test_fires_on_every_spelling(nodes: str) -> None:
     assert found["epsilon"] == pytest.approx(1e-3)
     assert outcome.worst_error() < 1e-5
     assert outcome.worst_error_at(1, 1) < 1e-5
+
+
+@pytest.mark.parametrize("nodes", MOMENTS.values(), ids=MOMENTS)
+def test_fires_on_the_moments_of_other_frameworks(nodes: str) -> None:
+    outcome = run(graph(nodes), *("fuse-layer-norm", "fuse-layer-norm-bias") * 2)
+    assert outcome.ops == ["LayerNormalization"]
+    assert sum(entry.applied for entry in outcome.entries) == (1 if "Sub(beta" in nodes else 2)
+    assert outcome.entry.applied == 0
+    assert outcome.rolled_back == []
+    assert outcome.worst_error() < 2e-5
+    assert outcome.worst_error_at(3, 1) < 2e-5
+
+
+def test_holds_back_when_a_reshape_puts_the_statistics_elsewhere() -> None:
+    nodes = MOMENTS["flax"].replace("column", "row")
+    outcome = run(graph(nodes, "6,6"), "fuse-layer-norm", row=np.array([1, -1]))
+    assert outcome.reasons == ["the statistics are not known to keep their axis"]
+
+
+def test_holds_back_when_the_lost_axis_is_not_given_back() -> None:
+    nodes = MOMENTS["the axis kept"].replace("keepdims=1", "keepdims=0")
+    outcome = run(graph(nodes, "6,6"), "fuse-layer-norm")
+    assert outcome.reasons == ["the statistics are not known to keep their axis"]
+
+
+def test_holds_back_when_the_moments_are_over_another_axis() -> None:
+    nodes = MOMENTS["the axis kept"].replace("last", "middle")
+    outcome = run(graph(nodes, "batch,6,6"), "fuse-layer-norm")
+    assert outcome.reasons == ["reduces axis 1, not the last"]
+
+
+def test_holds_back_when_the_mean_behind_is_another() -> None:
+    nodes = MOMENTS["TensorFlow"].replace("b = Mul(mean, f)", "b = Mul(v, f)")
+    assert run(graph(nodes), "fuse-layer-norm").entry.applied == 0
 
 
 def test_takes_the_axes_as_attributes_below_opset_18() -> None:
