@@ -92,6 +92,7 @@ FUSE = (
     "fold-batch-norm",
     "fold-conv-mul",
     "fold-conv-add",
+    "fuse-one-hot",
     "fuse-softmax",
     "fuse-gelu",
     "fuse-gelu-tanh",
