@@ -87,6 +87,7 @@ CANONICALIZE = (
 )
 
 FUSE = (
+    "compute-before-squeeze",
     "fold-conv-mul",
     "fold-conv-add",
     "fold-batch-norm",
