@@ -68,6 +68,7 @@ CANONICALIZE = (
     "fold-constants",
     "remove-no-ops",
     "split-sequence",
+    "split-packed-heads",
     "remove-expand",
     "order-operands",
     "drop-leading-axes",

@@ -1,4 +1,4 @@
-"""Reductions over one axis (sums, means, maxima): which axis, and whether the result still has it."""
+"""What takes axes away: which axes a reduction (sum, mean, maximum) or a Squeeze names, and whether they stay as 1."""
 
 from __future__ import annotations
 
@@ -31,6 +31,12 @@ def one_axis_of(node: ir.Node, rank: int) -> int | None:
     """Return the only axis that a Reduce operator reduces, from 0, else None."""
     axes = reduced_axes(node, rank)
     return axes[0] if axes is not None and len(axes) == 1 else None
+
+
+def squeezed_axes(node: ir.Node) -> tuple[int, ...] | None:
+    """Return the axes that a Squeeze names, as an input since opset 13; None where it takes all axes of 1."""
+    found = integers(node.inputs[1]) if len(node.inputs) > 1 else attribute(node, "axes")
+    return None if found is None else tuple(found)
 
 
 def has_axis_of_one(value: ir.Value | None, x: ir.Value, axis: int, reduced: Sequence[ir.Node], *, moved: bool) -> bool:

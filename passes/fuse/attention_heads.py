@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxopt.graph import Dim, dims
+from onnxopt.graph import attribute, dims, integers
 from onnxopt.patterns import Ops, Pat, constant
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
 
@@ -49,12 +49,14 @@ class FuseAttentionHeads(Rule):
         """Every split must cut the last axis into heads, and the merge must undo it."""
         counts = {}
         for name, value in (("q", q), ("k", k), ("v", v)):
-            counts[name] = _heads(dims(value), dims(match.named[f"split_{name}"].outputs[0]))
+            counts[name] = _heads(value, match.named[f"split_{name}"])
             match.require(counts[name] is not None, f"{name} is not cut into heads along its last axis", value)
         match.require(counts["k"] == counts["v"], "keys and values have different numbers of heads", k)
-        merged = dims(match.root.outputs[0]) or ()
+        merged, tokens = dims(match.root.outputs[0]) or (), dims(q) or ()
         match.require(
-            len(merged) == 3 and merged[:2] == (dims(q) or ())[:2], "the heads are not merged into tokens", match.root
+            len(merged) == 3 and ((merged[:2] == tokens[:2] and None not in tokens[:2]) or _merges(match.root)),
+            "the heads are not merged into tokens",
+            match.root,
         )
         match.require("q_num_heads" not in match.named["attention"].attributes, "the attention works on tokens already")
         match.facts.update(q_num_heads=counts["q"], kv_num_heads=counts["k"])
@@ -67,18 +69,29 @@ class FuseAttentionHeads(Rule):
         return op.Attention(q, k, v, maybe_mask, **{**attributes, **match.facts})
 
 
-def _heads(tokens: tuple[Dim, ...] | None, split: tuple[Dim, ...] | None) -> int | None:
+def _heads(tokens: ir.Value, reshape: ir.Node) -> int | None:
     """Return the number of heads when [a, b, heads·size] became [a, b, heads, size]."""
-    if (
-        tokens is None
-        or split is None
-        or len(tokens) != 3
-        or len(split) != 4
-        or tokens[:2] != split[:2]
-        or None in tokens[:2]
-    ):
+    before, split = dims(tokens) or (), dims(reshape.outputs[0]) or ()
+    if len(before) != 3 or len(split) != 4:
         return None
-    width, heads, size = tokens[2], split[2], split[3]
+    same = before[:2] == split[:2] and None not in before[:2]
+    if not same and _leading(reshape) not in ((0, 0), (0, -1)):
+        return None
+    width, heads, size = before[2], split[2], split[3]
     if isinstance(width, int) and isinstance(heads, int) and isinstance(size, int) and heads * size == width:
         return heads
     return None
+
+
+def _merges(reshape: ir.Node) -> bool:
+    """Tell whether [a, b, heads, size] becomes [a, b, heads·size], whatever a and b are."""
+    before, after = dims(reshape.inputs[0]) or (), dims(reshape.outputs[0]) or ()
+    heads, size = before[2:] if len(before) == 4 else (None, None)
+    whole = isinstance(heads, int) and isinstance(size, int) and heads * size == after[-1]
+    return whole and _leading(reshape) in ((0, 0), (0, -1))
+
+
+def _leading(reshape: ir.Node) -> tuple[int, ...]:
+    """Return the first two elements of a constant target; (0, 0) and (0, -1) keep two axes if the rest does."""
+    target = integers(reshape.inputs[1])
+    return target[:2] if target is not None and not attribute(reshape, "allowzero") else ()

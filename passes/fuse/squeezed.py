@@ -22,8 +22,9 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxopt.graph import attribute, dims, integers, is_constant, is_op, rank
+from onnxopt.graph import dims, is_constant, is_op, rank
 from onnxopt.patterns import Ops, Pat, constant, either, scalar
+from onnxopt.reductions import squeezed_axes
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
 
 PRODUCTS = ("Conv", "ConvTranspose")
@@ -54,7 +55,7 @@ class ComputeBeforeSqueeze(Rule):
     def guard(self, match: Match, x: ir.Value) -> None:
         """A convolution stands in front, and no axis appears that the squeezed result has not."""
         match.needs(_comes_from_a_product(x), "no convolution stands in front")
-        axes, axis_count = _squeezed_axes(match.named["squeeze"]), rank(x)
+        axes, axis_count = squeezed_axes(match.named["squeeze"]), rank(x)
         match.require(axes is not None and axis_count is not None, "the squeezed axes are not known", x)
         gone = sorted(axis % (axis_count or 1) for axis in axes or ())
         if "by" in match.values:
@@ -75,12 +76,6 @@ class ComputeBeforeSqueeze(Rule):
         squeeze = match.named["squeeze"]
         kept = {name: attr.value for name, attr in squeeze.attributes.items()}
         return op.node("Squeeze", [done, *squeeze.inputs[1:]], kept)[0]
-
-
-def _squeezed_axes(node: ir.Node) -> tuple[int, ...] | None:
-    """Return the axes that a Squeeze names, as an input since opset 13; None where it takes all axes of 1."""
-    found = integers(node.inputs[1]) if len(node.inputs) > 1 else attribute(node, "axes")
-    return None if found is None else tuple(found)
 
 
 def _comes_from_a_product(value: ir.Value) -> bool:
