@@ -24,10 +24,10 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxopt.graph import Dim, attribute, constant, dims, integers, is_op, opset, rank
+from onnxopt.dimensions import copies_first_axis, squeezed_axes
+from onnxopt.graph import Dim, attribute, constant, dims, integers, opset, rank
 from onnxopt.patterns import Ops, Pat, either
 from onnxopt.patterns import constant as any_constant
-from onnxopt.reductions import squeezed_axes
 from onnxopt.rewrite import Builder, Exact, Match, Rule, register
 
 PACKED = 2  # of [batch, n, parts, heads, size]
@@ -65,10 +65,10 @@ class SplitPackedHeads(Rule):
         parts, heads, size = (dim if isinstance(dim, int) else 0 for dim in cut[PACKED:])
         match.needs(parts and heads and size, "heads and sizes are not known")
         match.require(rank(x) == TOKENS, f"x has rank {rank(x)}, needs {TOKENS}", x)
-        before = dims(x) or ()
+        before, reshape = dims(x) or (), match.named["reshape"]
         match.require(before[-1] == parts * heads * size, "the axes of x are cut otherwise", x)
         match.require(
-            (before[:PACKED] == cut[:PACKED] and None not in before[:PACKED]) or _copies_the_first(match),
+            (before[:PACKED] == cut[:PACKED] and None not in before[:PACKED]) or copies_first_axis(reshape),
             "the leading axes are not known to stay",
             x,
         )
@@ -116,14 +116,3 @@ def _sliced(node: ir.Node, axis: int, parts: int) -> int | None:
         return None
     start, end = (min(at + parts if at < 0 else at, parts) for at in (starts[0], ends[0]))
     return start if start >= 0 and end == start + 1 else None
-
-
-def _copies_the_first(match: Match) -> bool:
-    """Tell whether the Reshape copies the first axis, so that the second stays too, as the count does."""
-    node = match.named["reshape"]
-    if attribute(node, "allowzero") or len(node.inputs) < 2:
-        return False
-    shape = node.inputs[1]
-    producer = shape.producer() if shape is not None else None
-    first = producer.inputs[0] if producer is not None and is_op(producer, "Concat") else shape
-    return (integers(first) or (None,))[0] == 0

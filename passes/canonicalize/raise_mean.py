@@ -20,9 +20,9 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from onnxopt.dimensions import reduced_axes
 from onnxopt.graph import attribute, dims, opset
 from onnxopt.patterns import FLOATS, SCALAR_RTOL, Ops, Pat, reduced, scalar
-from onnxopt.reductions import reduced_axes
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
 
 AXES_ARE_AN_INPUT = 18

@@ -20,8 +20,9 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxopt.graph import attribute, dims, integers
-from onnxopt.patterns import Ops, Pat, constant
+from onnxopt.dimensions import copies_first_axis
+from onnxopt.graph import dims
+from onnxopt.patterns import Ops, Pat
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
 
 BETWEEN = (0, 2, 1, 3)  # [batch, sequence, heads, size] <-> [batch, heads, sequence, size]
@@ -39,11 +40,11 @@ class FuseAttentionHeads(Rule):
     def patterns(self, op: Ops, q: Pat, k: Pat, v: Pat, maybe_mask: Pat) -> Iterator[Pat]:
         """The four Reshape and Transpose pairs."""
         heads = [
-            op.Transpose(op.Reshape(x, constant(), _name=f"split_{name}"), perm=BETWEEN)
+            op.Transpose(op.Reshape(x, _rest=True, _name=f"split_{name}"), perm=BETWEEN)
             for x, name in ((q, "q"), (k, "k"), (v, "v"))
         ]
         attention = op.Attention(*heads, maybe_mask, _name="attention")
-        yield op.Reshape(op.Transpose(attention, perm=BETWEEN), constant())
+        yield op.Reshape(op.Transpose(attention, perm=BETWEEN), _rest=True)
 
     def guard(self, match: Match, q: ir.Value, k: ir.Value, v: ir.Value) -> None:
         """Every split must cut the last axis into heads, and the merge must undo it."""
@@ -75,7 +76,7 @@ def _heads(tokens: ir.Value, reshape: ir.Node) -> int | None:
     if len(before) != 3 or len(split) != 4:
         return None
     same = before[:2] == split[:2] and None not in before[:2]
-    if not same and _leading(reshape) not in ((0, 0), (0, -1)):
+    if not same and not copies_first_axis(reshape):
         return None
     width, heads, size = before[2], split[2], split[3]
     if isinstance(width, int) and isinstance(heads, int) and isinstance(size, int) and heads * size == width:
@@ -88,10 +89,4 @@ def _merges(reshape: ir.Node) -> bool:
     before, after = dims(reshape.inputs[0]) or (), dims(reshape.outputs[0]) or ()
     heads, size = before[2:] if len(before) == 4 else (None, None)
     whole = isinstance(heads, int) and isinstance(size, int) and heads * size == after[-1]
-    return whole and _leading(reshape) in ((0, 0), (0, -1))
-
-
-def _leading(reshape: ir.Node) -> tuple[int, ...]:
-    """Return the first two elements of a constant target; (0, 0) and (0, -1) keep two axes if the rest does."""
-    target = integers(reshape.inputs[1])
-    return target[:2] if target is not None and not attribute(reshape, "allowzero") else ()
+    return whole and copies_first_axis(reshape)

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from onnxopt.dimensions import has_axis_of_one, one_axis_of
 from onnxopt.graph import attribute, dims, integers, rank
 from onnxopt.patterns import (
     FLOATS,
@@ -38,7 +39,6 @@ from onnxopt.patterns import (
     square_root,
     squared,
 )
-from onnxopt.reductions import has_axis_of_one, one_axis_of
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
 
 

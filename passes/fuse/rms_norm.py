@@ -21,6 +21,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from onnxopt.dimensions import has_axis_of_one, one_axis_of
 from onnxopt.graph import rank
 from onnxopt.passes.fuse.layer_norm import require_vector
 from onnxopt.patterns import (
@@ -36,7 +37,6 @@ from onnxopt.patterns import (
     square_root,
     squared,
 )
-from onnxopt.reductions import has_axis_of_one, one_axis_of
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
 
 

@@ -22,9 +22,9 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from onnxopt.dimensions import has_axis_of_one, one_axis_of
 from onnxopt.graph import number, rank
 from onnxopt.patterns import FLOATS, Const, Ops, Pat, either, kept, reduced, scalar
-from onnxopt.reductions import has_axis_of_one, one_axis_of
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
 
 

@@ -22,9 +22,9 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from onnxopt.dimensions import squeezed_axes
 from onnxopt.graph import dims, is_constant, is_op, rank
 from onnxopt.patterns import Ops, Pat, constant, either, scalar
-from onnxopt.reductions import squeezed_axes
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
 
 PRODUCTS = ("Conv", "ConvTranspose")

@@ -121,3 +121,10 @@ def test_a_length_that_is_cut_anew_is_not_known_to_stay(cut: tuple[int, ...]) ->
     keep = [np.array([1, 0, 1, 0, 0, 1], bool), np.ones(6, bool), np.array([1, 1, 1, 0, 0, 0], bool)]
     outcome = run_passes(text, "fuse-attention-heads", weights=weights, feeds={"keep": keep})
     assert outcome.reasons == ["q is not cut into heads along its last axis"]
+
+
+def test_a_merge_into_a_computed_shape() -> None:
+    shape = "s = Shape<start=1, end=2>(q) m = Concat<axis=0>(nought, s, wide)"
+    outcome = run(graph(merge=f"{shape} {MERGE.replace('merge', 'm')}"), nought=np.array([0]), wide=np.array([8]))
+    assert outcome.entry.applied == 1
+    assert outcome.worst_error_at(2, 3) < 1e-5

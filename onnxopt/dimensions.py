@@ -1,4 +1,4 @@
-"""What takes axes away: which axes a reduction (sum, mean, maximum) or a Squeeze names, and whether they stay as 1."""
+"""What operators do to axes, as far as it is known for every size: reductions, Squeeze and Reshape."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from onnxopt.graph import Dim, attribute, dims, integers, known_dims, rank
+from onnxopt.graph import Dim, attribute, dims, integers, is_op, known_dims, rank
 
 
 def reduced_axes(node: ir.Node, rank: int) -> tuple[int, ...] | None:
@@ -53,3 +53,16 @@ def has_axis_of_one(value: ir.Value | None, x: ir.Value, axis: int, reduced: Seq
     if not moved and all(attribute(node, "keepdims") == 1 for node in reduced):
         return rank(value) == len(before)
     return known_dims(value) == (*before[:axis], 1, *before[axis + 1 :])
+
+
+def copies_first_axis(reshape: ir.Node) -> bool:
+    """Tell whether a Reshape copies the first axis; the second then stays as well if all others keep their count.
+
+    Its target is a constant, or a Concat whose first part is one, and starts with 0.
+    """
+    if attribute(reshape, "allowzero") or len(reshape.inputs) < 2:
+        return False
+    shape = reshape.inputs[1]
+    producer = shape.producer() if shape is not None else None
+    first = producer.inputs[0] if producer is not None and is_op(producer, "Concat") else shape
+    return (integers(first) or (None,))[0] == 0
