@@ -1,4 +1,4 @@
-"""What operators do to axes, as far as it is known for every size: reductions, Squeeze and Reshape."""
+"""What operators do to axes, as far as it is known for every size: reductions, Squeeze, Unsqueeze and Reshape."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def one_axis_of(node: ir.Node, rank: int) -> int | None:
     return axes[0] if axes is not None and len(axes) == 1 else None
 
 
-def squeezed_axes(node: ir.Node) -> tuple[int, ...] | None:
-    """Return the axes that a Squeeze names, as an input since opset 13; None where it takes all axes of 1."""
+def named_axes(node: ir.Node) -> tuple[int, ...] | None:
+    """Return the axes that a Squeeze or Unsqueeze names, as an input since opset 13; None where it names none."""
     found = integers(node.inputs[1]) if len(node.inputs) > 1 else attribute(node, "axes")
     return None if found is None else tuple(found)
 

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxopt.dimensions import copies_first_axis, squeezed_axes
+from onnxopt.dimensions import copies_first_axis, named_axes
 from onnxopt.graph import Dim, attribute, constant, dims, integers, opset, rank
 from onnxopt.patterns import Ops, Pat, either
 from onnxopt.patterns import constant as any_constant
@@ -96,7 +96,7 @@ def _part(match: Match, axis: int, parts: Dim) -> int | None:
         if index is None or index.ndim or attribute(node, "axis") % (TOKENS + 2) != axis:
             return None
         return int(index) % parts if -parts <= int(index) < parts else None
-    squeezed = squeezed_axes(match.root) or ()
+    squeezed = named_axes(match.root) or ()
     if [one % (TOKENS + 2) for one in squeezed] != [axis]:
         return None
     if "parts" in match.named:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxopt.dimensions import squeezed_axes
+from onnxopt.dimensions import named_axes
 from onnxopt.graph import dims, is_constant, is_op, rank
 from onnxopt.patterns import Ops, Pat, constant, either, scalar
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
@@ -55,7 +55,7 @@ class ComputeBeforeSqueeze(Rule):
     def guard(self, match: Match, x: ir.Value) -> None:
         """A convolution stands in front, and no axis appears that the squeezed result has not."""
         match.needs(_comes_from_a_product(x), "no convolution stands in front")
-        axes, axis_count = squeezed_axes(match.named["squeeze"]), rank(x)
+        axes, axis_count = named_axes(match.named["squeeze"]), rank(x)
         match.require(axes is not None and axis_count is not None, "the squeezed axes are not known", x)
         gone = sorted(axis % (axis_count or 1) for axis in axes or ())
         if "by" in match.values:
