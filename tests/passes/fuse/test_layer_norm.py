@@ -101,10 +101,39 @@ def test_holds_back_when_the_lost_axis_is_not_given_back() -> None:
     assert outcome.reasons == ["the statistics are not known to keep their axis"]
 
 
-def test_holds_back_when_the_moments_are_over_another_axis() -> None:
-    nodes = MOMENTS["the axis kept"].replace("last", "middle")
-    outcome = run(graph(nodes, "batch,6,6"), "fuse-layer-norm")
-    assert outcome.reasons == ["reduces axis 1, not the last"]
+CENTRED = {"torch": SPELLINGS["torch"]} | {name: MOMENTS[name] for name in ("TensorFlow", "γ on the difference")}
+
+
+@pytest.mark.parametrize("nodes", CENTRED.values(), ids=CENTRED)
+@pytest.mark.parametrize(("shape", "vector"), [("batch,6,sequence", (6, 1)), ("batch,6,height,5", (1, 6, 1, 1))])
+def test_another_axis_is_turned_to_the_end(nodes: str, shape: str, vector: tuple[int, ...]) -> None:
+    generator = np.random.default_rng(1)
+    along = {name: generator.standard_normal(vector).astype(np.float32) for name in ("gamma", "beta")}
+    steps = ("fuse-layer-norm", "fuse-layer-norm-bias") * 2
+    outcome = run(graph(nodes.replace("last", "middle"), shape), *steps, **along)
+    assert outcome.ops == ["Transpose", "LayerNormalization", "Transpose"]
+    assert outcome.entry.applied == 0
+    assert outcome.rolled_back == []
+    assert outcome.constant("LayerNormalization", 2).shape == (6,)
+    assert outcome.worst_error_at(3, 4) < 2e-5
+
+
+def test_a_difference_of_squares_over_another_axis_stays() -> None:
+    nodes, column = MOMENTS["the axis kept"].replace("last", "middle"), np.ones((6, 1), np.float32)
+    outcome = run(graph(nodes, "batch,6,sequence"), "fuse-layer-norm", gamma=column, beta=column)
+    assert outcome.reasons[0].startswith("a difference of squares over another axis")
+
+
+def test_a_bias_along_another_axis_stays_behind_the_transpose() -> None:
+    text = graph("n = LayerNormalization(x, gamma) t = Transpose<perm=[0,2,1]>(n) y = Add(t, beta)", "batch,6,6")
+    outcome = run(text, "fuse-layer-norm-bias")
+    assert outcome.reasons == ["beta has shape (6,), needs [6, 1]"]
+
+
+def test_a_bias_with_more_axes_stays_outside() -> None:
+    text = graph("n = LayerNormalization(x, gamma) y = Add(n, beta)", "batch,6")
+    outcome = run(text, "fuse-layer-norm-bias", beta=np.ones((1, 1, 6), np.float32))
+    assert outcome.reasons == ["β gives the result its axes"]
 
 
 def test_holds_back_when_the_mean_behind_is_another() -> None:
@@ -137,17 +166,31 @@ def test_keeps_other_float_types(kind: str) -> None:
 
 
 HELD_BACK = {
-    "another axis": (SPELLINGS["torch"].replace("last", "middle"), {}, "reduces axis 1, not the last"),
+    "a gamma along another axis": (
+        SPELLINGS["torch"].replace("last", "middle"),
+        {},
+        "gamma has shape (6,), needs [6, 1]",
+    ),
+    "an open axis": (
+        SPELLINGS["torch"].replace("last", "first"),
+        {"first": np.array([0]), "gamma": np.ones((1, 1, 1), np.float32)},
+        "gamma has shape (1, 1, 1), needs [batch, 1, 1]",
+    ),
+    "two axes": (
+        SPELLINGS["torch"].replace("last", "pair"),
+        {"pair": np.array([1, 2])},
+        "the statistics are not over the same one axis",
+    ),
     "another axis for the variance": (
         SPELLINGS["torch"].replace("ReduceMean(p, last)", "ReduceMean(p, middle)"),
         {},
-        "reduces axis 1, not the last",
+        "the statistics are not over the same one axis",
     ),
     "a scalar gamma": (SPELLINGS["torch"], {"gamma": np.array(2, np.float32)}, "gamma has shape (), needs [6]"),
     "a gamma per token": (
         SPELLINGS["torch"],
-        {"gamma": np.ones((1, 1, 6), np.float32)},
-        "gamma has shape (1, 1, 6), needs [6]",
+        {"gamma": np.ones((6, 6), np.float32)},
+        "gamma has shape (6, 6), needs [6]",
     ),
     "a shared mean": (SPELLINGS["torch"] + " z = Neg(mean)", {}, "an inner value is also used elsewhere"),
 }
@@ -185,7 +228,7 @@ def test_holds_back_below_opset_17() -> None:
     assert outcome.reasons == ["opset 16, needs 17"]
 
 
-@pytest.mark.parametrize("beta", [np.ones((1, 1, 6), np.float32), np.ones(1, np.float32), np.ones((), np.float32)])
+@pytest.mark.parametrize("beta", [np.ones((1, 1, 1), np.float32), np.ones(1, np.float32), np.ones((), np.float32)])
 def test_a_bias_of_another_shape_stays_outside(beta: Array) -> None:
     text = graph("n = LayerNormalization(x, gamma) y = Add(n, beta)")
     outcome = run(text, "fuse-layer-norm-bias", beta=beta)
