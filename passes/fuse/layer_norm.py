@@ -119,6 +119,7 @@ class FuseLayerNorm(Rule):
     def guard(self, match: Match, x: ir.Value) -> None:
         """The statistics are over one axis, which they keep as 1, and γ and β are vectors along it."""
         match.require(x.dtype in FLOATS, f"x is {x.dtype}; LayerNormalization takes a float tensor", x)
+        match.require(rank(match.root.outputs[0]) == rank(x), "a constant gives the result more axes", x)
         statistics = {role: match.named[role] for role in ("mean", "power", "variance") if role in match.named}
         axes = {one_axis_of(node, rank(x) or 0) for node in statistics.values()}
         axis = axes.pop()

@@ -44,7 +44,7 @@ class FuseOneHot(Rule):
         equal = op.Equal(index, constant("numbers"), _name="equal")
         for hot in (
             op.Cast(equal),
-            op.Where(equal, scalar(1.0), scalar(0.0)),
+            op.Where(equal, scalar(1.0, name="on"), scalar(0.0)),
             op.OneHot(index, scalar(), constant("values"), _name="one_hot"),
         ):
             yield op.MatMul(hot, constant("table"), _name="product")
@@ -62,6 +62,8 @@ class FuseOneHot(Rule):
             self._by_the_operator(match, index)
         else:
             self._by_comparing(match, index, rows)
+        made = (rank(index) or 0) + ("one_hot" in match.named)
+        match.require(rank(match.root.outputs[0]) == made, "a constant gives the result more axes", index)
         match.require(
             np.isfinite(match.array("table")).all(), "the table holds infinities, times zero no number", table
         )
@@ -77,6 +79,7 @@ class FuseOneHot(Rule):
 
     def _by_comparing(self, match: Match, index: ir.Value, rows: int) -> None:
         """The last axis of the index, of 1, meets all row numbers of the table."""
+        match.needs("on" not in match.values or match.number("on") == 1.0, "what is chosen is only close to 1")
         numbers = match.values["numbers"]
         shape = dims(numbers) or ()
         match.needs(shape and shape[-1] == rows and set(shape[:-1]) <= {1}, "it is not compared with a row of numbers")

@@ -64,6 +64,7 @@ class FuseRMSNorm(Rule):
     def guard(self, match: Match, x: ir.Value) -> None:
         """The mean is over the last axis, which it keeps as 1, and γ is a vector of its length."""
         match.require(x.dtype in FLOATS, f"x is {x.dtype}; RMSNormalization takes a float tensor", x)
+        match.require(rank(match.root.outputs[0]) == rank(x), "a constant gives the result more axes", x)
         last, mean = (rank(x) or 0) - 1, match.named["mean"]
         axis = one_axis_of(mean, last + 1)
         match.require(axis == last, f"reduces axis {axis}, not the last", x)

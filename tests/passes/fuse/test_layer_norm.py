@@ -186,6 +186,16 @@ HELD_BACK = {
         {},
         "the statistics are not over the same one axis",
     ),
+    "an inverse with more axes": (
+        f"{MEAN} {VARIANCE} i = Div(unit, r) n = Mul(d, i) y = Mul(n, gamma)",
+        {"unit": np.ones((1, 1, 1, 1), np.float32)},
+        "a constant gives the result more axes",
+    ),
+    "an epsilon with more axes": (
+        f"{MEAN} {VARIANCE} n = Div(d, r) y = Mul(n, gamma)",
+        {"epsilon": np.full((1, 1, 1, 1), 1e-3, np.float32)},
+        "a constant gives the result more axes",
+    ),
     "a scalar gamma": (SPELLINGS["torch"], {"gamma": np.array(2, np.float32)}, "gamma has shape (), needs [6]"),
     "a gamma per token": (
         SPELLINGS["torch"],

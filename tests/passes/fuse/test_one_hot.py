@@ -97,6 +97,12 @@ def test_says_why_it_holds_back(reason: str, case: tuple[str, str]) -> None:
     assert run(*case, **more).entries[0].refused[0].reason == reason
 
 
+def test_chosen_numbers_with_more_axes_stay() -> None:
+    body = SPELLINGS["chosen"][1].replace("one", "many")
+    outcome = run("int64[batch,sequence,1]", body, many=np.ones((1, 1, 1, 1), np.float32))
+    assert outcome.reasons == ["a constant gives the result more axes"]
+
+
 @pytest.mark.parametrize("numbers", ["later", "twice"])
 def test_other_numbers_stay(numbers: str) -> None:
     outcome = run("int64[batch,sequence,1]", EQUAL.replace("numbers", numbers), twice=np.arange(9) * 2)

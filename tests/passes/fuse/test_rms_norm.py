@@ -89,3 +89,9 @@ def test_holds_back_when_the_lost_axis_is_not_given_back() -> None:
     used = {name: array for name, array in weights().items() if name in text}
     outcome = run_passes(text, "fuse-rms-norm", weights=used)
     assert outcome.reasons == ["the mean is not known to keep its axis"]
+
+
+def test_holds_back_when_a_constant_has_more_axes() -> None:
+    nodes = f"{POWER} r = Sqrt(e) i = Div(one, r) n = Mul(x, i) y = Mul(n, gamma)"
+    outcome = run(nodes, one=np.ones((1, 1, 1, 1), np.float32))
+    assert outcome.reasons == ["a constant gives the result more axes"]

@@ -92,3 +92,10 @@ def test_others_stay(body: str) -> None:
 def test_holds_back_when_the_powers_are_read_elsewhere() -> None:
     outcome = run(SPELLINGS["kept axes"], outputs="float y, float e")
     assert outcome.reasons == ["an inner value is also used elsewhere or is a graph output"]
+
+
+def test_holds_back_when_a_constant_has_more_axes() -> None:
+    body = SPELLINGS["one by the sum"].replace("one", "many")
+    weights = {"last": CONSTANTS["last"], "many": np.ones((1, 1, 1, 1), np.float32)}
+    outcome = run_passes(f"g (float[2,3,6] x) => (float y) {{ {body} }}", "fuse-softmax", weights=weights)
+    assert outcome.reasons == ["a constant gives the result more axes"]
