@@ -129,6 +129,7 @@ class FuseLayerNorm(Rule):
             "a difference of squares over another axis than the last, whose rounding no other order repeats",
             x,
         )
+        match.needs((dims(x) or ())[axis or 0] != 1, "one number has no variance")
         spread = match.named["spread"].outputs[0]
         moved = "mean_kept" in match.named
         mean = match.named["mean_kept" if moved else "mean"].outputs[0]

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.graph import attribute, rank
+from onnxopt.graph import attribute
 from onnxopt.patterns import FLOATS, Ops, Pat, either, scalar
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
 
@@ -49,9 +49,8 @@ class FuseSilu(Rule):
         yield op.Swish(x, _name="swish")
 
     def guard(self, match: Match, x: ir.Value) -> None:
-        """A float tensor that no constant broadcasts."""
+        """A float tensor."""
         match.require(x.dtype in FLOATS, f"x is {x.dtype}; Sigmoid takes a float tensor", x)
-        match.require(rank(match.root.outputs[0]) == rank(x), "a constant gives the result more axes", x)
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
         """A factor of 1 is left out."""

@@ -125,18 +125,12 @@ def test_removes_a_reshape_to_the_shape_it_has(nodes: str, goes: bool) -> None: 
     assert outcome.worst_error_at(3, 4) == 0
 
 
-FACTORS = {
-    "Mul(h, more)": "the factor may add an axis",
-    "Mul(h, close)": "the factor is only close to 1",
-    "Div(h, more)": "the factor may add an axis",
-}
-
-
-@pytest.mark.parametrize(("call", "reason"), FACTORS.items(), ids=FACTORS)
-def test_keeps_a_factor_that_does_something(call: str, reason: str) -> None:
+@pytest.mark.parametrize("call", ["Mul(h, more)", "Mul(h, close)", "Div(h, more)"])
+def test_keeps_a_factor_that_does_something(call: str) -> None:
     text = f"g (float[batch,4] x) => (float y) {{ h = Relu(x) c = {call} y = Neg(c) }}"
     outcome = run_passes(text, "remove-no-ops", weights=WEIGHTS)
-    assert outcome.reasons == [reason]
+    assert outcome.entry.applied == 0
+    assert outcome.rolled_back == []
 
 
 def test_keeps_the_quotient_of_one() -> None:
