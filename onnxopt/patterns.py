@@ -308,6 +308,19 @@ def scaled(x: Pat, factor: float) -> Pat:
     return Either((op.Mul(x, scalar(factor)), op.Div(x, scalar(1 / factor))))
 
 
+def product(*factors: Pat) -> Pat:
+    """The product of all factors, multiplied in any order and bracketing; a factor may be given more than once."""
+    if len(factors) == 1:
+        return factors[0]
+    trees: dict[tuple[tuple[Pat, ...], tuple[Pat, ...]], Pat] = {}
+    for chosen in range(1, 2 ** (len(factors) - 1)):  # the last factor stays on the right: Mul is commutative
+        left = tuple(factor for index, factor in enumerate(factors) if chosen >> index & 1)
+        right = tuple(factor for index, factor in enumerate(factors) if not chosen >> index & 1)
+        if (left, right) not in trees and (right, left) not in trees:
+            trees[left, right] = op.Mul(product(*left), product(*right))
+    return Either(tuple(trees.values()))
+
+
 def squared(x: Pat) -> Pat:
     """X times itself: Pow 2 or Mul(x, x)."""
     return Either((op.Pow(x, scalar(2.0)), op.Mul(x, x)))
@@ -315,7 +328,7 @@ def squared(x: Pat) -> Pat:
 
 def cubed(x: Pat) -> Pat:
     """X to the third: Pow 3 or two Muls."""
-    return Either((op.Pow(x, scalar(3.0)), op.Mul(op.Mul(x, x), x), op.Mul(x, op.Pow(x, scalar(2.0)))))
+    return Either((op.Pow(x, scalar(3.0)), product(x, x, x), op.Mul(x, op.Pow(x, scalar(2.0)))))
 
 
 def square_root(x: Pat) -> Pat:
@@ -338,6 +351,17 @@ def mean_last(x: Pat, axes: str) -> Pat:
             op.ReduceMean(x, keepdims=1, axes=(-1,)),
         )
     )
+
+
+def reduced(op_type: str, x: Pat, name: str) -> Pat:
+    """A reduction over constant axes, given as an input or an attribute; the node is bound to `name` for the guard."""
+    make = getattr(op, op_type)
+    return Either((make(x, constant(), _name=name), make(x, _name=name)))
+
+
+def kept(x: Pat, name: str) -> Pat:
+    """`x`, or what gives a reduction its axis back: a Reshape or Unsqueeze, bound to `name` for the guard."""
+    return Either((x, op.Reshape(x, constant(), _name=name), op.Unsqueeze(x, constant(), _name=name)))
 
 
 def linear(x: Pat, weight: str, bias: str) -> Pat:

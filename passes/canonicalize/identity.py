@@ -8,9 +8,10 @@ After::
 
     x ─ y
 
-Meets: every exporter; inference Dropout, Cast to the same type, Expand, Slice, Reshape or Concat that change nothing.
+Meets: every exporter; inference Dropout, Cast to the same type, Expand, Slice, Reshape or Concat that change nothing;
+    the factor of 1 in Paddle's swish, the Reshape behind its scale.
 Numerics: exact.
-Source: ONNX operators Identity, Dropout, Cast, Expand, Slice, Concat, Transpose.
+Source: ONNX operators Identity, Dropout, Cast, Expand, Slice, Concat, Transpose; IEEE 754-2019 for products with 1.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxopt.graph import attribute, integers, known_dims
+from onnxopt.graph import attribute, integers, is_op, known_dims, number, rank
 from onnxopt.graph import constant as array_of
-from onnxopt.patterns import Ops, Pat, constant
+from onnxopt.patterns import Ops, Pat, constant, scalar
 from onnxopt.rewrite import Builder, Exact, Match, Rule, register
 
+ONE_BY_ONE = ("Relu", "Sigmoid", "Tanh", "Erf", "Exp", "Log", "Sqrt", "Neg", "Abs", "Not", "Gelu", "Cast", "Identity")
+WITH_A_NUMBER = ("Add", "Sub", "Mul", "Div", "Pow")
 ENDLESS = 2**31 - 1  # exporters write the largest int32 or int64 where they mean the end
 
 
@@ -46,6 +49,8 @@ class RemoveNoOps(Rule):
         yield op.Concat(x)
         yield op.Flatten(x)
         yield op.Slice(x, constant("starts"), constant("ends"), _rest=True)
+        yield op.Mul(x, scalar(1.0, name="one"))
+        yield op.Div(x, scalar(1.0, name="one"))
 
     def guard(self, match: Match, x: ir.Value) -> None:
         """Allow each operator where it provably does nothing."""
@@ -66,17 +71,49 @@ class RemoveNoOps(Rule):
             )
         elif node.op_type == "Slice":
             match.needs(_takes_all(node), "the slice leaves something out")
+        elif node.op_type in ("Mul", "Div"):
+            match.needs(match.number("one") == 1.0, "the factor is only close to 1")
+            axes, given = rank(x), rank(match.values["one"])
+            match.require(axes is not None and given is not None and given <= axes, "the factor may add an axis", x)
         elif node.op_type == "Transpose":
             perm = attribute(node, "perm")
             match.needs(perm is not None and list(perm) == sorted(perm), "the transpose moves axes")
         else:
             before, after = known_dims(x), known_dims(y)
-            match.needs(before is not None and before == after, f"{node.op_type} may change the shape")
+            match.needs(
+                (before is not None and before == after) or _to_its_own_shape(node),
+                f"{node.op_type} may change the shape",
+            )
 
     def rewrite(self, op: Builder, x: ir.Value) -> ir.Value:
         """Hand on the input."""
         del op
         return x
+
+
+def _to_its_own_shape(node: ir.Node) -> bool:
+    """Tell whether a Reshape or Expand asks for the shape of what its input was computed from, number by number."""
+    wanted = node.inputs[1].producer() if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    if node.op_type not in ("Reshape", "Expand") or not is_op(wanted, "Shape") or wanted is None or wanted.attributes:
+        return False
+    x: ir.Value | None = node.inputs[0]
+    while x is not None and x is not wanted.inputs[0]:
+        x = _before_elementwise(x)
+    return x is not None
+
+
+def _before_elementwise(value: ir.Value) -> ir.Value | None:
+    """Return what an elementwise operator with one number, or with nothing, computes a value from; None for others."""
+    node = value.producer()
+    if node is None or not is_op(node, *ONE_BY_ONE, *WITH_A_NUMBER):
+        return None
+    if len(node.inputs) == 1:
+        return node.inputs[0]
+    left, right = node.inputs
+    for x, other in ((left, right), (right, left)):
+        if number(other) is not None and (rank(other) or 0) <= 1:  # [1] broadcasts to anything that has an axis
+            return x if rank(other) == 0 or (rank(x) or 0) >= 1 else None
+    return None
 
 
 def _takes_all(node: ir.Node) -> bool:

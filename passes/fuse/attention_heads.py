@@ -20,8 +20,9 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxopt.graph import Dim, dims
-from onnxopt.patterns import Ops, Pat, constant
+from onnxopt.dimensions import copies_first_axis
+from onnxopt.graph import dims
+from onnxopt.patterns import Ops, Pat
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
 
 BETWEEN = (0, 2, 1, 3)  # [batch, sequence, heads, size] <-> [batch, heads, sequence, size]
@@ -39,22 +40,24 @@ class FuseAttentionHeads(Rule):
     def patterns(self, op: Ops, q: Pat, k: Pat, v: Pat, maybe_mask: Pat) -> Iterator[Pat]:
         """The four Reshape and Transpose pairs."""
         heads = [
-            op.Transpose(op.Reshape(x, constant(), _name=f"split_{name}"), perm=BETWEEN)
+            op.Transpose(op.Reshape(x, _rest=True, _name=f"split_{name}"), perm=BETWEEN)
             for x, name in ((q, "q"), (k, "k"), (v, "v"))
         ]
         attention = op.Attention(*heads, maybe_mask, _name="attention")
-        yield op.Reshape(op.Transpose(attention, perm=BETWEEN), constant())
+        yield op.Reshape(op.Transpose(attention, perm=BETWEEN), _rest=True)
 
     def guard(self, match: Match, q: ir.Value, k: ir.Value, v: ir.Value) -> None:
         """Every split must cut the last axis into heads, and the merge must undo it."""
         counts = {}
         for name, value in (("q", q), ("k", k), ("v", v)):
-            counts[name] = _heads(dims(value), dims(match.named[f"split_{name}"].outputs[0]))
+            counts[name] = _heads(value, match.named[f"split_{name}"])
             match.require(counts[name] is not None, f"{name} is not cut into heads along its last axis", value)
         match.require(counts["k"] == counts["v"], "keys and values have different numbers of heads", k)
-        merged = dims(match.root.outputs[0]) or ()
+        merged, tokens = dims(match.root.outputs[0]) or (), dims(q) or ()
         match.require(
-            len(merged) == 3 and merged[:2] == (dims(q) or ())[:2], "the heads are not merged into tokens", match.root
+            len(merged) == 3 and ((merged[:2] == tokens[:2] and None not in tokens[:2]) or _merges(match.root)),
+            "the heads are not merged into tokens",
+            match.root,
         )
         match.require("q_num_heads" not in match.named["attention"].attributes, "the attention works on tokens already")
         match.facts.update(q_num_heads=counts["q"], kv_num_heads=counts["k"])
@@ -67,18 +70,23 @@ class FuseAttentionHeads(Rule):
         return op.Attention(q, k, v, maybe_mask, **{**attributes, **match.facts})
 
 
-def _heads(tokens: tuple[Dim, ...] | None, split: tuple[Dim, ...] | None) -> int | None:
+def _heads(tokens: ir.Value, reshape: ir.Node) -> int | None:
     """Return the number of heads when [a, b, heads·size] became [a, b, heads, size]."""
-    if (
-        tokens is None
-        or split is None
-        or len(tokens) != 3
-        or len(split) != 4
-        or tokens[:2] != split[:2]
-        or None in tokens[:2]
-    ):
+    before, split = dims(tokens) or (), dims(reshape.outputs[0]) or ()
+    if len(before) != 3 or len(split) != 4:
         return None
-    width, heads, size = tokens[2], split[2], split[3]
+    same = before[:2] == split[:2] and None not in before[:2]
+    if not same and not copies_first_axis(reshape):
+        return None
+    width, heads, size = before[2], split[2], split[3]
     if isinstance(width, int) and isinstance(heads, int) and isinstance(size, int) and heads * size == width:
         return heads
     return None
+
+
+def _merges(reshape: ir.Node) -> bool:
+    """Tell whether [a, b, heads, size] becomes [a, b, heads·size], whatever a and b are."""
+    before, after = dims(reshape.inputs[0]) or (), dims(reshape.outputs[0]) or ()
+    heads, size = before[2:] if len(before) == 4 else (None, None)
+    whole = isinstance(heads, int) and isinstance(size, int) and heads * size == after[-1]
+    return whole and copies_first_axis(reshape)

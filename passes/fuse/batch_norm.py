@@ -22,6 +22,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from onnxopt.filters import result_channels, scale_results
 from onnxopt.graph import attribute, dims, rank
 from onnxopt.graph import constant as array_of
 from onnxopt.model import Array
@@ -90,21 +91,14 @@ class FoldBatchNorm(Rule):
 
 
 def _channels(node: ir.Node, kind: str, shape: tuple[int | str | None, ...]) -> int | None:
-    if kind == "Conv":
-        found = shape[0]
-    elif kind == "ConvTranspose":
-        found = shape[1] * attribute(node, "group") if isinstance(shape[1], int) else None
-    else:
-        found = shape[0 if kind == "Gemm" and attribute(node, "transB") else 1]
+    if kind in ("Conv", "ConvTranspose"):
+        return result_channels(node, shape)
+    found = shape[0 if kind == "Gemm" and attribute(node, "transB") else 1]
     return found if isinstance(found, int) else None
 
 
 def _scaled(weight: Array, factor: Array, node: ir.Node, kind: str) -> Array:
     """Multiply by one factor per channel of the result."""
-    if kind == "Conv" or (kind == "Gemm" and attribute(node, "transB")):
-        return weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
-    if kind != "ConvTranspose":
-        return weight * factor
-    groups = attribute(node, "group")  # [inputs, channels / groups, ...]; each group of inputs has channels of its own
-    apart = weight.reshape(groups, -1, *weight.shape[1:])
-    return (apart * factor.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))).reshape(weight.shape)
+    if kind in ("Conv", "ConvTranspose"):
+        return scale_results(node, weight, factor)
+    return weight * (factor.reshape(-1, 1) if kind == "Gemm" and attribute(node, "transB") else factor)

@@ -8,7 +8,8 @@ After::
 
     x ─ Conv(s · W, s · b + t) ─ y
 
-Meets: biases that Paddle writes as an Add of [1, channels, 1, 1], learnable scales and shifts behind convolutions.
+Meets: biases that Paddle writes as an Add of [1, channels, 1, 1], learnable scales and shifts behind convolutions, both
+    behind transposed ones too.
 Numerics: reassociated. Products are rounded once, into the weights.
 Source: the CPU session does so too when it opens a graph (ConvMulFusion, ConvAddFusion of onnxruntime 1.32), but behind
     the point where a graph is quantized.
@@ -21,11 +22,14 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from onnxopt.filters import per_channel, result_channels, scale_results
 from onnxopt.graph import constant as array_of
 from onnxopt.graph import dims
 from onnxopt.model import Array
-from onnxopt.patterns import FLOATS, Ops, Pat, Var, constant
+from onnxopt.patterns import FLOATS, Ops, Pat, Var, constant, either
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+
+KINDS = ("Conv", "ConvTranspose")
 
 
 class _Behind(Rule):
@@ -33,32 +37,33 @@ class _Behind(Rule):
 
     numerics = Reassociated(rtol=5e-5, atol=5e-6)
 
+    def products(self, op: Ops, x: Pat) -> Pat:
+        """A convolution of either kind."""
+        bias = Var("maybe_bias", optional=True)
+        return either(*(getattr(op, kind)(x, constant("weight"), bias, _name="conv") for kind in KINDS))
+
     def guard(self, match: Match, weight: ir.Value, maybe_bias: ir.Value | None) -> None:
         """Constants, one number per channel of the result or one for all."""
         match.require(weight.dtype in FLOATS, f"the weight is {weight.dtype}", weight)
         match.require(maybe_bias is None or array_of(maybe_bias) is not None, "the bias is computed", maybe_bias)
         shape = dims(weight) or ()
-        found = match.array("by")
-        per_channel = (1,) * (found.ndim - len(shape) + 1) + (shape[0],) + (1,) * (len(shape) - 2)
-        match.needs(
-            found.size == 1 or found.shape in (per_channel, per_channel[1:]),
-            "what comes behind is not one number per channel",
-        )
-        match.needs(found.ndim <= len(shape), "it adds an axis")
+        channels = result_channels(match.named["conv"], shape)
+        match.require(channels is not None, "the filters have no known channels", weight)
+        match.facts["by"] = by = per_channel(match.array("by"), channels or 0, len(shape))
+        match.needs(by is not None, "what comes behind is not one number per channel")
 
     def channels(self, match: Match) -> tuple[Array, Array, Array]:
         """Return the weight, the bias, and the constant as [channels], in float64."""
-        weight, bias = match.array("weight"), array_of(match.values.get("maybe_bias"))
-        by = np.broadcast_to(match.array("by").astype(np.float64).reshape(-1), len(weight))
-        own = np.zeros(len(weight)) if bias is None else bias.astype(np.float64)
-        return weight, own, by
+        by, bias = match.facts["by"], array_of(match.values.get("maybe_bias"))
+        own = np.zeros(len(by)) if bias is None else bias.astype(np.float64)
+        return match.array("weight"), own, by
 
     def conv(self, op: Builder, match: Match, weight: ir.Value, bias: Array) -> ir.Value:
         """The convolution with other weights."""
         node = match.named["conv"]
         attributes = {name: attr.value for name, attr in node.attributes.items()}
         kept = match.array("weight").dtype
-        return op.node("Conv", [node.inputs[0], weight, op.constant(bias.astype(kept), "bias")], attributes)[0]
+        return op.node(node.op_type, [node.inputs[0], weight, op.constant(bias.astype(kept), "bias")], attributes)[0]
 
 
 @register
@@ -69,7 +74,7 @@ class FoldConvAdd(_Behind):
 
     def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
         """A shift behind."""
-        yield op.Add(op.Conv(x, constant("weight"), Var("maybe_bias", optional=True), _name="conv"), constant("by"))
+        yield op.Add(self.products(op, x), constant("by"))
 
     def rewrite(self, op: Builder, match: Match, weight: ir.Value) -> ir.Value:
         """The weight stays as it is."""
@@ -85,10 +90,10 @@ class FoldConvMul(_Behind):
 
     def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
         """A factor behind."""
-        yield op.Mul(op.Conv(x, constant("weight"), Var("maybe_bias", optional=True), _name="conv"), constant("by"))
+        yield op.Mul(self.products(op, x), constant("by"))
 
     def rewrite(self, op: Builder, match: Match) -> ir.Value:
         """New weights."""
         weight, bias, by = self.channels(match)
-        scaled = (weight * by.reshape(-1, *[1] * (weight.ndim - 1))).astype(weight.dtype)
+        scaled = scale_results(match.named["conv"], weight.astype(np.float64), by).astype(weight.dtype)
         return self.conv(op, match, op.constant(scaled, "weight"), bias * by)

@@ -9,9 +9,9 @@ After::
 
     x ─ Gelu ─ y
 
-Meets: torch.onnx dynamo and TorchScript, optimum; Div(√2) or Mul(1/√2), ½ in any of three places, operands in any
-    order,
-    constants of rank 0 or 1; the tanh form of GPT-2 with Pow or Mul for the cube.
+Meets: torch.onnx dynamo and TorchScript, optimum, TensorFlow, JAX; Div(√2) or Mul(1/√2), erfc for erf, ½ in any of
+    three places or as a Div by 2, operands in any order, constants of rank 0 or 1; the tanh form of GPT-2 with Pow or
+    Mul for the cube, the factors in any bracketing.
 Numerics: reassociated. One rounding differs per spelling.
 Source: Hendrycks & Gimpel 2016, arXiv:1606.08415, eq. 2 and its tanh approximation; ONNX operator Gelu-20.
 """
@@ -23,14 +23,16 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxopt.patterns import FLOATS, Ops, Pat, cubed, either, scalar, scaled
+from onnxopt.patterns import FLOATS, Ops, Pat, cubed, either, product, scalar, scaled, squared
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
 
 
 def _gated(op: Ops, x: Pat, gate: Pat) -> Iterator[Pat]:
-    yield op.Mul(op.Mul(x, scalar(0.5)), gate)  # nn.GELU
-    yield op.Mul(op.Mul(x, gate), scalar(0.5))  # transformers' gelu_python
-    yield op.Mul(x, op.Mul(gate, scalar(0.5)))  # Keras
+    """x · ½ · gate, multiplied in any order; Keras halves the gate, transformers' gelu_python the product."""
+    yield product(x, scalar(0.5), gate)
+    yield op.Div(op.Mul(x, gate), scalar(2.0))  # jax.nn.gelu, approximate=False
+    yield op.Mul(x, op.Div(gate, scalar(2.0)))
+    yield op.Mul(op.Div(x, scalar(2.0)), gate)
 
 
 @register
@@ -43,8 +45,11 @@ class FuseGelu(Rule):
     enables = ("lower-gelu",)
 
     def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
-        """½ in three places."""
-        yield from _gated(op, x, op.Add(op.Erf(scaled(x, 1 / math.sqrt(2))), scalar(1.0)))
+        """½ in three places; erf, or erfc as JAX writes it: 1 − erf(−x / √2)."""
+        root = 1 / math.sqrt(2)
+        mirrored = either(scaled(op.Neg(x), root), op.Neg(scaled(x, root)), scaled(x, -root))
+        yield from _gated(op, x, op.Add(op.Erf(scaled(x, root)), scalar(1.0)))
+        yield from _gated(op, x, op.Sub(scalar(1.0), op.Erf(mirrored)))
 
     def guard(self, match: Match, x: ir.Value) -> None:
         """Gelu is defined on floats."""
@@ -66,11 +71,11 @@ class FuseGeluTanh(Rule):
 
     def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
         """½ in three places, the inner polynomial as a sum or factored."""
-        root = math.sqrt(2 / math.pi)
-        summed = op.Mul(op.Add(x, op.Mul(cubed(x), scalar(0.044715))), scalar(root))  # gelu_new
-        factored = op.Mul(  # gelu_fast
-            op.Mul(x, scalar(root)), op.Add(op.Mul(op.Mul(x, scalar(0.044715)), x), scalar(1.0))
-        )
+        root, coefficient = scalar(math.sqrt(2 / math.pi)), scalar(0.044715)
+        cubic = either(op.Mul(cubed(x), coefficient), product(coefficient, x, x, x))
+        summed = op.Mul(op.Add(x, cubic), root)  # gelu_new, tf.nn.gelu, jax.nn.gelu
+        square = either(op.Mul(squared(x), coefficient), product(coefficient, x, x))
+        factored = product(x, root, op.Add(square, scalar(1.0)))  # gelu_fast
         yield from _gated(op, x, op.Add(op.Tanh(either(summed, factored)), scalar(1.0)))
 
     def guard(self, match: Match, x: ir.Value) -> None:

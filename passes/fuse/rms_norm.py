@@ -9,7 +9,8 @@ After::
 
     x ─ RMSNormalization(γ, ε) ─ y
 
-Meets: Llama-like models exported below opset 23 or by TorchScript; 1/√ as Div, Reciprocal or Pow(-½); γ on either side.
+Meets: Llama-like models exported below opset 23 or by TorchScript; 1/√ as Div, Reciprocal or Pow(-½); γ on either side,
+    or on 1/√ as flax has it.
 Numerics: reassociated.
 Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4; ONNX operator RMSNormalization-23.
 """
@@ -20,8 +21,22 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxopt.passes.fuse.layer_norm import require_last_axis, require_vector
-from onnxopt.patterns import FLOATS, Ops, Pat, constant, either, mean_last, scalar, square_root, squared
+from onnxopt.dimensions import has_axis_of_one, one_axis_of
+from onnxopt.graph import rank
+from onnxopt.passes.fuse.layer_norm import require_vector
+from onnxopt.patterns import (
+    FLOATS,
+    Ops,
+    Pat,
+    constant,
+    either,
+    kept,
+    product,
+    reduced,
+    scalar,
+    square_root,
+    squared,
+)
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
 
 
@@ -34,21 +49,30 @@ class FuseRMSNorm(Rule):
     numerics = Reassociated(rtol=2e-5, atol=2e-6)
 
     def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
-        """Three ways to divide by the root."""
-        power = op.Add(mean_last(squared(x), "axes"), scalar(name="epsilon"))
+        """Three ways to divide by the root; γ behind, or on the inverse as flax has it."""
+        mean = kept(reduced("ReduceMean", squared(x), "mean"), "mean_kept")
+        power = op.Add(mean, scalar(name="epsilon"), _name="power")
         root = square_root(power)
-        normal = either(
-            op.Mul(x, op.Reciprocal(root)),  # torch.rsqrt in TorchScript and dynamo
-            op.Mul(x, op.Div(scalar(1.0), root)),
-            op.Mul(x, op.Pow(power, scalar(-0.5))),
-            op.Div(x, root),
+        inverse = either(
+            op.Reciprocal(root),  # torch.rsqrt in TorchScript and dynamo
+            op.Div(scalar(1.0), root),
+            op.Pow(power, scalar(-0.5)),
         )
-        yield op.Mul(normal, constant("gamma"))
+        yield product(x, inverse, constant("gamma"))
+        yield op.Mul(op.Div(x, root), constant("gamma"))
 
     def guard(self, match: Match, x: ir.Value) -> None:
-        """The mean is over the last axis and γ is a vector of its length."""
+        """The mean is over the last axis, which it keeps as 1, and γ is a vector of its length."""
         match.require(x.dtype in FLOATS, f"x is {x.dtype}; RMSNormalization takes a float tensor", x)
-        require_last_axis(match, x, "axes")
+        match.require(rank(match.root.outputs[0]) == rank(x), "a constant gives the result more axes", x)
+        last, mean = (rank(x) or 0) - 1, match.named["mean"]
+        axis = one_axis_of(mean, last + 1)
+        match.require(axis == last, f"reduces axis {axis}, not the last", x)
+        match.require(
+            has_axis_of_one(match.named["power"].outputs[0], x, last, [mean], moved="mean_kept" in match.named),
+            "the mean is not known to keep its axis",
+            x,
+        )
         require_vector(match, x, "gamma")
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value, gamma: ir.Value) -> ir.Value:

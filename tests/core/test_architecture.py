@@ -24,7 +24,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("precision", "qmath"),
     ("cache", "graph", "recipe", "ledger", "manifest", "rows"),
     ("linears",),
-    ("convs",),
+    ("convs", "filters", "dimensions"),
     ("providers",),
     ("branches",),
     ("probe", "safety", "blocks", "observe"),

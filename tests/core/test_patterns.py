@@ -9,7 +9,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxopt.patterns import Miss, Op, Ops, Pat, State, Var, constant, either, match, maybe, scalar, scaled, squared
+from onnxopt.patterns import (
+    Miss,
+    Op,
+    Ops,
+    Pat,
+    State,
+    Var,
+    constant,
+    either,
+    kept,
+    match,
+    maybe,
+    product,
+    reduced,
+    scalar,
+    scaled,
+    squared,
+)
 from tests.support.rules import parse
 
 op = Ops()
@@ -89,6 +106,33 @@ def test_scaled_means_a_product_or_the_inverse_quotient() -> None:
     for body in ("Mul(a, c)", "Mul(c, a)"):
         assert matches(scaled(x, 0.25), f"g (float[4] a) => (float[4] z) <float c = {{0.25}}> {{ z = {body} }}")
     assert matches(scaled(x, 0.25), "g (float[4] a) => (float[4] z) <float c = {4.0}> { z = Div(a, c) }")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "p = Mul(a, a) q = Mul(p, a) z = Mul(q, c)",
+        "p = Mul(c, a) q = Mul(a, p) z = Mul(a, q)",
+        "p = Mul(a, a) q = Mul(c, a) z = Mul(q, p)",
+        "p = Mul(a, c) q = Mul(a, a) z = Mul(q, p)",
+        "p = Mul(a, a) q = Mul(p, c) z = Mul(a, q)",
+    ],
+)
+def test_a_product_matches_in_any_bracketing_and_counts_its_factors(body: str) -> None:
+    text = f"g (float[4] a) => (float[4] z) <float c = {{2.0}}> {{ {body} }}"
+    assert matches(product(scalar(2.0), x, x, x), text)
+    assert not matches(product(scalar(2.0), x, x), text)
+    assert not matches(product(scalar(2.0), x, x, x, x), text)
+    assert not matches(product(scalar(3.0), x, x, x), text)
+
+
+@pytest.mark.parametrize("call", ["ReduceMax<keepdims=0>(a, n)", "ReduceMax(a)"])
+@pytest.mark.parametrize("behind", ["z = Neg(m)", "r = Reshape(m, s) z = Neg(r)", "r = Unsqueeze(m, n) z = Neg(r)"])
+def test_a_reduction_matches_with_and_without_its_axis(call: str, behind: str) -> None:
+    text = f"g (float[2,4] a) => (float z) <int64[1] n = {{1}}, int64[2] s = {{2, 1}}> {{ m = {call} {behind} }}"
+    (state,) = matches(op.Neg(kept(reduced("ReduceMax", x, "peak"), "moved")), text)
+    assert state.named["peak"].op_type == "ReduceMax"
+    assert ("moved" in state.named) == ("r =" in behind)
 
 
 def test_the_nearest_miss_names_the_deepest_node() -> None:

@@ -13,7 +13,9 @@ Meets: SiLU (α = 1) in gated MLPs and convolutional encoders, the quick GELU of
 Numerics: reassociated.
 Source: ONNX Runtime's operator QuickGelu: [128, 1536] takes 76 µs instead of 143 µs for α = 1, and 155 µs instead of
     169 µs for 1.702 (one thread, onnxruntime 1.32.0, AVX-512 EPYC, 2026-11-23). The session would fuse the plain
-    spelling itself, and every runtime below the extended level would not.
+    spelling itself, and every runtime below the extended level would not. The kernel wins between convolutions too,
+    although it leaves their blocked layout: YOLOv8 nano at 320 takes 15.7 ms, 17.1 ms with Sigmoid and Mul kept in that
+    layout, 17.5 ms as h + h · tanh(h) with h = x / 2 from the weights (same machine, 2026-11-30).
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ NO_OPS = {
     "Slice to the largest int32": "c = Slice(h, nothing, end32, second)",
     "Slice of everything in steps of one": "c = Slice(h, nothing, end, second, once)",
     "Slice of every axis": "c = Slice(h, zeros, ends)",
+    "Mul by one": "c = Mul(unit, h)",
+    "Div by one": "c = Div(h, units)",
 }
 WEIGHTS = {
     "ratio": np.array(0.5, np.float32),
@@ -34,6 +36,10 @@ WEIGHTS = {
     "ends": np.array([2**62, 2**31 - 1]),
     "second": np.array([1]),
     "once": np.array([1]),
+    "unit": np.array([1], np.float32),
+    "units": np.array([[1]], np.float32),
+    "more": np.array([[[1]]], np.float32),
+    "close": np.array(1 + 5e-7, np.float32),
 }
 
 
@@ -96,6 +102,40 @@ def test_holds_back_where_something_changes(nodes: str, reason: str) -> None:
     outcome = run_passes(graph(nodes), "remove-no-ops", weights=weights)
     assert outcome.entry.applied == 0
     assert reason in outcome.reasons
+
+
+OWN_SHAPES = {
+    "a factor": ("m = Mul(h, two) s = Shape(h) c = Reshape(m, s)", True),
+    "a number first": ("m = Sub(two, h) r = Relu(m) s = Shape(h) c = Reshape(r, s)", True),
+    "an Expand": ("m = Neg(h) s = Shape(h) c = Expand(m, s)", True),
+    "a factor with more axes": ("m = Mul(h, more) s = Shape(h) c = Reshape(m, s)", False),
+    "another tensor": ("m = Neg(h) t = Transpose<perm=[1,0]>(h) s = Shape(t) c = Reshape(m, s)", False),
+    "a part of the shape": ("m = Neg(h) s = Shape<end=1>(h) k = Concat<axis=0>(s, back) c = Reshape(m, k)", False),
+}
+
+
+@pytest.mark.parametrize(("nodes", "goes"), OWN_SHAPES.values(), ids=OWN_SHAPES)
+def test_removes_a_reshape_to_the_shape_it_has(nodes: str, goes: bool) -> None:  # noqa: FBT001 - a case
+    rows = "f = NonZero(keep) i = Transpose<perm=[1,0]>(f) p = GatherND(x, i) h = Unsqueeze(p, once)"  # as data says
+    text = f"g (float[batch,sequence] x, bool[batch,sequence] keep) => (float y) {{ {rows} {nodes} y = Neg(c) }}"
+    weights = WEIGHTS | {"two": np.array([2], np.float32), "back": np.array([-1])}
+    outcome = run_passes(text, "remove-no-ops", weights=weights)
+    assert outcome.rolled_back == []
+    assert outcome.entry.applied == int(goes)
+    assert outcome.worst_error_at(3, 4) == 0
+
+
+@pytest.mark.parametrize("call", ["Mul(h, more)", "Mul(h, close)", "Div(h, more)"])
+def test_keeps_a_factor_that_does_something(call: str) -> None:
+    text = f"g (float[batch,4] x) => (float y) {{ h = Relu(x) c = {call} y = Neg(c) }}"
+    outcome = run_passes(text, "remove-no-ops", weights=WEIGHTS)
+    assert outcome.entry.applied == 0
+    assert outcome.rolled_back == []
+
+
+def test_keeps_the_quotient_of_one() -> None:
+    text = "g (float[batch,4] x) => (float y) { h = Exp(x) c = Div(unit, h) y = Neg(c) }"
+    assert run_passes(text, "remove-no-ops", weights=WEIGHTS).entry.applied == 0
 
 
 def test_keeps_an_expand_that_repeats() -> None:

@@ -99,3 +99,32 @@ def test_another_transpose_is_no_split() -> None:
         graph().replace("vh = Transpose<perm=[0,2,1,3]>(v4)", "vn = Neg(v4) vh = Transpose<perm=[0,2,1,3]>(vn)")
     )
     assert (outcome.entry.applied, outcome.entry.refused) == (0, [])
+
+
+@pytest.mark.parametrize(("split", "merge"), [(0, 0), (-1, -1), (0, -1)])
+def test_a_length_that_the_data_says_is_copied_or_inferred(split: int, merge: int) -> None:
+    heads = " ".join(f"{n}4 = Reshape({n}, cut) {n}h = Transpose<perm=[0,2,1,3]>({n}4)" for n in "qkv")
+    body = f"q = Compress<axis=1>(x, keep) k = Neg(q) v = Abs(q) {heads} a = Attention(qh, kh, vh) {MERGE}"
+    text = f"g (float[batch,sequence,8] x, bool[sequence] keep) => (float y) {{ {body} }}"
+    weights: dict[str, Array] = {"cut": np.array([0, split, 2, 4]), "merge": np.array([0, merge, 8])}
+    outcome = run_passes(text, "fuse-attention-heads", weights=weights)
+    assert outcome.entry.applied == 1
+    assert outcome.worst_error_at(2, 9) < 1e-5
+
+
+@pytest.mark.parametrize("cut", [(-1, 3, 2, 4), (2, -1, 2, 4)])
+def test_a_length_that_is_cut_anew_is_not_known_to_stay(cut: tuple[int, ...]) -> None:
+    heads = " ".join(f"{n}4 = Reshape({n}, cut) {n}h = Transpose<perm=[0,2,1,3]>({n}4)" for n in "qkv")
+    body = f"q = Compress<axis=1>(x, keep) k = Neg(q) v = Abs(q) {heads} a = Attention(qh, kh, vh) {MERGE}"
+    text = f"g (float[2,6,8] x, bool[6] keep) => (float y) {{ {body} }}"
+    weights: dict[str, Array] = {"cut": np.array(cut), "merge": np.array([0, -1, 8])}
+    keep = [np.array([1, 0, 1, 0, 0, 1], bool), np.ones(6, bool), np.array([1, 1, 1, 0, 0, 0], bool)]
+    outcome = run_passes(text, "fuse-attention-heads", weights=weights, feeds={"keep": keep})
+    assert outcome.reasons == ["q is not cut into heads along its last axis"]
+
+
+def test_a_merge_into_a_computed_shape() -> None:
+    shape = "s = Shape<start=1, end=2>(q) m = Concat<axis=0>(nought, s, wide)"
+    outcome = run(graph(merge=f"{shape} {MERGE.replace('merge', 'm')}"), nought=np.array([0]), wide=np.array([8]))
+    assert outcome.entry.applied == 1
+    assert outcome.worst_error_at(2, 3) < 1e-5

@@ -32,6 +32,31 @@ def test_goes_into_the_weights(body: str, times: int) -> None:
     assert outcome.worst_error() <= 1e-4
 
 
+TRANSPOSED = {
+    "shift": "c = ConvTranspose(x, v) y = Add(c, per)",
+    "shift of a bias": "c = ConvTranspose<strides=[2,2], output_padding=[1,0]>(x, v, own) y = Add(flat, c)",
+    "factor": "c = ConvTranspose<pads=[1,1,0,0]>(x, v, own) y = Mul(c, per)",
+    "both in groups": "c = ConvTranspose<group=2>(x, u) m = Mul(c, per) y = Add(m, one)",
+    "normalized": "c = ConvTranspose<group=2>(x, u) a = Add(c, per) y = BatchNormalization(a, own, own, own, var)",
+}
+
+
+@pytest.mark.parametrize("body", TRANSPOSED.values(), ids=TRANSPOSED)
+def test_goes_into_a_transposed_convolution(body: str) -> None:
+    given = WEIGHTS | {
+        "v": GENERATOR.standard_normal((4, 6, 2, 3)).astype(np.float32),
+        "u": GENERATOR.standard_normal((4, 3, 3, 2)).astype(np.float32),
+        "var": GENERATOR.uniform(0.2, 2.0, 6).astype(np.float32),
+    }
+    text = f"g (float[batch,4,height,7] x) => (float y) {{ {body} }}"
+    weights = {name: array for name, array in given.items() if f" {name}" in body or f"({name}" in body}
+    outcome = run_passes(text, "fold-conv-mul", "fold-conv-add", "fold-batch-norm", "fold-conv-add", weights=weights)
+    assert outcome.ops == ["ConvTranspose"]
+    assert outcome.rolled_back == []
+    assert outcome.entry.applied == 0
+    assert outcome.worst_error_at(2, 5) <= 1e-4
+
+
 @pytest.mark.parametrize(
     "body",
     ["c = Conv<pads=[1,1,1,1]>(x, w) y = Add(c, across)", "c = Conv(x, w) y = Add(c, per) z = Neg(c)"],

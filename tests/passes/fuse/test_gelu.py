@@ -7,13 +7,17 @@ SPELLINGS = {
     "half behind": "h = Mul(x, gate) y = Mul(h, half)",
     "half on the gate": "h = Mul(gate, half) y = Mul(x, h)",
     "operands swapped": "h = Mul(half, x) y = Mul(gate, h)",
+    "a quotient": "h = Mul(x, gate) y = Div(h, two)",
+    "x halved by Div": "h = Div(x, two) y = Mul(h, gate)",
+    "the gate halved by Div": "h = Div(gate, two) y = Mul(x, h)",
 }
 
 
 def erf_gelu(tail: str, inner: str = "e = Div(x, root)", half: str = "0.5") -> str:
     return f"""
     g (float[batch,sequence,4] x) => (float[batch,sequence,4] y)
-    <float half = {{{half}}}, float one = {{1.0}}, float root = {{1.4142135}}, float inverse = {{0.70710678}}> {{
+    <float half = {{{half}}}, float one = {{1.0}}, float root = {{1.4142135}}, float inverse = {{0.70710678}},
+     float two = {{2.0}}> {{
       {inner}
       f = Erf(e)
       gate = Add(f, one)
@@ -28,6 +32,34 @@ def test_fires_on_every_spelling_of_the_erf_form(tail: str, inner: str) -> None:
     assert outcome.ops == ["Gelu"]
     assert outcome.model.graph.node(0).attributes["approximate"].value == "none"
     assert outcome.worst_error() < 1e-5
+
+
+MIRRORED = {
+    "negated first": "n = Neg(x) e = Div(n, root)",
+    "negated behind": "m = Mul(x, inverse) e = Neg(m)",
+    "a negative factor": "e = Mul(x, minus)",
+}
+
+
+@pytest.mark.parametrize("inner", MIRRORED.values(), ids=MIRRORED)
+def test_fires_on_the_complementary_error_function(inner: str) -> None:
+    text = f"""
+    g (float[batch,sequence,4] x) => (float[batch,sequence,4] y)
+    <float half = {{0.5}}, float one = {{1.0}}, float root = {{1.4142135}}, float inverse = {{0.70710678}},
+     float minus = {{-0.70710678}}> {{ {inner} f = Erf(e) gate = Sub(one, f) h = Mul(x, half) y = Mul(h, gate) }}"""
+    outcome = run_passes(text, "fuse-gelu", "fuse-gelu")
+    assert outcome.ops == ["Gelu"]
+    assert outcome.worst_error_at(3, 5) < 1e-5
+
+
+@pytest.mark.parametrize("gate", ["Sub(f, one)", "Add(f, one)"])
+def test_the_mirrored_error_function_is_taken_from_one(gate: str) -> None:
+    text = f"""
+    g (float[batch,4] x) => (float[batch,4] y)
+    <float half = {{0.5}}, float one = {{1.0}}, float minus = {{-0.70710678}}> {{
+      e = Mul(x, minus) f = Erf(e) gate = {gate} h = Mul(x, half) y = Mul(h, gate)
+    }}"""
+    assert run_passes(text, "fuse-gelu").entry.applied == 0
 
 
 def test_a_second_run_changes_nothing() -> None:
@@ -64,6 +96,9 @@ def test_holds_back_when_the_gate_is_also_an_output() -> None:
 TANH = {
     "pow": "c = Pow(x, three) k = Mul(c, coefficient) s = Add(x, k) p = Mul(s, root)",
     "products": "d = Mul(x, x) c = Mul(d, x) k = Mul(coefficient, c) s = Add(k, x) p = Mul(root, s)",
+    "JAX": "k = Mul(coefficient, x) d = Mul(x, k) c = Mul(x, d) s = Add(x, c) p = Mul(root, s)",
+    "squares apart": "d = Mul(x, x) k = Mul(x, coefficient) c = Mul(k, d) s = Add(x, c) p = Mul(s, root)",
+    "factored the other way": "d = Mul(x, x) k = Mul(d, coefficient) s = Add(k, one) a = Mul(root, s) p = Mul(a, x)",
     "factored": "a = Mul(x, root) d = Mul(x, coefficient) k = Mul(d, x) s = Add(k, one) p = Mul(a, s)",
 }
 

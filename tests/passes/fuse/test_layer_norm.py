@@ -16,6 +16,9 @@ def weights(**more: Array) -> dict[str, Array]:
         "two": np.array(2, np.float32),
         "half": np.array(0.5, np.float32),
         "epsilon": np.array(1e-3, np.float32),
+        "zero": np.array(0, np.float32),
+        "one": np.array(1, np.float32),
+        "column": np.array([0, 0, 1]),
         **more,
     }
 
@@ -31,6 +34,25 @@ SPELLINGS = {
     "epsilon first": f"{MEAN} {VARIANCE.replace('Add(v, epsilon)', 'Add(epsilon, v)')} n = Div(d, r) {AFFINE}",
     "constants first": f"{MEAN} {VARIANCE} n = Div(d, r) s = Mul(gamma, n) y = Add(beta, s)",
     "axis by its number": f"{MEAN} {VARIANCE} n = Div(d, r) {AFFINE}".replace("last", "second"),
+}
+
+KEPT = "m = ReduceMean<keepdims=1>(x, last) q = Mul(x, x) k = ReduceMean<keepdims=1>(q, last) mm = Mul(m, m)"
+FLAX = (
+    "mean = ReduceMean<keepdims=0>(x, last) q = Mul(x, x) k = ReduceMean<keepdims=0>(q, last) mm = Mul(mean, mean) "
+    "raw = Sub(k, mm) v0 = Max(zero, raw) v = Reshape(v0, column) e = Add(v, epsilon) r = Sqrt(e) i = Reciprocal(r) "
+    "g = Mul(i, gamma) m = Reshape(mean, column) d = Sub(x, m)"
+)
+ROOT = "e = Add(v, epsilon) r = Sqrt(e)"
+MOMENTS = {
+    "flax": f"{FLAX} s = Mul(d, g) y = Add(s, beta)",
+    "flax, unsqueezed": f"{FLAX} s = Mul(d, g) y = Add(beta, s)".replace("Reshape", "Unsqueeze").replace(
+        "column", "last"
+    ),
+    "the axis kept": f"{KEPT} v = Sub(k, mm) {ROOT} d = Sub(x, m) n = Div(d, r) {AFFINE}",
+    "held by Relu": f"{KEPT} w = Sub(k, mm) v = Relu(w) {ROOT} d = Sub(x, m) i = Div(one, r) n = Mul(i, d) {AFFINE}",
+    "TensorFlow": f"{MEAN} {VARIANCE} i = Reciprocal(r) f = Mul(i, gamma) a = Mul(x, f) b = Mul(mean, f) "
+    "c = Sub(beta, b) y = Add(a, c)",
+    "γ on the difference": f"{MEAN} {VARIANCE} i = Reciprocal(r) h = Mul(gamma, d) s = Mul(h, i) y = Add(s, beta)",
 }
 
 
@@ -54,6 +76,90 @@ def test_fires_on_every_spelling(nodes: str) -> None:
     assert found["epsilon"] == pytest.approx(1e-3)
     assert outcome.worst_error() < 1e-5
     assert outcome.worst_error_at(1, 1) < 1e-5
+
+
+@pytest.mark.parametrize("nodes", MOMENTS.values(), ids=MOMENTS)
+def test_fires_on_the_moments_of_other_frameworks(nodes: str) -> None:
+    outcome = run(graph(nodes), *("fuse-layer-norm", "fuse-layer-norm-bias") * 2)
+    assert outcome.ops == ["LayerNormalization"]
+    assert sum(entry.applied for entry in outcome.entries) == (1 if "Sub(beta" in nodes else 2)
+    assert outcome.entry.applied == 0
+    assert outcome.rolled_back == []
+    assert outcome.worst_error() < 2e-5
+    assert outcome.worst_error_at(3, 1) < 2e-5
+
+
+def test_holds_back_when_a_reshape_puts_the_statistics_elsewhere() -> None:
+    nodes = MOMENTS["flax"].replace("column", "row")
+    outcome = run(graph(nodes, "6,6"), "fuse-layer-norm", row=np.array([1, -1]))
+    assert outcome.reasons == ["the statistics are not known to keep their axis"]
+
+
+def test_holds_back_when_the_lost_axis_is_not_given_back() -> None:
+    nodes = MOMENTS["the axis kept"].replace("keepdims=1", "keepdims=0")
+    outcome = run(graph(nodes, "6,6"), "fuse-layer-norm")
+    assert outcome.reasons == ["the statistics are not known to keep their axis"]
+
+
+CENTRED = {"torch": SPELLINGS["torch"]} | {name: MOMENTS[name] for name in ("TensorFlow", "γ on the difference")}
+
+
+@pytest.mark.parametrize("nodes", CENTRED.values(), ids=CENTRED)
+@pytest.mark.parametrize(("shape", "vector"), [("batch,6,sequence", (6, 1)), ("batch,6,height,5", (1, 6, 1, 1))])
+def test_another_axis_is_turned_to_the_end(nodes: str, shape: str, vector: tuple[int, ...]) -> None:
+    generator = np.random.default_rng(1)
+    along = {name: generator.standard_normal(vector).astype(np.float32) for name in ("gamma", "beta")}
+    steps = ("fuse-layer-norm", "fuse-layer-norm-bias") * 2
+    outcome = run(graph(nodes.replace("last", "middle"), shape), *steps, **along)
+    assert outcome.ops == ["Transpose", "LayerNormalization", "Transpose"]
+    assert outcome.entry.applied == 0
+    assert outcome.rolled_back == []
+    assert outcome.constant("LayerNormalization", 2).shape == (6,)
+    assert outcome.worst_error_at(3, 4) < 2e-5
+
+
+def test_a_difference_of_squares_over_another_axis_stays() -> None:
+    nodes, column = MOMENTS["the axis kept"].replace("last", "middle"), np.ones((6, 1), np.float32)
+    outcome = run(graph(nodes, "batch,6,sequence"), "fuse-layer-norm", gamma=column, beta=column)
+    assert outcome.reasons[0].startswith("a difference of squares over another axis")
+
+
+WIDE = {
+    "an inverse": ("unit", f"{MEAN} {VARIANCE} i = Div(unit, r) n = Mul(d, i) y = Mul(n, gamma)"),
+    "an epsilon": ("epsilon", f"{MEAN} {VARIANCE} n = Div(d, r) y = Mul(n, gamma)"),
+}
+
+
+@pytest.mark.parametrize(("name", "nodes"), WIDE.values(), ids=WIDE)
+def test_holds_back_when_a_constant_has_more_axes(name: str, nodes: str) -> None:
+    outcome = run(graph(nodes), "fuse-layer-norm", **{name: np.ones((1, 1, 1, 1), np.float32)})
+    assert outcome.entry.applied == 0
+    assert outcome.rolled_back == []
+
+
+@pytest.mark.parametrize("nodes", [SPELLINGS["torch"], MOMENTS["TensorFlow"]], ids=["torch", "TensorFlow"])
+def test_one_number_has_no_variance(nodes: str) -> None:
+    one = np.array([1.5], np.float32)
+    outcome = run(graph(nodes, "batch,sequence,1"), "fuse-layer-norm", gamma=one, beta=one)
+    assert outcome.entry.applied == 0
+    assert outcome.rolled_back == []
+
+
+def test_a_bias_along_another_axis_stays_behind_the_transpose() -> None:
+    text = graph("n = LayerNormalization(x, gamma) t = Transpose<perm=[0,2,1]>(n) y = Add(t, beta)", "batch,6,6")
+    outcome = run(text, "fuse-layer-norm-bias")
+    assert outcome.reasons == ["beta has shape (6,), needs [6, 1]"]
+
+
+def test_a_bias_with_more_axes_stays_outside() -> None:
+    text = graph("n = LayerNormalization(x, gamma) y = Add(n, beta)", "batch,6")
+    outcome = run(text, "fuse-layer-norm-bias", beta=np.ones((1, 1, 6), np.float32))
+    assert outcome.reasons == ["β gives the result its axes"]
+
+
+def test_holds_back_when_the_mean_behind_is_another() -> None:
+    nodes = MOMENTS["TensorFlow"].replace("b = Mul(mean, f)", "b = Mul(v, f)")
+    assert run(graph(nodes), "fuse-layer-norm").entry.applied == 0
 
 
 def test_takes_the_axes_as_attributes_below_opset_18() -> None:
@@ -81,17 +187,31 @@ def test_keeps_other_float_types(kind: str) -> None:
 
 
 HELD_BACK = {
-    "another axis": (SPELLINGS["torch"].replace("last", "middle"), {}, "reduces axis 1, not the last"),
+    "a gamma along another axis": (
+        SPELLINGS["torch"].replace("last", "middle"),
+        {},
+        "gamma has shape (6,), needs [6, 1]",
+    ),
+    "an open axis": (
+        SPELLINGS["torch"].replace("last", "first"),
+        {"first": np.array([0]), "gamma": np.ones((1, 1, 1), np.float32)},
+        "gamma has shape (1, 1, 1), needs [batch, 1, 1]",
+    ),
+    "two axes": (
+        SPELLINGS["torch"].replace("last", "pair"),
+        {"pair": np.array([1, 2])},
+        "the statistics are not over the same one axis",
+    ),
     "another axis for the variance": (
         SPELLINGS["torch"].replace("ReduceMean(p, last)", "ReduceMean(p, middle)"),
         {},
-        "reduces axis 1, not the last",
+        "the statistics are not over the same one axis",
     ),
     "a scalar gamma": (SPELLINGS["torch"], {"gamma": np.array(2, np.float32)}, "gamma has shape (), needs [6]"),
     "a gamma per token": (
         SPELLINGS["torch"],
-        {"gamma": np.ones((1, 1, 6), np.float32)},
-        "gamma has shape (1, 1, 6), needs [6]",
+        {"gamma": np.ones((6, 6), np.float32)},
+        "gamma has shape (6, 6), needs [6]",
     ),
     "a shared mean": (SPELLINGS["torch"] + " z = Neg(mean)", {}, "an inner value is also used elsewhere"),
 }
@@ -129,7 +249,7 @@ def test_holds_back_below_opset_17() -> None:
     assert outcome.reasons == ["opset 16, needs 17"]
 
 
-@pytest.mark.parametrize("beta", [np.ones((1, 1, 6), np.float32), np.ones(1, np.float32), np.ones((), np.float32)])
+@pytest.mark.parametrize("beta", [np.ones((1, 1, 1), np.float32), np.ones(1, np.float32), np.ones((), np.float32)])
 def test_a_bias_of_another_shape_stays_outside(beta: Array) -> None:
     text = graph("n = LayerNormalization(x, gamma) y = Add(n, beta)")
     outcome = run(text, "fuse-layer-norm-bias", beta=beta)

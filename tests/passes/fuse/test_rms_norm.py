@@ -16,6 +16,7 @@ def weights(**more: Array) -> dict[str, Array]:
         "minus": np.array(-0.5, np.float32),
         "one": np.array(1, np.float32),
         "epsilon": np.array(1e-3, np.float32),
+        "column": np.array([0, -1, 1]),
         **more,
     }
 
@@ -28,6 +29,9 @@ SPELLINGS = {
     "power of minus one half": f"{POWER} i = Pow(e, minus) n = Mul(x, i) y = Mul(n, gamma)",
     "division": f"{POWER} r = Pow(e, half) n = Div(x, r) y = Mul(n, gamma)",
     "squares by Mul": f"{POWER.replace('Pow(x, two)', 'Mul(x, x)')} r = Sqrt(e) n = Div(x, r) y = Mul(n, gamma)",
+    "flax": f"{POWER} r = Sqrt(e) i = Reciprocal(r) g = Mul(i, gamma) y = Mul(x, g)",
+    "the axis given back": "p = Mul(x, x) k = ReduceMean<keepdims=0>(p, last) m = Reshape(k, column) "
+    "e = Add(m, epsilon) r = Sqrt(e) i = Reciprocal(r) g = Mul(i, gamma) y = Mul(x, g)",
     "axis by its number": f"{POWER.replace('last', 'second')} r = Sqrt(e) n = Div(x, r) y = Mul(n, gamma)",
 }
 
@@ -77,3 +81,18 @@ def test_holds_back_below_opset_23() -> None:
 def test_a_root_that_is_divided_by_x_is_not_a_norm() -> None:
     outcome = run(f"{POWER} r = Sqrt(e) n = Div(r, x) y = Mul(n, gamma)")
     assert (outcome.entry.applied, outcome.entry.refused) == (0, [])
+
+
+def test_holds_back_when_the_lost_axis_is_not_given_back() -> None:
+    text = "g (float[6,6] x) => (float y) { p = Mul(x, x) m = ReduceMean<keepdims=0>(p, last) e = Add(m, epsilon) "
+    text += "r = Sqrt(e) n = Div(x, r) y = Mul(n, gamma) }"
+    used = {name: array for name, array in weights().items() if name in text}
+    outcome = run_passes(text, "fuse-rms-norm", weights=used)
+    assert outcome.reasons == ["the mean is not known to keep its axis"]
+
+
+def test_holds_back_when_a_constant_has_more_axes() -> None:
+    nodes = f"{POWER} r = Sqrt(e) i = Div(one, r) n = Mul(x, i) y = Mul(n, gamma)"
+    outcome = run(nodes, one=np.ones((1, 1, 1, 1), np.float32))
+    assert outcome.entry.applied == 0
+    assert outcome.rolled_back == []
