@@ -113,7 +113,9 @@ class Match:
         """Yield inner values that something outside the match uses."""
         members = {node for node, _ in self.nodes}
         free = {node for node, shared in self.nodes if shared} | {self.root}
-        for node in members - free:
+        for node in dict.fromkeys(node for node, _ in self.nodes):
+            if node in free:
+                continue
             for value in node.outputs:
                 if value.is_graph_output() or any(use.node not in members for use in value.uses()):
                     yield value

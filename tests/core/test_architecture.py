@@ -30,6 +30,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("probe", "safety", "blocks"),
     ("expression", "sidegraph", "patterns", "registry", "observe", "graph_feeder", "opset", "channels"),
     ("rewrite", "repro", "captures", "folded"),
+    ("contract",),
     ("proof",),
     ("passes", "models"),
     ("timing", "calibrate", "metrics"),
