@@ -49,7 +49,7 @@ class Captures:
         Args:
             model: not changed.
             observations: the same ones every time, until `forget`.
-            wanted: values of the main graph.
+            wanted: values of the main graph; what is yielded has their order.
 
         Raises:
             ProbeError: the model does not run.
@@ -59,9 +59,14 @@ class Captures:
         for observation, given in zip(observations, look.given, strict=True):
             found = runner.run(observation.feeds | given)[1]
             look.keep(found)
-            values = {value: found[value] for value in wanted if value in found}
-            values.update({v: given[v.name or ""] for v in wanted if v in look.known})
-            values.update({v: observation.feeds[v.name or ""] for v in wanted if v.is_graph_input()})
+            values = {}
+            for value in wanted:
+                if value in found:
+                    values[value] = found[value]
+                elif value in look.known:
+                    values[value] = given[value.name or ""]
+                elif value.is_graph_input():
+                    values[value] = observation.feeds[value.name or ""]
             del found
             yield values
             del values
@@ -127,10 +132,10 @@ class Captures:
         self._products.update(value.name or "" for value in along)
         return along
 
-    def _values(self, model: ir.Model) -> set[ir.Value]:
-        """Return the values of the model's main graph that are remembered."""
-        names = _common(self._known)
-        return {value for node in model.graph for value in node.outputs if value.name in names and feedable(value)}
+    def _values(self, model: ir.Model) -> dict[ir.Value, None]:
+        """Return the values of the model's main graph that are remembered, in the order of the graph."""
+        names, made = _common(self._known), (value for node in model.graph for value in node.outputs)
+        return dict.fromkeys(value for value in made if value.name in names and feedable(value))
 
 
 @dataclass
@@ -147,7 +152,7 @@ class _Look:
         met: what was found at each observation so far, as much of it as there is room for.
     """
 
-    known: set[ir.Value]
+    known: Collection[ir.Value]
     along: list[ir.Value]
     given: list[Feeds]
     products: Collection[str]

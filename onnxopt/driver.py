@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from onnxopt.cache import keeps_packed
 from onnxopt.captures import Captures
+from onnxopt.contract import Verdict, compare, noise_like
 from onnxopt.errors import PassAuthorError
 from onnxopt.expression import Expression, Expressions
 from onnxopt.folded import became_constants, computed
@@ -31,7 +32,7 @@ from onnxopt.observe import Observation
 from onnxopt.patterns import Miss
 from onnxopt.probe import GraphRunner, ProbeError, release_memory, release_pages
 from onnxopt.profit import Forms
-from onnxopt.proof import Candidate, Proof, Verdict, compare, noise_like
+from onnxopt.proof import Candidate, Proof
 from onnxopt.repro import write_repro
 from onnxopt.rewrite import AS_IS, Builder, Pass, Refusal, Rewrite, Rule
 from onnxopt.rows import rows_that_matter
@@ -241,7 +242,7 @@ class Driver:
     def _prove(self, rule: Rule, chosen: list[Candidate]) -> list[Verdict]:
         """Compare both regions of each candidate on captured, random and asked-for inputs, one run after the other."""
         proof = Proof(rule.numerics, chosen, self.model)
-        wanted = {value for candidate in chosen for part in candidate.regions for value in part.inputs}
+        wanted = list(dict.fromkeys(value for one in chosen for part in one.regions for value in part.inputs))
         first: dict[ir.Value, Array] = {}
         captured = self.captures.run(self.model, self.observations, wanted)
         for observation in self.observations:

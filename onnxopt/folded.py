@@ -52,11 +52,11 @@ def computed(
     Raises:
         ProbeError: they cannot be computed.
     """
-    types = {node.inputs[1] for node in model.graph if is_op(node, "CastLike")}
-    given = {value for value in types if value is not None and value.producer() is not None and feedable(value)}
+    types = dict.fromkeys(node.inputs[1] for node in model.graph if is_op(node, "CastLike"))
+    given = [value for value in types if value is not None and value.producer() is not None and feedable(value)]
     empty = {value.name or "": np.zeros((), value.dtype.numpy()) for value in given if value.dtype is not None}
     for group in in_groups(values, lambda value: values[value].nbytes, BYTES_AT_A_TIME):
-        known = given - set(group)
+        known = [value for value in given if value not in group]
         runner = GraphRunner(model, group, with_outputs=False, known=known)
         arrays = runner.run(feeds | {value.name or "": empty[value.name or ""] for value in known})[1]
         yield from ((arrays[value], values[value].numpy()) for value in group)

@@ -358,7 +358,7 @@ class _Cut:
         nodes, values = _needed(model, wanted, known, weight_of)
         self._add_inputs(model, values)
         # what a node makes that runs for another of its outputs is there without being fed
-        fed = {value for value in known if value in values and value.producer() not in nodes}
+        fed = [value for value in known if value in values and value.producer() not in nodes]
         self.proto.graph.input.extend(_fed(value) for value in fed)
         for node in model.graph:
             if node not in nodes:

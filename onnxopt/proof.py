@@ -10,16 +10,13 @@ from functools import cached_property
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.graph import Region, difference, region, sqnr_db, worst_error
+from onnxopt.contract import DRAWS, Verdict, by_rows, compare, mask_inputs, shaken
+from onnxopt.graph import Region, region
 from onnxopt.model import Array
 from onnxopt.observe import Observation, dtype_of
 from onnxopt.probe import ProbeError, RegionRunner
 from onnxopt.rewrite import Builder, Match
-from onnxopt.spec import SQNR, Exact, Lossy, Numerics, Reassociated
-
-ROUNDING = 2.0**-22  # two units in the last place of float32
-SENSITIVITY_FACTOR = 4.0
-MASKED_BELOW = -1e9  # no activation is that small; what is added to masked scores is
+from onnxopt.spec import Numerics, Reassociated
 
 
 @dataclass
@@ -66,21 +63,6 @@ class Candidate:
                 kept[producer] = None
                 stack.extend(value for value in producer.inputs if value is not None)
         return list(kept)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What comparing has shown so far.
-
-    Attributes:
-        reason: why the replacement does not stay; empty while it may.
-        error: the worst one, relative to the largest magnitude of the reference.
-        values: the inputs that refute it.
-    """
-
-    reason: str = ""
-    error: float = 0.0
-    values: dict[ir.Value, Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -155,7 +137,7 @@ class Proof:
         self, members: Sequence[int], runner: RegionRunner, values: dict[ir.Value, Array], *, observed: bool
     ) -> None:
         results = self._deal(members, runner.run(values))
-        shaken: dict[int, _Results] = {}
+        moved: dict[int, list[Array]] = {}
         for index, found in results.items():
             if observed:
                 self._note(self._chosen[index], found.inner)
@@ -164,10 +146,21 @@ class Proof:
                 continue
             verdict = compare(self._numerics, found.old, found.new, so_far.error, values)
             if verdict.reason and isinstance(self._numerics, Reassociated):
-                shaken = shaken or self._deal(members, runner.run(_shake(values)))
-                numerics = _loosened(self._numerics, found.old, shaken[index].old)
-                verdict = compare(numerics, found.old, found.new, so_far.error, values)
+                moved = moved or self._moved(members, runner, values, results)
+                verdict = compare(self._numerics, found.old, found.new, so_far.error, values, moved=moved[index])
             self.verdicts[index] = verdict
+
+    def _moved(
+        self, members: Sequence[int], runner: RegionRunner, values: dict[ir.Value, Array], results: dict[int, _Results]
+    ) -> dict[int, list[Array]]:
+        """Return what roundings of the inputs do to each row of each output of what is replaced: float64 [rows]."""
+        fixed = set(mask_inputs(part for index in members for part in self._chosen[index].regions))
+        moved = {index: [np.zeros(1)] * len(results[index].old) for index in members}
+        for draw in range(DRAWS):
+            for index, found in self._deal(members, runner.run(shaken(values, fixed, draw))).items():
+                rows = [by_rows(a, b).moved for a, b in zip(found.old, results[index].old, strict=True)]
+                moved[index] = [np.maximum(a, b) for a, b in zip(moved[index], rows, strict=True)]
+        return moved
 
     def _deal(self, members: Sequence[int], results: Sequence[Array]) -> dict[int, _Results]:
         """Deal a runner's outputs out to the candidates."""
@@ -183,74 +176,3 @@ class Proof:
         for value, array in zip(candidate.inner, arrays, strict=True):
             if isinstance(array, np.ndarray):
                 self._dtypes[value] = dtype_of(array)
-
-
-def _shake(values: dict[ir.Value, Array]) -> dict[ir.Value, Array]:
-    """Move every float by up to two units of float32 rounding."""
-    generator = np.random.default_rng(0)
-    return {
-        value: (array * (1 + generator.uniform(-1, 1, array.shape) * ROUNDING)).astype(array.dtype)
-        if array.dtype.kind == "f"
-        else array
-        for value, array in values.items()
-    }
-
-
-def _loosened(numerics: Reassociated, old: list[Array], shaken: list[Array]) -> Reassociated:
-    """Widen a contract by what the replaced region itself makes of rounding errors in its inputs."""
-    moved = max((worst_error(b, a)[1] for a, b in zip(old, shaken, strict=True)), default=0.0)
-    return replace(numerics, atol=numerics.atol + SENSITIVITY_FACTOR * moved) if math.isfinite(moved) else numerics
-
-
-def compare(
-    numerics: Numerics, old: list[Array], new: list[Array], so_far: float, values: dict[ir.Value, Array]
-) -> Verdict:
-    """Compare outputs under a contract; the error is relative to the largest magnitude of the reference."""
-    worst = so_far
-    for reference, candidate in zip(old, new, strict=True):
-        absolute, scale = difference(candidate, reference)
-        relative = absolute / scale if scale > 0 else (0.0 if absolute == 0 else math.inf)
-        if isinstance(numerics, Lossy):
-            if not math.isfinite(absolute) or candidate.dtype != reference.dtype:
-                return Verdict(_difference(numerics, candidate, reference, relative), relative, values)
-            if numerics.metric == SQNR and (found := sqnr_db(candidate, reference)) < numerics.floor:
-                return Verdict(f"signal to noise {found:.1f} dB, contract {numerics}", relative, values)
-            worst = max(worst, relative)
-            continue
-        if isinstance(numerics, Exact):
-            if candidate.dtype != reference.dtype or absolute > 0:
-                return Verdict(_difference(numerics, candidate, reference, relative), relative, values)
-            continue
-        if candidate.dtype != reference.dtype or absolute > numerics.atol + numerics.rtol * scale:
-            return Verdict(_difference(numerics, candidate, reference, relative), relative, values)
-        worst = max(worst, 0.0 if absolute <= numerics.atol else relative)
-    return Verdict("", worst)
-
-
-def _difference(numerics: Numerics, candidate: Array, reference: Array, relative: float) -> str:
-    if candidate.shape != reference.shape or candidate.dtype != reference.dtype:
-        return (
-            f"the replacement gives {candidate.dtype}{list(candidate.shape)}, "
-            f"the replaced region gave {reference.dtype}{list(reference.shape)}"
-        )
-    return f"worst relative error {relative:.3g}, contract {numerics}"
-
-
-def noise_like(captured: dict[ir.Value, Array], scale: float, seed: int) -> dict[ir.Value, Array]:
-    """Return the captured values with float tensors, but for masks, replaced by noise of their spread times `scale`."""
-    noise: dict[ir.Value, Array] = {}
-    for index, (value, array) in enumerate(captured.items()):
-        if array.dtype.kind != "f" or _is_mask(array) or not np.isfinite(array).all():
-            noise[value] = array
-            continue
-        drawn = np.random.default_rng((seed, index)).standard_normal(array.shape, np.float32)
-        drawn *= (float(array.std()) or 1.0) * scale
-        noise[value] = drawn.astype(array.dtype, copy=False)
-    return noise
-
-
-def _is_mask(array: Array) -> bool:
-    """Tell whether floats are a mask, which switches or is added to scores."""
-    if float(np.min(array, initial=0.0)) < MASKED_BELOW:
-        return True
-    return array.flat[:1].tolist() in ([], [0.0], [1.0]) and bool(((array == 0) | (array == 1)).all())

@@ -18,7 +18,21 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.errors import PassAuthorError
-from onnxopt.graph import CONTRIB, PASS_KEY, Region, constant, constant_value, known_dims, number, opset, region
+from onnxopt.graph import (
+    CONTRIB,
+    PASS_KEY,
+    Region,
+    constant,
+    constant_value,
+    dims,
+    is_constant,
+    is_op,
+    known_dims,
+    number,
+    opset,
+    rank,
+    region,
+)
 from onnxopt.model import Array
 from onnxopt.patterns import Miss, Ops, Pat, State, Var, match, roots
 from onnxopt.registry import register
@@ -40,6 +54,8 @@ __all__ = [
 ]
 
 
+BROADCASTING = ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where", "Equal", "Greater", "Less")
+ALLOWS_ZERO = 14  # the opset since which Reshape knows the attribute
 AS_IS = "as it is"  # the form that a pass leaves alone
 
 
@@ -68,9 +84,10 @@ class Match:
         root: the node whose outputs are replaced.
         values: what the pattern's variables are bound to.
         named: nodes bound by `_name`.
-        nodes: the matched nodes and whether each may be shared.
+        nodes: the nodes of the region and whether each may be shared.
         facts: what `guard` found out for `rewrite`.
         probes: arrays that the replaced region must also be compared on, besides captured and random ones.
+        spelled: the nodes that the pattern names; a rule may take others into the region.
     """
 
     model: ir.Model
@@ -80,6 +97,7 @@ class Match:
     nodes: tuple[tuple[ir.Node, bool], ...]
     facts: dict[str, Any] = field(default_factory=dict)
     probes: tuple[dict[ir.Value, Array], ...] = ()
+    spelled: tuple[ir.Node, ...] = ()
 
     def require(self, condition: object, reason: str, where: ir.Value | ir.Node | None = None) -> None:
         """Refuse with a reason unless the condition holds."""
@@ -113,7 +131,9 @@ class Match:
         """Yield inner values that something outside the match uses."""
         members = {node for node, _ in self.nodes}
         free = {node for node, shared in self.nodes if shared} | {self.root}
-        for node in members - free:
+        for node in dict.fromkeys(node for node, _ in self.nodes):
+            if node in free:
+                continue
             for value in node.outputs:
                 if value.is_graph_output() or any(use.node not in members for use in value.uses()):
                     yield value
@@ -186,6 +206,18 @@ class Builder:
     def ints(self, values: Sequence[int], name: str) -> ir.Value:
         """Make an int64 initializer of rank 1."""
         return self.constant(np.array(values, dtype=np.int64), name)
+
+    def reshape(self, value: ir.Value, wanted: Sequence[int | str], name: str) -> ir.Value:
+        """Reshape a value to sizes and named axes.
+
+        An axis that is read from an input may be 0 long, which Reshape would take for "as it was" (from opset 14 on it
+        can be told).
+
+        Raises:
+            Refusal: no graph input has a wanted axis.
+        """
+        read = sum(isinstance(dim, str) for dim in wanted) > 1 and opset(self.model) >= ALLOWS_ZERO
+        return self.node("Reshape", [value, self.dimensions(wanted, name)], {"allowzero": 1 if read else None})[0]
 
     def dimensions(self, wanted: Sequence[int | str], name: str) -> ir.Value:
         """Make the int64 [n] value of a shape.
@@ -305,7 +337,9 @@ class Rule(Rewrite):
                 if anchor is None or root.op_type != node.op_type:
                     continue
                 for state in match(root, anchor, State(), miss):
-                    yield Match(model, node, dict(state.values), dict(state.named), _ordered(state.nodes))
+                    nodes = _ordered(state.nodes)
+                    spelled = tuple(member for member, _ in nodes)
+                    yield Match(model, node, dict(state.values), dict(state.named), nodes, spelled=spelled)
 
     def decide(self, match: Match) -> None:
         """Check sharing and the guard; raises Refusal."""
@@ -315,6 +349,7 @@ class Rule(Rewrite):
             for value in match.shared_values():
                 reason = "an inner value is also used elsewhere or is a graph output"
                 raise Refusal(reason, value.name or "", needless=self.leaves_shared)
+        _require_narrow_scalars(match)
         call(self.guard, match)
 
     def build(self, match: Match, op: Builder) -> tuple[ir.Value | None, ...]:
@@ -328,6 +363,24 @@ class Rule(Rewrite):
             if new is None and (old.uses() or old.is_graph_output()):
                 raise Refusal("another output of the node is used, which the new form does not have", old.name or "")
         return padded
+
+
+def _require_narrow_scalars(match: Match) -> None:
+    """Refuse where a constant of one element gives what it meets more axes: rules read its number and drop its shape.
+
+    A constant [1, 1, 1] makes [1, rows, columns] of a matrix.
+    """
+    for node in match.spelled:
+        if not is_op(node, *BROADCASTING):
+            continue
+        ranks = [rank(value) for value in node.inputs if value is not None and not is_constant(value)]
+        for value in node.inputs:
+            if number(value) is None or not rank(value):
+                continue
+            wide = f"a constant of shape {list(dims(value) or ())} meets a value of"
+            match.require(None not in ranks, f"{wide} unknown rank", node)
+            most = max((one for one in ranks if one is not None), default=rank(value))
+            match.require((rank(value) or 0) <= (most or 0), f"{wide} rank {most}, which gets more axes", node)
 
 
 def _ordered(nodes: tuple[tuple[ir.Node, bool], ...]) -> tuple[tuple[ir.Node, bool], ...]:

@@ -6,6 +6,7 @@ sizes of ids and cache), so it can be run alone, at any size, in microseconds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,11 +15,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.cache import CONTEXT_KEY, PAST, SEQUENCE, TOTAL, complete
-from onnxopt.graph import ancestors, dims, is_constant, known_dims, number, rank, region
+from onnxopt.graph import ancestors, dims, has_subgraph, is_constant, known_dims, number, rank, region
 from onnxopt.model import Array
 from onnxopt.probe import ProbeError, RegionRunner
 from onnxopt.sizes.derive import sizes_mentioned
 
+FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 LARGEST = 200  # nodes of a side graph
 LONGEST_PROBE = 2050  # [2050, 2050] int64 positions take 32 MiB
 LARGEST_POSITION = 2**24  # beyond, a number is no position but finfo.min or the end of a Slice
@@ -31,6 +33,12 @@ SIZE_STEPS = frozenset(
 LONGEST_ROW = 1026
 MASKED_BELOW = -1e4  # additive masks use -10000 (BERT of 2018), finfo.min or -inf
 LONGEST_USUAL = 50
+# What makes activations: ordinary numbers, whatever goes in
+ACTIVATIONS = frozenset(
+    {"Attention", "Conv", "ConvTranspose", "Einsum", "Gemm", "LayerNormalization", "MatMul", "RMSNormalization"}
+    | {"Sigmoid", "Softmax", "Tanh"}
+)
+SOFT = (0.0, 0.0, 1.0, 0.25, 0.5, 2.0, -1.0)  # what a mask of floats may hold
 PROBES = ((1, 1, 0), (2, 5, 0), (3, 8, 0), (2, 1, 6), (3, 4, 7), (4, 37, 0), (2, 9, 41))  # batch, new tokens, past
 
 
@@ -97,7 +105,7 @@ class Probe:
     Attributes:
         sizes: of the axes batch, sequence, past_sequence and total_sequence.
         kind: where the padding lies, for messages.
-        mask: int64 [batch, total_sequence].
+        mask: int64 [batch, total_sequence]; floats where others than 0 and 1 are asked about.
     """
 
     sizes: Mapping[str, int]
@@ -219,6 +227,54 @@ class MaskMeaning:
         return np.broadcast_to((probe.mask != 0)[:, None, None, :] & seen, (batch, 1, total - probe.past, total))
 
 
+@dataclass(frozen=True)
+class MaskOrigin:
+    """What a mask is made of.
+
+    Attributes:
+        free: an input that may hold anything: floats, or flags of other axes than [batch, keys]. Integers of two axes
+            and such flags are a padding mask, ids or positions, which hold 0 and 1 where they are masks, and leave
+            every row a key but for sentences that are nothing but padding.
+        far: a number so large that it hides keys is among it.
+        endless: an infinite one is.
+    """
+
+    free: ir.Value | None
+    far: bool
+    endless: bool
+
+
+def origin_of_mask(mask: ir.Value) -> MaskOrigin:
+    """Tell what a mask, or another part of the scores, is made of; activations count as neither free nor far."""
+    free: ir.Value | None = None
+    sizes = [0.0]
+    seen: set[ir.Value] = set()
+    stack = [mask]
+    while stack:
+        value = stack.pop()
+        node = value.producer()
+        if value in seen:
+            continue
+        seen.add(value)
+        if is_constant(value):
+            found = number(value) if value.dtype in FLOAT_TYPES else None
+            sizes.append(abs(found or 0.0))
+        elif node is None or has_subgraph(node):
+            free = free if node is None and _is_contract(value) else value
+        elif node.op_type not in (*ACTIVATIONS, "Shape", "Size"):
+            stack.extend(parent for parent in node.inputs if parent is not None)
+    return MaskOrigin(free, max(sizes) >= -MASKED_BELOW, math.isinf(max(sizes)))
+
+
+def _is_contract(value: ir.Value) -> bool:
+    """Tell whether an input is integers of two axes at most, or flags [batch, keys]."""
+    shape = dims(value)
+    if shape is None or value.dtype is None or value.dtype in FLOAT_TYPES:
+        return False
+    flags = value.dtype == ir.DataType.BOOL
+    return len(shape) == len(set(shape)) == 2 if flags else len(shape) <= 2
+
+
 def meaning_of_mask(model: ir.Model, mask: ir.Value) -> MaskMeaning | str:
     """Return what a mask allows, or why that is not known.
 
@@ -259,6 +315,8 @@ def _meaning_of_mask(model: ir.Model, mask: ir.Value) -> MaskMeaning | str:
                 reason = _differs(found, probe, guess)
             if reason:
                 return f"{reason} ({probe})"
+        if source.dtype in FLOAT_TYPES:
+            return _held_to_all_floats(side, source, guess)
     except (ProbeError, KeyError, ValueError) as error:
         return f"the mask cannot be probed: {error}"
     return guess
@@ -273,6 +331,30 @@ def _lengths(model: ir.Model, value: ir.Value) -> list[int]:
 def _long_probes(lengths: Iterable[int], *, with_past: bool) -> list[Probe]:
     """Return a row of each length, in one piece and as the last three of its positions behind the others."""
     return [long_probe(length, past=past) for length in lengths for past in ((0, length - 3) if with_past else (0,))]
+
+
+def _held_to_all_floats(side: SideGraph, source: ir.Value, guess: MaskMeaning) -> MaskMeaning | str:
+    """Return the meaning where it holds for floats of any kind, and for rows that see nothing; else why it does not.
+
+    Integers are 0 and 1, that is what a mask of integers is; nobody has said so of floats. With nothing to see the
+    operator gives zeros, as it does where all keys get -inf or finfo.min.
+    """
+    for index, (batch, new, past) in enumerate(size for size in PROBES if not size[2]):
+        sizes = complete({"batch": batch, SEQUENCE: new, PAST: past})
+        mask = np.random.default_rng(index).choice(SOFT, (batch, sizes[TOTAL]))
+        mask[-1] = 0.0 if index % 2 else mask[-1]
+        probe = Probe(sizes, "floats that are not 0 and 1", mask)
+        found = side.run(_sizes(source, probe), {source: mask})[0]
+        allowed = guess.allowed(probe)
+        full = np.broadcast_to(found, (len(allowed), found.shape[1] if found.ndim == 4 else 1, *allowed.shape[2:]))
+        wanted = np.broadcast_to(allowed, full.shape)
+        hidden = ~full if full.dtype == np.bool_ else full <= np.finfo(full.dtype).min
+        if not np.array_equal(hidden, ~wanted):
+            return f"not a padding mask of floats: it is more than 0 or not ({probe})"
+        reason = _differs(found, probe, guess)
+        if reason:
+            return f"{reason} ({probe})"
+    return guess
 
 
 def _sizes(source: ir.Value, probe: Probe) -> dict[str, int]:

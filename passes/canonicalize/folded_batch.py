@@ -150,4 +150,4 @@ def _leaf(op: Builder, value: ir.Value, leading: tuple[Dim, ...], name: str) -> 
     if len(shape) > 3 or None in shape[1:] or is_constant(value):
         raise Refusal("it cannot be unfolded", value.name or "")
     wanted = [dim for dim in (*leading, *shape[1:]) if dim is not None]
-    return op.Reshape(value, op.dimensions(wanted, name))
+    return op.reshape(value, wanted, name)

@@ -19,13 +19,16 @@ Meets: TorchScript exports of SDPA and eager attention, decomposed dynamo export
     over the scores, relative-position and
     ALiBi biases, up to three of them in any order; with or without the exporter's guard for fully masked rows; learned
     sinks, scores of no key that only take weight (gpt-oss).
-Numerics: reassociated. A row that may attend to nothing has no defined answer and is not compared.
+Numerics: reassociated. What hides keys comes from integers or flags [batch, keys] in every export: 0 and 1, and a row
+    that sees nothing is one of padding, whose answer means nothing. Where it may be anything (floats, flags for every
+    query), each row keeps its answer, equal weights for a row that sees nothing among them; what the operator cannot
+    say so is left as it is written.
 Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; ONNX operator Attention-23.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,6 +37,7 @@ import onnx_ir as ir
 from onnxopt.graph import Dim, attribute, dims, integers, number, rank
 from onnxopt.patterns import FLOATS, Const, Ops, Pat, Var, either, scalar
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.sidegraph import MaskOrigin, origin_of_mask
 
 # How keys become [..., size, keys], and what brings the same keys to [..., keys, size]; None where they are that
 # already.
@@ -50,6 +54,7 @@ MASKED_BELOW = -1e4  # what is written over a masked score: -10000 (GPT-J of 202
 # above finfo.min, at which ONNX Runtime's kernel (1.31.1) gives zeros instead.
 FAR_BELOW = {np.dtype(np.float16): -6e4}
 FAR_BELOW_OTHERS = -1e30
+ABOVE_LOWEST = 0.999  # of finfo.min, and no number that a row of it would be told apart from
 
 
 @register
@@ -80,7 +85,7 @@ class FuseAttention(Rule):
         beside = op.Concat(scores, Var("sink"), axis=_last)
         largest = either(op.ReduceMax(beside, Var("maybe_axes", optional=True)), op.ReduceMax(beside))
         weights = op.Softmax(either(op.Sub(beside, largest), beside, scores), axis=_last, _name="softmax")
-        guarded = op.Where(op.IsNaN(weights), scalar(0.0), weights)
+        guarded = op.Where(op.IsNaN(weights), scalar(0.0), weights, _name="guarded")
         stride = Var("maybe_step", optional=True)
         cut = op.Slice(weights, _ints(0), _ints(-1), _ints(-1, 3), stride, _name="cut")
         yield op.MatMul(either(guarded, cut, weights), v)
@@ -92,6 +97,9 @@ class FuseAttention(Rule):
         ranks = {rank(value) for value in (q, keys, v)}
         match.require(ranks in ({3}, {4}), "q, k and v are not [batch, heads, sequence, size]", q)
         match.require(isinstance((dims(q) or ())[-1], int), "the size of heads is not known", q)
+        batches = {(dims(value) or ())[0] for value in (q, v)} | {_batch_of_keys(match, keys)}
+        match.require(None not in batches, "the batch is not known", q)
+        match.require(len(batches) == 1, f"queries, keys and values have the batches {batches}", q)
         if ranks == {4}:
             _require_heads(match, q, keys, v)
         axis = attribute(match.named["softmax"], "axis")
@@ -185,12 +193,15 @@ def _full_rows(op: Builder, mask: ir.Value | None, shape: tuple[Dim, ...], q: ir
     return op.Expand(mask, op.Concat(op.ints([1] * (width - 2), "ones"), queries, op.ints([1], "one"), axis=0))
 
 
+def _batch_of_keys(match: Match, keys: ir.Value) -> Dim:
+    """The axis that pairs keys with queries: the first, the second where torch's attention has the keys in front."""
+    return (dims(keys) or ())[1 if KEY_TURNS.get(_turn(match)) == (1, 0, 2) else 0]
+
+
 def _require_heads(match: Match, q: ir.Value, keys: ir.Value, v: ir.Value) -> None:
     """As many heads of keys and values as of queries, or one of each for all."""
     heads, values = (dims(q) or ())[1], (dims(v) or ())[1]
     found = (dims(keys) or ())[2 if KEY_TURNS.get(_turn(match)) else 1]
-    batches = {(dims(value) or ())[0] for value in (q, keys, v)}
-    match.require(len(batches) == 1, f"queries, keys and values have the batches {batches}", q)
     match.require(isinstance(heads, int), "the number of heads is not known", q)
     match.require(found in (heads, 1), f"queries have {heads} heads, keys have {found}", keys)
     match.require(found == values, f"keys have {found} heads, values have {values}", v)
@@ -214,6 +225,7 @@ def _steps(op: Ops, scores: Pat, step: int) -> Iterator[Pat]:
 def _require_masks(match: Match, v: ir.Value) -> None:
     """Masks hide keys for good, and broadcast to [batch, heads, queries, keys]."""
     shape: tuple[Dim, ...] = ()
+    parts: dict[str, ir.Value] = {}
     for step in STEPS:
         fill = number(match.values.get(f"fill_{step}"))
         match.require(fill is None or fill <= MASKED_BELOW, f"masked scores become {fill}, which keeps them a weight")
@@ -224,10 +236,43 @@ def _require_masks(match: Match, v: ir.Value) -> None:
             if part is not None:
                 match.require(dims(part) is not None, "the rank of the mask is not known", part)
                 shape = _broadcast(shape, dims(part) or ())
+                parts[f"{kind}_{step}"] = part
     match.require(len(shape) <= (rank(v) or 0), f"the mask has rank {len(shape)}, the heads have {rank(v)}")
     keys = (dims(v) or ())[-2]
+    match.require(not parts or shape, "the mask is one number")
     match.require(not shape or shape[-1] != 1 or keys == 1, "the mask has one entry for all keys")
-    match.facts["mask"] = shape
+    match.require(None not in shape[-2:], "how many rows or keys the mask has is not known")
+    match.facts.update(mask=shape, exact=False, lowest=False)
+    origins = {name: origin_of_mask(part) for name, part in parts.items()}
+    if any(origin.free is not None for origin in origins.values()):
+        _require_exact(match, origins)
+
+
+def _require_exact(match: Match, origins: Mapping[str, MaskOrigin]) -> None:
+    """What hides keys may hold anything: rows that see nothing have an answer too, and it must stay.
+
+    What is added stays as it is. A score that is written over gets -1e30 instead of its own number, so nothing may be
+    done to it afterwards, and nothing else may hide a key before. A row of -inf has no weights at all; where these are
+    guarded, they are zeros, as the operator's.
+
+    Args:
+        match: gets the facts `exact` and `lowest`.
+        origins: of `bias_1`, `masked_1`, `allowed_1` and so on, from the product outwards.
+    """
+    place = next(origin.free for origin in origins.values() if origin.free is not None)
+    fills = {name: number(match.values[f"fill_{name[-1]}"]) for name in origins if not name.startswith("bias")}
+    over = [name for name in fills if match.values.get(f"zero_{name[-1]}") is None]
+    floored = any(match.values.get(f"floor_{step}") is not None for step in STEPS)
+    match.require(not floored, "scores are cut off, and rows may see nothing", place)
+    endless = -np.inf in fills.values() or any(origin.endless for origin in origins.values())
+    match.require(not endless or "guarded" in match.named, "a row that sees nothing has no weights", place)
+    hiding = [name for name, origin in origins.items() if name in fills or origin.free is not None or origin.far]
+    rest = [name for name in hiding if name not in over]
+    numbers = {fills[name] for name in over}
+    last = list(origins)[len(origins) - len(over) :] == over
+    fits = not over or (last and len(numbers) == 1 and (not rest or numbers == {-np.inf}))
+    match.require(fits, "scores that are written over are hidden otherwise too", place)
+    match.facts.update(exact=True, lowest=bool(rest))
 
 
 def _broadcast(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> tuple[Dim, ...]:
@@ -250,17 +295,23 @@ def _mask(op: Builder, match: Match) -> ir.Value | None:
         written = number(values.get(f"fill_{step}"))
         if written is not None:
             added = values.get(f"zero_{step}") is not None
-            fill = op.constant(np.array(_fill(written, kind, added=added), dtype=kind), f"fill_{step}")
+            kept = added and match.facts["exact"]
+            below = written if kept else _fill(written, kind, added=added)
+            fill = op.constant(np.array(below, dtype=kind), f"fill_{step}")
             zero = op.constant(np.zeros((), dtype=kind), f"zero_{step}")
-            below = zero if added or total is None else total
+            seen = zero if added or total is None else total
             masked, allowed = values.get(f"masked_{step}"), values.get(f"allowed_{step}")
-            part = op.Where(masked, fill, below) if masked is not None else op.Where(allowed, below, fill)
+            part = op.Where(masked, fill, seen) if masked is not None else op.Where(allowed, seen, fill)
             total = total if added else None  # what is written over holds the earlier steps inside
         if part is not None:
             total = op.Add(total, part) if total is not None else part
     outer = (number(values.get("scale_all")) or 1.0) / (number(values.get("divide_all")) or 1.0)
     if total is not None and outer != 1.0:
         total = op.Mul(total, op.constant(np.array(outer, dtype=kind), "scale_all"))
+    if total is not None and match.facts["lowest"]:
+        lowest = op.constant(np.array(np.finfo(kind).min, dtype=kind), "lowest")
+        above = op.constant(np.array(ABOVE_LOWEST * np.finfo(kind).min, dtype=kind), "above_lowest")
+        total = op.Where(op.Equal(total, lowest), above, total)
     return total
 
 

@@ -9,10 +9,14 @@ After::
     attention_mask ─ Cast(bool) ─ Unsqueeze ─ Expand [batch, 1, queries, keys] ─ Attention
 
 Meets: every exporter and every year of transformers; the spelling is not looked at.
-Numerics: reassociated. On rows that may attend to something the weights of masked keys are zero either way.
+Numerics: reassociated. On rows that may attend to something the weights of masked keys are zero either way: -10000
+    hides a key as -inf does wherever the scores of a row are less than 9,900 apart.
 Source: the subgraph that computes the mask is cut out and run on probe masks (right, left, no padding, holes, an empty
-    row; several
-    sizes) and must allow exactly the keys whose attention_mask is not 0.
+    row; several sizes) and must allow exactly the keys whose attention_mask is not 0. A mask of integers or flags holds
+    0 and 1, as tokenizers write it and transformers asks for it, and a row that it leaves nothing is one of padding,
+    whose answer means nothing. Nobody has said either of floats: a mask of floats must allow the same keys for a half,
+    for 2 and for -1, as it does behind a Cast to bool, and a row that sees nothing must get zeros as it does from the
+    operator; (1 - mask) times a number stays as it is written.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("sizes",),
     ("expression", "sidegraph", "patterns", "registry", "graph_feeder", "opset", "channels"),
     ("rewrite", "repro", "captures", "folded"),
+    ("contract",),
     ("proof",),
     ("passes", "models"),
     ("timing", "calibrate", "metrics"),

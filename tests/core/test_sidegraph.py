@@ -20,10 +20,12 @@ from onnxopt.probe import ProbeError
 from onnxopt.sidegraph import (
     LONGEST_PROBE,
     MaskMeaning,
+    MaskOrigin,
     SideGraph,
     counts_positions,
     long_probe,
     meaning_of_mask,
+    origin_of_mask,
     probes,
     telling_lengths,
     telling_size,
@@ -230,9 +232,50 @@ def test_what_a_mask_hangs_on_is_named() -> None:
     assert meaning(square, more=", int64[batch,sequence,total_sequence] square") == "square is not [batch, keys]"
     fixed = "n = Cast<to=9>(fixed) y = Unsqueeze(n, middle)"
     assert meaning(fixed, more=", int64[batch,8] fixed") == "fixed is not [batch, keys]"
-    inner = "relu = Relu(states) m = Cast<to=9>(relu) y = Unsqueeze(m, middle)"
-    graph, mask = model(f"{CACHED} {inner}", more=", float[batch,total_sequence] states")
-    assert isinstance(meaning_of_mask(graph, mask), MaskMeaning)  # a float mask is a mask
+
+
+@pytest.mark.parametrize(
+    ("inner", "is_mask"),
+    [
+        ("m = Cast<to=9>(states) y = Unsqueeze(m, middle)", True),
+        ("r = Relu(states) m = Cast<to=9>(r) y = Unsqueeze(m, middle)", False),  # -1 is hidden
+        ("i = Cast<to=7>(states) m = Cast<to=9>(i) y = Unsqueeze(m, middle)", False),  # a half is
+        ("m = Greater(states, half) y = Unsqueeze(m, middle)", False),
+    ],
+)
+def test_a_mask_of_floats_is_one_where_that_is_so_for_all_floats(inner: str, *, is_mask: bool) -> None:
+    half = {"half": np.float32(0.5)} if "half" in inner else {}
+    graph, mask = model(f"{CACHED} {inner}", more=", float[batch,total_sequence] states", **half)
+    assert isinstance(meaning_of_mask(graph, mask), MaskMeaning) == is_mask
+
+
+@pytest.mark.parametrize(
+    ("kind", "free"),
+    [
+        ("int64[batch,sequence]", False),
+        ("bool[batch,keys]", False),
+        ("bool[keys]", True),
+        ("bool[sequence,sequence]", True),
+        ("bool[batch,1,sequence,sequence]", True),
+        ("int64[batch,1,sequence]", True),
+        ("float[batch,keys]", True),
+    ],
+)
+def test_what_may_hold_anything_is_told_from_a_padding_mask(kind: str, *, free: bool) -> None:
+    graph = parse(
+        f"g (float[batch,4] x, {kind} m) => (float y) {{ f = Cast<to=1>(m) i = Sub(one, f) y = Mul(i, far) }}",
+        {"one": np.float32(1), "far": np.float32(-1e9)},
+    )
+    origin = origin_of_mask(graph.graph.outputs[0])
+    assert (origin.free is not None, origin.far, origin.endless) == (free, True, False)
+
+
+def test_activations_among_the_scores_hide_nothing() -> None:
+    """A bias that follows from queries, as DeBERTa's, is made of the model's inputs in the end."""
+    body = "p = MatMul(x, table) s = Mul(p, half) y = Add(s, row)"
+    weights = {"table": np.ones((4, 4), np.float32), "half": np.float32(0.5), "row": np.ones(4, np.float32)}
+    graph = parse(f"g (float[batch,4] x) => (float y) {{ {body} }}", weights)
+    assert origin_of_mask(graph.graph.outputs[0]) == MaskOrigin(None, far=False, endless=False)
 
 
 def test_a_mask_that_takes_very_many_nodes_is_not_run() -> None:

@@ -52,4 +52,4 @@ class LowerLinear(Rule):
         """Rows in, rows out."""
         out = match.facts["out"]
         rows = op.Reshape(x, op.ints([-1, int((dims(weight) or ())[0] or 0)], "rows"))
-        return op.Reshape(op.Gemm(rows, weight, bias), op.dimensions(out, "shape"))
+        return op.reshape(op.Gemm(rows, weight, bias), out, "shape")

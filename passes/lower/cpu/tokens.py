@@ -50,8 +50,8 @@ class FlattenTokens(Pass):
         return changed
 
 
-def _rows_behind(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
-    """Return ([tokens, features], target shape) when a value restores leading axes of a matrix, else None."""
+def _rows_behind(value: ir.Value | None) -> tuple[ir.Value, ir.Node] | None:
+    """Return [tokens, features] and the Reshape behind it when a value restores leading axes of a matrix, else None."""
     if value is None:
         return None
     node = value.producer()
@@ -61,7 +61,7 @@ def _rows_behind(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
     before, after = dims(rows), dims(value)
     if rows is None or shape is None or before is None or after is None or len(before) != 2 or len(after) < 3:
         return None
-    return (rows, shape) if isinstance(before[1], int) and before[1] == after[-1] else None
+    return (rows, node) if isinstance(before[1], int) and before[1] == after[-1] else None
 
 
 def _cancel(node: ir.Node) -> int:
@@ -84,7 +84,7 @@ def _sink(node: ir.Node) -> int:
     after = dims(node.outputs[0])
     if node.op_type in ELEMENTWISE or (node.op_type in ROW_WISE and _acts_on_last_axis(node, len(after or ()))):
         behind = _rows_behind(node.inputs[0])
-        if behind is None or not all(is_constant(value) for value in node.inputs[1:] if value is not None):
+        if behind is None or not all(_is_vector(value) for value in node.inputs[1:] if value is not None):
             return 0
         return _rebuild(node, [behind[0], *node.inputs[1:]], behind[1])
     if node.op_type not in BINARY or node.domain not in ("", "ai.onnx"):
@@ -101,13 +101,19 @@ def _sink_binary(node: ir.Node, after: tuple[int | str | None, ...] | None) -> i
     for value, side in zip(node.inputs, sides, strict=True):
         if side is not None and dims(value) == after:
             inputs.append(side[0])
-        elif is_constant(value) and len(dims(value) or ()) <= 1:
+        elif value is not None and _is_vector(value):
             inputs.append(value)
         elif value is not None and dims(value) == after:
             inputs.append(_flatten(node, value, known[0]))
         else:
             return 0
     return _rebuild(node, inputs, known[1])
+
+
+def _is_vector(value: ir.Value) -> bool:
+    """Tell whether a value is a constant that is the same for every row of a matrix: [n], [1, n] or a number."""
+    shape = dims(value) or ()
+    return is_constant(value) and len(shape) <= 2 and all(size == 1 for size in shape[:-1])
 
 
 def _acts_on_last_axis(node: ir.Node, rank: int) -> bool:
@@ -151,8 +157,8 @@ def _place_behind(graph: ir.Graph, value: ir.Value, node: ir.Node) -> None:
         graph.insert_before(next(iter(graph)), [node])
 
 
-def _rebuild(node: ir.Node, inputs: list[ir.Value | None], shape: ir.Value) -> int:
-    """Put a node on rows and a Reshape behind it; the Reshape takes over the old output's name."""
+def _rebuild(node: ir.Node, inputs: list[ir.Value | None], turn: ir.Node) -> int:
+    """Put a node on rows and a Reshape like `turn` behind it; the Reshape takes over the old output's name."""
     graph, old = node.graph, node.outputs[0]
     if graph is None:
         return 0
@@ -172,7 +178,8 @@ def _rebuild(node: ir.Node, inputs: list[ir.Value | None], shape: ir.Value) -> i
     )
     out = moved.outputs[0]
     out.name, out.type, out.shape = f"{old.name}/rows", old.type, rows.shape
-    restore = ir.node("Reshape", [out, shape], name=f"{node.name}/restore")
+    attributes = {name: attr.value for name, attr in turn.attributes.items()}
+    restore = ir.node("Reshape", [out, turn.inputs[1]], attributes, name=f"{node.name}/restore")
     for made in (moved, restore):
         made.metadata_props[PASS_KEY] = FlattenTokens.name
     graph.insert_before(node, [moved, restore])

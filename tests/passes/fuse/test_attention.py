@@ -78,19 +78,103 @@ def test_takes_keys_that_are_turned_from_tokens_in_one_step() -> None:
     assert outcome.worst_error_at(1, 1) < 1e-5
 
 
-@pytest.mark.parametrize("fill", [-1e4, float(np.finfo(np.float32).min), -np.inf])
+LOWEST = float(np.finfo(np.float32).min)
+FILLS = (-1e4, LOWEST, -np.inf)
+
+
+@pytest.mark.parametrize("fill", FILLS)
 @pytest.mark.parametrize("spelling", ["Where(keep, m, fill)", "Where(hide, fill, m)"])
-def test_takes_scores_that_are_written_over(spelling: str, fill: float) -> None:
-    tail = f"hide = Not(keep) f = {spelling} w = Softmax<axis=-1>(f) y = MatMul(w, v)"
-    text = spelled(SCORES["scale on q"][0], mask=MASKS["a mask of every row"], tail=tail)
-    text = text.replace(" mask) =>", " mask, bool[batch,1,1,sequence] keep) =>")
-    weights = {"half": WEIGHTS["half"], "fill": np.array(fill, np.float32)}
+@pytest.mark.parametrize("bias", ["m = Identity(s)", "b = Gather(table, places) m = Add(s, b)"])
+def test_takes_scores_that_are_written_over(spelling: str, fill: float, bias: str) -> None:
+    mask = "keep = Unsqueeze(flags, middle) hide = Not(keep)"
+    text = f"""
+    g ({HEADS} q, {HEADS} k, {HEADS} v, bool[batch,sequence] flags, int64[sequence,sequence] places) => (float y) {{
+      {SCORES["scale on q"][0]} {bias} {mask} f = {spelling} w = Softmax<axis=-1>(f) y = MatMul(w, v)
+    }}"""
+    weights = {"half": WEIGHTS["half"], "fill": np.array(fill, np.float32), "middle": np.array([1, 2])}
+    if "table" in text:
+        weights["table"] = np.array([0.5, -1.5], np.float32)
     outcome = run_passes(text, "remove-no-ops", "fuse-attention", "remove-unused", weights=weights)
     assert outcome.entries[1].applied == 1
     assert "Softmax" not in outcome.ops
+    assert "Equal" not in outcome.ops
     assert outcome.worst_error() < 1e-5
     assert outcome.worst_error_at(1, 1) < 1e-5
     assert outcome.worst_error_at(4, 3) < 1e-5
+
+
+FLOAT_MASK, FLAGS = "float[batch,1,sequence,sequence] mask", "bool[batch,1,sequence,sequence] mask"
+FREE = {
+    "a bias of any numbers": (FLOAT_MASK, "f = Add(s, mask)", PLAIN),
+    "(1 - m) times a number": (FLOAT_MASK, "i = Sub(one, mask) c = Mul(i, fill) f = Add(s, c)", PLAIN),
+    "a number that flags add": (FLAGS, "c = Where(mask, none, fill) f = Add(s, c)", PLAIN),
+    "flags that write over": (FLAGS, "f = Where(mask, s, fill)", PLAIN),
+    "flags that write over with a guard": (FLAGS, "f = Where(mask, s, fill)", GUARD),
+    "flags twice": (FLAGS, "a = Where(mask, s, fill) n = Not(mask) f = Where(n, fill, a)", PLAIN),
+}
+
+
+def free(kind: str, masked: str, tail: str, fill: float) -> Outcome:
+    text = f"g ({HEADS} q, {HEADS} k, {HEADS} v, {kind}) => (float y) {{ {SCORES['no scale'][0]} {masked} {tail} }}"
+    text = text.replace("Softmax<axis=-1>(m)", "Softmax<axis=-1>(f)").replace("Softmax<axis=3>(m)", "Softmax(f)")
+    numbers = {"one": 1.0, "none": 0.0, "zero": 0.0, "fill": fill, "other": -2e9}
+    weights = {name: np.array(number, np.float32) for name, number in numbers.items() if f"{name}" in text}
+    return run_passes(text, "remove-no-ops", "fuse-attention", weights=weights)
+
+
+@pytest.mark.parametrize("fill", [-1e4, -1e9, LOWEST])
+@pytest.mark.parametrize(("kind", "masked", "tail"), FREE.values(), ids=FREE.keys())
+def test_every_row_keeps_its_answer_where_a_mask_may_hold_anything(
+    kind: str, masked: str, tail: str, fill: float
+) -> None:
+    outcome = free(kind, masked, tail, fill)
+    assert (outcome.entry.applied, outcome.rolled_back) == (1, [])
+    generator = np.random.default_rng(0)
+    shape = (3, 1, 5, 5)
+    flags = [np.zeros(shape), np.ones(shape), generator.integers(0, 2, shape)]
+    soft = [generator.choice([0.0, 0.5, 1.0, 0.25], shape), np.full(shape, 0.5)]
+    added = [np.full(shape, number) for number in (-1e4, -1e30, LOWEST)] + [generator.choice([0.0, LOWEST], shape)]
+    given = flags if kind == FLAGS else [*flags, *soft] if "Sub" in masked else [*flags, *soft, *added]
+    for mask in given:
+        array = mask.astype(bool if kind == FLAGS else np.float32)
+        assert outcome.worst_error_at(3, 5, mask=array) < 2e-3 * (abs(fill) == 1e4) + 1e-5  # ulp of 1e4: 1e-3
+
+
+LEFT = {
+    "no weights, no guard": (FLAGS, "f = Where(mask, s, fill)", PLAIN, -np.inf, "a row that sees nothing has no"),
+    "no weights, added": (FLAGS, "c = Where(mask, none, fill) f = Add(s, c)", PLAIN, -np.inf, "a row that sees"),
+    "a bias behind": (
+        f"{FLAGS}, float[sequence] bias",
+        "a = Where(mask, s, fill) f = Add(a, bias)",
+        PLAIN,
+        LOWEST,
+        "scores that are written over are hidden otherwise too",
+    ),
+    "a bias of any numbers ahead": (
+        f"{FLAGS}, float[sequence] bias",
+        "a = Add(s, bias) f = Where(mask, a, fill)",
+        PLAIN,
+        -1e4,
+        "scores that are written over are hidden otherwise too",
+    ),
+    "written over with two numbers": (
+        FLAGS,
+        "a = Where(mask, s, fill) n = Not(mask) f = Where(n, other, a)",
+        PLAIN,
+        -1e4,
+        "scores that are written over are hidden otherwise too",
+    ),
+    "cut off below": (FLOAT_MASK, "a = Add(s, mask) f = Max(a, fill)", PLAIN, LOWEST, "scores are cut off, and rows"),
+}
+
+
+@pytest.mark.parametrize(("kind", "masked", "tail", "fill", "reason"), LEFT.values(), ids=LEFT.keys())
+def test_holds_back_where_the_operator_has_another_answer_for_rows_that_see_nothing(
+    kind: str, masked: str, tail: str, fill: float, reason: str
+) -> None:
+    outcome = free(kind, masked, tail, fill)
+    assert (outcome.entry.applied, outcome.rolled_back) == (0, [])
+    assert outcome.reasons[0].startswith(reason)
 
 
 MATRICES = "float[batch,sequence,4]"
@@ -115,12 +199,14 @@ def test_takes_one_head_of_keys_and_values_for_all_queries() -> None:
     assert outcome.worst_error_at(1, 1) < 1e-5
 
 
-@pytest.mark.parametrize("fill", [-1e4, float(np.finfo(np.float32).min), -np.inf])
+@pytest.mark.parametrize("fill", FILLS)
 @pytest.mark.parametrize("spelling", ["Where(keep, none, fill)", "Where(hide, fill, none)"])
 def test_takes_a_chosen_number_that_is_added(spelling: str, fill: float) -> None:
     tail = f"hide = Not(keep) c = {spelling} f = Add(m, c) w = Softmax<axis=-1>(f) y = MatMul(w, v)"
-    text = spelled(SCORES["scale on q"][0], tail=tail).replace("v) =>", "v, bool[batch,1,1,sequence] keep) =>")
+    text = spelled(SCORES["scale on q"][0], tail=tail).replace("v) =>", "v, bool[batch,sequence] flags) =>")
+    text = text.replace("hide = Not", "keep = Unsqueeze(flags, middle) hide = Not")
     weights = {"half": WEIGHTS["half"], "fill": np.array(fill, np.float32), "none": np.array(0, np.float32)}
+    weights["middle"] = np.array([1, 2])
     outcome = run_passes(text, "remove-no-ops", "fuse-attention", weights=weights)
     assert (outcome.entry.applied, outcome.rolled_back) == (1, [])
     assert "Softmax" not in outcome.ops
@@ -151,7 +237,7 @@ def test_takes_keys_that_come_turned() -> None:
 def test_takes_the_mask_on_either_side_of_the_sum() -> None:
     text = spelled(SCORES["no scale"][0], mask=MASKS["a mask of every row"]).replace("Add(s, mask)", "Add(mask, s)")
     outcome = run(text)
-    assert outcome.ops == ["Attention"]
+    assert outcome.ops == ["Equal", "Where", "Attention"]
     assert outcome.worst_error() < 1e-5
 
 
@@ -225,6 +311,24 @@ HELD_BACK = {
         spelled(SCORES["no scale"][0], k="float[batch,1,sequence,4]"),
         "keys have 1 heads, values have 2",
     ),
+    "matrices of one batch of keys": (
+        spelled(
+            "kt = Transpose<perm=[0,2,1]>(k) s = MatMul(q, kt)",
+            tail="w = Softmax<axis=-1>(m) y = MatMul(w, v)",
+            q="float[2,sequence,4]",
+            k="float[1,sequence,4]",
+            v="float[1,sequence,4]",
+        ),
+        "queries, keys and values have the batches",
+    ),
+    "a bias of one number": (
+        spelled(SCORES["no scale"][0], tail=f"f = Add(m, half) {PLAIN.replace('(m)', '(f)')}"),
+        "the mask is one number",
+    ),
+    "a scale of more axes than heads": (
+        spelled(SCORES["no scale"][0].replace("MatMul(q", "Mul(q, wide) s = MatMul(s1").replace("s = Mul", "s1 = Mul")),
+        "a constant of shape [1, 1, 1, 1, 1] meets a value of rank 4",
+    ),
     "a bias per query": (
         spelled(SCORES["no scale"][0], mask=", float[batch,1,sequence,1] mask"),
         "the mask has one entry for all keys",
@@ -250,9 +354,12 @@ HELD_BACK = {
 }
 
 
+OTHERS = {"minus": np.float32(-0.5), "wide": np.full((1,) * 5, 0.5, np.float32)}
+
+
 @pytest.mark.parametrize(("text", "reason"), HELD_BACK.values(), ids=HELD_BACK.keys())
 def test_holds_back_with_the_reason(text: str, reason: str) -> None:
-    weights = {name: array for name, array in {**WEIGHTS, "minus": np.float32(-0.5)}.items() if name in text}
+    weights = {name: array for name, array in {**WEIGHTS, **OTHERS}.items() if name in text}
     outcome = run_passes(text, "remove-no-ops", "fuse-attention", weights=weights)
     assert outcome.entry.applied == 0
     assert outcome.rolled_back == []

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from tests.support.rules import run_passes
@@ -119,3 +120,29 @@ def test_fires_on_every_spelling_of_the_tanh_form_and_keeps_the_approximation(in
     assert outcome.ops == ["Gelu"]
     assert outcome.model.graph.node(0).attributes["approximate"].value == "tanh"
     assert outcome.worst_error() < 1e-5
+
+
+ERF = "e = Div(x, root) f = Erf(e) gate = Add(f, one) h = Mul(x, half) y = Mul(h, gate)"
+TANH = (
+    "q = Mul(x, x) c = Mul(q, x) w = Mul(c, cubic) i = Add(x, w) r = Mul(i, root_2)"
+    " t = Tanh(r) gate = Add(t, one) h = Mul(x, gate) y = Mul(h, half)"
+)
+NUMBERS = {"half": 0.5, "one": 1.0, "root": 2**0.5, "cubic": 0.044715, "root_2": (2 / np.pi) ** 0.5}
+
+
+@pytest.mark.parametrize(("body", "step"), [(ERF, "fuse-gelu"), (TANH, "fuse-gelu-tanh")])
+@pytest.mark.parametrize("shape", ["4", "batch,1", "batch,sequence,4", "batch,2,sequence,4"])
+@pytest.mark.parametrize("wide", [0, 1, 3])
+def test_constants_of_any_rank_are_numbers_until_they_add_axes(body: str, step: str, shape: str, wide: int) -> None:
+    """A half of shape [1, 1, 1] makes [1, rows, columns] of a matrix."""
+    rank = len(shape.split(","))
+    weights = {name: np.array(number, np.float32) for name, number in NUMBERS.items() if f" {name})" in body}
+    for name, array in weights.items():
+        used = {**weights, name: array.reshape((1,) * wide)}
+        outcome = run_passes(f"g (float[{shape}] x) => (float y) {{ {body} }}", step, weights=used)
+        assert outcome.rolled_back == []
+        assert outcome.entry.applied == (wide <= rank)
+        if wide > rank:
+            assert outcome.reasons[0].startswith(f"a constant of shape {[1] * wide} meets a value of rank")
+        else:
+            assert outcome.worst_error_at(3, 5) < 1e-5

@@ -43,3 +43,13 @@ def test_others_stay(body: str) -> None:
     outcome = run_passes(text, "fuse-hard-swish", weights=used(body))
     assert "HardSwish" not in outcome.ops
     assert outcome.rolled_back == []
+
+
+@pytest.mark.parametrize("wide", ["three", "six"])
+def test_a_constant_that_adds_axes_holds_back(wide: str) -> None:
+    body = "a = Add(x, three) c = Clip(a, zero, top) m = Mul(x, c) y = Div(m, six)"
+    weights = {**used(body), "top": np.array(6, np.float32)}
+    weights[wide] = weights[wide].reshape(1, 1, 1)
+    outcome = run_passes(f"g (float[batch,4] x) => (float y) {{ {body} }}", "fuse-hard-swish", weights=weights)
+    assert outcome.rolled_back == []
+    assert outcome.reasons == ["a constant of shape [1, 1, 1] meets a value of rank 2, which gets more axes"]

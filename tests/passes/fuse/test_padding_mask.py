@@ -77,8 +77,19 @@ def run(text: str, *steps: str) -> Outcome:
     return run_passes(text, *steps, weights={name: array for name, array in WEIGHTS.items() if name in text})
 
 
-@pytest.mark.parametrize("mask", SPELLINGS.values(), ids=SPELLINGS.keys())
-@pytest.mark.parametrize("kind", ["int64", "int32", "bool", "float"])
+FOR_FLOATS = {  # a half, 2 and -1 are not 0 there, and a row of zeros sees nothing
+    name: SPELLINGS[name]
+    for name in (
+        *("two Unsqueezes of booleans", "expanded with And", "Where of zero and -inf"),
+        *("torch dynamo with GatherND", "dynamo's additive form"),
+    )
+}
+NOT_FOR_FLOATS = {name: mask for name, mask in SPELLINGS.items() if name not in FOR_FLOATS}
+KINDS = [(kind, mask) for kind in ("int64", "int32", "bool") for mask in SPELLINGS.values()]
+KINDS += [("float", mask) for mask in FOR_FLOATS.values()]
+
+
+@pytest.mark.parametrize(("kind", "mask"), KINDS)
 def test_recognises_a_padding_mask_however_it_is_spelled(mask: str, kind: str) -> None:
     outcome = run(attention(mask, f"{kind}[batch,sequence]"), "fuse-padding-mask", "fuse-padding-mask", "remove-unused")
     assert outcome.rolled_back == []
@@ -89,6 +100,33 @@ def test_recognises_a_padding_mask_however_it_is_spelled(mask: str, kind: str) -
     assert outcome.worst_error() < 2e-6
     for batch, sequence in ((1, 1), (2, 70)):
         assert outcome.worst_error_at(batch, sequence) < 2e-6
+
+
+@pytest.mark.parametrize("mask", FOR_FLOATS.values(), ids=FOR_FLOATS.keys())
+def test_floats_that_become_flags_may_be_any(mask: str) -> None:
+    outcome = run(attention(mask, "float[batch,sequence]"))
+    assert (outcome.entry.applied, outcome.rolled_back) == (1, [])
+    generator = np.random.default_rng(3)
+    for given in (generator.choice([0.0, 0.5, 2.0, -1.0, 1.0], (3, 6)), np.zeros((3, 6)), np.full((3, 6), 0.3)):
+        assert outcome.worst_error_at(3, 6, key_mask=given.astype(np.float32)) < 2e-6
+
+
+@pytest.mark.parametrize("mask", NOT_FOR_FLOATS.values(), ids=NOT_FOR_FLOATS.keys())
+def test_floats_that_are_counted_in_are_no_flags(mask: str) -> None:
+    """A half in (1 - m) * -10000 hides its key, and one key alone with it is not hidden at all."""
+    outcome = run(attention(mask, "float[batch,sequence]"))
+    assert (outcome.entry.applied, outcome.rolled_back) == (0, [])
+    assert outcome.reasons[0].startswith("not a padding mask")
+    assert "floats that are not 0 and 1" in outcome.reasons[0]
+
+
+def test_a_row_of_floats_that_sees_nothing_keeps_its_equal_weights() -> None:
+    """The operator would give zeros where -1e30 for each key gives the mean."""
+    far = {**WEIGHTS, "far": np.array(-1e30, np.float32)}
+    text = attention(f"{BOOLEANS} w = Where(u, float_zero, far) mask = Expand(w, shape)", "float[batch,sequence]")
+    outcome = run_passes(text, "fuse-padding-mask", weights={n: array for n, array in far.items() if n in text})
+    assert (outcome.entry.applied, outcome.rolled_back) == (0, [])
+    assert outcome.worst_error_at(3, 6, key_mask=np.zeros((3, 6), np.float32)) == 0
 
 
 def test_two_layers_with_one_mask_both_get_the_canonical_one() -> None:

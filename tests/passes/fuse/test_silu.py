@@ -55,3 +55,10 @@ def test_holds_back_when_the_sigmoid_is_also_used_elsewhere() -> None:
 def test_holds_back_when_another_number_is_added() -> None:
     text = graph("n = Neg(x) e = Exp(n) d = Add(e, alpha) y = Div(x, d)")
     assert run_passes(text, "fuse-silu").entry.applied == 0
+
+
+def test_a_constant_that_adds_axes_holds_back() -> None:
+    text = "g (float[batch,4] x) => (float y) { n = Neg(x) e = Exp(n) d = Add(e, one) y = Div(x, d) }"
+    outcome = run_passes(text, "fuse-silu", weights={"one": np.ones((1, 1, 1), np.float32)})
+    assert outcome.rolled_back == []
+    assert outcome.reasons == ["a constant of shape [1, 1, 1] meets a value of rank 2, which gets more axes"]

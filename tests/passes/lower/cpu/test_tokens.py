@@ -158,3 +158,39 @@ def test_rows_that_are_an_output_keep_their_reshape() -> None:
     assert outcome.rolled_back == []
     assert [value.name for value in outcome.model.graph.outputs] == ["y"]
     assert outcome.worst_error() == 0
+
+
+def of_rank(rank: int) -> Array:
+    return np.arange(1.0, 5.0, dtype=np.float32).reshape((1,) * (rank - 1) + (4,))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize(
+    "nodes", ["z = LayerNormalization(t, wide)", "z = RMSNormalization(t, wide)", "z = Add(t, wide)"]
+)
+def test_a_constant_of_the_last_axis_may_have_a_leading_one(nodes: str, rank: int) -> None:
+    """Three axes have no place beside a matrix."""
+    text = f"g (float[batch,sequence,4] x) => (float y) {{ {START} {nodes} {END} }}"
+    used = {n: array for n, array in weights().items() if f" {n})" in text or f" {n}," in text}
+    outcome = run_passes(text, "flatten-tokens", weights={**used, "wide": of_rank(rank)})
+    assert outcome.rolled_back == []
+    assert (outcome.entry.applied > 0) == (rank < 3)
+    assert outcome.worst_error_at(3, 5) < 1e-5
+
+
+def test_a_constant_with_numbers_of_its_own_for_rows_stays_where_it_is() -> None:
+    text = "g (float[batch,2,4] x) => (float y) { f = Reshape(x, rows) g = Gemm(f, w, b) t = Reshape(g, three)"
+    text += " y = LayerNormalization(t, wide) }"
+    used = {name: weights()[name] for name in ("rows", "w", "b")}
+    used |= {"three": np.array([-1, 2, 4]), "wide": np.arange(1.0, 9.0, dtype=np.float32).reshape(2, 4)}
+    outcome = run_passes(text, "flatten-tokens", weights=used)
+    assert (outcome.entry.applied, outcome.rolled_back) == (0, [])
+
+
+def test_axes_that_are_0_long_stay_so() -> None:
+    """A Reshape would take the 0 of a shape that is read from an input for "as it was"."""
+    text = "g (float[batch,sequence,4] x) => (float y) { p = MatMul(x, w) t = Add(p, b) y = Relu(t) }"
+    outcome = run_passes(text, "lower-linear", "flatten-tokens", weights={n: weights()[n] for n in ("w", "b")})
+    assert [entry.applied > 0 for entry in outcome.entries] == [True, True]
+    for batch, sequence in ((3, 0), (0, 5), (0, 0), (3, 5)):
+        assert outcome.worst_error_at(batch, sequence) < 1e-5
