@@ -34,7 +34,8 @@ from pathlib import Path, PurePosixPath
 
 import onnx_ir as ir
 
-from onnxopt.cache import Cache, served
+from onnxopt.cache import Cache, encoded_name, served
+from onnxopt.crossing import Crossings, crossings_of
 from onnxopt.errors import InputError, PassAuthorError
 from onnxopt.golden import (
     GOLDEN_FOLDER,
@@ -277,15 +278,21 @@ def decoding_of(model: ir.Model, loaded: Loaded) -> DecodingRecord | None:
     if cache is None or logits is None:
         return None
     past = {spec.name for spec in cache.inputs}
+    across = any(encoded_name(spec.name) for spec in loaded.signature.inputs)
     readers = [use.node for value in model.graph.inputs if value.name in past for use in value.uses()]
-    vocabulary = logits.axes[-1]
+    vocabulary, context = logits.axes[-1], int(loaded.origin.get("context_length", 0))
+    found = Crossings() if across else crossings_of(model, longest=context)
+    if found.endless_from:  # no cache can follow: every token more would ask for another one
+        context = found.endless_from
     return DecodingRecord(
         shared_buffers=all(
             is_op(node, "GroupQueryAttention", domain=CONTRIB) or _reads_batch(node) for node in readers
         ),
         logits="last" if logits.axes[1] == 1 else "all",
-        context_length=int(loaded.origin.get("context_length", 0)),
+        context_length=context,
         vocabulary=vocabulary if isinstance(vocabulary, int) else 0,
+        crossings=found.at,
+        crossing=loaded.origin.get("crossing", "reread"),
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxopt import decoder as room
+from onnxopt import stores
 from onnxopt.decoder import Batch, Decoder, pays
 from onnxopt.errors import InputError
 from onnxopt.manifest import DecodingRecord
@@ -115,7 +115,7 @@ def test_several_tokens_can_follow_at_once_in_a_growing_cache(tmp_path: Path) ->
 def test_shared_buffers_stay_where_they_are(tmp_path: Path) -> None:
     batch = opened(tmp_path, "shared").prefill([[1, 2, 3]], new_tokens=30)
     store = batch._store
-    assert isinstance(store, room._Shared)
+    assert isinstance(store, stores.SharedStore)
     before = {name: value.data_ptr() for name, value in store._buffers.items()}
     for token in range(30):
         batch.step([token])
@@ -126,19 +126,19 @@ def test_shared_buffers_stay_where_they_are(tmp_path: Path) -> None:
 def test_a_growing_cache_is_handed_on_without_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = opened(tmp_path, "growing").prefill([[1, 2, 3]])
     store = batch._store
-    assert isinstance(store, room._Growing)
+    assert isinstance(store, stores.GrowingStore)
     assert {value.shape()[2] for value in store._past.values()} == {3}
-    monkeypatch.setattr(room, "_value", None)  # what makes a tensor of an array; a step has no use for it
+    monkeypatch.setattr(stores, "_value", None)  # what makes a tensor of an array; a step has no use for it
     batch.step([4])
     assert {value.shape()[2] for value in store._past.values()} == {4}
     check(batch, [[1, 2, 3, 4]])
 
 
 def test_buffers_grow_by_doubling_when_more_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "ROOM", 4)
+    monkeypatch.setattr(stores, "ROOM", 4)
     batch = opened(tmp_path, "shared").prefill([[1, 2, 3]], new_tokens=40)
     store, row, seen = batch._store, [1, 2, 3], []
-    assert isinstance(store, room._Shared)
+    assert isinstance(store, stores.SharedStore)
     for token in range(40):
         row.append(token)
         batch.step([token])

@@ -134,7 +134,9 @@ def _picked(op: Builder, choice: _Last, place: ir.Value) -> ir.Value:
         choice: of the last column.
         place: int64 [batch, 1].
     """
-    value, axis, rank = choice.node.inputs[0], choice.axis, len(dims(choice.node.inputs[0]) or ())
+    value, axis = choice.node.inputs[0], choice.axis
+    assert value is not None  # noqa: S101  # for the type checker; `_choice` looked
+    rank = len(dims(value) or ())
     if not choice.batched:  # each row takes its own of what was the same for all
         rows = op.Gather(value, op.Squeeze(place, op.ints([1], f"column_{len(op.nodes)}")), axis=axis)
         if not choice.missing:
