@@ -7,7 +7,7 @@ share the tables of the longest. So whoever runs such a graph must know where th
 config's entry says so here: the side graph of the tables is run on both sides of every number in it, and at lengths
 that double, up to the model's own limit.
 
-Source: transformers' `dynamic_rope_update` (modeling_rope_utils.py) and `prepare_inputs_for_generation` of Phi-3; Ding et
+Source: transformers' modeling_rope_utils.dynamic_rope_update and modeling_phi3.prepare_inputs_for_generation; Ding et
     al. 2024, arXiv:2402.13753 (LongRoPE).
 """
 
@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxopt.cache import PAST, SEQUENCE, TOTAL, complete
-from onnxopt.graph import all_nodes, ancestors, has_subgraph, is_constant, is_op, known_dims, number
+from onnxopt.graph import ancestors, has_subgraph, is_constant, is_op, known_dims, number
 from onnxopt.model import Array, Feeds
 from onnxopt.probe import GraphRunner, ProbeError
 
@@ -49,6 +49,18 @@ class Crossings:
 
     at: tuple[int, ...] = ()
     endless_from: int = 0
+
+    def note(self, *, rereads: bool = True) -> str:
+        """Return a sentence for the user, an empty string where nothing changes."""
+        if self.endless_from:
+            return f"the rotary tables change with every token beyond {self.endless_from}: longer texts are refused"
+        if not self.at:
+            return ""
+        grown = "is read anew" if rereads else "goes on from its keys as they are, as transformers does it"
+        lengths = " and ".join(map(str, self.at))
+        return (
+            f"the rotary tables change beyond {lengths} tokens: a text that grows across {grown}, and no batch is mixed"
+        )
 
 
 def crossings_of(model: ir.Model, *, longest: int = 0) -> Crossings:
@@ -152,18 +164,12 @@ class _Tables:
     def _numbers(self) -> list[int]:
         """Return the numbers in the side graph that may be lengths: what is compared with one, or divided by."""
         nodes = {node for value in self.values for node in ancestors(value)[0]}
-        inner = {one for node in all_nodes(self.model) if node in nodes and has_subgraph(node) for one in _inside(node)}
-        found = {number(value) for node in nodes | inner for value in node.inputs}
-        whole = {int(one) for one in found if one is not None and 2 <= one <= LONGEST_RUN}
-        return sorted(whole)[-MOST_NUMBERS:]
+        return _numbers_of([*nodes, *(one for node in nodes for one in _inside(node))])
 
     def _between(self, top: int) -> Iterator[int]:
         """Yield the lengths at which tables change, found by doubling the length and halving what lies between."""
-        steps = [2]
-        while steps[-1] < top:
-            steps.append(min(max(FIRST_RUN, 2 * steps[-1]), top))
         count = 0
-        for low, high in itertools.pairwise(steps):
+        for low, high in itertools.pairwise(_doubled(top)):
             start = low
             while start < high and count < MOST_CROSSINGS and self._differ(start, high):
                 left, right = start, high
@@ -198,6 +204,30 @@ class _Tables:
                 self._seen.pop(next(iter(self._seen)))
             self._seen[length] = [found[value] for value in self.values]
         return self._seen[length]
+
+
+def telling_lengths_of_tables(nodes: Iterable[ir.Node], longest: int) -> list[int]:
+    """Return the lengths at which tables must be alike that are held to hang on positions alone.
+
+    Args:
+        nodes: what computes them.
+        longest: the most positions.
+    """
+    near = {one + step for one in _numbers_of(nodes) for step in (-1, 0, 1)}
+    return sorted({length for length in (*near, *_doubled(longest)) if 0 < length <= longest})
+
+
+def _numbers_of(nodes: Iterable[ir.Node]) -> list[int]:
+    found = {number(value) for node in nodes for value in node.inputs}
+    return sorted({int(one) for one in found if one is not None and 2 <= one <= LONGEST_RUN})[-MOST_NUMBERS:]
+
+
+def _doubled(top: int) -> list[int]:
+    """Return lengths from 2 on, each at least twice the one before, the last of them `top`."""
+    steps = [2]
+    while steps[-1] < top:
+        steps.append(min(max(FIRST_RUN, 2 * steps[-1]), top))
+    return steps
 
 
 def _inside(node: ir.Node) -> Iterator[ir.Node]:
