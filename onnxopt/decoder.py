@@ -274,7 +274,9 @@ class Batch:
         """
         seen, self.mask = self.mask, np.ascontiguousarray(np.concatenate([self.mask, mask], axis=1))
         total = self.mask.shape[1]
-        if ids.shape[1] > 1 and seen.shape[1] and len(seen) > 1 and not self._decoder.appends_together:
+        # a kernel that appends to one row alone counts its new tokens by the columns, padding among them
+        several = len(seen) > 1 or not mask.all()
+        if ids.shape[1] > 1 and seen.shape[1] and several and not self._decoder.appends_together:
             self._feed_rows(ids, mask, seen)
             return
         # with all logits in the graph, the last position is each row's newest token: rows are padded on the left

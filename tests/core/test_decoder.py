@@ -66,6 +66,14 @@ def test_prompts_may_be_read_in_pieces(decoder: Decoder, chunk: int) -> None:
     check(batch, [[*rows[0], 1, 2], [*rows[1], 3], [*rows[2], 4, 5]])
 
 
+def test_a_single_row_may_get_padding_among_new_tokens(decoder: Decoder) -> None:
+    batch = decoder.prefill([[3, 1, 4, 1]], new_tokens=8)
+    batch.feed(np.array([[0, 0, 5, 9]]), np.array([[0, 0, 1, 1]]))
+    check(batch, [[3, 1, 4, 1, 5, 9]])
+    batch.step([2])
+    check(batch, [[3, 1, 4, 1, 5, 9, 2]])
+
+
 def test_whether_tokens_are_appended_together_is_found_by_trying(tmp_path: Path) -> None:
     found = {form: opened(tmp_path, form).appends_together for form in FORMS}
     assert found == {"shared": False, "packed": False, "growing": True}
