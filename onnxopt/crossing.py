@@ -21,10 +21,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.cache import PAST, SEQUENCE, TOTAL, complete
+from onnxopt.cache import PAST, SEQUENCE, complete
 from onnxopt.graph import ancestors, has_subgraph, is_constant, is_op, known_dims, number
 from onnxopt.model import Array, Feeds
 from onnxopt.probe import GraphRunner, ProbeError
+from onnxopt.sides import Crossings
 
 LONGEST_RUN = 2**17  # tokens: tables of 128 float32 angles take 64 MiB
 USUAL_RUN = 4096  # where nothing says how long a text may be
@@ -38,42 +39,17 @@ _READ = ("attention_mask", "position_ids")  # the contract's names of what table
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Crossings:
-    """Where tables change.
-
-    Attributes:
-        at: lengths, in order; a text of one token more is turned by other tables than one of that many.
-        endless_from: from this length on every token more changes them; 0 when none does.
-    """
-
-    at: tuple[int, ...] = ()
-    endless_from: int = 0
-
-    def note(self, *, rereads: bool = True) -> str:
-        """Return a sentence for the user, an empty string where nothing changes."""
-        if self.endless_from:
-            return f"the rotary tables change with every token beyond {self.endless_from}: longer texts are refused"
-        if not self.at:
-            return ""
-        grown = "is read anew" if rereads else "goes on from its keys as they are, as transformers does it"
-        lengths = " and ".join(map(str, self.at))
-        return (
-            f"the rotary tables change beyond {lengths} tokens: a text that grows across {grown}, and no batch is mixed"
-        )
-
-
 def crossings_of(model: ir.Model, *, longest: int = 0) -> Crossings:
-    """Return the lengths at which the tables of a decoder change.
+    """Return the lengths at which the tables of a decoder or an encoder change.
 
     Args:
-        model: a graph with a cache; its values have unique names.
+        model: a graph with ids and a mask, and with or without a cache; its values have unique names.
         longest: the most tokens that it takes; 0 when unknown.
     """
     try:
         tables = _Tables.of(model)
         return tables.crossings(longest) if tables.values else Crossings()
-    except ProbeError as error:
+    except (ProbeError, ValueError, KeyError) as error:
         logger.info("what the rotary tables hang on cannot be probed: %s", error)
         return Crossings()
 
@@ -259,7 +235,7 @@ def _feeds(model: ir.Model, new: int, past: int) -> Feeds:
     Raises:
         ProbeError: the size of an input is not known.
     """
-    sizes = {"batch": 1, **complete({SEQUENCE: new, PAST: past})}
+    sizes = _sizes(model, new, past)
     made: Feeds = {}
     for value in model.graph.inputs:
         shape, kind = known_dims(value), (value.dtype or ir.DataType.INT64).numpy()
@@ -268,8 +244,19 @@ def _feeds(model: ir.Model, new: int, past: int) -> Feeds:
         made[value.name or ""] = np.ones([sizes[dim] if isinstance(dim, str) else dim for dim in shape], kind)
     if _READ[1] in made:
         made[_READ[1]] = np.broadcast_to(np.arange(past, past + new), made[_READ[1]].shape).astype(np.int64)
-    if _READ[0] in made and made[_READ[0]].shape[-1] != sizes[TOTAL]:
-        raise ProbeError(
-            f"{_READ[0]} has the axes {known_dims(next(v for v in model.graph.inputs if v.name == _READ[0]))}"
-        )
     return made
+
+
+def _sizes(model: ir.Model, new: int, past: int) -> dict[str, int]:
+    """Return the size of each axis, by what it is an axis of: files of other tools have names of their own."""
+    sizes = {"batch": 1, **complete({SEQUENCE: new, PAST: past})}
+    for value in model.graph.inputs:
+        axes = known_dims(value) or ()
+        if len(axes) == 2:
+            length = new + past if value.name == _READ[0] else new
+            own = dict(zip(axes, (1, length), strict=True))
+        else:
+            own = dict(zip(axes, (1, 0, past), strict=False)) if len(axes) == 4 else {}
+        # an axis of ids and mask alike is one of new tokens: such a graph has seen none before
+        sizes |= {axis: min(size, sizes.get(axis, size)) for axis, size in own.items() if isinstance(axis, str)}
+    return sizes

@@ -101,7 +101,9 @@ class Decoder:
             )
             raise InputError(f"is no decoder that can be run: {found}", where=where, hint=_REBUILD)
         if decoding is None:
-            return cls(session, cache, context_length=context_length, across=across)
+            said = session.crossings
+            length = min(filter(None, (context_length, said.endless_from)), default=0)
+            return cls(session, cache, context_length=length, across=across, crossings=said.at)
         length = decoding.context_length or context_length
         rereads = decoding.crossing == "reread"
         return cls(session, cache, decoding.shared_buffers, length, across, decoding.crossings, rereads)

@@ -8,10 +8,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxopt.crossing import Crossings, crossings_of
+from onnxopt.crossing import crossings_of
+from onnxopt.graph import known_dims
 from onnxopt.model import Loaded
 from onnxopt.package import decoding_of
 from onnxopt.pipeline import observations_of, prepare
+from onnxopt.sides import Crossings
 from tests.support.cached import CAUSAL, LEARNED, LONGEST, WINDOW, Decoder, DecoderFeeder, lower, signature_of
 from tests.support.crossing import COUNTED, ENDLESS, SPELLINGS, TURNED, TWICE, crossing_decoder
 
@@ -50,6 +52,32 @@ def test_several_crossings_are_found() -> None:
 def test_tables_that_change_with_every_token_are_told_apart(limit: int) -> None:
     decoder = crossing_decoder(f"{COUNTED} {ENDLESS} {TURNED}", limit)
     assert crossings_of(prepared(decoder), longest=LONGEST) == Crossings((), limit)
+
+
+def renamed(model: ir.Model, names: dict[str, str]) -> ir.Model:
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        shape = [names.get(str(dim), dim) if isinstance(dim, str) else dim for dim in known_dims(value) or ()]
+        value.shape = ir.Shape(shape)
+    return model
+
+
+def test_axes_may_have_any_names() -> None:
+    model = prepared(crossing_decoder(SPELLINGS["the length of the mask"], 21))
+    names = {"batch": "N", "sequence": "s6", "total_sequence": "whole", "past_sequence": "before"}
+    assert crossings_of(renamed(model, names), longest=LONGEST) == Crossings((21,))
+
+
+def test_crossings_are_read_as_they_are_written() -> None:
+    for one in (Crossings(), Crossings((40,)), Crossings((40, 90)), Crossings((), 64), Crossings((8, 9), 64)):
+        assert Crossings.from_metadata(one.to_metadata()) == one
+    assert Crossings.from_metadata({"onnxopt.crossings": "40 x"}) == Crossings()
+
+
+def test_a_side_is_shared_by_texts_of_the_same_tables() -> None:
+    once, endless = Crossings((40,)), Crossings((8,), 64)
+    assert [once.side(length) for length in (1, 40, 41, 90)] == [0, 0, 1, 1]
+    assert endless.side(8) != endless.side(9) == endless.side(64)
+    assert len({endless.side(length) for length in (8, 9, 65, 66, 67)}) == 5
 
 
 def test_what_lies_beyond_the_model_is_no_crossing() -> None:
