@@ -20,8 +20,9 @@ from tests.support.neighbours import check_neighbours, check_padding, opened, pr
 LENGTHS = (7, 38, 1, 19, 45)  # beyond and short of every window
 NEW = 9
 
+NOT_EXPORTED = ("falcon-alibi",)  # with a cache: dynamo takes no multi-query SDPA, TorchScript writes complex numbers
 CENSUS: dict[str, tuple[str, Mapping[str, Any]]] = {
-    one.name: (one.model_type, {**one.settings, **one.extra}) for one in DECODERS
+    one.name: (one.model_type, {**one.settings, **one.extra}) for one in DECODERS if one.name not in NOT_EXPORTED
 }
 # heads of another size and layers that share the keys of others; experts; latent keys; tables that hang on the length
 CENSUS |= {f"{name}-shared": CONFIGS[name] for name in ("gemma3n_text", "gemma4_text")}
