@@ -10,19 +10,16 @@ import pytest
 
 from onnxopt.crossing import crossings_of
 from onnxopt.graph import known_dims
-from onnxopt.model import Loaded
 from onnxopt.package import decoding_of
-from onnxopt.pipeline import observations_of, prepare
+from onnxopt.pipeline import prepare
 from onnxopt.sides import Crossings
-from tests.support.cached import CAUSAL, LEARNED, LONGEST, WINDOW, Decoder, DecoderFeeder, lower, signature_of
+from tests.support.cached import CAUSAL, LEARNED, LONGEST, WINDOW, Decoder, lower
 from tests.support.crossing import COUNTED, ENDLESS, SPELLINGS, TURNED, TWICE, crossing_decoder
 
 
 def prepared(decoder: Decoder) -> ir.Model:
     model = decoder.model()
-    signature = signature_of(model)
-    loaded = Loaded("small", model, signature, None, DecoderFeeder(signature.inputs), "text-generation")  # type: ignore[arg-type]
-    prepare(model, observations_of(loaded))
+    prepare(model)
     return model
 
 
