@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.cache import PAST, SEQUENCE, complete
-from onnxopt.graph import ancestors, has_subgraph, is_constant, is_op, known_dims, number
+from onnxopt.graph import ancestors, has_few_ancestors, has_subgraph, is_constant, is_op, known_dims, number
 from onnxopt.model import Array, Feeds
 from onnxopt.probe import GraphRunner, ProbeError
 from onnxopt.sides import Crossings
@@ -33,6 +33,8 @@ FIRST_RUN = 8
 MOST_NUMBERS = 64  # of a side graph, that may be lengths
 MOST_CROSSINGS = 8
 ROUNDING = 2.0**-22  # the runtime's cosine of one angle depends on its place among others by 2**-24
+LARGEST = 400  # nodes that compute a table
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 SHAPES = ((5, 0), (7, 0), (5, 6))  # new and seen tokens that tell which axis follows which
 _READ = ("attention_mask", "position_ids")  # the contract's names of what tables are made of
 
@@ -55,7 +57,10 @@ def crossings_of(model: ir.Model, *, longest: int = 0) -> Crossings:
 
 
 def _edge_of_side(model: ir.Model) -> list[ir.Value]:
-    """Return the float values that hang on mask, positions and sizes alone and meet something else."""
+    """Return the float values that hang on mask, positions and sizes alone and meet something else.
+
+    Those that many nodes compute are left out: sizes of what lies deep in the model would need the model to run.
+    """
     side: set[ir.Value] = {value for value in model.graph.inputs if value.name in _READ}
     inner: set[ir.Node] = set()
     for node in model.graph:
@@ -67,7 +72,8 @@ def _edge_of_side(model: ir.Model) -> list[ir.Value]:
         for node in model.graph
         if node in inner
         for value in node.outputs
-        if value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE, None)
+        if value.dtype in FLOATS
+        and has_few_ancestors(value, LARGEST)
         and (value.is_graph_output() or any(use.node not in inner for use in value.uses()))
         and any(leaf.is_graph_input() for leaf in ancestors(value)[1])
     ]
