@@ -2,7 +2,8 @@
 
 Requests wait in a queue until a batch is full, or the oldest of them has waited long enough. A batch is made of
 requests of similar length: lengths fall into buckets, the bucket of the oldest request comes next, and rows are padded
-to the longest one in the batch only. What can be seen to be wrong with a request is said before it is queued; when a
+to the longest one in the batch only. Where the tables of positions change with the length, requests on two sides of a
+crossing do not run together. What can be seen to be wrong with a request is said before it is queued; when a
 batch fails all the same, its requests are run one by one, so that only the wrong one fails. A request that is cancelled
 before its batch starts is left out.
 """
@@ -104,6 +105,7 @@ class _Request:
     outputs: tuple[str, ...] | None
     sizes: Mapping[str, int]
     same: tuple[tuple[int, ...], ...]
+    side: int
     rows: int
     length: int
     bucket: int
@@ -167,6 +169,7 @@ class Batcher:
                 where=str(session.path),
             )
         self.stats = Stats()
+        self._crossings = session.crossings
         self._run = (runner or session).run
         self._max_batch, self._max_wait, self._max_queue = max_batch, max_wait_ms / 1e3, max_queue
         self._max_tokens = max_tokens or MAX_TOKENS.get(session.device, max(MAX_TOKENS.values()))
@@ -290,6 +293,7 @@ class Batcher:
             outputs=None if outputs is None else tuple(outputs),
             sizes=sizes,
             same=self.filler.others(feeds),
+            side=self._crossings.side(length),
             rows=rows,
             length=length,
             bucket=self._bucket(length),
@@ -306,7 +310,7 @@ class Batcher:
     def _pick(self) -> tuple[list[_Request], bool]:
         """Return the requests that would run with the oldest one, and whether they fill a batch."""
         oldest = self._queue[0]
-        alike = [one for one in self._queue if one.bucket == oldest.bucket and one.same == oldest.same]
+        alike = [one for one in self._queue if self._alike(one, oldest)]
         # sorted, so that rows of one batch differ in length as little as they can; the oldest is always among them
         alike[1:] = sorted(alike[1:], key=lambda one: (abs(one.length - oldest.length), one.since))
         picked, rows, width = [oldest], oldest.rows, oldest.length
@@ -317,6 +321,11 @@ class Batcher:
             picked.append(one)
             rows, width = rows + one.rows, wider
         return picked, rows >= self._max_batch or (rows + 1) * width > self._max_tokens
+
+    @staticmethod
+    def _alike(one: _Request, other: _Request) -> bool:
+        """Tell whether two requests may share a batch: of similar length, and turned by the same rotary tables."""
+        return one.bucket == other.bucket and one.same == other.same and one.side == other.side
 
     def _take(self) -> list[_Request] | None:
         """Wait for a batch and take it out of the queue; None when there will be none."""

@@ -13,6 +13,7 @@ it pays (`pays`): taking the others together copies their cache once, about what
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,7 @@ from onnxopt.errors import InputError
 from onnxopt.model import Array
 from onnxopt.session import Session
 from onnxopt.spec import Signature, TensorSpec
+from onnxopt.stores import LOGITS, ROOM, GrowingStore, SharedStore
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -33,9 +35,8 @@ if TYPE_CHECKING:
     from onnxopt.manifest import DecodingRecord
 
 SAME_ANSWER = 0.05  # of the spread of the logits: far above what rounding or a scale per batch does to them
-ROOM = 256  # tokens to come that a fresh buffer has room for, when more are asked for
 LEAVING_SHARE = 0.25  # finished rows leave when they are at least this share of the rows in the batch
-_IDS, _MASK, _POSITIONS, _LOGITS = "input_ids", "attention_mask", "position_ids", "logits"
+_IDS, _MASK, _POSITIONS = "input_ids", "attention_mask", "position_ids"
 _ENCODE = "open the folder with `onnxopt.Generator`, or with `onnxopt.seq2seq.EncoderDecoder`"
 _REBUILD = "build it with `onnxopt optimize` from a text-generation checkpoint"
 
@@ -55,6 +56,8 @@ class Decoder:
         shared_buffers: whether past and present may be one buffer.
         context_length: the most positions the model takes; 0 when unknown.
         across: inputs that the encoder of an encoder-decoder gives once for all steps; empty for every other model.
+        crossings: lengths, in order, beyond which positions are turned by other tables; see `DecodingRecord`.
+        rereads: a text that grows beyond one of them is read anew; else it goes on from its keys as they are.
     """
 
     session: Session
@@ -62,6 +65,8 @@ class Decoder:
     shared_buffers: bool = False
     context_length: int = 0
     across: tuple[TensorSpec, ...] = ()
+    crossings: tuple[int, ...] = ()
+    rereads: bool = True
 
     @classmethod
     def of(cls, session: Session, decoding: DecodingRecord | None = None, *, context_length: int = 0) -> Decoder:
@@ -85,7 +90,7 @@ class Decoder:
         unknown = [name for name in names if name not in known]
         missing = [name for name in (_IDS, *(() if across else (_MASK,))) if name not in names]
         given = {spec.name for spec in session.outputs}
-        lacking = [name for name in (_LOGITS, *(spec.name for spec in cache.outputs)) if name not in given]
+        lacking = [name for name in (LOGITS, *(spec.name for spec in cache.outputs)) if name not in given]
         if unknown or missing or lacking:
             found = (
                 f"input {unknown[0]!r} is none of a decoder's"
@@ -95,9 +100,17 @@ class Decoder:
                 else f"no output {lacking[0]!r}"
             )
             raise InputError(f"is no decoder that can be run: {found}", where=where, hint=_REBUILD)
-        length = decoding.context_length if decoding else 0
-        shared = bool(decoding and decoding.shared_buffers)
-        return cls(session, cache, shared, length or context_length, across)
+        if decoding is None:
+            said = session.crossings
+            length = min(filter(None, (context_length, said.endless_from)), default=0)
+            return cls(session, cache, context_length=length, across=across, crossings=said.at)
+        length = decoding.context_length or context_length
+        rereads = decoding.crossing == "reread"
+        return cls(session, cache, decoding.shared_buffers, length, across, decoding.crossings, rereads)
+
+    def side(self, length: int) -> int:
+        """Return how many crossings lie below a length: texts of one side are turned by the same tables."""
+        return bisect.bisect_left(self.crossings, length)
 
     @property
     def packed(self) -> bool:
@@ -122,8 +135,8 @@ class Decoder:
         sizes = {"batch": 1, "past_sequence": 0}
         feeds |= {spec.name: np.zeros(spec.shape(sizes), spec.dtype) for spec in self.cache.inputs}
         name = self.cache.outputs[0].name
-        found = self.session.run({spec.name: feeds[spec.name] for spec in self.session.inputs}, [_LOGITS, name])
-        return found[_LOGITS][:, -1].astype(np.float64), found[name]
+        found = self.session.run({spec.name: feeds[spec.name] for spec in self.session.inputs}, [LOGITS, name])
+        return found[LOGITS][:, -1].astype(np.float64), found[name]
 
     @cached_property
     def appends_together(self) -> bool:
@@ -133,7 +146,7 @@ class Decoder:
         feeds[_POSITIONS] = np.tile(np.array([1, 2]), (2, 1))
         feeds |= {spec.name: np.ones(spec.shape(sizes), spec.dtype) for spec in (*self.cache.inputs, *self.across)}
         try:
-            self.session.run({spec.name: feeds[spec.name] for spec in self.session.inputs}, [_LOGITS])
+            self.session.run({spec.name: feeds[spec.name] for spec in self.session.inputs}, [LOGITS])
         except InputError:
             return False
         return True
@@ -145,6 +158,7 @@ class Decoder:
             prompts: ids of each row, at least one.
             new_tokens: how many tokens are going to follow, at most.
             chunk: how many columns of the prompts are read at once, which bounds the memory of a long one; 0 for all.
+                Beyond a crossing a prompt is read at once: its first tokens alone would get the tables of a short one.
 
         Raises:
             InputError: when a prompt is empty or longer than the model takes, or lengths differ and the graph does not
@@ -160,6 +174,16 @@ class Decoder:
                     f"prompt {number} has {len(prompt)} tokens, the model takes {self.context_length}",
                     hint="shorten it",
                 )
+        if self.crossings:
+            return SidedBatch(self, prompts, new_tokens=new_tokens, chunk=chunk)
+        return self.read(prompts, new_tokens=new_tokens, chunk=chunk)
+
+    def read(self, prompts: Sequence[Sequence[int]], *, new_tokens: int = ROOM, chunk: int = 0) -> Batch:
+        """Read prompts of one side in one batch; arguments as in `prefill`, which says what is wrong with them.
+
+        Raises:
+            InputError: when lengths differ and the graph does not take the padding.
+        """
         longest = max(map(len, prompts))
         if longest > min(map(len, prompts)) and not self.takes_padding:
             raise InputError(
@@ -217,8 +241,8 @@ class Batch:
         across: Mapping[str, onnxruntime.OrtValue] = MappingProxyType({}),
     ) -> None:
         self._decoder = decoder
-        self._store: _Shared | _Growing = (
-            _Shared(decoder, rows, most, across) if decoder.shared_buffers else _Growing(decoder, rows, across)
+        self._store: SharedStore | GrowingStore = (
+            SharedStore(decoder, rows, most, across) if decoder.shared_buffers else GrowingStore(decoder, rows, across)
         )
         self.mask = np.zeros((rows, 0), np.int64)
         names = {spec.name for spec in decoder.session.inputs}
@@ -252,7 +276,9 @@ class Batch:
         """
         seen, self.mask = self.mask, np.ascontiguousarray(np.concatenate([self.mask, mask], axis=1))
         total = self.mask.shape[1]
-        if ids.shape[1] > 1 and seen.shape[1] and len(seen) > 1 and not self._decoder.appends_together:
+        # a kernel that appends to one row alone counts its new tokens by the columns, padding among them
+        several = len(seen) > 1 or not mask.all()
+        if ids.shape[1] > 1 and seen.shape[1] and several and not self._decoder.appends_together:
             self._feed_rows(ids, mask, seen)
             return
         # with all logits in the graph, the last position is each row's newest token: rows are padded on the left
@@ -301,194 +327,152 @@ class Batch:
         self.mask = np.ascontiguousarray(mask[:, first:])
         self.logits = self.logits[list(rows)]
 
+    def taken(self, rows: Sequence[int]) -> Batch:
+        """Return a batch with a copy of some of the rows, without the columns that are padding in all of them."""
+        mask = self.mask[list(rows)]
+        first = int(mask.any(axis=0).argmax())
+        start = 0 if self._decoder.packed else first
+        columns = slice(start, start + mask.shape[1] - first)
+        fresh = Batch(self._decoder, len(rows), max(self._store.most - first, 0))
+        fresh._store.fill({name: array[list(rows)][:, :, columns] for name, array in self._store.content().items()})
+        fresh.mask, fresh.logits = np.ascontiguousarray(mask[:, first:]), self.logits[list(rows)]
+        return fresh
 
-class _Growing:
-    """A cache whose present of one step is the past of the next."""
 
-    most = 0  # it is never too small
+@dataclass(eq=False)
+class _Part:
+    """Rows on one side of every crossing.
 
-    def __init__(self, decoder: Decoder, rows: int, across: Mapping[str, onnxruntime.OrtValue]) -> None:
-        self._session, self._across = decoder.session, dict(across)
-        self._names = [
-            (past.name, present.name) for past, present in zip(decoder.cache.inputs, decoder.cache.outputs, strict=True)
+    Attributes:
+        batch: their cache.
+        rows: which of all rows they are.
+        side: how many crossings lie below their lengths.
+    """
+
+    batch: Batch
+    rows: list[int]
+    side: int
+
+
+class SidedBatch(Batch):
+    """Rows of a model whose tables hang on the length: those of one side of a crossing run together, and no others.
+
+    A row that grows beyond a crossing leaves its neighbours. Where the model rereads, its whole text is read anew with
+    the other tables; else it takes its cache along. Rows that have ended stay behind before the columns of those that
+    go on would reach a crossing: some graphs count columns.
+
+    Args:
+        decoder: the model.
+        prompts: ids of each row.
+        new_tokens: how many tokens are going to follow, at most.
+        chunk: how many columns of short prompts are read at once; 0 for all.
+    """
+
+    def __init__(self, decoder: Decoder, prompts: Sequence[Sequence[int]], *, new_tokens: int, chunk: int) -> None:
+        super().__init__(decoder, 0, 0)  # its own store stays empty
+        self._new_tokens = new_tokens
+        self._tokens = [[int(token) for token in prompt] for prompt in prompts]
+        self._parts: list[_Part] = []
+        sides: dict[int, list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            sides.setdefault(decoder.side(len(prompt)), []).append(row)
+        for side, rows in sides.items():
+            self._enter(self._read(rows, 0 if side else chunk), rows, side)
+        self._put_together()
+
+    def feed(self, ids: Array, mask: Array) -> None:
+        """Give each row some tokens; arguments as in `Batch.feed`."""
+        real, decoder = mask != 0, self._decoder
+        grown = [len(own) + int(count) for own, count in zip(self._tokens, real.sum(axis=1), strict=True)]
+        moving = [
+            (self._leave(part, rows), rows, side)
+            for part in list(self._parts)
+            for side, rows in self._movers(part, grown, real).items()
         ]
-        sizes = {"batch": rows, "past_sequence": 0}
-        self._past = {
-            spec.name: _value(np.zeros(spec.shape(sizes), spec.dtype), decoder.session.device)
-            for spec in decoder.cache.inputs
-        }
+        for row, own in enumerate(self._tokens):
+            own.extend(ids[row, real[row]].tolist())
+        for part in list(self._parts):
+            live = [row for row in part.rows if real[row].any()]
+            if not live:
+                continue
+            resting = [row for row in part.rows if row not in live]
+            if resting and decoder.side(part.batch.mask.shape[1] + ids.shape[1]) != part.side:
+                self._parts.append(_Part(self._leave(part, resting), resting, part.side))
+            part.batch.feed(ids[part.rows], mask[part.rows])
+        for batch, rows, side in moving:
+            if decoder.rereads:
+                self._enter(self._read(rows), rows, side)
+            else:
+                batch.feed(ids[rows], mask[rows])
+                self._enter(batch, rows, side)
+        self._put_together()
 
-    def run(self, feeds: dict[str, Array], total: int) -> Array:  # noqa: ARG002  the other store needs it
-        """Return logits [rows, positions, vocabulary] after `total` columns."""
-        binding = self._session.binding()
-        for name, array in feeds.items():
-            binding.bind_cpu_input(name, array)
-        for name, value in self._across.items():
-            binding.bind_ortvalue_input(name, value)
-        binding.bind_output(_LOGITS, "cpu")
-        for past, present in self._names:
-            binding.bind_ortvalue_input(past, self._past[past])
-            binding.bind_output(present, self._session.device)
-        self._session.run_bound(binding)
-        logits, *presents = binding.get_outputs()
-        self._past = {past: value for (past, _), value in zip(self._names, presents, strict=True)}
-        return np.asarray(logits.numpy())
+    def join(self, other: Batch) -> None:
+        """Take in the rows of another batch of the same decoder, behind the own ones; the other one is spent."""
+        assert isinstance(other, SidedBatch)  # noqa: S101  # a decoder makes batches of one kind
+        count = len(self._tokens)
+        for part in other._parts:  # noqa: SLF001  of the same class
+            self._enter(part.batch, [row + count for row in part.rows], part.side)
+        self._tokens += other._tokens  # noqa: SLF001
+        self._put_together()
 
-    def run_rows(self, feeds: Mapping[int, dict[str, Array]], total: int) -> dict[int, Array]:
-        """Return logits [1, positions, vocabulary] of some rows, each in a batch of its own, after `total` columns."""
-        rows = len(next(iter(self._past.values())).numpy())
-        found: dict[int, Array] = {}
-        kept: dict[str, list[Array]] = {past: [] for past, _ in self._names}
-        older, across = self._past, self._across
-        for row in range(rows):
-            self._past = {name: _row_of(value, row, self._session.device) for name, value in older.items()}
-            self._across = {name: _row_of(value, row, self._session.device) for name, value in across.items()}
-            if row in feeds:
-                found[row] = self.run(feeds[row], total)
-            for name, value in self._past.items():
-                grown = value.numpy()
-                missing = total - grown.shape[2]
-                kept[name].append(np.pad(grown, ((0, 0), (0, 0), (0, missing), (0, 0))))
-        self._past = {name: _value(np.concatenate(parts), self._session.device) for name, parts in kept.items()}
-        self._across = across
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with some of the rows."""
+        places = {row: place for place, row in enumerate(rows)}
+        for part in list(self._parts):
+            own = [place for place, row in enumerate(part.rows) if row in places]
+            if not own:
+                self._parts.remove(part)
+            elif len(own) < len(part.rows):
+                part.batch.keep(own)
+            part.rows = [places[row] for row in part.rows if row in places]
+        self._tokens = [self._tokens[row] for row in rows]
+        self._put_together()
+
+    def taken(self, rows: Sequence[int]) -> Batch:
+        """Return a batch with a copy of some of the rows, read anew."""
+        return SidedBatch(self._decoder, [self._tokens[row] for row in rows], new_tokens=self._new_tokens, chunk=0)
+
+    def _movers(self, part: _Part, grown: Sequence[int], real: Array) -> dict[int, list[int]]:
+        """Return the rows of a part that get to another side, by that side."""
+        found: dict[int, list[int]] = {}
+        for row in part.rows:
+            side = self._decoder.side(grown[row])
+            if real[row].any() and side != part.side:
+                found.setdefault(side, []).append(row)
         return found
 
-    def keep(self, rows: list[int], columns: slice) -> None:
-        """Take some rows and columns."""
-        for name, value in self._past.items():
-            self._past[name] = _value(np.ascontiguousarray(value.numpy()[rows, :, columns]), self._session.device)
-        self._across = _rows_of(self._across, rows, self._session.device)
+    def _read(self, rows: Sequence[int], chunk: int = 0) -> Batch:
+        texts = [self._tokens[row] for row in rows]
+        return self._decoder.read(texts, new_tokens=self._new_tokens, chunk=chunk)
 
-    def content(self) -> dict[str, Array]:
-        """Return what is in it: [rows, heads, columns, size] by name."""
-        return {name: value.numpy() for name, value in self._past.items()}
+    def _leave(self, part: _Part, rows: Sequence[int]) -> Batch:
+        """Take rows out of a part, and return them as a batch of their own."""
+        if len(rows) == len(part.rows):
+            self._parts.remove(part)
+            return part.batch
+        places = [part.rows.index(row) for row in rows]
+        batch = part.batch.taken(places)
+        rest = [place for place in range(len(part.rows)) if place not in places]
+        part.batch.keep(rest)
+        part.rows = [part.rows[place] for place in rest]
+        return batch
 
-    def join(self, content: Mapping[str, Array], places: Sequence[int], width: int, most: int) -> None:
-        """Take in the rows of another one, each part's columns from its place on."""
-        del most  # it grows anyway
-        for name, array in self.content().items():
-            fresh = _joined([array, content[name]], places, width)
-            self._past[name] = _value(fresh, self._session.device)
+    def _enter(self, batch: Batch, rows: list[int], side: int) -> None:
+        """Let rows join those of their side."""
+        part = next((one for one in self._parts if one.side == side), None)
+        if part is None:
+            self._parts.append(_Part(batch, list(rows), side))
+            return
+        part.batch.join(batch)
+        part.rows += rows
 
-
-class _Shared:
-    """A cache whose past and present are one buffer, longer than what is in it."""
-
-    def __init__(self, decoder: Decoder, rows: int, most: int, across: Mapping[str, onnxruntime.OrtValue]) -> None:
-        self._session, self._across = decoder.session, dict(across)
-        self._specs = tuple(zip(decoder.cache.inputs, decoder.cache.outputs, strict=True))
-        self._rows, self.most = rows, most
-        self._length = self._capacity = 0
-        self._buffers: dict[str, onnxruntime.OrtValue] = {}
-        self._binding: onnxruntime.IOBinding | None = None
-
-    def run(self, feeds: dict[str, Array], total: int) -> Array:
-        """Return logits [rows, positions, vocabulary] after `total` columns."""
-        if total > self._capacity:
-            self._allocate(list(range(self._rows)), slice(0, self._length), self._room(total))
-        binding = self._binding or self._bind()
-        for name, array in feeds.items():
-            binding.bind_cpu_input(name, array)
-        binding.bind_output(_LOGITS, "cpu")
-        self._session.run_bound(binding)
-        self._length = total
-        return np.asarray(binding.get_outputs()[0].numpy())  # bound first, so first
-
-    def run_rows(self, feeds: Mapping[int, dict[str, Array]], total: int) -> dict[int, Array]:
-        """Return logits [1, positions, vocabulary] of some rows, each in a batch of its own, after `total` columns."""
-        if self._session.device != "cpu":
-            raise InputError(
-                "takes several tokens behind others for one text at a time",
-                where=str(self._session.path),
-                hint="give the tokens of a batch one by one, or its prompts at once",
-            )
-        if total > self._capacity:
-            self._allocate(list(range(self._rows)), slice(0, self._length), self._room(total))
-        whole, across, found = self._buffers, self._across, {}
-        for row, given in feeds.items():
-            self._buffers = {name: _row_of(value, row, "cpu") for name, value in whole.items()}  # views, not copies
-            self._across = {name: _row_of(value, row, "cpu") for name, value in across.items()}
-            self._binding = None
-            found[row] = self.run(given, total)
-        self._buffers, self._across, self._binding = whole, across, None
-        self._length = total
-        return found
-
-    def keep(self, rows: list[int], columns: slice) -> None:
-        """Take some rows and columns."""
-        width = columns.stop - columns.start
-        self._rows = len(rows)
-        self.most -= self._length - width
-        self._across = _rows_of(self._across, rows, self._session.device)
-        self._allocate(rows, columns, self._room(width))
-        self._length = width
-
-    def content(self) -> dict[str, Array]:
-        """Return what is in it: [rows, heads, columns, size] by name."""
-        return {name: value.numpy()[:, :, : self._length] for name, value in self._buffers.items()}
-
-    def join(self, content: Mapping[str, Array], places: Sequence[int], width: int, most: int) -> None:
-        """Take in the rows of another one, each part's columns from its place on."""
-        self.most = max(self.most, most, width)
-        capacity = max(self._room(width), self._capacity)
-        for name, array in self.content().items():
-            fresh = _joined([array, content[name]], places, capacity)
-            self._buffers[name] = _value(fresh, self._session.device)
-            self._rows = len(fresh)
-        self._length, self._capacity, self._binding = width, capacity, None
-
-    def _room(self, total: int) -> int:
-        """Return for how many tokens to make room: what was asked for when it is near, else twice what is there."""
-        if total <= self.most <= total + ROOM:
-            return self.most
-        return max(total + ROOM, min(2 * self._length, self.most))
-
-    def _allocate(self, rows: list[int], columns: slice, capacity: int) -> None:
-        sizes = {"batch": len(rows), "past_sequence": capacity}
-        for spec, _ in self._specs:
-            fresh = np.zeros(spec.shape(sizes), spec.dtype)
-            if self._length:
-                older = self._buffers[spec.name].numpy()  # on the CPU a view
-                fresh[:, :, : columns.stop - columns.start] = older[rows, :, columns]
-            self._buffers[spec.name] = _value(fresh, self._session.device)
-        self._capacity = capacity
-        self._binding = None
-
-    def _bind(self) -> onnxruntime.IOBinding:
-        binding = self._session.binding()
-        binding.bind_output(_LOGITS, "cpu")
-        for past, present in self._specs:
-            binding.bind_ortvalue_input(past.name, self._buffers[past.name])
-            binding.bind_ortvalue_output(present.name, self._buffers[past.name])
-        for name, value in self._across.items():
-            binding.bind_ortvalue_input(name, value)
-        self._binding = binding
-        return binding
-
-
-def _row_of(value: onnxruntime.OrtValue, row: int, device: str) -> onnxruntime.OrtValue:
-    return _value(value.numpy()[row : row + 1], device)
-
-
-def _rows_of(
-    values: Mapping[str, onnxruntime.OrtValue], rows: list[int], device: str
-) -> dict[str, onnxruntime.OrtValue]:
-    return {name: _value(np.ascontiguousarray(value.numpy()[rows]), device) for name, value in values.items()}
-
-
-def _joined(parts: Sequence[Array], places: Sequence[int], columns: int) -> Array:
-    """Return the rows of caches [rows, heads, columns, size] in one of `columns`, each from its place on."""
-    heads, size = parts[0].shape[1], parts[0].shape[3]
-    fresh = np.zeros((sum(map(len, parts)), heads, columns, size), parts[0].dtype)
-    row = 0
-    for part, place in zip(parts, places, strict=True):
-        fresh[row : row + len(part), :, place : place + part.shape[2]] = part
-        row += len(part)
-    return fresh
-
-
-def _value(array: Array, device: str) -> onnxruntime.OrtValue:
-    """Return a tensor of the runtime; on the CPU it shares the array's memory."""
-    import onnxruntime
-
-    return onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0)
+    def _put_together(self) -> None:
+        """Show logits and masks of all parts as those of one batch, padded on the left."""
+        width = max((part.batch.mask.shape[1] for part in self._parts), default=0)
+        self.mask = np.zeros((len(self._tokens), width), np.int64)
+        entries = max((part.batch.logits.shape[-1] for part in self._parts), default=0)
+        self.logits = np.zeros((len(self._tokens), entries), np.float32)
+        for part in self._parts:
+            self.mask[part.rows, width - part.batch.mask.shape[1] :] = part.batch.mask
+            self.logits[part.rows] = part.batch.logits

@@ -16,6 +16,7 @@ import onnx_ir as ir
 import onnxopt
 from onnxopt.axes import prove_axes
 from onnxopt.checkpoint import Checkpoint, load_config, read_checkpoint, weights_digest, write_assets
+from onnxopt.crossing import crossings_of
 from onnxopt.errors import ExportError, InputError
 from onnxopt.feeds import ImageFeeder, TextFeeder, Tokens, read_tokens
 from onnxopt.model import Feeder, Loaded
@@ -23,7 +24,7 @@ from onnxopt.pooling import Pooling, read_pooling
 from onnxopt.source import Source
 from onnxopt.spec import Signature, TensorSpec
 from onnxopt.tasks import Task, features_task, infer_task, model_class, parse_task
-from onnxopt.torch_model import RANDOM_SEED, Logits, TorchModel, TorchReference, load_torch
+from onnxopt.torch_model import RANDOM_SEED, Logits, TorchModel, TorchReference, load_torch, rereads
 from onnxopt.torch_seq2seq import SeqPart
 from onnxopt.trace import ROADS, Road, Traced, trace
 from onnxopt.usercache import cache_root, content_of, staged
@@ -31,7 +32,7 @@ from onnxopt.usercache import cache_root, content_of, staged
 Exporter = Literal["auto", "dynamo", "torchscript"]
 Progress = Callable[[str], None]
 
-_FORMAT = 3
+_FORMAT = 4
 _RECORD = "export.json"
 _MODEL = "model.onnx"
 _ASSETS = "assets"
@@ -144,12 +145,24 @@ def _make(
     tokens = read_tokens(words, config, longest=model.longest) if reads else None
     traced, proved, failures = _first_road(model, tokens, exporter, folder / _MODEL, say=say)
     notes += [f"{failure}; exported with {traced.exporter} instead" for failure in failures]
-    record = _record(traced, task, model, tokens, notes)
+    crossing = _crossing(folder / _MODEL, model, notes)
+    record = _record(traced, task, model, tokens, notes) | {"crossing": crossing}
     record |= {"pooling": str(pooling) if pooling else "", "proved_sizes": list(proved)}
     record |= {"with_cache": model.cache is not None, "logits": model.logits, "longest": model.longest}
     record |= {"part": form.part}
     (folder / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
     return model
+
+
+def _crossing(path: Path, model: TorchModel, notes: list[str]) -> str:
+    """Return what a decoder does where its rotary tables change, an empty string when they do not; note it."""
+    if model.cache is None:
+        return ""
+    found = crossings_of(ir.load(path), longest=model.longest)
+    anew = all(rereads(model.flat.network, length) for length in found.at)
+    if found.note():
+        notes.append(found.note(rereads=anew))
+    return "" if not found.at else "reread" if anew else "continue"
 
 
 def _first_road(
@@ -283,6 +296,7 @@ def _open(entry: Path, checkpoint: Checkpoint, weights: Mapping[str, str], model
             "exporter": record["exporter"],
             "opset": record["opset"],
             "context_length": record["longest"],
+            **({"crossing": record["crossing"]} if record["crossing"] else {}),
             "versions": _versions(),
         },
         notes=[*source.notes, *record["notes"]],

@@ -11,7 +11,8 @@ Keys::
     postprocessing sentences in order
     pooling        how the sentence embedding in the graph is made, where there is one
     labels         names of classes by index, as config.json has them
-    decoding       shared_buffers, logits, context_length, eos_token_id and the contract of the cache; decoders only
+    decoding       shared_buffers, logits, context_length, crossings, eos_token_id and the contract of the cache; of
+                   decoders only
 """
 
 from __future__ import annotations
@@ -29,6 +30,12 @@ from onnxopt.textinput import TOKENIZER_NAME, input_meaning, read_settings, toke
 
 IO_NAME = "io.json"
 _POOLINGS = ("mean", "cls", "max", "lasttoken")
+_CROSSINGS = {
+    "reread": "a text that grows beyond one of the crossings is read anew from its first token, with an empty past; "
+    "rows of one batch lie on the same side of each",
+    "continue": "rows of one batch lie on the same side of each of the crossings; a text that grows beyond one keeps "
+    "its past",
+}
 _AFTER = {
     "text-classification": "softmax over the last axis of logits; labels by index",
     "token-classification": "softmax over the last axis of logits, per token; labels by index",
@@ -76,6 +83,7 @@ def io_description(
             "eos_token_id": Words.read(folder).ids("eos"),
             "cache": "present.N.key and .value of one call are past_key_values.N.key and .value of the next; the first "
             "past has 0 positions; attention_mask covers past and new positions",
+            **({"crossing_contract": _CROSSINGS[decoding.crossing]} if decoding.crossings else {}),
         }
     return content
 

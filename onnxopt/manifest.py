@@ -363,12 +363,16 @@ class DecodingRecord(Record):
         logits: `last` gives [batch, 1, vocabulary] of the last position, `all` one row per position.
         context_length: the most positions the model takes, past and new together; 0 when unknown.
         vocabulary: entries of a row of logits.
+        crossings: lengths beyond which other rotary tables turn all positions; on two sides of one no batch is shared.
+        crossing: a text that grows beyond one is read anew, or goes on from its keys as they are.
     """
 
     shared_buffers: bool
     logits: Literal["last", "all"]
     context_length: int = Field(default=0, ge=0)
     vocabulary: int = Field(default=0, ge=0)
+    crossings: tuple[int, ...] = ()
+    crossing: Literal["reread", "continue"] = "reread"
 
 
 class HalfRecord(Record):

@@ -34,7 +34,8 @@ from pathlib import Path, PurePosixPath
 
 import onnx_ir as ir
 
-from onnxopt.cache import Cache, served
+from onnxopt.cache import Cache, encoded_name, served
+from onnxopt.crossing import crossings_of
 from onnxopt.errors import InputError, PassAuthorError
 from onnxopt.golden import (
     GOLDEN_FOLDER,
@@ -60,6 +61,7 @@ from onnxopt.manifest import (
 )
 from onnxopt.model import Loaded
 from onnxopt.session import MODEL_NAME, Session
+from onnxopt.sides import Crossings
 from onnxopt.sizes.annotate import name_outputs
 from onnxopt.spec import Budget, Target, Workload
 from onnxopt.stacks import GENAI_NAME, served_model, stack_files
@@ -230,6 +232,7 @@ def write_artifact(
         model_files = []
         for name, graph, given in graphs or [(MODEL_NAME, model, loaded.signature)]:
             name_outputs(graph, given)
+            graph.metadata_props.update(_crossings(graph, loaded).to_metadata())
             model_files += _write_model(served_model(graph, given), folder, name)
         _copy_assets(loaded, folder, taken=model_files)
         decoding, signature = decoding_of(model, halves[-1].loaded if halves else loaded), served(loaded.signature)
@@ -280,15 +283,28 @@ def decoding_of(model: ir.Model, loaded: Loaded) -> DecodingRecord | None:
         return None
     past = {spec.name for spec in cache.inputs}
     readers = [use.node for value in model.graph.inputs if value.name in past for use in value.uses()]
-    vocabulary = logits.axes[-1]
+    vocabulary, context = logits.axes[-1], int(loaded.origin.get("context_length", 0))
+    found = _crossings(model, loaded)
+    if found.endless_from:  # no cache can follow: every token more would ask for another one
+        context = found.endless_from
     return DecodingRecord(
         shared_buffers=all(
             is_op(node, "GroupQueryAttention", domain=CONTRIB) or _reads_batch(node) for node in readers
         ),
         logits="last" if logits.axes[1] == 1 else "all",
-        context_length=int(loaded.origin.get("context_length", 0)),
+        context_length=context,
         vocabulary=vocabulary if isinstance(vocabulary, int) else 0,
+        crossings=found.at,
+        crossing=loaded.origin.get("crossing", "reread"),
     )
+
+
+def _crossings(model: ir.Model, loaded: Loaded) -> Crossings:
+    """Return where rotary tables change; nowhere in one half of a pair, where both sides count for themselves."""
+    names = {spec.name for spec in loaded.signature.inputs}
+    if any(map(encoded_name, names)) or not {"input_ids", "attention_mask"} <= names:
+        return Crossings()
+    return crossings_of(model, longest=int(loaded.origin.get("context_length", 0)))
 
 
 def _reads_batch(node: ir.Node) -> bool:

@@ -142,9 +142,11 @@ WEIGHTS_ONLY: dict[Provider, tuple[str, ...]] = {
     "tensorrt": (),
 }
 
-# The attention of a decoder with its cache, and what is left over around it.
+# The attention of a decoder with its cache, the choice of the last token where rows are not packed by that, and what is
+# left over around them.
 CACHED_ATTENTION = (
     "lower-cached-attention",
+    "lower-last-token",
     "merge-transposes",
     "remove-no-ops",
     "merge-reshapes",
@@ -193,7 +195,6 @@ LOWER: dict[Provider, tuple[str, ...]] = {
         "lower-embed-norm",
         "pack-rows",
         "lower-rms-norm",
-        "lower-last-token",
         "read-dimension-from-input",
         *TIDY,
     ),

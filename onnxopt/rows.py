@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from onnxopt.cache import SEQUENCE, TOTAL, packed_rows
-from onnxopt.model import Array
+from onnxopt.model import Array, Feeds
 from onnxopt.spec import Signature, TensorSpec
 
 
@@ -50,3 +50,31 @@ def rows_that_matter(
     else:
         return None
     return rows if array.shape[: rows.ndim] == rows.shape else None
+
+
+def ending_last(signature: Signature, feeds: Mapping[str, Array]) -> Feeds | None:
+    """Move the tokens of each row so far to the right that the last column is a real one.
+
+    Padding on the right of a prompt becomes padding on its left; what lies between two tokens of a row stays between
+    them. So whoever answers for the last column of these answers for the last real token of those.
+
+    Args:
+        signature: names the axes.
+        feeds: the inputs; nothing was seen before.
+
+    Returns:
+        The inputs, those [batch, sequence] and the mask with rows moved; None when every row ends with a real token
+        already, when something was seen before, or when there is no mask of past and new tokens.
+    """
+    mask = mask_of(signature)
+    if mask is None or mask.axes[1] != TOTAL:
+        return None
+    kept = np.asarray(feeds[mask.name]) != 0
+    own = [spec.name for spec in signature.inputs if spec.axes in (mask.axes, (mask.axes[0], SEQUENCE))]
+    if any(np.shape(feeds[name]) != kept.shape for name in own):
+        return None  # something was seen before
+    behind = np.where(kept.any(axis=1), kept[:, ::-1].argmax(axis=1), 0)
+    if not behind.any():
+        return None
+    columns = (np.arange(kept.shape[1])[None] - behind[:, None]) % kept.shape[1]
+    return {name: np.take_along_axis(array, columns, 1) if name in own else array for name, array in feeds.items()}

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxopt.cache import ENCODER_MASK, encoded_name
-from onnxopt.decoder import ROOM, Batch, Decoder
+from onnxopt.decoder import Batch, Decoder
 from onnxopt.errors import InputError
 from onnxopt.manifest import Manifest
 from onnxopt.model import Array
 from onnxopt.session import Session
 from onnxopt.spec import Target
+from onnxopt.stores import ROOM
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -21,6 +21,7 @@ from onnxopt.providers import (
     plan,
     preload_cuda,
 )
+from onnxopt.sides import Crossings
 from onnxopt.spec import Provider, Target, TensorSpec, Workload
 
 if TYPE_CHECKING:
@@ -215,6 +216,11 @@ class Session:
         except runtime_errors() as error:
             raise InputError(f"onnxruntime failed: {runtime_line(error)}", where=str(self.path)) from error
         return dict(zip(names, values, strict=True))
+
+    @property
+    def crossings(self) -> Crossings:
+        """Where the tables of positions change with the length, as the file says."""
+        return Crossings.from_metadata(self._session.get_modelmeta().custom_metadata_map)
 
     def binding(self) -> onnxruntime.IOBinding:
         """Return a fresh set of bound inputs and outputs, for `run_bound`."""

@@ -123,6 +123,8 @@ def genai_config(
     if set(names) - {spec.name for spec in cache.inputs} - set(_PLAIN_INPUTS):
         return None
     length = decoding.context_length or words.size("max_position_embeddings", "n_positions") or UNKNOWN_LENGTH
+    # it neither reads a text anew that grows beyond a crossing nor keeps long and short ones of a batch apart
+    length = min(length, *decoding.crossings[:1]) if decoding.crossings else length
     model: dict[str, Any] = {"type": "decoder", "vocab_size": decoding.vocabulary, "context_length": length}
     model |= words.token_ids()
     model["decoder"] = {

@@ -403,6 +403,27 @@ def _flatten_with_cache(network: Any, inputs: tuple[TensorSpec, ...], cache: Cac
     return FlatWithCache().eval()
 
 
+def rereads(network: Any, length: int) -> bool:
+    """Tell whether transformers drops the cache of a text that grows beyond a length, and reads all of it anew.
+
+    Args:
+        network: transformers' module; its `prepare_inputs_for_generation` is asked, with a cache of nothing but length.
+        length: tokens in the cache.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    seen = DynamicCache()
+    seen.update(torch.zeros(1, 1, length, 1), torch.zeros(1, 1, length, 1), 0)
+    ids = torch.zeros(1, length + 1, dtype=torch.int64)
+    options = {"past_key_values": seen, "use_cache": True, "next_sequence_length": 1}
+    try:
+        given = network.prepare_inputs_for_generation(ids, attention_mask=torch.ones_like(ids), **options)
+    except Exception:  # noqa: BLE001  a model with a way of its own; reading anew is never wrong, only slower
+        return True
+    return int(given["input_ids"].shape[1]) == length + 1
+
+
 def _check_missing(model: TorchModel, network: Any, missing: list[str], where: str) -> None:
     """Refuse weights that the checkpoint lacks and the outputs need; parts that no output uses may lack theirs.
 

@@ -6,18 +6,22 @@ import asyncio
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx.parser
+import onnx_ir as ir
 import pytest
 
 from onnxopt.batcher import BusyError, ClosedError
+from onnxopt.crossing import crossings_of
 from onnxopt.errors import InputError
 from onnxopt.model import Array, Feeds
 from onnxopt.runtime import Batcher, Buckets, Session
 from tests.support.pool import feeds, session
+from tests.support.rules import parse
 
 __all__ = ["session"]
 
@@ -264,3 +268,32 @@ def test_fixed_shapes_and_the_histogram_of_lengths(session: Session) -> None:
         same(session.run(request), answer)
     assert batcher.stats.lengths == {3: 1, 8: 1, 40: 1, 5: 1}
     assert [shape["sequence"] for shape in batcher.stats.workload().shapes] == [3, 3, 5, 8, 40]
+
+
+TABLED = """
+g (int64[batch,sequence] input_ids, int64[batch,sequence] attention_mask) => (float[batch,sequence] y) {
+  length = Shape<start=1, end=2>(attention_mask) longer = Greater(length, limit)
+  factor = Where(longer, slow, fast) x = Cast<to=1>(input_ids) y = Mul(x, factor)
+}"""
+
+
+@pytest.mark.parametrize("limit", [9, 31])
+def test_requests_on_two_sides_of_a_crossing_do_not_run_together(limit: int, tmp_path: Path) -> None:
+    weights = {"limit": np.array([limit]), "slow": np.array([0.5], np.float32), "fast": np.array([2.0], np.float32)}
+    model = parse(TABLED, weights)
+    found = crossings_of(model, longest=512)
+    assert found.at == (limit,)
+    model.metadata_props.update(found.to_metadata())
+    ir.save(model, tmp_path / "model.onnx")
+    opened = Session(tmp_path / "model.onnx")
+    assert opened.crossings == found
+    lengths = (limit + 3, 2, limit, limit + 1, limit - 1)
+    requests = [
+        {"input_ids": np.full((1, length), length), "attention_mask": np.ones((1, length), np.int64)}
+        for length in lengths
+    ]
+    with Batcher(opened, buckets=(64,), max_wait_ms=20) as batcher:
+        answers = batcher.map(requests)
+    for request, answer in zip(requests, answers, strict=True):
+        same(opened.run(request), answer)
+    assert batcher.stats.batches == 2

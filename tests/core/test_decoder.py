@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxopt import decoder as room
+from onnxopt import stores
 from onnxopt.decoder import Batch, Decoder, pays
 from onnxopt.errors import InputError
 from onnxopt.manifest import DecodingRecord
@@ -66,6 +66,14 @@ def test_prompts_may_be_read_in_pieces(decoder: Decoder, chunk: int) -> None:
     check(batch, [[*rows[0], 1, 2], [*rows[1], 3], [*rows[2], 4, 5]])
 
 
+def test_a_single_row_may_get_padding_among_new_tokens(decoder: Decoder) -> None:
+    batch = decoder.prefill([[3, 1, 4, 1]], new_tokens=8)
+    batch.feed(np.array([[0, 0, 5, 9]]), np.array([[0, 0, 1, 1]]))
+    check(batch, [[3, 1, 4, 1, 5, 9]])
+    batch.step([2])
+    check(batch, [[3, 1, 4, 1, 5, 9, 2]])
+
+
 def test_whether_tokens_are_appended_together_is_found_by_trying(tmp_path: Path) -> None:
     found = {form: opened(tmp_path, form).appends_together for form in FORMS}
     assert found == {"shared": False, "packed": False, "growing": True}
@@ -115,7 +123,7 @@ def test_several_tokens_can_follow_at_once_in_a_growing_cache(tmp_path: Path) ->
 def test_shared_buffers_stay_where_they_are(tmp_path: Path) -> None:
     batch = opened(tmp_path, "shared").prefill([[1, 2, 3]], new_tokens=30)
     store = batch._store
-    assert isinstance(store, room._Shared)
+    assert isinstance(store, stores.SharedStore)
     before = {name: value.data_ptr() for name, value in store._buffers.items()}
     for token in range(30):
         batch.step([token])
@@ -126,19 +134,19 @@ def test_shared_buffers_stay_where_they_are(tmp_path: Path) -> None:
 def test_a_growing_cache_is_handed_on_without_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = opened(tmp_path, "growing").prefill([[1, 2, 3]])
     store = batch._store
-    assert isinstance(store, room._Growing)
+    assert isinstance(store, stores.GrowingStore)
     assert {value.shape()[2] for value in store._past.values()} == {3}
-    monkeypatch.setattr(room, "_value", None)  # what makes a tensor of an array; a step has no use for it
+    monkeypatch.setattr(stores, "_value", None)  # what makes a tensor of an array; a step has no use for it
     batch.step([4])
     assert {value.shape()[2] for value in store._past.values()} == {4}
     check(batch, [[1, 2, 3, 4]])
 
 
 def test_buffers_grow_by_doubling_when_more_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "ROOM", 4)
+    monkeypatch.setattr(stores, "ROOM", 4)
     batch = opened(tmp_path, "shared").prefill([[1, 2, 3]], new_tokens=40)
     store, row, seen = batch._store, [1, 2, 3], []
-    assert isinstance(store, room._Shared)
+    assert isinstance(store, stores.SharedStore)
     for token in range(40):
         row.append(token)
         batch.step([token])

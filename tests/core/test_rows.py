@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxopt.model import Array
-from onnxopt.rows import mask_of, rows_that_matter
+from onnxopt.rows import ending_last, mask_of, rows_that_matter
 from onnxopt.spec import Signature, TensorSpec
 
 PLAIN = ("batch", "sequence")
@@ -97,3 +97,24 @@ def test_a_model_without_a_mask_has_no_padding() -> None:
 def test_an_output_that_is_not_in_the_signature_matters_whole() -> None:
     signature = Signature((IDS, MASK), ())
     assert rows_that_matter(signature, {"attention_mask": KEPT}, "z", np.zeros((3, 5))) is None
+
+
+def test_rows_that_end_with_padding_are_moved_to_the_last_column() -> None:
+    signature = Signature(
+        (IDS, LONG_MASK, TensorSpec("past_key_values.0.key", "float32", ("batch", 2, "past_sequence", 4))), ()
+    )
+    mask = np.array([[1, 1, 0, 0], [0, 1, 0, 1], [1, 0, 1, 0], [0, 0, 0, 0]])
+    ids = np.arange(10, 26).reshape(4, 4) * mask
+    past = np.zeros((4, 2, 0, 4))
+    moved = ending_last(signature, {"input_ids": ids, "attention_mask": mask, "past_key_values.0.key": past})
+    assert moved is not None
+    assert moved["attention_mask"].tolist() == [[0, 0, 1, 1], [0, 1, 0, 1], [0, 1, 0, 1], [0, 0, 0, 0]]
+    assert moved["input_ids"].tolist() == [[0, 0, 10, 11], [0, 15, 0, 17], [0, 18, 0, 20], [0, 0, 0, 0]]
+    assert moved["past_key_values.0.key"] is past
+    assert ending_last(signature, moved) is None
+
+
+def test_rows_behind_a_past_stay() -> None:
+    signature = Signature((IDS, LONG_MASK), ())
+    assert ending_last(signature, {"input_ids": np.ones((3, NEW)), "attention_mask": KEPT}) is None
+    assert ending_last(Signature((IDS, MASK), ()), {"input_ids": KEPT, "attention_mask": KEPT}) is None

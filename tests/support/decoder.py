@@ -284,6 +284,7 @@ def decoder_artifact(
     ends: Sequence[int] = (END,),
     origin: dict[str, Any] | None = None,
     decoding: bool = True,
+    crossings: tuple[int, ...] = (),
 ) -> Path:
     """Write a folder as `onnxopt optimize` would: model, tokenizer, configs, manifest."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -303,7 +304,9 @@ def decoder_artifact(
         origin=origin or {},
         task="text-generation",
         signature=Signature(session.inputs, session.outputs),
-        decoding=DecodingRecord(shared_buffers=shared, logits=logits, context_length=context, vocabulary=VOCABULARY)
+        decoding=DecodingRecord(
+            shared_buffers=shared, logits=logits, context_length=context, vocabulary=VOCABULARY, crossings=crossings
+        )
         if decoding
         else None,
         target=Target(),

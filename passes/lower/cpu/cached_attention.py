@@ -41,6 +41,7 @@ from onnxopt.cache import (
     complete_all,
     keeps_packed,
 )
+from onnxopt.crossing import telling_lengths_of_tables
 from onnxopt.graph import CONTRIB, ancestors, attribute, dims, integers, is_constant, is_op, number, rank, remove_dead
 from onnxopt.probe import ProbeError
 from onnxopt.rewrite import Builder, Pass, Reassociated, register
@@ -55,8 +56,8 @@ HEAD_SIZE_MULTIPLE = 8
 ANGLES_MULTIPLE = 8  # the kernel's rotary embedding takes tables of this many angles, or a multiple
 LARGEST_TABLE_BYTES = 2**28
 ROUNDING = 2.0**-22  # the runtime's cosine of one angle depends on its place among others by 2**-24
-# Batch and length at which a table must hold for positions in any order, and below which these are: a table may depend
-# on the largest one (longrope).
+# Batch and length at which a table must hold for positions in any order, and below which these are. It must also hold
+# for positions in order up to each length that may be a crossing: a table may depend on the largest one (longrope).
 CHECKED_POSITIONS = (((3, 11), 2**31), ((1, 64), 2**31), ((2, 9), 16), ((1, 1), 1))
 
 
@@ -312,8 +313,9 @@ def _rotary(
     try:
         whole = [table[0] for table in side.run({}, {start: np.arange(longest)[None]})]
         generator = np.random.default_rng(0)
-        for shape, top in CHECKED_POSITIONS:
-            some = generator.integers(0, min(top, longest), shape)
+        drawn = [generator.integers(0, min(top, longest), shape) for shape, top in CHECKED_POSITIONS]
+        counted = [np.arange(length)[None] for length in telling_lengths_of_tables(side.nodes, longest)]
+        for some in (*drawn, *counted):
             found = side.run({}, {start: some})
             pairs = zip(whole, found, strict=True)
             if not all(np.allclose(table[some], one, rtol=0.0, atol=ROUNDING) for table, one in pairs):

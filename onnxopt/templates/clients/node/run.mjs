@@ -16,7 +16,14 @@ const place = { subfolder: "", dtype: "fp32", use_external_data_format: existsSy
 
 if (io.decoding) {
   const write = await pipeline("text-generation", artifact, place);
-  for (const text of texts) console.log((await write(text, { max_new_tokens: 40 }))[0].generated_text);
+  const { context_length: limit, crossing, crossings = [] } = io.decoding;
+  for (const text of texts) {
+    const count = write.tokenizer(text).input_ids.dims.at(-1);
+    // transformers.js goes on from a cache that would have to be read anew beyond a crossing: it stops before
+    const end = (crossing === "reread" && crossings.find((length) => length >= count)) || limit || Infinity;
+    if (count > end) throw new Error(`${count} tokens, the model takes ${end}`);
+    console.log((await write(text, { max_new_tokens: Math.min(40, end - count + 1) }))[0].generated_text);
+  }
 } else if (io.task === "feature-extraction" || io.task === "sentence-similarity") {
   const embed = await pipeline("feature-extraction", artifact, place);
   const vectors = (await embed(texts, { pooling: io.pooling ?? "mean", normalize: true })).tolist();

@@ -107,8 +107,13 @@ async function embed(texts, output) {
 
 async function write(text) {
   let ids = tokens(text), past = null, seen = 0;
-  const made = [];
-  while (made.length < NEW_TOKENS) {
+  const whole = [...ids], made = [];
+  const limit = model.io.decoding.context_length || Infinity;
+  // where the tables of positions change with the length, a text that grows across is read anew
+  const crossings = model.io.decoding.crossing === "reread" ? model.io.decoding.crossings ?? [] : [];
+  if (whole.length > limit) throw new Error(`${whole.length} tokens, the model takes ${limit}`);
+  while (made.length < NEW_TOKENS && whole.length <= limit) {
+    if (past && crossings.includes(seen)) [ids, past, seen] = [whole, null, 0];
     const found = await model.session.run(feedsFor(ids, past, seen));
     seen += ids.length;
     const width = found.logits.dims.at(-1);
@@ -117,6 +122,7 @@ async function write(text) {
     for (let place = 1; place < width; place += 1) if (row[place] > row[best]) best = place;
     if ((model.io.decoding.eos_token_id ?? []).includes(best)) break;
     made.push(best);
+    whole.push(best);
     past = Object.fromEntries(Object.entries(found).filter(([name]) => name !== "logits")
       .map(([name, value]) => [name.replace("present", "past_key_values"), value]));
     ids = [best];

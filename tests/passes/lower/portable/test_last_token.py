@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from onnxopt.cache import complete
+from onnxopt.model import Feeds
 from onnxopt.probe import GraphRunner
-from tests.support.cached import VOCABULARY, Decoder, lower
+from tests.support.cached import CAUSAL, VOCABULARY, WINDOW, Decoder, Lowered, lower
 
 FORMS = {
     "Slice": Decoder(),
@@ -29,13 +30,55 @@ def test_the_answer_is_that_of_the_last_real_token(decoder: Decoder) -> None:
     found.prove()
     sizes = complete({"batch": 3, "sequence": 9, "past_sequence": 0})
     feeds = found.loaded.feeder.make(sizes, "right", seed=3)
-    together = found.run(feeds)["logits"]
-    original = GraphRunner(decoder.model())
-    for row in range(3):
-        length = int(feeds["attention_mask"][row].sum())
+    check_alone(decoder, found, feeds)
+
+
+# What adds something to the scores of each head, the same for every row of a batch: it has no axis for the rows.
+DISTANCES = (
+    "away = Sub(keys, queries) apart = Cast<to=1>(away) spread = Mul(apart, slopes)"
+    " shown = Where(allowed, spread, lowest) mask = Identity(shown)"
+)
+TRIMMED = {
+    "one mask": (CAUSAL, {}),
+    "a mask and positions": (WINDOW, {}),
+    "distances by head": (
+        f"{CAUSAL.replace('mask = And', 'allowed = And')} {DISTANCES}",
+        {"slopes": np.array([0.5, 0.25, 0.1, 0.7], np.float32).reshape(4, 1, 1)},
+    ),
+}
+
+
+@pytest.mark.parametrize(("mask", "weights"), TRIMMED.values(), ids=TRIMMED.keys())
+@pytest.mark.parametrize("turn", ["", None])
+def test_everything_of_the_token_is_that_of_the_last_real_one(
+    mask: str, weights: dict[str, np.ndarray], turn: str | None
+) -> None:
+    """Rows are picked ahead of the last attention: its queries, its mask, its tables, and the state around it."""
+    decoder = Decoder(joined=True, mask=mask, weights=weights, heads=(4, 4), turn=turn)
+    found = lower(decoder.model(), "trim-rows", "lower-last-token", "lower-last-token")
+    assert found.rolled_back == []
+    assert found.applied[0] > 0
+    assert found.applied[1] > 1
+    assert found.applied[2] == 0
+    found.prove()
+    for padding in ("right", "left"):
+        feeds = found.loaded.feeder.make(complete({"batch": 4, "sequence": 12, "past_sequence": 0}), padding, seed=8)
+        check_alone(decoder, found, feeds)
+
+
+def check_alone(decoder: Decoder, found: Lowered, feeds: Feeds) -> None:
+    """Hold the logits of each row to those of its real tokens alone."""
+    together, original = found.run(feeds)["logits"], GraphRunner(decoder.model())
+    for row, mask in enumerate(feeds["attention_mask"] != 0):
         alone = {name: array[row : row + 1] for name, array in feeds.items()}
-        alone = {name: array[:, :length] if array.ndim == 2 else array for name, array in alone.items()}
-        assert np.abs(original.run(alone)[0]["logits"] - together[row : row + 1]).max() < 1e-5
+        alone = {name: array[:, mask] if array.ndim == 2 else array for name, array in alone.items()}
+        assert np.abs(original.run(alone)[0]["logits"] - together[row : row + 1]).max() < 2e-5
+
+
+def test_a_packed_cache_needs_none_of_it() -> None:
+    found = lower(Decoder().model(), "lower-cached-attention", "lower-last-token")
+    assert found.packed
+    assert found.applied == [2, 0]
 
 
 def test_logits_of_all_positions_stay() -> None:
