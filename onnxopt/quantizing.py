@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,6 +108,9 @@ def quantize(
     labels = [*(conv.label for conv in find_convs(fused.model)), *(one.label for one in find_linears(fused.model))]
     tables = [table.label for table in find_tables(fused.model)]
     keep = Selector(options.keep).choose(labels, tables) if options.keep else set()
+    if not labels:
+        reason = "no layer was found: it has no product with a constant float32 matrix and no such convolution"
+        return Attempt(_unquantized(options.asked, reason, fused.model, Plan()), fused, None)
     if options.calibration == SELF:
         data = write_own(loaded, as_float, samples=options.samples, say=say)
     else:
@@ -124,6 +128,11 @@ def quantize(
     share = DECODER_SHARE if _is_language_model(fused, judge) else MARGIN
     decision, step = _within(decide, finish, judge, share)
     trial, path, gate = step.pipeline, step.path, step.gate
+    if not _is_quantized(trial):
+        found = Counter(planned.reason for _, planned in decision.plan if planned.reason)
+        why = f" ({found.most_common(1)[0][0]})" if found else ""
+        record = _unquantized(options.asked, f"no layer was quantized{why}", fused.model, decision.plan)
+        return Attempt(record, trial, None)
     reason = "" if gate.holds else f"beyond its budget: {gate}"
     prompts: Mapping[str, PlannedLinear] = {}
     if not reason and _wants_both_ways(options, fused, judge):
@@ -151,10 +160,7 @@ def quantize(
         reason=reason,
         calibration=data.record,
         gate=gate,
-        layers={
-            label: _layer(planned, prompts.get(label))
-            for label, planned in (*decision.plan, *_left(fused.model, decision.plan))
-        },
+        layers=_layers(fused.model, decision.plan, prompts),
         sensitivities=decision.sensitivities,
         front=decision.front,
         invariant=is_invariant(path, loaded, data),
@@ -163,6 +169,22 @@ def quantize(
     if reason:
         logger.warning("the float graph is shipped: %s", reason)
     return Attempt(record, trial, None if reason else path)
+
+
+def _is_quantized(trial: Pipeline) -> bool:
+    """Tell whether a plan was carried out anywhere: where every layer stays in float there is nothing to judge."""
+    return any(entry.applied for entry in trial.ledger.entries if entry.name.startswith("quantize-"))
+
+
+def _unquantized(asked: str, reason: str, model: ir.Model, plan: Plan) -> QuantizationRecord:
+    """Return the record of a model none of whose layers was quantized: nothing was judged."""
+    logger.warning("the float graph is shipped: %s", reason)
+    return QuantizationRecord(asked=asked, shipped=False, reason=reason, layers=_layers(model, plan, {}))
+
+
+def _layers(model: ir.Model, plan: Plan, prompts: Mapping[str, PlannedLinear]) -> dict[str, LayerRecord]:
+    """Return what became of every layer, those included that the plan says nothing about."""
+    return {label: _layer(planned, prompts.get(label)) for label, planned in (*plan, *_left(model, plan))}
 
 
 def _left(model: ir.Model, plan: Plan) -> Iterator[tuple[str, PlannedLinear]]:
