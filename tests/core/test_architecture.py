@@ -24,7 +24,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("precision", "qmath"),
     ("cache", "graph", "recipe", "ledger", "manifest", "rows"),
     ("linears",),
-    ("convs", "filters", "dimensions"),
+    ("convs", "filters", "dimensions", "stored"),
     ("providers",),
     ("branches",),
     ("probe", "safety", "blocks", "observe"),
