@@ -203,6 +203,11 @@ def drop_inputs(
     names = tuple(without)
     able = [spec.name for spec in base if spec.name not in _KEPT]
     able += [name for name in optional_tensors(network) if name not in {spec.name for spec in base}]
+    _require_known(names, able, network, where)
+    return tuple(spec for spec in base if spec.name not in names)
+
+
+def _require_known(names: Iterable[str], able: Sequence[str], network: Any, where: str) -> None:
     wrong = next((name for name in names if name not in able), None)
     if wrong is not None:
         raise InputError(
@@ -210,7 +215,30 @@ def drop_inputs(
             where=where,
             hint=f"--without takes {', '.join(able)}" if able else "drop --without",
         )
-    return tuple(spec for spec in base if spec.name not in names)
+
+
+def inputs_of_pair(network: Any, taken: Sequence[TensorSpec], without: Iterable[str], *, where: str) -> tuple[str, ...]:
+    """Say what is left out of an encoder-decoder, whose halves take what one reads and the other writes alone.
+
+    Args:
+        network: transformers' module.
+        taken: the inputs of a half.
+        without: inputs that its user leaves out.
+        where: its source, for messages.
+
+    Returns:
+        What must be said.
+
+    Raises:
+        InputError: when its processors make something that would be left out, such as pictures beside the text.
+    """
+    names, known = tuple(without), {*_KEPT[:2], network.main_input_name, *(spec.name for spec in taken)}
+    able = [name for name in optional_tensors(network) if name not in known]
+    _require_known(names, able, network, where)
+    found = FoundInputs(unknown=tuple(name for name in able if name not in names))
+    made = made_by_processors(network.config.model_type)
+    require_inputs(found, made=made, keeps=True, title=type(network).__name__, where=where)
+    return tuple(left_out_notes(found, names))
 
 
 def require_inputs(found: FoundInputs, *, made: frozenset[str], keeps: bool, title: str, where: str) -> None:
@@ -242,7 +270,7 @@ def left_out_notes(found: FoundInputs, without: Iterable[str]) -> list[str]:
     asked = ", ".join(without)
     notes = [f"{LEFT_OUT}{asked}, as asked with --without: answers are those of the model without it"] if asked else []
     if found.unknown:
-        notes.append(f"{LEFT_OUT}{', '.join(found.unknown)}: optional in the model, and nothing made up for it runs")
+        notes.append(f"{LEFT_OUT}{', '.join(found.unknown)}: optional in the model, and no values are known for it")
     return notes
 
 

@@ -198,8 +198,6 @@ def optimize(
             raise InputError(
                 "an encoder-decoder is made with its cache only", where=str(source), hint="drop --no-cache"
             )
-        if without:
-            raise InputError("an encoder-decoder takes what it needs alone", where=str(source), hint="drop --without")
         if options is not None or half is not None:
             what = "quantized" if options is not None else "converted to 16 bits"
             raise InputError(f"encoder-decoders are not {what} yet", where=str(source), hint="drop --precision")
@@ -211,6 +209,7 @@ def optimize(
                     task=task,
                     logits=logits,
                     part=part,
+                    without=_names(without),
                     exporter=exporter,
                     progress=lambda step: say(Event("load", step)),
                 )
@@ -313,10 +312,15 @@ def load(
         with_pooling=with_pooling,
         with_cache=with_cache,
         logits=logits,
-        without=tuple(dict.fromkeys(name.strip() for name in without.split(",") if name.strip())),
+        without=_names(without),
         exporter=exporter,
         progress=say,
     )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Read names separated by commas."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 from onnxopt.cache import PARTS, Cache, CacheLayer, complete_all
 from onnxopt.checkpoint import Checkpoint
 from onnxopt.errors import ExportError, InputError
-from onnxopt.forward_inputs import ExtraInput, choose_inputs, drop_inputs
+from onnxopt.forward_inputs import ExtraInput, choose_inputs, drop_inputs, inputs_of_pair
 from onnxopt.model import Array, Feeds
 from onnxopt.pooling import Pooling, build_head
 from onnxopt.quiet import quiet
@@ -137,7 +137,8 @@ def load_torch(
     if part is not None:
         face = face_of(network, config, part, last=logits == "last", where=where)
         own = (face.flat, f"{title} {part}", face.inputs, face.outputs, face.longest, (), config, face.cache, logits)
-        return _complete(TorchModel(*own), network, missing, where)
+        lost = inputs_of_pair(network, face.inputs, without, where=where)
+        return _complete(TorchModel(*own, left_out=lost), network, missing, where)
     plain, image_size = _inputs(network, config, task, where)
     plain = drop_inputs(network, plain, without, where=where)
     notes: tuple[str, ...] = ()

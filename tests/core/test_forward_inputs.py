@@ -6,7 +6,7 @@ import inspect
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +20,7 @@ from onnxopt.forward_inputs import (
     FoundInputs,
     choose_inputs,
     find_inputs,
+    inputs_of_pair,
     left_out_notes,
     made_by_processors,
     optional_tensors,
@@ -27,6 +28,9 @@ from onnxopt.forward_inputs import (
 from onnxopt.source import resolve
 from onnxopt.spec import TensorSpec
 from tests.support.tiny import tiny_checkpoint, tiny_tokenizer
+
+if TYPE_CHECKING:
+    import torch
 
 IDS = TensorSpec("input_ids", "int64", ("batch", "sequence"))
 MASK = TensorSpec("attention_mask", "int64", ("batch", "sequence"))
@@ -158,8 +162,6 @@ def test_labels_caches_and_counted_places_are_never_tried() -> None:
 
 
 def test_arguments_are_found_whatever_they_are_called() -> None:
-    import torch
-
     def forward(
         self: Any,
         input_ids: torch.Tensor,
@@ -218,9 +220,43 @@ def test_what_writes_token_by_token_takes_text_alone() -> None:
 
 def test_what_nothing_runs_for_is_said() -> None:
     assert left_out_notes(FoundInputs(unknown=("odd",)), ()) == [
-        f"{LEFT_OUT}odd: optional in the model, and nothing made up for it runs"
+        f"{LEFT_OUT}odd: optional in the model, and no values are known for it"
     ]
     assert left_out_notes(FoundInputs(), ()) == []
+
+
+class Pair:
+    """An encoder-decoder of a type whose processor makes pictures, too."""
+
+    class config:  # noqa: N801  as transformers' modules have it
+        model_type = "t5gemma2"
+
+    main_input_name = "input_ids"
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        hints: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+    ) -> None:
+        """Never called."""
+
+
+def test_an_encoder_decoder_does_not_lose_its_pictures() -> None:
+    with pytest.raises(InputError, match=r"may depend, on pixel_values, .* --without pixel_values"):
+        inputs_of_pair(Pair(), (IDS, MASK), (), where="here")
+    notes = inputs_of_pair(Pair(), (IDS, MASK), ("pixel_values",), where="here")
+    assert [note.split(",")[0].split(": ")[1] for note in notes] == ["pixel_values", "hints"]
+    with pytest.raises(InputError, match=r"no input 'decoder_input_ids' .* --without takes pixel_values, hints"):
+        inputs_of_pair(Pair(), (IDS, MASK), ("decoder_input_ids",), where="here")
+
+
+def test_plain_encoder_decoders_have_nothing_to_lose() -> None:
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    model = network("BartForConditionalGeneration", vocab_size=120, d_model=WIDTH, **sizes)
+    assert inputs_of_pair(model, (IDS, MASK), (), where="here") == ()
 
 
 def test_drawn_values_keep_to_their_ranges() -> None:
