@@ -19,6 +19,7 @@ from onnxopt.checkpoint import Checkpoint, load_config, read_checkpoint, weights
 from onnxopt.crossing import crossings_of
 from onnxopt.errors import ExportError, InputError
 from onnxopt.feeds import ImageFeeder, TextFeeder, Tokens, read_tokens
+from onnxopt.forward_inputs import ExtraInput
 from onnxopt.model import Feeder, Loaded
 from onnxopt.pooling import Pooling, read_pooling
 from onnxopt.source import Source
@@ -49,6 +50,7 @@ def export(
     with_cache: bool = True,
     logits: Logits = "last",
     part: SeqPart | None = None,
+    without: tuple[str, ...] = (),
     exporter: Exporter = "auto",
     progress: Progress | None = None,
     use_cache: bool = True,
@@ -65,6 +67,7 @@ def export(
         with_cache: give a language model inputs and outputs for the keys and values that it has seen.
         logits: with a cache, whether `logits` are those of the last position or of all.
         part: which half of an encoder-decoder; None for every other model.
+        without: inputs that are left out though the answer may depend on them; a note says so.
         exporter: `dynamo` (opset 23), `torchscript` (opset 17), or `auto`: dynamo, and TorchScript if that fails.
         progress: told what is being done.
         use_cache: false makes the export again and replaces what the cache has.
@@ -74,7 +77,8 @@ def export(
         folder as they lay in the checkpoint; `onnxopt.checkpoint.relative_assets` gives their paths relative to it.
 
     Raises:
-        InputError: when the source or the task is not usable.
+        InputError: when the source or the task is not usable, or the answer depends on something that the file would
+            have no input for.
         ExportError: when no exporter takes the model, or the file differs from torch at some size.
     """
     if source.kind == "onnx":
@@ -84,7 +88,7 @@ def export(
     checkpoint = read_checkpoint(source)
     say("hashing the weights")
     weights = weights_digest(checkpoint)
-    form = _Form(with_pooling, with_cache, logits, part)
+    form = _Form(with_pooling, with_cache, logits, part, without)
     options = {"task": asked, "form": asdict(form), "exporter": exporter, "weights": source.weights}
     key = _digest([_FORMAT, weights, dict(checkpoint.settings), options, _versions(), source.trust_remote_code])
     entry = cache_root() / "exports" / f"{source.name}{f'-{part}' if part else ''}-{key[:24]}"
@@ -105,6 +109,7 @@ class _Form:
     cache: bool
     logits: Logits
     part: SeqPart | None = None
+    without: tuple[str, ...] = ()
 
 
 def is_pair(source: Source, task: str | None = None) -> bool:
@@ -137,7 +142,17 @@ def _make(
     notes += [left_out] if left_out else []
     _require_tokenizer(checkpoint, task, notes)
     write_assets(checkpoint, config, folder / _ASSETS)
-    model = load_torch(checkpoint, config, task, pooling, with_cache=form.cache, logits=form.logits, part=form.part)
+    model = load_torch(
+        checkpoint,
+        config,
+        task,
+        pooling,
+        with_cache=form.cache,
+        logits=form.logits,
+        part=form.part,
+        without=form.without,
+    )
+    notes = [*model.left_out, *notes]
     if form.cache and task.generates and model.cache is None and form.part is None:
         notes.append("the model keeps other states than keys and values; exported without a cache")
     words = folder / _ASSETS if checkpoint.has_tokenizer else None
@@ -149,7 +164,7 @@ def _make(
     record = _record(traced, task, model, tokens, notes) | {"crossing": crossing}
     record |= {"pooling": str(pooling) if pooling else "", "proved_sizes": list(proved)}
     record |= {"with_cache": model.cache is not None, "logits": model.logits, "longest": model.longest}
-    record |= {"part": form.part}
+    record |= {"part": form.part, "without": form.without, "extras": [one.to_json() for one in model.extras]}
     (folder / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
     return model
 
@@ -184,7 +199,7 @@ def _first_road(
         say(f"exporting with {road}")
         traced = trace(variant, road, path)
         say(f"proving the axes {', '.join(traced.signature.axes)} against torch")
-        feeder = _feeder(traced.signature.inputs, tokens, traced.example)
+        feeder = _feeder(traced.signature.inputs, tokens, traced.example, model.extras)
         example, longest = traced.example, model.longest
         return traced, prove_axes(path, traced.signature, reference, feeder, example=example, longest=longest)
 
@@ -195,7 +210,9 @@ def _first_road(
         except ExportError as error:  # noqa: PERF203  at most four turns
             failures.append(f"{road} failed: {error}")
             logger.info("%s", failures[-1])
-    raise ExportError("; ".join(dict.fromkeys(failures)))
+    extras = ",".join(one.spec.name for one in model.extras)
+    hint = f"it may be exported without {extras}, knowingly: --without {extras}" if extras else ""
+    raise ExportError("; ".join(dict.fromkeys(failures)), hint=hint)
 
 
 def _task(config: Any, asked: str, source: Source) -> Task:
@@ -237,10 +254,12 @@ def _require_tokenizer(checkpoint: Checkpoint, task: Task, notes: list[str]) -> 
     notes.append("there is no tokenizer; inputs are random ids and the artifact cannot read text")
 
 
-def _feeder(inputs: tuple[TensorSpec, ...], tokens: Tokens | None, example: Mapping[str, int]) -> Feeder:
+def _feeder(
+    inputs: tuple[TensorSpec, ...], tokens: Tokens | None, example: Mapping[str, int], extras: tuple[ExtraInput, ...]
+) -> Feeder:
     if tokens is not None:
-        return TextFeeder(inputs, tokens)
-    return ImageFeeder(inputs, {axis: size for axis, size in example.items() if axis != "batch"})
+        return TextFeeder(inputs, tokens, extras)
+    return ImageFeeder(inputs, {axis: size for axis, size in example.items() if axis != "batch"}, extras)
 
 
 def _record(traced: Traced, task: Task, model: TorchModel, tokens: Tokens | None, notes: list[str]) -> dict[str, Any]:
@@ -269,12 +288,14 @@ def _open(entry: Path, checkpoint: Checkpoint, weights: Mapping[str, str], model
     )
     tokens = Tokens.from_json(record["tokens"]) if record["tokens"] else None
     task = parse_task(record["task"])
+    extras = tuple(ExtraInput.from_json(one) for one in record["extras"])
 
     def load() -> TorchModel:
         if model is not None:
             return model
         pooling = read_pooling(checkpoint.folder)[0] if record["pooling"] else None
         given = {name: record[name] for name in ("with_cache", "logits", "part")}
+        given |= {"without": tuple(record["without"]), "extras": extras}
         return load_torch(checkpoint, load_config(checkpoint), task, pooling, **given)
 
     return Loaded(
@@ -282,7 +303,7 @@ def _open(entry: Path, checkpoint: Checkpoint, weights: Mapping[str, str], model
         model=ir.load(entry / _MODEL),
         signature=signature,
         reference=TorchReference(record["reference"], load),
-        feeder=_feeder(signature.inputs, tokens, record["example"]),
+        feeder=_feeder(signature.inputs, tokens, record["example"], extras),
         task=task.name,
         assets=tuple(sorted(path for path in (entry / _ASSETS).rglob("*") if path.is_file())),
         origin={

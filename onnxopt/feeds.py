@@ -12,6 +12,7 @@ import numpy as np
 
 from onnxopt.cache import ENCODED, PAST, SEQUENCE, complete
 from onnxopt.errors import InputError
+from onnxopt.forward_inputs import ExtraInput
 from onnxopt.model import Array, Feeds
 from onnxopt.spec import Padding, TensorSpec
 
@@ -68,10 +69,12 @@ class TextFeeder:
     Attributes:
         inputs: the model's inputs.
         tokens: where ids come from.
+        extras: what is known of inputs besides these; a padded position has zeros there.
     """
 
     inputs: tuple[TensorSpec, ...]
     tokens: Tokens
+    extras: tuple[ExtraInput, ...] = ()
 
     def make(self, sizes: Mapping[str, int], padding: Padding = "none", seed: int = 0) -> Feeds:
         """Return int64 [batch, sequence] for each input, float32 for the cache; the first row is never padded."""
@@ -95,6 +98,7 @@ class TextFeeder:
         seen = np.concatenate([np.ones((batch, past), mask.dtype), mask], axis=1)
         made = {"input_ids": ids, "attention_mask": seen, "token_type_ids": types * mask}
         full = complete({"batch": batch, SEQUENCE: sequence, PAST: past, ENCODED: sizes.get(ENCODED, DEFAULT_SEQUENCE)})
+        made |= {one.spec.name: _where_text(one.draw(one.spec.shape(full), rng), one, mask) for one in self.extras}
         for spec in self.inputs:
             if spec.axes == ("batch", ENCODED):  # the padding mask of what a decoder looks at across
                 rows = [_mask(full[ENCODED], "none" if row == 0 else padding, rng) for row in range(batch)]
@@ -127,16 +131,28 @@ class ImageFeeder:
     Attributes:
         inputs: the model's inputs.
         defaults: sizes of axes that a caller does not name.
+        extras: what is known of inputs besides the pixels.
     """
 
     inputs: tuple[TensorSpec, ...]
     defaults: Mapping[str, int]
+    extras: tuple[ExtraInput, ...] = ()
 
     def make(self, sizes: Mapping[str, int], padding: Padding = "none", seed: int = 0) -> Feeds:  # noqa: ARG002
         """Return float32 [batch, channels, height, width]; images have no mask, so `padding` changes nothing."""
         filled = {"batch": DEFAULT_BATCH, **self.defaults, **sizes}
         rng = np.random.default_rng([seed, *(filled[axis] for axis in sorted(filled))])
-        return {spec.name: rng.standard_normal(spec.shape(filled)).astype(spec.dtype) for spec in self.inputs}
+        plain = {spec.name: ExtraInput(spec) for spec in self.inputs}
+        known = plain | {one.spec.name: one for one in self.extras}
+        return {spec.name: known[spec.name].draw(spec.shape(filled), rng) for spec in self.inputs}
+
+
+def _where_text(values: Array, extra: ExtraInput, mask: Array) -> Array:
+    """Return the values of an input with zeros at padded positions, where it has a place for every token."""
+    if extra.spec.axes[:2] != ("batch", SEQUENCE):
+        return values
+    kept = mask.reshape(mask.shape + (1,) * (values.ndim - 2)).astype(values.dtype)
+    return np.asarray(values * kept)
 
 
 def _mask(length: int, padding: Padding, rng: np.random.Generator) -> Array:

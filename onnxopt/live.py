@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from onnxopt.forward_inputs import LEFT_OUT
+
 if TYPE_CHECKING:
     from onnxopt.bench import BenchResult
     from onnxopt.explain import Description, Verdict
@@ -127,6 +129,9 @@ def size_text(count: float) -> str:
 def print_summary(console: Console, artifact: Artifact) -> None:
     """Print what `optimize` did."""
     manifest, measurements = artifact.manifest, artifact.measurements
+    left_out = [note for note in manifest.notes if note.startswith(LEFT_OUT)]
+    for note in left_out:
+        console.print(f"note          {note}", style="yellow", markup=False, soft_wrap=True)
     table = _table(
         f"{manifest.name} for {manifest.target.provider}", "", "before", "after", numbers=("before", "after")
     )
@@ -175,7 +180,7 @@ def print_summary(console: Console, artifact: Artifact) -> None:
     )
     for (name, reason), count in reasons.most_common(SHOWN_REFUSALS):
         console.print(f"refused       {name}, {count} x: {reason}", style="dim", markup=False, soft_wrap=True)
-    for note in manifest.notes:
+    for note in (note for note in manifest.notes if note not in left_out):
         console.print(f"note          {note}", markup=False, soft_wrap=True)
     console.print(f"artifact      {artifact.path}", markup=False, soft_wrap=True)
 

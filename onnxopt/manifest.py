@@ -296,8 +296,11 @@ class QuantizationRecord(Record):
         became = ", ".join(f"{count} {name}" for name, count in counts.most_common())
         if self.half is not None:
             became = f"{self.half.nodes} nodes in {self.half.kind}, {len(self.layers)} that could be stayed in float32"
-        failed = "" if self.shipped else f"the float graph is shipped; {self.reason}; tried "
-        lines = [f"precision     {self.asked}: {failed}{became}"]
+        if not self.shipped:  # what was never judged was never tried
+            became = f"the float graph is shipped; {self.reason}" + (
+                f"; tried {became}" if self.gate or self.half else ""
+            )
+        lines = [f"precision     {self.asked}: {became}"]
         prompts = sum(one.reason.endswith("in prompts") for one in self.layers.values())
         if prompts:
             lines.append(f"              {prompts} layers in int8 on both sides where prompts are read")

@@ -445,7 +445,7 @@ class TorchLanguageModel:
         checkpoint = read_checkpoint(source)
         _check_weights(checkpoint, manifest)
         task = parse_task("text-generation")
-        loaded = load_torch(checkpoint, load_config(checkpoint), task, None, with_cache=False)
+        loaded = load_torch(checkpoint, load_config(checkpoint), task, None, with_cache=False, extras=())
         names = [spec.name for spec in loaded.inputs]
 
         def run(ids: Array) -> Array:

@@ -73,6 +73,7 @@ CANONICALIZE = (
     "remove-expand",
     "order-operands",
     "drop-leading-axes",
+    "flatten-weight",
     "merge-initializers",
     "merge-equal-nodes",
     "make-reshape-static",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from onnxopt.quantize.options import QuantizeOptions
 from onnxopt.quantize.search import MARGIN, loss_of, search_columns
 from onnxopt.quantize.weights import plan_tables, plan_weights
 from onnxopt.selftext import write_own
+from onnxopt.stored import StoredWeight, pack_weights, unpack_weights
 from onnxopt.trials import Save, Say, carry_out, scheme_of, speedup_of
 
 logger = logging.getLogger(__name__)
@@ -104,18 +106,23 @@ def quantize(
     budget = options.budget or options.default_budget(judge.metric)
     require_metric(judge, budget)
     fused.raise_to_quantize()
+    stored = unpack_weights(fused.model)
     labels = [*(conv.label for conv in find_convs(fused.model)), *(one.label for one in find_linears(fused.model))]
     tables = [table.label for table in find_tables(fused.model)]
     keep = Selector(options.keep).choose(labels, tables) if options.keep else set()
+    if not labels:
+        reason = "no layer was found: it has no product with a constant float32 matrix and no such convolution"
+        return Attempt(_unquantized(options.asked, reason, fused.model, Plan()), fused, None)
     if options.calibration == SELF:
         data = write_own(loaded, as_float, samples=options.samples, say=say)
     else:
         data = read_calibration(loaded, options.calibration, samples=options.samples, force=options.force)
-    decide = _decider(fused, data, judge, budget, options, keep=keep, say=say)
+    decide = _decider(fused, data, judge, budget, options, keep=keep, stored=stored, say=say)
 
     def finish(plan: Plan, number: int) -> Finished:
         trial = fused.fork()
         carry_out(trial, plan)
+        pack_weights(trial.model, stored)
         path = save(trial.model, scratch / f"quantized-{number}")
         gate = judge_result(loaded, path, original, data, budget, judge=judge, say=say)
         say(str(gate))
@@ -124,6 +131,11 @@ def quantize(
     share = DECODER_SHARE if _is_language_model(fused, judge) else MARGIN
     decision, step = _within(decide, finish, judge, share)
     trial, path, gate = step.pipeline, step.path, step.gate
+    if not _is_quantized(trial):
+        found = Counter(planned.reason for _, planned in decision.plan if planned.reason)
+        why = f" ({found.most_common(1)[0][0]})" if found else ""
+        record = _unquantized(options.asked, f"no layer was quantized{why}", fused.model, decision.plan)
+        return Attempt(record, trial, None)
     reason = "" if gate.holds else f"beyond its budget: {gate}"
     prompts: Mapping[str, PlannedLinear] = {}
     if not reason and _wants_both_ways(options, fused, judge):
@@ -163,6 +175,21 @@ def quantize(
     if reason:
         logger.warning("the float graph is shipped: %s", reason)
     return Attempt(record, trial, None if reason else path)
+
+
+def _is_quantized(trial: Pipeline) -> bool:
+    """Tell whether a plan was carried out anywhere: where every layer stays in float there is nothing to judge."""
+    return any(entry.applied for entry in trial.ledger.entries if entry.name.startswith("quantize-"))
+
+
+def _unquantized(asked: str, reason: str, model: ir.Model, plan: Plan) -> QuantizationRecord:
+    """Return the record of a model none of whose layers was quantized: nothing was judged."""
+    logger.warning("the float graph is shipped: %s", reason)
+    layers = {
+        label: LayerRecord(precision=str(Precision()), reason=planned.reason)
+        for label, planned in (*plan, *_left(model, plan))
+    }
+    return QuantizationRecord(asked=asked, shipped=False, reason=reason, layers=layers)
 
 
 def _left(model: ir.Model, plan: Plan) -> Iterator[tuple[str, PlannedLinear]]:
@@ -250,6 +277,7 @@ def _decider(
     options: QuantizeOptions,
     *,
     keep: set[str],
+    stored: Mapping[str, StoredWeight],
     say: Say,
 ) -> Callable[[float], _Decision]:
     """Return what plans every layer, as the options and the kind of model have it.
@@ -263,7 +291,8 @@ def _decider(
         )
         return lambda share: _of_decoder(planner.within(budget.limit**share))
     if isinstance(asked, Precision) and asked.kind.endswith("-weights"):
-        return lambda _: _Decision(plan_weights(model, asked, keep=keep, progress=say))
+        given = _stored_grids(model, stored, asked.block_size) if asked.kind == "int8-weights" else {}
+        return lambda _: _Decision(plan_weights(model, asked, keep=keep, given=given, progress=say))
     if isinstance(asked, Precision) and asked.kind == "int8-dynamic":
         return lambda _: _Decision(_dynamic(model, data, keep, scheme, say))
 
@@ -300,6 +329,17 @@ def _exact_grids(fused: Pipeline) -> dict[str, Blocked]:
     source = gguf_behind(fused.loaded.assets)
     grids = known_grids(source, fused.model) if source is not None else {}
     return {label: grid.blocks for label, grid in grids.items() if grid.exact}
+
+
+def _stored_grids(model: ir.Model, stored: Mapping[str, StoredWeight], block_size: int) -> dict[str, Blocked]:
+    """Return the codes that a file has of its weights, in blocks, where a kernel can hold them exactly."""
+    found: dict[str, Blocked] = {}
+    for linear in find_linears(model):
+        weight = stored.get(linear.weight.name or "")
+        blocks = None if weight is None else weight.blocks(block_size, transposed=linear.transposed)
+        if blocks is not None:
+            found[linear.label] = blocks
+    return found
 
 
 def _of_decoder(found: DecoderSearch) -> _Decision:

@@ -111,6 +111,7 @@ def optimize(
     keep: str = "",
     padding: Literal["any", "right"] = "any",
     force_calibration: bool = False,
+    without: str = "",
     trust_remote_code: bool = False,
     progress: Listener | None = None,
 ) -> Artifact:
@@ -146,6 +147,8 @@ def optimize(
         padding: `right` for an encoder on CUDA whose batches are padded on the right alone: attention is told lengths,
             and rows are not packed. Any other padding gives wrong answers then.
         force_calibration: accept calibration data that says nothing; the result is marked.
+        without: inputs of a checkpoint that are left out though its answer may depend on them, such as `bbox`,
+            separated by commas; the result says so.
         trust_remote_code: allow the checkpoint's own Python code to run.
         progress: told what happens.
 
@@ -185,7 +188,8 @@ def optimize(
     if prune is not None:
         spec = PruneSpec.parse(prune) if isinstance(prune, str) else prune
         held = MetricBudget.parse(prune_budget) if isinstance(prune_budget, str) else prune_budget
-        ways = {"with_pooling": with_pooling, "with_cache": with_cache, "logits": logits, "exporter": exporter}
+        ways: dict[str, Any] = {"with_pooling": with_pooling, "with_cache": with_cache, "without": without}
+        ways |= {"logits": logits, "exporter": exporter}
         pruning = _Pruning(found, spec, prune_data, held, task, ways)
         plan = _Plan(goal, wanted, allowed, folder, measure, tune, retune, options, half)
         return _optimize_pruned(pruning, plan, started, say)
@@ -205,6 +209,7 @@ def optimize(
                     task=task,
                     logits=logits,
                     part=part,
+                    without=_names(without),
                     exporter=exporter,
                     progress=lambda step: say(Event("load", step)),
                 )
@@ -218,6 +223,7 @@ def optimize(
         with_cache=with_cache,
         logits=logits,
         exporter=exporter,
+        without=without,
         progress=say,
     )
     if padding == "right":
@@ -274,6 +280,7 @@ def load(
     with_cache: bool = True,
     logits: Logits = "last",
     exporter: Exporter = "auto",
+    without: str = "",
     progress: Listener | None = None,
 ) -> Loaded:
     """Export a checkpoint or import an .onnx file.
@@ -285,6 +292,7 @@ def load(
         with_cache: give a language model inputs and outputs for the keys and values that it has seen.
         logits: with a cache, whether `logits` are those of the `last` position or of `all`.
         exporter: which exporter.
+        without: inputs that are left out, separated by commas.
         progress: told what happens.
     """
 
@@ -295,6 +303,8 @@ def load(
     if source.kind == "onnx" and source.path is not None:
         if task is not None:
             raise InputError("a task cannot be chosen for an .onnx file", where=str(source.path), hint="drop --task")
+        if without:
+            raise InputError("an .onnx file keeps its inputs", where=str(source.path), hint="drop --without")
         return load_onnx(source.path, progress=say)
     return export(
         source,
@@ -302,9 +312,15 @@ def load(
         with_pooling=with_pooling,
         with_cache=with_cache,
         logits=logits,
+        without=_names(without),
         exporter=exporter,
         progress=say,
     )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Read names separated by commas."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 @dataclass(frozen=True)

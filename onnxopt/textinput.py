@@ -193,7 +193,7 @@ class TextModel:
             meaning = input_meaning(spec.name)
             if meaning == "past":
                 feeds[spec.name] = np.zeros(_past_shape(spec, len(ids)), spec.dtype)
-            elif meaning in made:
+            elif meaning in made and len(spec.axes) == 2:  # TAPAS has seven types of each token, which are of a table
                 feeds[spec.name] = made[meaning].astype(spec.dtype)
             else:
                 raise InputError(f"input {spec.name!r} is not made from text", where=str(self.session.path))

@@ -15,6 +15,7 @@ import numpy as np
 from onnxopt.cache import PARTS, Cache, CacheLayer, complete_all
 from onnxopt.checkpoint import Checkpoint
 from onnxopt.errors import ExportError, InputError
+from onnxopt.forward_inputs import ExtraInput, choose_inputs, drop_inputs, inputs_of_pair
 from onnxopt.model import Array, Feeds
 from onnxopt.pooling import Pooling, build_head
 from onnxopt.quiet import quiet
@@ -41,6 +42,8 @@ class TorchModel:
         config: transformers' config object.
         cache: what the model keeps of the tokens it has seen; None when it keeps nothing.
         logits: positions of the output `logits` of a model with a cache.
+        extras: what is known of inputs besides ids, mask, token types and an image alone.
+        left_out: sentences about what `forward` takes and the inputs lack.
     """
 
     flat: Any
@@ -52,6 +55,8 @@ class TorchModel:
     config: Any
     cache: Cache | None = None
     logits: Logits = "all"
+    extras: tuple[ExtraInput, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def fixed_image(self) -> TorchModel:
         """Return the same model for images of the size it was trained with only."""
@@ -97,6 +102,8 @@ def load_torch(
     with_cache: bool = True,
     logits: Logits = "last",
     part: SeqPart | None = None,
+    without: tuple[str, ...] = (),
+    extras: tuple[ExtraInput, ...] | None = None,
 ) -> TorchModel:
     """Load a checkpoint in float32 for inference.
 
@@ -108,12 +115,15 @@ def load_torch(
         with_cache: give a language model inputs and outputs for the keys and values that it has seen.
         logits: with a cache, whether `logits` are those of the last position or of all.
         part: which half of an encoder-decoder; None for every other model.
+        without: inputs that the user leaves out.
+        extras: inputs besides the plain ones, where they are known; found by trying when None.
 
     Returns:
         The model behind its flat face.
 
     Raises:
-        InputError: when weights are missing, broken or of another architecture.
+        InputError: when weights are missing, broken or of another architecture, or the answer depends on an argument
+            that cannot be an input.
         ExportError: when the model takes inputs that are not supported.
     """
     import torch
@@ -127,10 +137,18 @@ def load_torch(
     if part is not None:
         face = face_of(network, config, part, last=logits == "last", where=where)
         own = (face.flat, f"{title} {part}", face.inputs, face.outputs, face.longest, (), config, face.cache, logits)
-        return _complete(TorchModel(*own), network, missing, where)
-    inputs, image_size = _inputs(network, config, task, where)
+        lost = inputs_of_pair(network, face.inputs, without, where=where)
+        return _complete(TorchModel(*own, left_out=lost), network, missing, where)
+    plain, image_size = _inputs(network, config, task, where)
+    plain = drop_inputs(network, plain, without, where=where)
+    notes: tuple[str, ...] = ()
+    if extras is None:
+        extras, notes = choose_inputs(
+            network, plain, image_size, outputs=task.outputs, writes=task.generates, without=without, where=where
+        )
+    inputs = plain + tuple(extra.spec for extra in extras)
     longest = _longest(network, config) if task.modality == "text" else 0
-    names = _output_names(network, inputs, task, image_size, where)
+    names = _output_names(network, inputs, task, image_size, extras=extras, where=where)
     cache = _find_cache(network) if with_cache and task.generates else None
     if cache is not None:
         flat = _flatten_with_cache(network, inputs, cache, logits)
@@ -141,7 +159,7 @@ def load_torch(
         flat = _flatten(network, inputs, names, task, build_head(pooling) if pooling else None)
         outputs = (*names, EMBEDDING_OUTPUT) if pooling else names
         model = TorchModel(flat, title, inputs, outputs, longest, image_size, config)
-    return _complete(model, network, missing, where)
+    return _complete(replace(model, extras=extras, left_out=notes), network, missing, where)
 
 
 def _complete(model: TorchModel, network: Any, missing: list[str], where: str) -> TorchModel:
@@ -275,13 +293,21 @@ def _longest(network: Any, config: Any) -> int:
 
 
 def _output_names(
-    network: Any, inputs: tuple[TensorSpec, ...], task: Task, image_size: tuple[int, ...], where: str
+    network: Any,
+    inputs: tuple[TensorSpec, ...],
+    task: Task,
+    image_size: tuple[int, ...],
+    *,
+    extras: tuple[ExtraInput, ...],
+    where: str,
 ) -> tuple[str, ...]:
     """Return the outputs of the task that the model gives, found by running it."""
     import torch
 
     sizes = {"batch": 2, "sequence": 3, **dict(zip(("height", "width"), image_size, strict=False))}
     feeds = {spec.name: torch.ones(spec.shape(sizes), dtype=getattr(torch, spec.dtype)) for spec in inputs}
+    rng = np.random.default_rng(0)
+    feeds |= {one.spec.name: torch.from_numpy(one.draw(one.spec.shape(sizes), rng)) for one in extras}
     try:
         with torch.inference_mode(), quiet():
             result = network(**feeds, return_dict=True)
@@ -438,6 +464,7 @@ def _check_missing(model: TorchModel, network: Any, missing: list[str], where: s
     sizes = {"batch": 2, "sequence": 3, **dict(zip(("height", "width"), model.image_size, strict=False))}
     sizes = complete_all(sizes | ({"past_sequence": 0} if model.cache else {}), Signature(model.inputs, ()).axes, 0)
     ones = {spec.name: np.ones(spec.shape(sizes), dtype=spec.dtype) for spec in model.inputs}
+    ones |= {one.spec.name: one.draw(one.spec.shape(sizes), np.random.default_rng(0)) for one in model.extras}
     broken = [name for name, array in model.run(ones).items() if np.isnan(array).any()]
     if broken:
         names = sorted(parameters)

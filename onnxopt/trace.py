@@ -68,7 +68,8 @@ def trace(model: TorchModel, exporter: Road, path: Path) -> Traced:
 
     example = example_sizes(model)
     signature = _signature(model, example)
-    tensors = tuple(torch.from_numpy(_example(spec, example)) for spec in signature.inputs)
+    feeds = _feeds(model, example)
+    tensors = tuple(torch.from_numpy(feeds[spec.name]) for spec in signature.inputs)
     try:
         with quiet(), torch.no_grad():
             graph = _dynamo(model, signature, tensors) if exporter == "dynamo" else _script(model, signature, tensors)
@@ -116,7 +117,12 @@ def _axis(unknown: str, sizes: tuple[int, int], example: Mapping[str, int], othe
 
 
 def _feeds(model: TorchModel, sizes: Mapping[str, int]) -> dict[str, Any]:
-    return {spec.name: _example(spec, sizes) for spec in model.inputs}
+    extras = {one.spec.name: one for one in model.extras}
+    rng = np.random.default_rng(0)
+    return {
+        spec.name: extras[spec.name].draw(spec.shape(sizes), rng) if spec.name in extras else _example(spec, sizes)
+        for spec in model.inputs
+    }
 
 
 def _example(spec: TensorSpec, sizes: Mapping[str, int]) -> Any:

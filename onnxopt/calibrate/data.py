@@ -101,18 +101,19 @@ def feeds_of(loaded: Loaded, ids: Array) -> Feeds:
     batch, length = ids.shape
     sizes = complete({"batch": batch, SEQUENCE: length, PAST: 0})
     made: Feeds = {}
+    read = False  # a second input of numbers for each token holds something else: languages, say
     for spec in loaded.signature.inputs:
         name = spec.name.lower()
         if name.startswith("past_key_values"):
             array: Array = np.zeros(spec.shape(sizes))
         elif "mask" in name:
             array = np.ones((batch, length))
-        elif "token_type" in name:
+        elif "token_type" in name and len(spec.axes) == 2:
             array = np.zeros((batch, length))
         elif "position" in name:
             array = np.broadcast_to(np.arange(length), (batch, length))
-        elif len(spec.axes) == 2 and "int" in spec.dtype:
-            array = ids
+        elif len(spec.axes) == 2 and "int" in spec.dtype and not read:
+            array, read = ids, True
         else:
             raise InputError(
                 f"calibration texts say nothing about the input {spec.name!r}",

@@ -93,6 +93,13 @@ def optimize(
     with_pooling: Annotated[
         bool, typer.Option("--with-pooling/--no-pooling", help="Add the sentence embedding as an output.")
     ] = True,
+    without: Annotated[
+        str,
+        typer.Option(
+            "--without",
+            help="Inputs of a checkpoint to leave out though its answer may depend on them: bbox,pixel_values.",
+        ),
+    ] = "",
     with_cache: Annotated[
         bool, typer.Option("--cache/--no-cache", help="Let a language model keep keys and values of what it has seen.")
     ] = True,
@@ -162,6 +169,7 @@ def optimize(
             keep=keep,
             padding=padding.value,
             force_calibration=force_calibration,
+            without=without,
             trust_remote_code=trust_remote_code,
             progress=view.show,
         )

@@ -28,6 +28,7 @@ from onnxopt.graph import all_nodes, is_constant, is_op
 from onnxopt.linears import ORIGIN_KEY, origin
 from onnxopt.probe import release_pages
 from onnxopt.rewrite import Pass, Reassociated, register
+from onnxopt.stored import widens_weight
 
 FREE_BYTES = 2**20
 LARGEST_BYTES = 2**31
@@ -109,6 +110,8 @@ def _should_fold(node: ir.Node) -> bool | None:
     inputs = [value for value in node.inputs if value is not None]
     if not inputs or not all(is_constant(value) for value in inputs):
         return None
+    if widens_weight(node):
+        return False  # the file would store in many bits what it has in few
     sizes = [value.const_value.nbytes for value in inputs if value.const_value is not None]
     used = max(sizes, default=0)
     if is_op(node, "Transpose", "Cast", "Reshape", "Squeeze", "Unsqueeze"):

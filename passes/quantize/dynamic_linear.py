@@ -54,4 +54,4 @@ class QuantizeLinearDynamic(Planned):
         sums = op.Cast(op.MatMulInteger(integers, stored, zero_point), to=ir.DataType.FLOAT.value)
         product = op.Mul(sums, op.Mul(scale, op.constant(scales, "weight_scale")))
         bias = self.bias(op, match)
-        return product if bias is None else op.Add(product, bias)
+        return self.with_rest(op, match, product if bias is None else op.Add(product, bias))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from onnxopt.graph import attribute, is_op
 from onnxopt.linears import Linear, keep_labels
 from onnxopt.patterns import Ops, Pat
 from onnxopt.patterns import constant as any_constant
@@ -46,6 +47,8 @@ class Planned(Rule):
         planned = self.planned(linear.label) if linear is not None else None
         match.needs(planned is not None, "not planned")
         match.facts["linear"], match.facts["planned"] = linear, planned
+        rest = _rest(match)
+        match.require(rest is None or attribute(match.root, "beta") == 1.0, "what is added is scaled", rest)
 
     def planned(self, label: str) -> PlannedLinear | None:
         """Return the plan of a layer."""
@@ -55,6 +58,18 @@ class Planned(Rule):
         """Return the bias: the plan's, or the layer's own."""
         linear, planned = facts_of(match)
         return linear.bias if planned.bias is None else op.constant(planned.bias.astype(np.float32), "bias")
+
+    def with_rest(self, op: Builder, match: Match, product: ir.Value) -> ir.Value:
+        """Return the layer's result: a Gemm may add a matrix, such as the residual, where others have their bias."""
+        rest = _rest(match)
+        return product if rest is None else op.Add(product, rest)
+
+
+def _rest(match: Match) -> ir.Value | None:
+    """Return what a Gemm adds that is no bias of its columns."""
+    if not is_op(match.root, "Gemm") or len(match.root.inputs) < 3 or facts_of(match)[0].bias is not None:
+        return None
+    return match.root.inputs[2]
 
 
 def facts_of(match: Match) -> tuple[Linear, PlannedLinear]:

@@ -58,4 +58,4 @@ class QuantizeLinearStatic(Planned):
         weight = op.DequantizeLinear(stored, op.constant(scales, "weight_scale"), axis=1)
         product = op.MatMul(rounded, weight)
         bias = self.bias(op, match)
-        return product if bias is None else op.Add(product, bias)
+        return self.with_rest(op, match, product if bias is None else op.Add(product, bias))

@@ -85,14 +85,14 @@ class InBlocks(Planned):
         return replace(parts[0], blocks=side_by_side(blocks))
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
-        """One node."""
+        """One node, and an Add where the layer adds more than its bias."""
         linear, _ = facts_of(match)
         blocked = blocks_of(match)
         stored = packed_codes(blocked)
         codes = op.constant(stored, "codes")
         name_after(codes, [linear.weight])
         points = blocked.zero_points
-        return op.contrib(
+        product = op.contrib(
             "MatMulNBits",
             x,
             codes,
@@ -106,6 +106,7 @@ class InBlocks(Planned):
             block_size=blocked.block_size,
             accuracy_level=INT8_COMPUTE,
         )
+        return self.with_rest(op, match, product)
 
 
 @register

@@ -56,7 +56,7 @@ class _Standard(InBlocks):
             block_size=blocked.block_size,
         )
         product, bias = op.MatMul(x, restored), self.bias(op, match)
-        return product if bias is None else op.Add(product, bias)
+        return self.with_rest(op, match, product if bias is None else op.Add(product, bias))
 
 
 def _turned(points: Array, bits: int) -> Array:

@@ -24,7 +24,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("precision", "qmath"),
     ("cache", "graph", "recipe", "ledger", "manifest", "rows"),
     ("linears",),
-    ("convs", "filters", "dimensions"),
+    ("convs", "filters", "dimensions", "stored"),
     ("providers",),
     ("branches",),
     ("probe", "safety", "blocks", "observe"),
@@ -40,7 +40,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("padding",),
     ("placement", "buckets", "batcher"),
     ("lowering", "pipeline", "source", "checkpoint", "imports"),
-    ("torch_seq2seq", "golden", "latency"),
+    ("torch_seq2seq", "forward_inputs", "golden", "latency"),
     ("explain", "pooling", "tasks", "feeds", "torch_model", "capture", "trace", "axes", "inspection", "requests"),
     ("verify", "audioinput"),
     (
