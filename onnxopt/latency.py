@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from onnxopt.manifest import Latency
+from onnxopt.measurements import Latency
 from onnxopt.model import Array, Feeds
 from onnxopt.observe import Observation
 from onnxopt.spec import Signature, Target, Workload

@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from onnxopt.manifest import Latency, Manifest, Measurements, PassRecord, ProofRecord, SensitivityRecord
+from onnxopt.manifest import Manifest, PassRecord, ProofRecord, SensitivityRecord
+from onnxopt.measurements import Latency, Measurements
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

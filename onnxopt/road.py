@@ -30,14 +30,13 @@ from onnxopt.ledger import Ledger
 from onnxopt.manifest import (
     BlockCount,
     Evidence,
-    Latency,
-    Measurements,
     PassRecord,
     ProofRecord,
     QuantizationRecord,
     Refusal,
     RollbackRecord,
 )
+from onnxopt.measurements import Latency, Measurements
 from onnxopt.metrics import MetricBudget
 from onnxopt.model import Feeds, Loaded
 from onnxopt.package import Artifact, Half, check_output_folder, write_artifact

@@ -23,6 +23,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("model", "machine", "wire", "opset_rules"),
     ("precision", "qmath"),
     ("cache", "graph", "recipe", "ledger", "manifest", "rows"),
+    ("measurements",),
     ("linears",),
     ("convs", "filters", "dimensions"),
     ("providers",),

@@ -13,14 +13,13 @@ import pytest
 
 from onnxopt.manifest import (
     BlockCount,
-    Latency,
     Manifest,
-    Measurements,
     PassRecord,
     ProofRecord,
     Refusal,
     RollbackRecord,
 )
+from onnxopt.measurements import Latency, Measurements
 from onnxopt.report import error_text, operator_rows, pass_rows, render_report, size_text
 from onnxopt.spec import PADDINGS, Budget, Signature, Target, TensorSpec, Workload
 from tests.support import browser
