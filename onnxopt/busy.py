@@ -42,8 +42,15 @@ class Load:
 
 
 @dataclass(frozen=True)
-class _Moment:
-    """Seconds since some start: on the clock, of all processors at work, stolen, used by this program."""
+class Moment:
+    """Seconds since some start.
+
+    Attributes:
+        clock: as time goes by.
+        busy: that all processors have worked.
+        stolen: that the host of a virtual machine took away.
+        own: that this process and those it has waited for have used.
+    """
 
     clock: float
     busy: float
@@ -60,13 +67,13 @@ class Watch:
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
-        self._start = _now()
+        self._start = now()
 
     def load(self) -> Load | None:
         """Return what has gone on since; None where too little time has passed to tell."""
         import psutil
 
-        start, end = self._start, _now()
+        start, end = self._start, now()
         seconds = end.clock - start.clock
         if seconds < LEAST_SECONDS:
             return None
@@ -75,7 +82,8 @@ class Watch:
         return Load(max(0.0, others / seconds), max(0.0, (end.stolen - start.stolen) / seconds), cores, self._threads)
 
 
-def _now() -> _Moment:
+def now() -> Moment:
+    """Read the clocks of the machine and of this program."""
     import psutil
 
     times, own = psutil.cpu_times(), os.times()
@@ -83,4 +91,4 @@ def _now() -> _Moment:
     kinds = ("user", "system", "nice", "irq", "softirq", "interrupt", "dpc")  # guests are counted as users already
     busy = sum(getattr(times, kind, 0.0) for kind in kinds)
     used = own.user + own.system + own.children_user + own.children_system
-    return _Moment(time.perf_counter(), busy, stolen, used)
+    return Moment(time.perf_counter(), busy, stolen, used)

@@ -1,0 +1,183 @@
+"""What is slower than the original is not shipped, and the command says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+import onnxopt
+from onnxopt import forms, latency, pipeline, registry
+from onnxopt.cli import main
+from onnxopt.graph import op_counts
+from onnxopt.manifest import Shipped
+from onnxopt.measurements import Latency, Race
+from onnxopt.package import Artifact, check_golden
+from onnxopt.rewrite import Exact, Pass
+
+GRAPH = """
+<ir_version: 10, opset_import: ["" : 20]>
+g (float[batch,256] x) => (float[batch,256] y) <float[1] two = {2.0}> {
+  a = Mul(x, two)
+  b = Relu(a)
+  y = Mul(b, two)
+}
+"""
+LONG = 600  # operators that change nothing, each a pass over memory
+
+
+class Lengthen(Pass):
+    """Relu(x)  →  Relu(Relu(... x)): the same bits, later."""
+
+    name = "test-lengthen"
+    stage = "fuse"
+    numerics = Exact()
+
+    def run(self, model: ir.Model) -> int:
+        """Put operators behind the only Relu; returns how many."""
+        nodes = [node for node in model.graph if node.op_type == "Relu"]
+        for number in range(LONG if len(nodes) == 1 else 0):
+            last = next(node for node in model.graph if node.op_type == "Mul" and node.outputs[0].is_graph_output())
+            more = ir.node("Relu", [last.inputs[0]], name=f"more_{number}")
+            more.outputs[0].name = f"more_{number}"
+            more.outputs[0].type, more.outputs[0].shape = last.inputs[0].type, last.inputs[0].shape
+            model.graph.insert_before(last, [more])
+            last.replace_input_with(0, more.outputs[0])
+        return LONG if len(nodes) == 1 else 0
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx.parser.parse_model(GRAPH), path)
+    return path
+
+
+@pytest.fixture
+def _lengthened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._registered, Lengthen.name, Lengthen)
+    monkeypatch.setattr(pipeline, "FUSE", (*pipeline.FUSE, Lengthen.name))
+
+
+@pytest.mark.usefixtures("_lengthened")
+def test_an_optimized_graph_that_is_slower_is_not_shipped_and_the_command_says_so(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(latency, "SECONDS", 1.0)
+    out = tmp_path / "out"
+    assert main(["optimize", str(source), "--out", str(out), "--no-tune", "--workload", "batch=64,batch=256"]) == 0
+    text, artifact = capsys.readouterr().out, Artifact.open(out)
+    assert text.startswith("shipped       the original graph: the optimized and the fused graph are slower than")
+    assert "tried         the optimized graph: 0." in text
+    assert "tried         test-lengthen 600" in text
+    assert artifact.manifest.shipped == Shipped(
+        form="original",
+        tried=("optimized", "fused"),
+        reason="the optimized and the fused graph are slower than the original on this machine",
+    )
+    counts = op_counts(ir.load(artifact.model_path))
+    assert counts == {"Mul": 2, "Relu": 1}
+    assert (artifact.manifest.nodes_before, artifact.manifest.nodes_after) == (3, 3)
+    assert {record.worst_relative_error for record in artifact.manifest.proof} == {0.0}
+    assert check_golden(out) == []
+    assert artifact.measurements is not None
+    assert [race.verdict for race in artifact.measurements.races] == ["slower", "slower"]
+    assert {shape.speedup for shape in artifact.measurements.latency} == {1.0}
+    report = (out / "report.html").read_text(encoding="utf-8")
+    assert "The original graph is shipped: the optimized and the fused graph are slower" in report
+    assert "What was tried; none of it is in the graph that is shipped." in report
+
+
+@pytest.mark.usefixtures("_lengthened")
+def test_without_measuring_nothing_is_claimed(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["optimize", str(source), "--out", str(out), "--no-measure"]) == 0
+    text, artifact = capsys.readouterr().out, Artifact.open(out)
+    assert artifact.manifest.shipped == Shipped()
+    assert op_counts(ir.load(artifact.model_path))["Relu"] == LONG + 1
+    assert not any(word in text for word in ("shipped", "slower", "faster", "tried", "latency", "speed"))
+    assert "rewritten     test-lengthen 600" in text
+    assert "speed not measured" in (out / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def speeds(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, tuple[float, float]]]:
+    """Intervals by form, in place of races."""
+    known: dict[str, tuple[float, float]] = {}
+
+    def race(before: Path, after: Path, requests: object, *, form: str, **_: object) -> Race:
+        del requests
+        assert before.is_file()
+        assert after.is_file()
+        low, high = known[form]
+        shape = Latency(shape={"batch": 1}, before_ms=1.0, after_ms=2 / (low + high), low=low, high=high)
+        speedup = (low + high) / 2
+        return Race(form=form, speedup=speedup, low=low, high=high, turns=6, shapes=(shape,))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(forms, "race", race)
+    yield known
+
+
+def made(source: Path, tmp_path: Path) -> tuple[Artifact, str]:
+    artifact = onnxopt.optimize(source, out=tmp_path / "out", tune=False)
+    assert artifact.manifest.shipped is not None
+    return artifact, artifact.manifest.shipped.form
+
+
+def test_what_cannot_be_told_apart_is_shipped_optimized(
+    source: Path, tmp_path: Path, speeds: dict[str, tuple[float, float]]
+) -> None:
+    speeds["optimized"] = (0.8, 1.1)
+    artifact, form = made(source, tmp_path)
+    assert form == "optimized"
+    assert artifact.measurements is not None
+    assert str(artifact.measurements.latency[0]) == "0.95x (0.80 to 1.10): no difference seen"
+
+
+@pytest.mark.usefixtures("_lengthened")
+@pytest.mark.parametrize(
+    ("fused", "shipped"), [((1.1, 1.2), "fused"), ((0.99, 1.1), "fused"), ((0.9, 1.05), "original")]
+)
+def test_the_steps_are_taken_back_as_far_as_they_must(
+    fused: tuple[float, float], shipped: str, source: Path, tmp_path: Path, speeds: dict[str, tuple[float, float]]
+) -> None:
+    speeds |= {"optimized": (0.8, 0.9), "fused": fused}
+    artifact, form = made(source, tmp_path)
+    assert form == shipped
+    assert artifact.manifest.shipped is not None
+    assert artifact.manifest.shipped.tried == (("optimized",) if shipped == "fused" else ("optimized", "fused"))
+    assert op_counts(ir.load(artifact.model_path))["Relu"] == (LONG + 1 if shipped == "fused" else 1)
+    assert check_golden(artifact.path) == []
+    x = np.linspace(-1, 1, 512, dtype=np.float32).reshape(2, 256)
+    np.testing.assert_array_equal(artifact.session().run({"x": x})["y"], np.maximum(x * 2, 0) * 2)
+
+
+def test_the_same_race_gives_the_same_manifest(
+    source: Path, tmp_path: Path, speeds: dict[str, tuple[float, float]]
+) -> None:
+    speeds |= {"optimized": (0.8, 0.9), "fused": (0.7, 0.9)}
+    first, _ = made(source, tmp_path)
+    content = (first.path / "manifest.json").read_bytes()
+    speeds |= {"optimized": (0.85, 0.88), "fused": (0.9, 0.97)}
+    again, _ = made(source, tmp_path)
+    assert (again.path / "manifest.json").read_bytes() == content
+
+
+def test_an_original_that_the_target_excludes_is_not_shipped(
+    tmp_path: Path, speeds: dict[str, tuple[float, float]]
+) -> None:
+    text = """
+    <ir_version: 10, opset_import: ["" : 20, "com.microsoft" : 1]>
+    g (float[batch,16] x) => (float[batch,16] y) { y = com.microsoft.Gelu(x) }
+    """
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "foreign.onnx")
+    speeds |= {"optimized": (0.8, 0.9), "fused": (0.7, 0.9)}
+    artifact = onnxopt.optimize(tmp_path / "foreign.onnx", out=tmp_path / "out", target="portable")
+    assert artifact.manifest.shipped is not None
+    assert artifact.manifest.shipped.form == "optimized"
+    assert "shipped all the same: the original graph cannot be shipped" in artifact.manifest.shipped.reason
+    assert {node.domain for node in ir.load(artifact.model_path).graph} == {""}
