@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 from onnxopt.manifest import PassRecord
 
+_UNREAD = "no longer read"
 # passes that make weights fewer, by why
 _REASONS = {
-    "remove-unused": "unused",
+    "remove-unused": _UNREAD,
     "merge-initializers": "duplicate or tied",
     "merge-equal-nodes": "duplicate or tied",
     "fold-constants": "folded",
@@ -56,7 +57,8 @@ def net_bytes(ledger: Sequence[PassRecord]) -> list[int]:
 def savings(ledger: Sequence[PassRecord]) -> dict[str, int]:
     """Return the bytes of the file's own weights that went, by why, each reason in the order of the passes.
 
-    What nobody reads once its reader was rewritten has been replaced: it is not called unused.
+    What nobody reads since its reader was fused, lowered or quantized has been replaced by something: that is no reason
+    of its own.
 
     Args:
         ledger: the passes in order.
@@ -65,7 +67,7 @@ def savings(ledger: Sequence[PassRecord]) -> dict[str, int]:
     is_rewritten = False
     for entry, gone in zip(ledger, net_bytes(ledger), strict=True):
         why = _REASONS.get(entry.name)
-        if why is not None and gone > 0 and not (why == "unused" and is_rewritten):
+        if why is not None and gone > 0 and not (why == _UNREAD and is_rewritten):
             found[why] += gone
         is_rewritten = is_rewritten or (entry.applied > 0 and entry.stage != "canonicalize")
     return dict(found)
