@@ -96,8 +96,10 @@ def test_weights_that_went_are_those_of_the_file(tmp_path: Path, capsys: pytest.
     assert manifest.bytes_before - manifest.bytes_after == pytest.approx(2 * 16384 + 4000, abs=400)
 
 
-def test_ties_that_are_folded_and_tied_anew_count_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    size = 512  # a mebibyte, from where on a transpose is tied
+def test_copies_that_folding_makes_are_no_duplicates_of_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = 512  # a mebibyte; each of the transposes is folded into a copy, and one of these is kept
     body = [f"t{i} = Transpose <perm = [1, 0]> (w) h{i + 1} = MatMul(h{i}, t{i})" for i in range(4)]
     model = onnx.parser.parse_model(f"""
     <ir_version: 10, opset_import: ["" : 20]>
@@ -105,7 +107,10 @@ def test_ties_that_are_folded_and_tied_anew_count_once(tmp_path: Path, capsys: p
     weights(model, w=noise(size, size) / 20)
     text, manifest = optimized(model, tmp_path, capsys)
     assert manifest.bytes_before == pytest.approx(2**20, abs=2000)
+    merged = sum(entry.bytes_saved for entry in manifest.ledger if entry.name == "merge-initializers")
+    assert merged == 3 * 2**20
     assert "duplicate" not in text
+    assert manifest.bytes_after == pytest.approx(2 * 2**20, abs=2000)
 
 
 def test_functions_count_as_what_is_in_them() -> None:
