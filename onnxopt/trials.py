@@ -52,7 +52,7 @@ def left_in_float(trial: Pipeline, fused: ir.Model, plan: Plan) -> dict[str, str
             label = roots.get(node, "")
             for one in [label] if label in plan.linears else parts_of(label):
                 reasons.setdefault(one, reason)
-    standing = {one.label for one in (*find_linears(trial.model), *find_tables(trial.model))}
+    standing = {one.label for one in find_linears(trial.model)} | {one.label for one in find_tables(trial.model)}
     planned = [label for label, one in plan if one.precision != Precision()]
     return {
         label: reasons.get(label, "no pass could carry it out")
@@ -63,7 +63,8 @@ def left_in_float(trial: Pipeline, fused: ir.Model, plan: Plan) -> dict[str, str
 
 def _labels(model: ir.Model) -> dict[str, str]:
     """Return the label of each layer that a plan may name, by the name under which a ledger has it."""
-    layers = [(one.root, one.label) for one in (*find_linears(model), *find_convs(model))]
+    layers = [(one.root, one.label) for one in find_linears(model)]
+    layers += [(one.root, one.label) for one in find_convs(model)]
     layers += [(one.node, one.label) for one in find_tables(model)]
     return {node.name or node.op_type: label for node, label in layers}
 
