@@ -13,11 +13,15 @@ import pytest
 import onnxopt
 from onnxopt import forms, latency, pipeline, registry
 from onnxopt.cli import main
+from onnxopt.generator import Generator
 from onnxopt.graph import op_counts
 from onnxopt.manifest import Shipped
 from onnxopt.measurements import Latency, Race
 from onnxopt.package import Artifact, check_golden
 from onnxopt.rewrite import Exact, Pass
+from tests.support.decoders import save_decoder
+from tests.support.seq2seq import save_pair
+from tests.support.tiny import tiny_checkpoint
 
 GRAPH = """
 <ir_version: 10, opset_import: ["" : 20]>
@@ -113,7 +117,7 @@ def speeds(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, tuple[float, f
         del requests
         assert before.is_file()
         assert after.is_file()
-        low, high = known[form]
+        low, high = known.get(f"{form} {before.parent.parent.name}") or known[form]
         shape = Latency(shape={"batch": 1}, before_ms=1.0, after_ms=2 / (low + high), low=low, high=high)
         speedup = (low + high) / 2
         return Race(form=form, speedup=speedup, low=low, high=high, turns=6, shapes=(shape,))  # type: ignore[arg-type]
@@ -181,3 +185,62 @@ def test_an_original_that_the_target_excludes_is_not_shipped(
     assert artifact.manifest.shipped.form == "optimized"
     assert "shipped all the same: the original graph cannot be shipped" in artifact.manifest.shipped.reason
     assert {node.domain for node in ir.load(artifact.model_path).graph} == {""}
+
+
+@pytest.mark.parametrize("fused", [(0.9, 0.95), (1.1, 1.2)])
+def test_a_decoder_writes_the_same_in_whatever_form_it_is_shipped(
+    fused: tuple[float, float], tmp_path: Path, speeds: dict[str, tuple[float, float]]
+) -> None:
+    folder = save_decoder("gpt2", tmp_path / "gpt2")
+    speeds |= {"optimized": (0.8, 0.9), "fused": fused}
+    shipped = onnxopt.optimize(folder, out=tmp_path / "shipped", tune=False)
+    optimized = onnxopt.optimize(folder, out=tmp_path / "optimized", measure=False)
+    assert shipped.manifest.shipped is not None
+    assert shipped.manifest.shipped.form == ("fused" if fused[0] > 1 else "original")
+    kernels = [
+        op_counts(ir.load(one.model_path)).get("com.microsoft::GroupQueryAttention", 0) for one in (shipped, optimized)
+    ]
+    assert kernels == [0, 2]
+    assert shipped.manifest.signature == optimized.manifest.signature
+    assert check_golden(shipped.path) == []
+    prompts = [[5, 9, 17, 3], [11, 2]]
+    tokens = [
+        [result.tokens for result in Generator(one.path).generate(prompts, max_new_tokens=8).results]
+        for one in (shipped, optimized)
+    ]
+    assert tokens[0] == tokens[1]
+
+
+def test_each_half_of_an_encoder_decoder_is_decided_by_itself(
+    tmp_path: Path, speeds: dict[str, tuple[float, float]]
+) -> None:
+    folder = save_pair("t5", tmp_path / "t5")
+    speeds |= {"optimized encoder": (1.2, 1.3), "optimized decoder": (0.7, 0.8), "fused": (0.7, 0.8)}
+    artifact = onnxopt.optimize(folder, out=tmp_path / "out", tune=False)
+    forms_shipped = {name: half.shipped.form for name, half in artifact.manifest.parts.items() if half.shipped}
+    assert forms_shipped == {"encoder": "optimized", "decoder": "original"}
+    assert artifact.manifest.shipped is None
+    assert artifact.measurements is not None
+    assert [(race.part, race.form) for race in artifact.measurements.races] == [
+        ("encoder", "optimized"),
+        ("decoder", "optimized"),
+        ("decoder", "fused"),
+    ]
+    assert check_golden(artifact.path) == []
+    assert "The original graph of the decoder is shipped" in (artifact.path / "report.html").read_text(encoding="utf-8")
+
+
+def test_what_was_asked_for_by_name_is_not_taken_back(tmp_path: Path, speeds: dict[str, tuple[float, float]]) -> None:
+    speeds |= {"optimized": (0.8, 0.9), "fused": (0.8, 0.9)}
+    source = tiny_checkpoint("bert", tmp_path / "bert")
+    pruned = onnxopt.optimize(source, out=tmp_path / "pruned", tune=False, prune="heads=1")
+    assert pruned.manifest.shipped is not None
+    assert (pruned.manifest.shipped.form, pruned.manifest.shipped.tried) == ("optimized", ("fused",))
+    assert pruned.manifest.shipped.reason.endswith("shipped all the same: it is pruned, as asked for")
+    quantized = onnxopt.optimize(
+        source, out=tmp_path / "int8", tune=False, precision="int8-weights:32", budget="cosine>=0.9"
+    )
+    assert quantized.manifest.quantization is not None
+    assert quantized.manifest.quantization.shipped
+    assert quantized.manifest.shipped is not None
+    assert quantized.manifest.shipped.reason.endswith("it is in fewer bits, as asked for")
