@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from onnxopt.generator import Generation
     from onnxopt.inspection import Inspection
     from onnxopt.manifest import Manifest
-    from onnxopt.measurements import Measurements
+    from onnxopt.measurements import Latency, Measurements
     from onnxopt.package import Artifact
     from onnxopt.road import Event
     from onnxopt.textrun import TextResult
@@ -164,15 +164,7 @@ def print_summary(console: Console, artifact: Artifact) -> None:
 
     for line in shipped_lines(manifest, measurements):
         say(line, "yellow")
-    table = _table(
-        f"{manifest.name} for {manifest.target.provider}", "", "before", "after", numbers=("before", "after")
-    )
-    table.add_row("nodes", str(manifest.nodes_before), str(manifest.nodes_after))
-    table.add_row("size", size_text(manifest.bytes_before), size_text(manifest.bytes_after))
-    for latency in measurements.latency if measurements else ():
-        after = "the original" if latency.low == latency.high == 1.0 else str(latency)
-        table.add_row(f"latency, {latency.label}", f"{latency.before_ms:.2f} ms", f"{latency.after_ms:.2f} ms, {after}")
-    console.print(table)
+    console.print(_before_and_after(manifest, measurements.latency if measurements else ()))
     for line in speed_lines(manifest, measurements) if measurements else ():
         say(line, "yellow")
     for line in done_lines(manifest):
@@ -191,6 +183,19 @@ def print_summary(console: Console, artifact: Artifact) -> None:
     for note in manifest.notes:
         say(f"note          {note}")
     say(f"artifact      {artifact.path}")
+
+
+def _before_and_after(manifest: Manifest, latency: Sequence[Latency]) -> Table:
+    """Return nodes, size and times beside each other, each speed-up with the interval that it lies in."""
+    columns = ("", "before", "after", *(("times faster", " ") if latency else ()))
+    table = _table(f"{manifest.name} for {manifest.target.provider}", *columns, numbers=columns[1:4])
+    table.add_row("nodes", str(manifest.nodes_before), str(manifest.nodes_after))
+    table.add_row("size", size_text(manifest.bytes_before), size_text(manifest.bytes_after))
+    for one in latency:
+        number, _, said = str(one).partition(": ")
+        said = "the original" if one.after_ms == one.before_ms else said
+        table.add_row(f"latency, {one.label}", f"{one.before_ms:.2f} ms", f"{one.after_ms:.2f} ms", number, said)
+    return table
 
 
 def done_lines(manifest: Manifest) -> list[str]:

@@ -130,7 +130,8 @@ def optimize(
         with_cache: give a language model inputs and outputs for the keys and values that it has seen.
         logits: with a cache, whether `logits` are those of the `last` position or of `all`.
         exporter: `dynamo`, `torchscript` or `auto`.
-        measure: time the model before and after on the workload; `tune` needs it.
+        measure: time the model before and after on the workload, and ship the fastest proved form of it, the original's
+            included; `tune` needs it. Without, the optimized graph is shipped and nothing is said of its speed.
         tune: choose kernels by measuring them in this model on this machine, at most a minute, where nothing is known
             of it; without, or without `measure`, a table of earlier measurements decides.
         retune: measure kernels anew, whatever is known.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,11 @@ import onnx
 import onnx.numpy_helper
 import onnx_ir as ir
 import pytest
+from rich.console import Console
 
 from onnxopt.cli import main
 from onnxopt.graph import op_counts
-from onnxopt.live import done_lines, shipped_lines, size_text, speed_lines
+from onnxopt.live import done_lines, print_summary, shipped_lines, size_text, speed_lines
 from onnxopt.manifest import HalfRecord, Manifest, QuantizationRecord, Shipped
 from onnxopt.measurements import Latency, Measurements, Race
 from onnxopt.package import Artifact
@@ -153,6 +155,24 @@ def test_no_difference_and_a_busy_machine_are_said() -> None:
         "speed         1.02x (0.97 to 1.07): no difference seen over the workload",
         "busy          other processes took 1.3 of 2 processors: the times are worth less for it",
     ]
+
+
+def test_the_table_shows_what_an_interval_shows(tmp_path: Path) -> None:
+    bounds = ((1.9, 2.1), (0.92, 1.06), (0.7, 0.9))
+    shapes = tuple(
+        Latency(shape={"batch": number}, before_ms=10.0, after_ms=20 / (low + high), low=low, high=high)
+        for number, (low, high) in enumerate(bounds, start=1)
+    )
+    found = measured(race("optimized", 1.1, 1.3, *shapes))
+    (tmp_path / "measurements.json").write_text(found.to_json(), encoding="utf-8")
+    console = Console(file=io.StringIO(), width=160)
+    print_summary(console, Artifact(tmp_path, make_manifest(shipped=Shipped())))
+    assert isinstance(console.file, io.StringIO)
+    rows = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+    assert "latency, batch 1 10.00 ms 5.00 ms 2.00x (1.90 to 2.10)" in rows
+    assert "latency, batch 2 10.00 ms 10.10 ms 0.99x (0.92 to 1.06) no difference seen" in rows
+    assert "latency, batch 3 10.00 ms 12.50 ms 0.80x (0.70 to 0.90) slower" in rows
+    assert "slower batch 3: 0.80x (0.70 to 0.90): slower; the workload as a whole is not" in rows
 
 
 def test_each_half_of_a_pair_says_what_it_ships() -> None:
