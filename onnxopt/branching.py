@@ -103,9 +103,11 @@ def with_prompts(
             "weights in blocks: both stand in one If"
         )
         together = save(both.model, scratch / "both-ways")
-        gain = speedup_of(step.path, together, requests, fused.target, say) if requests else None
-        if gain is not None and gain <= 1.0:
-            logger.info("a graph for prompts does not pay on this workload (%.2fx)", gain)
+        gain = (
+            speedup_of(step.path, together, requests, fused.target, say, workload=fused.workload) if requests else None
+        )
+        if gain is not None and gain.speedup <= 1.0:
+            logger.info("a graph for prompts does not pay on this workload (%s)", gain)
             return None
         worse = gate if gate.value > step.gate.value else step.gate
         undone = left_in_float(trial, fused.model, plan)

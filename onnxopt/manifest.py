@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from onnxopt.errors import InputError
 from onnxopt.spec import Budget, Padding, Signature, SizeClaims, Target, Workload
+from onnxopt.speed import speed_text
 
 SCHEMA_VERSION: Final = 1
 MANIFEST_NAME = "manifest.json"
@@ -273,7 +274,10 @@ class QuantizationRecord(Record):
         sensitivities: what each layer costs alone, the most harmful first.
         front: plans that were measured on the way, fastest first.
         invariant: whether answers are the same bits alone and in a padded batch; None where that was not asked.
-        speedup: of the quantized graph over the float one on the workload, geometric mean; None when not measured.
+        speedup: of the quantized graph over the float one, geometric mean over the workload by its weights; None when
+            not measured. With its interval of at least 95 % it is told, and not written to the manifest.
+        speedup_low: lower end of the interval.
+        speedup_high: upper end.
         half: for fp16 and bf16: the comparison of all tensors; `layers` are then the nodes that stayed in float32.
     """
 
@@ -287,6 +291,8 @@ class QuantizationRecord(Record):
     front: tuple[FrontRecord, ...] = ()
     invariant: bool | None = None
     speedup: float | None = Field(default=None, exclude=True)
+    speedup_low: float | None = Field(default=None, exclude=True)
+    speedup_high: float | None = Field(default=None, exclude=True)
     half: HalfPrecisionRecord | None = None
 
     def lines(self) -> list[str]:
@@ -308,7 +314,8 @@ class QuantizationRecord(Record):
         if self.gate is not None:
             lines.append(f"judged        {self.gate}" + (", made-up data" if self.gate.meaningless else ""))
         if self.speedup is not None:
-            lines.append(f"              {self.speedup:.2f}x the float graph, geometric mean over the workload")
+            gain = speed_text(self.speedup, self.speedup_low, self.speedup_high)
+            lines.append(f"beside float  {gain}, geometric mean over the workload")
         data = self.calibration
         if data is not None:
             lengths = f" of {data.shortest} to {data.longest} tokens" if data.longest else ""

@@ -142,9 +142,10 @@ def quantize(
         )
         if ways is not None:
             trial, path, gate, prompts = ways.finished.pipeline, ways.finished.path, ways.finished.gate, ways.prompts
-    speedup = speedup_of(as_float, path, requests, fused.target, say) if requests and not reason else None
-    if speedup is not None and speedup < LEAST_SPEEDUP and not _only_smaller(options):
-        reason = f"not faster than the float graph on this machine ({speedup:.2f}x)"
+    timed = requests and not reason
+    gain = speedup_of(as_float, path, requests, fused.target, say, workload=fused.workload) if timed else None
+    if gain is not None and gain.speedup < LEAST_SPEEDUP and not _only_smaller(options):
+        reason = f"not faster than the float graph on this machine ({gain.speedup:.2f}x)"
     undone = left_in_float(step.pipeline, fused.model, decision.plan)
     record = QuantizationRecord(
         asked=options.asked,
@@ -162,7 +163,9 @@ def quantize(
         ),
         front=decision.front,
         invariant=is_invariant(path, loaded, data),
-        speedup=speedup,
+        speedup=gain.speedup if gain is not None else None,
+        speedup_low=gain.low if gain is not None else None,
+        speedup_high=gain.high if gain is not None else None,
     )
     if reason:
         logger.warning("the float graph is shipped: %s", reason)

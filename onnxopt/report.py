@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from onnxopt.manifest import Manifest, PassRecord, ProofRecord, SensitivityRecord
-from onnxopt.measurements import Latency, Measurements, Race, speed_text
+from onnxopt.measurements import Latency, Measurements, Race
 from onnxopt.savings import net_bytes
+from onnxopt.speed import speed_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxopt.convs import find_convs
+from onnxopt.latency import TURNS, summed_up
 from onnxopt.linears import find_linears, find_tables, parts_of
 from onnxopt.machine import describe_machine
+from onnxopt.measurements import Race
 from onnxopt.observe import Observation
 from onnxopt.pipeline import Pipeline, carrying_out
 from onnxopt.precision import Plan, Precision, Scheme
-from onnxopt.spec import Target
-from onnxopt.timing import run_rounds, shape_stats, write_job
+from onnxopt.spec import Target, Workload
+from onnxopt.timing import run_rounds, write_job
 
-ROUNDS, SECONDS = 5, 12.0
+SECONDS = 12.0
 
 Say = Callable[[str], None]
 Save = Callable[[ir.Model, Path], Path]
@@ -79,21 +80,26 @@ def scheme_of(target: Target) -> Scheme:
     return Scheme(weight_bits=7 if is_x86 and not any("vnni" in str(flag) for flag in isa) else 8)
 
 
-def speedup_of(slow: Path, fast: Path, requests: Sequence[Observation], target: Target, say: Say) -> float:
-    """Return how much faster a graph is than another, in turns, the geometric mean over the shapes of the workload.
+def speedup_of(
+    slow: Path,
+    fast: Path,
+    requests: Sequence[Observation],
+    target: Target,
+    say: Say,
+    *,
+    workload: Workload | None = None,
+) -> Race:
+    """Time a graph beside another, in turns, and sum it up over the workload.
 
     Args:
         slow: file of the one graph.
-        fast: file of the other.
-        requests: the workload.
+        fast: file of the other, whose speed-up it is.
+        requests: the workload, made.
         target: how they are run.
         say: told what is done.
+        workload: weighs the requests; they all count the same without.
     """
     feeds = [request.feeds for request in requests]
     jobs = [write_job(path, feeds, target, path.parent / "speed") for path in (slow, fast)]
-    first, second = run_rounds(jobs, ["before", "after"], rounds=ROUNDS, seconds=SECONDS, progress=say)
-    ratios = []
-    for index, request in enumerate(requests):
-        before, after = ([start.times_ms[index] for start in own] for own in (first, second))
-        ratios.append(shape_stats(request.sizes, after, before).speedup)
-    return float(np.exp(np.mean(np.log(ratios))))
+    first, second = run_rounds(jobs, ["before", "after"], rounds=TURNS, seconds=SECONDS, progress=say)
+    return summed_up(first, second, requests, form="optimized", workload=workload or Workload())

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 # Rooms from the ground up: a module may import what stands in its own row or in a row above it.
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("spec", "usercache", "quiet", "runtime", "sampling", "token_rules", "textstream"),
+    ("spec", "speed", "usercache", "quiet", "runtime", "sampling", "token_rules", "textstream"),
     ("model", "machine", "wire", "opset_rules"),
     ("precision", "qmath"),
     ("cache", "graph", "recipe", "ledger", "manifest", "rows"),

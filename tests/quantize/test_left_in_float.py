@@ -8,13 +8,17 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from onnxopt import trials
 from onnxopt.imports import load_onnx
+from onnxopt.manifest import QuantizationRecord
+from onnxopt.observe import Observation
 from onnxopt.pipeline import Pipeline
 from onnxopt.precision import Affine, Plan, PlannedLinear, Precision
 from onnxopt.qmath.affine import columns
 from onnxopt.quantizing import _layer
-from onnxopt.spec import Target
-from onnxopt.trials import carry_out, left_in_float
+from onnxopt.spec import Target, Workload
+from onnxopt.timing import Start
+from onnxopt.trials import carry_out, left_in_float, speedup_of
 from tests.support.planned import planned
 from tests.support.rules import parse
 
@@ -76,3 +80,25 @@ def test_a_layer_that_no_pass_carries_out_is_told_as_float() -> None:
 def test_what_was_planned_in_float_keeps_its_reason() -> None:
     found = told(Plan({"w0": grid(WEIGHTS["w0"]), "w1": PlannedLinear(Precision(), "kept by the user")}))
     assert found == {"w0": "int8", "w1": "fp32 kept by the user"}
+
+
+def test_the_speed_beside_float_is_weighed_and_told_with_its_interval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_rounds(*_: object, **__: object) -> list[list[Start]]:
+        slow = [Start(1.0, 1, 1, [[time], [9.0]]) for time in (2.0, 2.2) * 3]
+        return [slow, [Start(1.0, 1, 1, [[1.0], [10.0]])] * 6]
+
+    monkeypatch.setattr(trials, "run_rounds", run_rounds)
+    requests = [Observation({"batch": size}, {"h0": np.zeros((size, 32), np.float32)}) for size in (1, 8)]
+    paths = tmp_path / "a" / "model.onnx", tmp_path / "b" / "model.onnx"
+    gains = {
+        weights: speedup_of(
+            *paths, requests, Target("cpu"), lambda _: None, workload=Workload(({}, {}), (), weights)
+        ).speedup
+        for weights in ((), (1.0, 30.0))
+    }
+    assert gains[()] > 1.0 > gains[1.0, 30.0]
+    record = QuantizationRecord(asked="int8", shipped=True, speedup=1.04, speedup_low=0.99, speedup_high=1.1)
+    assert "beside float  1.04x (0.99 to 1.10): no difference seen, geometric mean over the workload" in record.lines()
+    assert "speedup" not in record.to_json()
