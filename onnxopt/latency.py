@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from onnxopt.busy import Watch
+from onnxopt.errors import InputError
 from onnxopt.manifest import FormName
 from onnxopt.measurements import Latency, Race
 from onnxopt.model import Array, Feeds
@@ -64,13 +66,39 @@ def race(
     after: list[Start] = []
     watch = Watch(target.threads)
     for batch in range(1, MOST_BATCHES + 1):
-        slow, fast = run_rounds(jobs, ["original", form], rounds=TURNS, seconds=SECONDS, progress=say)
+        slow, fast = in_turns(jobs, ["original", form], seconds=SECONDS, say=say)
         before, after = before + slow, after + fast
         found = summed_up(before, after, requests, form=form, workload=workload)
         if batch == MOST_BATCHES or is_settled(found, batch):
             break
         say(f"{found}: measuring on")
     return found.model_copy(update={"trouble": trouble_of(watch, before)})
+
+
+def in_turns(
+    jobs: Sequence[Mapping[str, Any]], names: Sequence[str], *, seconds: float, say: Callable[[str], None]
+) -> list[list[Start]]:
+    """Run one batch of turns.
+
+    Args:
+        jobs: one per graph, as `write_job` makes them.
+        names: what the graphs are called; their files are ours and mean nothing to anyone.
+        seconds: about how long it may take.
+        say: told what is done.
+
+    Raises:
+        InputError: a graph does not run on a request.
+    """
+    try:
+        return run_rounds(jobs, names, rounds=TURNS, seconds=seconds, progress=say)
+    except InputError as error:
+        failed = (name for name, job in zip(names, jobs, strict=True) if error.where == job["model"])
+        raise InputError(
+            error.what,
+            where=f"timing the {next(failed, 'model')} graph",
+            hint=error.hint
+            or "name request shapes that it takes with --workload, or leave times out with --no-measure",
+        ) from error
 
 
 def is_settled(found: Race, batches: int) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxopt.convs import find_convs
-from onnxopt.latency import TURNS, summed_up
+from onnxopt.latency import in_turns, summed_up
 from onnxopt.linears import find_linears, find_tables, parts_of
 from onnxopt.machine import describe_machine
 from onnxopt.measurements import Race
@@ -16,7 +16,7 @@ from onnxopt.observe import Observation
 from onnxopt.pipeline import Pipeline, carrying_out
 from onnxopt.precision import Plan, Precision, Scheme
 from onnxopt.spec import Target, Workload
-from onnxopt.timing import run_rounds, write_job
+from onnxopt.timing import write_job
 
 SECONDS = 12.0
 
@@ -101,5 +101,5 @@ def speedup_of(
     """
     feeds = [request.feeds for request in requests]
     jobs = [write_job(path, feeds, target, path.parent / "speed") for path in (slow, fast)]
-    first, second = run_rounds(jobs, ["before", "after"], rounds=TURNS, seconds=SECONDS, progress=say)
+    first, second = in_turns(jobs, ["before", "after"], seconds=SECONDS, say=say)
     return summed_up(first, second, requests, form="optimized", workload=workload or Workload())

@@ -11,6 +11,7 @@ import pytest
 
 from onnxopt import busy, latency
 from onnxopt.busy import Load, Watch
+from onnxopt.errors import InputError
 from onnxopt.latency import race, summed_up, typed
 from onnxopt.measurements import Race
 from onnxopt.observe import Observation
@@ -72,6 +73,25 @@ def raced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *batches: Batch, load
 def turns(*ratios: float) -> Batch:
     """Turns in which the original takes so many times as long, while the machine gets slower."""
     return [((ratio * (1 + n), ratio * 5 * (1 + n)), (1.0 + n, 5.0 * (1 + n))) for n, ratio in enumerate(ratios)]
+
+
+def test_a_graph_that_does_not_run_is_called_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_rounds(jobs: Sequence[dict[str, str]], *_: object, **__: object) -> list[list[Start]]:
+        raise InputError("onnxruntime failed on x [8, 1]", where=jobs[failing]["model"])
+
+    monkeypatch.setattr(latency, "run_rounds", run_rounds)
+    for failing, name in enumerate(("original", "fused")):  # noqa: B007 - read above
+        with pytest.raises(InputError, match=f"timing the {name} graph: .*--workload") as caught:
+            race(
+                *(tmp_path / folder / "model.onnx" for folder in "ab"),
+                REQUESTS,
+                form="fused",
+                signature=SIGNATURE,
+                target=Target("cpu", 2),
+                workload=WORKLOAD,
+                say=lambda _: None,
+            )
+        assert str(tmp_path) not in str(caught.value)
 
 
 def test_drift_does_not_hide_what_neighbours_show() -> None:

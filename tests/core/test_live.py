@@ -14,11 +14,12 @@ from rich.console import Console
 
 from onnxopt.cli import main
 from onnxopt.graph import op_counts
+from onnxopt.inspection import inspect_model
 from onnxopt.live import done_lines, print_summary, shipped_lines, size_text, speed_lines
 from onnxopt.manifest import HalfRecord, Manifest, QuantizationRecord, Shipped
 from onnxopt.measurements import Latency, Measurements, Race
 from onnxopt.package import Artifact
-from onnxopt.spec import Signature
+from onnxopt.spec import Signature, Target
 from tests.core.test_report import make_manifest
 from tests.support.rules import parse
 
@@ -127,6 +128,29 @@ def test_functions_count_as_what_is_in_them() -> None:
     }
     """
     assert op_counts(ir.from_onnx_text(text)) == {"Sin": 4, "Neg": 2, "Relu": 1}
+
+
+def test_inspect_counts_weights_wherever_they_lie(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model("""
+    <ir_version: 10, opset_import: ["" : 20, "mine" : 1]>
+    g (float[batch,96] x, bool c) => (float[batch,96] y) {
+      w = Constant() a = MatMul(x, w) b = Add(a, v) d = mine.scaled(b)
+      y = If(c) <then_branch = left () => (float[batch,96] l) { l = Mul(d, u) },
+                 else_branch = right () => (float[batch,96] r) { r = Neg(d) }>
+    }
+    <opset_import: ["" : 20], domain: "mine"> scaled (x) => (y) { s = Constant() y = Div(x, s) }""")
+    parts = {"w": noise(96, 96), "s": np.abs(noise(96)) + 1}
+    for node in (*model.graph.node, *model.functions[0].node):
+        if node.op_type == "Constant":
+            array = onnx.numpy_helper.from_array(parts[node.output[0]])
+            node.attribute.append(onnx.helper.make_attribute("value", array))
+    weights(model, v=noise(96, seed=1))
+    branch = next(node for node in model.graph.node if node.op_type == "If").attribute[0].g
+    branch.initializer.append(onnx.numpy_helper.from_array(noise(96, seed=2), "u"))
+    onnx.save(model, tmp_path / "model.onnx")
+    found = inspect_model(tmp_path / "model.onnx", Target("cpu"))
+    assert found.bytes_by_operator == {"MatMul": 4 * 96 * 96, "Add": 384, "Mul": 384, "Div": 384}
+    assert found.size_bytes == 4 * 96 * 96 + 3 * 384
 
 
 def race(form: str, low: float, high: float, *shapes: Latency, trouble: str = "", part: str = "") -> Race:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxopt import trials
+from onnxopt import latency
 from onnxopt.imports import load_onnx
 from onnxopt.manifest import QuantizationRecord
 from onnxopt.observe import Observation
@@ -89,7 +89,7 @@ def test_the_speed_beside_float_is_weighed_and_told_with_its_interval(
         slow = [Start(1.0, 1, 1, [[time], [9.0]]) for time in (2.0, 2.2) * 3]
         return [slow, [Start(1.0, 1, 1, [[1.0], [10.0]])] * 6]
 
-    monkeypatch.setattr(trials, "run_rounds", run_rounds)
+    monkeypatch.setattr(latency, "run_rounds", run_rounds)
     requests = [Observation({"batch": size}, {"h0": np.zeros((size, 32), np.float32)}) for size in (1, 8)]
     paths = tmp_path / "a" / "model.onnx", tmp_path / "b" / "model.onnx"
     gains = {
