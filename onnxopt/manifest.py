@@ -301,7 +301,7 @@ class QuantizationRecord(Record):
         became = ", ".join(f"{count} {name}" for name, count in counts.most_common())
         if self.half is not None:
             became = f"{self.half.nodes} nodes in {self.half.kind}, {len(self.layers)} that could be stayed in float32"
-        failed = "" if self.shipped else f"the float graph is shipped; {self.reason}; tried "
+        failed = "" if self.shipped else f"stays in float, {self.reason}; tried "
         lines = [f"precision     {self.asked}: {failed}{became}"]
         prompts = sum(one.reason.endswith("in prompts") for one in self.layers.values())
         if prompts:

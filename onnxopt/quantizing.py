@@ -168,7 +168,7 @@ def quantize(
         speedup_high=gain.high if gain is not None else None,
     )
     if reason:
-        logger.warning("the float graph is shipped: %s", reason)
+        logger.warning("the graph stays in float: %s", reason)
     return Attempt(record, trial, None if reason else path)
 
 

@@ -16,7 +16,7 @@ from onnxopt.cli import main
 from onnxopt.graph import op_counts
 from onnxopt.inspection import inspect_model
 from onnxopt.live import done_lines, print_summary, shipped_lines, size_text, speed_lines
-from onnxopt.manifest import HalfRecord, Manifest, QuantizationRecord, Shipped
+from onnxopt.manifest import HalfRecord, LayerRecord, Manifest, QuantizationRecord, Shipped
 from onnxopt.measurements import Latency, Measurements, Race
 from onnxopt.package import Artifact
 from onnxopt.spec import Signature, Target
@@ -223,6 +223,14 @@ def test_what_is_shipped_although_it_is_slower_is_said() -> None:
         f"shipped       the optimized graph: {reason}",
         "measured      the optimized graph: 0.85x (0.80 to 0.90): slower over the workload",
     ]
+
+
+def test_what_is_not_shipped_was_tried() -> None:
+    layers = {"a": LayerRecord(precision="int8"), "b": LayerRecord(precision="fp32", reason="rolled back: 3 dB")}
+    shipped = QuantizationRecord(asked="int8", shipped=True, layers=layers)
+    assert shipped.lines()[0] == "precision     int8: 1 int8, 1 fp32"
+    kept = QuantizationRecord(asked="int8", shipped=False, reason="beyond its budget", layers=layers)
+    assert kept.lines()[0] == "precision     int8: stays in float, beyond its budget; tried 1 int8, 1 fp32"
 
 
 @pytest.mark.parametrize("is_shipped", [True, False])
