@@ -156,17 +156,12 @@ def render_report(
     )
     latency = measurements.latency if measurements else ()
     outputs = tuple(dict.fromkeys(record.output for record in manifest.proof))
-    races = measurements.races if measurements else ()
     passes = pass_rows(manifest.ledger, measurements.pass_seconds if measurements else {})
     page = environment.get_template("report.html.j2").render(
         manifest=manifest,
         measurements=measurements,
         latency=[(_request_text(entry), entry) for entry in latency],
-        races=[(f"the {race.form} graph{f' of the {race.part}' if race.part else ''}", race) for race in races],
-        shipped=shipped_words(manifest),
-        is_original=manifest.shipped is not None and manifest.shipped.form == "original",
-        is_lossy=manifest.quantization is not None and manifest.quantization.shipped,
-        rewrites=sum(record.applied for record in manifest.ledger if record.stage != "canonicalize"),
+        **_decision(manifest, measurements.races if measurements else ()),
         axes=" × ".join(latency[0].shape) if latency else "",
         latency_plot=_svg(_draw_latency, latency, seed="latency") if latency else "",
         proof=_proof_rows(manifest.proof),
@@ -189,6 +184,17 @@ def render_report(
         machine=_flat(manifest.machine),
     )
     return page.encode("utf-8", errors="xmlcharrefreplace")  # a name may hold half a surrogate pair
+
+
+def _decision(manifest: Manifest, races: Sequence[Race]) -> dict[str, Any]:
+    """Return what the page says of the forms that were tried, and of the one that is shipped."""
+    return {
+        "races": [(f"the {race.form} graph{f' of the {race.part}' if race.part else ''}", race) for race in races],
+        "shipped": shipped_words(manifest),
+        "is_original": manifest.shipped is not None and manifest.shipped.form == "original",
+        "is_lossy": manifest.quantization is not None and manifest.quantization.shipped,
+        "rewrites": sum(record.applied for record in manifest.ledger if record.stage != "canonicalize"),
+    }
 
 
 def shipped_words(manifest: Manifest) -> list[str]:
