@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from onnxopt.cache import TOTAL
 from onnxopt.errors import InputError
 from onnxopt.graph import STANDARD_DOMAINS, all_nodes, op_counts
 from onnxopt.halving import HalfOptions, rounding_run, to_half
@@ -20,12 +21,14 @@ from onnxopt.observe import Observation
 from onnxopt.pipeline import Pipeline
 from onnxopt.quantize.options import QuantizeOptions
 from onnxopt.quantizing import quantize
+from onnxopt.rows import mask_of
 from onnxopt.saving import save_graph
 from onnxopt.session import Session
 from onnxopt.shipping import Decision, Form, decide
-from onnxopt.spec import Budget, Target, Workload
+from onnxopt.spec import Budget, Signature, Target, Workload
 from onnxopt.verify import cases_of, is_packed, prove
 
+STANDARD = Target("portable")
 Run = Callable[[Feeds], Feeds]
 Tell = Callable[[str, str], None]  # a stage, and a word on the step
 
@@ -182,7 +185,9 @@ class Workbench:
             asked: what was asked for by name and is not taken back; empty for nothing.
         """
         others: dict[FormName, Callable[[], Form]] = {}
-        if fused is not None:
+        if (
+            fused is not None and self.target.provider != STANDARD.provider
+        ):  # whose kernels are those of any other target
             others["fused"] = lambda: self._fused(fused)
         if not asked:
             others["original"] = lambda: self._original(form)
@@ -201,15 +206,30 @@ class Workbench:
         )
 
     def _fused(self, fused: Pipeline) -> Form:
-        require_standard(fused.model, self.target)
-        path = save_graph(fused.model, self.scratch / "fused")
-        return self.proved("fused", fused.loaded, fused.ledger, path).form
+        """The fused graph in standard operators, as any runtime gets it."""
+        plain = replace(fused, target=STANDARD, profit=None)
+        plain.lower()
+        path = save_graph(plain.model, self.scratch / "fused")
+        return self.proved("fused", plain.loaded, plain.ledger, path).form
 
     def _original(self, form: Form) -> Form:
         """The graph as it was loaded; the ledger is that of what was tried."""
+        if answers_for_columns(form.loaded.signature):
+            raise InputError("it answers for the last column of a row, padding or not")
         loaded = replace(form.loaded, model=ir.load(self.before.path))
         require_standard(loaded.model, self.target)
         return self.proved("original", loaded, form.ledger, self.before.path).form
+
+
+def answers_for_columns(signature: Signature) -> bool:
+    """Tell whether a model as it was loaded gives the logits of its last column, which may be one of padding.
+
+    What the passes make of it finds the last real token of each row.
+    """
+    logits = next((spec for spec in signature.outputs if spec.name == "logits"), None)
+    mask = mask_of(signature)
+    is_last = logits is not None and len(logits.axes) == 3 and logits.axes[1] == 1
+    return is_last and mask is not None and mask.axes[1] == TOTAL  # of the tokens themselves, not of a text read before
 
 
 def require_standard(model: ir.Model, target: Target) -> None:

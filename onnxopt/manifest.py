@@ -333,8 +333,8 @@ class Shipped(Record):
     """Which form of the graph an artifact holds. How fast each is, `measurements.json` says.
 
     Attributes:
-        form: `optimized`, all passes; `fused`, without those that choose the target's kernels; `original`, the graph as
-            it was loaded.
+        form: `optimized`, all passes; `fused`, in standard operators, without the target's kernels; `original`, the
+            graph as it was loaded.
         tried: forms that were measured and are not shipped.
         reason: why this one is; empty where nothing speaks against the optimized graph.
     """

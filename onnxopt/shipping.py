@@ -1,9 +1,9 @@
 """Decide which form of a graph is shipped: the fastest that is proved, the original's included.
 
 The optimized graph is shipped unless the original is seen to be faster on the workload. Then the steps are taken back:
-the graph without the kernels that were chosen for the target is tried, and where that gains nothing either, the model
-is shipped as it was loaded. What was asked for by name (pruning, fewer bits) is not taken back for the sake of speed,
-but said.
+the fused graph in standard operators, without the kernels that were chosen for the target, is tried, and where that
+gains nothing either, the model is shipped as it was loaded. What was asked for by name (pruning, fewer bits) is not
+taken back for the sake of speed, but said.
 """
 
 from __future__ import annotations
