@@ -619,10 +619,11 @@ def _evidence(decision: Decision, before: Before) -> Evidence:
         for entry in ledger.entries
     )
     counts = count_blocks(loaded.model)
-    notes = [note for note in ledger.notes if note not in loaded.notes]
-    notes.extend(f"{entry.name}: {choice}" for entry in ledger.entries for choice in entry.choices)
-    for kind in KINDS if form.name != "original" else ():
-        notes.extend(f"{kind} not fused: {node}" for node in counts[kind].missed)
+    notes: list[str] = []
+    if form.name != "original":  # what was raised, chosen or missed on the way is not in that
+        notes.extend(note for note in ledger.notes if note not in loaded.notes)
+        notes.extend(f"{entry.name}: {choice}" for entry in ledger.entries for choice in entry.choices)
+        notes.extend(f"{kind} not fused: {node}" for kind in KINDS for node in counts[kind].missed)
     return Evidence(
         proof=form.proof,
         ledger=records,

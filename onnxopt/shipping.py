@@ -103,9 +103,12 @@ def decide(
             if races[-1].verdict == "slower" or races[-1].speedup < 1.0:
                 tried.append(name)
                 continue
-        return Decision(form, Shipped(form=name, tried=tuple(tried), reason=_because(tried)), tuple(races))
+        shipped = Shipped(form=name, tried=tuple(tried), reason=_because(tried))
+        logger.warning("the %s graph is shipped: %s", name, shipped.reason)
+        return Decision(form, shipped, tuple(races))
     why = "; ".join(part for part in (asked, refused) if part)
     reason = f"{SLOWER}{f', and shipped all the same: {why}' if why else ''}"
+    logger.warning("the optimized graph is shipped: %s", reason)
     return Decision(optimized, Shipped(tried=tuple(tried[1:]), reason=reason), tuple(races))
 
 

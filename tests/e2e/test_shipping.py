@@ -160,6 +160,26 @@ def test_the_steps_are_taken_back_as_far_as_they_must(
     np.testing.assert_array_equal(artifact.session().run({"x": x})["y"], np.maximum(x * 2, 0) * 2)
 
 
+def test_what_was_raised_on_the_way_is_no_note_of_an_original(
+    tmp_path: Path, speeds: dict[str, tuple[float, float]]
+) -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 15]>
+    g (float[batch,16] x) => (float[batch,16] y)
+    <float[1] root = {1.4142135}, float[1] one = {1.0}, float[1] half = {0.5}> {
+      a = Div(x, root) b = Erf(a) c = Add(b, one) d = Mul(x, c) y = Mul(d, half)
+    }
+    """
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "gelu.onnx")
+    speeds |= {"optimized": (0.8, 0.9), "fused": (0.7, 0.9)}
+    shipped = onnxopt.optimize(tmp_path / "gelu.onnx", out=tmp_path / "out", tune=False)
+    optimized = onnxopt.optimize(tmp_path / "gelu.onnx", out=tmp_path / "optimized", measure=False)
+    assert any("opset raised" in note for note in optimized.manifest.notes)
+    assert shipped.manifest.notes == ()
+    assert ir.load(shipped.model_path).opset_imports[""] == 15
+    assert str(shipped.manifest.blocks["gelu"]) == "0 of 1"
+
+
 def test_the_same_race_gives_the_same_manifest(
     source: Path, tmp_path: Path, speeds: dict[str, tuple[float, float]]
 ) -> None:
