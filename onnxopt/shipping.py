@@ -21,7 +21,8 @@ from onnxopt.model import Loaded
 
 logger = logging.getLogger(__name__)
 
-SLOWER = "slower than the original on this machine"
+_HERE = " on this machine"
+SLOWER = f"slower than the original{_HERE}"
 AS_OPTIMIZED = Shipped()
 
 
@@ -91,6 +92,7 @@ def decide(
     if first.verdict != "slower":
         return Decision(optimized, races=(first,))
     races, tried, refused = [first], [optimized.name], ""
+    best = optimized
     for name, make in others.items():
         try:
             form = make()
@@ -102,14 +104,17 @@ def decide(
             races.append(compare(form))
             if races[-1].verdict == "slower" or races[-1].speedup < 1.0:
                 tried.append(name)
+                best = form if races[-1].verdict != "slower" or races[-1].low > first.high else best
                 continue
         shipped = Shipped(form=name, tried=tuple(tried), reason=_because(tried))
         logger.warning("the %s graph is shipped: %s", name, shipped.reason)
         return Decision(form, shipped, tuple(races))
     why = "; ".join(part for part in (asked, refused) if part)
-    reason = f"{SLOWER}{f', and shipped all the same: {why}' if why else ''}"
-    logger.warning("the optimized graph is shipped: %s", reason)
-    return Decision(optimized, Shipped(tried=tuple(tried[1:]), reason=reason), tuple(races))
+    speed = SLOWER if best is optimized else f"faster than the optimized one, but not than the original{_HERE}"
+    reason = f"{speed}{f', and shipped all the same: {why}' if why else ''}"
+    logger.warning("the %s graph is shipped: %s", best.name, reason)
+    others_tried = tuple(name for name in tried if name != best.name)
+    return Decision(best, Shipped(form=best.name, tried=others_tried, reason=reason), tuple(races))
 
 
 def _because(tried: list[FormName]) -> str:

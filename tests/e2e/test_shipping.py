@@ -13,12 +13,17 @@ import pytest
 import onnxopt
 from onnxopt import forms, latency, pipeline, registry
 from onnxopt.cli import main
+from onnxopt.errors import InputError
 from onnxopt.generator import Generator
 from onnxopt.graph import op_counts
-from onnxopt.manifest import Shipped
+from onnxopt.ledger import Ledger
+from onnxopt.manifest import FormName, Shipped
 from onnxopt.measurements import Latency, Race
+from onnxopt.model import Loaded
 from onnxopt.package import Artifact, check_golden
 from onnxopt.rewrite import Exact, Pass
+from onnxopt.shipping import Form, decide
+from onnxopt.spec import Signature
 from tests.support.decoders import save_decoder
 from tests.support.seq2seq import save_pair
 from tests.support.tiny import tiny_checkpoint
@@ -189,6 +194,32 @@ def test_the_same_race_gives_the_same_manifest(
     speeds |= {"optimized": (0.85, 0.88), "fused": (0.9, 0.97)}
     again, _ = made(source, tmp_path)
     assert (again.path / "manifest.json").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("fused", "shipped"), [((0.8, 0.95), "fused"), ((0.65, 0.75), "optimized"), ((0.9, 1.05), "fused")]
+)
+def test_where_the_original_is_no_choice_the_fastest_of_the_others_is_shipped(
+    fused: tuple[float, float], shipped: FormName
+) -> None:
+    def form(name: FormName) -> Form:
+        loaded = Loaded(
+            name, ir.Model(ir.Graph([], [], nodes=[]), ir_version=10), Signature((), ()), None, None, "onnx"
+        )  # type: ignore[arg-type]
+        return Form(name, loaded, Path(name), Ledger(), ())
+
+    def compare(one: Form) -> Race:
+        low, high = {"optimized": (0.6, 0.7), "fused": fused}[one.name]
+        return Race(form=one.name, speedup=(low + high) / 2, low=low, high=high, turns=12, shapes=())
+
+    def refused() -> Form:
+        raise InputError("it answers for padding", where="/a/temporary/file")
+
+    found = decide(form("optimized"), {"fused": lambda: form("fused"), "original": refused}, compare)
+    assert found.form.name == found.shipped.form == shipped
+    assert found.shipped.tried == (("optimized",) if shipped == "fused" else ("fused",))
+    assert found.shipped.reason.endswith("all the same: the original graph cannot be shipped: it answers for padding")
+    assert found.shipped.reason.startswith("faster than the optimized one" if shipped == "fused" else "slower than")
 
 
 def test_an_original_that_the_target_excludes_is_not_shipped(
