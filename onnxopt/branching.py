@@ -16,7 +16,7 @@ from onnxopt.observe import Observation
 from onnxopt.pipeline import Pipeline, carrying_out
 from onnxopt.precision import Plan, PlannedLinear
 from onnxopt.quantize.prompts import prompt_layers
-from onnxopt.trials import Save, Say, scheme_of, speedup_of
+from onnxopt.trials import Save, Say, left_in_float, scheme_of, speedup_of
 
 logger = logging.getLogger(__name__)
 
@@ -103,14 +103,17 @@ def with_prompts(
             "weights in blocks: both stand in one If"
         )
         together = save(both.model, scratch / "both-ways")
-        gain = speedup_of(step.path, together, requests, fused.target, say) if requests else None
-        if gain is not None and gain <= 1.0:
-            logger.info("a graph for prompts does not pay on this workload (%.2fx)", gain)
+        gain = (
+            speedup_of(step.path, together, requests, fused.target, say, workload=fused.workload) if requests else None
+        )
+        if gain is not None and gain.speedup <= 1.0:
+            logger.info("a graph for prompts does not pay on this workload (%s)", gain)
             return None
         worse = gate if gate.value > step.gate.value else step.gate
+        undone = left_in_float(trial, fused.model, plan)
         return TwoWays(
             Finished(both, step.plan, together, worse),
-            {label: one for label, one in plan if one.precision.kind == "int8"},
+            {label: one for label, one in plan if one.precision.kind == "int8" and label not in undone},
         )
     return None
 

@@ -136,10 +136,23 @@ def is_op(node: ir.Node | None, *op_types: str, domain: str = "") -> bool:
 
 
 def op_counts(model: ir.Model) -> Counter[str]:
-    """Count operators by `domain::op_type`, subgraphs included."""
-    return Counter(
-        f"{n.domain}::{n.op_type}" if n.domain not in STANDARD_DOMAINS else n.op_type for n in all_nodes(model)
-    )
+    """Count operators by `domain::op_type`, subgraphs included; a call of a function counts as what is in it."""
+    bodies: dict[ir.OperatorIdentifier, Counter[str]] = {}
+
+    def count(nodes: Iterable[ir.Node]) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for node in nodes:
+            key = node.op_identifier()
+            if key not in model.functions:
+                found[node.op_type if node.domain in STANDARD_DOMAINS else f"{node.domain}::{node.op_type}"] += 1
+                continue
+            if key not in bodies:
+                bodies[key] = Counter()  # a function that calls itself is no ONNX, and ends here
+                bodies[key] = count(ir.traversal.RecursiveGraphIterator(model.functions[key].graph))
+            found += bodies[key]
+        return found
+
+    return count(all_nodes(model))
 
 
 def all_nodes(model: ir.Model) -> Iterator[ir.Node]:

@@ -148,7 +148,7 @@ def to_half(
         reason = "" if gate.holds else f"beyond its budget: {gate}"
     _enter(ledger, loaded.model, found, time.perf_counter() - started)
     if reason:
-        logger.warning("the float graph is shipped: %s", reason)
+        logger.warning("the graph stays in float: %s", reason)
     record = QuantizationRecord(
         asked=options.asked,
         shipped=not reason,

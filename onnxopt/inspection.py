@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
 from onnxopt.blocks import count_blocks
-from onnxopt.graph import initializer_bytes, op_counts, opset
+from onnxopt.graph import is_op, op_counts, opset
 from onnxopt.imports import load_onnx
 from onnxopt.pipeline import run_pipeline
 from onnxopt.session import model_file
@@ -29,8 +29,8 @@ class Inspection:
         producer: the tool that wrote the file, and its version.
         nodes: how many, subgraphs included.
         operators: count by operator, largest first.
-        bytes_by_operator: initializer bytes by the operator that reads them, largest first.
-        size_bytes: of all initializers.
+        bytes_by_operator: bytes of weights by the operator that reads them, largest first.
+        size_bytes: of all weights, initializers and Constant nodes, those of subgraphs and functions included.
         blocks: recognised blocks by kind, `fused of total`.
         would_apply: how many rewrites each pass would keep.
         blocks_after: the blocks afterwards.
@@ -70,7 +70,7 @@ def inspect_model(path: Path, target: Target, progress: Callable[[str, str], Non
     loaded = load_onnx(file, progress=lambda step: say("load", step))
     model = loaded.model
     opsets, counts, sizes = {"": opset(model), **model.opset_imports}, op_counts(model), _bytes_by_operator(model)
-    nodes, size, blocks, written = sum(counts.values()), initializer_bytes(model), count_blocks(model), model.ir_version
+    nodes, size, blocks, written = sum(counts.values()), sum(sizes.values()), count_blocks(model), model.ir_version
     producer = f"{model.producer_name or 'unknown'} {model.producer_version or ''}".strip()
     ledger = run_pipeline(loaded, target, progress=lambda stage, step, _count: say(stage, step))
     applied: Counter[str] = Counter()
@@ -95,10 +95,22 @@ def inspect_model(path: Path, target: Target, progress: Callable[[str, str], Non
 
 
 def _bytes_by_operator(model: ir.Model) -> Counter[str]:
-    """Attribute each initializer to the first operator that reads it."""
+    """Attribute each weight to the first operator that reads it, in whichever graph or function body it lies."""
     sizes: Counter[str] = Counter()
-    for value in model.graph.initializers.values():
+    for value, tensor in _weights(model):
         reader = next(iter(value.consumers()), None)
-        if value.const_value is not None:
-            sizes[reader.op_type if reader is not None else "(unused)"] += value.const_value.nbytes
+        sizes[reader.op_type if reader is not None else "(unused)"] += tensor.nbytes
     return sizes
+
+
+def _weights(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+    """Yield what the model holds as data: initializers, and the tensors of Constant nodes."""
+    bodies = [function.graph for function in model.functions.values()]
+    for graph in (*model.graphs(), *bodies, *(inner for body in bodies for inner in body.subgraphs())):
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value, value.const_value
+        for node in graph:
+            held = node.attributes.get("value") if is_op(node, "Constant") else None
+            if held is not None and isinstance(held.value, ir.TensorProtocol):
+                yield node.outputs[0], held.value

@@ -15,6 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from onnxopt.forward_inputs import LEFT_OUT
+from onnxopt.savings import savings
 
 if TYPE_CHECKING:
     from onnxopt.bench import BenchResult
@@ -22,19 +23,13 @@ if TYPE_CHECKING:
     from onnxopt.generator import Generation
     from onnxopt.inspection import Inspection
     from onnxopt.manifest import Manifest
+    from onnxopt.measurements import Latency, Measurements
     from onnxopt.package import Artifact
     from onnxopt.road import Event
     from onnxopt.textrun import TextResult
     from onnxopt.verify import Comparison
 
 SHOWN_REFUSALS = 8
-# passes that make initializers fewer, by why; constant-output branches are folded first and unused then
-SAVINGS = {
-    "unused": ("remove-unused",),
-    "duplicate or tied": ("merge-initializers", "merge-equal-nodes"),
-    "folded": ("fold-constants", "fold-batch-norm"),
-    "pruned": ("drop-dead-channels",),
-}
 
 
 class LiveView:
@@ -99,13 +94,17 @@ def _table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
 
 
 def initializers_text(manifest: Manifest) -> str:
-    """Say how many bytes of initializers went, and why; an empty text when none did."""
-    parts = []
-    for why, names in SAVINGS.items():
-        count = sum(entry.bytes_saved for entry in manifest.ledger if entry.name in names)
-        if count > 0:
-            parts.append(f"{size_text(count)} {why}")
-    return ", ".join(parts)
+    """Say how many bytes of the weights that came with the model went, and why; an empty text when none did."""
+    return ", ".join(f"{size_text(count)} {why}" for why, count in savings(manifest.ledger).items())
+
+
+def rewrites_text(manifest: Manifest) -> str:
+    """Name the passes behind the tidying up whose rewrites were kept, with how many; an empty text when none were."""
+    kept: Counter[str] = Counter()
+    for entry in manifest.ledger:
+        if entry.stage != "canonicalize" and entry.applied:
+            kept[entry.name] += entry.applied
+    return ", ".join(f"{name} {count}" for name, count in kept.most_common())
 
 
 def print_rows(console: Console, title: str, rows: Sequence[Sequence[str]]) -> None:
@@ -126,52 +125,55 @@ def size_text(count: float) -> str:
     return f"{count:.2f} GiB"
 
 
+def shipped_lines(manifest: Manifest, measurements: Measurements | None) -> list[str]:
+    """Say what is shipped where that is not what one would think, and what else was tried."""
+    parts = {name: half.shipped for name, half in manifest.parts.items()} or {"": manifest.shipped}
+    races = measurements.races if measurements else ()
+    lines = []
+    for part, shipped in parts.items():
+        if shipped is None or not shipped.reason:
+            continue
+        of = f" of the {part}" if part else ""
+        lines.append(f"shipped       the {shipped.form} graph{of}: {shipped.reason}")
+        for race in races:
+            if race.part == part:
+                word = "tried" if race.form in shipped.tried else "measured"
+                lines.append(f"{word:<13} the {race.form} graph{of}: {race} over the workload")
+    return lines
+
+
+def speed_lines(manifest: Manifest, measurements: Measurements) -> list[str]:
+    """Say what the times of what is shipped do not show, and what stood in the way of measuring them."""
+    lines = []
+    parts = {name: half.shipped for name, half in manifest.parts.items()} or {"": manifest.shipped}
+    for race in measurements.races:
+        shipped = parts.get(race.part)
+        if shipped is not None and race.form == shipped.form and race.verdict == "no difference":
+            lines.append(f"speed         {race} over the workload")
+        if shipped is not None and race.form == shipped.form and race.verdict != "slower":
+            lines += [f"slower        {shape.label}: {shape}; the workload as a whole is not" for shape in race.slower]
+    troubles = dict.fromkeys(race.trouble for race in measurements.races if race.trouble)
+    return lines + [f"busy          {trouble}: the times are worth less for it" for trouble in troubles]
+
+
 def print_summary(console: Console, artifact: Artifact) -> None:
     """Print what `optimize` did."""
     manifest, measurements = artifact.manifest, artifact.measurements
+
+    def say(line: str, style: str | None = None) -> None:
+        console.print(line, style=style, markup=False, soft_wrap=True)
+
     left_out = [note for note in manifest.notes if note.startswith(LEFT_OUT)]
-    for note in left_out:
-        console.print(f"note          {note}", style="yellow", markup=False, soft_wrap=True)
-    table = _table(
-        f"{manifest.name} for {manifest.target.provider}", "", "before", "after", numbers=("before", "after")
-    )
-    table.add_row("nodes", str(manifest.nodes_before), str(manifest.nodes_after))
-    table.add_row("size", size_text(manifest.bytes_before), size_text(manifest.bytes_after))
-    for latency in measurements.latency if measurements else ():
-        shape = " ".join(f"{axis} {size}" for axis, size in latency.shape.items())
-        shape += f", {latency.fill:.0%} real" if latency.fill < 1.0 else ""
-        table.add_row(
-            f"latency, {shape}", f"{latency.before_ms:.2f} ms", f"{latency.after_ms:.2f} ms ({latency.speedup:.2f}x)"
-        )
-    console.print(table)
-    blocks = ", ".join(f"{kind.replace('_', ' ')} {count}" for kind, count in manifest.blocks.items())
-    console.print(f"fused         {blocks or 'nothing to fuse'}", markup=False, soft_wrap=True)
-    gone = initializers_text(manifest)
-    if gone:
-        console.print(f"initializers  {gone}", markup=False, soft_wrap=True)
-    worst = manifest.worst_relative_error
-    if worst is not None:
-        console.print(
-            f"worst error   {worst:.2g} relative over {len(manifest.proof)} comparisons "
-            f"(budget {manifest.budget.relative_error:g})",
-            markup=False,
-            soft_wrap=True,
-        )
-    if manifest.quantization is not None:
-        for line in manifest.quantization.lines():
-            console.print(line, markup=False, soft_wrap=True)
-    if manifest.random_weights:
-        console.print(
-            "weights       random: the structure and the speed are real, the answers mean nothing", markup=False
-        )
+    for line in (*shipped_lines(manifest, measurements), *(f"note          {note}" for note in left_out)):
+        say(line, "yellow")
+    console.print(_before_and_after(manifest, measurements.latency if measurements else ()))
+    for line in speed_lines(manifest, measurements) if measurements else ():
+        say(line, "yellow")
+    for line in done_lines(manifest):
+        say(line)
     for entry in manifest.ledger:
         for item in entry.rolled_back:
-            console.print(
-                f"rolled back   {entry.name} at {item.node}: {item.reason}",
-                style="yellow",
-                markup=False,
-                soft_wrap=True,
-            )
+            say(f"rolled back   {entry.name} at {item.node}: {item.reason}", "yellow")
     reasons = Counter(
         (entry.name, item.reason)
         for entry in manifest.ledger
@@ -179,10 +181,51 @@ def print_summary(console: Console, artifact: Artifact) -> None:
         for item in entry.refused
     )
     for (name, reason), count in reasons.most_common(SHOWN_REFUSALS):
-        console.print(f"refused       {name}, {count} x: {reason}", style="dim", markup=False, soft_wrap=True)
+        say(f"refused       {name}, {count} x: {reason}", "dim")
     for note in (note for note in manifest.notes if note not in left_out):
-        console.print(f"note          {note}", markup=False, soft_wrap=True)
-    console.print(f"artifact      {artifact.path}", markup=False, soft_wrap=True)
+        say(f"note          {note}")
+    say(f"artifact      {artifact.path}")
+
+
+def _before_and_after(manifest: Manifest, latency: Sequence[Latency]) -> Table:
+    """Return nodes, size and times beside each other, each speed-up with the interval that it lies in."""
+    columns = ("", "before", "after", *(("times faster", " ") if latency else ()))
+    table = _table(f"{manifest.name} for {manifest.target.provider}", *columns, numbers=columns[1:4])
+    table.add_row("nodes", str(manifest.nodes_before), str(manifest.nodes_after))
+    table.add_row("size", size_text(manifest.bytes_before), size_text(manifest.bytes_after))
+    for one in latency:
+        number, _, said = str(one).partition(": ")
+        said = "the original" if one.after_ms == one.before_ms else said
+        table.add_row(f"latency, {one.label}", f"{one.before_ms:.2f} ms", f"{one.after_ms:.2f} ms", number, said)
+    return table
+
+
+def done_lines(manifest: Manifest) -> list[str]:
+    """Say what was rewritten, what became of the weights, how far answers moved, and how the result was quantized.
+
+    Where the graph is shipped as it was loaded, nothing of that is in it, and the rewrites are what was tried.
+    """
+    lines = []
+    is_original = manifest.shipped is not None and manifest.shipped.form == "original"
+    blocks = ", ".join(f"{kind.replace('_', ' ')} {count}" for kind, count in manifest.blocks.items())
+    rewrites, gone = rewrites_text(manifest), initializers_text(manifest)
+    if blocks or not rewrites:
+        lines.append(f"fused         {blocks or 'nothing to fuse'}")
+    if rewrites:
+        lines.append(f"{'tried' if is_original else 'rewritten':<13} {rewrites}")
+    if gone and not is_original:
+        lines.append(f"initializers  {gone}")
+    worst, found = manifest.worst_relative_error, manifest.quantization
+    if worst is not None:
+        before = ", of the float graph that it was made from" if found is not None and found.shipped else ""
+        lines.append(
+            f"worst error   {worst:.2g} relative over {len(manifest.proof)} comparisons "
+            f"(budget {manifest.budget.relative_error:g}){before}"
+        )
+    lines += found.lines() if found is not None else []
+    if manifest.random_weights:
+        lines.append("weights       random: the structure and the speed are real, the answers mean nothing")
+    return lines
 
 
 def print_inspection(console: Console, found: Inspection) -> None:

@@ -164,7 +164,7 @@ class _Lowering:
             files = _Store(folder / "forms").write({RECORDED: first, **shown})
             times = profit.race(files, (seconds - (time.perf_counter() - begin)) * (1 - SHARE_FOR_COMBINED))
             if not times:
-                return first, measured
+                return self._untold(first, profit), measured
             choices = self._decide(first, times, profit)
             wins = {key: c for key, c in choices.items() if c.form != first.forms.chosen[key].form}
             if len(wins) > 1:
@@ -195,7 +195,7 @@ class _Lowering:
         times = profit.race(_Store(folder).write({way: first, other: made}), profit.seconds / 2)
         profit.seconds -= time.perf_counter() - begin
         if not times:
-            return first, False
+            return self._untold(first, profit), False
         choice = decide([way, other], times, profit.weights)
         forms = Forms(profit, {**first.forms.chosen, PADDING: choice})
         forms.of(*PADDING, self._ways)
@@ -204,6 +204,13 @@ class _Lowering:
             first.forms = forms
             return first, True
         return self._make(other, forms, prove=True) or first, True
+
+    def _untold(self, first: Driver, profit: Profit) -> Driver:
+        """Say that a choice was left as it was, and not measured."""
+        note = f"kernels were not chosen by measure: {profit.trouble}; forms are those that were recorded"
+        if profit.trouble and note not in first.ledger.notes:
+            first.ledger.notes.append(note)
+        return first
 
     def _alternatives(self, first: Driver) -> dict[tuple[Key, str], Driver]:
         """Lower once more for every other form of every class of regions; what comes out the same is left out."""

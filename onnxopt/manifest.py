@@ -1,9 +1,9 @@
-"""What an artifact says of itself: the records of `manifest.json` and `measurements.json`.
+"""What an artifact says of itself: the records of `manifest.json`.
 
 An artifact keeps two records apart:
 
 * `manifest.json` (`Manifest`) holds what the inputs decide: same source, options, versions and machine, same bytes.
-* `measurements.json` (`Measurements`) holds what differs from run to run: the date, latencies and seconds.
+* `measurements.json` (`onnxopt.measurements`) holds what differs from run to run: the date, latencies and seconds.
 
 Numbers that JSON cannot spell (infinity, not-a-number) are written as the strings `Infinity`, `-Infinity` and `NaN`.
 """
@@ -21,10 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from onnxopt.errors import InputError
 from onnxopt.spec import Budget, Padding, Signature, SizeClaims, Target, Workload
+from onnxopt.speed import speed_text
 
 SCHEMA_VERSION: Final = 1
 MANIFEST_NAME = "manifest.json"
-MEASUREMENTS_NAME = "measurements.json"
 
 
 class Record(BaseModel):
@@ -274,7 +274,10 @@ class QuantizationRecord(Record):
         sensitivities: what each layer costs alone, the most harmful first.
         front: plans that were measured on the way, fastest first.
         invariant: whether answers are the same bits alone and in a padded batch; None where that was not asked.
-        speedup: of the quantized graph over the float one on the workload, geometric mean; None when not measured.
+        speedup: of the quantized graph over the float one, geometric mean over the workload by its weights; None when
+            not measured. With its interval of at least 95 % it is told, and not written to the manifest.
+        speedup_low: lower end of the interval.
+        speedup_high: upper end.
         half: for fp16 and bf16: the comparison of all tensors; `layers` are then the nodes that stayed in float32.
     """
 
@@ -288,6 +291,8 @@ class QuantizationRecord(Record):
     front: tuple[FrontRecord, ...] = ()
     invariant: bool | None = None
     speedup: float | None = Field(default=None, exclude=True)
+    speedup_low: float | None = Field(default=None, exclude=True)
+    speedup_high: float | None = Field(default=None, exclude=True)
     half: HalfPrecisionRecord | None = None
 
     def lines(self) -> list[str]:
@@ -312,7 +317,8 @@ class QuantizationRecord(Record):
         if self.gate is not None:
             lines.append(f"judged        {self.gate}" + (", made-up data" if self.gate.meaningless else ""))
         if self.speedup is not None:
-            lines.append(f"              {self.speedup:.2f}x the float graph, geometric mean over the workload")
+            gain = speed_text(self.speedup, self.speedup_low, self.speedup_high)
+            lines.append(f"beside float  {gain}, geometric mean over the workload")
         data = self.calibration
         if data is not None:
             lengths = f" of {data.shortest} to {data.longest} tokens" if data.longest else ""
@@ -323,12 +329,31 @@ class QuantizationRecord(Record):
         return lines
 
 
+FormName = Literal["optimized", "fused", "original"]
+
+
+class Shipped(Record):
+    """Which form of the graph an artifact holds. How fast each is, `measurements.json` says.
+
+    Attributes:
+        form: `optimized`, all passes; `fused`, in standard operators, without the target's kernels; `original`, the
+            graph as it was loaded.
+        tried: forms that were measured and are not shipped.
+        reason: why this one is; empty where nothing speaks against the optimized graph.
+    """
+
+    form: FormName = "optimized"
+    tried: tuple[FormName, ...] = ()
+    reason: str = ""
+
+
 class Evidence(Record):
     """What a run found out about its result: the part of the manifest that the pipeline fills.
 
     Attributes:
         proof: comparisons of the whole result with its reference.
-        ledger: one entry per pass that ran, in order; a name may occur more than once.
+        ledger: one entry per pass that ran, in order; a name may occur more than once. Where the original is shipped,
+            that is what was tried.
         blocks: recognised blocks by kind (`attention`, `layer_norm`, ...).
         nodes_before: nodes of the graph as loaded, subgraphs included.
         nodes_after: nodes of the graph as written.
@@ -338,6 +363,7 @@ class Evidence(Record):
         sizes: dimensions of the graph as loaded, by how they are known; passes lean on what is derived or computed.
         quantization: how the graph was quantized; None for one in float. The proof is then that of the float graph that
             was quantized, and the gate in here is that of the result.
+        shipped: which form of the graph the files hold; None for the two of an encoder-decoder, whose parts say it.
     """
 
     proof: tuple[ProofRecord, ...] = ()
@@ -350,6 +376,7 @@ class Evidence(Record):
     notes: tuple[str, ...] = ()
     sizes: SizeClaims = Field(default_factory=SizeClaims)
     quantization: QuantizationRecord | None = None
+    shipped: Shipped | None = None
 
     @property
     def worst_relative_error(self) -> float | None:
@@ -388,6 +415,7 @@ class HalfRecord(Record):
         nodes_before: nodes of the graph as loaded.
         nodes_after: nodes of the graph as written.
         golden: folder of its golden cases.
+        shipped: which form of the graph the file holds.
     """
 
     file: str
@@ -396,6 +424,7 @@ class HalfRecord(Record):
     nodes_before: int = Field(default=0, ge=0)
     nodes_after: int = Field(default=0, ge=0)
     golden: str
+    shipped: Shipped | None = None
 
 
 class Manifest(Evidence):
@@ -461,9 +490,9 @@ class Manifest(Evidence):
         if not folder.is_dir():
             what = "is a file, not an artifact folder" if folder.exists() else "no such folder"
             raise InputError(what, where=str(folder), hint="name a folder that `onnxopt optimize` wrote")
-        data = _read_object(folder / MANIFEST_NAME)
+        data = read_object(folder / MANIFEST_NAME)
         if data.get("producer") != "onnxopt":
-            raise InputError("not a manifest of onnxopt", where=str(folder / MANIFEST_NAME), hint=_REMAKE)
+            raise InputError("not a manifest of onnxopt", where=str(folder / MANIFEST_NAME), hint=REMAKE)
         version = data.get("schema_version")
         if version != SCHEMA_VERSION:
             raise InputError(
@@ -471,80 +500,47 @@ class Manifest(Evidence):
                 where=str(folder / MANIFEST_NAME),
                 hint="update onnxopt or make the artifact again",
             )
-        return _validate(cls, data, folder / MANIFEST_NAME)
+        return validated(cls, data, folder / MANIFEST_NAME)
 
 
-class Latency(Record):
-    """Median latency of one request shape before and after optimizing.
-
-    Attributes:
-        shape: size of each dynamic axis.
-        before_ms: of the model as loaded, run by the same runtime with its own optimisations on.
-        after_ms: of the result.
-        fill: share of positions that were real tokens.
-    """
-
-    shape: dict[str, int]
-    fill: float = 1.0
-    before_ms: float = Field(gt=0)
-    after_ms: float = Field(gt=0)
-
-    @property
-    def speedup(self) -> float:
-        """How many times faster the result is."""
-        return self.before_ms / self.after_ms
-
-
-class Measurements(Record):
-    """`measurements.json`: what differs between two runs with the same inputs.
-
-    Attributes:
-        schema_version: version of this schema.
-        created: ISO 8601 date and time in UTC.
-        latency: measured before and after.
-        pass_seconds: how long each pass took, summed over its runs.
-        seconds: how long the whole run took.
-    """
-
-    schema_version: Literal[1] = SCHEMA_VERSION
-    created: str
-    latency: tuple[Latency, ...] = ()
-    pass_seconds: dict[str, float] = Field(default_factory=dict)
-    seconds: float = 0.0
-
-    @classmethod
-    def read(cls, folder: Path) -> Measurements | None:
-        """Read `measurements.json` of an artifact folder; None when there is none.
-
-        Raises:
-            InputError: when the file is malformed.
-        """
-        path = Path(folder) / MEASUREMENTS_NAME
-        if not path.exists():
-            return None
-        return _validate(cls, _read_object(path), path)
-
-
-_REMAKE = "make the artifact again with `onnxopt optimize`"
+REMAKE = "make the artifact again with `onnxopt optimize`"
 
 _R = TypeVar("_R", bound=Record)
 
 
-def _read_object(path: Path) -> Mapping[str, Any]:
+def read_object(path: Path) -> Mapping[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Args:
+        path: a file of an artifact.
+
+    Raises:
+        InputError: it is missing, unreadable or something else.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise InputError(f"no {path.name}: not an artifact", where=str(path.parent), hint=_REMAKE) from error
+        raise InputError(f"no {path.name}: not an artifact", where=str(path.parent), hint=REMAKE) from error
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"not valid JSON ({error})", where=str(path), hint=_REMAKE) from error
+        raise InputError(f"not valid JSON ({error})", where=str(path), hint=REMAKE) from error
     if not isinstance(data, dict):
-        raise InputError("holds no JSON object", where=str(path), hint=_REMAKE)
+        raise InputError("holds no JSON object", where=str(path), hint=REMAKE)
     return data
 
 
-def _validate(kind: type[_R], data: Mapping[str, Any], path: Path) -> _R:
+def validated(kind: type[_R], data: Mapping[str, Any], path: Path) -> _R:
+    """Return a record of its JSON.
+
+    Args:
+        kind: which record.
+        data: the object.
+        path: where it was read, for the message.
+
+    Raises:
+        InputError: a field is missing, unknown or of another type.
+    """
     try:
         return kind.model_validate(data)
     except ValidationError as error:
@@ -552,4 +548,4 @@ def _validate(kind: type[_R], data: Mapping[str, Any], path: Path) -> _R:
         first = problems[0]
         place = ".".join(str(part) for part in first["loc"])
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise InputError(f"malformed at {place}: {first['msg']}{more}", where=str(path), hint=_REMAKE) from error
+        raise InputError(f"malformed at {place}: {first['msg']}{more}", where=str(path), hint=REMAKE) from error

@@ -51,14 +51,13 @@ from onnxopt.io_json import IO_NAME, io_bytes, io_description
 from onnxopt.machine import describe_machine, versions
 from onnxopt.manifest import (
     MANIFEST_NAME,
-    MEASUREMENTS_NAME,
     DecodingRecord,
     Evidence,
     FileRecord,
     HalfRecord,
     Manifest,
-    Measurements,
 )
+from onnxopt.measurements import MEASUREMENTS_NAME, Measurements
 from onnxopt.model import Loaded
 from onnxopt.session import MODEL_NAME, Session
 from onnxopt.sides import Crossings
@@ -108,6 +107,7 @@ class Half:
             nodes_before=found.nodes_before,
             nodes_after=found.nodes_after,
             golden=f"{GOLDEN_FOLDER}/{self.name}",
+            shipped=found.shipped,
         )
 
 

@@ -29,7 +29,7 @@ from onnxopt.model import Array, Feeds
 from onnxopt.observe import Observation
 from onnxopt.rewrite import AS_IS
 from onnxopt.spec import Target
-from onnxopt.timing import Start, start, write_job
+from onnxopt.timing import Start, median_interval, start, write_job
 from onnxopt.usercache import cache_root
 
 __all__ = ["AS_IS", "Choice", "Forms", "Key", "Profit", "Times", "decide", "records"]
@@ -43,7 +43,7 @@ SLICE_SECONDS = 0.12  # of one shape in one start
 CLEARLY_FASTER = 0.985  # a form must save at least 1.5 %, whatever the spread says
 CLEARLY_SLOWER = 1.04  # after two rounds a form that costs so much more in both is measured no further
 MOST_SPREAD = 0.25  # between the quartiles of one form's rounds; above, the machine is too busy to tell
-PERCENTILE = 80  # of the rounds, in which a form must be faster
+LONGER = 2  # times the rounds, where the machine is too busy to tell by the usual number
 RECORDS = "records/profits.json"
 _FORMAT = 2
 
@@ -133,6 +133,7 @@ class Profit:
         seconds: time left for measuring.
         fresh: takes nothing for known, neither from the user's cache nor from the shipped table.
         progress: told what is measured.
+        trouble: why the last race told nothing; empty when it did.
     """
 
     target: Target
@@ -142,6 +143,7 @@ class Profit:
     seconds: float = SECONDS
     fresh: bool = False
     progress: Callable[[str], None] | None = None
+    trouble: str = field(default="", init=False)
 
     def digest(self, facts: Sequence[object]) -> str:
         """Return the key of a model on this machine and workload.
@@ -258,7 +260,7 @@ class Profit:
         Returns:
             Median milliseconds by name, round, shape; empty when it could not be measured.
         """
-        begin = time.perf_counter()
+        begin, self.trouble = time.perf_counter(), ""
         jobs = {
             name: write_job(path, [r.feeds for r in self.requests], self.target, path.parent / "feeds")
             for name, path in models.items()
@@ -274,10 +276,12 @@ class Profit:
                 continue
             found[name] = []
             if not self._has_time(begin, seconds, len(models), len(found)):
-                logger.info("no time to measure: one start takes %.1f s", time.perf_counter() - begin)
+                self.trouble = f"starting the model {len(found)} times took {time.perf_counter() - begin:.0f} s already"
                 return {}
         first, running = next(iter(found)), list(found)
-        for number in range(ROUNDS):
+        for number in range(LONGER * ROUNDS):
+            if number >= ROUNDS and not is_noisy(found[first]):
+                break
             started = time.perf_counter()
             for name in running if number % 2 == 0 else reversed(running):
                 result = self._start(f"round {number + 1} of {ROUNDS}, {name}", jobs[name], SLICE_SECONDS)
@@ -289,7 +293,8 @@ class Profit:
             if len(running) < 2 or (number + 1 >= FEWEST_ROUNDS and left < time.perf_counter() - started):
                 break
         if is_noisy(found[first]):
-            logger.warning("the machine is too busy to measure on: recorded forms are taken")
+            self.trouble = "the machine is too busy to tell: times of the same graph differ by a quarter and more"
+            logger.warning("%s", self.trouble)
             return {}
         return found
 
@@ -308,7 +313,8 @@ def decide(forms: Sequence[str], times: Times, weights: Sequence[float] = ()) ->
     """Pick a form from measured times.
 
     The cost of a form in a round is the weighted mean over shapes of its time divided by that of the first form in the
-    same round. Another form must cost less than the first in four of five rounds, and 1.5 % less in the median.
+    same round. Another form must cost 1.5 % less in the median, and be told apart from the first: the interval of the
+    median, at least 95 %, lies below 1; with too few rounds for one, it must cost 1.5 % less in every round.
 
     Args:
         forms: names, the recorded winner first; those without times were not measured.
@@ -322,12 +328,18 @@ def decide(forms: Sequence[str], times: Times, weights: Sequence[float] = ()) ->
             continue
         costs = _costs(times[form], first, weights)
         median = float(np.median(costs))
-        if float(np.percentile(costs, PERCENTILE)) < 1.0 and median < min(CLEARLY_FASTER, least):
+        if _is_told_apart(costs) and median < min(CLEARLY_FASTER, least):
             best, least = form, median
     typical = {form: np.median(np.asarray(own), axis=0) for form, own in times.items() if form in forms and len(own)}
     shown = {form: tuple(round(float(t), 4) for t in own) for form, own in typical.items()}
     least_by_shape = np.array(list(typical.values())).min(axis=0)
     return Choice(best, "measured", shown, bool((least_by_shape < CLEARLY_FASTER * typical[best]).any()))
+
+
+def _is_told_apart(costs: Array) -> bool:
+    """Tell whether costs, float64 [rounds], are below 1 by more than chance has it."""
+    _, high = median_interval(costs.tolist())
+    return high < 1.0 or (math.isinf(high) and float(costs.max()) < CLEARLY_FASTER)
 
 
 def is_noisy(rounds: Sequence[Sequence[float]]) -> bool:

@@ -32,7 +32,7 @@ from onnxopt.quantize.search import MARGIN, loss_of, search_columns
 from onnxopt.quantize.weights import plan_tables, plan_weights
 from onnxopt.selftext import write_own
 from onnxopt.stored import StoredWeight, pack_weights, unpack_weights
-from onnxopt.trials import Save, Say, carry_out, scheme_of, speedup_of
+from onnxopt.trials import Save, Say, carry_out, left_in_float, scheme_of, speedup_of
 
 logger = logging.getLogger(__name__)
 
@@ -154,9 +154,11 @@ def quantize(
         )
         if ways is not None:
             trial, path, gate, prompts = ways.finished.pipeline, ways.finished.path, ways.finished.gate, ways.prompts
-    speedup = speedup_of(as_float, path, requests, fused.target, say) if requests and not reason else None
-    if speedup is not None and speedup < LEAST_SPEEDUP and not _only_smaller(options):
-        reason = f"not faster than the float graph on this machine ({speedup:.2f}x)"
+    timed = requests and not reason
+    gain = speedup_of(as_float, path, requests, fused.target, say, workload=fused.workload) if timed else None
+    if gain is not None and gain.speedup < LEAST_SPEEDUP and not _only_smaller(options):
+        reason = f"not faster than the float graph on this machine ({gain.speedup:.2f}x)"
+    undone = left_in_float(step.pipeline, fused.model, decision.plan)
     record = QuantizationRecord(
         asked=options.asked,
         shipped=not reason,
@@ -164,16 +166,21 @@ def quantize(
         calibration=data.record,
         gate=gate,
         layers={
-            label: _layer(planned, prompts.get(label))
+            label: _layer(planned, prompts.get(label), undone.get(label))
             for label, planned in (*decision.plan, *_left(fused.model, decision.plan))
         },
-        sensitivities=decision.sensitivities,
+        sensitivities=tuple(
+            one.model_copy(update={"precision": str(Precision())}) if one.label in undone else one
+            for one in decision.sensitivities
+        ),
         front=decision.front,
         invariant=is_invariant(path, loaded, data),
-        speedup=speedup,
+        speedup=gain.speedup if gain is not None else None,
+        speedup_low=gain.low if gain is not None else None,
+        speedup_high=gain.high if gain is not None else None,
     )
     if reason:
-        logger.warning("the float graph is shipped: %s", reason)
+        logger.warning("the graph stays in float: %s", reason)
     return Attempt(record, trial, None if reason else path)
 
 
@@ -349,7 +356,10 @@ def _of_decoder(found: DecoderSearch) -> _Decision:
     return _Decision(found.plan, found.ratio, tuple(harms), tuple(front))
 
 
-def _layer(planned: PlannedLinear, in_prompts: PlannedLinear | None) -> LayerRecord:
+def _layer(planned: PlannedLinear, in_prompts: PlannedLinear | None, undone: str | None) -> LayerRecord:
+    """Say what became of a layer: what was planned, unless there is a reason why that was undone."""
+    if undone is not None:
+        planned = PlannedLinear(Precision(), undone)
     reason = planned.reason
     if in_prompts is not None:
         smoothed = " smoothed" if in_prompts.factors is not None else ""

@@ -19,7 +19,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from onnxopt.manifest import Latency, Manifest, Measurements, PassRecord, ProofRecord, SensitivityRecord
+from onnxopt.manifest import Manifest, PassRecord, ProofRecord, SensitivityRecord
+from onnxopt.measurements import Latency, Measurements, Race
+from onnxopt.savings import net_bytes
+from onnxopt.speed import speed_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,7 +87,7 @@ class PassRow:
         rolled_back: rewrites undone: node, reason and error.
         worst_error: over the kept rewrites; None when nothing was compared.
         nodes: nodes added (negative: removed).
-        bytes_saved: initializer bytes that disappeared.
+        bytes_saved: bytes of the file's own weights that went; negative for new ones that stayed.
         seconds: how long it took; None when not measured.
     """
 
@@ -144,7 +147,12 @@ def render_report(
         lstrip_blocks=True,
     )
     environment.filters.update(
-        size=size_text, error=error_text, number=number_text, milliseconds=ms_text, breakable=_breakable
+        size=size_text,
+        error=error_text,
+        number=number_text,
+        milliseconds=ms_text,
+        breakable=_breakable,
+        speed=_speed,
     )
     latency = measurements.latency if measurements else ()
     outputs = tuple(dict.fromkeys(record.output for record in manifest.proof))
@@ -153,6 +161,7 @@ def render_report(
         manifest=manifest,
         measurements=measurements,
         latency=[(_request_text(entry), entry) for entry in latency],
+        **_decision(manifest, measurements.races if measurements else ()),
         axes=" × ".join(latency[0].shape) if latency else "",
         latency_plot=_svg(_draw_latency, latency, seed="latency") if latency else "",
         proof=_proof_rows(manifest.proof),
@@ -177,6 +186,27 @@ def render_report(
     return page.encode("utf-8", errors="xmlcharrefreplace")  # a name may hold half a surrogate pair
 
 
+def _decision(manifest: Manifest, races: Sequence[Race]) -> dict[str, Any]:
+    """Return what the page says of the forms that were tried, and of the one that is shipped."""
+    return {
+        "races": [(f"the {race.form} graph{f' of the {race.part}' if race.part else ''}", race) for race in races],
+        "shipped": shipped_words(manifest),
+        "is_original": manifest.shipped is not None and manifest.shipped.form == "original",
+        "is_lossy": manifest.quantization is not None and manifest.quantization.shipped,
+        "rewrites": sum(record.applied for record in manifest.ledger if record.stage != "canonicalize"),
+    }
+
+
+def shipped_words(manifest: Manifest) -> list[str]:
+    """Say which form of a graph is shipped, and why, where that is not the optimized one without a remark."""
+    parts = {name: half.shipped for name, half in manifest.parts.items()} or {"": manifest.shipped}
+    return [
+        f"The {found.form} graph{f' of the {part}' if part else ''} is shipped: {found.reason}."
+        for part, found in parts.items()
+        if found is not None and found.reason
+    ]
+
+
 def ranking_plot(manifest: Manifest) -> str:
     """Return the plot of what each linear layer costs in accuracy as SVG; empty when that was not measured."""
     found = manifest.quantization
@@ -187,12 +217,14 @@ def ranking_plot(manifest: Manifest) -> str:
 def pass_rows(ledger: Sequence[PassRecord], seconds: Mapping[str, float]) -> list[PassRow]:
     """Sum up the runs of each pass, in the order of their first runs."""
     runs: dict[tuple[str, str], list[PassRecord]] = {}
-    for record in ledger:
+    gone: Counter[tuple[str, str]] = Counter()
+    for record, count in zip(ledger, net_bytes(ledger), strict=True):
         runs.setdefault((record.stage, record.name), []).append(record)
-    return [_pass_row(records, seconds.get(name)) for (_, name), records in runs.items()]
+        gone[record.stage, record.name] += count
+    return [_pass_row(records, seconds.get(key[1]), gone[key]) for key, records in runs.items()]
 
 
-def _pass_row(records: Sequence[PassRecord], seconds: float | None) -> PassRow:
+def _pass_row(records: Sequence[PassRecord], seconds: float | None, bytes_saved: int) -> PassRow:
     refused = [refusal for record in records for refusal in record.refused]
     counts = Counter(refusal.reason for refusal in refused)
     errors = [record.max_error for record in records if record.max_error is not None]
@@ -212,7 +244,7 @@ def _pass_row(records: Sequence[PassRecord], seconds: float | None) -> PassRow:
         ),
         worst_error=max(errors, default=None),
         nodes=sum(record.nodes_after - record.nodes_before for record in records),
-        bytes_saved=sum(record.bytes_saved for record in records),
+        bytes_saved=bytes_saved,
         seconds=seconds,
     )
 
@@ -320,6 +352,11 @@ def ms_text(milliseconds: float) -> str:
     return f"{milliseconds:.1f}" if milliseconds >= 10 else f"{milliseconds:.2f}"
 
 
+def _speed(entry: Latency | Race) -> str:
+    """Write a speed-up with its interval, and what that shows."""
+    return speed_text(entry.speedup, entry.low, entry.high, times="×")
+
+
 def _breakable(text: str) -> Any:
     """Return escaped text that a narrow screen may break after the marks inside a name."""
     import markupsafe
@@ -417,6 +454,10 @@ def _draw_latency(figure: Figure, latency: Sequence[Latency]) -> None:
         place: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 8.5}
         axes.annotate(f"{ms_text(entry.before_ms)} ms", (100, row - 0.19), (4, 0), **place)
         label = f"{ms_text(entry.after_ms)} ms, {entry.speedup:.2f}×"
+        if (
+            entry.low and entry.high and entry.low < entry.high < math.inf
+        ):  # what the interval makes of the original's time
+            axes.plot([100 / entry.high, 100 / entry.low], [row + 0.19] * 2, color=_INK, linewidth=1.2)
         axes.annotate(label, (share, row + 0.19), (4, 0), fontweight="bold", **place)
     axes.set_yticks(range(len(latency)), [_request_text(entry) for entry in latency])
     axes.set_ylim(len(latency) - 0.45, -0.55)

@@ -21,25 +21,24 @@ from onnxopt.calibrate.ranges import methods_of
 from onnxopt.driver import Driver
 from onnxopt.errors import InputError
 from onnxopt.export import Exporter, export, is_pair
+from onnxopt.forms import Before, Workbench, require_standard
 from onnxopt.golden import Golden
-from onnxopt.graph import STANDARD_DOMAINS, all_nodes, initializer_bytes, op_counts
-from onnxopt.halving import HalfOptions, check_half, rounding_run, to_half
+from onnxopt.graph import op_counts
+from onnxopt.halving import HalfOptions, check_half
 from onnxopt.imports import load_onnx
-from onnxopt.latency import measure_latency
 from onnxopt.ledger import Ledger
 from onnxopt.manifest import (
     BlockCount,
     Evidence,
-    Latency,
-    Measurements,
     PassRecord,
     ProofRecord,
-    QuantizationRecord,
     Refusal,
     RollbackRecord,
 )
+from onnxopt.measurements import Measurements
 from onnxopt.metrics import MetricBudget
 from onnxopt.model import Feeds, Loaded
+from onnxopt.observe import Observation
 from onnxopt.package import Artifact, Half, check_output_folder, write_artifact
 from onnxopt.pipeline import Pipeline, trust_right_padding
 from onnxopt.profit import Profit
@@ -47,16 +46,15 @@ from onnxopt.prune.run import pruned_source
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.prune.stage import GraphPruning
 from onnxopt.quantize.options import HALF_IO, QuantizeOptions
-from onnxopt.quantizing import quantize
 from onnxopt.report import REPORT_NAME, render_report
 from onnxopt.requests import fit_workload, requests_of
 from onnxopt.saving import save_graph
 from onnxopt.session import Session
+from onnxopt.shipping import Decision
 from onnxopt.source import Source, Weights, resolve
 from onnxopt.spec import Budget, Signature, Target, Workload
 from onnxopt.torch_model import Logits
 from onnxopt.torch_seq2seq import HALVES
-from onnxopt.verify import cases_of, is_packed, prove
 from onnxopt.verify_pair import prove_pair
 
 logger = logging.getLogger(__name__)
@@ -64,6 +62,8 @@ logger = logging.getLogger(__name__)
 QUANTIZED_GOLDEN_ERROR = 3e-2  # the last bit of an activation may move it by a step of its grid
 GOLDEN_ERROR = 1e-4  # what another build of the runtime may differ by in float32
 GPU_GOLDEN_ERROR = 5e-3  # in float32 on a GPU, whose products may round their factors to TF32
+
+TIMED = ("cpu", "portable")  # targets that any machine runs
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,8 @@ def optimize(
         with_cache: give a language model inputs and outputs for the keys and values that it has seen.
         logits: with a cache, whether `logits` are those of the `last` position or of `all`.
         exporter: `dynamo`, `torchscript` or `auto`.
-        measure: time the model before and after on the workload; `tune` needs it.
+        measure: time the model before and after on the workload, and ship the fastest proved form of it, the original's
+            included; `tune` needs it. Without, the optimized graph is shipped and nothing is said of its speed.
         tune: choose kernels by measuring them in this model on this machine, at most a minute, where nothing is known
             of it; without, or without `measure`, a table of earlier measurements decides.
         retune: measure kernels anew, whatever is known.
@@ -380,24 +381,25 @@ class _Worked:
     """A graph after rewriting, proof and measurement.
 
     Attributes:
-        loaded: with the finished graph.
-        candidate: where it lies.
+        decision: what is shipped, with what was measured.
         runs_on: where it was proved.
         evidence: what was found out.
         golden: cases for others.
-        latency: before and after.
         seconds: of each pass.
         ops_before: operators of the graph as loaded.
     """
 
-    loaded: Loaded
-    candidate: Path
+    decision: Decision
     runs_on: Target
     evidence: Evidence
     golden: list[Golden]
-    latency: tuple[Latency, ...]
     seconds: dict[str, float]
     ops_before: Mapping[str, int]
+
+    @property
+    def loaded(self) -> Loaded:
+        """The model with the graph that is shipped."""
+        return self.decision.form.loaded
 
 
 def _finish(loaded: Loaded, plan: _Plan, scratch: Path, started: float, say: Listener) -> Artifact:
@@ -411,7 +413,7 @@ def _finish_pair(made: Iterable[Loaded], plan: _Plan, scratch: Path, started: fl
     for name, loaded in zip(HALVES, made, strict=True):
         (scratch / name).mkdir()
         halves.append(_work(loaded, replace(plan, workload=fit_workload(plan.workload, loaded)), scratch / name, say))
-    encode, decode = (Session(half.candidate, target=half.runs_on).run for half in halves)
+    encode, decode = (Session(half.decision.form.path, target=half.runs_on).run for half in halves)
     encoder, decoder = (half.loaded for half in halves)
     proof = prove_pair(
         (encoder, encode), (decoder, decode), plan.budget, progress=lambda step: say(Event("verify", step))
@@ -424,104 +426,67 @@ def _work(
     loaded: Loaded, plan: _Plan, scratch: Path, say: Listener, *, prune: Callable[[Driver], None] | None = None
 ) -> _Worked:
     """Rewrite, prove and measure a loaded model."""
-    target, out = plan.target, plan.out
+    target = plan.target
     if plan.half is not None:
         check_half(loaded, plan.half)
-    baseline = default_export(loaded)
-    original = save_graph(baseline, scratch / "original")
-    nodes_before, bytes_before = sum(1 for _ in all_nodes(baseline)), initializer_bytes(baseline)
-    ops_before = op_counts(baseline)
-    del baseline
+    before = Before.of(default_export(loaded), scratch / "original")
     requests = requests_of(loaded, plan.workload)
-    pipeline = Pipeline(
-        loaded,
-        target,
-        workload=plan.workload,
-        profit=Profit(
-            target,
-            requests,
-            plan.workload.weights,
-            measure=plan.measure and plan.tune and target.provider == "cpu",
-            fresh=plan.retune,
-            progress=lambda step: say(Event("choose", step)),
-        ),
-        progress=lambda stage, step, count: say(Event(stage, step, count)),
-        repro_folder=out.with_name(f"{out.name}.rolled-back"),
-    )
+    pipeline = _pipeline(loaded, plan, requests, say)
     pipeline.canonicalize_and_fuse()
     if prune is not None:
         pipeline.prune(prune)
-    fused = pipeline.fork() if plan.quantize is not None else None
+    # kept where it may have to be gone on with, or back to; its weights are those of the graph, where they stay
+    fused = pipeline.fork() if plan.quantize is not None or (plan.measure and target.provider in TIMED) else None
     pipeline.lower()
-    ledger = pipeline.ledger
-    _require_standard(loaded.model, target)
+    require_standard(loaded.model, target)
     candidate = save_graph(loaded.model, scratch / "candidate")
-    runs_on = _runnable(target, ledger)
-    session = Session(candidate, target=runs_on, exact=True)
-    proof = prove(
-        session.run,
-        loaded,
-        plan.budget,
-        cases_of(loaded),
-        lambda step: say(Event("verify", step)),
-        packed=is_packed(loaded),
-    )
-    quantization: QuantizationRecord | None = None
+    runs_on = _runnable(target, pipeline.ledger)
+
+    def tell(stage: str, step: str) -> None:
+        say(Event(stage, step))
+
+    bench = Workbench(before, requests, target, runs_on, plan.workload, plan.budget, scratch, tell)
+    result = bench.proved("optimized", loaded, pipeline.ledger, candidate)
     if fused is not None and plan.quantize is not None:
-        attempt = quantize(
-            fused,
-            plan.quantize,
-            original=original,
-            as_float=candidate,
-            scratch=scratch,
-            save=save_graph,
-            requests=requests if plan.measure and runs_on == target else (),
-            say=lambda step: say(Event("quantize", step)),
-        )
-        quantization = attempt.record
-        if attempt.path is not None:
-            loaded, ledger, candidate = attempt.pipeline.loaded, attempt.pipeline.ledger, attempt.path
-            session = Session(candidate, target=runs_on)
-    run: Callable[[Feeds], Feeds] = session.run
+        result = bench.quantized(result, fused, plan.quantize, is_timed=plan.measure and bench.is_timed)
     if plan.half is not None:
-        halved = to_half(
-            loaded,
-            ledger,
-            plan.half,
-            original=original,
-            save=lambda model: save_graph(model, scratch / "judged"),
-            say=lambda step: say(Event("quantize", step)),
-        )
-        quantization = halved.record
-        if halved.loaded is not None:
-            loaded = halved.loaded
-            candidate = save_graph(loaded.model, scratch / "half")
-            run = rounding_run(loaded.model)
-            if runs_on == target:  # what its kernels add up inside is seen there alone
-                run = Session(candidate, target=runs_on).run
-                halved.prove_on_device(run, lambda step: say(Event("verify", step)))
-    lossy = quantization is not None and quantization.shipped
-    usual = GPU_GOLDEN_ERROR if target.provider in ("cuda", "tensorrt") else GOLDEN_ERROR
-    golden = list(_golden(loaded, run, QUANTIZED_GOLDEN_ERROR if lossy else usual))
-    del session, run
-    latency: tuple[Latency, ...] = ()
-    if plan.measure and runs_on == target:
-        latency = measure_latency(
-            original,
-            candidate,
-            requests,
-            signature=loaded.signature,
-            target=target,
-            workload=plan.workload,
-            say=lambda step: say(Event("measure", step)),
-        )
-    evidence = _evidence(loaded, ledger, proof, nodes_before, bytes_before).model_copy(
-        update={"quantization": quantization}
-    )
+        result = bench.halved(result, plan.half)
+    form, quantization, is_lossy = result.form, result.quantization, result.is_lossy
+    error = QUANTIZED_GOLDEN_ERROR if is_lossy else _golden_error(target)
+    golden = list(_golden(form.loaded, result.run, error))
+    del result  # no session beside those that are measured
+    decision = Decision(form)
+    if plan.measure and bench.is_timed:
+        asked = "it is in fewer bits, as asked for" if is_lossy else "it is pruned, as asked for" if prune else ""
+        decision = bench.fastest(form, None if is_lossy else fused, asked)
+    if decision.form is not form:
+        run = Session(decision.form.path, target=runs_on, exact=True).run
+        golden = list(_golden(decision.form.loaded, run, error))
+    evidence = _evidence(decision, before).model_copy(update={"quantization": quantization})
     seconds: dict[str, float] = defaultdict(float)
-    for entry in ledger.entries:
+    for entry in form.ledger.entries:
         seconds[entry.name] += entry.seconds
-    return _Worked(loaded, candidate, runs_on, evidence, golden, latency, seconds, ops_before)
+    return _Worked(decision, runs_on, evidence, golden, seconds, before.ops)
+
+
+def _pipeline(loaded: Loaded, plan: _Plan, requests: Sequence[Observation], say: Listener) -> Pipeline:
+    """Return the passes over a model, told what is known of kernels and what may be measured."""
+    profit = Profit(
+        plan.target,
+        requests,
+        plan.workload.weights,
+        measure=plan.measure and plan.tune and plan.target.provider == "cpu",
+        fresh=plan.retune,
+        progress=lambda step: say(Event("choose", step)),
+    )
+    return Pipeline(
+        loaded,
+        plan.target,
+        workload=plan.workload,
+        profit=profit,
+        progress=lambda stage, step, count: say(Event(stage, step, count)),
+        repro_folder=plan.out.with_name(f"{plan.out.name}.rolled-back"),
+    )
 
 
 def _write(
@@ -533,13 +498,18 @@ def _write(
     for part in parts:
         for name, spent in part.seconds.items():
             seconds[name] += spent
+    pair = len(parts) > 1
     measurements = Measurements(
         created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
-        latency=tuple(latency for part in parts for latency in part.latency),
+        latency=tuple(latency for part in parts for latency in part.decision.latency),
+        races=tuple(
+            race.model_copy(update={"part": name})
+            for name, part in zip(HALVES if pair else ("",), parts, strict=True)
+            for race in part.decision.races
+        ),
         pass_seconds=dict(seconds),
         seconds=time.perf_counter() - started,
     )
-    pair = len(parts) > 1
     whole = _whole([part.loaded for part in parts]) if pair else parts[0].loaded
     halves = [
         Half(name, part.loaded.model, part.loaded, part.evidence, part.golden)
@@ -620,15 +590,9 @@ def _runnable(target: Target, ledger: Ledger) -> Target:
     return Target("cpu", target.threads)
 
 
-def _require_standard(model: ir.Model, target: Target) -> None:
-    if target.provider != "portable":
-        return
-    foreign = sorted({f"{n.domain}::{n.op_type}" for n in all_nodes(model) if n.domain not in STANDARD_DOMAINS})
-    if foreign:
-        raise InputError(
-            f"the model has operators outside ai.onnx ({', '.join(foreign[:5])}), which `portable` excludes",
-            hint="use --target cpu, or start from a model with standard operators",
-        )
+def _golden_error(target: Target) -> float:
+    """Return what a float graph may differ by in another build of the runtime."""
+    return GPU_GOLDEN_ERROR if target.provider in ("cuda", "tensorrt") else GOLDEN_ERROR
 
 
 def _golden(loaded: Loaded, run: Callable[[Feeds], Feeds], error: float = GOLDEN_ERROR) -> list[Golden]:
@@ -643,13 +607,10 @@ def _golden(loaded: Loaded, run: Callable[[Feeds], Feeds], error: float = GOLDEN
     return cases
 
 
-def _evidence(
-    loaded: Loaded,
-    ledger: Ledger,
-    proof: list[ProofRecord],
-    nodes_before: int,
-    bytes_before: int,
-) -> Evidence:
+def _evidence(decision: Decision, before: Before) -> Evidence:
+    """Return what was found out about the graph that is shipped; the ledger of an original is what was tried."""
+    form = decision.form
+    loaded, ledger = form.loaded, form.ledger
     records = tuple(
         PassRecord(
             name=entry.name,
@@ -674,19 +635,21 @@ def _evidence(
         for entry in ledger.entries
     )
     counts = count_blocks(loaded.model)
-    notes = [note for note in ledger.notes if note not in loaded.notes]
-    notes.extend(f"{entry.name}: {choice}" for entry in ledger.entries for choice in entry.choices)
-    for kind in KINDS:
-        notes.extend(f"{kind} not fused: {node}" for node in counts[kind].missed)
+    notes: list[str] = []
+    if form.name != "original":  # what was raised, chosen or missed on the way is not in that
+        notes.extend(note for note in ledger.notes if note not in loaded.notes)
+        notes.extend(f"{entry.name}: {choice}" for entry in ledger.entries for choice in entry.choices)
+        notes.extend(f"{kind} not fused: {node}" for kind in KINDS for node in counts[kind].missed)
     return Evidence(
-        proof=tuple(proof),
+        proof=form.proof,
         ledger=records,
         blocks={
             kind: BlockCount(fused=count.fused, total=count.total) for kind, count in counts.items() if count.total
         },
-        nodes_before=nodes_before,
-        nodes_after=sum(1 for _ in all_nodes(loaded.model)),
-        bytes_before=bytes_before,
+        nodes_before=before.nodes,
+        nodes_after=sum(op_counts(loaded.model).values()),
+        bytes_before=before.size_bytes,
         notes=tuple(notes),
         sizes=ledger.claims,
+        shipped=decision.shipped,
     )

@@ -110,7 +110,11 @@ def optimize(
         ExporterName, typer.Option("--exporter", help="dynamo, TorchScript, or dynamo first.")
     ] = ExporterName.auto,
     measure: Annotated[
-        bool, typer.Option("--measure/--no-measure", help="Time the model: kernels, and before and after.")
+        bool,
+        typer.Option(
+            "--measure/--no-measure",
+            help="Time the model: kernels, and before and after; what is slower than the original is not shipped.",
+        ),
     ] = True,
     tune: Annotated[
         bool,

@@ -43,7 +43,7 @@ def sensitivity(
         return
     shown = found.sensitivities[:limit]
     name = Column("layer", min_width=max(len(one.label) for one in shown), no_wrap=True)
-    table = Table(name, "loss", "smoothed", "weights only", "became", "why", box=None)
+    table = Table(name, "loss", "smoothed", "weights only", "became" if found.shipped else "tried as", "why", box=None)
     for one in shown:
         smoothed = "" if one.smoothed is None else f"{one.smoothed:.2g}"
         table.add_row(one.label, f"{one.loss:.2g}", smoothed, f"{one.weights:.2g}", one.precision, one.reason)

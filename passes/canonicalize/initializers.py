@@ -11,8 +11,7 @@ After::
 Meets: tied embeddings of decoders, exporters that repeat small constants.
 Numerics: exact.
 Source: Press & Wolf 2017, arXiv:1608.05859 (tied embeddings). ONNX Runtime folds the Transpose when it loads the file,
-    so only
-    the file gets smaller; from one mebibyte on that is worth a node.
+    so only the file gets smaller; above one mebibyte, up to which constants are folded, that is worth a node.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ def _tie_transposed(model: ir.Model) -> None:
         for value in model.graph.initializers.values()
         if value.const_value is not None
         and len(value.const_value.shape) == 2
-        and value.const_value.nbytes >= TIE_BYTES
+        and value.const_value.nbytes > TIE_BYTES
         and not value.is_graph_input()
         and not value.is_graph_output()
     ]

@@ -21,6 +21,7 @@ from tests.passes.lower.cpu.test_padding import WEIGHTS, ids, layer, masks
 from tests.support.rules import observe, parse
 
 Times = Mapping[str, list[list[float]]]
+Race = Callable[[Profit, Mapping[str, Path], float], Times]
 TOKENS = ("batch", "sequence")
 SIGNATURE = Signature(
     (TensorSpec("ids", "int64", TOKENS), TensorSpec("attention_mask", "int64", TOKENS)),
@@ -52,6 +53,7 @@ def run(
     *,
     fills: tuple[float, ...] = (),
     measure: bool = True,
+    race: Race | None = None,
 ) -> Lowered:
     """Lower a layer of an encoder where forms cost what we say."""
     model = parse(layer("Gelu (r)").replace("mask", "attention_mask"), WEIGHTS)
@@ -59,13 +61,13 @@ def run(
     prepare(model)
     original, raced = model.clone(), []
 
-    def race(self: Profit, models: Mapping[str, Path], seconds: float) -> Times:
+    def told(self: Profit, models: Mapping[str, Path], seconds: float) -> Times:
         del self, seconds
         raced.append(list(models))
         assert all(path.is_file() for path in models.values())
         return {name: [[cost(name)]] * 4 for name in models}
 
-    monkeypatch.setattr(Profit, "race", race)
+    monkeypatch.setattr(Profit, "race", race or told)
     driver = Driver(model, observations, signature=SIGNATURE)
     requests = [Observation({"batch": 1, "sequence": 4}, {"attention_mask": np.array([[1, 1, 0, 0]])})]
     workload = Workload(({"batch": 1, "sequence": 4},), fills)
@@ -73,9 +75,9 @@ def run(
     feeds = observations[-1].feeds
     before, after = (GraphRunner(m).run(feeds)[0]["y"] for m in (original, model))
     real = feeds["attention_mask"] != 0
-    told = [f"{entry.name}: {choice}" for entry in driver.ledger.entries for choice in entry.choices]
+    choices = [f"{entry.name}: {choice}" for entry in driver.ledger.entries for choice in entry.choices]
     error = float(np.abs(before - after)[real].max())
-    return Lowered([n.op_type for n in model.graph], told, driver.ledger.notes, raced, error)
+    return Lowered([n.op_type for n in model.graph], choices, driver.ledger.notes, raced, error)
 
 
 def test_every_other_form_races_against_what_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,3 +154,16 @@ def test_padding_in_the_workload_makes_its_removal_a_choice(
 def test_padding_is_removed_unmeasured_where_there_is_much_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "NonZero" in run(monkeypatch, lambda _: 1.0, fills=(0.5,), measure=False).ops
     assert "NonZero" not in run(monkeypatch, lambda _: 1.0, fills=(0.9,), measure=False).ops
+
+
+def test_a_race_that_told_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def race(self: Profit, models: Mapping[str, Path], seconds: float) -> Times:
+        del models, seconds
+        self.trouble = "the machine is too busy to tell"
+        return {}
+
+    noted = run(monkeypatch, lambda _: 1.0, race=race)
+    assert noted.notes == [
+        "kernels were not chosen by measure: the machine is too busy to tell; forms are those that were recorded"
+    ]
+    assert "Attention" in noted.ops

@@ -13,14 +13,13 @@ from onnxopt.errors import InputError
 from onnxopt.manifest import (
     BlockCount,
     FileRecord,
-    Latency,
     Manifest,
-    Measurements,
     PassRecord,
     ProofRecord,
     Refusal,
     RollbackRecord,
 )
+from onnxopt.measurements import Latency, Measurements
 from onnxopt.spec import Budget, Signature, Target, TensorSpec, Workload
 
 

@@ -18,7 +18,8 @@ import pytest
 from onnxopt import package
 from onnxopt.errors import InputError, PassAuthorError
 from onnxopt.golden import Golden
-from onnxopt.manifest import Evidence, Latency, Manifest, Measurements
+from onnxopt.manifest import Evidence, Manifest
+from onnxopt.measurements import Latency, Measurements
 from onnxopt.model import Loaded
 from onnxopt.package import (
     Artifact,

@@ -14,6 +14,7 @@ from onnxopt.observe import Observation
 from onnxopt.profit import AS_IS, Choice, Forms, Profit, decide, is_noisy
 from onnxopt.requests import fit_workload, ragged_lengths, requests_of
 from onnxopt.spec import Target, Workload
+from onnxopt.timing import Start
 from tests.support.rules import parse
 
 KEY = ("lower-gelu", "")
@@ -42,6 +43,41 @@ def test_a_form_wins_only_when_it_is_faster_by_more_than_the_noise() -> None:
     assert decide(["a", "b"], {"a": recorded, "b": rounds(8.0, 8.1, 7.9, 8.2)}).form == "b"
     assert decide(["a", "b"], {"a": recorded, "b": rounds(9.95, 10.15, 9.85, 10.05)}).form == "a"
     assert decide(["a", "b"], {"a": recorded, "b": rounds(5.0, 10.4, 10.3, 10.2)}).form == "a"
+
+
+def test_chance_does_not_choose() -> None:
+    even = rounds(*[10.0] * 6)
+    assert decide(["a", "b"], {"a": even, "b": rounds(9.0, 9.1, 9.2, 9.0, 9.1, 9.9)}).form == "b"
+    assert decide(["a", "b"], {"a": even, "b": rounds(9.0, 9.1, 9.2, 9.0, 9.1, 10.1)}).form == "a", "5 of 6 are chance"
+    assert decide(["a", "b"], {"a": even[:3], "b": rounds(9.7, 9.8, 9.9)}).form == "a", "too few to tell so little"
+    assert decide(["a", "b"], {"a": even[:3], "b": rounds(9.7, 9.8, 9.7)}).form == "b"
+    noise = np.random.default_rng(0).normal(1.0, 0.05, (300, 2, 6)) * 10
+    wins = [decide(["a", "b"], {"a": rounds(*a), "b": rounds(*b)}).form == "b" for a, b in noise]
+    assert sum(wins) < 0.05 * len(wins)
+
+
+def test_a_busy_machine_is_measured_longer_and_then_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def times_of(calm_after: int) -> tuple[dict[str, list[list[float]]], str]:
+        counted = iter(range(1000))
+
+        def start(job: object) -> Start:
+            del job
+            turn = next(counted)
+            times = [10.0] if turn > calm_after else [10.0 * (1 + turn % 4)]
+            return Start(1.0, 1, 1, [times])
+
+        monkeypatch.setattr(profit_module, "start", start)
+        one = racing()
+        return one.race({"a": tmp_path / "a.onnx", "b": tmp_path / "b.onnx"}, 60.0), one.trouble
+
+    calm, trouble = times_of(0)
+    assert (len(calm["a"]), trouble) == (profit_module.ROUNDS, "")
+    later, trouble = times_of(8)
+    assert profit_module.ROUNDS < len(later["a"]) <= 2 * profit_module.ROUNDS
+    assert trouble == ""
+    never, trouble = times_of(1000)
+    assert never == {}
+    assert "too busy" in trouble
 
 
 def test_the_fastest_of_several_clear_winners_is_taken() -> None:

@@ -13,14 +13,15 @@ import pytest
 
 from onnxopt.manifest import (
     BlockCount,
-    Latency,
     Manifest,
-    Measurements,
     PassRecord,
     ProofRecord,
+    QuantizationRecord,
     Refusal,
     RollbackRecord,
+    Shipped,
 )
+from onnxopt.measurements import Latency, Measurements, Race
 from onnxopt.report import error_text, operator_rows, pass_rows, render_report, size_text
 from onnxopt.spec import PADDINGS, Budget, Signature, Target, TensorSpec, Workload
 from tests.support import browser
@@ -136,6 +137,51 @@ def test_tells_the_headline() -> None:
         "8.00 → 4.00 ms",
     ):
         assert fact in text
+
+
+def test_a_speed_is_told_with_its_interval_and_only_as_far_as_it_was_seen() -> None:
+    bounds = {"faster": (1.4, 1.6), "the same": (0.9, 1.2), "slower": (0.7, 0.9)}
+    shapes = tuple(
+        Latency(shape={"batch": n}, before_ms=10.0, after_ms=20 / (low + high), low=low, high=high)
+        for n, (low, high) in enumerate(bounds.values(), start=1)
+    )
+    race = Race(
+        form="optimized", speedup=1.1, low=0.9, high=1.3, turns=18, shapes=shapes, trouble="others took 1.4 of 2"
+    )
+    page = Page(
+        render(
+            make_manifest(shipped=Shipped(form="optimized", tried=("fused",), reason="it is pruned")),
+            Measurements(created="2026-11-02T03:04:05+00:00", latency=shapes, races=(race,)),
+        )
+    )
+    tiles = [attrs.get("class") for tag, attrs in page.elements if tag == "b" and "class" in attrs]
+    assert tiles == ["good", "", "bad"]
+    assert "no difference seen at 2" in page.text
+    assert "1.05× (0.90 to 1.20): no difference seen" in page.text
+    assert (
+        "the optimized graph: 1.10× (0.90 to 1.30): no difference seen, 18 turns; the machine was not quiet"
+        in page.text
+    )
+    assert "The optimized graph is shipped: it is pruned." in page.text
+
+
+def test_the_error_of_a_quantized_graph_is_said_to_be_that_of_the_float_graph() -> None:
+    for is_shipped in (True, False):
+        found = QuantizationRecord(asked="int8", shipped=is_shipped, reason="" if is_shipped else "too far off")
+        text = Page(render(make_manifest(quantization=found))).text
+        assert ("worst relative error of the float graph" in text) == is_shipped
+
+
+def test_a_row_of_a_pass_counts_weights_of_the_file_alone() -> None:
+    ledger = tuple(
+        PassRecord(name=name, stage="canonicalize", numerics="exact", applied=1, bytes_saved=count)
+        for name, count in [("fold-constants", -5000), ("merge-initializers", 5000)] * 4 + [("remove-unused", 70)]
+    )
+    assert {row.name: row.bytes_saved for row in pass_rows(ledger, {})} == {
+        "fold-constants": 0,
+        "merge-initializers": 0,
+        "remove-unused": 70,
+    }
 
 
 def test_tells_everything_about_each_pass() -> None:

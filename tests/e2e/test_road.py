@@ -200,12 +200,12 @@ def test_explain_names_the_node_of_an_odd_attention(tmp_path: Path, capsys: pyte
 
 
 def test_interrupting_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxopt import road
+    from onnxopt import forms
 
     def interrupt(*_arguments: object, **_named: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(road, "prove", interrupt)
+    monkeypatch.setattr(forms, "prove", interrupt)
     source = tiny_checkpoint("bert", tmp_path / "bert")
     assert main(["optimize", str(source), "--out", str(tmp_path / "made" / "out"), "--quiet"]) == 130
     assert not (tmp_path / "made").exists()

@@ -53,6 +53,14 @@ def test_stores_a_tied_embedding_once_and_turns_it_for_the_head() -> None:
     assert outcome.worst_error_at(1, 1) == 0
 
 
+def test_what_is_tied_is_not_folded_again() -> None:
+    for rows in (512, 513):  # a mebibyte, and a little more
+        table = weight(rows, 512)
+        names = ("merge-initializers", "fold-constants") * 3
+        outcome = run_passes(TIED.replace("ROWS", str(rows)), *names, weights={"table": table, "head": table.T.copy()})
+        assert sum(entry.applied for entry in outcome.entries) == (1 if rows == 513 else 0)
+
+
 def test_a_tie_smaller_than_a_mebibyte_is_not_worth_a_node() -> None:
     table = weight(511, 512)
     weights = {"table": table, "head": table.T}
