@@ -11,35 +11,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import multiprocessing
 import os
 import platform
-import resource
 import shutil
 import sys
 import tempfile
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from tests.exam.children import DIED, TIME_OUT, Child
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results" / "campaign.json"
 FAULTS = ROOT / "build" / "campaign"
-HEAVY = "tests.exam.loaded_once"  # what every child needs, loaded once by the server that they are forked from
 SECONDS = 60  # a graph
-SHRINK_SECONDS = 40
+SHRINK_SECONDS = 30
 SHRUNK_PER_KIND = 3
-GRAPHS_PER_CHILD = 250  # then a new one is forked: what a thousand sessions leave behind is not this exam's subject
-BYTES = 12 * 2**30  # of address space
-TIME_OUT, DIED = "time-out", "died"
 ORDER = ("right", "refused", "unproved", "wrong", "internal", TIME_OUT, DIED, "unusable")
 SAID = {
     "right": "the same at every size and value that was tried",
@@ -80,7 +73,7 @@ class Entry:
     seconds: float = 0.0
 
 
-def entry_of(seed: int) -> Entry:
+def judged(seed: int) -> Entry:
     """Draw a graph, optimize and compare it."""
     from tests.property.generate import draw
     from tests.property.judge import judge
@@ -118,63 +111,6 @@ def shrink_to(folder: Path, seed: int, seconds: float) -> str:
     return " ".join(node.op_type for node in small.graph.node)
 
 
-# Children: what a graph does to memory, time or the interpreter stays its own
-
-
-def _child(pipe: Connection) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
-    logging.disable(logging.CRITICAL)
-    warnings.simplefilter("ignore")
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.dup2(null, 2)
-    while (task := pipe.recv()) is not None:
-        what, *arguments = task
-        pipe.send(shrink_to(*arguments) if what == "shrink" else asdict(entry_of(*arguments)))
-
-
-class Worker:
-    """A child that is asked one thing at a time, and replaced when it dies or does not answer in time."""
-
-    def __init__(self) -> None:
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([HEAVY])
-        self._child: Any = None
-        self._pipe: Any = None
-        self._asked = 0
-
-    def ask(self, *task: object, seconds: float) -> Any:
-        """Return the child's answer, or `time-out` or `died`."""
-        if self._child is None or self._asked >= GRAPHS_PER_CHILD:
-            self.stop()
-            self._start()
-        self._asked += 1
-        try:
-            self._pipe.send(task)
-            if self._pipe.poll(seconds):
-                return self._pipe.recv()
-        except (EOFError, OSError):
-            self.stop()
-            return DIED
-        self.stop()
-        return TIME_OUT
-
-    def _start(self) -> None:
-        self._pipe, there = self._context.Pipe()
-        self._child = self._context.Process(target=_child, args=(there,), daemon=True)
-        self._child.start()
-        there.close()
-        self._asked = 0
-
-    def stop(self) -> None:
-        """End the child."""
-        if self._child is not None:
-            self._child.kill()
-            self._child.join()
-            self._pipe.close()
-        self._child = None
-
-
 def campaign(
     seeds: Sequence[int], *, jobs: int, folder: Path = FAULTS, say: Callable[[str], None] = lambda _: None
 ) -> list[Entry]:
@@ -188,26 +124,26 @@ def campaign(
     """
     shrunk: Counter[str] = Counter()
 
-    def run(worker: Worker, mine: Sequence[int]) -> Iterator[Entry]:
+    def run(child: Child, mine: Sequence[int]) -> Iterator[Entry]:
         for seed in mine:
-            answer = worker.ask("judge", seed, seconds=SECONDS)
-            entry = Entry(**answer) if isinstance(answer, dict) else Entry(seed, answer, answer, seconds=SECONDS)
+            answer = child.ask(judged, seed, seconds=SECONDS)
+            entry = answer if isinstance(answer, Entry) else Entry(seed, answer, answer, seconds=SECONDS)
             yield entry
             if entry.kind in ("right", "refused", "unusable"):
                 continue
             small = ""
-            if isinstance(answer, dict) and shrunk[entry.kind] < SHRUNK_PER_KIND:
+            if isinstance(answer, Entry) and shrunk[entry.kind] < SHRUNK_PER_KIND:
                 shrunk[entry.kind] += 1
                 where = folder / "".join(c if c.isalnum() else "-" for c in entry.kind) / str(seed)
-                small = str(worker.ask("shrink", where, seed, SHRINK_SECONDS, seconds=4 * SHRINK_SECONDS))
+                small = str(child.ask(shrink_to, where, seed, SHRINK_SECONDS, seconds=4 * SHRINK_SECONDS))
             say(f"{entry.seed} {entry.kind}: {(entry.reason or str(entry.rolled_back))[:200]} [{small[:200]}]")
 
     def all_of(mine: Sequence[int]) -> list[Entry]:
-        worker = Worker()
+        child = Child()
         try:
-            return list(run(worker, mine))
+            return list(run(child, mine))
         finally:
-            worker.stop()
+            child.stop()
 
     with ThreadPoolExecutor(jobs) as pool:
         parts = pool.map(all_of, [seeds[index::jobs] for index in range(jobs)])

@@ -8,7 +8,7 @@ compared where it stands still.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from tests.property.sizes import Case, Feeds, axes_of, cases, real_inputs
+from tests.property.sizes import Case, Feeds, cases
 from tests.property.sketch import Array
 
 RIGHT, REFUSED, UNPROVED, WRONG, INTERNAL, UNUSABLE = "right", "refused", "unproved", "wrong", "internal", "unusable"
@@ -124,8 +124,8 @@ def without_report() -> Iterator[None]:
         road.render_report = drawn
 
 
-def optimized(model: onnx.ModelProto, room: Path) -> tuple[Path, list[tuple[str, str]]]:
-    """Optimize a graph for this machine's CPU, and return the file and what was rolled back.
+def optimized(source: Path, room: Path) -> tuple[Path, list[tuple[str, str]]]:
+    """Optimize a file for this machine's CPU into a folder of `room`, and return what was written and rolled back.
 
     Raises:
         OnnxoptError: it was refused.
@@ -133,8 +133,6 @@ def optimized(model: onnx.ModelProto, room: Path) -> tuple[Path, list[tuple[str,
     import onnxopt
     from onnxopt.spec import Target
 
-    source = room / "drawn.onnx"
-    onnx.save(model, source)
     with without_report():
         artifact = onnxopt.optimize(source, out=room / "out", target=Target("cpu", threads=1), measure=False)
     turned_down = [(entry.name, item.reason) for entry in artifact.manifest.ledger for item in entry.rolled_back]
@@ -151,30 +149,43 @@ def judge(model: onnx.ModelProto, seed: int, room: Path, *, square: bool = False
         square: some value has an axis squared.
         case: compare here first.
     """
-    from onnxopt.errors import OnnxoptError, ProofError
-
     try:
         plain, usual = open_session(model, plain=True), open_session(model, plain=False)
     except Exception as error:  # noqa: BLE001  ONNX Runtime raises several kinds
         return Verdict(UNUSABLE, _line(error))
     if not runs_at(model, plain, seed, square=square):
         return Verdict(UNUSABLE, "runs at none of the sizes that were tried")
+    source = room / "drawn.onnx"
+    onnx.save(model, source)
+    verdict, path = outcome_of(source, room)
+    if path is None:
+        return verdict
+    tried = islice(cases(model, seed, square=square), TRIES)
+    judged = compared(model, (plain, usual), path, tried if case is None else [case, *tried])
+    judged.rolled_back = verdict.rolled_back
+    judged.nodes = len(model.graph.node), len(onnx.load(path, load_external_data=False).graph.node)
+    return judged
+
+
+def outcome_of(source: Path, room: Path) -> tuple[Verdict, Path | None]:
+    """Optimize a file.
+
+    Returns:
+        `right` with what was rolled back, and the file that was written; or why none was.
+    """
+    from onnxopt.errors import OnnxoptError, ProofError
+
     try:
-        path, turned_down = optimized(model, room)
+        path, turned_down = optimized(source, room)
     except ProofError as error:
-        return Verdict(UNPROVED, _line(error, room))
+        return Verdict(UNPROVED, _line(error, room)), None
     except OnnxoptError as error:
-        return Verdict(REFUSED, _line(error, room))
+        return Verdict(REFUSED, _line(error, room)), None
     except Exception as error:  # noqa: BLE001  that it is not one of ours is what is looked for
         where = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{Path(where.filename).name}.{where.name}"
-        return Verdict(
-            INTERNAL, f"{type(error).__name__} in {place}: {_line(error, room)}", trace=traceback.format_exc()
-        )
-    verdict = _compared(model, (plain, usual), path, seed, square=square, case=case)
-    verdict.rolled_back = turned_down
-    verdict.nodes = len(model.graph.node), len(onnx.load(path, load_external_data=False).graph.node)
-    return verdict
+        said = f"{type(error).__name__} in {Path(where.filename).name}.{where.name}: {_line(error, room)}"
+        return Verdict(INTERNAL, said, trace=traceback.format_exc()), None
+    return Verdict(RIGHT, rolled_back=turned_down), path
 
 
 def runs_at(model: onnx.ModelProto, session: Any, seed: int, *, square: bool) -> bool:
@@ -182,30 +193,36 @@ def runs_at(model: onnx.ModelProto, session: Any, seed: int, *, square: bool) ->
     return any(answers_of(session, case.feeds) is not None for case in islice(cases(model, seed, square=square), 12))
 
 
-def _compared(
-    model: onnx.ModelProto, sessions: tuple[Any, Any], path: Path, seed: int, *, square: bool, case: Case | None
+def compared(
+    model: onnx.ModelProto, sessions: tuple[Any, Any], path: Path, tried: Iterable[Case], *, most: int = CASES
 ) -> Verdict:
-    plain, usual = sessions
+    """Compare a file with the original at the sizes at which that runs.
+
+    Args:
+        model: the original.
+        sessions: of the original, without ONNX Runtime's own optimizations and with them.
+        path: what was made of it.
+        tried: inputs.
+        most: comparisons.
+    """
     try:
         made = open_session(path, plain=True), open_session(path, plain=False)
     except Exception as error:  # noqa: BLE001  ONNX Runtime raises several kinds
         return Verdict(WRONG, f"what was written does not load: {_line(error)}")
-    if (said := _signature_kept(plain, made[0])) is not None:
+    if (said := _signature_kept(sessions[0], made[0])) is not None:
         return Verdict(WRONG, said)
     verdict = Verdict(RIGHT)
-    first = [case] if case is not None else []
-    for one in [*first, *islice(cases(model, seed, square=square), TRIES)]:
-        expected = answers_of(plain, one.feeds)
+    for one in tried:
+        expected = answers_of(sessions[0], one.feeds)
         if expected is None:
             continue
         verdict.compared += 1
-        said = _differs(model, (plain, usual), made, expected, one)
+        said = _differs(model, sessions, made, expected, one)
         if said is not None:
             told = ", ".join(f"{axis}={size}" for axis, size in one.sizes.items())
-            return Verdict(
-                WRONG, f"{said} at {told}{' (odd mask)' if one.odd else ''}", case=one, compared=verdict.compared
-            )
-        if verdict.compared >= CASES:
+            reason = f"{said} at {told}{' (odd mask)' if one.odd else ''}"
+            return Verdict(WRONG, reason, case=one, compared=verdict.compared)
+        if verdict.compared >= most:
             break
     return verdict
 
@@ -329,6 +346,3 @@ def _line(error: BaseException, room: Path | None = None) -> str:
     if room is not None:
         said = said.replace(f"{room}/", "")
     return said[:400]
-
-
-__all__ = ["Case", "Verdict", "axes_of", "judge", "real_inputs"]

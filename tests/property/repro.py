@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 import onnx.printer
 
-from tests.property.judge import Case, Verdict, judge, real_inputs
+from tests.property.judge import Verdict, judge
 from tests.property.shrink import shrunk
+from tests.property.sizes import Case, real_inputs
 
 SCRIPT = '''"""{reason}
 
