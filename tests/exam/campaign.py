@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.exam.children import DIED, TIME_OUT, Child
+from tests.property.generate import MOST_PIECES, draw
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results" / "campaign.json"
@@ -73,12 +74,11 @@ class Entry:
     seconds: float = 0.0
 
 
-def judged(seed: int) -> Entry:
-    """Draw a graph, optimize and compare it."""
-    from tests.property.generate import draw
+def judged(seed: int, most: int = MOST_PIECES) -> Entry:
+    """Draw a graph of some pieces, optimize and compare it."""
     from tests.property.judge import judge
 
-    drawn = draw(seed)
+    drawn = draw(seed, most=most)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as room:
         verdict = judge(drawn.model, seed, Path(room), square=drawn.square)
@@ -97,7 +97,6 @@ def judged(seed: int) -> Entry:
 
 def shrink_to(folder: Path, seed: int, seconds: float) -> str:
     """Shrink what goes wrong with a seed and write it; return the operators that are left."""
-    from tests.property.generate import draw
     from tests.property.judge import judge
     from tests.property.repro import smaller, write_repro
 
@@ -112,27 +111,33 @@ def shrink_to(folder: Path, seed: int, seconds: float) -> str:
 
 
 def campaign(
-    seeds: Sequence[int], *, jobs: int, folder: Path = FAULTS, say: Callable[[str], None] = lambda _: None
+    seeds: Sequence[int],
+    *,
+    jobs: int,
+    most: int = MOST_PIECES,
+    folder: Path | None = FAULTS,
+    say: Callable[[str], None] = lambda _: None,
 ) -> list[Entry]:
     """Judge the graph of each seed, shrink the first few of each kind of fault, and return what became of all.
 
     Args:
         seeds: one graph each.
         jobs: children at a time.
-        folder: where faults are written, by kind.
+        most: pieces of a graph.
+        folder: where faults are written, by kind; nothing is shrunk without.
         say: told a line for each that someone should look at.
     """
     shrunk: Counter[str] = Counter()
 
     def run(child: Child, mine: Sequence[int]) -> Iterator[Entry]:
         for seed in mine:
-            answer = child.ask(judged, seed, seconds=SECONDS)
+            answer = child.ask(judged, seed, most, seconds=SECONDS)
             entry = answer if isinstance(answer, Entry) else Entry(seed, answer, answer, seconds=SECONDS)
             yield entry
             if entry.kind in ("right", "refused", "unusable"):
                 continue
             small = ""
-            if isinstance(answer, Entry) and shrunk[entry.kind] < SHRUNK_PER_KIND:
+            if folder is not None and isinstance(answer, Entry) and shrunk[entry.kind] < SHRUNK_PER_KIND:
                 shrunk[entry.kind] += 1
                 where = folder / "".join(c if c.isalnum() else "-" for c in entry.kind) / str(seed)
                 small = str(child.ask(shrink_to, where, seed, SHRINK_SECONDS, seconds=4 * SHRINK_SECONDS))

@@ -245,8 +245,8 @@ def table(records: Sequence[Record], versions: Mapping[str, str]) -> str:
         rows.append(f"| {one.package} | {one.file} | {said} | {nodes} | {size} | {speed} | {reason} |")
     said = (
         f"{len(records)} files: {len(right)} accepted and right at every size, {refused} refused, "
-        f"{len(records) - len(right) - refused} otherwise. ONNX Runtime {versions.get('onnxruntime', '?')}; speed is the "
-        "original's time over the optimized file's, both with ONNX Runtime's own optimizations, in turns (median, "
+        f"{len(records) - len(right) - refused} otherwise. ONNX Runtime {versions.get('onnxruntime', '?')}; speed is "
+        "the original's time over the optimized file's, both with ONNX Runtime's own optimizations, in turns (median, "
         "quartiles)."
     )
     head = ["| package | file | answers | nodes | MB | faster | said |", "|---|---|---|---|---|---|---|"]

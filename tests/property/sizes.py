@@ -77,8 +77,13 @@ def cases(model: onnx.ModelProto, seed: int, *, square: bool = False) -> Iterato
     while True:
         sizes = _sizes(rng, axes, numbers, square=square)
         odd = rng.random() < 0.15
-        feeds = {value.name: _values(rng, value, _shape(value, sizes), odd=odd) for value in real_inputs(model)}
-        yield Case(sizes, feeds, odd and any("mask" in name for name in feeds))
+        yield case_at(model, sizes, rng, odd=odd)
+
+
+def case_at(model: onnx.ModelProto, sizes: Mapping[str, int], rng: random.Random, *, odd: bool = False) -> Case:
+    """Draw values of given sizes; odd ones give masks other numbers than 0 and 1."""
+    feeds = {value.name: _values(rng, value, _shape(value, sizes), odd=odd) for value in real_inputs(model)}
+    return Case(sizes, feeds, odd and any("mask" in name for name in feeds))
 
 
 def _sizes(rng: random.Random, axes: Mapping[str, list[Place]], numbers: list[int], *, square: bool) -> dict[str, int]:
