@@ -116,6 +116,7 @@ def campaign(
     jobs: int,
     most: int = MOST_PIECES,
     folder: Path | None = FAULTS,
+    each: int = SHRUNK_PER_KIND,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Entry]:
     """Judge the graph of each seed, shrink the first few of each kind of fault, and return what became of all.
@@ -125,6 +126,7 @@ def campaign(
         jobs: children at a time.
         most: pieces of a graph.
         folder: where faults are written, by kind; nothing is shrunk without.
+        each: how many of a kind are shrunk.
         say: told a line for each that someone should look at.
     """
     shrunk: Counter[str] = Counter()
@@ -137,7 +139,7 @@ def campaign(
             if entry.kind in ("right", "refused", "unusable"):
                 continue
             small = ""
-            if folder is not None and isinstance(answer, Entry) and shrunk[entry.kind] < SHRUNK_PER_KIND:
+            if folder is not None and isinstance(answer, Entry) and shrunk[entry.kind] < each:
                 shrunk[entry.kind] += 1
                 where = folder / "".join(c if c.isalnum() else "-" for c in entry.kind) / str(seed)
                 small = str(child.ask(shrink_to, where, seed, SHRINK_SECONDS, seconds=4 * SHRINK_SECONDS))
@@ -220,13 +222,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=max(1, len(os.sched_getaffinity(0))))
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--faults", type=Path, default=FAULTS, help="folder for shrunk graphs, emptied first")
+    parser.add_argument("--shrink", type=int, default=SHRUNK_PER_KIND, help="graphs of each kind of fault")
     parser.add_argument("--table", action="store_true", help="print the table of the record and stop")
     asked = parser.parse_args(arguments)
     if not asked.table:
         shutil.rmtree(asked.faults, ignore_errors=True)
         started = time.perf_counter()
         seeds = range(asked.seed, asked.seed + asked.graphs)
-        entries = campaign(seeds, jobs=asked.jobs, folder=asked.faults, say=_print)
+        entries = campaign(seeds, jobs=asked.jobs, folder=asked.faults, each=asked.shrink, say=_print)
         record = recorded(entries, time.perf_counter() - started)
         asked.results.parent.mkdir(parents=True, exist_ok=True)
         asked.results.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
