@@ -26,13 +26,26 @@ def shrunk(model: onnx.ModelProto, still_bad: StillBad, *, seconds: float = 60.0
         The smallest that was found; it has no node that does not lead to an output.
     """
     until = time.monotonic() + seconds
-    best = tidied(model)
+    best = _cut_short(tidied(model), still_bad, until)
     for _ in range(ROUNDS):
         before = best.SerializeToString()
         for proposals in (_single_outputs, _earlier_outputs, _bypassed, _fewer_lines):
             best = _accept(best, proposals, still_bad, until)
         if best.SerializeToString() == before or time.monotonic() > until:
             break
+    return best
+
+
+def _cut_short(model: onnx.ModelProto, still_bad: StillBad, until: float) -> onnx.ModelProto:
+    """Find by halving an early value that is bad as the only output: much is gone after a few tries."""
+    shorter = list(_earlier_outputs(model))
+    best, low, high = model, 0, len(shorter)
+    while low < high and time.monotonic() < until:
+        middle = (low + high) // 2
+        if still_bad(shorter[middle]):
+            best, high = shorter[middle], middle
+        else:
+            low = middle + 1
     return best
 
 
