@@ -13,7 +13,7 @@ BIN  := $(VENV)/bin
 DONE := $(VENV)/.onnxopt-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup optimize test test-slow test-node lint format types check peers bench record bench-decode bench-quantized bench-encoder bench-convs bench-shrink bench-cuda cost census catalogue build clean distclean
+.PHONY: help setup optimize test test-slow test-node lint format types check peers bench record bench-decode bench-quantized bench-encoder bench-convs bench-shrink bench-cuda cost census campaign real catalogue build clean distclean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -101,6 +101,12 @@ bench-serve: $(DONE) ## Load a server of this machine with 64 clients and write 
 census: $(DONE) ## Take many architectures the whole road and write the table of the README (long)
 	$(BIN)/python -m tests.census.run
 	$(BIN)/python -m tests.census.run --table README.md
+
+campaign: $(DONE) ## Optimize N=10000 random graphs from SEED=0 on, JOBS=2 at a time, and record what became of them (long)
+	$(BIN)/python -m tests.exam.campaign --graphs $(or $(N),10000) --seed $(or $(SEED),0) $(if $(JOBS),--jobs $(JOBS))
+
+real: $(DONE) ## Optimize the .onnx files of some packages, ONLY=part of a name, compare, time and record them (long)
+	$(BIN)/python -m tests.exam.real $(if $(ONLY),--only "$(ONLY)")
 
 catalogue: $(DONE) ## Write the generated tables of the README
 	$(BIN)/python -m onnxopt.catalogue README.md

@@ -1,0 +1,225 @@
+"""Whole random graphs are optimized and stay equal at sizes drawn afterwards; what is unsound is found."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from onnxopt.driver import Driver
+from onnxopt.observe import Observation, measure
+from onnxopt.patterns import Ops, Pat
+from onnxopt.pipeline import prepare
+from onnxopt.rewrite import Builder, Exact, Match, Rule
+from tests.exam.campaign import campaign, recorded, table
+from tests.property.generate import Drawn, draw
+from tests.property.judge import UNUSABLE, answers_of, compared, difference, judge, open_session, shaken
+from tests.property.pieces import PIECES
+from tests.property.repro import write_repro
+from tests.property.shrink import shrunk, tidied
+from tests.property.sizes import axes_of, case_at, cases
+
+SMALL = (7, 11, 13)  # sizes at which a claim is seen
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[Drawn]:
+    return [draw(seed) for seed in range(300)]
+
+
+def test_the_same_seed_draws_the_same_graph() -> None:
+    assert draw(5).model.SerializeToString() == draw(5).model.SerializeToString()
+    assert draw(5).model.SerializeToString() != draw(6).model.SerializeToString()
+
+
+def test_every_piece_is_drawn_and_nearly_every_graph_runs(drawn: list[Drawn]) -> None:
+    assert {name for one in drawn for name in one.pieces} == set(PIECES)
+    ran = 0
+    for one in drawn[:100]:
+        session = open_session(one.model, plain=True)
+        ran += any(answers_of(session, case.feeds) for case in islice(cases(one.model, one.seed, square=one.square), 6))
+    assert ran >= 85
+
+
+def test_sizes_reach_from_nothing_to_three_thousand(drawn: list[Drawn]) -> None:
+    sizes = [size for one in drawn for case in islice(cases(one.model, one.seed), 4) for size in case.sizes.values()]
+    assert min(sizes) == 0
+    assert 2500 < max(sizes) <= 3000
+    assert {1, 2, 3} < set(sizes)
+
+
+class SizeAsSeen(Rule):
+    """Shape(x)  →  what it was at a few small sizes: a constant, or the same axes of an input. Unsound on purpose."""
+
+    name = "test-size-as-seen"
+    min_opset = 15
+    numerics = Exact()
+    observations: ClassVar[list[Observation]] = []
+
+    def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
+        yield op.Shape(x)
+
+    def guard(self, match: Match, x: ir.Value) -> None:
+        match.require(not x.is_graph_input(), "it reads an input already", x)
+        match.require(not match.root.outputs[0].is_graph_output(), "the shape is an output", match.root)
+        told = match.root.outputs[0]
+        _, runs = measure(match.model, self.observations, [x])
+        seen = [run[x][slice(*_part(match.root, len(run[x])))] for run in runs]
+        match.facts["told"] = told
+        if len(set(seen)) == 1:
+            match.facts["sizes"] = seen[0]
+            return
+        for value in match.model.graph.inputs:
+            for axis in range(len(value.shape or ()) - len(seen[0]) + 1):
+                part = slice(axis, axis + len(seen[0]))
+                had = [item.feeds[value.name or ""].shape[part] for item in self.observations]
+                if had == seen:
+                    match.facts.update(source=value, part=part)
+                    return
+        match.require(condition=False, reason="it follows nothing that was seen", where=x)
+
+    def rewrite(self, op: Builder, match: Match) -> ir.Value:
+        if "sizes" in match.facts:
+            return op.ints(match.facts["sizes"], "sizes")
+        part = match.facts["part"]
+        return op.Shape(match.facts["source"], start=part.start, end=part.stop)
+
+
+def _part(node: ir.Node, rank: int) -> tuple[int, int]:
+    start, end = (node.attributes.get(name) for name in ("start", "end"))
+    return (start.as_int() if start else 0), (end.as_int() if end else rank)
+
+
+def _observed(model: onnx.ModelProto) -> list[Observation]:
+    rng = random.Random(0)  # noqa: S311  not a secret
+    seen = []
+    for size in SMALL:
+        sizes = {axis: size + 10 * place for place, axis in enumerate(sorted(axes_of(model)))}
+        case = case_at(model, sizes, rng)
+        seen.append(Observation(case.sizes, case.feeds))
+    return seen
+
+
+def _after(one: Drawn, observations: list[Observation], rule: Rule | None, room: Path) -> Path | None:
+    """Put a graph through the driver with one rule, or with none, proof included; None when nothing was rewritten."""
+    model = ir.from_proto(one.model)
+    prepare(model, observations)
+    driver = Driver(model, observations)
+    if rule is not None and not driver.apply(rule).applied:
+        return None
+    for value in (value for node in model.graph for value in node.outputs):
+        value.shape = None  # what is declared is another claim, and not this rule's
+    path = room / f"{one.seed}-{rule is None}.onnx"
+    onnx.save(ir.to_proto(model), path)
+    return path
+
+
+def test_a_claim_that_was_seen_but_not_derived_is_found(tmp_path: Path) -> None:
+    found: Counter[str] = Counter()
+    for seed in range(120):
+        one = draw(seed, most=3)
+        sessions = open_session(one.model, plain=True), open_session(one.model, plain=False)
+        observations = _observed(one.model)
+        if any(answers_of(sessions[0], dict(item.feeds)) is None for item in observations):
+            continue
+        SizeAsSeen.observations = observations
+        for rule in (SizeAsSeen(), None):
+            path = _after(one, observations, rule, tmp_path)
+            if path is None:
+                break
+            tried = islice(cases(one.model, seed, square=one.square), 24)
+            verdict = compared(one.model, sessions, path, tried)
+            found[f"{'planted' if rule else 'as it was'}: {verdict.outcome}"] += 1
+    assert found["planted: wrong"] >= 5, found
+    assert found["as it was: right"] >= found["planted: wrong"], found
+    assert not found["as it was: wrong"], found
+
+
+# The judge
+
+
+def test_an_answer_that_differs_beyond_its_own_sensitivity_is_told() -> None:
+    expected = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
+    steady = [expected + np.float32(1e-8)]
+    assert difference(expected, expected + np.float32(1e-6), steady) is None
+    assert "expected" in (difference(expected, expected + np.float32(1e-3), steady) or "")
+    assert "shape" in (difference(expected, expected[:2], steady) or "")
+    assert "is float64" in (difference(expected, expected.astype(np.float64), steady) or "")
+    assert difference(expected, expected + np.float32(1e-3), [expected + np.float32(1e-3)]) is None
+
+
+def test_not_a_number_must_stand_where_it_stood() -> None:
+    expected = np.array([1.0, np.nan, np.inf], np.float32)
+    assert difference(expected, expected.copy(), [expected]) is None
+    assert difference(expected, np.array([np.nan, 1.0, np.inf], np.float32), [expected]) is not None
+    assert difference(expected, np.array([1.0, np.nan, -np.inf], np.float32), [expected]) is not None
+
+
+def test_a_shake_moves_no_mask_and_nothing_as_large_as_its_filler() -> None:
+    feeds = {"x": np.array([1.0, -3e38, 0.5], np.float32), "mask": np.ones(3, np.float32), "ids": np.arange(3)}
+    moved = shaken(feeds, 0)
+    assert moved["x"][1] == feeds["x"][1]
+    assert 0 < np.abs(moved["x"] - feeds["x"])[[0, 2]].max() < 1e-5
+    assert (moved["mask"] == 1).all()
+    assert (moved["ids"] == feeds["ids"]).all()
+
+
+def test_a_graph_that_no_runtime_runs_is_no_verdict_on_onnxopt(tmp_path: Path) -> None:
+    model = draw(3).model
+    model.graph.node[0].op_type = "NoSuchOperator"
+    assert judge(model, 3, tmp_path).outcome == UNUSABLE
+
+
+# Shrinking
+
+
+def test_shrinking_keeps_what_is_bad_and_little_else(drawn: list[Drawn]) -> None:
+    one = next(
+        item for item in drawn if "gelu" in item.pieces and len(item.model.graph.node) > 30 and _has_erf(item.model)
+    )
+    small = shrunk(one.model, lambda model: _has_erf(model) and _runs(model), seconds=30)
+    assert _has_erf(small)
+    assert len(small.graph.node) <= 4
+    assert tidied(small).SerializeToString() == small.SerializeToString()
+
+
+def _has_erf(model: onnx.ModelProto) -> bool:
+    return any(node.op_type == "Erf" for node in model.graph.node)
+
+
+def _runs(model: onnx.ModelProto) -> bool:
+    try:
+        open_session(model, plain=True)
+    except Exception:  # noqa: BLE001  ONNX Runtime raises several kinds
+        return False
+    return True
+
+
+def test_a_fault_is_written_so_that_it_can_be_run_again(tmp_path: Path) -> None:
+    one = draw(3)
+    verdict = judge(one.model, 3, tmp_path)
+    verdict.case = next(cases(one.model, 3))
+    write_repro(tmp_path / "fault", one.model, verdict)
+    assert {path.name for path in (tmp_path / "fault").iterdir()} == {
+        "drawn.onnx",
+        "drawn.txt",
+        "feeds.npz",
+        "repro.py",
+    }
+    compile((tmp_path / "fault" / "repro.py").read_text(encoding="utf-8"), "repro.py", "exec")
+
+
+def test_the_record_counts_every_graph_once() -> None:
+    entries = campaign(range(3), jobs=1, most=1, folder=None)
+    record = recorded(entries, 1.0)
+    assert [entry.seed for entry in entries] == [0, 1, 2]
+    assert sum(record["outcomes"].values()) == 3
+    assert f"{record['graphs']} random graphs (seeds 0 to 2)" in table(record)
