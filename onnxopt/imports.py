@@ -6,20 +6,24 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.cache import unserved
+from onnxopt.axis_names import name_axes
+from onnxopt.compared import compared_values
 from onnxopt.errors import InputError
+from onnxopt.given import Given
 from onnxopt.graph_feeder import GraphFeeder, input_kinds, plan_input
 from onnxopt.model import Array, Feeds, Loaded
-from onnxopt.prober import Prober, name_axes
+from onnxopt.prober import Prober
+from onnxopt.roles import canonical_names, find_batch, find_mask, renamed_axis, renamed_feeder, structural_roles
 from onnxopt.runtime import runtime_line
 from onnxopt.safety import Checked, check_onnx, hub_repository, inside_hub, word
-from onnxopt.spec import AxisRange, Signature, TensorSpec, available_threads
+from onnxopt.spec import Signature, TensorSpec, available_threads
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +63,8 @@ _EXCHANGED = frozenset(
         "STRING",
     }
 )  # types that NumPy and ONNX Runtime's Python interface share
+MAX_LIKELY = 4096  # a larger number in a shape is tried as the size of an axis no more
+LIKELY_SIZES = 24  # so many are tried at most
 _POSITION_TABLE = re.compile(r"pos|wpe", re.IGNORECASE)
 # What exporters write where they know no name: Paddle, TensorFlow, torch's own outputs.
 _NAMELESS = re.compile(r"^(\?|-\d+|none|p2o\.DynamicDimension\.\d+|unk__\d+|dynamic_axes_\d+)$", re.IGNORECASE)
@@ -75,7 +81,7 @@ class OrtReference:
     def __init__(self, path: Path, label: str = "") -> None:
         self._path = path
         self._label = label or path.name
-        self._session: Any = None
+        self._sessions: dict[bool, Any] = {}
 
     @property
     def name(self) -> str:
@@ -84,8 +90,12 @@ class OrtReference:
 
         return f"{self._label} in onnxruntime {ort.__version__}, optimizations off"
 
-    def run(self, feeds: Mapping[str, Array]) -> Feeds:
+    def run(self, feeds: Mapping[str, Array], *, optimized: bool = False) -> Feeds:
         """Return every output by name.
+
+        Args:
+            feeds: one array per input, by name.
+            optimized: with the optimizations that ONNX Runtime makes unless it is told otherwise.
 
         Raises:
             InputError: ONNX Runtime cannot open the file or cannot run these inputs.
@@ -94,7 +104,7 @@ class OrtReference:
 
         options = ort.RunOptions()
         options.log_severity_level = 4  # the line comes back in the exception; nothing on stderr
-        session = self._open()
+        session = self._open(optimized=optimized)
         names = [output.name for output in session.get_outputs()]
         try:
             values = session.run(names, dict(feeds), options)
@@ -103,28 +113,32 @@ class OrtReference:
             raise InputError(f"cannot be run with {sizes}: {runtime_line(error)}", where=self._label) from error
         return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
 
-    def _open(self) -> Any:
+    def _open(self, *, optimized: bool) -> Any:
         import onnxruntime as ort
 
-        if self._session is None:
+        if optimized not in self._sessions:
+            levels = ort.GraphOptimizationLevel
             options = ort.SessionOptions()
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
             options.intra_op_num_threads = available_threads()
             options.log_severity_level = 4
             try:
-                self._session = ort.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
+                self._sessions[optimized] = ort.InferenceSession(
+                    str(self._path), options, providers=["CPUExecutionProvider"]
+                )
             except Exception as error:
                 hint = "check that the file runs where it was made"
                 what = f"ONNX Runtime {ort.__version__} cannot open it: {runtime_line(error)}"
                 raise InputError(what, where=self._label, hint=hint) from error
-        return self._session
+        return self._sessions[optimized]
 
 
-def load_onnx(path: Path, *, progress: Progress | None = None) -> Loaded:
+def load_onnx(path: Path, *, given: Given | None = None, progress: Progress | None = None) -> Loaded:
     """Load one .onnx file.
 
     Args:
         path: the file; its external data lies in the same folder.
+        given: what the user says of axes, values and inputs.
         progress: called with a word on each step.
 
     Returns:
@@ -143,34 +157,58 @@ def load_onnx(path: Path, *, progress: Progress | None = None) -> Loaded:
         tuple(_spec(value, "input", word(path.name)) for value in model.graph.inputs),
         tuple(_spec(value, "output", word(path.name)) for value in model.graph.outputs),
     )
-    known = unserved(said)
-    inputs, outputs = list(known.inputs), list(known.outputs)
+    inputs, outputs = list(said.inputs), list(said.outputs)
     say("running it to learn its inputs")
     named, unnamed = name_axes(inputs)
+    chosen = given or Given()
+    chosen.check(Signature(tuple(named), ()), word(path.name))
     plans = tuple(
         plan_input(value, spec, model.functions) for value, spec in zip(model.graph.inputs, named, strict=True)
     )
     logger.info("inputs of %s: %s", path.name, input_kinds(plans))
+    values = {
+        plan.spec.name: chosen.typed_values(plan.spec) or compared_values(value, plan.spec, model.functions)
+        for value, plan in zip(model.graph.inputs, plans, strict=True)
+        if plan.spec.name in chosen.values or plan.kind in ("integer", "float", "text", "ones")
+    }
+    feeder = GraphFeeder(
+        plans,
+        roles=structural_roles(plans),
+        values={name: choices for name, choices in values.items() if choices},
+        examples=chosen.feeds,
+    )
     reference = OrtReference(path if path.is_symlink() and hub_repository(path) else checked.path, path.name)
-    prober = Prober(reference, GraphFeeder(plans), say=say)
-    prober.start()
+    prober = Prober(reference, feeder, say=say, given=chosen)
+    prober.start(_likely_sizes(model))
     prober.split_axes(unnamed)
-    prober.prove_axes()
+    prober.learn_axes()
     prober.find_limits(_position_tables(model))
-    signature = Signature(tuple(plan.spec for plan in prober.feeder.plans), tuple(prober.name_outputs(outputs)))
+    prober.settle()
+    mask, prober.feeder = find_mask(prober.runs, prober.feeder)
+    signature = Signature(tuple(plan.spec for plan in prober.feeder.plans), tuple(prober.name_outputs(outputs)), mask)
+    names = canonical_names(prober.feeder, find_batch(prober.runs, prober.feeder), mask)
+    signature, feeder = _renamed(signature, names), renamed_feeder(prober.feeder, names)
     _write_axes(model, signature)
+
+    def new(axis: str) -> str:
+        return str(renamed_axis(axis, names))
+
     return Loaded(
         name=_artifact_name(path),
         model=model,
         signature=signature,
         reference=reference,
-        feeder=prober.feeder,
+        feeder=feeder,
         task="onnx",
         assets=_find_assets(path),
         origin=_origin(checked, path),
-        ranges={axis: AxisRange(least=step, step=step) for axis, step in prober.steps.items()},
+        ranges={new(axis): known for axis, known in prober.ranges.items() if axis not in prober.fixed},
         notes=notes + prober.notes,
-        proved_sizes=tuple(prober.proved),
+        proved_sizes=tuple({new(axis): size for axis, size in sizes.items()} for sizes in prober.proved),
+        tied=feeder.tied,
+        ones=frozenset(map(new, prober.ones)),
+        pinned=frozenset(map(new, prober.pinned)),
+        names=feeder.names,
     )
 
 
@@ -258,6 +296,28 @@ def _write_axes(model: ir.Model, signature: Signature) -> None:
     for values, specs in ((model.graph.inputs, signature.inputs), (model.graph.outputs, signature.outputs)):
         for value, spec in zip(values, specs, strict=True):
             value.shape = ir.Shape(spec.axes)
+
+
+def _renamed(signature: Signature, names: Mapping[str, str]) -> Signature:
+    """Return a signature whose axes have other names."""
+
+    def renamed(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        return tuple(replace(spec, axes=tuple(renamed_axis(axis, names) for axis in spec.axes)) for spec in specs)
+
+    return replace(signature, inputs=renamed(signature.inputs), outputs=renamed(signature.outputs))
+
+
+def _likely_sizes(model: ir.Model) -> list[int]:
+    """Return the numbers of the graph that sizes may be baked in as: what shapes are made of, smallest first."""
+    found: set[int] = set()
+    for node in model.graph:
+        if node.op_type not in ("Reshape", "Resize", "Expand", "Slice"):
+            continue
+        for value in node.inputs[1:]:
+            tensor = None if value is None else value.const_value or ir.convenience.get_const_tensor(value)
+            if tensor is not None and tensor.dtype == ir.DataType.INT64 and tensor.size <= 8:
+                found.update(int(size) for size in tensor.numpy().reshape(-1) if 1 < size <= MAX_LIKELY)
+    return sorted(found)[:LIKELY_SIZES]
 
 
 def _position_tables(model: ir.Model) -> list[int]:

@@ -18,9 +18,11 @@ from onnxopt.blocks import KINDS, count_blocks
 from onnxopt.cache import PAST, Cache, complete_all
 from onnxopt.calibrate.data import BUILTIN
 from onnxopt.calibrate.ranges import methods_of
+from onnxopt.cases import cases_of, note_turning, proved_ranges, short_of
 from onnxopt.driver import Driver
-from onnxopt.errors import InputError
+from onnxopt.errors import InputError, ProofError
 from onnxopt.export import Exporter, export, is_pair
+from onnxopt.given import Axes, Examples, Given, Values
 from onnxopt.golden import Golden
 from onnxopt.graph import STANDARD_DOMAINS, all_nodes, initializer_bytes, op_counts
 from onnxopt.halving import HalfOptions, check_half, rounding_run, to_half
@@ -40,8 +42,9 @@ from onnxopt.manifest import (
 )
 from onnxopt.metrics import MetricBudget
 from onnxopt.model import Feeds, Loaded
+from onnxopt.observations import trust_right_padding
 from onnxopt.package import Artifact, Half, check_output_folder, write_artifact
-from onnxopt.pipeline import Pipeline, trust_right_padding
+from onnxopt.pipeline import Pipeline
 from onnxopt.profit import Profit
 from onnxopt.prune.run import pruned_source
 from onnxopt.prune.spec import PruneSpec
@@ -56,7 +59,7 @@ from onnxopt.source import Source, Weights, resolve
 from onnxopt.spec import Budget, Signature, Target, Workload
 from onnxopt.torch_model import Logits
 from onnxopt.torch_seq2seq import HALVES
-from onnxopt.verify import cases_of, is_packed, prove
+from onnxopt.verify import is_packed, prove
 from onnxopt.verify_pair import prove_pair
 
 logger = logging.getLogger(__name__)
@@ -112,6 +115,9 @@ def optimize(
     padding: Literal["any", "right"] = "any",
     force_calibration: bool = False,
     trust_remote_code: bool = False,
+    feeds: Examples | None = None,
+    axes: Axes | None = None,
+    values: Values | None = None,
     progress: Listener | None = None,
 ) -> Artifact:
     """Turn a model into the fused, proved .onnx for a target and write it as an artifact.
@@ -147,6 +153,9 @@ def optimize(
             and rows are not packed. Any other padding gives wrong answers then.
         force_calibration: accept calibration data that says nothing; the result is marked.
         trust_remote_code: allow the checkpoint's own Python code to run.
+        feeds: of an .onnx file, inputs that run: an .npz file, a folder of them, or arrays by name.
+        axes: of an .onnx file, the sizes of an axis: `name=8..4096:8` each, or ranges by name.
+        values: of an .onnx file, what an input takes: `name=16000,8000` each, or values by name.
         progress: told what happens.
 
     Returns:
@@ -159,11 +168,15 @@ def optimize(
     """
     started = time.perf_counter()
     say = progress or (lambda _: None)
+    given = Given.parse(feeds, axes, values)
     goal = target if isinstance(target, Target) else Target.parse(target)
     if out is not None:
         check_output_folder(Path(out))
     say(Event("load", f"looking for {source}"))
     found = resolve(str(source), weights=weights, revision=revision, trust_remote_code=trust_remote_code)
+    if given and found.kind != "onnx":
+        what = "--feeds, --axis and --value are for .onnx files: inputs of a checkpoint are known"
+        raise InputError(what, where=str(source), hint="drop them; shapes are asked for with --workload")
     recipe = found.recipe
     asked = Workload.parse(workload) if isinstance(workload, str) else workload
     limit, options, half = _asked_precision(
@@ -218,6 +231,7 @@ def optimize(
         with_cache=with_cache,
         logits=logits,
         exporter=exporter,
+        given=given,
         progress=say,
     )
     if padding == "right":
@@ -274,6 +288,7 @@ def load(
     with_cache: bool = True,
     logits: Logits = "last",
     exporter: Exporter = "auto",
+    given: Given | None = None,
     progress: Listener | None = None,
 ) -> Loaded:
     """Export a checkpoint or import an .onnx file.
@@ -285,6 +300,7 @@ def load(
         with_cache: give a language model inputs and outputs for the keys and values that it has seen.
         logits: with a cache, whether `logits` are those of the `last` position or of `all`.
         exporter: which exporter.
+        given: what the user says of an .onnx file.
         progress: told what happens.
     """
 
@@ -295,7 +311,7 @@ def load(
     if source.kind == "onnx" and source.path is not None:
         if task is not None:
             raise InputError("a task cannot be chosen for an .onnx file", where=str(source.path), hint="drop --task")
-        return load_onnx(source.path, progress=say)
+        return load_onnx(source.path, given=given, progress=say)
     return export(
         source,
         task=task,
@@ -413,9 +429,13 @@ def _work(
         check_half(loaded, plan.half)
     baseline = default_export(loaded)
     original = save_graph(baseline, scratch / "original")
-    nodes_before, bytes_before = sum(1 for _ in all_nodes(baseline)), initializer_bytes(baseline)
-    ops_before = op_counts(baseline)
+    nodes_before, bytes_before, ops_before = (
+        sum(1 for _ in all_nodes(baseline)),
+        initializer_bytes(baseline),
+        op_counts(baseline),
+    )
     del baseline
+    note_turning(loaded)
     requests = requests_of(loaded, plan.workload)
     pipeline = Pipeline(
         loaded,
@@ -441,15 +461,8 @@ def _work(
     _require_standard(loaded.model, target)
     candidate = save_graph(loaded.model, scratch / "candidate")
     runs_on = _runnable(target, ledger)
-    session = Session(candidate, target=runs_on, exact=True)
-    proof = prove(
-        session.run,
-        loaded,
-        plan.budget,
-        cases_of(loaded),
-        lambda step: say(Event("verify", step)),
-        packed=is_packed(loaded),
-    )
+    session = _opened(candidate, runs_on, loaded)
+    proof = _prove_whole(session.run, loaded, plan, say)
     quantization: QuantizationRecord | None = None
     if fused is not None and plan.quantize is not None:
         attempt = quantize(
@@ -506,6 +519,30 @@ def _work(
     for entry in ledger.entries:
         seconds[entry.name] += entry.seconds
     return _Worked(loaded, candidate, runs_on, evidence, golden, latency, seconds, ops_before)
+
+
+def _opened(candidate: Path, runs_on: Target, loaded: Loaded) -> Session:
+    """Open the result; what ONNX Runtime says of the file it lies in for now is of no use to anyone."""
+    try:
+        return Session(candidate, target=runs_on, exact=True)
+    except InputError as error:
+        hint = "nothing was written; run with --verbose to see each pass"
+        raise ProofError(f"the result does not open: {error.what}", where=loaded.name, hint=hint) from error
+
+
+def _prove_whole(run: Callable[[Feeds], Feeds], loaded: Loaded, plan: _Plan, say: Listener) -> list[ProofRecord]:
+    """Compare the result with the reference at every size that matters; the notes say where that ends."""
+    proof = prove(
+        run,
+        loaded,
+        plan.budget,
+        cases_of(loaded, plan.workload),
+        lambda step: say(Event("verify", step)),
+        packed=is_packed(loaded),
+        notes=loaded.notes,
+    )
+    loaded.notes.extend(short_of(proved_ranges(loaded, [record.sizes for record in proof])))
+    return proof
 
 
 def _write(
@@ -621,7 +658,7 @@ def _golden(loaded: Loaded, run: Callable[[Feeds], Feeds], error: float = GOLDEN
     cached = Cache.of(loaded.signature) is not None
     for seed, (batch, length, padding) in enumerate(((1, 9, "none"), (3, 12, "left" if cached else "right"))):
         sizes = {axis: batch if axis == "batch" else loaded.usual(axis, length) for axis in loaded.signature.axes}
-        sizes = complete_all(sizes | ({PAST: 0} if cached else {}), loaded.signature.axes, seed)
+        sizes = complete_all(loaded.runnable(sizes) | ({PAST: 0} if cached else {}), loaded.signature.axes, seed)
         feeds = loaded.feeder.make(sizes, padding, seed=seed)  # type: ignore[arg-type]  # the literal is one of the paddings
         cases.append(Golden(feeds, run(feeds), error, sizes, padding))  # type: ignore[arg-type]  # same
     return cases
@@ -664,6 +701,7 @@ def _evidence(
         notes.extend(f"{kind} not fused: {node}" for node in counts[kind].missed)
     return Evidence(
         proof=tuple(proof),
+        proved=proved_ranges(loaded, [record.sizes for record in proof]),
         ledger=records,
         blocks={
             kind: BlockCount(fused=count.fused, total=count.total) for kind, count in counts.items() if count.total

@@ -9,13 +9,16 @@ from typing import Annotated
 import typer
 
 from onnxopt.commands.shared import (
+    AxisOption,
     ExporterName,
+    FeedsOption,
     JsonOption,
     LogitsName,
     PaddingName,
     QuietOption,
     TargetName,
     TargetOption,
+    ValueOption,
     VerboseOption,
     WeightsName,
     WorkloadOption,
@@ -124,6 +127,9 @@ def optimize(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let Python code of the checkpoint run.")
     ] = False,
+    feeds: FeedsOption = None,
+    axis: AxisOption = None,
+    value: ValueOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -163,6 +169,9 @@ def optimize(
             padding=padding.value,
             force_calibration=force_calibration,
             trust_remote_code=trust_remote_code,
+            feeds=feeds,
+            axes=axis,
+            values=value,
             progress=view.show,
         )
     if as_json:
