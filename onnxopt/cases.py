@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
-from onnxopt.cache import ENCODED, PAST, SEQUENCE, TOTAL, Cache, complete, complete_all
+from onnxopt.cache import ENCODED, PAST, SEQUENCE, TOTAL, Cache, complete_all
 from onnxopt.graph import number
 from onnxopt.graph_feeder import GraphFeeder
 from onnxopt.model import Loaded
@@ -41,7 +41,7 @@ SMALL = (1, 2, 3, 5)  # of every axis on its own
 FAR = 131  # of an axis that promises no end
 LARGEST_TURNING = 4096  # a number beyond is no size that a proof would reach
 MOST_TURNING = 24  # sizes of one axis at which something changes
-MAX_WORK = 2e10  # products of weights with positions that cases beyond the usual ones may cost
+MAX_WORK = 1e10  # products of weights with positions that cases beyond the usual ones may cost
 MAX_SHARE = 0.5  # of the positions of the usual cases, for models of which those cost more than that
 LONGEST_ROW = 2048  # positions in a row: attention keeps [heads, row, row] floats
 MAX_POSITIONS = 1 << 18  # of one case, where no weights tell what it costs
@@ -63,9 +63,12 @@ def cases_of(loaded: Loaded, workload: Workload | None = None) -> list[Case]:
     left = max(MAX_WORK / weight_of(loaded.model), MAX_SHARE * sum(positions(loaded, sizes) for sizes, _ in usual))
     kinds = paddings_of(loaded) if is_padded(loaded) else PADDINGS[:1]
     cases = list(usual)
-    for sizes in _asked(loaded, workload):
-        cost = positions(loaded, sizes)
-        if tuple(sizes.items()) in taken or cost > min(left, MAX_POSITIONS) or not _short(loaded, sizes):
+    for choices in _asked(loaded, workload):
+        # the first that can be paid for; one that was compared already is free
+        costs = ((sizes, 0 if tuple(sizes.items()) in taken else positions(loaded, sizes)) for sizes in choices)
+        payable = ((sizes, cost) for sizes, cost in costs if cost <= min(left, MAX_POSITIONS) and _short(loaded, sizes))
+        sizes, cost = next(payable, ({}, 0))
+        if not cost:
             continue
         taken.add(tuple(sizes.items()))
         left -= cost
@@ -157,13 +160,10 @@ def weight_of(model: ir.Model) -> float:
 
 
 def positions(loaded: Loaded, sizes: Mapping[str, int]) -> int:
-    """Return the most entries that the open axes of one input have at some sizes."""
-    counted = dict(sizes)
-    if counted.get(PAST):  # what is in the cache already is looked at, not computed
-        counted = {**counted, PAST: 1, TOTAL: counted.get(SEQUENCE, 1)}
+    """Return the most entries that the open axes of one input have at some sizes; the reference computes a past, too."""
     return max(
         (
-            math.prod(counted.get(axis, 1) for axis in spec.axes if isinstance(axis, str))
+            math.prod(sizes.get(axis, 1) for axis in spec.axes if isinstance(axis, str))
             for spec in loaded.signature.inputs
         ),
         default=1,
@@ -211,8 +211,8 @@ def _fit(loaded: Loaded, sizes: Mapping[str, int]) -> dict[str, int]:
     return loaded.runnable({**sizes, **pinned})
 
 
-def _asked(loaded: Loaded, workload: Workload | None) -> Iterator[dict[str, int]]:
-    """Yield the sizes that the model and its workload ask for, the cheapest first of each kind."""
+def _asked(loaded: Loaded, workload: Workload | None) -> Iterator[list[dict[str, int]]]:
+    """Yield the sizes that the model and its workload ask for: lists of which the first affordable one is enough."""
     if Cache.of(loaded.signature) is not None:
         yield from _asked_of_cache(loaded)
         return
@@ -220,17 +220,20 @@ def _asked(loaded: Loaded, workload: Workload | None) -> Iterator[dict[str, int]
     if not axes:
         return
     start = _fit(loaded, {axis: 2 if axis == "batch" else _middle(loaded, axis) for axis in axes})
-    yield _fit(loaded, dict.fromkeys(axes, 1))
-    yield _fit(
-        loaded, {axis: start[axis] + loaded.range_of(axis).step * (place + 1) for place, axis in enumerate(axes)}
-    )
+    steps = {axis: loaded.range_of(axis).step for axis in axes}
+    yield [_fit(loaded, dict.fromkeys(axes, 1))]
+    yield [_fit(loaded, {axis: start[axis] + steps[axis] * (place + 1) for place, axis in enumerate(axes)})]
     for axis in axes:
-        for size in _sizes_of_axis(loaded, axis):
-            yield _alone(loaded, start, axis, size)
-    for shape in workload.shapes if workload is not None else ():
-        yield _fit(loaded, {axis: shape.get(axis, start[axis]) for axis in axes})
+        yield from ([_alone(loaded, start, axis, size)] for size in _small(loaded, axis))
     for axis in axes:
-        yield from (_alone(loaded, {**start, "batch": 1}, axis, size) for size in _longest(loaded, axis))
+        longest = _longest(loaded, axis)
+        yield [_alone(loaded, {**start, "batch": 1}, axis, size) for size in longest]
+    for axis in axes:
+        yield from ([_alone(loaded, start, axis, size)] for size in _turning(loaded, axis))
+    shapes = workload.shapes if workload is not None else ()
+    yield from ([_fit(loaded, {axis: shape.get(axis, start[axis]) for axis in axes})] for shape in shapes)
+    alone = [_alone(loaded, start, axis, shape[axis]) for shape in shapes for axis in axes if axis in shape]
+    yield from ([sizes] for sizes in sorted(alone, key=lambda sizes: positions(loaded, sizes)))
 
 
 def _middle(loaded: Loaded, axis: str) -> int:
@@ -246,15 +249,19 @@ def _alone(loaded: Loaded, start: Mapping[str, int], axis: str, size: int) -> di
     return {one: known for one, known in loaded.runnable(moved).items() if one in loaded.signature.axes}
 
 
-def _sizes_of_axis(loaded: Loaded, axis: str) -> list[int]:
-    """Return the small sizes of an axis, and those at which something changes with their neighbours."""
+def _small(loaded: Loaded, axis: str) -> list[int]:
+    """Return the first sizes of an axis."""
     known = loaded.range_of(axis)
-    small = [
-        size if size in SMALL[:1] and axis in loaded.ones else known.least + (size - 1) * known.step for size in SMALL
-    ]
+    first = [1] if axis in loaded.ones else []
+    return list(dict.fromkeys([*first, *(known.least + (size - 1) * known.step for size in SMALL)]))
+
+
+def _turning(loaded: Loaded, axis: str) -> list[int]:
+    """Return the sizes of an axis at which something changes, with their neighbours, the smallest first."""
+    known = loaded.range_of(axis)
     turning = [size for size in loaded.turning.get(axis, ()) if axis != "batch" or size < FAR]
     near = sorted({size + offset for size in turning for offset in (-1, 0, 1)} - {0})
-    return list(dict.fromkeys([*small, *(known.fitted(size) for size in near[: 3 * MOST_TURNING])]))
+    return list(dict.fromkeys(known.fitted(size) for size in near[: 3 * MOST_TURNING]))
 
 
 def _longest(loaded: Loaded, axis: str) -> list[int]:
@@ -268,7 +275,7 @@ def _longest(loaded: Loaded, axis: str) -> list[int]:
     return [known.fitted(size) for size in lengths]
 
 
-def _asked_of_cache(loaded: Loaded) -> Iterator[dict[str, int]]:
+def _asked_of_cache(loaded: Loaded) -> Iterator[list[dict[str, int]]]:
     """Yield short pasts, sizes at which something changes, and the longest rows: as a prompt, and as one more token."""
     axes = loaded.signature.axes
 
@@ -276,13 +283,12 @@ def _asked_of_cache(loaded: Loaded) -> Iterator[dict[str, int]]:
         return complete_all({"batch": batch, SEQUENCE: new, PAST: past}, axes, index)
 
     limit = promised_size(loaded, TOTAL) or 2**31
-    yield from (sizes(*small) for small in ((1, 2, 0), (2, 3, 0), (1, 1, 1), (1, 2, 3), (2, 1, 2)))
+    yield from ([sizes(*small)] for small in ((1, 2, 0), (2, 3, 0), (1, 1, 1), (1, 2, 3), (2, 1, 2)))
+    yield [sizes(1, total, 0) for total in _longest(loaded, TOTAL)]
+    yield [sizes(1, 1, total - 1) for total in _longest(loaded, TOTAL)]
     turning = sorted({size for axis in (SEQUENCE, PAST, TOTAL) for size in loaded.turning.get(axis, ())})
     near: Sequence[int] = sorted({size + offset for size in turning for offset in (-1, 0, 1)})
     for total in near[: 3 * MOST_TURNING]:
         if 1 < total <= min(limit, LONGEST_ROW):
-            yield sizes(2, total, 0)
-            yield sizes(2, 1, total - 1)
-    for total in _longest(loaded, TOTAL):
-        yield sizes(1, total, 0)
-        yield complete(sizes(1, 1, total - 1))
+            yield [sizes(2, total, 0)]
+            yield [sizes(2, 1, total - 1)]
