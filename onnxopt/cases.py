@@ -160,7 +160,7 @@ def weight_of(model: ir.Model) -> float:
 
 
 def positions(loaded: Loaded, sizes: Mapping[str, int]) -> int:
-    """Return the most entries that the open axes of one input have at some sizes; the reference computes a past, too."""
+    """Return the most entries that the open axes of an input have at some sizes; the reference computes a past, too."""
     return max(
         (
             math.prod(sizes.get(axis, 1) for axis in spec.axes if isinstance(axis, str))

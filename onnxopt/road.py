@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
-from onnxopt.blocks import KINDS, count_blocks
 from onnxopt.cache import PAST, Cache, complete_all
 from onnxopt.calibrate.data import BUILTIN
 from onnxopt.calibrate.ranges import methods_of
 from onnxopt.cases import cases_of, note_turning, proved_ranges, short_of
 from onnxopt.driver import Driver
 from onnxopt.errors import InputError, ProofError
+from onnxopt.evidence import evidence_of
 from onnxopt.export import Exporter, export, is_pair
 from onnxopt.given import Axes, Examples, Given, Values
 from onnxopt.golden import Golden
@@ -34,11 +34,8 @@ from onnxopt.manifest import (
     Evidence,
     Latency,
     Measurements,
-    PassRecord,
     ProofRecord,
     QuantizationRecord,
-    Refusal,
-    RollbackRecord,
 )
 from onnxopt.metrics import MetricBudget
 from onnxopt.model import Feeds, Loaded
@@ -512,7 +509,7 @@ def _work(
             workload=plan.workload,
             say=lambda step: say(Event("measure", step)),
         )
-    evidence = _evidence(loaded, ledger, proof, nodes_before, bytes_before).model_copy(
+    evidence = evidence_of(loaded, ledger, proof, nodes_before, bytes_before).model_copy(
         update={"quantization": quantization}
     )
     seconds: dict[str, float] = defaultdict(float)
@@ -662,53 +659,3 @@ def _golden(loaded: Loaded, run: Callable[[Feeds], Feeds], error: float = GOLDEN
         feeds = loaded.feeder.make(sizes, padding, seed=seed)  # type: ignore[arg-type]  # the literal is one of the paddings
         cases.append(Golden(feeds, run(feeds), error, sizes, padding))  # type: ignore[arg-type]  # same
     return cases
-
-
-def _evidence(
-    loaded: Loaded,
-    ledger: Ledger,
-    proof: list[ProofRecord],
-    nodes_before: int,
-    bytes_before: int,
-) -> Evidence:
-    records = tuple(
-        PassRecord(
-            name=entry.name,
-            stage=entry.stage,
-            numerics=entry.numerics,
-            matches=entry.applied + len(entry.refused) + len(entry.rolled_back),
-            applied=entry.applied,
-            refused=tuple(
-                Refusal(node=item.node, reason=item.reason, where=item.where)
-                for item in entry.refused
-                if not item.needless
-            ),
-            rolled_back=tuple(
-                RollbackRecord(node=item.node, reason=item.reason, error=item.error) for item in entry.rolled_back
-            ),
-            max_error=entry.worst_error if entry.applied else None,
-            nodes_before=entry.nodes_before,
-            nodes_after=entry.nodes_after,
-            bytes_saved=entry.bytes_saved,
-            seconds=entry.seconds,
-        )
-        for entry in ledger.entries
-    )
-    counts = count_blocks(loaded.model)
-    notes = [note for note in ledger.notes if note not in loaded.notes]
-    notes.extend(f"{entry.name}: {choice}" for entry in ledger.entries for choice in entry.choices)
-    for kind in KINDS:
-        notes.extend(f"{kind} not fused: {node}" for node in counts[kind].missed)
-    return Evidence(
-        proof=tuple(proof),
-        proved=proved_ranges(loaded, [record.sizes for record in proof]),
-        ledger=records,
-        blocks={
-            kind: BlockCount(fused=count.fused, total=count.total) for kind, count in counts.items() if count.total
-        },
-        nodes_before=nodes_before,
-        nodes_after=sum(1 for _ in all_nodes(loaded.model)),
-        bytes_before=bytes_before,
-        notes=tuple(notes),
-        sizes=ledger.claims,
-    )

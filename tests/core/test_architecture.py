@@ -40,7 +40,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("padding",),
     ("placement", "buckets", "batcher"),
     ("lowering", "pipeline", "source", "checkpoint", "prober", "imports"),
-    ("torch_seq2seq", "golden", "latency", "tolerance"),
+    ("torch_seq2seq", "golden", "latency", "tolerance", "evidence"),
     ("explain", "pooling", "tasks", "feeds", "torch_model", "capture", "trace", "axes", "inspection", "requests"),
     ("verify", "audioinput"),
     (
