@@ -44,7 +44,8 @@ MOST_TURNING = 24  # sizes of one axis at which something changes
 MAX_WORK = 1e10  # products of weights with positions that cases beyond the usual ones may cost
 MAX_SHARE = 0.5  # of the positions of the usual cases, for models of which those cost more than that
 LONGEST_ROW = 2048  # positions in a row: attention keeps [heads, row, row] floats
-MAX_POSITIONS = 1 << 18  # of one case, where no weights tell what it costs
+MAX_ELEMENTS = 1 << 21  # of the inputs of one case, where no weights tell what it costs
+PATCH = 256  # pixels of an image that count as one position
 
 
 def cases_of(loaded: Loaded, workload: Workload | None = None) -> list[Case]:
@@ -66,7 +67,7 @@ def cases_of(loaded: Loaded, workload: Workload | None = None) -> list[Case]:
     for choices in _asked(loaded, workload):
         # the first that can be paid for; one that was compared already is free
         costs = ((sizes, 0 if tuple(sizes.items()) in taken else positions(loaded, sizes)) for sizes in choices)
-        payable = ((sizes, cost) for sizes, cost in costs if cost <= min(left, MAX_POSITIONS) and _short(loaded, sizes))
+        payable = ((sizes, cost) for sizes, cost in costs if cost <= left and _small_enough(loaded, sizes))
         sizes, cost = next(payable, ({}, 0))
         if not cost:
             continue
@@ -160,19 +161,23 @@ def weight_of(model: ir.Model) -> float:
 
 
 def positions(loaded: Loaded, sizes: Mapping[str, int]) -> int:
-    """Return the most entries that the open axes of an input have at some sizes; the reference computes a past, too."""
-    return max(
-        (
-            math.prod(sizes.get(axis, 1) for axis in spec.axes if isinstance(axis, str))
-            for spec in loaded.signature.inputs
-        ),
-        default=1,
-    )
+    """Return the most positions that an input has at some sizes; the reference computes those of a past, too.
+
+    Of an image, patches of 16 by 16 pixels count: networks shrink it before most of their weights see it.
+    """
+    counts = [1]
+    for spec in loaded.signature.inputs:
+        count = math.prod(sizes.get(axis, 1) for axis in spec.axes if isinstance(axis, str))
+        is_image = len(spec.axes) == 4 and all(isinstance(axis, str) for axis in spec.axes[2:])
+        counts.append(-(-count // PATCH) if is_image else count)
+    return max(counts)
 
 
-def _short(loaded: Loaded, sizes: Mapping[str, int]) -> bool:
-    """Tell whether rows are short enough for attention over them to be kept in memory."""
-    return all(sizes.get(axis, 0) <= LONGEST_ROW for axis in (SEQUENCE, TOTAL, ENCODED)) or loaded.task == "image"
+def _small_enough(loaded: Loaded, sizes: Mapping[str, int]) -> bool:
+    """Tell whether inputs, and attention over rows, are small enough to be kept in memory."""
+    known = {axis: sizes.get(axis, 1) for axis in loaded.signature.axes}
+    elements = sum(math.prod(spec.shape(known)) for spec in loaded.signature.inputs)
+    return elements <= MAX_ELEMENTS and all(sizes.get(axis, 0) <= LONGEST_ROW for axis in (SEQUENCE, TOTAL, ENCODED))
 
 
 def _cached_cases(loaded: Loaded) -> list[Case]:
