@@ -37,6 +37,7 @@ CACHED: tuple[tuple[int, int, int, Padding], ...] = (
     (1, 1, 128, "none"),
     (1, 6, 40, "none"),
 )
+SEED = 100  # of the first case of a proof; they are counted on from there
 SMALL = (1, 2, 3, 5)  # of every axis on its own
 FAR = 131  # of an axis that promises no end
 LARGEST_TURNING = 4096  # a number beyond is no size that a proof would reach
@@ -193,7 +194,9 @@ def _cached_cases(loaded: Loaded) -> list[Case]:
 def _plain_cases(loaded: Loaded) -> list[Case]:
     axes = loaded.signature.axes
     if SEQUENCE in axes:
-        longest = max((sizes.get(SEQUENCE, 0) for sizes in loaded.proved_sizes), default=0) or BATCHES_AND_LENGTHS[1][1]
+        usual = BATCHES_AND_LENGTHS[1][1]
+        shown = max((sizes.get(SEQUENCE, 0) for sizes in loaded.proved_sizes), default=0) or usual
+        longest = (promised_size(loaded, SEQUENCE) or usual) if loaded.task == "onnx" else shown
         pairs = [(batch, min(length, longest)) for batch, length in BATCHES_AND_LENGTHS]
         chosen = [{axis: {"batch": b, SEQUENCE: n}.get(axis, n) for axis in axes} for b, n in dict.fromkeys(pairs)]
     else:
@@ -271,7 +274,7 @@ def _turning(loaded: Loaded, axis: str) -> list[int]:
 
 def _longest(loaded: Loaded, axis: str) -> list[int]:
     """Return what an axis promises at most, and shorter ones in case that costs too much, the longest first."""
-    if axis == "batch":
+    if axis == "batch" and not promised_size(loaded, axis):
         return []
     known, promised = loaded.range_of(axis), promised_size(loaded, axis)
     lengths = [promised] if promised else [FAR]

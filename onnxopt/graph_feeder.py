@@ -93,7 +93,9 @@ class GraphFeeder:
         `total_sequence`, under the name of its role (`batch_size` is a batch); or its default. An axis that is a sum of
         others (`past + sequence`), and a total without a size of its own, follow from the others.
         """
-        asked = {**{f"role:{role_of(name)}": size for name, size in sizes.items() if _is_role(name)}, **sizes}
+        # a usual name that no axis bears stands for the axes of its role
+        usual = {name: size for name, size in sizes.items() if _is_role(name) and name not in self.axes}
+        asked = {**{f"role:{role_of(name)}": size for name, size in usual.items()}, **sizes}
         for group in self.tied:
             said = next((asked[axis] for axis in group if axis in asked), None)
             if said is not None:

@@ -40,6 +40,7 @@ _FALLBACKS = (
     *((1, 8, 8), (2, 8, 64), (1, 8, 64), (1, 16, 16), (1, 8, 224), (1, 1, 1), (1, 128, 512), (1, 16000, 16000)),
     *((2, 32, 32), (1, 32, 32), (1, 64, 128), (1, 256, 256), (1, 384, 384), (1, 1024, 1024), (1, 4096, 4096)),
 )
+_EQUAL_SIZES = (1, 3, 16, 32, 64, 128, 224, 512, 1024, 16000)  # of all axes, whatever they are called
 STEPS = (2, 4, 8, 16, 32, 64, 3, 5, 7, 10, 160)  # multiples that networks of images and of sound halve their input by
 
 
@@ -89,7 +90,6 @@ class Prober:
         for sizes in self._attempts(likely):
             feeder = replace(self.feeder, defaults=sizes)
             for seed in range(min(feeder.combinations, MAX_COMBINATIONS)):
-                began = time.monotonic()
                 try:
                     outputs = self.reference.run(feeder.make({}, seed=seed))
                 except InputError as error:
@@ -97,10 +97,12 @@ class Prober:
                     if (not feeder.axes and feeder.combinations == 1) or "cannot open" in error.what:
                         raise first from None
                     continue
-                self._seconds = time.monotonic() - began
                 self.feeder = replace(feeder, defaults=feeder.resolve({}))
                 self._drop_values(seed)
                 self._keep(self.feeder.resolve({}), outputs)
+                began = time.monotonic()
+                self._runs(self.feeder, {})  # the first run opened the file
+                self._seconds = time.monotonic() - began
                 return
             if self._late():
                 break
@@ -123,6 +125,8 @@ class Prober:
             yield {axis: sizes.get(self.feeder.role(axis), other) for axis in free}
         for size in likely:
             yield {axis: usual[axis] if self.feeder.role(axis) == "batch" else size for axis in free}
+        for size in (*_EQUAL_SIZES, *likely):
+            yield dict.fromkeys(free, size)
 
     def _said(self, axis: str) -> AxisRange:
         """Return what the user says of an axis."""
@@ -156,7 +160,7 @@ class Prober:
                 if choice == chosen[name] or self._runs(replace(self.feeder, values=alone), {}) is not None:
                     kept.append(choice)
                 else:
-                    self.notes.append(f"input '{word(name)}' does not run at {choice!r}: nothing is proved there")
+                    self.notes.append(f"input '{word(name)}' does not run at {choice}: nothing is proved there")
             first = [chosen[name], *(choice for choice in kept if choice != chosen[name])]
             self.feeder = replace(self.feeder, values={**self.feeder.values, name: tuple(first)})
 
@@ -222,8 +226,7 @@ class Prober:
             self.notes.append(f"axis {_quoted(group)} runs at multiples of {step} only")
         if least > step:
             self.notes.append(f"axis {_quoted(group)} runs from {least} on only")
-        if self.feeder.role(group[0]) != "batch":
-            self._find_most(group, step)
+        self._find_most(group, step)
         return True
 
     def _trust(self, group: Sequence[str], said: AxisRange) -> bool:

@@ -48,6 +48,7 @@ from onnxopt.prune.spec import PruneSpec
 from onnxopt.prune.stage import GraphPruning
 from onnxopt.quantize.options import HALF_IO, QuantizeOptions
 from onnxopt.quantizing import quantize
+from onnxopt.reached import branches_not_run
 from onnxopt.report import REPORT_NAME, render_report
 from onnxopt.requests import fit_workload, requests_of
 from onnxopt.saving import save_graph
@@ -432,7 +433,7 @@ def _work(
         op_counts(baseline),
     )
     del baseline
-    note_turning(loaded)
+    _note_ahead(loaded, plan)
     requests = requests_of(loaded, plan.workload)
     pipeline = Pipeline(
         loaded,
@@ -516,6 +517,12 @@ def _work(
     for entry in ledger.entries:
         seconds[entry.name] += entry.seconds
     return _Worked(loaded, candidate, runs_on, evidence, golden, latency, seconds, ops_before)
+
+
+def _note_ahead(loaded: Loaded, plan: _Plan) -> None:
+    """Remember of the graph as it was loaded what the proof at the end must know, and say what that will not reach."""
+    note_turning(loaded)
+    loaded.notes.extend(branches_not_run(loaded, cases_of(loaded, plan.workload)))
 
 
 def _opened(candidate: Path, runs_on: Target, loaded: Loaded) -> Session:

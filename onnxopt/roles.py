@@ -26,6 +26,7 @@ CANONICAL: Mapping[Role, str] = {"batch": BATCH, "sequence": SEQUENCE, "past": P
 SAME = 1e-5  # of the largest value: what rounding may move
 CHANGED = 1e-3  # of the largest value: what another text must move at least to say anything
 SEED = 7
+POSITIONS = 8  # so many are looked at
 _CONTENT = ("ids", "float", "integer", "ones")  # kinds of inputs that hold what stands at a position
 
 
@@ -96,13 +97,14 @@ def _switches(run: Run, feeder: GraphFeeder, plan: InputPlan) -> Verdict:
     name, axis = plan.spec.name, str(plan.spec.axes[1])
     covered = _covered(feeder, axis)
     readers = [one for one in feeder.plans if one is not plan and covered in one.spec.axes and one.kind in _CONTENT]
-    usual = feeder.resolve({})
+    wanted = {covered: min(POSITIONS, feeder.limits.get(covered, POSITIONS))}
+    usual = feeder.resolve(wanted)
     length = usual.get(covered, 0)
     if not readers or length < 4 or usual.get(axis, 0) < length:
         return "no effect"
     offset = usual[axis] - length  # positions that were seen before
     places = np.array([1, length // 2])
-    first = feeder.make({}, seed=SEED)
+    first = feeder.make(wanted, seed=SEED)
     second = dict(first)
     for reader in readers:
         second[reader.spec.name] = _elsewhere(reader, covered, first[reader.spec.name], places)
@@ -163,7 +165,8 @@ def _distance(first: Array, second: Array) -> float:
 def find_batch(run: Run, feeder: GraphFeeder) -> str:
     """Return the axis along which rows do not touch each other, when no axis is called a batch; empty for none."""
     named = next((axis for axis in feeder.axes if feeder.role(axis) == "batch"), "")
-    firsts = [plan.spec.axes[0] for plan in feeder.plans if plan.spec.axes]
+    # rows of numbers alone may be frames of a sound: a batch is told by what each of its rows has more of
+    firsts = [plan.spec.axes[0] for plan in feeder.plans if sum(isinstance(axis, str) for axis in plan.spec.axes) > 1]
     usual = feeder.resolve({})
     for axis in [named] if named else dict.fromkeys(one for one in firsts if isinstance(one, str)):
         if named or (usual.get(axis, 0) > 1 and _rows_apart(run, feeder, axis)):
@@ -202,6 +205,7 @@ def canonical_names(feeder: GraphFeeder, batch: str, mask: str) -> dict[str, str
     has_past = any(feeder.role(axis) == "past" for axis in feeder.axes)
     if plane is not None and not has_past:
         chosen["sequence"] = str(plane.axes[1])
+        chosen |= {"batch": plane.axes[0]} if isinstance(plane.axes[0], str) else {}
     for axis in feeder.axes:
         role = feeder.role(axis)
         if role != "other" and (role not in ("past", "total") or has_past):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxopt.cache import PAST, SEQUENCE, TOTAL, Cache, complete, complete_all, keeps_packed
-from onnxopt.cases import Case, cases_of, note_turning
+from onnxopt.cases import SEED, Case, cases_of, note_turning
 from onnxopt.errors import InputError, ProofError
 from onnxopt.given import Given
 from onnxopt.graph import is_op, worst_error
@@ -150,7 +150,7 @@ def _answers(
         if progress is not None:
             progress(label)
         try:
-            feeds = loaded.feeder.make(sizes, padding, seed=100 + index)
+            feeds = loaded.feeder.make(sizes, padding, seed=SEED + index)
             if cache is not None and sizes[PAST]:
                 feeds |= _past(loaded, cache, sizes, _across(loaded.signature, cache, feeds))
             expected = loaded.reference.run(feeds)
@@ -328,7 +328,7 @@ def compare_models(
         if progress is not None:
             progress(label)
         try:
-            feeds = first.feeder.make(sizes, padding, seed=100 + index)
+            feeds = first.feeder.make(sizes, padding, seed=SEED + index)
             expected = first.reference.run(feeds)
         except InputError as error:  # the reference itself does not run there
             logger.info("not compared at %s: %s", label, error)

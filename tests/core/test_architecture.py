@@ -31,7 +31,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("sizes",),
     ("expression", "sidegraph", "patterns", "registry", "graph_feeder", "opset", "channels"),
     ("axis_names", "compared", "given", "roles", "observations"),
-    ("rewrite", "repro", "captures", "folded", "cases"),
+    ("rewrite", "repro", "captures", "folded", "cases", "reached"),
     ("proof",),
     ("passes", "models"),
     ("timing", "calibrate", "metrics"),
