@@ -12,6 +12,7 @@ from onnx_ir.passes.common import NameFixPass, OutputFixPass, TopologicalSortPas
 
 from onnxopt.cache import (
     CONTEXT_KEY,
+    SEQUENCE,
     Cache,
     keeps_packed,
 )
@@ -234,7 +235,8 @@ def prepare(model: ir.Model, derivation: Derivation | None = None) -> None:
 
 def derivation_of(loaded: Loaded) -> Derivation:
     """Return what is known of a loaded model's sizes before its graph is looked at."""
-    ranges = dict(loaded.ranges)
+    # what is broadcast at 1 has no other size for certain
+    ranges = {axis: known for axis, known in loaded.ranges.items() if axis not in loaded.ones}
     if Cache.of(loaded.signature) is not None:  # a step reads one new position at least
         ranges[SEQUENCE] = replace(ranges.get(SEQUENCE, AxisRange()), least=max(1, loaded.range_of(SEQUENCE).least))
     return Derivation(ranges, int(loaded.origin.get("context_length", 0) or 0))
@@ -279,6 +281,9 @@ class Pipeline:
         prepare(self.model, self._derivation)
         self.loaded.signature = driver.signature = declared(self.loaded.signature, self.model, self._derivation)
         self.ledger.claims = claims(self.model, self._derivation)
+        for axis, sizes in self._derivation.turning(self.model).items():
+            known = self.loaded.turning.get(axis, ())
+            self.loaded.turning = {**self.loaded.turning, axis: tuple(sorted({*known, *sizes}))}
         self.ledger.notes.extend(self.loaded.notes)
         run_to_rest(driver, stages["canonicalize"])
         self._report(driver, "fuse")

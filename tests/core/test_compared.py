@@ -62,7 +62,7 @@ def test_values_that_the_user_gives_come_first(tmp_path: Path) -> None:
         ("float", "Less", np.array(0.5, np.float32), {0.5, 0.75, 0.25}),
         ("int32", "Greater", np.array(3, np.int32), {3, 4, 2}),
         ("string", "Equal", np.array("en", object), {"en", "en_"}),
-        ("bool", "Equal", np.array(True), {True, False}),
+        ("bool", "Equal", np.array([True])[0], {True, False}),
     ],
 )
 def test_every_type_takes_each_side(
@@ -71,7 +71,7 @@ def test_every_type_takes_each_side(
     text = f"""g (float[2] x, {kind} flag) => (float[2] y) {{
       is = {compare}(flag, c) zero = Sub(x, x) y = Where(is, x, zero) }}"""
     model = onnx.parser.parse_model('<ir_version: 9, opset_import: ["" : 19]>\n' + text)
-    model.graph.initializer.append(onnx.numpy_helper.from_array(constant, "c"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(constant), "c"))
     onnx.save(model, tmp_path / "m.onnx")
     assert seen(load_onnx(tmp_path / "m.onnx"), "flag") == wanted
 
