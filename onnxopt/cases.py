@@ -268,7 +268,7 @@ def _turning(loaded: Loaded, axis: str) -> list[int]:
     """Return the sizes of an axis at which something changes, with their neighbours, the smallest first."""
     known = loaded.range_of(axis)
     turning = [size for size in loaded.turning.get(axis, ()) if axis != "batch" or size < FAR]
-    near = sorted({size + offset for size in turning for offset in (-1, 0, 1)} - {0})
+    near = sorted({size + offset for size in turning for offset in (-known.step, 0, known.step)} - {0})
     return list(dict.fromkeys(known.fitted(size) for size in near[: 3 * MOST_TURNING]))
 
 
