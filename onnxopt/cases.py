@@ -133,7 +133,9 @@ def note_turning(loaded: Loaded, other: ir.Model | None = None) -> None:
     numbers = set(numbers_that_sizes_meet(loaded.model))
     numbers.update(numbers_that_sizes_meet(other) if other is not None else ())
     for axis in loaded.signature.axes:
-        if numbers and axis not in loaded.turning:
+        # few graphs count rows, and what is derived of one that does is added
+        is_likely = axis != "batch" or other is not None
+        if numbers and is_likely and axis not in loaded.turning:
             loaded.turning = {**loaded.turning, axis: tuple(sorted(numbers))}
 
 
