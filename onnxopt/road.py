@@ -531,7 +531,8 @@ def _opened(candidate: Path, runs_on: Target, loaded: Loaded) -> Session:
         return Session(candidate, target=runs_on, exact=True)
     except InputError as error:
         hint = "nothing was written; run with --verbose to see each pass"
-        raise ProofError(f"the result does not open: {error.what}", where=loaded.name, hint=hint) from error
+        what = error.what.replace(str(candidate), "it")
+        raise ProofError(f"the result does not open: {what}", where=loaded.name, hint=hint) from error
 
 
 def _prove_whole(run: Callable[[Feeds], Feeds], loaded: Loaded, plan: _Plan, say: Listener) -> list[ProofRecord]:
