@@ -42,7 +42,8 @@ def test_both_branches_behind_a_rate_are_right(tmp_path: Path) -> None:
     plain, made = (ort.InferenceSession(str(one)) for one in (path, tmp_path / "out" / "model.onnx"))
     assert [spec.shape for spec in made.get_inputs()] == [["rows", 512], []]
     for rate in (16000, 8000):
-        feeds = {"x": np.random.default_rng(0).standard_normal((3, 512)).astype(np.float32), "sr": np.array(rate, np.int64)}
+        x = np.random.default_rng(0).standard_normal((3, 512)).astype(np.float32)
+        feeds = {"x": x, "sr": np.array(rate, np.int64)}
         assert np.array_equal(plain.run(None, feeds)[0], made.run(None, feeds)[0])
     assert not any("not proved" in str(note) for note in manifest(tmp_path)["notes"])  # type: ignore[attr-defined]
 
