@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -16,13 +17,15 @@ from onnxopt.errors import ExportError
 from onnxopt.model import Feeder, Feeds, Reference
 from onnxopt.probe import GraphRunner, ProbeError, ShapeRunner
 from onnxopt.rows import rows_that_matter
-from onnxopt.spec import Padding, Signature
+from onnxopt.spec import AxisRange, Padding, Signature
 
 PROOF_SIZES: dict[str, tuple[int, ...]] = {"batch": (1, 2, 5), "sequence": (1, 8, 33, 128)}
 PROOF_STEPS = ((1, 0), (33, 0), (128, 0), (8, 5), (1, 33))  # new tokens and seen ones, with a cache
 PROOF_BATCHES = ((2, 1), (2, 4), (5, 3), (5, 0), (5, 1))  # batch, and which of these; the long one alone is enough
 # Torch and ONNX Runtime add in different orders; over 12 layers of float32 the worst seen is below 1e-5.
 TOLERANCE = 1e-4
+SIDES = ("height", "width")
+IMAGE_STEPS = (1, 2, 4, 8, 16, 32, 64)  # what the sides of an image must be multiples of, the first that holds
 _PADDINGS: tuple[Padding, ...] = ("right", "left", "holes", "none")
 _FAILED_NODE = re.compile(r"running (\w+) node\. Name:'([^']*)'")
 
@@ -86,6 +89,63 @@ def prove_axes(
         if reason:
             raise proof.explain(example, sizes, reason)
     return tuple(combinations)
+
+
+def learn_ranges(
+    path: Path, signature: Signature, reference: Reference, feeder: Feeder, *, example: Mapping[str, int]
+) -> dict[str, AxisRange]:
+    """Find the sizes of the sides of an image at which the file runs and gives what the reference gives.
+
+    A network that halves its image five times takes none of 17 pixels, and one with windows takes multiples of them.
+
+    Args:
+        path: the exported file, proved at the sizes it was traced with and at twice these.
+        signature: its inputs and outputs.
+        reference: the model it came from.
+        feeder: makes the inputs.
+        example: the sizes that the export was traced with.
+
+    Returns:
+        A range for each axis that holds no rows, tokens or positions.
+    """
+    sides = [axis for axis in signature.axes if axis in SIDES]
+    if not sides:
+        return {}
+    model = ir.load(path)
+    proof = _Proof(model, _opened(model), signature, reference, feeder)
+
+    def agrees(axis: str, size: int) -> bool:
+        try:
+            return not proof.compare(feeder.make({**example, "batch": 1, axis: size}))
+        except Exception:  # noqa: BLE001  whatever a model raises, it says no
+            return False
+
+    found: dict[str, AxisRange] = {}
+    for axis in sides:
+        # the other side of an image mostly takes the same sizes, which three runs show
+        at = partial(agrees, axis)
+        known = next((other for other in found.values() if _holds(other, at)), None)
+        found[axis] = known or _range_of(at, example[axis])
+    return found
+
+
+def _holds(known: AxisRange, agrees: Callable[[int], bool]) -> bool:
+    """Tell whether a range that was found for one axis is that of another: its first two sizes run, none before."""
+    below = known.least - known.step
+    return agrees(known.least) and agrees(known.least + known.step) and (below < 1 or not agrees(below))
+
+
+def _range_of(agrees: Callable[[int], bool], base: int) -> AxisRange:
+    """Return the step and the least size of an axis, by halving from a size that is known to run."""
+    steps = (step for step in IMAGE_STEPS if base % step == 0)
+    step = next((step for step in steps if agrees(base + step) and agrees(base + 3 * step)), base)
+    good, bad = base, 0
+    while good - bad > step:
+        middle = (good + bad) // 2 // step * step
+        if middle in (good, bad):
+            break
+        good, bad = (middle, bad) if agrees(middle) else (good, middle)
+    return AxisRange(good, step)
 
 
 @dataclass(frozen=True)

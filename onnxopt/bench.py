@@ -19,7 +19,7 @@ import numpy as np
 from onnxopt.bench_inputs import Candidate, Request, make_requests, read_candidate
 from onnxopt.errors import InputError
 from onnxopt.machine import describe_machine, versions
-from onnxopt.manifest import Record
+from onnxopt.record import Record
 from onnxopt.session import MODEL_NAME
 from onnxopt.spec import Target, Workload
 from onnxopt.timing import Progress, ShapeStats, Start, run_rounds, shape_stats, write_job

@@ -153,14 +153,19 @@ ENCODED_LENGTHS = (9, 1, 34, 130)
 SERVED_BATCH = "batch_size"
 
 
-def served(signature: Signature) -> Signature:
-    """Return a signature as the file has it; one without a cache stays as it is."""
-    return _with_axis(signature, BATCH, SERVED_BATCH)
+def served(signature: Signature, names: Mapping[str, str] | None = None) -> Signature:
+    """Return a signature as the file has it.
 
-
-def unserved(signature: Signature) -> Signature:
-    """Return a signature as onnxopt speaks of it, from that of a file; the inverse of `served`."""
-    return signature if BATCH in signature.axes else _with_axis(signature, SERVED_BATCH, BATCH)
+    Args:
+        signature: as onnxopt speaks of it.
+        names: what axes are called in the file that was imported, by their names in here; the `batch` of a model with a
+            cache that is not among them gets the name that other programs look for.
+    """
+    inputs, outputs = (
+        tuple(replace(spec, axes=tuple((names or {}).get(str(axis), axis) for axis in spec.axes)) for spec in specs)
+        for specs in (signature.inputs, signature.outputs)
+    )
+    return _with_axis(replace(signature, inputs=inputs, outputs=outputs), BATCH, SERVED_BATCH)
 
 
 def _with_axis(signature: Signature, old: str, new: str) -> Signature:
@@ -170,7 +175,7 @@ def _with_axis(signature: Signature, old: str, new: str) -> Signature:
         tuple(replace(spec, axes=tuple(new if axis == old else axis for axis in spec.axes)) for spec in specs)
         for specs in (signature.inputs, signature.outputs)
     )
-    return Signature(inputs, outputs)
+    return replace(signature, inputs=inputs, outputs=outputs)
 
 
 PADDING_KEY = "onnxopt.padding"  # in a graph's metadata: `right` when that is the only padding it is made for

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from onnxopt.driver import Driver
 from onnxopt.errors import InputError
 from onnxopt.model import Loaded
+from onnxopt.observations import observations_of
 from onnxopt.patterns import Miss
-from onnxopt.pipeline import derivation_of, observations_of, passes_of, prepare, raise_opset_for
+from onnxopt.pipeline import derivation_of, passes_of, prepare, raise_opset_for
 from onnxopt.registry import get
 from onnxopt.rewrite import Builder, Refusal, Rewrite, Rule
 from onnxopt.spec import Target

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 import onnxopt
-from onnxopt.axes import prove_axes
+from onnxopt.axes import learn_ranges, prove_axes
 from onnxopt.checkpoint import Checkpoint, load_config, read_checkpoint, weights_digest, write_assets
 from onnxopt.crossing import crossings_of
 from onnxopt.errors import ExportError, InputError
@@ -23,7 +23,7 @@ from onnxopt.forward_inputs import ExtraInput
 from onnxopt.model import Feeder, Loaded
 from onnxopt.pooling import Pooling, read_pooling
 from onnxopt.source import Source
-from onnxopt.spec import Signature, TensorSpec
+from onnxopt.spec import AxisRange, Signature, TensorSpec
 from onnxopt.tasks import Task, features_task, infer_task, model_class, parse_task
 from onnxopt.torch_model import RANDOM_SEED, Logits, TorchModel, TorchReference, load_torch, rereads
 from onnxopt.torch_seq2seq import SeqPart
@@ -165,6 +165,11 @@ def _make(
     record |= {"pooling": str(pooling) if pooling else "", "proved_sizes": list(proved)}
     record |= {"with_cache": model.cache is not None, "logits": model.logits, "longest": model.longest}
     record |= {"part": form.part, "without": form.without, "extras": [one.to_json() for one in model.extras]}
+    say("trying sizes of images")
+    feeder = _feeder(traced.signature.inputs, tokens, traced.example, model.extras)
+    reference = TorchReference(model.title, lambda: model)
+    ranges = learn_ranges(folder / _MODEL, traced.signature, reference, feeder, example=traced.example)
+    record |= {"ranges": {axis: asdict(known) for axis, known in ranges.items()}}
     (folder / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
     return model
 
@@ -322,6 +327,7 @@ def _open(entry: Path, checkpoint: Checkpoint, weights: Mapping[str, str], model
         },
         notes=[*source.notes, *record["notes"]],
         proved_sizes=tuple(record["proved_sizes"]),
+        ranges={axis: AxisRange(**known) for axis, known in record["ranges"].items()},
         random_weights=source.weights == "random",
     )
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxopt.cache import TOTAL
-from onnxopt.errors import InputError
+from onnxopt.cases import cases_of, proved_ranges, short_of
+from onnxopt.errors import InputError, ProofError
 from onnxopt.graph import STANDARD_DOMAINS, all_nodes, op_counts
 from onnxopt.halving import HalfOptions, rounding_run, to_half
 from onnxopt.latency import race
@@ -26,7 +27,7 @@ from onnxopt.saving import save_graph
 from onnxopt.session import Session
 from onnxopt.shipping import Decision, Form, decide
 from onnxopt.spec import Budget, Signature, Target, Workload
-from onnxopt.verify import cases_of, is_packed, prove
+from onnxopt.verify import is_packed, prove
 
 STANDARD = Target("portable")
 Run = Callable[[Feeds], Feeds]
@@ -125,11 +126,18 @@ class Workbench:
         Raises:
             ProofError: it is not within the budget.
         """
-        run = Session(path, target=self.runs_on, exact=True).run
-        cases = cases_of(loaded)
+        run = _opened(path, self.runs_on, loaded).run
         records = prove(
-            run, loaded, self.budget, cases, lambda step: self.tell("verify", step), packed=is_packed(loaded)
+            run,
+            loaded,
+            self.budget,
+            cases_of(loaded, self.workload),
+            lambda step: self.tell("verify", step),
+            packed=is_packed(loaded),
+            notes=loaded.notes,
         )
+        ends = short_of(proved_ranges(loaded, [record.sizes for record in records]))
+        loaded.notes[:] = dict.fromkeys([*loaded.notes, *ends])
         return Result(Form(name, loaded, path, ledger, tuple(records)), run)
 
     def quantized(self, result: Result, fused: Pipeline, options: QuantizeOptions, *, is_timed: bool) -> Result:
@@ -219,6 +227,16 @@ class Workbench:
         loaded = replace(form.loaded, model=ir.load(self.before.path))
         require_standard(loaded.model, self.target)
         return self.proved("original", loaded, form.ledger, self.before.path).form
+
+
+def _opened(path: Path, runs_on: Target, loaded: Loaded) -> Session:
+    """Open a graph; what ONNX Runtime says of the file that it lies in for now is of no use to anyone."""
+    try:
+        return Session(path, target=runs_on, exact=True)
+    except InputError as error:
+        hint = "nothing was written; run with --verbose to see each pass"
+        what = error.what.replace(str(path), "it")
+        raise ProofError(f"the result does not open: {what}", where=loaded.name, hint=hint) from error
 
 
 def answers_for_columns(signature: Signature) -> bool:

@@ -24,8 +24,9 @@ from onnxopt.audioinput import SoundReader
 from onnxopt.chat import ChatTemplate, Message
 from onnxopt.decoder import Batch, Decoder, pays
 from onnxopt.errors import InputError
-from onnxopt.manifest import MANIFEST_NAME, Manifest, Record
+from onnxopt.manifest import MANIFEST_NAME, Manifest
 from onnxopt.model import Array
+from onnxopt.record import Record
 from onnxopt.sampling import Sampler, Sampling
 from onnxopt.seq2seq import EncoderDecoder, Given, start_tokens
 from onnxopt.session import DECODER_NAME, MODEL_NAME, Session, model_file

@@ -56,11 +56,30 @@ class GraphFeeder:
         plans: one per input, in graph order.
         defaults: a size per axis; sizes at which the reference was seen to run.
         limits: the largest size of an axis that the reference takes, where it is known.
+        roles: what axes count, where their names do not tell.
+        tied: groups of axes that are equal; of those only that no caller asks for.
+        values: what an input that is compared with constants is filled with: one after the other, as the seed counts.
+        examples: inputs that somebody gave; what is made is cut out of them, or they are repeated.
+        names: of axes as a caller knows them, for messages.
     """
 
     plans: tuple[InputPlan, ...]
     defaults: Mapping[str, int] = field(default_factory=dict)
     limits: Mapping[str, int] = field(default_factory=dict)
+    roles: Mapping[str, Role] = field(default_factory=dict)
+    tied: tuple[tuple[str, ...], ...] = ()
+    values: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    examples: tuple[Feeds, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def role(self, axis: str) -> Role:
+        """Return what an axis counts: as it was found, or as its name says."""
+        return self.roles.get(axis) or role_of(axis)
+
+    @property
+    def combinations(self) -> int:
+        """How many seeds in a row it takes until every combination of compared values was made."""
+        return math.prod(len(choices) for choices in self.values.values())
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -74,20 +93,27 @@ class GraphFeeder:
         `total_sequence`, under the name of its role (`batch_size` is a batch); or its default. An axis that is a sum of
         others (`past + sequence`), and a total without a size of its own, follow from the others.
         """
-        asked = {**{_role_key(name): size for name, size in sizes.items() if _is_role(name)}, **sizes}
+        # a usual name that no axis bears stands for the axes of its role
+        usual = {name: size for name, size in sizes.items() if _is_role(name) and name not in self.axes}
+        asked = {**{f"role:{role_of(name)}": size for name, size in usual.items()}, **sizes}
+        for group in self.tied:
+            said = next((asked[axis] for axis in group if axis in asked), None)
+            if said is not None:
+                asked = {**dict.fromkeys(group, said), **asked}
         own = {axis: self._own_size(axis, asked) for axis in self.axes if not self._terms(axis)}
-        past = next((own[axis] for axis in own if role_of(axis) == "past"), 0)
-        sequence = next((own[axis] for axis in own if role_of(axis) == "sequence"), None)
+        past = next((own[axis] for axis in own if self.role(axis) == "past"), 0)
+        sequence = next((own[axis] for axis in own if self.role(axis) == "sequence"), None)
         for axis in own:
-            is_asked = axis in sizes or _role_key(axis) in asked
-            if role_of(axis) == "total" and sequence is not None and not is_asked:
+            is_asked = axis in sizes or self._role_key(axis) in asked
+            if self.role(axis) == "total" and sequence is not None and not is_asked:
                 own[axis] = past + sequence
         for axis in self.axes:
             if axis not in own:
                 own[axis] = sum(int(term) if term.isdigit() else own[term] for term in self._terms(axis))
         for axis, limit in self.limits.items():
             if own.get(axis, 0) > limit:
-                raise InputError(f"axis '{axis}' is asked at {own[axis]}; the model takes at most {limit}")
+                shown = self.names.get(axis, axis)
+                raise InputError(f"axis '{shown}' is asked at {own[axis]}; the model takes at most {limit}")
         return own
 
     def make(self, sizes: Mapping[str, int], padding: Padding = "none", seed: int = 0) -> Feeds:
@@ -102,10 +128,16 @@ class GraphFeeder:
             raise InputError(f"inputs of the sizes {_listed(chosen)} are too large to make", hint="ask smaller sizes")
         masks = {plan.spec.name: _mask(plan, shapes[plan.spec.name], padding, seed) for plan in self._of("mask")}
         plane = next((mask for mask in masks.values() if mask.ndim == 2), None)
+        chances = self._chances(seed)
+        example = self.examples[seed % len(self.examples)] if self.examples else {}
         feeds: Feeds = {}
         for plan in self.plans:
             name = plan.spec.name
-            if plan.kind == "mask":
+            if name in example and (plan.kind not in ("mask", "positions") or padding == "none"):
+                feeds[name] = repeated(example[name], shapes[name])
+            elif name in chances:
+                feeds[name] = np.full(shapes[name], chances[name], dtype=plan.spec.dtype)
+            elif plan.kind == "mask":
                 feeds[name] = masks[name].astype(plan.spec.dtype)
             elif plan.kind == "positions":
                 feeds[name] = self._positions(shapes[name], plane, chosen).astype(plan.spec.dtype)
@@ -113,12 +145,26 @@ class GraphFeeder:
                 feeds[name] = _fill(plan, shapes[name], np.random.default_rng([seed, zlib.crc32(name.encode())]))
         return feeds
 
+    def _chances(self, seed: int) -> dict[str, Any]:
+        """Return the combination of compared values that a seed stands for."""
+        chosen: dict[str, Any] = {}
+        for name, choices in self.values.items():
+            seed, place = divmod(seed, len(choices))
+            chosen[name] = choices[place]
+        return chosen
+
     def _of(self, kind: Kind) -> Iterator[InputPlan]:
         return (plan for plan in self.plans if plan.kind == kind)
 
     def _own_size(self, axis: str, asked: Mapping[str, int]) -> int:
-        size = asked.get(axis, asked.get(_role_key(axis), self.defaults.get(axis, DEFAULT_SIZES[role_of(axis)])))
+        usual = self.defaults.get(axis, DEFAULT_SIZES[self.role(axis)])
+        size = asked.get(axis, asked.get(self._role_key(axis), usual))
         return min(size, self.limits[axis]) if axis in self.limits and axis not in asked else size
+
+    def _role_key(self, axis: str) -> str:
+        """Return the key under which a role's size is asked; axes without a role have a key nobody asks for."""
+        role = self.role(axis)
+        return axis if role == "other" else f"role:{role}"
 
     def _terms(self, axis: str) -> tuple[str, ...]:
         """Return the parts of an axis written as a sum of axes and numbers, or nothing."""
@@ -129,7 +175,7 @@ class GraphFeeder:
     def _positions(self, shape: tuple[int, ...], mask: Array | None, sizes: Mapping[str, int]) -> Array:
         """Return int64 positions: 0, 1, ... over the tokens that are not padding, as transformers counts them."""
         length = shape[-1] if shape else 1
-        past = next((size for axis, size in sizes.items() if role_of(axis) == "past"), 0)
+        past = next((size for axis, size in sizes.items() if self.role(axis) == "past"), 0)
         batch = shape[-2] if len(shape) >= 2 else 1
         if mask is None or mask.shape[0] != batch or mask.shape[1] < length:
             return np.broadcast_to(past + np.arange(length), shape)
@@ -262,6 +308,19 @@ def _fill(plan: InputPlan, shape: tuple[int, ...], rng: np.random.Generator) -> 
     return np.ones(shape, dtype=dtype)
 
 
+def repeated(array: Array, shape: tuple[int, ...]) -> Array:
+    """Return an array cut to a shape or repeated up to it, axis by axis.
+
+    Args:
+        array: of the same rank.
+        shape: of the result.
+    """
+    for axis, size in enumerate(shape):
+        if array.shape[axis] != size:
+            array = np.take(array, np.arange(size), axis=axis, mode="wrap")
+    return array
+
+
 def _mask(plan: InputPlan, shape: tuple[int, ...], padding: Padding, seed: int) -> Array:
     """Return bool of `shape`: which positions of the last axis are real, one pattern per entry of the first axis."""
     rng = np.random.default_rng([seed, zlib.crc32(plan.spec.name.encode())])
@@ -285,12 +344,6 @@ def _row(length: int, padding: Padding, rng: np.random.Generator) -> Array:
 
 def _is_role(name: str) -> bool:
     return name in ("batch", "sequence", "past_sequence", "total_sequence")
-
-
-def _role_key(name: str) -> str:
-    """Return the key under which a role's size is asked; axes without a role have a key nobody asks for."""
-    role = role_of(name)
-    return name if role == "other" else f"role:{role}"
 
 
 def _listed(sizes: Mapping[str, int]) -> str:

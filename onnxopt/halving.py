@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxopt.cache import Cache
 from onnxopt.calibrate.data import BUILTIN, CalibrationData, read_calibration
+from onnxopt.cases import cases_of
 from onnxopt.errors import InputError, ProofError
 from onnxopt.gate import judge_result, require_metric
 from onnxopt.graph import initializer_bytes
@@ -21,14 +22,15 @@ from onnxopt.ledger import Ledger, PassEntry, Refused
 from onnxopt.manifest import GateRecord, HalfPrecisionRecord, LayerRecord, QuantizationRecord
 from onnxopt.metrics import Judge, MetricBudget
 from onnxopt.model import Feeder, Feeds, Loaded
+from onnxopt.observations import observations_of
 from onnxopt.passes.quantize.half_precision import HalfPrecision
-from onnxopt.pipeline import TIDY, observations_of
+from onnxopt.pipeline import TIDY
 from onnxopt.precision import HalfKind
 from onnxopt.probe import GraphRunner
 from onnxopt.quantize.half import TOLERANCES, Halved, halve
 from onnxopt.registry import get
 from onnxopt.spec import Budget, Padding, Signature, TensorSpec
-from onnxopt.verify import cases_of, is_packed, prove
+from onnxopt.verify import is_packed, prove
 
 logger = logging.getLogger(__name__)
 

@@ -6,6 +6,8 @@ Keys::
     name, task     as in the manifest
     inputs         name, dtype, axes (a number, or the name of an open axis), meaning, pad: value at padded positions
     outputs        name, dtype, axes, meaning
+    sizes          for each open axis the sizes at which the graph was proved: least, most, step, and promised: the
+                   largest that the model takes (0: none is known)
     tokenizer      file, pad_id, padding_side, max_length (0: no limit), lowercase; absent without a tokenizer
     preprocessing  sentences in order
     postprocessing sentences in order
@@ -24,6 +26,7 @@ from typing import Any
 
 from onnxopt.errors import InputError
 from onnxopt.manifest import DecodingRecord
+from onnxopt.record import ProvedRange
 from onnxopt.spec import Signature, TensorSpec
 from onnxopt.stacks import Words
 from onnxopt.textinput import TOKENIZER_NAME, input_meaning, read_settings, token_limit, tokenizer_pad
@@ -46,7 +49,13 @@ _AFTER = {
 
 
 def io_description(
-    folder: Path, name: str, task: str, signature: Signature, decoding: DecodingRecord | None
+    folder: Path,
+    name: str,
+    task: str,
+    signature: Signature,
+    decoding: DecodingRecord | None,
+    *,
+    proved: Mapping[str, ProvedRange] | None = None,
 ) -> dict[str, Any]:
     """Return the content of `io.json`.
 
@@ -56,6 +65,7 @@ def io_description(
         task: the transformers task name.
         signature: inputs and outputs of the graph as the file has them.
         decoding: how a decoder is run; None for every other model.
+        proved: for each open axis between which sizes the graph was proved.
     """
     config = _settings(folder, "config.json")
     tokenizer = _tokenizer(folder, signature)
@@ -67,6 +77,8 @@ def io_description(
         "inputs": [_input(spec, pad) for spec in signature.inputs],
         "outputs": [_tensor(spec) | {"meaning": _output(spec)} for spec in signature.outputs],
     }
+    if proved:
+        content["sizes"] = {axis: found.model_dump() for axis, found in proved.items()}
     if tokenizer:
         content["tokenizer"] = tokenizer
     content["preprocessing"] = _before(folder, tokenizer)

@@ -17,24 +17,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from onnxopt.errors import InputError
+from onnxopt.record import ProvedRange, Record
 from onnxopt.spec import Budget, Padding, Signature, SizeClaims, Target, Workload
 from onnxopt.speed import speed_text
 
 SCHEMA_VERSION: Final = 1
 MANIFEST_NAME = "manifest.json"
-
-
-class Record(BaseModel):
-    """A frozen piece of a record; unknown keys are an error, so that a typing slip is seen."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-    def to_json(self) -> str:
-        """Return the record as indented JSON that ends with a newline."""
-        return self.model_dump_json(indent=2) + "\n"
 
 
 class FileRecord(Record):
@@ -352,6 +343,7 @@ class Evidence(Record):
 
     Attributes:
         proof: comparisons of the whole result with its reference.
+        proved: for each open axis between which sizes these were.
         ledger: one entry per pass that ran, in order; a name may occur more than once. Where the original is shipped,
             that is what was tried.
         blocks: recognised blocks by kind (`attention`, `layer_norm`, ...).
@@ -367,6 +359,7 @@ class Evidence(Record):
     """
 
     proof: tuple[ProofRecord, ...] = ()
+    proved: dict[str, ProvedRange] = Field(default_factory=dict)
     ledger: tuple[PassRecord, ...] = ()
     blocks: dict[str, BlockCount] = Field(default_factory=dict)
     nodes_before: int = Field(default=0, ge=0)

@@ -7,7 +7,8 @@ from typing import Final, Literal
 
 from pydantic import Field
 
-from onnxopt.manifest import SCHEMA_VERSION, FormName, Record, read_object, validated
+from onnxopt.manifest import SCHEMA_VERSION, FormName, read_object, validated
+from onnxopt.record import Record
 from onnxopt.speed import Verdict, speed_text, verdict_of
 
 MEASUREMENTS_NAME: Final = "measurements.json"

@@ -56,6 +56,11 @@ class Loaded:
         notes: sentences for the ledger, such as "dynamo failed (...); exported with TorchScript".
         proved_sizes: the sizes at which the exported file was run against the reference.
         ranges: sizes of an axis at which the model runs, where those are not all from 1 on.
+        tied: groups of axes that only run at equal sizes.
+        ones: axes that also run at size 1, whatever their range and the axes they are tied to say: they are broadcast.
+        pinned: axes that run at other sizes than the usual one only while all others keep theirs.
+        turning: sizes of an axis at which something in the graph changes, derived from it.
+        names: of axes in the file, by the names that they have in here, where those differ.
         random_weights: true when the weights are made up and accuracy means nothing.
     """
 
@@ -71,10 +76,34 @@ class Loaded:
     proved_sizes: tuple[Mapping[str, int], ...] = ()
     ranges: Mapping[str, AxisRange] = field(default_factory=dict)
     random_weights: bool = False
+    tied: tuple[tuple[str, ...], ...] = ()
+    ones: frozenset[str] = frozenset()
+    pinned: frozenset[str] = frozenset()
+    turning: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def runnable(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        """Return sizes that are moved into the range of each axis."""
-        return {axis: self.range_of(axis).fitted(size) for axis, size in sizes.items()}
+        """Return sizes that are moved into the range of each axis; axes that are tied take the size of the first."""
+        fitted = {
+            axis: known.fitted(size) if (known := self.ranges.get(axis)) and not self._is_one(axis, size) else size
+            for axis, size in sizes.items()
+        }
+        for group in self.tied:
+            bound = [axis for axis in group if axis in fitted and not self._is_one(axis, fitted[axis])]
+            fitted.update(dict.fromkeys(bound, fitted[bound[0]] if bound else 1))
+        return fitted
+
+    def _is_one(self, axis: str, size: int) -> bool:
+        return size == 1 and axis in self.ones
+
+    def shown(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Return sizes under the names that the axes have in the file."""
+        return {self.names.get(axis, axis): size for axis, size in sizes.items()}
+
+    def known(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Return sizes under the names that the axes have in here; the inverse of `shown`."""
+        inner = {name: axis for axis, name in self.names.items()}
+        return {inner.get(axis, axis): size for axis, size in sizes.items()}
 
     def range_of(self, axis: str) -> AxisRange:
         """Return the sizes of an axis at which the model runs."""

@@ -102,7 +102,7 @@ class Half:
         found = self.evidence
         return HalfRecord(
             file=self.file,
-            signature=served(self.loaded.signature),
+            signature=served(self.loaded.signature, self.loaded.names),
             blocks=found.blocks,
             nodes_before=found.nodes_before,
             nodes_after=found.nodes_after,
@@ -228,18 +228,19 @@ def write_artifact(
     out = _resolved(out)
     check_output_folder(out)
     with _folder_in_place(out) as folder:
-        graphs = [(half.file, half.model, half.loaded.signature) for half in halves]
+        graphs = [(half.file, half.model, half.loaded) for half in halves]
         model_files = []
-        for name, graph, given in graphs or [(MODEL_NAME, model, loaded.signature)]:
-            name_outputs(graph, given)
+        for name, graph, given in graphs or [(MODEL_NAME, model, loaded)]:
+            name_outputs(graph, given.signature)
             graph.metadata_props.update(_crossings(graph, loaded).to_metadata())
-            model_files += _write_model(served_model(graph, given), folder, name)
+            model_files += _write_model(served_model(graph, given.signature, given.names), folder, name)
         _copy_assets(loaded, folder, taken=model_files)
-        decoding, signature = decoding_of(model, halves[-1].loaded if halves else loaded), served(loaded.signature)
+        decoding = decoding_of(model, halves[-1].loaded if halves else loaded)
+        signature = served(loaded.signature, loaded.names)
         for name, content in stack_files(folder, signature, decoding, provider=target.provider).items():
             _write(folder / name, content)
         if not halves:
-            described = io_description(folder, loaded.name, loaded.task, signature, decoding)
+            described = io_description(folder, loaded.name, loaded.task, signature, decoding, proved=evidence.proved)
             _write(folder / IO_NAME, io_bytes(described))
         for place, cases in [(half.record.golden, half.golden) for half in halves] or [(GOLDEN_FOLDER, golden)]:
             write_golden(cases, folder / place)

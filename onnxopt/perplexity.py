@@ -32,8 +32,9 @@ import numpy.typing as npt
 from onnxopt.decoder import Decoder, cache_of
 from onnxopt.errors import InputError
 from onnxopt.generator import context_length, read_manifest, tokenizer_folder
-from onnxopt.manifest import Manifest, Record
+from onnxopt.manifest import Manifest
 from onnxopt.model import Array
+from onnxopt.record import Record
 from onnxopt.session import Session
 from onnxopt.textinput import open_tokenizer, read_settings
 

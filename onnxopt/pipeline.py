@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,22 +11,18 @@ import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, OutputFixPass, TopologicalSortPass
 
 from onnxopt.cache import (
-    COLUMNS_KEY,
     CONTEXT_KEY,
-    PADDING_KEY,
-    PAST,
     SEQUENCE,
     Cache,
-    complete,
-    complete_all,
     keeps_packed,
 )
 from onnxopt.driver import Driver
 from onnxopt.errors import InputError
-from onnxopt.graph import CONTRIB, attribute, is_op, opset
+from onnxopt.graph import opset
 from onnxopt.ledger import Ledger
 from onnxopt.lowering import lower
 from onnxopt.model import Loaded
+from onnxopt.observations import generated, looks_through_windows, observations_of
 from onnxopt.observe import Observation
 from onnxopt.opset import raise_opset
 from onnxopt.patterns import Miss
@@ -36,12 +31,10 @@ from onnxopt.probe import MAX_IR_VERSION, ProbeError
 from onnxopt.profit import Profit
 from onnxopt.registry import get
 from onnxopt.rewrite import Rewrite, Rule
-from onnxopt.rows import mask_of
-from onnxopt.sidegraph import MaskMeaning, meaning_of_mask, telling_size
 from onnxopt.sizes import Derivation
 from onnxopt.sizes.annotate import annotate, declared
 from onnxopt.sizes.derive import claims
-from onnxopt.spec import PADDINGS, AxisRange, Padding, Provider, Target, Workload
+from onnxopt.spec import AxisRange, Provider, Target, Workload
 
 logger = logging.getLogger(__name__)
 
@@ -211,21 +204,6 @@ BEFORE_GRIDS = (
 
 MOST_TURNS = 5
 
-# The last probe is one long row: a number of blocks of 64, say, is 1 in all short ones and would look like a constant.
-PROBES: tuple[tuple[int, Padding], ...] = ((0, "none"), (1, "holes"), (2, "left"), (3, "none"))
-BATCHES, LENGTHS = (2, 3, 5, 1), (7, 11, 13, 131)
-PASTS = (17, 0, 19, 5)  # seen before, for a model with a cache
-# What generating text asks for: prompts of a batch, padded anywhere; single tokens; a longer prompt in pieces.
-GENERATED: tuple[tuple[int, int, int, Padding], ...] = (
-    (2, 7, 0, "none"),
-    (3, 11, 0, "left"),
-    (4, 13, 0, "holes"),
-    (5, 1, 17, "none"),
-    (1, 5, 131, "none"),
-)
-MULTIPLES = (2, 3, 5, 7)  # of what an axis must be a multiple of: an image that is halved five times, say
-OTHER_PRIMES = (17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
-
 
 def passes_of(target: Target) -> dict[str, tuple[str, ...]]:
     """Return the pass names of a target by stage, in order."""
@@ -235,97 +213,6 @@ def passes_of(target: Target) -> dict[str, tuple[str, ...]]:
 def carrying_out(plan: Plan, target: Target) -> list[Rewrite]:
     """Return the passes that carry out a plan."""
     return [get(name, plan) for name in (*COLUMNS, *WEIGHTS_ONLY[target.provider])]
-
-
-def observations_of(loaded: Loaded) -> list[Observation]:
-    """Make inputs of four sizes, distinct in every axis, with three kinds of padding; the long one only if it fits.
-
-    It is longer than what the graph divides sizes by, cuts them at or compares them with: a number of blocks of 256 is
-    1 in all short rows and would look like a constant.
-    """
-    observations = []
-    telling = telling_size(loaded.model.graph)
-    for index, kind in PROBES:
-        padding: Padding = kind if kind in paddings_of(loaded) else "right"
-        others = iter(OTHER_PRIMES[index :: len(PROBES)])
-        sizes = {}
-        for axis in loaded.signature.axes:
-            if axis == "batch":
-                sizes[axis] = BATCHES[index]
-            elif axis in ("sequence", "total_sequence"):
-                sizes[axis] = LENGTHS[index] if index < len(PROBES) - 1 else max(LENGTHS[index], telling)
-            elif axis == PAST:
-                sizes[axis] = PASTS[index]
-            elif loaded.range_of(axis).step > 1:
-                sizes[axis] = loaded.range_of(axis).step * MULTIPLES[(index + len(sizes)) % len(MULTIPLES)]
-            else:
-                sizes[axis] = next(others, OTHER_PRIMES[index])
-        sizes = complete(sizes)
-        try:
-            observations.append(Observation(sizes, loaded.feeder.make(sizes, padding, seed=index)))
-        except InputError:
-            if index < len(PROBES) - 1:  # only the long row may be beyond what the model takes
-                raise
-            usual = complete({axis: min(size, LENGTHS[index]) for axis, size in sizes.items()})
-            with contextlib.suppress(InputError):
-                observations.append(Observation(usual, loaded.feeder.make(usual, padding, seed=index)))
-    return observations
-
-
-def paddings_of(loaded: Loaded) -> tuple[Padding, ...]:
-    """Return the kinds of padding that a model is proved with.
-
-    A window counts the keys between, padding among them or not. On packed rows there is none among them, so a decoder
-    with windows is held to padding at the ends of a row; a note says so. A model may have been asked for with padding
-    on the right alone.
-    """
-    if loaded.model.graph.metadata_props.get(PADDING_KEY) == "right":
-        return ("none", "right")
-    return tuple(kind for kind in PADDINGS if kind != "holes") if _looks_through_windows(loaded.model) else PADDINGS
-
-
-def trust_right_padding(loaded: Loaded, target: Target) -> None:
-    """Promise in the graph that rows are padded on the right alone.
-
-    Raises:
-        InputError: nothing would be gained by it.
-    """
-    if target.provider != "cuda" or Cache.of(loaded.signature) is not None or mask_of(loaded.signature) is None:
-        raise InputError(
-            "only an encoder with a mask, on CUDA, gains from knowing that padding is on the right",
-            where=f"{loaded.name} for {target.provider}",
-            hint="drop --padding",
-        )
-    loaded.model.graph.metadata_props[PADDING_KEY] = "right"
-    loaded.notes.append("made for padding on the right alone: rows padded on the left or in between get wrong answers")
-
-
-def _looks_through_windows(model: ir.Model) -> bool:
-    """Tell whether columns count, padding among them: in a window, or in a bias by distance."""
-    if COLUMNS_KEY in model.graph.metadata_props:
-        return True
-    for node in model.graph:
-        if is_op(node, "GroupQueryAttention", domain=CONTRIB) and (attribute(node, "local_window_size") or 0) > 0:
-            return True
-        if is_op(node, "Attention") and len(node.inputs) > 4 and node.inputs[3] is not None:
-            meaning = meaning_of_mask(model, node.inputs[3])
-            if isinstance(meaning, MaskMeaning) and (meaning.window or meaning.columns):
-                return True
-    return False
-
-
-def generated(loaded: Loaded) -> list[Observation]:
-    """Make inputs as generating text makes them, for kernels that take no others; the long one only if it fits."""
-    observations = []
-    for index, (batch, length, past, kind) in enumerate(GENERATED):
-        padding = kind if kind in paddings_of(loaded) else "right"
-        sizes = complete_all({"batch": batch, SEQUENCE: length, PAST: past}, loaded.signature.axes, index)
-        try:
-            observations.append(Observation(sizes, loaded.feeder.make(sizes, padding, seed=index)))
-        except InputError:
-            if index < len(GENERATED) - 1:
-                raise
-    return observations
 
 
 def prepare(model: ir.Model, derivation: Derivation | None = None) -> None:
@@ -350,7 +237,8 @@ def prepare(model: ir.Model, derivation: Derivation | None = None) -> None:
 
 def derivation_of(loaded: Loaded) -> Derivation:
     """Return what is known of a loaded model's sizes before its graph is looked at."""
-    ranges = dict(loaded.ranges)
+    # what is broadcast at 1 has no other size for certain
+    ranges = {axis: known for axis, known in loaded.ranges.items() if axis not in loaded.ones}
     if Cache.of(loaded.signature) is not None:  # a step reads one new position at least
         ranges[SEQUENCE] = replace(ranges.get(SEQUENCE, AxisRange()), least=max(1, loaded.range_of(SEQUENCE).least))
     return Derivation(ranges, int(loaded.origin.get("context_length", 0) or 0))
@@ -395,6 +283,9 @@ class Pipeline:
         prepare(self.model, self._derivation)
         self.loaded.signature = driver.signature = declared(self.loaded.signature, self.model, self._derivation)
         self.ledger.claims = claims(self.model, self._derivation)
+        for axis, sizes in self._derivation.turning(self.model).items():
+            known = self.loaded.turning.get(axis, ())
+            self.loaded.turning = {**self.loaded.turning, axis: tuple(sorted({*known, *sizes}))}
         self.ledger.notes.extend(self.loaded.notes)
         run_to_rest(driver, stages["canonicalize"])
         self._report(driver, "fuse")
@@ -442,7 +333,7 @@ class Pipeline:
         driver = self._driver("lower", generating=True)
         if self._cached:
             lower(driver, names, None, self.profit, self.loaded.name)
-            if keeps_packed(self.model) and _looks_through_windows(self.model):
+            if keeps_packed(self.model) and looks_through_windows(self.model):
                 self.ledger.notes.append(
                     "windows and distances count real tokens: padding in the middle of a row, which torch counts, "
                     "is not counted"

@@ -16,9 +16,9 @@ from typing import Any
 from pydantic import Field, computed_field
 
 from onnxopt.errors import InputError
-from onnxopt.manifest import Record
 from onnxopt.model import Array
 from onnxopt.providers import CPU, Device
+from onnxopt.record import Record
 from onnxopt.runtime import runtime_errors, runtime_line
 from onnxopt.session import Session
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnxopt.cache import ENCODED, PAST, SEQUENCE, complete
+from onnxopt.cache import ENCODED, PAST, SEQUENCE, TOTAL, complete
+from onnxopt.cases import promised_size
+from onnxopt.errors import InputError
 from onnxopt.graph_feeder import role_of
 from onnxopt.model import Array, Feeds, Loaded
 from onnxopt.observe import Observation
@@ -39,9 +41,14 @@ def fit_workload(workload: Workload, loaded: Loaded) -> Workload:
     """Give every axis of the model a size in every shape, and drop axes that the model does not have.
 
     A model with a cache takes a workload that knows of none for prompts; the default workload becomes `GENERATION`. The
-    decoder of an encoder-decoder always takes `ANSWERING`: shapes that are asked for are those of texts to be read.
+    decoder of an encoder-decoder always takes `ANSWERING`: shapes that are asked for are those of texts to be read. The
+    default workload is moved into what the model takes; of another one only the axes that it does not name.
+
+    Raises:
+        InputError: the workload names a size that the model does not take.
     """
     axes = loaded.signature.axes
+    is_default = workload == Workload()
     if ENCODED in axes:
         workload = ANSWERING
     elif PAST in axes and workload == Workload():
@@ -49,8 +56,10 @@ def fit_workload(workload: Workload, loaded: Loaded) -> Workload:
     masked = mask_of(loaded.signature) is not None
     shapes: dict[tuple[tuple[tuple[str, int], ...], float], Mapping[str, int]] = {}
     weights: dict[tuple[tuple[tuple[str, int], ...], float], float] = {}
-    for index, shape in enumerate(workload.shapes):
+    for index, asked in enumerate(workload.shapes):
+        shape = loaded.known(asked)
         sizes = complete({axis: shape.get(axis, _default(axis, shape, loaded)) for axis in axes})
+        sizes = _fitted(loaded, sizes) if is_default else _taken(loaded, sizes, shape)
         key = (tuple(sizes.items()), workload.fill(index) if masked else 1.0)
         shapes.setdefault(key, sizes)
         weights[key] = weights.get(key, 0.0) + (workload.weights[index] if workload.weights else 1.0)
@@ -69,6 +78,39 @@ def _default(axis: str, shape: Mapping[str, int], loaded: Loaded) -> int:
         return shape.get("sequence", 1)
     batch = shape.get("batch", 1)
     return loaded.usual(axis, batch) if role_of(axis) == "other" else batch  # the height of an image, say
+
+
+def _fitted(loaded: Loaded, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return sizes within what the model takes: rows no longer than its positions, images of sides that run."""
+    longest = promised_size(loaded, TOTAL if PAST in sizes else SEQUENCE)
+    fitted = dict(sizes)
+    if longest and PAST in sizes:
+        past = min(sizes[PAST], longest - 1)
+        fitted |= {PAST: past, SEQUENCE: min(sizes[SEQUENCE], longest - past)}
+    elif longest and SEQUENCE in sizes:
+        fitted[SEQUENCE] = min(sizes[SEQUENCE], longest)
+    return complete(loaded.runnable(fitted))
+
+
+def _taken(loaded: Loaded, sizes: Mapping[str, int], asked: Mapping[str, int]) -> dict[str, int]:
+    """Return sizes in which only the axes that nobody asked for are moved.
+
+    Raises:
+        InputError: a size that was asked for is none at which the model runs.
+    """
+    fitted = complete(loaded.runnable(sizes))
+    for axis, size in asked.items():
+        if axis in sizes and fitted[axis] != size:
+            known = loaded.range_of(axis)
+            ends = f"from {known.least} to {known.most}" if known.most else f"from {known.least} on"
+            steps = f", in steps of {known.step}" if known.step > 1 else ""
+            tied = ", and as long as the axes that it is tied to" if any(axis in group for group in loaded.tied) else ""
+            shown = loaded.names.get(axis, axis)
+            raise InputError(
+                f"the workload asks for axis '{shown}' at {size}; the model runs {ends}{steps}{tied}",
+                hint=f"give it a size that runs, such as {fitted[axis]}, with --workload",
+            )
+    return fitted
 
 
 def requests_of(loaded: Loaded, workload: Workload) -> list[Observation]:

@@ -14,14 +14,16 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
-from onnxopt.blocks import KINDS, count_blocks
 from onnxopt.cache import PAST, Cache, complete_all
 from onnxopt.calibrate.data import BUILTIN
 from onnxopt.calibrate.ranges import methods_of
+from onnxopt.cases import cases_of, note_turning
 from onnxopt.driver import Driver
 from onnxopt.errors import InputError
+from onnxopt.evidence import evidence_of
 from onnxopt.export import Exporter, export, is_pair
 from onnxopt.forms import Before, Workbench, require_standard
+from onnxopt.given import Axes, Examples, Given, Values
 from onnxopt.golden import Golden
 from onnxopt.graph import op_counts
 from onnxopt.halving import HalfOptions, check_half
@@ -30,22 +32,21 @@ from onnxopt.ledger import Ledger
 from onnxopt.manifest import (
     BlockCount,
     Evidence,
-    PassRecord,
     ProofRecord,
-    Refusal,
-    RollbackRecord,
 )
 from onnxopt.measurements import Measurements
 from onnxopt.metrics import MetricBudget
 from onnxopt.model import Feeds, Loaded
+from onnxopt.observations import trust_right_padding
 from onnxopt.observe import Observation
 from onnxopt.package import Artifact, Half, check_output_folder, write_artifact
-from onnxopt.pipeline import Pipeline, trust_right_padding
+from onnxopt.pipeline import Pipeline
 from onnxopt.profit import Profit
 from onnxopt.prune.run import pruned_source
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.prune.stage import GraphPruning
 from onnxopt.quantize.options import HALF_IO, QuantizeOptions
+from onnxopt.reached import branches_not_run
 from onnxopt.report import REPORT_NAME, render_report
 from onnxopt.requests import fit_workload, requests_of
 from onnxopt.saving import save_graph
@@ -113,6 +114,9 @@ def optimize(
     force_calibration: bool = False,
     without: str = "",
     trust_remote_code: bool = False,
+    feeds: Examples | None = None,
+    axes: Axes | None = None,
+    values: Values | None = None,
     progress: Listener | None = None,
 ) -> Artifact:
     """Turn a model into the fused, proved .onnx for a target and write it as an artifact.
@@ -151,6 +155,9 @@ def optimize(
         without: inputs of a checkpoint that are left out though its answer may depend on them, such as `bbox`,
             separated by commas; the result says so.
         trust_remote_code: allow the checkpoint's own Python code to run.
+        feeds: of an .onnx file, inputs that run: an .npz file, a folder of them, or arrays by name.
+        axes: of an .onnx file, the sizes of an axis: `name=8..4096:8` each, or ranges by name.
+        values: of an .onnx file, what an input takes: `name=16000,8000` each, or values by name.
         progress: told what happens.
 
     Returns:
@@ -163,11 +170,15 @@ def optimize(
     """
     started = time.perf_counter()
     say = progress or (lambda _: None)
+    given = Given.parse(feeds, axes, values)
     goal = target if isinstance(target, Target) else Target.parse(target)
     if out is not None:
         check_output_folder(Path(out))
     say(Event("load", f"looking for {source}"))
     found = resolve(str(source), weights=weights, revision=revision, trust_remote_code=trust_remote_code)
+    if given and found.kind != "onnx":
+        what = "--feeds, --axis and --value are for .onnx files: inputs of a checkpoint are known"
+        raise InputError(what, where=str(source), hint="drop them; shapes are asked for with --workload")
     recipe = found.recipe
     asked = Workload.parse(workload) if isinstance(workload, str) else workload
     limit, options, half = _asked_precision(
@@ -225,6 +236,7 @@ def optimize(
         logits=logits,
         exporter=exporter,
         without=without,
+        given=given,
         progress=say,
     )
     if padding == "right":
@@ -282,6 +294,7 @@ def load(
     logits: Logits = "last",
     exporter: Exporter = "auto",
     without: str = "",
+    given: Given | None = None,
     progress: Listener | None = None,
 ) -> Loaded:
     """Export a checkpoint or import an .onnx file.
@@ -294,6 +307,7 @@ def load(
         logits: with a cache, whether `logits` are those of the `last` position or of `all`.
         exporter: which exporter.
         without: inputs that are left out, separated by commas.
+        given: what the user says of an .onnx file.
         progress: told what happens.
     """
 
@@ -306,7 +320,7 @@ def load(
             raise InputError("a task cannot be chosen for an .onnx file", where=str(source.path), hint="drop --task")
         if without:
             raise InputError("an .onnx file keeps its inputs", where=str(source.path), hint="drop --without")
-        return load_onnx(source.path, progress=say)
+        return load_onnx(source.path, given=given, progress=say)
     return export(
         source,
         task=task,
@@ -430,6 +444,7 @@ def _work(
     if plan.half is not None:
         check_half(loaded, plan.half)
     before = Before.of(default_export(loaded), scratch / "original")
+    _note_ahead(loaded, plan)
     requests = requests_of(loaded, plan.workload)
     pipeline = _pipeline(loaded, plan, requests, say)
     pipeline.canonicalize_and_fuse()
@@ -462,7 +477,7 @@ def _work(
     if decision.form is not form:
         run = Session(decision.form.path, target=runs_on, exact=True).run
         golden = list(_golden(decision.form.loaded, run, error))
-    evidence = _evidence(decision, before).model_copy(update={"quantization": quantization})
+    evidence = evidence_of(decision, before).model_copy(update={"quantization": quantization})
     seconds: dict[str, float] = defaultdict(float)
     for entry in form.ledger.entries:
         seconds[entry.name] += entry.seconds
@@ -487,6 +502,12 @@ def _pipeline(loaded: Loaded, plan: _Plan, requests: Sequence[Observation], say:
         progress=lambda stage, step, count: say(Event(stage, step, count)),
         repro_folder=plan.out.with_name(f"{plan.out.name}.rolled-back"),
     )
+
+
+def _note_ahead(loaded: Loaded, plan: _Plan) -> None:
+    """Remember of the graph as it was loaded what the proof at the end must know, and say what that will not reach."""
+    note_turning(loaded)
+    loaded.notes.extend(branches_not_run(loaded, cases_of(loaded, plan.workload)))
 
 
 def _write(
@@ -601,55 +622,7 @@ def _golden(loaded: Loaded, run: Callable[[Feeds], Feeds], error: float = GOLDEN
     cached = Cache.of(loaded.signature) is not None
     for seed, (batch, length, padding) in enumerate(((1, 9, "none"), (3, 12, "left" if cached else "right"))):
         sizes = {axis: batch if axis == "batch" else loaded.usual(axis, length) for axis in loaded.signature.axes}
-        sizes = complete_all(sizes | ({PAST: 0} if cached else {}), loaded.signature.axes, seed)
+        sizes = complete_all(loaded.runnable(sizes) | ({PAST: 0} if cached else {}), loaded.signature.axes, seed)
         feeds = loaded.feeder.make(sizes, padding, seed=seed)  # type: ignore[arg-type]  # the literal is one of the paddings
         cases.append(Golden(feeds, run(feeds), error, sizes, padding))  # type: ignore[arg-type]  # same
     return cases
-
-
-def _evidence(decision: Decision, before: Before) -> Evidence:
-    """Return what was found out about the graph that is shipped; the ledger of an original is what was tried."""
-    form = decision.form
-    loaded, ledger = form.loaded, form.ledger
-    records = tuple(
-        PassRecord(
-            name=entry.name,
-            stage=entry.stage,
-            numerics=entry.numerics,
-            matches=entry.applied + len(entry.refused) + len(entry.rolled_back),
-            applied=entry.applied,
-            refused=tuple(
-                Refusal(node=item.node, reason=item.reason, where=item.where)
-                for item in entry.refused
-                if not item.needless
-            ),
-            rolled_back=tuple(
-                RollbackRecord(node=item.node, reason=item.reason, error=item.error) for item in entry.rolled_back
-            ),
-            max_error=entry.worst_error if entry.applied else None,
-            nodes_before=entry.nodes_before,
-            nodes_after=entry.nodes_after,
-            bytes_saved=entry.bytes_saved,
-            seconds=entry.seconds,
-        )
-        for entry in ledger.entries
-    )
-    counts = count_blocks(loaded.model)
-    notes: list[str] = []
-    if form.name != "original":  # what was raised, chosen or missed on the way is not in that
-        notes.extend(note for note in ledger.notes if note not in loaded.notes)
-        notes.extend(f"{entry.name}: {choice}" for entry in ledger.entries for choice in entry.choices)
-        notes.extend(f"{kind} not fused: {node}" for kind in KINDS for node in counts[kind].missed)
-    return Evidence(
-        proof=form.proof,
-        ledger=records,
-        blocks={
-            kind: BlockCount(fused=count.fused, total=count.total) for kind, count in counts.items() if count.total
-        },
-        nodes_before=before.nodes,
-        nodes_after=sum(op_counts(loaded.model).values()),
-        bytes_before=before.size_bytes,
-        notes=tuple(notes),
-        sizes=ledger.claims,
-        shipped=decision.shipped,
-    )

@@ -12,7 +12,12 @@ from onnxopt.spec import Signature, TensorSpec
 
 
 def mask_of(signature: Signature) -> TensorSpec | None:
-    """Return the padding mask [batch, sequence], None when there is none; with a cache it covers the past too."""
+    """Return the padding mask [batch, sequence], None when there is none; with a cache it covers the past too.
+
+    An import was asked what its inputs do; the inputs of an export have names of our own.
+    """
+    if signature.mask is not None:
+        return next((spec for spec in signature.inputs if spec.name == signature.mask), None)
     return next((spec for spec in signature.inputs if "mask" in spec.name and len(spec.axes) == 2), None)
 
 

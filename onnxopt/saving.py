@@ -28,7 +28,8 @@ def write_graph(model: ir.Model, path: Path) -> Path:
     """Write a model into a folder that is there, as `save_graph` does, and return the file."""
     model.ir_version = min(model.ir_version, MAX_IR_VERSION)
     size = initializer_bytes(model)
-    threshold = SMALL_CONSTANT_BYTES if size > LARGE_BYTES else size
+    # shapes stay in the graph, those of a branch too, whose bytes are not counted: the runtime reads them there alone
+    threshold = SMALL_CONSTANT_BYTES if size > LARGE_BYTES else max(size, SMALL_CONSTANT_BYTES)
     _take_in(model, threshold)
     # without `external_data`, a weight that lies in another folder would be looked for in this one
     ir.save(model, path, external_data=DATA_NAME, size_threshold_bytes=threshold)

@@ -324,10 +324,18 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """Inputs and outputs in graph order."""
+    """Inputs and outputs in graph order.
+
+    Attributes:
+        inputs: what the graph takes.
+        outputs: what it gives.
+        mask: name of the input that says which positions are real, found by trying; empty for none, None where nobody
+            tried and the name of an input decides.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    mask: str | None = None
 
     @property
     def axes(self) -> tuple[str, ...]:

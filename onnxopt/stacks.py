@@ -22,7 +22,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxopt.cache import BATCH, SERVED_BATCH, Cache, past_name, present_name, served
+from onnxopt.cache import Cache, past_name, present_name, served
 from onnxopt.graph import all_nodes, dims
 from onnxopt.manifest import DecodingRecord
 from onnxopt.providers import EXACT_NORMS
@@ -36,7 +36,6 @@ MAX_LENGTH = 4096  # where past and present share a buffer, genai allocates it f
 UNKNOWN_LENGTH = 2048  # for models whose positions have no end: genai must be told one
 
 _PLAIN_INPUTS = ("input_ids", "attention_mask", "position_ids")
-_BATCH = re.compile(rf"\b{BATCH}\b")
 _LAYER = 7  # any number that is not in the names otherwise, to be replaced by genai's placeholder
 _CUDA: list[dict[str, Any]] = [{"cuda": dict(EXACT_NORMS)}]
 _PROVIDERS: Mapping[Provider, list[dict[str, Any]]] = {"cuda": _CUDA, "tensorrt": _CUDA}
@@ -139,16 +138,39 @@ def genai_config(
     return {"model": model, "search": _search(decoding, words, min(length, MAX_LENGTH))}
 
 
-def served_model(model: ir.Model, signature: Signature) -> ir.Model:
-    """Return the graph with the names of axes that a file has; the given one stays as it is."""
-    if served(signature) == signature:
+def served_model(model: ir.Model, signature: Signature, names: Mapping[str, str] | None = None) -> ir.Model:
+    """Return the graph with the names of axes that a file has; the given one stays as it is.
+
+    Args:
+        model: the finished graph.
+        signature: its inputs and outputs, with the names that axes have in here.
+        names: of axes in the file that was imported, by their names in here.
+    """
+    written = served(signature, names)
+    if written == signature:
         return model
+    known = {
+        axis: name
+        for inner, outer in zip(signature.inputs, written.inputs, strict=True)
+        for axis, name in zip(inner.axes, outer.axes, strict=True)
+        if axis != name
+    } | dict(names or {})
+    words = sorted((re.escape(str(axis)) for axis in known), key=len, reverse=True)
+    spelled = re.compile(rf"(?<![\w.])({'|'.join(words)})(?![\w.])")
+
+    def spell(axis: int | str | None) -> int | str | None:
+        return spelled.sub(lambda found: str(known[found.group()]), axis) if isinstance(axis, str) else axis
+
     copy = model.clone()
     values = itertools.chain(copy.graph.inputs, *(node.outputs for node in all_nodes(copy)))
     for value in values:
         axes = dims(value)
         if axes is not None:  # an axis may be a product, such as batch*sequence
-            value.shape = ir.Shape([_BATCH.sub(SERVED_BATCH, axis) if isinstance(axis, str) else axis for axis in axes])
+            value.shape = ir.Shape([spell(axis) for axis in axes])
+    for ends, specs in ((copy.graph.inputs, written.inputs), (copy.graph.outputs, written.outputs)) if names else ():
+        for value, spec in zip(ends, specs, strict=True):
+            if value.shape is not None and len(value.shape) == len(spec.axes):
+                value.shape = ir.Shape(spec.axes)
     return copy
 
 

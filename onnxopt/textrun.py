@@ -12,8 +12,9 @@ import numpy as np
 from onnxopt.decoder import cache_of
 from onnxopt.errors import InputError
 from onnxopt.generator import RANDOM_WEIGHTS, Generator, end_ids
-from onnxopt.manifest import Manifest, Record
+from onnxopt.manifest import Manifest
 from onnxopt.model import Array, Feeds
+from onnxopt.record import Record
 from onnxopt.session import Session
 from onnxopt.spec import Target
 from onnxopt.textinput import MASKS, TextModel, read_settings

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from onnxopt.errors import InputError
-from onnxopt.manifest import Record
 from onnxopt.model import Array, Feeds
+from onnxopt.record import Record
 from onnxopt.spec import Target
 
 Progress = Callable[[str], None]

@@ -23,7 +23,7 @@ from onnxopt.commands.shared import (
 from onnxopt.errors import InputError
 
 if TYPE_CHECKING:
-    from onnxopt.manifest import Record
+    from onnxopt.record import Record
 
 
 class ScheduleName(str, Enum):

@@ -9,11 +9,14 @@ from typing import Annotated
 import typer
 
 from onnxopt.commands.shared import (
+    AxisOption,
     BudgetOption,
+    FeedsOption,
     JsonOption,
     QuietOption,
     TargetName,
     TargetOption,
+    ValueOption,
     VerboseOption,
     app,
     configure_logging,
@@ -99,12 +102,16 @@ def verify(
     candidate: Annotated[Path, typer.Argument(help="The model to check: .onnx file or artifact.")],
     budget: BudgetOption = None,
     target: TargetOption = TargetName.cpu,
+    feeds: FeedsOption = None,
+    axis: AxisOption = None,
+    value: ValueOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Compare two models with the same inputs and outputs; exit 1 when they differ, with the first tensor that does."""
     configure_logging(verbose=verbose)
+    from onnxopt.given import Given
     from onnxopt.live import LiveView, print_comparison
     from onnxopt.spec import Budget
     from onnxopt.verify import compare_models
@@ -116,6 +123,7 @@ def verify(
             candidate,
             budget=limit,
             target=target_of(target),
+            given=Given.parse(feeds, axis, value),
             progress=lambda step: view.show(event_of("verify", step)),
         )
     if as_json:

@@ -9,13 +9,16 @@ from typing import Annotated
 import typer
 
 from onnxopt.commands.shared import (
+    AxisOption,
     ExporterName,
+    FeedsOption,
     JsonOption,
     LogitsName,
     PaddingName,
     QuietOption,
     TargetName,
     TargetOption,
+    ValueOption,
     VerboseOption,
     WeightsName,
     WorkloadOption,
@@ -135,6 +138,9 @@ def optimize(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let Python code of the checkpoint run.")
     ] = False,
+    feeds: FeedsOption = None,
+    axis: AxisOption = None,
+    value: ValueOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -175,6 +181,9 @@ def optimize(
             force_calibration=force_calibration,
             without=without,
             trust_remote_code=trust_remote_code,
+            feeds=feeds,
+            axes=axis,
+            values=value,
             progress=view.show,
         )
     if as_json:

@@ -93,6 +93,22 @@ WorkloadOption = Annotated[
     ),
 ]
 
+FeedsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--feeds", help="Inputs of an .onnx file that run: an .npz with an array per input, or a folder of them."
+    ),
+]
+AxisOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--axis", help="Sizes of an axis of an .onnx file: name=8..4096, name=8..4096:8 or name=16; repeatable."
+    ),
+]
+ValueOption = Annotated[
+    list[str] | None,
+    typer.Option("--value", help="What an input of an .onnx file takes: sr=16000,8000; repeatable."),
+]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of one operator.")]
 TokenizerOption = Annotated[
     Path | None, typer.Option("--tokenizer", help="Folder of tokenizer.json; beside the model when not given.")

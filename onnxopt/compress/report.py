@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from onnxopt.manifest import Record
+from onnxopt.record import Record
 
 
 class Step(Record):

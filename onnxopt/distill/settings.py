@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from onnxopt.errors import InputError
-from onnxopt.manifest import Record
+from onnxopt.record import Record
 
 Schedule = Literal["cosine", "linear", "constant"]
 Mixed = Literal["no", "bf16", "fp16"]

@@ -13,10 +13,10 @@ from pydantic import Field
 
 from onnxopt.errors import InputError
 from onnxopt.graph import initializer_bytes
-from onnxopt.manifest import Record
 from onnxopt.metrics import MetricBudget
 from onnxopt.prune.network import Pruned
 from onnxopt.prune.spec import PruneSpec
+from onnxopt.record import Record
 from onnxopt.source import Source, resolve
 from onnxopt.spec import Target
 from onnxopt.usercache import staged

@@ -101,7 +101,7 @@ def declared(signature: Signature, model: ir.Model, derivation: Derivation) -> S
             return said
         return dim if dim is not None else f"{re.sub(r'[^A-Za-z0-9_]', '_', spec.name)}_dim{place}"
 
-    return Signature(signature.inputs, tuple(replace(spec, axes=axes_of(spec)) for spec in signature.outputs))
+    return replace(signature, outputs=tuple(replace(spec, axes=axes_of(spec)) for spec in signature.outputs))
 
 
 def name_outputs(model: ir.Model, signature: Signature) -> None:

@@ -148,7 +148,7 @@ def _run(command: Sequence[str]) -> None:
 def _require_runs(path: Path, loaded: Any) -> None:
     """Raise when ONNX Runtime does not run what onnxslim wrote on what it runs the file before on."""
     from onnxopt.imports import OrtReference
-    from onnxopt.pipeline import observations_of
+    from onnxopt.observations import observations_of
 
     slim = OrtReference(path)
     try:
@@ -178,11 +178,12 @@ def _exporters(one: Architecture) -> tuple[dict[str, int], str]:
 
 def _optimize(loaded: Any, record: Record) -> None:
     from onnxopt.blocks import count_blocks
+    from onnxopt.cases import cases_of
     from onnxopt.graph import all_nodes, worst_error
     from onnxopt.pipeline import run_pipeline
     from onnxopt.probe import GraphRunner
     from onnxopt.spec import Target
-    from onnxopt.verify import cases_of, rows_that_matter
+    from onnxopt.verify import rows_that_matter
 
     before = sum(1 for _ in all_nodes(loaded.model))
     started = time.perf_counter()
@@ -211,7 +212,7 @@ def _nearest(loaded: Any, kind: str, count: int) -> list[str]:
     """Return what the fusing pass says of its nearest misses in the finished graph: the first node that differed."""
     from onnxopt.driver import Driver
     from onnxopt.explain import judge
-    from onnxopt.pipeline import observations_of
+    from onnxopt.observations import observations_of
     from onnxopt.registry import get
 
     verdicts = judge(get(FUSERS[kind]), Driver(loaded.model, observations_of(loaded)))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from onnxopt.cache import Cache, CacheLayer, complete, packed_rows, past_name, present_name, served, unserved
+from onnxopt.cache import Cache, CacheLayer, complete, packed_rows, past_name, present_name, served
 from onnxopt.model import Array
 from onnxopt.spec import Signature, TensorSpec
 
@@ -107,10 +107,13 @@ def test_files_call_the_batch_as_other_tools_do() -> None:
     assert theirs.inputs[0].axes == ("batch_size", "sequence")
     assert theirs.outputs[0].axes == ("batch_size", 2, "total_sequence", 8)
     assert "batch" not in theirs.axes
-    assert unserved(theirs) == ours
-    assert unserved(ours) == ours
     assert served(theirs) == theirs
     plain = Signature((IDS,), (IDS,))
-    assert served(plain) == unserved(plain) == plain
-    other = Signature((TensorSpec("x", "float32", ("batch_size", 4)),), ())
-    assert unserved(other) == other
+    assert served(plain) == plain
+
+
+def test_files_keep_the_names_that_an_import_had() -> None:
+    cache = Cache((CacheLayer(0, 2, 8, 8, "float32"),))
+    theirs = served(Signature((IDS, *cache.inputs), cache.outputs), {"batch": "N", "total_sequence": "past + new"})
+    assert theirs.inputs[0].axes == ("N", "sequence")
+    assert theirs.outputs[0].axes == ("N", 2, "past + new", 8)

@@ -13,12 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxopt.cache import served
+from onnxopt.cases import cases_of
 from onnxopt.errors import InputError
 from onnxopt.graph_feeder import GraphFeeder, InputPlan, plan_input, role_of
 from onnxopt.imports import OrtReference, load_onnx
-from onnxopt.pipeline import observations_of, run_pipeline
+from onnxopt.observations import observations_of
+from onnxopt.pipeline import run_pipeline
 from onnxopt.spec import PADDINGS, Target, TensorSpec
-from onnxopt.verify import cases_of
+from onnxopt.stacks import served_model
 from tests.support.bad_models import good_model, save, write_good
 from tests.support.rules import parse
 
@@ -78,7 +81,7 @@ def test_names_open_axes_of_an_encoder(tmp_path: Path) -> None:
     assert [spec.axes for spec in loaded.signature.outputs] == [("batch", "sequence", 4)]
     assert loaded.name == "tiny"
     assert loaded.task == "onnx"
-    assert loaded.notes == []
+    assert loaded.notes == ["axis 'sequence' runs up to 24 only"]
     assert [str(dim.value) for dim in loaded.model.graph.inputs[0].shape or [] if not isinstance(dim, int)] == [
         "batch",
         "sequence",
@@ -87,7 +90,11 @@ def test_names_open_axes_of_an_encoder(tmp_path: Path) -> None:
 
 def test_keeps_the_names_of_the_file(tmp_path: Path) -> None:
     loaded = load_onnx(save(encoder(dims=("N", "seq_len")), tmp_path))
-    assert loaded.signature.axes == ("N", "seq_len")
+    assert loaded.names == {"batch": "N", "sequence": "seq_len"}
+    assert served(loaded.signature, loaded.names).axes == ("N", "seq_len")
+    written = served_model(loaded.model, loaded.signature, loaded.names)
+    assert [str(dim) for dim in written.graph.inputs[0].shape or []] == ["N", "seq_len"]
+    assert [str(dim) for dim in written.graph.outputs[0].shape or []] == ["N", "seq_len", "4"]
 
 
 def test_answers_to_the_usual_names_of_axes(tmp_path: Path) -> None:
@@ -139,9 +146,12 @@ def test_notes_an_axis_that_is_frozen_inside(tmp_path: Path) -> None:
         {"z": (FLOAT, (2, 3))},
         {"shape": shape, "fixed": np.ones((2, 3), dtype=np.float32)},
     )
-    assert load_onnx(save(model, tmp_path)).notes == []
-    notes = load_onnx(save(frozen, tmp_path)).notes
-    assert notes == ["axis 'batch' is declared dynamic but only size 2 was seen to run"]
+    even = load_onnx(save(model, tmp_path))
+    assert even.notes == ["axis 'batch' runs at multiples of 2 only"]
+    assert even.runnable({"batch": 3}) == {"batch": 4}
+    fixed = load_onnx(save(frozen, tmp_path))
+    assert fixed.notes == ["axis 'batch' is declared dynamic but only size 2 was seen to run; it is written as 2"]
+    assert fixed.signature.inputs[0].axes == (2, 3)
 
 
 def test_notes_axes_that_are_tied(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from onnxopt.cache import CONTEXT_KEY, complete
 from onnxopt.graph import known_dims
 from onnxopt.imports import load_onnx
 from onnxopt.model import Array
-from onnxopt.pipeline import observations_of, prepare
+from onnxopt.observations import observations_of
+from onnxopt.pipeline import prepare
 from onnxopt.probe import ProbeError
 from onnxopt.sidegraph import (
     LONGEST_PROBE,

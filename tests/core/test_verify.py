@@ -7,12 +7,13 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxopt.cases import cases_of
 from onnxopt.errors import InputError, ProofError
 from onnxopt.graph import worst_error
 from onnxopt.imports import load_onnx
 from onnxopt.rows import rows_that_matter
 from onnxopt.spec import Budget
-from onnxopt.verify import cases_of, compare_models, prove
+from onnxopt.verify import compare_models, prove
 
 MASKED = """
 <ir_version: 10, opset_import: ["" : 20]>

@@ -11,6 +11,7 @@ import pytest
 
 from onnxopt.blocks import count_blocks
 from onnxopt.cache import Cache
+from onnxopt.cases import cases_of
 from onnxopt.decoder import Decoder
 from onnxopt.export import export
 from onnxopt.graph import op_counts
@@ -20,7 +21,7 @@ from onnxopt.pipeline import run_pipeline
 from onnxopt.session import Session
 from onnxopt.source import resolve
 from onnxopt.spec import Budget, Target
-from onnxopt.verify import cases_of, is_packed, prove
+from onnxopt.verify import is_packed, prove
 from tests.support.decoders import CONFIGS, save_decoder
 
 NEW_TOKENS = 20

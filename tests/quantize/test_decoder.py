@@ -11,7 +11,7 @@ import pytest
 from onnxopt.cache import CONTEXT_KEY
 from onnxopt.calibrate.data import CalibrationData, read_calibration
 from onnxopt.model import Loaded
-from onnxopt.pipeline import observations_of
+from onnxopt.observations import observations_of
 from onnxopt.precision import PlannedLinear, Precision
 from onnxopt.probe import GraphRunner
 from onnxopt.qmath.blocks import dequantize, quantize

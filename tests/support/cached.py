@@ -10,17 +10,19 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.cache import CONTEXT_KEY, LAYOUT_KEY, PACKED
+from onnxopt.cases import Case, cases_of
 from onnxopt.driver import Driver
 from onnxopt.feeds import TextFeeder, Tokens
 from onnxopt.graph import known_dims
 from onnxopt.ledger import PassEntry
 from onnxopt.manifest import ProofRecord
 from onnxopt.model import Array, Feeds, Loaded
-from onnxopt.pipeline import generated, observations_of, prepare
+from onnxopt.observations import generated, observations_of
+from onnxopt.pipeline import prepare
 from onnxopt.probe import GraphRunner
 from onnxopt.registry import get
 from onnxopt.spec import Budget, Padding, Signature, TensorSpec
-from onnxopt.verify import Case, cases_of, prove
+from onnxopt.verify import prove
 from tests.support.rules import parse
 
 VOCABULARY = 40

@@ -5,13 +5,14 @@ from __future__ import annotations
 from onnxopt import pipeline
 from onnxopt.driver import Driver
 from onnxopt.model import Loaded
+from onnxopt.observations import observations_of
 from onnxopt.registry import get
 from onnxopt.spec import Target
 
 
 def fuse(loaded: Loaded, target: Target | None = None) -> None:
     """Canonicalize and fuse `loaded.model` in place."""
-    observations = pipeline.observations_of(loaded)
+    observations = observations_of(loaded)
     pipeline.prepare(loaded.model)
     driver = Driver(loaded.model, observations, signature=loaded.signature, prove=False)
     stages = pipeline.passes_of(target or Target("cpu"))

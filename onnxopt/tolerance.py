@@ -1,0 +1,93 @@
+"""Find out how far a model's own answer moves, so that a rewrite is held to no less than the model holds itself to.
+
+A grid of 8 bits turns a rounding error into a step of the grid, and 16 bits round each result. What moves the original
+by as much, ONNX Runtime's own optimizations or rounding errors in its inputs, is no fault of a rewrite. Nothing is
+widened where the original stands still, and never beyond a cap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxopt.errors import OnnxoptError
+from onnxopt.graph import worst_error
+from onnxopt.imports import OrtReference
+from onnxopt.model import Feeds, Loaded
+from onnxopt.rows import rows_that_matter
+
+FACTOR = 2.0  # a rewrite moves the answer no further than twice as far as what moved it otherwise
+WIDEST = 1e-2  # of the largest value of an output; beyond, an answer is another one
+ROUNDING = 2.0**-22  # two units in the last place of float32, as regions are shaken
+HALF_ERRORS: Mapping[str, float] = {"FLOAT16": 4 * 2.0**-10, "BFLOAT16": 4 * 2.0**-7}  # four roundings of a result
+_COMPUTES = frozenset({"MatMul", "Gemm", "Conv", "Add", "Mul", "Softmax", "LayerNormalization", "Attention"})
+
+
+@dataclass(frozen=True)
+class Moved:
+    """How far an output of the original moved at one case.
+
+    Attributes:
+        absolute: max|moved - original|.
+        why: what moved it.
+    """
+
+    absolute: float
+    why: str
+
+
+def moved_by_itself(loaded: Loaded, feeds: Feeds, expected: Feeds) -> dict[str, Moved]:
+    """Return how far each output moves when nothing but rounding changes.
+
+    Args:
+        loaded: its reference is run otherwise: with the runtime's own optimizations where it is a file, and on inputs
+            whose floats are moved by two roundings.
+        feeds: the inputs.
+        expected: what the reference gave.
+    """
+    ways: dict[str, Feeds] = {}
+    reference = loaded.reference
+    shaken = _shaken(feeds)
+    try:
+        if isinstance(reference, OrtReference):
+            ways["ONNX Runtime's own optimizations"] = reference.run(feeds, optimized=True)
+        if shaken is not None:
+            ways["rounding errors in its inputs"] = reference.run(shaken)
+    except OnnxoptError:  # what does not run so moves nothing
+        pass
+    found: dict[str, Moved] = {}
+    for why, outputs in ways.items():
+        for name, array in outputs.items():
+            rows = rows_that_matter(loaded.signature, feeds, name, expected[name])
+            absolute = worst_error(array, expected[name], rows)[1]
+            if np.isfinite(absolute) and absolute > found.get(name, Moved(0.0, "")).absolute:
+                found[name] = Moved(absolute, why)
+    return found
+
+
+def _shaken(feeds: Feeds) -> Feeds | None:
+    """Return the inputs with every float moved by up to two roundings, None without floats."""
+    if not any(array.dtype.kind == "f" for array in feeds.values()):
+        return None
+    generator = np.random.default_rng(0)
+    return {
+        name: (array * (1 + generator.uniform(-1, 1, array.shape) * ROUNDING)).astype(array.dtype)
+        if array.dtype.kind == "f"
+        else array
+        for name, array in feeds.items()
+    }
+
+
+def precision_error(model: ir.Model) -> float:
+    """Return the error that 16 bits themselves make in a graph that computes in them; 0 for every other graph."""
+    kinds = {
+        value.dtype.name
+        for node in model.graph
+        if node.op_type in _COMPUTES
+        for value in node.outputs
+        if value.dtype is not None
+    }
+    return max((error for kind, error in HALF_ERRORS.items() if kind in kinds), default=0.0)

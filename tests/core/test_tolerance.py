@@ -1,0 +1,100 @@
+"""A rewrite is held to no less than the model holds itself to, and nothing is widened without a reason or a cap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnxopt.cases import cases_of
+from onnxopt.errors import ProofError
+from onnxopt.model import Feeds, Loaded
+from onnxopt.pipeline import prepare
+from onnxopt.spec import Budget
+from onnxopt.tolerance import FACTOR, WIDEST, moved_by_itself, precision_error
+from onnxopt.verify import prove
+from tests.support.axes import load
+
+PLAIN = """g (float[b,16] x) => (float[b,16] y) { y = Softmax(x) }"""
+HALF = """g (float[b,16] x) => (float[b,16] y) { h = Cast<to = 10>(x) m = MatMul(h, w) y = Cast<to = 1>(m) }"""
+SHAKEN = """g (float[b,16] x) => (float[b,1] y) <float huge = {4000.0}> {
+  big = Mul(x, huge) axis = Constant<value_ints = [1]>() total = ReduceSum(big, axis) y = Sin(total) }"""
+
+
+def shifted(loaded: Loaded, share: float, name: str = "y") -> Callable[[Feeds], Feeds]:
+    """Return a candidate whose first element is off by a share of the largest value."""
+
+    def run(feeds: Feeds) -> Feeds:
+        found = {one: np.array(array) for one, array in loaded.reference.run(feeds).items()}
+        found[name].flat[0] += share * np.abs(found[name]).max()
+        return found
+
+    return run
+
+
+def moved(loaded: Loaded, seed: int = 100) -> float:
+    feeds = loaded.feeder.make({}, seed=seed)
+    expected = loaded.reference.run(feeds)
+    found = moved_by_itself(loaded, feeds, expected)
+    return found["y"].absolute / float(np.abs(expected["y"]).max()) if "y" in found else 0.0
+
+
+def test_a_model_that_stands_still_is_held_to_the_budget(tmp_path: Path) -> None:
+    loaded = load(tmp_path, PLAIN)
+    assert moved(loaded) < 1e-6
+    with pytest.raises(ProofError, match=r"budget is 0\.0001"):
+        prove(shifted(loaded, 3e-4), loaded, Budget(), cases_of(loaded))
+
+
+def test_a_model_that_moves_by_itself_is_held_to_its_own_movement(tmp_path: Path) -> None:
+    loaded = load(tmp_path, SHAKEN)
+    own = moved(loaded)
+    assert 1e-4 < own < WIDEST / FACTOR
+    notes: list[str] = []
+    case = [({"b": 8} if "b" in loaded.signature.axes else {"batch": 8}, "none")]
+    prove(shifted(loaded, own), loaded, Budget(1e-6), case, notes=notes)
+    assert len(notes) == 1
+    assert "rounding errors in its inputs move the original" in notes[0]
+    with pytest.raises(ProofError, match="differs"):
+        prove(shifted(loaded, 3 * own), loaded, Budget(1e-6), case)
+
+
+def test_nothing_is_widened_beyond_the_cap(tmp_path: Path) -> None:
+    loaded = load(tmp_path, SHAKEN.replace("4000.0", "4000000.0"))
+    assert moved(loaded) > WIDEST
+    with pytest.raises(ProofError, match=r"the budget is 0\.01"):
+        prove(shifted(loaded, 2 * WIDEST), loaded, Budget(), cases_of(loaded))
+
+
+def test_what_the_runtime_itself_changes_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load(tmp_path, PLAIN)
+    plain = loaded.reference.run
+
+    def run(feeds: Feeds, *, optimized: bool = False) -> Feeds:
+        found = plain(feeds)
+        return {"y": found["y"] + np.float32(1e-3) * found["y"].max() * np.float32(optimized)}
+
+    monkeypatch.setattr(loaded.reference, "run", run)
+    notes: list[str] = []
+    prove(shifted(loaded, 1.5e-3), loaded, Budget(), cases_of(loaded), notes=notes)
+    assert "ONNX Runtime's own optimizations move the original" in notes[0]
+
+
+def test_a_graph_in_16_bits_is_judged_in_them(tmp_path: Path) -> None:
+    loaded = load(tmp_path, HALF, w=np.eye(16, dtype=np.float16))
+    prepare(loaded.model)
+    assert precision_error(loaded.model) == 4 * 2.0**-10
+    notes: list[str] = []
+    prove(shifted(loaded, 2e-3), loaded, Budget(), cases_of(loaded), notes=notes)
+    assert "computes in 16 bits" in notes[0]
+    with pytest.raises(ProofError, match=r"budget is 0\.00391"):
+        prove(shifted(loaded, 8e-3), loaded, Budget(), cases_of(loaded))
+
+
+def test_weights_that_are_only_stored_in_16_bits_change_nothing(tmp_path: Path) -> None:
+    text = """g (float[b,16] x) => (float[b,16] y) { wide = Cast<to = 1>(w) y = MatMul(x, wide) }"""
+    loaded = load(tmp_path, text, w=np.eye(16, dtype=np.float16))
+    prepare(loaded.model)
+    assert precision_error(loaded.model) == 0.0
