@@ -84,8 +84,9 @@ def _computed(step: Step) -> Sequence[Fact]:
     *("Softmax", "LogSoftmax", "Hardmax", "LpNormalization", "MeanVarianceNormalization", "LRN", "CumSum", "CumProd"),
     *("Trilu", "ReverseSequence", "EyeLike", "PRelu", "InstanceNormalization", "GroupNormalization"),
     *("QuantizeLinear", "DequantizeLinear", "ScatterElements", "ScatterND", "Scatter", "RotaryEmbedding"),
-    *("RMSNormalization", "Scaler", "Binarizer", "Normalizer", "TensorScatter", "BitCast"),
+    *("RMSNormalization", "TensorScatter", "BitCast"),
 )
+@rule("Scaler", "Binarizer", "Normalizer", "Imputer", domain="ai.onnx.ml")
 def _same(step: Step) -> Sequence[Fact]:
     return [Fact(step.dims(0))]
 

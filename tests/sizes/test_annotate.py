@@ -56,3 +56,10 @@ def test_the_text_of_an_input_is_derived() -> None:
     annotate(model, Derivation(), everything=True)
     assert dims(model.graph.node(0).outputs[0]) == (2,)
     assert str(model.graph.node(0).outputs[0].dtype) == "STRING"
+
+
+def test_what_scales_features_keeps_their_dimensions() -> None:
+    model = parse("g (float[batch,4] x) => (y) { h = ai.onnx.ml.Scaler<offset=[0.5], scale=[2.0]>(x) y = Neg(h) }")
+    model.opset_imports["ai.onnx.ml"] = 3
+    annotate(model, Derivation(), everything=True)
+    assert dims(model.graph.node(0).outputs[0]) == ("batch", 4)
