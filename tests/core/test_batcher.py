@@ -19,6 +19,7 @@ from onnxopt.batcher import BusyError, ClosedError
 from onnxopt.crossing import crossings_of
 from onnxopt.errors import InputError
 from onnxopt.model import Array, Feeds
+from onnxopt.pipeline import prepare
 from onnxopt.runtime import Batcher, Buckets, Session
 from tests.support.pool import feeds, session
 from tests.support.rules import parse
@@ -281,6 +282,7 @@ g (int64[batch,sequence] input_ids, int64[batch,sequence] attention_mask) => (fl
 def test_requests_on_two_sides_of_a_crossing_do_not_run_together(limit: int, tmp_path: Path) -> None:
     weights = {"limit": np.array([limit]), "slow": np.array([0.5], np.float32), "fast": np.array([2.0], np.float32)}
     model = parse(TABLED, weights)
+    prepare(model)
     found = crossings_of(model, longest=512)
     assert found.at == (limit,)
     model.metadata_props.update(found.to_metadata())
