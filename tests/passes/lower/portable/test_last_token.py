@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from onnxopt.cache import complete
+from onnxopt.errors import ProofError
 from onnxopt.model import Feeds
 from onnxopt.probe import GraphRunner
 from tests.support.cached import CAUSAL, VOCABULARY, WINDOW, Decoder, Lowered, lower
@@ -73,6 +74,18 @@ def check_alone(decoder: Decoder, found: Lowered, feeds: Feeds) -> None:
         alone = {name: array[row : row + 1] for name, array in feeds.items()}
         alone = {name: array[:, mask] if array.ndim == 2 else array for name, array in alone.items()}
         assert np.abs(original.run(alone)[0]["logits"] - together[row : row + 1]).max() < 2e-5
+
+
+def test_an_export_that_answers_for_padding_is_not_proved() -> None:
+    """A file that someone else made may keep to the last column; ours answers for the last real token."""
+    found = lower(Decoder().model())
+    found.prove()
+    found.loaded.origin = {"exporter": "dynamo"}
+    with pytest.raises(ProofError, match=r"output logits differs .* right padding"):
+        found.prove()
+    mended = lower(Decoder().model(), "lower-last-token")
+    mended.loaded.origin = {"exporter": "dynamo"}
+    mended.prove()
 
 
 def test_a_packed_cache_needs_none_of_it() -> None:
