@@ -33,7 +33,7 @@ from onnxopt.usercache import cache_root, content_of, staged
 Exporter = Literal["auto", "dynamo", "torchscript"]
 Progress = Callable[[str], None]
 
-_FORMAT = 4
+_FORMAT = 5
 _RECORD = "export.json"
 _MODEL = "model.onnx"
 _ASSETS = "assets"
