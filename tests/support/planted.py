@@ -150,7 +150,7 @@ def stays(case: Case, kind: str) -> bool:
     used = {name: array for name, array in weights.items() if name in text.replace("Identity", "")}
     model = parse(text, used)
     observations = observe(model, _feeds(case))
-    prepare(model, observations)
+    prepare(model)
     return bool(Driver(model, observations).apply(Planted(kind, inside=case.inside)).applied)
 
 

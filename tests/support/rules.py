@@ -68,8 +68,12 @@ class Outcome:
     def worst_error_at(self, batch: int, sequence: int, **given: Array) -> float:
         """The same at sizes that no proof has seen; the result must also be a valid model."""
         onnx.checker.check_model(ir.to_proto(self.model))
-        feeds = {**_feeds(self.original, _sizes(0, batch, sequence), seed=batch * sequence), **given}
+        feeds = self.feeds_at(batch, sequence, **given)
         return _worst(GraphRunner(self.original).run(feeds)[0], GraphRunner(self.model).run(feeds)[0])
+
+    def feeds_at(self, batch: int, sequence: int, **given: Array) -> Feeds:
+        """Inputs of some size; those that are given, and others made up."""
+        return {**_feeds(self.original, _sizes(0, batch, sequence), seed=batch * sequence), **given}
 
     def constant(self, op_type: str, index: int) -> Array:
         """The array of an input of the only operator of a type."""
