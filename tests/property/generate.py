@@ -163,5 +163,4 @@ def _outputs(g: Sketch) -> list[Value]:
         name = g.rng.choice(list(g.initializers))
         array = g.initializers[name]
         chosen.append(Value(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape))
-    # what two outputs share is a node of its own
     return chosen

@@ -113,9 +113,11 @@ def pad(g: Sketch) -> None:
     if value is None:
         return
     axis, before, after = g.rng.randrange(value.rank), g.rng.randint(0, 3), g.rng.randint(-2, 5)
-    mode = g.rng.choice(("constant", "constant", "edge"))
+    mode = g.rng.choice(("constant", "constant", "edge", "reflect"))
     if mode != "constant":
         after = abs(after)
+    if mode == "reflect":  # no more than there is to look back on: the graph has a least size
+        before = g.number(1, 40)
     pads = [0] * (2 * value.rank)
     pads[axis], pads[axis + value.rank] = before, after
     dims = tuple(g.fresh() if i == axis else dim for i, dim in enumerate(value.dims))
