@@ -1,7 +1,9 @@
 """Golden cases: inputs with the outputs that every program serving an artifact must get from them.
 
 A folder of cases holds `golden.json` with names, dtypes, shapes and limits, one .npz per case for Python, without
-pickles, and one .bin per tensor for everyone else: raw elements, row-major, little-endian.
+pickles, and one .bin per tensor for everyone else: raw elements, row-major, little-endian. Strings lie in a .json
+instead, a list in row-major order. A sequence has one entry per tensor, with its `place` in it and their number; an
+empty one has one entry without a file, and so has an optional that holds nothing, whose number is null.
 """
 
 from __future__ import annotations

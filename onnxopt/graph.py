@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.model import Array
+from onnxopt.exchange import PLAIN
+from onnxopt.model import Array, Value
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 CONTRIB = "com.microsoft"
@@ -378,7 +379,7 @@ class _Copier:
             if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= SMALL_CONSTANT_BYTES:
                 tensor = ir.tensor(tensor.numpy())  # the cut-out model has no folder to find it in
             copied = constant_value(tensor, f"const_{len(self.constants)}")
-            if self._feed_constants and tensor.nbytes > SMALL_CONSTANT_BYTES and tensor.dtype not in _NOT_FEEDABLE:
+            if self._feed_constants and tensor.nbytes > SMALL_CONSTANT_BYTES and tensor.dtype in PLAIN:
                 copied.const_value = None
                 self.feeds[copied.name or ""] = tensor.numpy()
             self.constants[value] = copied
@@ -404,9 +405,6 @@ class _Copier:
         self.nodes.append(copied)
 
 
-_NOT_FEEDABLE = (ir.DataType.BFLOAT16, ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.STRING)
-
-
 def tensor_shape(tensor: ir.TensorProtocol) -> ir.Shape:
     """Return the shape of a tensor as a new object."""
     return ir.Shape([int(dim) for dim in tensor.shape])  # type: ignore[arg-type]  # a tensor has no symbolic dimension
@@ -420,17 +418,21 @@ def constant_value(tensor: ir.TensorProtocol, name: str) -> ir.Value:
     return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor_shape(tensor), const_value=tensor)
 
 
-def worst_error(candidate: Array, reference: Array, rows: Array | None = None) -> tuple[float, float]:
-    """Return (relative, absolute) worst error of a candidate tensor.
+def worst_error(candidate: Value, reference: Value, rows: Array | None = None) -> tuple[float, float]:
+    """Return (relative, absolute) worst error of a candidate.
 
     Relative is max|candidate - reference| / max|reference|; a difference of shape, dtype kind or of where NaN lies is
-    inf.
+    inf, and so is one of how many tensors a sequence has or of whether an optional is there.
 
     Args:
-        candidate: any shape.
-        reference: the same shape.
+        candidate: a tensor of any shape, a sequence of them, or None.
+        reference: the same.
         rows: bool [leading dimensions], the rows that matter; None for all.
     """
+    if not isinstance(reference, np.ndarray):
+        return _worst_of_parts(candidate, reference)
+    if not isinstance(candidate, np.ndarray):
+        return math.inf, math.inf
     if candidate.shape != reference.shape or candidate.dtype.kind != reference.dtype.kind:
         return math.inf, math.inf
     if rows is not None:
@@ -439,6 +441,13 @@ def worst_error(candidate: Array, reference: Array, rows: Array | None = None) -
         return 0.0, 0.0
     absolute, scale = difference(candidate, reference)
     return (absolute / scale if scale > 0 else (0.0 if absolute == 0 else math.inf)), absolute
+
+
+def _worst_of_parts(candidate: Value, reference: Value) -> tuple[float, float]:
+    if reference is None or not isinstance(candidate, list) or len(candidate) != len(reference):
+        return (0.0, 0.0) if candidate is reference else (math.inf, math.inf)
+    errors = [worst_error(one, other) for one, other in zip(candidate, reference, strict=True)]
+    return max((e[0] for e in errors), default=0.0), max((e[1] for e in errors), default=0.0)
 
 
 def difference(candidate: Array, reference: Array) -> tuple[float, float]:

@@ -13,16 +13,19 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.errors import InputError
-from onnxopt.model import Array, Feeds
-from onnxopt.spec import Padding, TensorSpec
+from onnxopt.exchange import is_float
+from onnxopt.model import Array, Feeds, Value
+from onnxopt.spec import CONTAINERS, Padding, TensorSpec
 
-Kind = Literal["ids", "mask", "ones", "positions", "float", "integer", "text"]
+Kind = Literal["ids", "mask", "ones", "positions", "float", "integer", "text", "default"]
 Role = Literal["batch", "sequence", "past", "total", "other"]
 
 DEFAULT_SIZES: dict[Role, int] = {"batch": 2, "sequence": 8, "past": 4, "total": 8, "other": 8}
 MAX_FED_ELEMENTS = 1 << 28  # of all inputs together: 1 GiB of float32
 _ORDINARY_IDS = 10  # vocabularies keep their special tokens first; made-up text starts behind them
 _HOLE_SHARE = 0.3
+SEQUENCE_LENGTH = 2  # tensors in a made-up sequence, one more in every second
+NEAR = 0.1  # how far, in deviations, a made-up value lies from the one that a file holds for an input
 _BATCH = re.compile(r"batch|^(n|b|bs)$")
 _SEQUENCE = re.compile(r"seq|tok|^(s|l|t|len|length)$")
 _PAST = re.compile(r"past|cache")
@@ -41,11 +44,13 @@ class InputPlan:
         spec: its name, type and axes.
         kind: what its numbers mean.
         rows: ids stay below this; 0 when no table limits them.
+        default: what the file holds for an input that may be left out.
     """
 
     spec: TensorSpec
     kind: Kind
     rows: int = 0
+    default: ir.TensorProtocol | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,7 @@ class GraphFeeder:
             elif plan.kind == "positions":
                 feeds[name] = self._positions(shapes[name], plane, chosen).astype(plan.spec.dtype)
             else:
-                feeds[name] = _fill(plan, shapes[name], np.random.default_rng([seed, zlib.crc32(name.encode())]))
+                feeds[name] = _fill_form(plan, shapes[name], seed)
         return feeds
 
     def _chances(self, seed: int) -> dict[str, Any]:
@@ -205,9 +210,13 @@ def plan_input(value: ir.Value, spec: TensorSpec, functions: Mapping[Any, ir.Fun
     """
     name = spec.name.lower()
     dtype = np.dtype(spec.dtype)
+    if spec.form == "default":
+        return InputPlan(spec, "default", default=value.const_value)
     if dtype == np.dtype(object):
         return InputPlan(spec, "text")
-    is_number = np.issubdtype(dtype, np.floating)
+    is_number = is_float(dtype)
+    if spec.form in CONTAINERS:
+        return InputPlan(spec, "float" if is_number else "integer")
     if "mask" in name and len(spec.axes) >= 2:
         return InputPlan(spec, "mask" if not is_number or "att" in name else "ones")
     if is_number:
@@ -293,6 +302,23 @@ def _constant(value: ir.Value | None) -> Array | None:
         return None
     tensor = value.const_value if value.const_value is not None else ir.convenience.get_const_tensor(value)
     return tensor.numpy() if tensor is not None and tensor.size <= 1024 else None
+
+
+def _fill_form(plan: InputPlan, shape: tuple[int, ...], seed: int) -> Value:
+    """Return a value of an input's form; of a sequence some tensors, of an optional one that is there."""
+    rng = np.random.default_rng([seed, zlib.crc32(plan.spec.name.encode())])
+    if plan.default is not None:
+        return _near(plan.default.numpy(), seed, rng)
+    if plan.spec.form in ("sequence", "optional sequence"):
+        return [_fill(plan, shape, rng) for _ in range(SEQUENCE_LENGTH + seed % 2)]
+    return _fill(plan, shape, rng)
+
+
+def _near(array: Array, seed: int, rng: np.random.Generator) -> Array:
+    """Return the value that a file holds for an input; at most seeds one that is near it, where it counts nothing."""
+    if seed == 0 or not is_float(array.dtype):
+        return array
+    return np.asarray(array + NEAR * rng.standard_normal(array.shape)).astype(array.dtype)
 
 
 def _fill(plan: InputPlan, shape: tuple[int, ...], rng: np.random.Generator) -> Array:

@@ -7,13 +7,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxopt.spec import AxisRange, Padding, Signature
 
 Array = npt.NDArray[Any]
+Value = Any  # an Array; of a sequence a list of them; None for an optional that is empty
 Feeds = dict[str, Array]
+
+
+def shape_text(value: Value) -> str:
+    """Return the shape of a value for a person: `[2, 3]`, `a sequence of 4`, `nothing`."""
+    if value is None:
+        return "nothing"
+    return f"a sequence of {len(value)}" if isinstance(value, list) else str(list(np.shape(value)))
 
 
 class Reference(Protocol):

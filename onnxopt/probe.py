@@ -16,10 +16,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from onnxopt.exchange import PLAIN, Exchange, type_of
 from onnxopt.graph import (
     CONTRIB,
     SMALL_CONSTANT_BYTES,
@@ -45,33 +45,25 @@ MILES = 8
 LEAST_PAGED_BYTES = 2**26  # less is not worth a thread
 PAGING_SECONDS = 0.03
 
-_FEEDABLE = frozenset(
-    getattr(ir.DataType, name)
-    for name in (
-        *("FLOAT", "FLOAT16", "DOUBLE", "BOOL", "INT8", "INT16", "INT32", "INT64"),
-        *("UINT8", "UINT16", "UINT32", "UINT64"),
-    )
-)
-_BFLOAT16 = "tensor(bfloat16)"
-
 
 class ProbeError(Exception):
     """A graph could not be run; carries ONNX Runtime's line."""
 
 
 class _Program:
-    """An open session; bfloat16, which the runtime does not exchange with NumPy, goes in and out as float32."""
+    """An open session; types that the runtime does not exchange with NumPy are carried in others."""
 
     def __init__(self, proto: Any) -> None:
         """Open a session on an `onnx.ModelProto`, which may be changed."""
         self._session = _open(proto)
-        self._narrow = {item.name for item in self._session.get_inputs() if item.type == _BFLOAT16}
-        self._widened = {item.name for item in self._session.get_outputs() if item.type == _BFLOAT16}
         self.types = {item.name: str(item.type) for item in self._session.get_outputs()}
-        if self._narrow or self._widened:
-            _exchange_as_float(proto, self._narrow, self._widened)
+        self._exchange = Exchange.of(self._session)
+        if self._exchange.needed:
+            self._exchange.build(proto)
+            _import_standard(proto)
             self._session = _open(proto)
-        self._inputs = {item.name for item in self._session.get_inputs()}
+        given = (*self._session.get_inputs(), *self._session.get_overridable_initializers())
+        self._inputs = {item.name for item in given}
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Any]) -> list[Array]:
         """Return the named outputs; feeds of inputs that the session does not have are passed over."""
@@ -79,23 +71,12 @@ class _Program:
 
         options = ort.RunOptions()
         options.log_severity_level = 4
-        given = {_wide(name) if name in self._narrow else name: array for name, array in feeds.items()}
-        given = {name: array for name, array in given.items() if name in self._inputs}
-        for name in self._narrow & set(feeds):
-            given[_wide(name)] = feeds[name].astype(np.float32)
-        names = [_wide(name) if name in self._widened else name for name in outputs]
+        given = {name: value for name, value in self._exchange.give(feeds).items() if name in self._inputs}
         try:
-            found = list(self._session.run(names, given, options))
+            found = list(self._session.run(self._exchange.names(outputs), given, options))
         except runtime_errors() as error:
             raise ProbeError(runtime_line(error)) from error
-        return [
-            array.astype(ml_dtypes.bfloat16) if name in self._widened else array
-            for name, array in zip(outputs, found, strict=True)
-        ]
-
-
-def _wide(name: str) -> str:
-    return f"{name}::float32"
+        return self._exchange.take(outputs, found)
 
 
 def _open(proto: Any) -> Any:
@@ -114,29 +95,6 @@ def _open(proto: Any) -> Any:
         return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except runtime_errors() as error:
         raise ProbeError(runtime_line(error)) from error
-
-
-def _exchange_as_float(proto: Any, inputs: set[str], outputs: set[str]) -> None:
-    """Put a Cast behind each named input and each named output."""
-    import onnx
-
-    first = []
-    for value in proto.graph.input:
-        if value.name in inputs:
-            first.append(onnx.helper.make_node("Cast", [_wide(value.name)], [value.name], to=onnx.TensorProto.BFLOAT16))
-            value.name = _wide(value.name)
-            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-    rest = list(proto.graph.node)
-    del proto.graph.node[:]
-    proto.graph.node.extend([*first, *rest])
-    for value in proto.graph.output:
-        if value.name in outputs:
-            proto.graph.node.append(
-                onnx.helper.make_node("Cast", [value.name], [_wide(value.name)], to=onnx.TensorProto.FLOAT)
-            )
-            value.name = _wide(value.name)
-            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-    _import_standard(proto)
 
 
 def _compute_in_float(proto: Any) -> None:
@@ -314,15 +272,8 @@ def dtypes_of(model: ir.Model, values: Sequence[ir.Value]) -> dict[ir.Value, ir.
         found = _Program(cut.proto).types
     for value in values:
         is_tensor = isinstance(value.type, ir.TensorType)
-        types[value] = value.dtype if is_tensor else _ORT_TYPES.get(found.get(value.name or "", ""))
+        types[value] = value.dtype if is_tensor else type_of(found.get(value.name or "", ""))
     return {value: dtype for value, dtype in types.items() if dtype is not None}
-
-
-_ORT_TYPES = {
-    f"tensor({name})": dtype
-    for dtype in ir.DataType
-    for name in (dtype.name.lower(), {"FLOAT8E4M3FN": "float8e4m3fn"}.get(dtype.name, dtype.name.lower()))
-}
 
 
 class _Cut:
@@ -391,7 +342,7 @@ class _Cut:
             if tensor is None or (value not in needed and not value.is_graph_input()):
                 continue
             small = tensor.nbytes <= SMALL_CONSTANT_BYTES or value.is_graph_output()
-            if small or tensor.dtype not in _FEEDABLE:
+            if small or tensor.dtype not in PLAIN:
                 inside = ir.tensor(tensor.numpy(), name=name) if isinstance(tensor, ir.ExternalTensor) else tensor
                 ir.serde.serialize_tensor_into(graph.initializer.add(), inside)
                 graph.initializer[-1].name = name
@@ -437,7 +388,7 @@ def _milestones(model: ir.Model, nodes: set[ir.Node]) -> list[ir.Value]:
 
 def feedable(value: ir.Value) -> bool:
     """Tell whether a value is a tensor of a type that NumPy and the runtime exchange."""
-    return bool(value.name) and isinstance(value.type, ir.TensorType) and value.type.dtype in _FEEDABLE
+    return bool(value.name) and isinstance(value.type, ir.TensorType) and value.type.dtype in PLAIN
 
 
 def _fed(value: ir.Value) -> Any:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         name: str
 
 
-MIN_OPSET, MAX_OPSET = 9, 25
+MIN_OPSET, MAX_OPSET = 7, 28
 MAX_FILE_BYTES = (1 << 31) - 1  # protobuf's own limit for one message
 MAX_ELEMENTS = 1 << 36  # of one tensor: 256 GiB of float32, more than any weight in use
 MAX_MADE = 1 << 32  # elements that one node may make from a shape written in the file: 16 GiB of float32
