@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.exchange import PLAIN
+from onnxopt.exchange import PLAIN, is_float
 from onnxopt.model import Array, Value
 
 STANDARD_DOMAINS = ("", "ai.onnx")
@@ -429,10 +429,9 @@ def worst_error(candidate: Value, reference: Value, rows: Array | None = None) -
         reference: the same.
         rows: bool [leading dimensions], the rows that matter; None for all.
     """
-    if not isinstance(reference, np.ndarray):
-        return _worst_of_parts(candidate, reference)
-    if not isinstance(candidate, np.ndarray):
-        return math.inf, math.inf
+    if not isinstance(reference, np.ndarray) or not isinstance(candidate, np.ndarray):
+        absolute, scale = _difference_of_parts(candidate, reference)
+        return (absolute / scale if scale > 0 else absolute and math.inf), absolute
     if candidate.shape != reference.shape or candidate.dtype.kind != reference.dtype.kind:
         return math.inf, math.inf
     if rows is not None:
@@ -443,23 +442,18 @@ def worst_error(candidate: Value, reference: Value, rows: Array | None = None) -
     return (absolute / scale if scale > 0 else (0.0 if absolute == 0 else math.inf)), absolute
 
 
-def _worst_of_parts(candidate: Value, reference: Value) -> tuple[float, float]:
-    if reference is None or not isinstance(candidate, list) or len(candidate) != len(reference):
-        return (0.0, 0.0) if candidate is reference else (math.inf, math.inf)
-    errors = [worst_error(one, other) for one, other in zip(candidate, reference, strict=True)]
-    return max((e[0] for e in errors), default=0.0), max((e[1] for e in errors), default=0.0)
-
-
-def difference(candidate: Array, reference: Array) -> tuple[float, float]:
+def difference(candidate: Value, reference: Value) -> tuple[float, float]:
     """Return (worst absolute error, largest magnitude of the reference), both over what is finite.
 
-    A difference of shape, dtype kind or of where NaN and infinities lie is inf, and so is any between numbers that are
-    no floats, but for integers of 8 bits, which are codes of a grid. Arrays are read in pieces, since each step in
-    float64 needs twice their memory.
+    Of sequences and optionals, both are the largest over what they hold. A difference of shape, dtype kind or of where
+    NaN and infinities lie is inf, and so is any between numbers that are no floats, but for integers of 8 bits, which
+    are codes of a grid. Arrays are read in pieces, since each step in float64 needs twice their memory.
     """
+    if not isinstance(reference, np.ndarray) or not isinstance(candidate, np.ndarray):
+        return _difference_of_parts(candidate, reference)
     if candidate.shape != reference.shape or candidate.dtype.kind != reference.dtype.kind:
         return math.inf, 0.0
-    if reference.dtype.kind not in "fc" and reference.dtype.name not in ("bfloat16", *CODES):
+    if reference.dtype.kind != "c" and reference.dtype.name not in CODES and not is_float(reference.dtype):
         return (0.0 if np.array_equal(candidate, reference) else math.inf), 0.0
     absolute, scale = 0.0, 0.0
     flat_c, flat_r = candidate.reshape(-1), reference.reshape(-1)
@@ -468,6 +462,13 @@ def difference(candidate: Array, reference: Array) -> tuple[float, float]:
         moved, size = _difference(flat_c[part].astype(np.float64), flat_r[part].astype(np.float64))
         absolute, scale = max(absolute, moved), max(scale, size)
     return absolute, scale
+
+
+def _difference_of_parts(candidate: Value, reference: Value) -> tuple[float, float]:
+    if not isinstance(candidate, list) or not isinstance(reference, list) or len(candidate) != len(reference):
+        return (0.0 if candidate is reference else math.inf), 0.0
+    found = [difference(one, other) for one, other in zip(candidate, reference, strict=True)]
+    return max((each[0] for each in found), default=0.0), max((each[1] for each in found), default=0.0)
 
 
 def sqnr_db(candidate: Array, reference: Array) -> float:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnxopt.errors import InputError
 from onnxopt.exchange import is_float
 from onnxopt.model import Array, Feeds, Value
+from onnxopt.operands import Operand, operand_of, steering
 from onnxopt.spec import CONTAINERS, Padding, TensorSpec
 
 Kind = Literal["ids", "mask", "ones", "positions", "float", "integer", "text", "default"]
@@ -25,6 +26,7 @@ MAX_FED_ELEMENTS = 1 << 28  # of all inputs together: 1 GiB of float32
 _ORDINARY_IDS = 10  # vocabularies keep their special tokens first; made-up text starts behind them
 _HOLE_SHARE = 0.3
 SEQUENCE_LENGTH = 2  # tensors in a made-up sequence, one more in every second
+UNKNOWN_SHAPE = (3,)  # of tensors in a sequence of which the file says nothing
 NEAR = 0.1  # how far, in deviations, a made-up value lies from the one that a file holds for an input
 _BATCH = re.compile(r"batch|^(n|b|bs)$")
 _SEQUENCE = re.compile(r"seq|tok|^(s|l|t|len|length)$")
@@ -45,12 +47,14 @@ class InputPlan:
         kind: what its numbers mean.
         rows: ids stay below this; 0 when no table limits them.
         default: what the file holds for an input that may be left out.
+        operand: what the input is to the operator that it steers.
     """
 
     spec: TensorSpec
     kind: Kind
     rows: int = 0
     default: ir.TensorProtocol | None = field(default=None, compare=False)
+    operand: Operand | None = None
 
 
 @dataclass(frozen=True)
@@ -140,12 +144,14 @@ class GraphFeeder:
             name = plan.spec.name
             if name in example and (plan.kind not in ("mask", "positions") or padding == "none"):
                 feeds[name] = repeated(example[name], shapes[name])
-            elif name in chances:
-                feeds[name] = np.full(shapes[name], chances[name], dtype=plan.spec.dtype)
             elif plan.kind == "mask":
                 feeds[name] = masks[name].astype(plan.spec.dtype)
             elif plan.kind == "positions":
                 feeds[name] = self._positions(shapes[name], plane, chosen).astype(plan.spec.dtype)
+            elif plan.operand is not None:
+                feeds[name] = steering(plan.operand, shapes[name], shapes, chosen, seed).astype(plan.spec.dtype)
+            elif name in chances:
+                feeds[name] = np.full(shapes[name], chances[name], dtype=plan.spec.dtype)
             else:
                 feeds[name] = _fill_form(plan, shapes[name], seed)
         return feeds
@@ -215,6 +221,9 @@ def plan_input(value: ir.Value, spec: TensorSpec, functions: Mapping[Any, ir.Fun
     if dtype == np.dtype(object):
         return InputPlan(spec, "text")
     is_number = is_float(dtype)
+    operand = operand_of(value)
+    if operand is not None and not spec.form:
+        return InputPlan(spec, "float" if is_number else "integer", operand=operand)
     if spec.form in CONTAINERS:
         return InputPlan(spec, "float" if is_number else "integer")
     if "mask" in name and len(spec.axes) >= 2:
@@ -309,6 +318,8 @@ def _fill_form(plan: InputPlan, shape: tuple[int, ...], seed: int) -> Value:
     rng = np.random.default_rng([seed, zlib.crc32(plan.spec.name.encode())])
     if plan.default is not None:
         return _near(plan.default.numpy(), seed, rng)
+    if plan.spec.form in CONTAINERS and not shape:
+        shape = UNKNOWN_SHAPE
     if plan.spec.form in ("sequence", "optional sequence"):
         return [_fill(plan, shape, rng) for _ in range(SEQUENCE_LENGTH + seed % 2)]
     return _fill(plan, shape, rng)

@@ -302,7 +302,7 @@ def _spec(value: ir.Value, kind: str, where: str) -> TensorSpec:
     if dtype not in _EXCHANGED or (form and dtype in CARRIERS):
         what = f"{shown} has the type {dtype.name}, which ONNX Runtime cannot exchange with NumPy"
         raise InputError(what, where=where, hint="export it with float32 or float16 inputs and outputs")
-    if kind == "input" and value.shape is None:
+    if kind == "input" and value.shape is None and not form:
         raise InputError(f"{shown} has no declared rank", where=where, hint="export it with the rank of each input")
     if kind == "input" and value.is_initializer():
         form = "default"

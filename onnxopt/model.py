@@ -18,6 +18,23 @@ Value = Any  # an Array; of a sequence a list of them; None for an optional that
 Feeds = dict[str, Array]
 
 
+def tensors_of(values: Mapping[str, Value]) -> Feeds:
+    """Return values as tensors alone: those of a sequence as `name[0]`, `name[1]` and so on.
+
+    How many there are is a tensor too, `name[]`; it is -1 for an optional that is empty. So what compares tensors sees
+    every difference.
+    """
+    found: Feeds = {}
+    for name, value in values.items():
+        if value is None or isinstance(value, list):
+            parts = value or []
+            found[f"{name}[]"] = np.array(-1 if value is None else len(parts))
+            found |= {f"{name}[{place}]": part for place, part in enumerate(parts)}
+        else:
+            found[name] = value
+    return found
+
+
 def shape_text(value: Value) -> str:
     """Return the shape of a value for a person: `[2, 3]`, `a sequence of 4`, `nothing`."""
     if value is None:

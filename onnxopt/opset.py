@@ -235,6 +235,8 @@ def _compare(raised: ir.Model, feeds: Sequence[Feeds], expected: Sequence[Mappin
     except ProbeError as error:
         raise _Refused(f"the converted graph does not run: {word(str(error), 200)}") from error
     for new, old in zip(found, expected, strict=True):
+        if set(new) != set(old):
+            raise _Refused("the converted graph gives sequences of other lengths")
         for name, reference in old.items():
             relative, absolute = worst_error(new[name], reference)
             if relative > TOLERANCES.get(reference.dtype.name, DEFAULT_TOLERANCE):

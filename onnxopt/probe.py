@@ -14,12 +14,13 @@ import mmap
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.exchange import PLAIN, Exchange, type_of
+from onnxopt.exchange import CARRIERS, PLAIN, Exchange, type_of
 from onnxopt.graph import (
     CONTRIB,
     SMALL_CONSTANT_BYTES,
@@ -30,7 +31,7 @@ from onnxopt.graph import (
     has_subgraph,
     is_op,
 )
-from onnxopt.model import Array, Feeds
+from onnxopt.model import Array, Feeds, tensors_of
 from onnxopt.runtime import runtime_errors, runtime_line
 from onnxopt.spec import available_threads
 
@@ -204,13 +205,14 @@ class GraphRunner:
         self._program = _Program(cut.proto)
 
     def run(self, feeds: Mapping[str, Array]) -> tuple[Feeds, dict[ir.Value, Array]]:
-        """Return the graph's outputs by name, and the fetched values."""
+        """Return the graph's outputs by name, sequences as `tensors_of` writes them, and the fetched values."""
         if not self._names:
             return {}, {}
         with _paging(self._mapped):
             found = self._program.run(self._names, {**self._weights, **feeds})
         results = dict(zip(self._names, found, strict=True))
-        return {name: results[name] for name in self._outputs}, {v: results[v.name or ""] for v in self._fetch}
+        outputs = tensors_of({name: results[name] for name in self._outputs})
+        return outputs, {v: results[v.name or ""] for v in self._fetch}
 
 
 class ShapeRunner:
@@ -238,7 +240,7 @@ class ShapeRunner:
         self._measured, self._fetch = list(self.dtypes), fetch
         if not self._measured:
             return
-        cut = _Cut(model, [*self._measured, *fetch], measured=self._measured, known=known, turned=True)
+        cut = _Cut(model, [*self._measured, *fetch], measured=self.dtypes, known=known, turned=True)
         cut.hand_out(fetch)
         self._weights, self._mapped = cut.weights, cut.mapped
         self._program = _Program(cut.proto)
@@ -290,7 +292,7 @@ class _Cut:
         model: ir.Model,
         wanted: Sequence[ir.Value],
         *,
-        measured: Sequence[ir.Value] = (),
+        measured: Mapping[ir.Value, ir.DataType] = MappingProxyType({}),
         known: Collection[ir.Value] = (),
         turned: bool = False,
     ) -> None:
@@ -322,8 +324,8 @@ class _Cut:
         # The runtime works its way back from the nodes that nobody reads, the last in the list first, and on that way
         # runs what needs no inputs (the transposition of every weight, say). So each shape is read as soon as its value
         # is there, and no value waits for the others; where none are asked for, some are read to that end.
-        for value in reversed(measured or _milestones(model, nodes)):
-            self._measure(value, hand_out=bool(measured))
+        for value in reversed(list(measured) or _milestones(model, nodes)):
+            self._measure(value, measured.get(value, value.dtype), hand_out=bool(measured))
 
     def hand_out(self, values: Sequence[ir.Value]) -> None:
         """Make values outputs of the graph."""
@@ -364,15 +366,17 @@ class _Cut:
             found.name = value.name
             found.type.tensor_type.elem_type = value.type.dtype.value
 
-    def _measure(self, value: ir.Value, *, hand_out: bool) -> None:
+    def _measure(self, value: ir.Value, dtype: ir.DataType | None, *, hand_out: bool) -> None:
         import onnx
 
         _import_standard(self.proto)
         graph, name = self.proto.graph, _shape_name(value)
-        node = graph.node.add()
-        node.op_type, node.name = "Shape", name
-        node.input.append(value.name or "")
-        node.output.append(name)
+        read = value.name or ""
+        carrier = CARRIERS.get(dtype) if dtype is not None else None
+        if carrier is not None:  # the runtime has no Shape for some of these types
+            read = f"{name}::carried"
+            graph.node.append(onnx.helper.make_node("Cast", [value.name or ""], [read], to=carrier.value))
+        graph.node.append(onnx.helper.make_node("Shape", [read], [name], name=name))
         if not hand_out:
             return
         found = graph.output.add()

@@ -51,7 +51,7 @@ from onnxopt.quantizing import quantize
 from onnxopt.reached import branches_not_run
 from onnxopt.report import REPORT_NAME, render_report
 from onnxopt.requests import fit_workload, requests_of
-from onnxopt.saving import save_graph
+from onnxopt.saving import leave_ranks_open, save_graph
 from onnxopt.session import Session
 from onnxopt.source import Source, Weights, resolve
 from onnxopt.spec import Budget, Signature, Target, Workload
@@ -409,7 +409,7 @@ def _finish_pair(made: Iterable[Loaded], plan: _Plan, scratch: Path, started: fl
     for name, loaded in zip(HALVES, made, strict=True):
         (scratch / name).mkdir()
         halves.append(_work(loaded, replace(plan, workload=fit_workload(plan.workload, loaded)), scratch / name, say))
-    encode, decode = (Session(half.candidate, target=half.runs_on).run for half in halves)
+    encode, decode = (Session(half.candidate, target=half.runs_on, label=half.loaded.name).run for half in halves)
     encoder, decoder = (half.loaded for half in halves)
     proof = prove_pair(
         (encoder, encode), (decoder, decode), plan.budget, progress=lambda step: say(Event("verify", step))
@@ -457,7 +457,7 @@ def _work(
     pipeline.lower()
     ledger = pipeline.ledger
     _require_standard(loaded.model, target)
-    candidate = save_graph(loaded.model, scratch / "candidate")
+    candidate = save_graph(leave_ranks_open(loaded.model, loaded.signature), scratch / "candidate")
     runs_on = _runnable(target, ledger)
     session = _opened(candidate, runs_on, loaded)
     proof = _prove_whole(session.run, loaded, plan, say)
@@ -476,7 +476,7 @@ def _work(
         quantization = attempt.record
         if attempt.path is not None:
             loaded, ledger, candidate = attempt.pipeline.loaded, attempt.pipeline.ledger, attempt.path
-            session = Session(candidate, target=runs_on)
+            session = Session(candidate, target=runs_on, label=loaded.name)
     run: Callable[[Feeds], Feeds] = session.run
     if plan.half is not None:
         halved = to_half(
@@ -493,7 +493,7 @@ def _work(
             candidate = save_graph(loaded.model, scratch / "half")
             run = rounding_run(loaded.model)
             if runs_on == target:  # what its kernels add up inside is seen there alone
-                run = Session(candidate, target=runs_on).run
+                run = Session(candidate, target=runs_on, label=loaded.name).run
                 halved.prove_on_device(run, lambda step: say(Event("verify", step)))
     lossy = quantization is not None and quantization.shipped
     usual = GPU_GOLDEN_ERROR if target.provider in ("cuda", "tensorrt") else GOLDEN_ERROR

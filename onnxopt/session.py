@@ -48,6 +48,7 @@ def open_session(
     config: Mapping[str, str] | None = None,
     profile: Path | None = None,
     graph: bytes = b"",
+    label: str = "",
 ) -> onnxruntime.InferenceSession:
     """Open a model file.
 
@@ -60,6 +61,7 @@ def open_session(
         config: more session configuration entries.
         profile: beginning of the name of a file for the times of all kernels.
         graph: opened in place of the file's own.
+        label: how errors call the model; the path when empty.
 
     Returns:
         The runtime's session; it logs nothing and never falls back to another provider in silence.
@@ -91,8 +93,9 @@ def open_session(
     try:
         session = onnxruntime.InferenceSession(graph or str(path), options, enable_fallback=0, **given)
     except runtime_errors() as error:
+        said = runtime_line(error).replace(str(path), "the file")
         raise InputError(
-            f"onnxruntime {onnxruntime.__version__} cannot open it: {runtime_line(error)}", where=str(path)
+            f"onnxruntime {onnxruntime.__version__} cannot open it: {said}", where=label or str(path)
         ) from error
     if first not in session.get_providers():
         raise InputError(
@@ -136,6 +139,7 @@ class Session:
         exact: bool = False,
         config: Mapping[str, str] | None = None,
         profile: Path | None = None,
+        label: str = "",
     ) -> None:
         """Open a model.
 
@@ -150,6 +154,7 @@ class Session:
             exact: on CUDA multiply float32 as float32, not as TF32; slower.
             config: session configuration entries of onnxruntime.
             profile: beginning of the name of a file that gets the times of all kernels, written by `end_profile`.
+            label: how errors call the model; the path of its file when empty.
 
         Raises:
             InputError: when there is no such model or it cannot be opened here.
@@ -158,6 +163,7 @@ class Session:
 
         path = Path(path)
         self.path = model_file(path)
+        self._label = label or str(self.path)
         made_for, known = _made_for(path)
         chosen = target or made_for
         wanted = _device(chosen.provider) if device is None else parse_device(device)
@@ -192,6 +198,7 @@ class Session:
                 config={**entries, **(config or {})},
                 profile=profile,
                 graph=graph,
+                label=self._label,
             )
 
         session = open_it(b"", {})
@@ -219,12 +226,12 @@ class Session:
         names = known if outputs is None else list(outputs)
         for name in names:
             if name not in known:
-                raise InputError(f"no output {name!r}, there is {', '.join(known)}", where=str(self.path))
+                raise InputError(f"no output {name!r}, there is {', '.join(known)}", where=self._label)
         given = self._exchange.give({name: _contiguous(value) for name, value in feeds.items()})
         try:
             values = self._session.run(self._exchange.names(names), given)
         except runtime_errors() as error:
-            raise InputError(f"onnxruntime failed: {runtime_line(error)}", where=str(self.path)) from error
+            raise InputError(f"onnxruntime failed: {runtime_line(error)}", where=self._label) from error
         return dict(zip(names, self._exchange.take(names, values), strict=True))
 
     def binding(self) -> onnxruntime.IOBinding:
@@ -249,7 +256,7 @@ class Session:
         try:
             self._session.run_with_iobinding(binding, _graph_options(graph))
         except runtime_errors() as error:
-            raise InputError(f"onnxruntime failed: {runtime_line(error)}", where=str(self.path)) from error
+            raise InputError(f"onnxruntime failed: {runtime_line(error)}", where=self._label) from error
 
     @property
     def device(self) -> str:
@@ -275,19 +282,19 @@ class Session:
         missing = [spec.name for spec in self.inputs if spec.name not in feeds and spec.form != "default"]
         if missing or unknown:
             wrong = f"input {missing[0]!r} is missing" if missing else f"no input {unknown[0]!r}"
-            raise InputError(wrong, where=str(self.path), hint=f"the model takes {', '.join(names) or 'no input'}")
+            raise InputError(wrong, where=self._label, hint=f"the model takes {', '.join(names) or 'no input'}")
         for spec in self.inputs:
             if spec.name not in feeds or spec.form in CONTAINERS:  # what a sequence holds, the runtime checks itself
                 continue
             array = feeds[spec.name]
             if array.dtype.name != spec.dtype:
                 raise InputError(
-                    f"input {spec.name!r} is {array.dtype.name}, the model takes {spec.dtype}", where=str(self.path)
+                    f"input {spec.name!r} is {array.dtype.name}, the model takes {spec.dtype}", where=self._label
                 )
             if not _fits(array.shape, spec.axes):
                 axes = ", ".join(str(axis) for axis in spec.axes)
                 raise InputError(
-                    f"input {spec.name!r} has shape {list(array.shape)}, the model takes [{axes}]", where=str(self.path)
+                    f"input {spec.name!r} has shape {list(array.shape)}, the model takes [{axes}]", where=self._label
                 )
 
 

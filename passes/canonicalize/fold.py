@@ -55,6 +55,7 @@ class FoldConstants(Pass):
 
     def run(self, model: ir.Model) -> int:
         """Fold; returns how many nodes are gone, those that became another node (an empty Cast, say) included."""
+        spelled = _spell_casts(model)
         before = set(all_nodes(model))
         sources = [value.const_value for value in model.graph.initializers.values()]
         names = _origins(model)
@@ -63,7 +64,26 @@ class FoldConstants(Pass):
         for name, value in model.graph.initializers.items():
             if name in names:
                 value.metadata_props.setdefault(ORIGIN_KEY, names[name])
-        return len(before - set(all_nodes(model)))
+        return len(before - set(all_nodes(model))) + spelled
+
+
+def _spell_casts(model: ir.Model) -> int:
+    """Write a CastLike to a known type as a Cast with its attributes; return how many.
+
+    The library writes it without them, and so loses what becomes of numbers beyond the new type (`saturate`).
+    """
+    count = 0
+    for node in all_nodes(model):
+        if not is_op(node, "CastLike") or not node.attributes or node.inputs[1] is None:
+            continue
+        dtype = node.inputs[1].dtype
+        if dtype is None:
+            continue
+        node.op_type = "Cast"
+        node.attributes["to"] = ir.AttrInt64("to", dtype.value)
+        node.resize_inputs(1)
+        count += 1
+    return count
 
 
 def _origins(model: ir.Model) -> dict[str, str]:

@@ -179,7 +179,7 @@ def _full_rows(op: Builder, mask: ir.Value | None, shape: tuple[Dim, ...], q: ir
         return None
     if len(shape) < width:
         mask = op.Unsqueeze(mask, op.ints(range(width - len(shape)), "leading"))
-    if (1, *shape)[-2] != 1 or (dims(q) or ())[-2] == 1:
+    if (1, 1, *shape)[-2] != 1 or (dims(q) or ())[-2] == 1:
         return mask
     queries = op.Shape(q, start=width - 2, end=width - 1)
     return op.Expand(mask, op.Concat(op.ints([1] * (width - 2), "ones"), queries, op.ints([1], "one"), axis=0))

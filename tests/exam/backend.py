@@ -116,9 +116,10 @@ def failed(records: Sequence[dict[str, Any]]) -> list[str]:
 def table(content: dict[str, Any]) -> str:
     """Return the record as Markdown."""
     rows = content["records"]
+    where = f"{content['machine']}, onnxruntime {content['onnxruntime']}, {content['date']}"
     lines = [
-        f"ONNX's backend cases (onnx {content['onnx']}), {content['machine']}, onnxruntime {content['onnxruntime']}, "
-        f"{content['date']}, `make exam`. Counted are the cases that ONNX Runtime itself answers as expected.",
+        f"ONNX's backend cases (onnx {content['onnx']}), {where}, `make exam`.",
+        "Counted are the cases that ONNX Runtime itself answers as expected.",
         "",
         "| target | cases | run by ONNX Runtime | accepted and right | refused | wrong | internal errors |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
