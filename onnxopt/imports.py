@@ -23,7 +23,8 @@ from onnxopt.model import Array, Feeds, Loaded, shape_text
 from onnxopt.prober import Prober
 from onnxopt.roles import canonical_names, find_batch, find_mask, renamed_axis, renamed_feeder, structural_roles
 from onnxopt.runtime import runtime_line
-from onnxopt.safety import Checked, check_onnx, hub_repository, inside_hub, word
+from onnxopt.safety import Checked, check_onnx
+from onnxopt.safety_files import hub_repository, inside_hub, word
 from onnxopt.spec import CONTAINERS, Form, Signature, TensorSpec, available_threads
 
 logger = logging.getLogger(__name__)

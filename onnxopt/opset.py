@@ -12,7 +12,8 @@ from onnxopt.graph import all_nodes, initializer_bytes, opset, worst_error
 from onnxopt.model import Array, Feeds
 from onnxopt.opset_rules import OBSERVED, RULES, Edit, Seen, compatible
 from onnxopt.probe import GraphRunner, ProbeError
-from onnxopt.safety import MAX_OPSET, word
+from onnxopt.safety import MAX_OPSET
+from onnxopt.safety_files import word
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from onnxopt.errors import InputError
 from onnxopt.given import Given
 from onnxopt.graph_feeder import DEFAULT_SIZES, GraphFeeder
 from onnxopt.model import Feeds, Reference
-from onnxopt.safety import word
+from onnxopt.safety_files import word
 from onnxopt.spec import CONTAINERS, AxisRange, TensorSpec
 
 logger = logging.getLogger(__name__)

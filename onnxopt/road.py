@@ -528,7 +528,7 @@ def _note_ahead(loaded: Loaded, plan: _Plan) -> None:
 def _opened(candidate: Path, runs_on: Target, loaded: Loaded) -> Session:
     """Open the result; what ONNX Runtime says of the file it lies in for now is of no use to anyone."""
     try:
-        return Session(candidate, target=runs_on, exact=True)
+        return Session(candidate, target=runs_on, exact=True, label=loaded.name)
     except InputError as error:
         hint = "nothing was written; run with --verbose to see each pass"
         what = error.what.replace(str(candidate), "it")
