@@ -144,11 +144,17 @@ class Exchange:
         ]
 
 
-def carried_file(path: Path, exchange: Exchange) -> tuple[bytes, dict[str, str]]:
-    """Return a file's graph with the Casts, and the entry that tells a session where its external data stays."""
+def carried_file(path: Path, exchange: Exchange, graph: bytes = b"") -> tuple[bytes, dict[str, str]]:
+    """Return a file's graph with the Casts, and the entry that tells a session where its external data stays.
+
+    Args:
+        path: the file.
+        exchange: what is carried.
+        graph: in place of the file's own.
+    """
     import onnx
 
-    proto = onnx.load(path, load_external_data=False)
+    proto = onnx.load_model_from_string(graph) if graph else onnx.load(path, load_external_data=False)
     exchange.build(proto)
     return proto.SerializeToString(), {FOLDER_KEY: str(path.absolute().parent)}
 

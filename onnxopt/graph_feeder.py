@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
+from onnxopt.draws import Draws
 from onnxopt.errors import InputError
 from onnxopt.exchange import is_float
 from onnxopt.model import Array, Feeds, Value
@@ -70,6 +71,7 @@ class GraphFeeder:
         values: what an input that is compared with constants is filled with: one after the other, as the seed counts.
         examples: inputs that somebody gave; what is made is cut out of them, or they are repeated.
         names: of axes as a caller knows them, for messages.
+        draws: what the model draws at random; made-up numbers come with the inputs.
     """
 
     plans: tuple[InputPlan, ...]
@@ -80,6 +82,7 @@ class GraphFeeder:
     values: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     examples: tuple[Feeds, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
+    draws: Draws | None = None
 
     def role(self, axis: str) -> Role:
         """Return what an axis counts: as it was found, or as its name says."""
@@ -154,7 +157,7 @@ class GraphFeeder:
                 feeds[name] = np.full(shapes[name], chances[name], dtype=plan.spec.dtype)
             else:
                 feeds[name] = _fill_form(plan, shapes[name], seed)
-        return feeds
+        return feeds if self.draws is None else self.draws.with_drawn(feeds, seed)
 
     def _chances(self, seed: int) -> dict[str, Any]:
         """Return the combination of compared values that a seed stands for."""

@@ -14,8 +14,9 @@ import onnx_ir as ir
 
 from onnxopt.axis_names import name_axes
 from onnxopt.compared import compared_values
+from onnxopt.draws import take_out
 from onnxopt.errors import InputError
-from onnxopt.exchange import CARRIERS, PLAIN, Exchange, carried_file, dtype_name
+from onnxopt.exchange import CARRIERS, FOLDER_KEY, PLAIN, Exchange, carried_file, dtype_name
 from onnxopt.given import Given
 from onnxopt.graph import constant_value
 from onnxopt.graph_feeder import GraphFeeder, input_kinds, plan_input
@@ -65,10 +66,12 @@ class OrtReference:
     Args:
         path: the file, already checked.
         label: how reports call it; the file's name when empty.
+        graph: run in place of the file's own, with external data beside the file.
     """
 
-    def __init__(self, path: Path, label: str = "") -> None:
+    def __init__(self, path: Path, label: str = "", graph: bytes = b"") -> None:
         self._path = path
+        self._graph = graph
         self._label = label or path.name
         self._sessions: dict[bool, Any] = {}
         self._exchange = Exchange({}, {})
@@ -105,11 +108,13 @@ class OrtReference:
 
     def _open(self, *, optimized: bool) -> Any:
         if optimized not in self._sessions:
-            session = self._session_of(str(self._path), {}, optimized=optimized)
+            folder = {FOLDER_KEY: str(self._path.absolute().parent)} if self._graph else {}
+            session = self._session_of(self._graph or str(self._path), folder, optimized=optimized)
             self._names = [output.name for output in session.get_outputs()]
             self._exchange = Exchange.of(session)
             if self._exchange.needed:
-                session = self._session_of(*carried_file(self._path, self._exchange), optimized=optimized)
+                carried = carried_file(self._path, self._exchange, self._graph)
+                session = self._session_of(*carried, optimized=optimized)
             self._sessions[optimized] = session
         return self._sessions[optimized]
 
@@ -151,8 +156,11 @@ def load_onnx(path: Path, *, given: Given | None = None, progress: Progress | No
     model = _deserialize(checked, path)
     notes = list(checked.notes)
     notes += _drop_listed_weights(model, word(path.name))
+    taken = list(model.graph.inputs)
+    draws = take_out(model, word(path.name))
+    notes += [] if draws is None else [draws.note]
     said = Signature(
-        tuple(_spec(value, "input", word(path.name)) for value in model.graph.inputs),
+        tuple(_spec(value, "input", word(path.name)) for value in taken),
         tuple(_spec(value, "output", word(path.name)) for value in model.graph.outputs),
     )
     inputs, outputs = list(said.inputs), list(said.outputs)
@@ -160,13 +168,11 @@ def load_onnx(path: Path, *, given: Given | None = None, progress: Progress | No
     named, unnamed = name_axes(inputs)
     chosen = given or Given()
     chosen.check(Signature(tuple(named), ()), word(path.name))
-    plans = tuple(
-        plan_input(value, spec, model.functions) for value, spec in zip(model.graph.inputs, named, strict=True)
-    )
+    plans = tuple(plan_input(value, spec, model.functions) for value, spec in zip(taken, named, strict=True))
     logger.info("inputs of %s: %s", path.name, input_kinds(plans))
     values = {
         plan.spec.name: chosen.typed_values(plan.spec) or compared_values(value, plan.spec, model.functions)
-        for value, plan in zip(model.graph.inputs, plans, strict=True)
+        for value, plan in zip(taken, plans, strict=True)
         if plan.spec.name in chosen.values or plan.kind in ("integer", "float", "text", "ones")
     }
     feeder = GraphFeeder(
@@ -174,8 +180,13 @@ def load_onnx(path: Path, *, given: Given | None = None, progress: Progress | No
         roles=structural_roles(plans),
         values={name: choices for name, choices in values.items() if choices},
         examples=chosen.feeds,
+        draws=draws,
     )
-    reference = OrtReference(path if path.is_symlink() and hub_repository(path) else checked.path, path.name)
+    reference = OrtReference(
+        path if path.is_symlink() and hub_repository(path) else checked.path,
+        path.name,
+        b"" if draws is None else ir.to_proto(model).SerializeToString(),
+    )
     prober = Prober(reference, feeder, say=say, given=chosen)
     prober.start(_likely_sizes(model))
     prober.split_axes(unnamed)
@@ -186,6 +197,8 @@ def load_onnx(path: Path, *, given: Given | None = None, progress: Progress | No
     signature = Signature(tuple(plan.spec for plan in prober.feeder.plans), tuple(prober.name_outputs(outputs)), mask)
     names = canonical_names(prober.feeder, find_batch(prober.runs, prober.feeder), mask)
     signature, feeder = _renamed(signature, names), renamed_feeder(prober.feeder, names)
+    if draws is not None:
+        signature = replace(signature, inputs=(*signature.inputs, *draws.specs))
     _write_axes(model, signature)
 
     def new(axis: str) -> str:
@@ -207,6 +220,7 @@ def load_onnx(path: Path, *, given: Given | None = None, progress: Progress | No
         ones=frozenset(map(new, prober.ones)),
         pinned=frozenset(map(new, prober.pinned)),
         names=feeder.names,
+        draws=draws,
     )
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxopt.spec import AxisRange, Padding, Signature
+
+if TYPE_CHECKING:
+    from onnxopt.draws import Draws
 
 Array = npt.NDArray[Any]
 Value = Any  # an Array; of a sequence a list of them; None for an optional that is empty
@@ -88,6 +91,7 @@ class Loaded:
         turning: sizes of an axis at which something in the graph changes, derived from it.
         names: of axes in the file, by the names that they have in here, where those differ.
         random_weights: true when the weights are made up and accuracy means nothing.
+        draws: what the graph draws at random, taken out of it for as long as it is worked on.
     """
 
     name: str
@@ -107,6 +111,7 @@ class Loaded:
     pinned: frozenset[str] = frozenset()
     turning: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
+    draws: Draws | None = None
 
     def runnable(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """Return sizes that are moved into the range of each axis; axes that are tied take the size of the first."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
 
+from onnxopt.draws import put_back
+from onnxopt.errors import InputError, ProofError
 from onnxopt.graph import SMALL_CONSTANT_BYTES
+from onnxopt.model import Loaded
 from onnxopt.package import DATA_NAME
 from onnxopt.probe import MAX_IR_VERSION
-from onnxopt.spec import Signature
+from onnxopt.session import Session
+from onnxopt.spec import Signature, Target
 
 LARGE_BYTES = 2**31 - 2**27  # protobuf cannot hold 2 GiB; from here on weights lie beside the graph
 
@@ -62,3 +67,37 @@ def leave_ranks_open(model: ir.Model, signature: Signature) -> ir.Model:
         if spec.form == "any rank":
             value.shape = None
     return model
+
+
+def drawing_again(loaded: Loaded, folder: Path, target: Target) -> Loaded:
+    """Put the nodes that draw random numbers back into a finished graph, and see that it runs.
+
+    Args:
+        loaded: with what is drawn taken out; its graph is changed.
+        folder: made here, for the graph that is run.
+        target: where it is run.
+
+    Returns:
+        The same with the inputs and outputs that the file had.
+
+    Raises:
+        ProofError: it does not run, which would be a fault of this program.
+    """
+    draws = loaded.draws
+    if draws is None:
+        return loaded
+    feeds = loaded.feeder.make({})
+    put_back(loaded.model, draws)
+    drawn = {spec.name for spec in draws.specs}
+    kept = replace(
+        loaded.signature,
+        inputs=tuple(spec for spec in loaded.signature.inputs if spec.name not in drawn),
+        outputs=tuple(spec for spec in loaded.signature.outputs if spec.name not in draws.added),
+    )
+    try:
+        session = Session(save_graph(loaded.model, folder), target=target, label=loaded.name)
+        session.run({name: value for name, value in feeds.items() if name not in drawn})
+    except InputError as error:
+        what = f"with its random numbers put back, the result does not run: {error.what}"
+        raise ProofError(what, where=loaded.name, hint="nothing was written") from error
+    return replace(loaded, signature=kept, draws=None)

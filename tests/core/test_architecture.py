@@ -27,7 +27,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("convs", "filters", "dimensions"),
     ("providers",),
     ("branches",),
-    ("probe", "safety_files", "safety", "blocks", "observe", "operands"),
+    ("probe", "safety_files", "safety", "blocks", "observe", "operands", "draws"),
     ("sizes",),
     ("expression", "sidegraph", "patterns", "registry", "graph_feeder", "opset", "channels"),
     ("axis_names", "compared", "given", "roles", "observations"),
