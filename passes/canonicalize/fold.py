@@ -12,7 +12,8 @@ After::
 Meets: every exporter.
 Numerics: exact up to the runtime's own rounding of the folded node.
 Source: onnxscript.optimizer.fold_constants. The budget keeps Expand, Tile, ConstantOfShape and outer products from
-    growing the file (onnxsim issue 291): a result may be as large as the constants it replaces, or one mebibyte.
+    growing the file (onnxsim issue 291): a result may be as large as the constants it replaces, or one mebibyte. So
+    a weight that is kept as int8 in front of Cast and Mul stays one; the runtime computes it when it opens the file.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from onnxopt.probe import release_pages
 from onnxopt.rewrite import Pass, Reassociated, register
 
 FREE_BYTES = 2**20
+WIDENED_BYTES = 2**16  # of a Cast: layers have many weights of some hundred kilobytes, which add up
 LARGEST_BYTES = 2**31
 PAGES_BYTES = 2**25  # of files that are held in memory at a time
 # the size of the result is a number in an input, and not bounded by the sizes of all inputs together
@@ -132,6 +134,8 @@ def _should_fold(node: ir.Node) -> bool | None:
     sizes = [value.const_value.nbytes for value in inputs if value.const_value is not None]
     used = max(sizes, default=0)
     if is_op(node, "Transpose", "Cast", "Reshape", "Squeeze", "Unsqueeze"):
+        if _result_bytes(node) > max(WIDENED_BYTES, used):  # a Cast of a weight that is kept in few bits
+            return False
         return used <= FREE_BYTES or all(len(value.uses()) == 1 for value in inputs if _large(value))
     # what nobody else reads goes when the result comes
     replaced = sum(v.const_value.nbytes for v in inputs if v.const_value is not None and len(v.uses()) == 1)
