@@ -2,6 +2,7 @@
 
 python -m tests.exam.backend                          # all, for cpu and portable, into tests/exam/results
 python -m tests.exam.backend -k lstm -t cpu           # some, to the terminal
+python -m tests.exam.backend --log build/exam.jsonl   # the same, and go on from there when it was interrupted
 python -m tests.exam.backend --table                  # write the table anew from the record
 """
 
@@ -15,7 +16,7 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -72,21 +73,26 @@ class Examiner:
         self.names = self._connection.recv()
 
 
-def examine(names: Sequence[str] | None, targets: Sequence[str], match: str = "") -> Iterator[dict[str, Any]]:
+def examine(
+    names: Sequence[str] | None,
+    targets: Sequence[str],
+    match: str = "",
+    done: Collection[tuple[str, str]] = (),
+) -> Iterator[dict[str, Any]]:
     """Yield one record per case and target.
 
     Args:
         names: of the cases; None takes all.
         targets: `cpu`, `portable`.
         match: only cases with this in their name.
+        done: cases and targets that are passed over.
     """
     examiner = Examiner()
     try:
-        for name in examiner.names if names is None else names:
-            if match not in name:
-                continue
-            for target in targets:
-                yield examiner.judge(name, target)
+        for target in targets:
+            for name in examiner.names if names is None else names:
+                if match in name and (name, target) not in done:
+                    yield examiner.judge(name, target)
     finally:
         examiner.close()
 
@@ -144,19 +150,28 @@ def table(content: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"The opset was raised in {raised} files.", ""])
 
 
+def _lines(path: Path | None) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path is not None and path.is_file() else []
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Examine, write the record and the table, and tell what is not as it must be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-k", dest="match", default="", help="only cases with this in their name; nothing is written")
     parser.add_argument("-t", dest="target", choices=TARGETS, help="one target; nothing is written")
+    parser.add_argument("--log", type=Path, help="keep each record here, and pass over what it has already")
     parser.add_argument("--table", action="store_true", help="write the table from the record")
     asked = parser.parse_args(argv)
     if asked.table:
         TABLE.write_text(table(json.loads(RECORD.read_text(encoding="utf-8"))), encoding="utf-8")
         return 0
-    records = []
-    for record in examine(None, (asked.target,) if asked.target else TARGETS, asked.match):
+    records = [json.loads(line) for line in _lines(asked.log)]
+    done = {(record["case"], record["target"]) for record in records}
+    for record in examine(None, (asked.target,) if asked.target else TARGETS, asked.match, done):
         records.append(record)
+        if asked.log is not None:
+            with asked.log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
         if record["outcome"] not in ("right", "not run") or asked.match:
             print(f"{record['case']} {record['target']}: {record['outcome']} {record.get('reason', '')}", flush=True)
     content = {
