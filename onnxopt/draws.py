@@ -212,8 +212,8 @@ def _drawn(node: ir.Node, shape: tuple[int, ...], place: int, dtype: ir.DataType
 def put_back(model: ir.Model, draws: Draws) -> None:
     """Put the drawing nodes back into a graph, and take away the outputs that stood for what they read."""
     graph = model.graph
+    named = {value.name: value for value in (*graph.inputs, *graph.initializers.values(), *graph.outputs)}
     for draw in draws.draws:
-        named = {value.name: value for value in (*graph.inputs, *graph.outputs, *graph.initializers.values())}
         names = [None if made is None else made[0] for made in draw.made]
         node = ir.Node(
             draw.node.domain,
@@ -231,6 +231,7 @@ def put_back(model: ir.Model, draws: Draws) -> None:
                 value.type = given.type
                 given.replace_all_uses_with(value, replace_graph_outputs=True)
                 graph.inputs.remove(given)
+                named[name] = value  # another node that draws may read it
     for value in [value for value in graph.outputs if value.name in draws.added]:
         graph.outputs.remove(value)
     TopologicalSortPass()(model)
