@@ -156,18 +156,10 @@ def load_onnx(path: Path, *, given: Given | None = None, progress: Progress | No
     model = _deserialize(checked, path)
     notes = list(checked.notes)
     notes += _drop_listed_weights(model, word(path.name))
-    taken = list(model.graph.inputs)
-    draws = take_out(model, word(path.name))
-    notes += [] if draws is None else [draws.note]
-    said = Signature(
-        tuple(_spec(value, "input", word(path.name)) for value in taken),
-        tuple(_spec(value, "output", word(path.name)) for value in model.graph.outputs),
-    )
-    inputs, outputs = list(said.inputs), list(said.outputs)
-    say("running it to learn its inputs")
-    named, unnamed = name_axes(inputs)
+    where, taken = word(path.name), list(model.graph.inputs)
+    named, unnamed = name_axes([_spec(value, "input", where) for value in taken])
     chosen = given or Given()
-    chosen.check(Signature(tuple(named), ()), word(path.name))
+    chosen.check(Signature(tuple(named), ()), where)
     plans = tuple(plan_input(value, spec, model.functions) for value, spec in zip(taken, named, strict=True))
     logger.info("inputs of %s: %s", path.name, input_kinds(plans))
     values = {
@@ -175,6 +167,10 @@ def load_onnx(path: Path, *, given: Given | None = None, progress: Progress | No
         for value, plan in zip(taken, plans, strict=True)
         if plan.spec.name in chosen.values or plan.kind in ("integer", "float", "text", "ones")
     }
+    draws = take_out(model, where)  # behind the plans: what draws also tells what its inputs are
+    notes += [] if draws is None else [draws.note]
+    outputs = [_spec(value, "output", where) for value in model.graph.outputs]
+    say("running it to learn its inputs")
     feeder = GraphFeeder(
         plans,
         roles=structural_roles(plans),

@@ -24,7 +24,7 @@ from onnxopt.evidence import evidence_of
 from onnxopt.export import Exporter, export, is_pair
 from onnxopt.given import Axes, Examples, Given, Values
 from onnxopt.golden import Golden
-from onnxopt.graph import STANDARD_DOMAINS, all_nodes, initializer_bytes, op_counts
+from onnxopt.graph import CONTRIB, STANDARD_DOMAINS, all_nodes, initializer_bytes, op_counts
 from onnxopt.halving import HalfOptions, check_half, rounding_run, to_half
 from onnxopt.imports import load_onnx
 from onnxopt.latency import measure_latency
@@ -400,6 +400,7 @@ class _Worked:
 
 def _finish(loaded: Loaded, plan: _Plan, scratch: Path, started: float, say: Listener) -> Artifact:
     """Rewrite, prove, measure and write a loaded model."""
+    _require_standard(loaded.model, plan.target, (*STANDARD_DOMAINS, CONTRIB))  # what can only be refused, at once
     worked = _work(loaded, plan, scratch, say)
     if worked.loaded.draws is not None:  # no two runs of it give the same: there is nothing to be repeated
         drawing = drawing_again(worked.loaded, scratch / "drawing", worked.runs_on)
@@ -650,10 +651,11 @@ def _runnable(target: Target, ledger: Ledger) -> Target:
     return Target("cpu", target.threads)
 
 
-def _require_standard(model: ir.Model, target: Target) -> None:
+def _require_standard(model: ir.Model, target: Target, domains: Sequence[str] = STANDARD_DOMAINS) -> None:
+    """Refuse for `portable` what is in none of the domains; those of ONNX Runtime may still be written otherwise."""
     if target.provider != "portable":
         return
-    foreign = sorted({f"{n.domain}::{n.op_type}" for n in all_nodes(model) if n.domain not in STANDARD_DOMAINS})
+    foreign = sorted({f"{n.domain}::{n.op_type}" for n in all_nodes(model) if n.domain not in domains})
     if foreign:
         raise InputError(
             f"the model has operators outside ai.onnx ({', '.join(foreign[:5])}), which `portable` excludes",
