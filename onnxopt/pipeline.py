@@ -445,7 +445,7 @@ def fuse(driver: Driver, names: Sequence[str]) -> None:
     del ledger.entries[start:]
     ledger.notes[:] = notes
     driver.forget()
-    prepare(model, driver.observations, driver.captures.measure)
+    prepare(model, driver.derivation)
     raise_to(driver, needed)
     driver.apply_all(map(get, names))
 
