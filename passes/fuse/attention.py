@@ -179,7 +179,7 @@ def _full_rows(op: Builder, mask: ir.Value | None, shape: tuple[Dim, ...], q: ir
         return None
     if len(shape) < width:
         mask = op.Unsqueeze(mask, op.ints(range(width - len(shape)), "leading"))
-    if (1, 1, *shape)[-2] != 1 or (dims(q) or ())[-2] == 1:
+    if (1, *shape)[-2] != 1 or (dims(q) or ())[-2] == 1:
         return mask
     queries = op.Shape(q, start=width - 2, end=width - 1)
     return op.Expand(mask, op.Concat(op.ints([1] * (width - 2), "ones"), queries, op.ints([1], "one"), axis=0))
@@ -223,7 +223,7 @@ def _require_masks(match: Match, v: ir.Value) -> None:
             part = match.values.get(f"{kind}_{step}")
             if part is not None:
                 match.require(dims(part) is not None, "the rank of the mask is not known", part)
-                shape = _broadcast(shape, dims(part) or ())
+                shape = _broadcast(shape, dims(part) or (1,))  # a number is one entry for all keys
     match.require(len(shape) <= (rank(v) or 0), f"the mask has rank {len(shape)}, the heads have {rank(v)}")
     keys = (dims(v) or ())[-2]
     match.require(not shape or shape[-1] != 1 or keys == 1, "the mask has one entry for all keys")

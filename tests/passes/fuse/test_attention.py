@@ -229,6 +229,10 @@ HELD_BACK = {
         spelled(SCORES["no scale"][0], mask=", float[batch,1,sequence,1] mask"),
         "the mask has one entry for all keys",
     ),
+    "a bias that is one number": (
+        spelled(SCORES["no scale"][0], mask=", float mask"),
+        "the mask has one entry for all keys",
+    ),
     "a row that is written over with a small number": (
         spelled(SCORES["no scale"][0], tail=f"f = Where(keep, m, half) {PLAIN.replace('(m)', '(f)')}").replace(
             "v) =>", "v, bool[batch,1,sequence,sequence] keep) =>"
