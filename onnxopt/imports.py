@@ -132,7 +132,8 @@ class OrtReference:
             return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             hint = "check that the file runs where it was made"
-            what = f"ONNX Runtime {ort.__version__} cannot open it: {runtime_line(error)}"
+            said = runtime_line(error).replace(str(self._path), "the file")
+            what = f"ONNX Runtime {ort.__version__} cannot open it: {said}"
             raise InputError(what, where=self._label, hint=hint) from error
 
 

@@ -224,7 +224,8 @@ def prepare(model: ir.Model, derivation: Derivation | None = None) -> None:
         InputError: types are missing, and ONNX Runtime cannot open the model.
     """
     NameFixPass()(model)
-    OutputFixPass()(model)
+    if len(set(model.graph.outputs)) < len(model.graph.outputs):
+        OutputFixPass()(model)  # it would also rename an input that is an output as it is, which runtimes take
     TopologicalSortPass()(model)
     model.ir_version = min(max(model.ir_version, 8), MAX_IR_VERSION)
     try:

@@ -152,7 +152,8 @@ class _ModelCheck:
         version = opsets.get("", MIN_OPSET)
         if not MIN_OPSET <= version <= MAX_OPSET:
             what = f"{owner} uses opset {version}; onnxopt reads opset {MIN_OPSET} to {MAX_OPSET}"
-            raise self._error(what, f"export it again with an opset up to {MAX_OPSET}")
+            hint = f"with opset {MIN_OPSET} or later" if version < MIN_OPSET else f"with an opset up to {MAX_OPSET}"
+            raise self._error(what, f"export it again {hint}")
         return opsets
 
     def _check_interface(self, graph: onnx.GraphProto) -> None:

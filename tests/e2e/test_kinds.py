@@ -171,6 +171,17 @@ def test_a_constant_that_lies_in_a_file(place: str, tmp_path: Path) -> None:
     assert np.allclose(answers(artifact.model_path, feeds)[0], np.maximum(feeds["x"] @ weight, 0), atol=1e-4)
 
 
+def test_an_output_that_is_an_input(tmp_path: Path) -> None:
+    file = write("g (float[n,3] x) => (float[n,3] x, float[n,3] y) { a = Abs(x) y = Sqrt(a) }", tmp_path)
+    artifact = optimized(file)
+    made = onnx.load(artifact.model_path)
+    assert [value.name for value in made.graph.input] == ["x"]
+    assert [value.name for value in made.graph.output] == ["x", "y"]
+    feeds = {"x": np.full((2, 3), -4, np.float32)}
+    for before, after in zip(answers(file, feeds), answers(artifact.model_path, feeds), strict=True):
+        assert np.array_equal(before, after)
+
+
 def test_bfloat16_in_and_out(tmp_path: Path) -> None:
     text = """g (bfloat16[n,8] x) => (bfloat16[n,8] y) <float half = {0.5}> {
         w = Cast<to=1>(x) h = Mul(w, half) y = Cast<to=16>(h)
