@@ -21,7 +21,7 @@ from onnxopt.axis_names import own_axis
 from onnxopt.errors import InputError
 from onnxopt.given import Given
 from onnxopt.graph_feeder import DEFAULT_SIZES, GraphFeeder
-from onnxopt.model import Feeds, Reference
+from onnxopt.model import Feeds, Reference, tensors_of
 from onnxopt.safety_files import word
 from onnxopt.spec import CONTAINERS, AxisRange, TensorSpec
 
@@ -448,9 +448,9 @@ class Prober:
     # --------------------------------------------------------------------------------------------------------- runs
 
     def runs(self, feeds: Feeds) -> Feeds | None:
-        """Return the outputs, None when the model does not run so."""
+        """Return the outputs, sequences as `tensors_of` writes them; None when the model does not run so."""
         try:
-            return self.reference.run(feeds)
+            return tensors_of(self.reference.run(feeds))
         except InputError as error:
             logger.debug("does not run: %s", error)
             return None

@@ -3,7 +3,7 @@
 python -m tests.exam.backend                          # all, for cpu and portable, into tests/exam/results
 python -m tests.exam.backend -k lstm -t cpu           # some, to the terminal
 python -m tests.exam.backend --log build/exam.jsonl   # the same, and go on from there when it was interrupted
-python -m tests.exam.backend --table                  # write the table anew from the record
+python -m tests.exam.backend --table                  # write the table anew from the record; with --log, both
 """
 
 from __future__ import annotations
@@ -154,18 +154,37 @@ def _lines(path: Path | None) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines() if path is not None and path.is_file() else []
 
 
+def content_of(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return records with what they depend on: date, machine and versions."""
+    return {
+        "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        **{name: metadata.version(name) for name in ("onnx", "onnxruntime", "onnx-ir", "numpy")},
+        "records": list(records),
+    }
+
+
+def write(content: dict[str, Any]) -> None:
+    """Write the record, a line for each case, and the table."""
+    RESULTS.mkdir(exist_ok=True)
+    lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in content["records"])
+    head = json.dumps(content | {"records": "RECORDS"}, indent=1, ensure_ascii=False)
+    RECORD.write_text(head.replace('"RECORDS"', f"[\n{lines}\n]") + "\n", encoding="utf-8")
+    TABLE.write_text(table(content), encoding="utf-8")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Examine, write the record and the table, and tell what is not as it must be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-k", dest="match", default="", help="only cases with this in their name; nothing is written")
     parser.add_argument("-t", dest="target", choices=TARGETS, help="one target; nothing is written")
     parser.add_argument("--log", type=Path, help="keep each record here, and pass over what it has already")
-    parser.add_argument("--table", action="store_true", help="write the table from the record")
+    parser.add_argument("--table", action="store_true", help="write the table from the record, or both from the log")
     asked = parser.parse_args(argv)
-    if asked.table:
-        TABLE.write_text(table(json.loads(RECORD.read_text(encoding="utf-8"))), encoding="utf-8")
-        return 0
     records = [json.loads(line) for line in _lines(asked.log)]
+    if asked.table:
+        write(content_of(records) if records else json.loads(RECORD.read_text(encoding="utf-8")))
+        return 0
     done = {(record["case"], record["target"]) for record in records}
     for record in examine(None, (asked.target,) if asked.target else TARGETS, asked.match, done):
         records.append(record)
@@ -174,19 +193,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         if record["outcome"] not in ("right", "not run") or asked.match:
             print(f"{record['case']} {record['target']}: {record['outcome']} {record.get('reason', '')}", flush=True)
-    content = {
-        "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        **{name: metadata.version(name) for name in ("onnx", "onnxruntime", "onnx-ir", "numpy")},
-        "records": records,
-    }
+    content = content_of(records)
     print(table(content))
     if not asked.match and not asked.target:
-        RESULTS.mkdir(exist_ok=True)
-        lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
-        head = json.dumps(content | {"records": "RECORDS"}, indent=1, ensure_ascii=False)
-        RECORD.write_text(head.replace('"RECORDS"', f"[\n{lines}\n]") + "\n", encoding="utf-8")
-        TABLE.write_text(table(content), encoding="utf-8")
+        write(content)
     problems = failed(records)
     print("\n".join(problems) or "as it must be")
     return 1 if problems else 0

@@ -31,7 +31,7 @@ CASES = {
     """,
     "branches, loops, sequences, optionals": """
         if loop11 scan9_sum if_seq loop13_seq identity_sequence identity_opt sequence_insert_at_front
-        split_to_sequence_nokeepdims
+        split_to_sequence_nokeepdims sequence_map_extract_shapes
     """,
     "words, and types that NumPy lacks": """
         equal_string_broadcast regex_full_match_basic ai_onnx_ml_label_encoder_string_int cast_FLOAT_to_BFLOAT16
