@@ -13,7 +13,7 @@ BIN  := $(VENV)/bin
 DONE := $(VENV)/.onnxopt-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup optimize test test-slow test-node lint format types check peers bench record bench-decode bench-quantized bench-encoder bench-convs bench-shrink bench-cuda cost census campaign real catalogue build clean distclean
+.PHONY: help setup optimize test test-slow test-node lint format types check peers bench record bench-decode bench-quantized bench-encoder bench-convs bench-shrink bench-cuda cost census exam campaign real catalogue build clean distclean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -101,6 +101,9 @@ bench-serve: $(DONE) ## Load a server of this machine with 64 clients and write 
 census: $(DONE) ## Take many architectures the whole road and write the table of the README (long)
 	$(BIN)/python -m tests.census.run
 	$(BIN)/python -m tests.census.run --table README.md
+
+exam: $(DONE) ## Take ONNX's own backend cases through optimize for cpu and portable and record what became of them (long)
+	$(BIN)/python -m tests.exam.backend
 
 campaign: $(DONE) ## Optimize N=10000 random graphs from SEED=0 on, JOBS=2 at a time, and record what became of them (long)
 	$(BIN)/python -m tests.exam.campaign --graphs $(or $(N),10000) --seed $(or $(SEED),0) $(if $(JOBS),--jobs $(JOBS))

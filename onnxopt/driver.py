@@ -357,10 +357,11 @@ class Driver:
         before, entry = undo
         old = self._kept(step, outputs[0], observation, before)
         new = self._kept(step, outputs[1], observation, self.model)
-        verdict = compare(step.numerics, [old[n] for n in old], [new[n] for n in old], entry.worst_error, {})
+        both = [name for name in old if name in new]  # of sequences of two lengths, these differ
+        verdict = compare(step.numerics, [old[n] for n in both], [new[n] for n in both], entry.worst_error, {})
         entry.worst_error = verdict.error
         if verdict.reason:
-            first = next(n for n in old if compare(step.numerics, [old[n]], [new[n]], 0.0, {}).reason)
+            first = next(n for n in both if compare(step.numerics, [old[n]], [new[n]], 0.0, {}).reason)
             self._undo(before, entry, RolledBack(first, verdict.reason, verdict.error))
             logger.warning("%s rolled back: %s", step.name, verdict.reason)
         return not verdict.reason

@@ -23,7 +23,7 @@ from onnxopt.pipeline import Pipeline
 from onnxopt.quantize.options import QuantizeOptions
 from onnxopt.quantizing import quantize
 from onnxopt.rows import mask_of
-from onnxopt.saving import save_graph
+from onnxopt.saving import leave_ranks_open, save_graph
 from onnxopt.session import Session
 from onnxopt.shipping import Decision, Form, decide
 from onnxopt.spec import Budget, Signature, Target, Workload
@@ -163,7 +163,7 @@ class Workbench:
             return replace(result, quantization=attempt.record)
         made = attempt.pipeline
         form = replace(result.form, loaded=made.loaded, ledger=made.ledger, path=attempt.path)
-        return Result(form, Session(attempt.path, target=self.runs_on).run, attempt.record)
+        return Result(form, Session(attempt.path, target=self.runs_on, label=made.loaded.name).run, attempt.record)
 
     def halved(self, result: Result, options: HalfOptions) -> Result:
         """Convert a graph to 16 bits; the float graph comes back where that is not within bounds."""
@@ -180,7 +180,7 @@ class Workbench:
         path = save_graph(halved.loaded.model, self.scratch / "half")
         run: Run = rounding_run(halved.loaded.model)
         if self.is_timed:  # what its kernels add up inside is seen there alone
-            run = Session(path, target=self.runs_on).run
+            run = Session(path, target=self.runs_on, label=halved.loaded.name).run
             halved.prove_on_device(run, lambda step: self.tell("verify", step))
         return Result(replace(result.form, loaded=halved.loaded, path=path), run, halved.record)
 
@@ -217,7 +217,7 @@ class Workbench:
         """The fused graph in standard operators, as any runtime gets it."""
         plain = replace(fused, target=STANDARD, profit=None)
         plain.lower()
-        path = save_graph(plain.model, self.scratch / "fused")
+        path = save_graph(leave_ranks_open(plain.model, plain.loaded.signature), self.scratch / "fused")
         return self.proved("fused", plain.loaded, plain.ledger, path).form
 
     def _original(self, form: Form) -> Form:
@@ -232,7 +232,7 @@ class Workbench:
 def _opened(path: Path, runs_on: Target, loaded: Loaded) -> Session:
     """Open a graph; what ONNX Runtime says of the file that it lies in for now is of no use to anyone."""
     try:
-        return Session(path, target=runs_on, exact=True)
+        return Session(path, target=runs_on, exact=True, label=loaded.name)
     except InputError as error:
         hint = "nothing was written; run with --verbose to see each pass"
         what = error.what.replace(str(path), "it")
@@ -250,15 +250,20 @@ def answers_for_columns(signature: Signature) -> bool:
     return is_last and mask is not None and mask.axes[1] == TOTAL  # of the tokens themselves, not of a text read before
 
 
-def require_standard(model: ir.Model, target: Target) -> None:
-    """Make sure that a graph for `portable` has operators of ai.onnx alone.
+def require_standard(model: ir.Model, target: Target, domains: Sequence[str] = STANDARD_DOMAINS) -> None:
+    """Make sure that a graph for `portable` has operators of some domains alone.
+
+    Args:
+        model: the graph; before it is rewritten it may have operators of ONNX Runtime that can be written otherwise.
+        target: nothing is asked of the others.
+        domains: those that it may have.
 
     Raises:
         InputError: it has others.
     """
     if target.provider != "portable":
         return
-    foreign = sorted({f"{n.domain}::{n.op_type}" for n in all_nodes(model) if n.domain not in STANDARD_DOMAINS})
+    foreign = sorted({f"{n.domain}::{n.op_type}" for n in all_nodes(model) if n.domain not in domains})
     if foreign:
         raise InputError(
             f"the model has operators outside ai.onnx ({', '.join(foreign[:5])}), which `portable` excludes",

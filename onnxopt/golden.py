@@ -1,7 +1,9 @@
 """Golden cases: inputs with the outputs that every program serving an artifact must get from them.
 
 A folder of cases holds `golden.json` with names, dtypes, shapes and limits, one .npz per case for Python, without
-pickles, and one .bin per tensor for everyone else: raw elements, row-major, little-endian.
+pickles, and one .bin per tensor for everyone else: raw elements, row-major, little-endian. Strings lie in a .json
+instead, a list in row-major order. A sequence has one entry per tensor, with its `place` in it and their number; an
+empty one has one entry without a file, and so has an optional that holds nothing, whose number is null.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from onnxopt.errors import InputError, PassAuthorError
-from onnxopt.model import Array, Feeds
+from onnxopt.exchange import is_float
+from onnxopt.model import Array, Feeds, Value, shape_text
 from onnxopt.session import Session
 from onnxopt.spec import Padding
 
@@ -84,7 +87,9 @@ def check_cases(session: Session, base: Path) -> list[GoldenDifference]:
     """Run a model on the cases of a folder and return what differs."""
     found: list[GoldenDifference] = []
     for number, case in enumerate(read_cases(base)):
-        limits = {entry["name"]: float(entry["max_absolute_error"]) for entry in case.entries["outputs"]}
+        limits: dict[str, float] = {}
+        for entry in case.entries["outputs"]:
+            limits[entry["name"]] = max(limits.get(entry["name"], 0.0), float(entry["max_absolute_error"]))
         got = session.run(case.feeds)
         for name, expected in case.outputs.items():
             difference = "is missing" if name not in got else _difference(expected, got[name], limits[name])
@@ -120,8 +125,8 @@ def write_golden(cases: Sequence[Golden], folder: Path) -> None:
     for number, case in enumerate(cases):
         inputs = _write_tensors(case.feeds, folder, f"inputs_{number}")
         outputs = _write_tensors(case.outputs, folder, f"outputs_{number}")
-        for entry, array in zip(outputs, case.outputs.values(), strict=True):
-            entry["max_absolute_error"] = _limit(array, case.relative_error)
+        for entry, (_, array) in zip(outputs, _parts(case.outputs), strict=True):
+            entry["max_absolute_error"] = 0.0 if array is None else _limit(array, case.relative_error)
         index.append(
             {
                 "sizes": dict(case.sizes),
@@ -136,26 +141,55 @@ def write_golden(cases: Sequence[Golden], folder: Path) -> None:
     (folder / GOLDEN_NAME).write_text(text, encoding="utf-8")
 
 
-def _write_tensors(arrays: Feeds, folder: Path, stem: str) -> list[dict[str, Any]]:
-    """Write tensors as one .npz and as one .bin each; file names are numbers, so any tensor name will do."""
+def _parts(values: Mapping[str, Value]) -> Iterator[tuple[dict[str, Any], Array | None]]:
+    """Yield every tensor of some values, with the beginning of its entry; None stands for what holds none."""
+    for name, value in values.items():
+        if value is None:
+            yield {"name": name, "count": None}, None
+        elif isinstance(value, list):
+            yield from (({"name": name, "place": i, "count": len(value)}, part) for i, part in enumerate(value))
+            if not value:
+                yield {"name": name, "count": 0}, None
+        else:
+            yield {"name": name}, value
+
+
+def _write_tensors(values: Mapping[str, Value], folder: Path, stem: str) -> list[dict[str, Any]]:
+    """Write tensors as one .npz and as a file each; file names are numbers, so any tensor name will do."""
     entries: list[dict[str, Any]] = []
     plain: dict[str, Array] = {}
-    for number, (name, array) in enumerate(arrays.items()):
+    for number, (entry, array) in enumerate(_parts(values)):
+        if array is None:
+            entries.append(entry)
+            continue
         raw = _little_endian(array)
-        file = f"{stem}_{number}.bin"
-        (folder / file).write_bytes(raw.tobytes())
-        entries.append({"name": name, "dtype": array.dtype.name, "shape": list(array.shape), "file": file})
-        plain[name] = raw
+        is_text = raw.dtype.kind == "U"
+        file = f"{stem}_{number}.{'json' if is_text else 'bin'}"
+        content = json.dumps(raw.reshape(-1).tolist(), ensure_ascii=False).encode() if is_text else raw.tobytes()
+        (folder / file).write_bytes(content)
+        dtype = "string" if is_text else array.dtype.name
+        entries.append(entry | {"dtype": dtype, "shape": list(array.shape), "file": file})
+        plain[_key(entry)] = raw
     (folder / f"{stem}.npz").write_bytes(_npz(plain))
     return entries
 
 
+def _key(entry: Mapping[str, Any]) -> str:
+    """Return the name of a tensor in the .npz."""
+    return f"{entry['name']}[{entry['place']}]" if "place" in entry else str(entry["name"])
+
+
 def _little_endian(array: Array) -> Array:
-    """Return the same elements row-major and little-endian; types that NumPy does not know become unsigned integers."""
-    if array.dtype.kind not in "biufcV" or array.dtype.hasobject:
-        raise PassAuthorError(f"golden tensors are numbers, not {array.dtype}")
+    """Return the same elements row-major and little-endian.
+
+    Types that NumPy does not know become unsigned integers, strings those of fixed width, which need no pickle.
+    """
+    if array.dtype.kind in "OUS":
+        return np.ascontiguousarray(array.astype(np.str_)).reshape(array.shape)
+    if array.dtype.kind not in "biufcV":
+        raise PassAuthorError(f"golden tensors are numbers or strings, not {array.dtype}")
     contiguous = np.ascontiguousarray(array).reshape(array.shape)
-    if contiguous.dtype.kind == "V":  # bfloat16, float8 and int4 of ml_dtypes
+    if array.dtype.name not in np.sctypeDict:  # bfloat16, float8 and int4 of ml_dtypes
         contiguous = contiguous.view(f"u{contiguous.dtype.itemsize}")
     return contiguous.astype(contiguous.dtype.newbyteorder("<"), copy=False)
 
@@ -174,14 +208,26 @@ def _npz(arrays: Mapping[str, Array]) -> bytes:
 
 
 def _load_npz(path: Path, entries: Sequence[Mapping[str, Any]]) -> Feeds:
+    found: dict[str, Value] = {}
     # numpy leaves the file open when it is no archive, so it gets an open one
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        return {entry["name"]: _typed(archive[entry["name"]], entry) for entry in entries}
+        for entry in entries:
+            name = entry["name"]
+            if "count" not in entry:
+                found[name] = _typed(archive[_key(entry)], entry)
+            elif entry["count"] is None:
+                found[name] = None
+            else:
+                held = found.setdefault(name, [])
+                held += [_typed(archive[_key(entry)], entry)] if "place" in entry else []
+    return found
 
 
 def _typed(array: Array, entry: Mapping[str, Any]) -> Array:
     if list(array.shape) != list(entry["shape"]):
         raise ValueError(f"{entry['name']} has shape {list(array.shape)}, golden.json says {entry['shape']}")
+    if entry["dtype"] == "string":
+        return array.astype(object)
     if array.dtype.name == entry["dtype"]:
         return array
     import ml_dtypes
@@ -191,19 +237,23 @@ def _typed(array: Array, entry: Mapping[str, Any]) -> Array:
 
 def _limit(array: Array, relative_error: float) -> float:
     """Return how far an element may be off: exact for integers, a share of the largest magnitude for the rest."""
-    if array.dtype.kind in "biu":
+    if array.dtype.kind in "biuOUS" or not is_float(array.dtype):
         return 0.0
     values = np.abs(array.astype(np.float64))
     largest = float(values[np.isfinite(values)].max(initial=0.0))
     return relative_error * (largest or 1.0)
 
 
-def _difference(expected: Array, got: Array, limit: float) -> str:
-    """Return in words how two tensors differ, or an empty string."""
+def _difference(expected: Value, got: Value, limit: float) -> str:
+    """Return in words how two values differ, or an empty string."""
+    if expected is None or got is None or isinstance(expected, list) or isinstance(got, list):
+        return _difference_of_parts(expected, got, limit)
     if got.shape != expected.shape:
         return f"shape {list(got.shape)}, expected {list(expected.shape)}"
     if got.dtype != expected.dtype:
         return f"dtype {got.dtype.name}, expected {expected.dtype.name}"
+    if expected.dtype == np.dtype(object):
+        return "" if np.array_equal(expected, got) else "other text"
     wanted, found = expected.astype(np.float64), got.astype(np.float64)
     same = (wanted == found) | (np.isnan(wanted) & np.isnan(found))
     with np.errstate(invalid="ignore"):
@@ -216,3 +266,12 @@ def _difference(expected: Array, got: Array, limit: float) -> str:
         f"{int(wrong.sum())} of {wrong.size} elements differ by more than {limit:.3g}; "
         f"worst at {[int(i) for i in at]}: {found[at]:.6g}, expected {wanted[at]:.6g}"
     )
+
+
+def _difference_of_parts(expected: Value, got: Value, limit: float) -> str:
+    if not isinstance(expected, list) or not isinstance(got, list):
+        return "" if expected is got else f"{shape_text(got)}, expected {shape_text(expected)}"
+    if len(expected) != len(got):
+        return f"{len(got)} tensors, expected {len(expected)}"
+    said = (_difference(one, other, limit) for one, other in zip(expected, got, strict=True))
+    return next((f"tensor {place}: {reason}" for place, reason in enumerate(said) if reason), "")

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.model import Array
+from onnxopt.exchange import PLAIN, is_float
+from onnxopt.model import Array, Value
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 CONTRIB = "com.microsoft"
@@ -391,7 +392,7 @@ class _Copier:
             if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= SMALL_CONSTANT_BYTES:
                 tensor = ir.tensor(tensor.numpy())  # the cut-out model has no folder to find it in
             copied = constant_value(tensor, f"const_{len(self.constants)}")
-            if self._feed_constants and tensor.nbytes > SMALL_CONSTANT_BYTES and tensor.dtype not in _NOT_FEEDABLE:
+            if self._feed_constants and tensor.nbytes > SMALL_CONSTANT_BYTES and tensor.dtype in PLAIN:
                 copied.const_value = None
                 self.feeds[copied.name or ""] = tensor.numpy()
             self.constants[value] = copied
@@ -417,9 +418,6 @@ class _Copier:
         self.nodes.append(copied)
 
 
-_NOT_FEEDABLE = (ir.DataType.BFLOAT16, ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.STRING)
-
-
 def tensor_shape(tensor: ir.TensorProtocol) -> ir.Shape:
     """Return the shape of a tensor as a new object."""
     return ir.Shape([int(dim) for dim in tensor.shape])  # type: ignore[arg-type]  # a tensor has no symbolic dimension
@@ -433,17 +431,20 @@ def constant_value(tensor: ir.TensorProtocol, name: str) -> ir.Value:
     return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor_shape(tensor), const_value=tensor)
 
 
-def worst_error(candidate: Array, reference: Array, rows: Array | None = None) -> tuple[float, float]:
-    """Return (relative, absolute) worst error of a candidate tensor.
+def worst_error(candidate: Value, reference: Value, rows: Array | None = None) -> tuple[float, float]:
+    """Return (relative, absolute) worst error of a candidate.
 
     Relative is max|candidate - reference| / max|reference|; a difference of shape, dtype kind or of where NaN lies is
-    inf.
+    inf, and so is one of how many tensors a sequence has or of whether an optional is there.
 
     Args:
-        candidate: any shape.
-        reference: the same shape.
+        candidate: a tensor of any shape, a sequence of them, or None.
+        reference: the same.
         rows: bool [leading dimensions], the rows that matter; None for all.
     """
+    if not isinstance(reference, np.ndarray) or not isinstance(candidate, np.ndarray):
+        absolute, scale = _difference_of_parts(candidate, reference)
+        return (absolute / scale if scale > 0 else absolute and math.inf), absolute
     if candidate.shape != reference.shape or candidate.dtype.kind != reference.dtype.kind:
         return math.inf, math.inf
     if rows is not None:
@@ -454,16 +455,18 @@ def worst_error(candidate: Array, reference: Array, rows: Array | None = None) -
     return (absolute / scale if scale > 0 else (0.0 if absolute == 0 else math.inf)), absolute
 
 
-def difference(candidate: Array, reference: Array) -> tuple[float, float]:
+def difference(candidate: Value, reference: Value) -> tuple[float, float]:
     """Return (worst absolute error, largest magnitude of the reference), both over what is finite.
 
-    A difference of shape, dtype kind or of where NaN and infinities lie is inf, and so is any between numbers that are
-    no floats, but for integers of 8 bits, which are codes of a grid. Arrays are read in pieces, since each step in
-    float64 needs twice their memory.
+    Of sequences and optionals, both are the largest over what they hold. A difference of shape, dtype kind or of where
+    NaN and infinities lie is inf, and so is any between numbers that are no floats, but for integers of 8 bits, which
+    are codes of a grid. Arrays are read in pieces, since each step in float64 needs twice their memory.
     """
+    if not isinstance(reference, np.ndarray) or not isinstance(candidate, np.ndarray):
+        return _difference_of_parts(candidate, reference)
     if candidate.shape != reference.shape or candidate.dtype.kind != reference.dtype.kind:
         return math.inf, 0.0
-    if reference.dtype.kind not in "fc" and reference.dtype.name not in ("bfloat16", *CODES):
+    if reference.dtype.kind != "c" and reference.dtype.name not in CODES and not is_float(reference.dtype):
         return (0.0 if np.array_equal(candidate, reference) else math.inf), 0.0
     absolute, scale = 0.0, 0.0
     flat_c, flat_r = candidate.reshape(-1), reference.reshape(-1)
@@ -472,6 +475,13 @@ def difference(candidate: Array, reference: Array) -> tuple[float, float]:
         moved, size = _difference(flat_c[part].astype(np.float64), flat_r[part].astype(np.float64))
         absolute, scale = max(absolute, moved), max(scale, size)
     return absolute, scale
+
+
+def _difference_of_parts(candidate: Value, reference: Value) -> tuple[float, float]:
+    if not isinstance(candidate, list) or not isinstance(reference, list) or len(candidate) != len(reference):
+        return (0.0 if candidate is reference else math.inf), 0.0
+    found = [difference(one, other) for one, other in zip(candidate, reference, strict=True)]
+    return max((each[0] for each in found), default=0.0), max((each[1] for each in found), default=0.0)
 
 
 def sqnr_db(candidate: Array, reference: Array) -> float:

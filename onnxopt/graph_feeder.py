@@ -12,17 +12,23 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
+from onnxopt.draws import Draws
 from onnxopt.errors import InputError
-from onnxopt.model import Array, Feeds
-from onnxopt.spec import Padding, TensorSpec
+from onnxopt.exchange import is_float
+from onnxopt.model import Array, Feeds, Value
+from onnxopt.operands import Operand, operand_of, steering
+from onnxopt.spec import CONTAINERS, Padding, TensorSpec
 
-Kind = Literal["ids", "mask", "ones", "positions", "float", "integer", "text"]
+Kind = Literal["ids", "mask", "ones", "positions", "float", "integer", "text", "default"]
 Role = Literal["batch", "sequence", "past", "total", "other"]
 
 DEFAULT_SIZES: dict[Role, int] = {"batch": 2, "sequence": 8, "past": 4, "total": 8, "other": 8}
 MAX_FED_ELEMENTS = 1 << 28  # of all inputs together: 1 GiB of float32
 _ORDINARY_IDS = 10  # vocabularies keep their special tokens first; made-up text starts behind them
 _HOLE_SHARE = 0.3
+SEQUENCE_LENGTH = 2  # tensors in a made-up sequence, one more in every second
+UNKNOWN_SHAPE = (3,)  # of tensors in a sequence of which the file says nothing
+NEAR = 0.1  # how far, in deviations, a made-up value lies from the one that a file holds for an input
 _BATCH = re.compile(r"batch|^(n|b|bs)$")
 _SEQUENCE = re.compile(r"seq|tok|^(s|l|t|len|length)$")
 _PAST = re.compile(r"past|cache")
@@ -41,11 +47,15 @@ class InputPlan:
         spec: its name, type and axes.
         kind: what its numbers mean.
         rows: ids stay below this; 0 when no table limits them.
+        default: what the file holds for an input that may be left out.
+        operand: what the input is to the operator that it steers.
     """
 
     spec: TensorSpec
     kind: Kind
     rows: int = 0
+    default: ir.TensorProtocol | None = field(default=None, compare=False)
+    operand: Operand | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,7 @@ class GraphFeeder:
         values: what an input that is compared with constants is filled with: one after the other, as the seed counts.
         examples: inputs that somebody gave; what is made is cut out of them, or they are repeated.
         names: of axes as a caller knows them, for messages.
+        draws: what the model draws at random; made-up numbers come with the inputs.
     """
 
     plans: tuple[InputPlan, ...]
@@ -71,6 +82,7 @@ class GraphFeeder:
     values: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     examples: tuple[Feeds, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
+    draws: Draws | None = None
 
     def role(self, axis: str) -> Role:
         """Return what an axis counts: as it was found, or as its name says."""
@@ -135,15 +147,17 @@ class GraphFeeder:
             name = plan.spec.name
             if name in example and (plan.kind not in ("mask", "positions") or padding == "none"):
                 feeds[name] = repeated(example[name], shapes[name])
-            elif name in chances:
-                feeds[name] = np.full(shapes[name], chances[name], dtype=plan.spec.dtype)
             elif plan.kind == "mask":
                 feeds[name] = masks[name].astype(plan.spec.dtype)
             elif plan.kind == "positions":
                 feeds[name] = self._positions(shapes[name], plane, chosen).astype(plan.spec.dtype)
+            elif plan.operand is not None:
+                feeds[name] = steering(plan.operand, shapes[name], shapes, chosen, seed).astype(plan.spec.dtype)
+            elif name in chances:
+                feeds[name] = np.full(shapes[name], chances[name], dtype=plan.spec.dtype)
             else:
-                feeds[name] = _fill(plan, shapes[name], np.random.default_rng([seed, zlib.crc32(name.encode())]))
-        return feeds
+                feeds[name] = _fill_form(plan, shapes[name], seed)
+        return feeds if self.draws is None else self.draws.with_drawn(feeds, seed)
 
     def _chances(self, seed: int) -> dict[str, Any]:
         """Return the combination of compared values that a seed stands for."""
@@ -205,9 +219,16 @@ def plan_input(value: ir.Value, spec: TensorSpec, functions: Mapping[Any, ir.Fun
     """
     name = spec.name.lower()
     dtype = np.dtype(spec.dtype)
+    if spec.form == "default":
+        return InputPlan(spec, "default", default=value.const_value)
     if dtype == np.dtype(object):
         return InputPlan(spec, "text")
-    is_number = np.issubdtype(dtype, np.floating)
+    is_number = is_float(dtype)
+    operand = operand_of(value)
+    if operand is not None and not spec.form:
+        return InputPlan(spec, "float" if is_number else "integer", operand=operand)
+    if spec.form in CONTAINERS:
+        return InputPlan(spec, "float" if is_number else "integer")
     if "mask" in name and len(spec.axes) >= 2:
         return InputPlan(spec, "mask" if not is_number or "att" in name else "ones")
     if is_number:
@@ -293,6 +314,25 @@ def _constant(value: ir.Value | None) -> Array | None:
         return None
     tensor = value.const_value if value.const_value is not None else ir.convenience.get_const_tensor(value)
     return tensor.numpy() if tensor is not None and tensor.size <= 1024 else None
+
+
+def _fill_form(plan: InputPlan, shape: tuple[int, ...], seed: int) -> Value:
+    """Return a value of an input's form; of a sequence some tensors, of an optional one that is there."""
+    rng = np.random.default_rng([seed, zlib.crc32(plan.spec.name.encode())])
+    if plan.default is not None:
+        return _near(plan.default.numpy(), seed, rng)
+    if plan.spec.form in CONTAINERS and not shape:
+        shape = UNKNOWN_SHAPE
+    if plan.spec.form in ("sequence", "optional sequence"):
+        return [_fill(plan, shape, rng) for _ in range(SEQUENCE_LENGTH + seed % 2)]
+    return _fill(plan, shape, rng)
+
+
+def _near(array: Array, seed: int, rng: np.random.Generator) -> Array:
+    """Return the value that a file holds for an input; at most seeds one that is near it, where it counts nothing."""
+    if seed == 0 or not is_float(array.dtype):
+        return array
+    return np.asarray(array + NEAR * rng.standard_normal(array.shape)).astype(array.dtype)
 
 
 def _fill(plan: InputPlan, shape: tuple[int, ...], rng: np.random.Generator) -> Array:

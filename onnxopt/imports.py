@@ -8,25 +8,29 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxopt.axis_names import name_axes
 from onnxopt.compared import compared_values
+from onnxopt.draws import take_out
 from onnxopt.errors import InputError
+from onnxopt.exchange import CARRIERS, FOLDER_KEY, PLAIN, Exchange, carried_file, dtype_name
 from onnxopt.given import Given
+from onnxopt.graph import constant_value
 from onnxopt.graph_feeder import GraphFeeder, input_kinds, plan_input
-from onnxopt.model import Array, Feeds, Loaded
+from onnxopt.model import Array, Feeds, Loaded, shape_text
 from onnxopt.prober import Prober
 from onnxopt.roles import canonical_names, find_batch, find_mask, renamed_axis, renamed_feeder, structural_roles
 from onnxopt.runtime import runtime_line
-from onnxopt.safety import Checked, check_onnx, hub_repository, inside_hub, word
-from onnxopt.spec import Signature, TensorSpec, available_threads
+from onnxopt.safety import Checked, check_onnx
+from onnxopt.safety_files import hub_repository, inside_hub, word
+from onnxopt.spec import CONTAINERS, Form, Signature, TensorSpec, available_threads
 
 logger = logging.getLogger(__name__)
 
+_Tensor = TypeVar("_Tensor", ir.TensorProtocol, ir.TensorProtocol | None)
 Progress = Callable[[str], None]
 
 ASSETS = (
@@ -46,23 +50,9 @@ ASSETS = (
     "preprocessor_config.json",
     "processor_config.json",
 )
-_EXCHANGED = frozenset(
-    {
-        "FLOAT",
-        "DOUBLE",
-        "FLOAT16",
-        "INT8",
-        "INT16",
-        "INT32",
-        "INT64",
-        "UINT8",
-        "UINT16",
-        "UINT32",
-        "UINT64",
-        "BOOL",
-        "STRING",
-    }
-)  # types that NumPy and ONNX Runtime's Python interface share
+_EXCHANGED = (*PLAIN, *CARRIERS, ir.DataType.STRING)
+# Weights listed as inputs are those of a whole network from here on; below, what a user may want to set.
+LEAST_NETWORK_BYTES = 2**16
 MAX_LIKELY = 4096  # a larger number in a shape is tried as the size of an axis no more
 LIKELY_SIZES = 24  # so many are tried at most
 _POSITION_TABLE = re.compile(r"pos|wpe", re.IGNORECASE)
@@ -76,12 +66,16 @@ class OrtReference:
     Args:
         path: the file, already checked.
         label: how reports call it; the file's name when empty.
+        graph: run in place of the file's own, with external data beside the file.
     """
 
-    def __init__(self, path: Path, label: str = "") -> None:
+    def __init__(self, path: Path, label: str = "", graph: bytes = b"") -> None:
         self._path = path
+        self._graph = graph
         self._label = label or path.name
         self._sessions: dict[bool, Any] = {}
+        self._exchange = Exchange({}, {})
+        self._names: list[str] = []
 
     @property
     def name(self) -> str:
@@ -105,32 +99,42 @@ class OrtReference:
         options = ort.RunOptions()
         options.log_severity_level = 4  # the line comes back in the exception; nothing on stderr
         session = self._open(optimized=optimized)
-        names = [output.name for output in session.get_outputs()]
         try:
-            values = session.run(names, dict(feeds), options)
+            values = session.run(self._exchange.names(self._names), self._exchange.give(feeds), options)
         except Exception as error:  # the binding raises a class of its own per status code
-            sizes = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
+            sizes = ", ".join(f"{name} {shape_text(value)}" for name, value in feeds.items()) or "no input"
             raise InputError(f"cannot be run with {sizes}: {runtime_line(error)}", where=self._label) from error
-        return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
+        return dict(zip(self._names, self._exchange.take(self._names, values), strict=True))
 
     def _open(self, *, optimized: bool) -> Any:
+        if optimized not in self._sessions:
+            folder = {FOLDER_KEY: str(self._path.absolute().parent)} if self._graph else {}
+            session = self._session_of(self._graph or str(self._path), folder, optimized=optimized)
+            self._names = [output.name for output in session.get_outputs()]
+            self._exchange = Exchange.of(session)
+            if self._exchange.needed:
+                carried = carried_file(self._path, self._exchange, self._graph)
+                session = self._session_of(*carried, optimized=optimized)
+            self._sessions[optimized] = session
+        return self._sessions[optimized]
+
+    def _session_of(self, graph: str | bytes, entries: Mapping[str, str], *, optimized: bool) -> Any:
         import onnxruntime as ort
 
-        if optimized not in self._sessions:
-            levels = ort.GraphOptimizationLevel
-            options = ort.SessionOptions()
-            options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
-            options.intra_op_num_threads = available_threads()
-            options.log_severity_level = 4
-            try:
-                self._sessions[optimized] = ort.InferenceSession(
-                    str(self._path), options, providers=["CPUExecutionProvider"]
-                )
-            except Exception as error:
-                hint = "check that the file runs where it was made"
-                what = f"ONNX Runtime {ort.__version__} cannot open it: {runtime_line(error)}"
-                raise InputError(what, where=self._label, hint=hint) from error
-        return self._sessions[optimized]
+        levels = ort.GraphOptimizationLevel
+        options = ort.SessionOptions()
+        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
+        options.intra_op_num_threads = available_threads()
+        options.log_severity_level = 4
+        for key, value in entries.items():
+            options.add_session_config_entry(key, value)
+        try:
+            return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            hint = "check that the file runs where it was made"
+            said = runtime_line(error).replace(str(self._path), "the file")
+            what = f"ONNX Runtime {ort.__version__} cannot open it: {said}"
+            raise InputError(what, where=self._label, hint=hint) from error
 
 
 def load_onnx(path: Path, *, given: Given | None = None, progress: Progress | None = None) -> Loaded:
@@ -152,32 +156,34 @@ def load_onnx(path: Path, *, given: Given | None = None, progress: Progress | No
     checked = check_onnx(path)
     model = _deserialize(checked, path)
     notes = list(checked.notes)
-    notes += _drop_default_inputs(model, word(path.name))
-    said = Signature(
-        tuple(_spec(value, "input", word(path.name)) for value in model.graph.inputs),
-        tuple(_spec(value, "output", word(path.name)) for value in model.graph.outputs),
-    )
-    inputs, outputs = list(said.inputs), list(said.outputs)
-    say("running it to learn its inputs")
-    named, unnamed = name_axes(inputs)
+    notes += _drop_listed_weights(model, word(path.name))
+    where, taken = word(path.name), list(model.graph.inputs)
+    named, unnamed = name_axes([_spec(value, "input", where) for value in taken])
     chosen = given or Given()
-    chosen.check(Signature(tuple(named), ()), word(path.name))
-    plans = tuple(
-        plan_input(value, spec, model.functions) for value, spec in zip(model.graph.inputs, named, strict=True)
-    )
+    chosen.check(Signature(tuple(named), ()), where)
+    plans = tuple(plan_input(value, spec, model.functions) for value, spec in zip(taken, named, strict=True))
     logger.info("inputs of %s: %s", path.name, input_kinds(plans))
     values = {
         plan.spec.name: chosen.typed_values(plan.spec) or compared_values(value, plan.spec, model.functions)
-        for value, plan in zip(model.graph.inputs, plans, strict=True)
+        for value, plan in zip(taken, plans, strict=True)
         if plan.spec.name in chosen.values or plan.kind in ("integer", "float", "text", "ones")
     }
+    draws = take_out(model, where)  # behind the plans: what draws also tells what its inputs are
+    notes += [] if draws is None else [draws.note]
+    outputs = [_spec(value, "output", where) for value in model.graph.outputs]
+    say("running it to learn its inputs")
     feeder = GraphFeeder(
         plans,
         roles=structural_roles(plans),
         values={name: choices for name, choices in values.items() if choices},
         examples=chosen.feeds,
+        draws=draws,
     )
-    reference = OrtReference(path if path.is_symlink() and hub_repository(path) else checked.path, path.name)
+    reference = OrtReference(
+        path if path.is_symlink() and hub_repository(path) else checked.path,
+        path.name,
+        b"" if draws is None else ir.to_proto(model).SerializeToString(),
+    )
     prober = Prober(reference, feeder, say=say, given=chosen)
     prober.start(_likely_sizes(model))
     prober.split_axes(unnamed)
@@ -188,6 +194,8 @@ def load_onnx(path: Path, *, given: Given | None = None, progress: Progress | No
     signature = Signature(tuple(plan.spec for plan in prober.feeder.plans), tuple(prober.name_outputs(outputs)), mask)
     names = canonical_names(prober.feeder, find_batch(prober.runs, prober.feeder), mask)
     signature, feeder = _renamed(signature, names), renamed_feeder(prober.feeder, names)
+    if draws is not None:
+        signature = replace(signature, inputs=(*signature.inputs, *draws.specs))
     _write_axes(model, signature)
 
     def new(axis: str) -> str:
@@ -209,6 +217,7 @@ def load_onnx(path: Path, *, given: Given | None = None, progress: Progress | No
         ones=frozenset(map(new, prober.ones)),
         pinned=frozenset(map(new, prober.pinned)),
         names=feeder.names,
+        draws=draws,
     )
 
 
@@ -226,10 +235,32 @@ def _deserialize(checked: Checked, path: Path) -> ir.Model:
         for inner in (graph, *graph.subgraphs()):
             for value in inner.initializers.values():
                 value.const_value = _without_link(value.const_value, checked)
+            for node in inner:
+                _hold_attributes(node, checked)
     return model
 
 
-def _without_link(tensor: ir.TensorProtocol | None, checked: Checked) -> ir.TensorProtocol | None:
+def _hold_attributes(node: ir.Node, checked: Checked) -> None:
+    """Move what a Constant keeps in a file to a weight of its graph, and read in what other attributes keep there.
+
+    Only weights are looked for in files later on: an attribute is written as it is into every part that is cut out.
+    """
+    for name, attribute in list(node.attributes.items()):
+        if attribute.type != ir.AttributeType.TENSOR or not isinstance(attribute.value, ir.ExternalTensor):
+            continue
+        tensor = _without_link(attribute.value, checked)
+        made, graph = node.outputs[0], node.graph
+        if node.op_type == "Constant" and isinstance(graph, ir.Graph) and not made.is_graph_output():
+            weight = constant_value(tensor, made.name or "")
+            made.replace_all_uses_with(weight)
+            graph.remove(node, safe=True)
+            graph.register_initializer(weight)
+        else:
+            held = ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name)
+            node.attributes[name] = ir.Attr(name, ir.AttributeType.TENSOR, held)
+
+
+def _without_link(tensor: _Tensor, checked: Checked) -> _Tensor:
     """Point a tensor at the blob itself when its file is a link of a Hugging Face cache; onnx_ir follows no links."""
     if not isinstance(tensor, ir.ExternalTensor):
         return tensor
@@ -247,33 +278,59 @@ def _without_link(tensor: ir.TensorProtocol | None, checked: Checked) -> ir.Tens
     )
 
 
-def _drop_default_inputs(model: ir.Model, where: str) -> list[str]:
-    """Make inputs that carry a default value plain weights, as every file before IR version 4 means them."""
+def _drop_listed_weights(model: ir.Model, where: str) -> list[str]:
+    """Take the weights out of the inputs where the file lists them only because its exporter lists everything.
+
+    Before IR version 4 every weight had to be an input too. Later files that list all of theirs, as many as a network
+    has, were written by the same habit. Else an input with a value is one that a user may leave out or set: it stays.
+
+    Returns:
+        A sentence for the user when weights are no inputs any more.
+    """
     graph = model.graph
-    defaults = [value for value in graph.inputs if value.name in graph.initializers]
+    listed = [value for value in graph.inputs if value.name in graph.initializers]
+    tensors = [value.const_value for value in graph.initializers.values() if value.const_value is not None]
+    old = model.ir_version is not None and model.ir_version < 4
+    everything = len(listed) == len(graph.initializers) and sum(one.nbytes for one in tensors) >= LEAST_NETWORK_BYTES
+    if not listed or not (old or everything):
+        return []
     kept = [value for value in graph.inputs if value.name not in graph.initializers]
     graph.inputs.clear()
     graph.inputs.extend(kept)
-    if not defaults or (model.ir_version is not None and model.ir_version < 4):
+    if old:
         return []
-    logger.info("%s: %d inputs with defaults become weights", where, len(defaults))
-    names = ", ".join(word(value.name or "") for value in defaults[:3]) + (", …" if len(defaults) > 3 else "")
-    return [f"inputs with a default value became weights ({len(defaults)}): {names}"]
+    logger.info("%s: %d weights were listed as inputs", where, len(listed))
+    names = ", ".join(word(value.name or "") for value in listed[:3]) + (", …" if len(listed) > 3 else "")
+    return [f"all weights were listed as inputs and are none any more ({len(listed)}): {names}"]
 
 
 def _spec(value: ir.Value, kind: str, where: str) -> TensorSpec:
     shown = f"{kind} {word(value.name or '')!r}"
-    if not isinstance(value.type, ir.TensorType):
+    form = _form(value.type)
+    if form is None or value.type is None:
         hint = "export it with tensors only (for scikit-learn models: options={'zipmap': False})"
-        raise InputError(f"{shown} is not a tensor", where=where, hint=hint)
+        raise InputError(f"{shown} is neither a tensor nor a sequence of tensors", where=where, hint=hint)
     dtype = value.type.dtype
-    if dtype.name not in _EXCHANGED:
+    if dtype not in _EXCHANGED or (form and dtype in CARRIERS):
         what = f"{shown} has the type {dtype.name}, which ONNX Runtime cannot exchange with NumPy"
         raise InputError(what, where=where, hint="export it with float32 or float16 inputs and outputs")
-    if kind == "input" and value.shape is None:
+    if kind == "input" and value.shape is None and not form:
         raise InputError(f"{shown} has no declared rank", where=where, hint="export it with the rank of each input")
-    name = "object" if dtype.is_string() else np.dtype(dtype.numpy()).name
-    return TensorSpec(value.name or "", name, _axes(value.shape))
+    if kind == "input" and value.is_initializer():
+        form = "default"
+    return TensorSpec(value.name or "", dtype_name(dtype), _axes(value.shape), form)
+
+
+def _form(kind: ir.TypeProtocol | None) -> Form | None:
+    """Return what a type is made of; None for what is neither tensors nor made of them."""
+    if isinstance(kind, ir.TensorType):
+        return ""
+    if isinstance(kind, ir.SequenceType):
+        return "sequence" if isinstance(kind.elem_type, ir.TensorType) else None
+    if isinstance(kind, ir.OptionalType):
+        inner = _form(kind.elem_type)
+        return "optional" if inner == "" else "optional sequence" if inner == "sequence" else None
+    return None
 
 
 def _axes(shape: ir.Shape | None) -> tuple[int | str, ...]:
@@ -295,7 +352,8 @@ def _write_axes(model: ir.Model, signature: Signature) -> None:
     """Name in the graph the axes that the file left open; what the file says stays."""
     for values, specs in ((model.graph.inputs, signature.inputs), (model.graph.outputs, signature.outputs)):
         for value, spec in zip(values, specs, strict=True):
-            value.shape = ir.Shape(spec.axes)
+            if spec.form not in CONTAINERS:
+                value.shape = None if spec.form == "any rank" else ir.Shape(spec.axes)
 
 
 def _renamed(signature: Signature, names: Mapping[str, str]) -> Signature:

@@ -4,8 +4,9 @@ Keys::
 
     format         1
     name, task     as in the manifest
-    inputs         name, dtype, axes (a number, or the name of an open axis), meaning, pad: value at padded positions
-    outputs        name, dtype, axes, meaning
+    inputs         name, dtype, axes (a number, or the name of an open axis), meaning, pad: value at padded positions;
+                   form where it is no plain tensor: `default` (may be left out), `sequence`, `optional`
+    outputs        name, dtype, axes, meaning; form as well, also `any rank` (the number of axes differs)
     sizes          for each open axis the sizes at which the graph was proved: least, most, step, and promised: the
                    largest that the model takes (0: none is known)
     tokenizer      file, pad_id, padding_side, max_length (0: no limit), lowercase; absent without a tokenizer
@@ -114,7 +115,8 @@ def _settings(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "dtype": spec.dtype, "axes": list(spec.axes)}
+    said = {"name": spec.name, "dtype": "string" if spec.dtype == "object" else spec.dtype, "axes": list(spec.axes)}
+    return said | ({"form": spec.form} if spec.form else {})
 
 
 def _input(spec: TensorSpec, pad: int) -> dict[str, Any]:

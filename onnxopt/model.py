@@ -5,15 +5,44 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxopt.spec import AxisRange, Padding, Signature
 
+if TYPE_CHECKING:
+    from onnxopt.draws import Draws
+
 Array = npt.NDArray[Any]
+Value = Any  # an Array; of a sequence a list of them; None for an optional that is empty
 Feeds = dict[str, Array]
+
+
+def tensors_of(values: Mapping[str, Value]) -> Feeds:
+    """Return values as tensors alone: those of a sequence as `name[0]`, `name[1]` and so on.
+
+    How many there are is a tensor too, `name[]`; it is -1 for an optional that is empty. So what compares tensors sees
+    every difference.
+    """
+    found: Feeds = {}
+    for name, value in values.items():
+        if value is None or isinstance(value, list):
+            parts = value or []
+            found[f"{name}[]"] = np.array(-1 if value is None else len(parts))
+            found |= {f"{name}[{place}]": part for place, part in enumerate(parts)}
+        else:
+            found[name] = value
+    return found
+
+
+def shape_text(value: Value) -> str:
+    """Return the shape of a value for a person: `[2, 3]`, `a sequence of 4`, `nothing`."""
+    if value is None:
+        return "nothing"
+    return f"a sequence of {len(value)}" if isinstance(value, list) else str(list(np.shape(value)))
 
 
 class Reference(Protocol):
@@ -62,6 +91,7 @@ class Loaded:
         turning: sizes of an axis at which something in the graph changes, derived from it.
         names: of axes in the file, by the names that they have in here, where those differ.
         random_weights: true when the weights are made up and accuracy means nothing.
+        draws: what the graph draws at random, taken out of it for as long as it is worked on.
     """
 
     name: str
@@ -81,6 +111,7 @@ class Loaded:
     pinned: frozenset[str] = frozenset()
     turning: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
+    draws: Draws | None = None
 
     def runnable(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """Return sizes that are moved into the range of each axis; axes that are tied take the size of the first."""

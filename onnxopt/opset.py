@@ -12,7 +12,8 @@ from onnxopt.graph import all_nodes, initializer_bytes, opset, worst_error
 from onnxopt.model import Array, Feeds
 from onnxopt.opset_rules import OBSERVED, RULES, Edit, Seen, compatible
 from onnxopt.probe import GraphRunner, ProbeError
-from onnxopt.safety import MAX_OPSET, word
+from onnxopt.safety import MAX_OPSET
+from onnxopt.safety_files import word
 
 logger = logging.getLogger(__name__)
 
@@ -235,6 +236,8 @@ def _compare(raised: ir.Model, feeds: Sequence[Feeds], expected: Sequence[Mappin
     except ProbeError as error:
         raise _Refused(f"the converted graph does not run: {word(str(error), 200)}") from error
     for new, old in zip(found, expected, strict=True):
+        if set(new) != set(old):
+            raise _Refused("the converted graph gives sequences of other lengths")
         for name, reference in old.items():
             relative, absolute = worst_error(new[name], reference)
             if relative > TOLERANCES.get(reference.dtype.name, DEFAULT_TOLERANCE):

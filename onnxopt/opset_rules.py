@@ -1,4 +1,4 @@
-"""What changed between operator sets 9 and 25, operator by operator, and how to write a node the newer way.
+"""What changed between operator sets 7 and 28, operator by operator, and how to write a node the newer way.
 
 Every change of a schema that is not purely an addition has a rule here; the versions are those of the ONNX operator
 changelog (https://onnx.ai/onnx/operators/). A change without a rule that `compatible` does not accept stops the raise.
@@ -112,6 +112,25 @@ def _rule(version: int, *operators: str) -> Callable[[Rule], Rule]:
         return function
 
     return add
+
+
+@_rule(9, "BatchNormalization")
+def _batch_normalization_9(edit: Edit) -> str:
+    """Statistics per element of a channel are gone."""
+    return "" if int(edit.take("spatial", 1)) == 1 else "keeps statistics for each element of a channel"
+
+
+@_rule(9, "Upsample")
+def _upsample_9(edit: Edit) -> str:
+    """The scales became an input."""
+    edit.set_input(1, edit.constant(np.array(edit.take("scales"), dtype=np.float32), "scales"))
+    return ""
+
+
+@_rule(9, "Scan")
+def _scan_9(edit: Edit) -> str:  # noqa: ARG001 - all rules look alike
+    """Scan lost its axis of batches."""
+    return "runs over batches, which it does not since opset 9"
 
 
 @_rule(10, "Slice")

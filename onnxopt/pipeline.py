@@ -226,7 +226,8 @@ def prepare(model: ir.Model, derivation: Derivation | None = None) -> None:
         InputError: types are missing, and ONNX Runtime cannot open the model.
     """
     NameFixPass()(model)
-    OutputFixPass()(model)
+    if len(set(model.graph.outputs)) < len(model.graph.outputs):
+        OutputFixPass()(model)  # it would also rename an input that is an output as it is, which runtimes take
     TopologicalSortPass()(model)
     model.ir_version = min(max(model.ir_version, 8), MAX_IR_VERSION)
     try:
@@ -289,8 +290,7 @@ class Pipeline:
         self.ledger.notes.extend(self.loaded.notes)
         run_to_rest(driver, stages["canonicalize"])
         self._report(driver, "fuse")
-        raise_opset_for(driver, stages["fuse"])
-        driver.apply_all(map(get, stages["fuse"]))
+        fuse(driver, stages["fuse"])
 
     def fork(self) -> Pipeline:
         """Return a pipeline of a copy of the graph; weights are shared."""
@@ -425,26 +425,63 @@ def run_to_rest(driver: Driver, names: Sequence[str]) -> None:
             return
 
 
+def fuse(driver: Driver, names: Sequence[str]) -> None:
+    """Apply the passes that fuse, at an opset that is raised no further than those need that did something.
+
+    Patterns match more than guards and proofs let through, so what is needed shows afterwards. Where the opset was
+    raised for nothing, the graph from before is taken again, raised as far as was needed, and fused: runtimes that are
+    too old for the newest operators go on reading it.
+    """
+    model, ledger = driver.model, driver.ledger
+    start, notes, wanted = len(ledger.entries), list(ledger.notes), needed_opset(driver.model, names)
+    before = model.clone() if wanted > opset(model) else None
+    raise_to(driver, wanted)
+    fused = len(ledger.entries)
+    driver.apply_all(map(get, names))
+    if before is None or opset(model) == opset(before):
+        return
+    used = [get(entry.name).min_opset for entry in ledger.entries[fused:] if entry.applied]
+    needed = max([opset(before), *used])
+    if needed >= opset(model):
+        return
+    _put(model, before)
+    del ledger.entries[start:]
+    ledger.notes[:] = notes
+    driver.forget()
+    prepare(model, driver.derivation)
+    raise_to(driver, needed)
+    driver.apply_all(map(get, names))
+
+
 def raise_opset_for(driver: Driver, names: Iterable[str]) -> None:
-    """Raise the opset as far as the passes that have something to do here need it, and say so."""
+    """Raise the opset as far as the passes that may have something to do here need it, and say so."""
+    raise_to(driver, needed_opset(driver.model, names))
+
+
+def raise_to(driver: Driver, wanted: int) -> None:
+    """Raise the opset, and say so; or say why it stays."""
     model, before = driver.model, opset(driver.model)
-    wanted = needed_opset(model, names)
     if wanted <= before:
         return
     raised, reason = raise_opset(model, wanted, [item.feeds for item in driver.observations])
     if reason:
         driver.ledger.notes.append(f"opset {before} stays, although {wanted} would allow more fusions: {reason}")
         return
-    model.graph = raised.graph
-    model.opset_imports.update(raised.opset_imports)
-    model.functions.clear()
-    model.functions.update(raised.functions)
-    model.ir_version = min(raised.ir_version, MAX_IR_VERSION)
+    _put(model, raised)
     driver.forget()
     driver.ledger.notes.append(f"opset raised from {before} to {wanted} for the fused operators")
     prepare(model, driver.derivation)
     for name in ("lift-constants", "fold-constants", *TIDY):
         driver.apply(get(name))
+
+
+def _put(model: ir.Model, other: ir.Model) -> None:
+    """Let a model have the graph and the functions of another."""
+    model.graph = other.graph
+    model.opset_imports.update(other.opset_imports)
+    model.functions.clear()
+    model.functions.update(other.functions)
+    model.ir_version = min(other.ir_version, MAX_IR_VERSION)
 
 
 def needed_opset(model: ir.Model, names: Iterable[str]) -> int:

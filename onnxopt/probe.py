@@ -14,12 +14,13 @@ import mmap
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from onnxopt.exchange import CARRIERS, PLAIN, Exchange, type_of
 from onnxopt.graph import (
     CONTRIB,
     SMALL_CONSTANT_BYTES,
@@ -30,7 +31,7 @@ from onnxopt.graph import (
     has_subgraph,
     is_op,
 )
-from onnxopt.model import Array, Feeds
+from onnxopt.model import Array, Feeds, tensors_of
 from onnxopt.runtime import runtime_errors, runtime_line
 from onnxopt.spec import available_threads
 
@@ -45,33 +46,25 @@ MILES = 8
 LEAST_PAGED_BYTES = 2**26  # less is not worth a thread
 PAGING_SECONDS = 0.03
 
-_FEEDABLE = frozenset(
-    getattr(ir.DataType, name)
-    for name in (
-        *("FLOAT", "FLOAT16", "DOUBLE", "BOOL", "INT8", "INT16", "INT32", "INT64"),
-        *("UINT8", "UINT16", "UINT32", "UINT64"),
-    )
-)
-_BFLOAT16 = "tensor(bfloat16)"
-
 
 class ProbeError(Exception):
     """A graph could not be run; carries ONNX Runtime's line."""
 
 
 class _Program:
-    """An open session; bfloat16, which the runtime does not exchange with NumPy, goes in and out as float32."""
+    """An open session; types that the runtime does not exchange with NumPy are carried in others."""
 
     def __init__(self, proto: Any) -> None:
         """Open a session on an `onnx.ModelProto`, which may be changed."""
         self._session = _open(proto)
-        self._narrow = {item.name for item in self._session.get_inputs() if item.type == _BFLOAT16}
-        self._widened = {item.name for item in self._session.get_outputs() if item.type == _BFLOAT16}
         self.types = {item.name: str(item.type) for item in self._session.get_outputs()}
-        if self._narrow or self._widened:
-            _exchange_as_float(proto, self._narrow, self._widened)
+        self._exchange = Exchange.of(self._session)
+        if self._exchange.needed:
+            self._exchange.build(proto)
+            _import_standard(proto)
             self._session = _open(proto)
-        self._inputs = {item.name for item in self._session.get_inputs()}
+        given = (*self._session.get_inputs(), *self._session.get_overridable_initializers())
+        self._inputs = {item.name for item in given}
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Any]) -> list[Array]:
         """Return the named outputs; feeds of inputs that the session does not have are passed over."""
@@ -79,23 +72,12 @@ class _Program:
 
         options = ort.RunOptions()
         options.log_severity_level = 4
-        given = {_wide(name) if name in self._narrow else name: array for name, array in feeds.items()}
-        given = {name: array for name, array in given.items() if name in self._inputs}
-        for name in self._narrow & set(feeds):
-            given[_wide(name)] = feeds[name].astype(np.float32)
-        names = [_wide(name) if name in self._widened else name for name in outputs]
+        given = {name: value for name, value in self._exchange.give(feeds).items() if name in self._inputs}
         try:
-            found = list(self._session.run(names, given, options))
+            found = list(self._session.run(self._exchange.names(outputs), given, options))
         except runtime_errors() as error:
             raise ProbeError(runtime_line(error)) from error
-        return [
-            array.astype(ml_dtypes.bfloat16) if name in self._widened else array
-            for name, array in zip(outputs, found, strict=True)
-        ]
-
-
-def _wide(name: str) -> str:
-    return f"{name}::float32"
+        return self._exchange.take(outputs, found)
 
 
 def _open(proto: Any) -> Any:
@@ -114,29 +96,6 @@ def _open(proto: Any) -> Any:
         return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except runtime_errors() as error:
         raise ProbeError(runtime_line(error)) from error
-
-
-def _exchange_as_float(proto: Any, inputs: set[str], outputs: set[str]) -> None:
-    """Put a Cast behind each named input and each named output."""
-    import onnx
-
-    first = []
-    for value in proto.graph.input:
-        if value.name in inputs:
-            first.append(onnx.helper.make_node("Cast", [_wide(value.name)], [value.name], to=onnx.TensorProto.BFLOAT16))
-            value.name = _wide(value.name)
-            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-    rest = list(proto.graph.node)
-    del proto.graph.node[:]
-    proto.graph.node.extend([*first, *rest])
-    for value in proto.graph.output:
-        if value.name in outputs:
-            proto.graph.node.append(
-                onnx.helper.make_node("Cast", [value.name], [_wide(value.name)], to=onnx.TensorProto.FLOAT)
-            )
-            value.name = _wide(value.name)
-            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-    _import_standard(proto)
 
 
 def _compute_in_float(proto: Any) -> None:
@@ -246,13 +205,14 @@ class GraphRunner:
         self._program = _Program(cut.proto)
 
     def run(self, feeds: Mapping[str, Array]) -> tuple[Feeds, dict[ir.Value, Array]]:
-        """Return the graph's outputs by name, and the fetched values."""
+        """Return the graph's outputs by name, sequences as `tensors_of` writes them, and the fetched values."""
         if not self._names:
             return {}, {}
         with _paging(self._mapped):
             found = self._program.run(self._names, {**self._weights, **feeds})
         results = dict(zip(self._names, found, strict=True))
-        return {name: results[name] for name in self._outputs}, {v: results[v.name or ""] for v in self._fetch}
+        outputs = tensors_of({name: results[name] for name in self._outputs})
+        return outputs, {v: results[v.name or ""] for v in self._fetch}
 
 
 class ShapeRunner:
@@ -280,7 +240,7 @@ class ShapeRunner:
         self._measured, self._fetch = list(self.dtypes), fetch
         if not self._measured:
             return
-        cut = _Cut(model, [*self._measured, *fetch], measured=self._measured, known=known, turned=True)
+        cut = _Cut(model, [*self._measured, *fetch], measured=self.dtypes, known=known, turned=True)
         cut.hand_out(fetch)
         self._weights, self._mapped = cut.weights, cut.mapped
         self._program = _Program(cut.proto)
@@ -314,15 +274,8 @@ def dtypes_of(model: ir.Model, values: Sequence[ir.Value]) -> dict[ir.Value, ir.
         found = _Program(cut.proto).types
     for value in values:
         is_tensor = isinstance(value.type, ir.TensorType)
-        types[value] = value.dtype if is_tensor else _ORT_TYPES.get(found.get(value.name or "", ""))
+        types[value] = value.dtype if is_tensor else type_of(found.get(value.name or "", ""))
     return {value: dtype for value, dtype in types.items() if dtype is not None}
-
-
-_ORT_TYPES = {
-    f"tensor({name})": dtype
-    for dtype in ir.DataType
-    for name in (dtype.name.lower(), {"FLOAT8E4M3FN": "float8e4m3fn"}.get(dtype.name, dtype.name.lower()))
-}
 
 
 class _Cut:
@@ -339,7 +292,7 @@ class _Cut:
         model: ir.Model,
         wanted: Sequence[ir.Value],
         *,
-        measured: Sequence[ir.Value] = (),
+        measured: Mapping[ir.Value, ir.DataType] = MappingProxyType({}),
         known: Collection[ir.Value] = (),
         turned: bool = False,
     ) -> None:
@@ -371,8 +324,8 @@ class _Cut:
         # The runtime works its way back from the nodes that nobody reads, the last in the list first, and on that way
         # runs what needs no inputs (the transposition of every weight, say). So each shape is read as soon as its value
         # is there, and no value waits for the others; where none are asked for, some are read to that end.
-        for value in reversed(measured or _milestones(model, nodes)):
-            self._measure(value, hand_out=bool(measured))
+        for value in reversed(list(measured) or _milestones(model, nodes)):
+            self._measure(value, measured.get(value, value.dtype), hand_out=bool(measured))
 
     def hand_out(self, values: Sequence[ir.Value]) -> None:
         """Make values outputs of the graph."""
@@ -391,7 +344,7 @@ class _Cut:
             if tensor is None or (value not in needed and not value.is_graph_input()):
                 continue
             small = tensor.nbytes <= SMALL_CONSTANT_BYTES or value.is_graph_output()
-            if small or tensor.dtype not in _FEEDABLE:
+            if small or tensor.dtype not in PLAIN:
                 inside = ir.tensor(tensor.numpy(), name=name) if isinstance(tensor, ir.ExternalTensor) else tensor
                 ir.serde.serialize_tensor_into(graph.initializer.add(), inside)
                 graph.initializer[-1].name = name
@@ -413,15 +366,17 @@ class _Cut:
             found.name = value.name
             found.type.tensor_type.elem_type = value.type.dtype.value
 
-    def _measure(self, value: ir.Value, *, hand_out: bool) -> None:
+    def _measure(self, value: ir.Value, dtype: ir.DataType | None, *, hand_out: bool) -> None:
         import onnx
 
         _import_standard(self.proto)
         graph, name = self.proto.graph, _shape_name(value)
-        node = graph.node.add()
-        node.op_type, node.name = "Shape", name
-        node.input.append(value.name or "")
-        node.output.append(name)
+        read = value.name or ""
+        carrier = CARRIERS.get(dtype) if dtype is not None else None
+        if carrier is not None:  # the runtime has no Shape for some of these types
+            read = f"{name}::carried"
+            graph.node.append(onnx.helper.make_node("Cast", [value.name or ""], [read], to=carrier.value))
+        graph.node.append(onnx.helper.make_node("Shape", [read], [name], name=name))
         if not hand_out:
             return
         found = graph.output.add()
@@ -437,7 +392,7 @@ def _milestones(model: ir.Model, nodes: set[ir.Node]) -> list[ir.Value]:
 
 def feedable(value: ir.Value) -> bool:
     """Tell whether a value is a tensor of a type that NumPy and the runtime exchange."""
-    return bool(value.name) and isinstance(value.type, ir.TensorType) and value.type.dtype in _FEEDABLE
+    return bool(value.name) and isinstance(value.type, ir.TensorType) and value.type.dtype in PLAIN
 
 
 def _fed(value: ir.Value) -> Any:

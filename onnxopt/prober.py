@@ -21,9 +21,9 @@ from onnxopt.axis_names import own_axis
 from onnxopt.errors import InputError
 from onnxopt.given import Given
 from onnxopt.graph_feeder import DEFAULT_SIZES, GraphFeeder
-from onnxopt.model import Feeds, Reference
-from onnxopt.safety import word
-from onnxopt.spec import AxisRange, TensorSpec
+from onnxopt.model import Feeds, Reference, tensors_of
+from onnxopt.safety_files import word
+from onnxopt.spec import CONTAINERS, AxisRange, TensorSpec
 
 logger = logging.getLogger(__name__)
 
@@ -411,6 +411,12 @@ class Prober:
         for axis in self.ones:  # what is broadcast there is told apart from what has the size
             self._try({**self._distinct(), axis: 1})
         for spec in outputs:
+            if spec.form in CONTAINERS:
+                yield spec
+                continue
+            if len({found[spec.name].ndim for _, found in self._outputs}) > 1:
+                yield replace(spec, axes=(), form="any rank")
+                continue
             shapes = [(sizes, found[spec.name].shape) for sizes, found in self._outputs if self._usual(sizes)]
             rank = len(shapes[0][1])
             declared: Sequence[int | str] = spec.axes if len(spec.axes) == rank else ("",) * rank
@@ -442,9 +448,9 @@ class Prober:
     # --------------------------------------------------------------------------------------------------------- runs
 
     def runs(self, feeds: Feeds) -> Feeds | None:
-        """Return the outputs, None when the model does not run so."""
+        """Return the outputs, sequences as `tensors_of` writes them; None when the model does not run so."""
         try:
-            return self.reference.run(feeds)
+            return tensors_of(self.reference.run(feeds))
         except InputError as error:
             logger.debug("does not run: %s", error)
             return None
@@ -467,7 +473,11 @@ class Prober:
         if sizes not in self.proved:
             self.proved.append(sizes)
             # shapes are all that is looked at later; a broadcast zero keeps none of the memory
-            shapes = {name: np.broadcast_to(np.zeros(()), value.shape) for name, value in outputs.items()}
+            shapes = {
+                name: np.broadcast_to(np.zeros(()), value.shape)
+                for name, value in outputs.items()
+                if isinstance(value, np.ndarray)
+            }
             self._outputs.append((sizes, shapes))
 
     def _late(self) -> bool:

@@ -25,7 +25,7 @@ from onnxopt.export import Exporter, export, is_pair
 from onnxopt.forms import Before, Workbench, require_standard
 from onnxopt.given import Axes, Examples, Given, Values
 from onnxopt.golden import Golden
-from onnxopt.graph import op_counts
+from onnxopt.graph import CONTRIB, STANDARD_DOMAINS, op_counts
 from onnxopt.halving import HalfOptions, check_half
 from onnxopt.imports import load_onnx
 from onnxopt.ledger import Ledger
@@ -49,7 +49,7 @@ from onnxopt.quantize.options import HALF_IO, QuantizeOptions
 from onnxopt.reached import branches_not_run
 from onnxopt.report import REPORT_NAME, render_report
 from onnxopt.requests import fit_workload, requests_of
-from onnxopt.saving import save_graph
+from onnxopt.saving import drawing_again, leave_ranks_open, save_graph
 from onnxopt.session import Session
 from onnxopt.shipping import Decision
 from onnxopt.source import Source, Weights, resolve
@@ -418,7 +418,13 @@ class _Worked:
 
 def _finish(loaded: Loaded, plan: _Plan, scratch: Path, started: float, say: Listener) -> Artifact:
     """Rewrite, prove, measure and write a loaded model."""
-    return _write([_work(loaded, plan, scratch, say)], plan, started, say)
+    require_standard(loaded.model, plan.target, (*STANDARD_DOMAINS, CONTRIB))  # what can only be refused, at once
+    worked = _work(loaded, plan, scratch, say)
+    if worked.loaded.draws is not None:  # no two runs of it give the same: there is nothing to be repeated
+        drawing = drawing_again(worked.loaded, scratch / "drawing", worked.runs_on)
+        form = replace(worked.decision.form, loaded=drawing)
+        worked = replace(worked, decision=replace(worked.decision, form=form), golden=[])
+    return _write([worked], plan, started, say)
 
 
 def _finish_pair(made: Iterable[Loaded], plan: _Plan, scratch: Path, started: float, say: Listener) -> Artifact:
@@ -427,7 +433,9 @@ def _finish_pair(made: Iterable[Loaded], plan: _Plan, scratch: Path, started: fl
     for name, loaded in zip(HALVES, made, strict=True):
         (scratch / name).mkdir()
         halves.append(_work(loaded, replace(plan, workload=fit_workload(plan.workload, loaded)), scratch / name, say))
-    encode, decode = (Session(half.decision.form.path, target=half.runs_on).run for half in halves)
+    encode, decode = (
+        Session(half.decision.form.path, target=half.runs_on, label=half.loaded.name).run for half in halves
+    )
     encoder, decoder = (half.loaded for half in halves)
     proof = prove_pair(
         (encoder, encode), (decoder, decode), plan.budget, progress=lambda step: say(Event("verify", step))
@@ -454,7 +462,7 @@ def _work(
     fused = pipeline.fork() if plan.quantize is not None or (plan.measure and target.provider in TIMED) else None
     pipeline.lower()
     require_standard(loaded.model, target)
-    candidate = save_graph(loaded.model, scratch / "candidate")
+    candidate = save_graph(leave_ranks_open(loaded.model, loaded.signature), scratch / "candidate")
     runs_on = _runnable(target, pipeline.ledger)
 
     def tell(stage: str, step: str) -> None:
@@ -475,7 +483,7 @@ def _work(
         asked = "it is in fewer bits, as asked for" if is_lossy else "it is pruned, as asked for" if prune else ""
         decision = bench.fastest(form, None if is_lossy else fused, asked)
     if decision.form is not form:
-        run = Session(decision.form.path, target=runs_on, exact=True).run
+        run = Session(decision.form.path, target=runs_on, exact=True, label=loaded.name).run
         golden = list(_golden(decision.form.loaded, run, error))
     evidence = evidence_of(decision, before).model_copy(update={"quantization": quantization})
     seconds: dict[str, float] = defaultdict(float)

@@ -16,7 +16,7 @@ import numpy as np
 
 from onnxopt.cache import BATCH, PAST, SEQUENCE, TOTAL
 from onnxopt.graph_feeder import GraphFeeder, InputPlan, Role
-from onnxopt.model import Array, Feeds
+from onnxopt.model import Array, Feeds, Value
 from onnxopt.spec import TensorSpec
 
 Run = Callable[[Feeds], Feeds | None]
@@ -129,8 +129,10 @@ def _covered(feeder: GraphFeeder, axis: str) -> str:
     return next((other for other in feeder.axes if feeder.role(other) == "sequence"), axis)
 
 
-def _elsewhere(plan: InputPlan, axis: str, array: Array, places: Array) -> Array:
-    """Return an input with other numbers at some positions of an axis."""
+def _elsewhere(plan: InputPlan, axis: str, array: Value, places: Array) -> Value:
+    """Return an input with other numbers at some positions of an axis, in each tensor of a sequence."""
+    if isinstance(array, list):
+        return [_elsewhere(plan, axis, one, places) for one in array]
     other = np.random.default_rng([SEED, zlib.crc32(plan.spec.name.encode())])
     moved = np.array(array)
     view = np.moveaxis(moved, plan.spec.axes.index(axis), 0)
@@ -146,8 +148,8 @@ def _moved(first: Feeds, second: Feeds, length: int, places: Array) -> Iterator[
     """Yield how far each output moved away from the changed positions, relative to its largest value."""
     rest = np.setdiff1d(np.arange(length), places)
     for name, array in first.items():
-        other = second[name]
-        if array.shape != other.shape or array.dtype.kind != "f":
+        other = second.get(name)  # a sequence may have another length
+        if other is None or array.shape != other.shape or array.dtype.kind != "f":
             continue
         for axis in (index for index, size in enumerate(array.shape) if size == length and index > 0):
             array, other = np.take(array, rest, axis), np.take(other, rest, axis)  # noqa: PLW2901
@@ -187,7 +189,7 @@ def _rows_apart(run: Run, feeder: GraphFeeder, axis: str) -> bool:
     compared = [
         _distance(array[1:], results[1][name][1:])
         for name, array in results[0].items()
-        if array.shape[:1] == (size,) and array.dtype.kind == "f"
+        if name in results[1] and array.shape[:1] == (size,) and array.dtype.kind == "f"
     ]
     return bool(compared) and max(compared) <= SAME
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import heapq
 import math
-import os
-import re
-import stat
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from onnxopt.errors import InputError
+from onnxopt.safety_files import ExternalFiles, check_kind, locate, read_bytes, word
 
 if TYPE_CHECKING:
     import onnx
@@ -30,8 +28,7 @@ if TYPE_CHECKING:
         name: str
 
 
-MIN_OPSET, MAX_OPSET = 9, 25
-MAX_FILE_BYTES = (1 << 31) - 1  # protobuf's own limit for one message
+MIN_OPSET, MAX_OPSET = 7, 28
 MAX_ELEMENTS = 1 << 36  # of one tensor: 256 GiB of float32, more than any weight in use
 MAX_MADE = 1 << 32  # elements that one node may make from a shape written in the file: 16 GiB of float32
 MAX_NODES = 5_000_000  # after the functions of the file are expanded
@@ -39,8 +36,6 @@ EXTERNAL_KEYS = ("location", "offset", "length", "checksum")
 STANDARD_DOMAINS = ("", "ai.onnx.ml", "com.microsoft")
 # ONNX Runtime's session keeps these in the standard domain of any opset, where it also saves them.
 RUNTIME_STANDARD = ("LayerNormalization", "SimplifiedLayerNormalization")
-_MEMORY_MARKER = "_ORT_MEM_ADDR_"  # ONNX Runtime reads `offset` as an address of its own process when it meets this
-_DRIVE = re.compile(r"^[A-Za-z]:")
 _TYPED_FIELDS = ("float_data", "double_data", "int32_data", "int64_data", "uint64_data", "string_data")
 
 
@@ -81,9 +76,9 @@ def check_onnx(path: Path) -> Checked:
     from onnxopt.wire import WireScan
 
     where = word(path.name)
-    real, folder = _locate(path, where)
-    data = _read(real, where)
-    _check_kind(data, where)
+    real, folder = locate(path, where)
+    data = read_bytes(real, where)
+    check_kind(data, where)
     WireScan(data, onnx.ModelProto.DESCRIPTOR, where).run()
     proto = onnx.ModelProto()
     try:
@@ -91,155 +86,9 @@ def check_onnx(path: Path) -> Checked:
     except (DecodeError, RecursionError, MemoryError) as error:
         raise InputError("is not a sound ONNX file", where=where, hint="copy or download it again") from error
     del data
-    files = _ExternalFiles(folder, where)
+    files = ExternalFiles(folder, where)
     notes = _ModelCheck(proto, where, files).run()
     return Checked(real, folder, proto, files.found, tuple(notes))
-
-
-def word(text: str, limit: int = 80) -> str:
-    """Return a name from a file as it may appear in an error line: printable, on one line, not endless."""
-    shown = "".join(letter if letter.isprintable() else "?" for letter in text[: limit + 1])
-    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
-
-
-# ---------------------------------------------------------------------------------------------------------------- files
-
-
-def hub_repository(path: Path) -> Path | None:
-    """Return the folder of the Hugging Face cache repository that `path` lies in, or None.
-
-    The cache keeps content in `models--org--name/blobs/<hash>` and links to it from `.../snapshots/<revision>/`.
-    """
-    parts = Path(os.path.abspath(path)).parts  # noqa: PTH100 - must not follow the links it judges
-    for index in range(len(parts) - 1, 1, -1):
-        if parts[index] == "snapshots" and parts[index - 1].startswith("models--"):
-            repository = Path(*parts[:index])
-            return repository if (repository / "blobs").is_dir() else None
-    return None
-
-
-def inside_hub(link: Path) -> bool:
-    """Return whether a link of a Hugging Face snapshot leads to a blob of the same repository."""
-    repository = hub_repository(link)
-    return repository is not None and link.resolve().parent == (repository / "blobs").resolve()
-
-
-def _locate(path: Path, where: str) -> tuple[Path, Path]:
-    """Return the real file and the folder of its external data."""
-    if "\0" in str(path):
-        raise InputError("the path holds a zero byte", where=where, hint="name an .onnx file")
-    try:
-        real = path.resolve(strict=True)
-        mode = real.stat().st_mode
-    except FileNotFoundError as error:
-        raise InputError("there is no such file", where=word(str(path), 400), hint="check the path") from error
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
-        reason = getattr(error, "strerror", None) or "a loop of links"
-        raise InputError(f"cannot be opened ({reason})", where=word(str(path), 400), hint="check the path") from error
-    if stat.S_ISDIR(mode):
-        raise InputError("is a folder, not an .onnx file", where=where, hint="name the .onnx file inside it")
-    if not stat.S_ISREG(mode):
-        raise InputError("is not a regular file", where=where, hint="name an .onnx file")
-    if path.is_symlink() and hub_repository(path) is not None:
-        if not inside_hub(path):
-            raise InputError("is a link that leaves its Hugging Face cache", where=where, hint="download it again")
-        return real, Path(os.path.abspath(path)).parent  # noqa: PTH100 - external data lies beside the link
-    return real, real.parent
-
-
-def _read(path: Path, where: str) -> bytes:
-    try:
-        with path.open("rb") as file:
-            info = os.fstat(file.fileno())
-            if not stat.S_ISREG(info.st_mode):
-                raise InputError("is not a regular file", where=where, hint="name an .onnx file")
-            if info.st_size > MAX_FILE_BYTES:
-                what = f"has {info.st_size} bytes; one ONNX file holds at most {MAX_FILE_BYTES}"
-                raise InputError(what, where=where, hint="save it again with its weights as external data")
-            return file.read(info.st_size)
-    except OSError as error:
-        hint = "check its permissions"
-        raise InputError(
-            f"cannot be read ({error.strerror or 'input/output error'})", where=where, hint=hint
-        ) from error
-
-
-def _check_kind(data: bytes, where: str) -> None:
-    """Name the usual wrong files by their first bytes."""
-    head = data[:512]
-    if not head:
-        raise InputError("is empty", where=where, hint="copy or download it again")
-    if head.startswith(b"version https://git-lfs"):
-        what = "is a git-lfs pointer, not the model itself"
-        raise InputError(what, where=where, hint="run `git lfs pull` in its folder")
-    kinds = {b"PK": "a zip archive or a torch checkpoint", b"\x1f\x8b": "a gzip archive", b"\x80\x02": "a pickle"}
-    for start, kind in kinds.items():
-        if head.startswith(start):
-            raise InputError(f"is {kind}, not an .onnx file", where=where, hint="export the model to ONNX first")
-    if head[4:8] == b"ORTM":
-        hint = "give the .onnx file it was made from"
-        raise InputError("is in ONNX Runtime's own .ort format, not .onnx", where=where, hint=hint)
-    try:
-        text = head.decode("utf-8")
-    except UnicodeDecodeError:
-        return
-    if all(letter.isprintable() or letter in "\t\r\n\f" for letter in text):
-        kind = "a web page" if text.lstrip().lower().startswith(("<!doctype", "<html")) else "a text file"
-        raise InputError(f"is {kind}, not an .onnx file", where=where, hint="name a binary .onnx file")
-
-
-class _ExternalFiles:
-    """Finds and judges the files that hold external data, each once."""
-
-    def __init__(self, folder: Path, where: str) -> None:
-        self.folder = folder
-        self.found: dict[str, Path] = {}
-        self._where = where
-        self._sizes: dict[str, int] = {}
-
-    def size(self, location: str, tensor: str) -> int:
-        """Return the size of the file at `location`; raises InputError when it must not be opened."""
-        if location not in self._sizes:
-            self._sizes[location] = self._check(location, tensor)
-        return self._sizes[location]
-
-    def _check(self, location: str, tensor: str) -> int:
-        shown = word(location)
-        if _MEMORY_MARKER in location:
-            raise self._error(tensor, "points into memory instead of a file", "save the model again")
-        if not location or not location.isprintable():
-            raise self._error(tensor, "names no readable file for its external data", "save the model again")
-        if "\\" in location or _DRIVE.match(location) or location.startswith("/"):
-            what = f"names its external data {shown!r} by an absolute or Windows path"
-            raise self._error(tensor, what, "external data must lie in the model's folder")
-        parts = PurePosixPath(location).parts
-        if ".." in parts or not parts:
-            what = f"names external data {shown!r} outside the model's folder"
-            raise self._error(tensor, what, "external data must lie in the model's folder")
-        current = self.folder
-        try:
-            for part in parts:
-                current = current / part
-                if current.is_symlink() and not inside_hub(current):
-                    what = f"has external data {shown!r} that goes through a link"
-                    raise self._error(tensor, what, "put the file itself into the model's folder")
-            real = current.resolve(strict=True)
-            info = real.stat()
-        except FileNotFoundError as error:
-            what = f"has external data {shown!r} that is missing"
-            raise self._error(tensor, what, "put the file beside the .onnx file") from error
-        except (OSError, RuntimeError) as error:
-            raise self._error(tensor, f"has external data {shown!r} that cannot be opened", "check the file") from error
-        if not stat.S_ISREG(info.st_mode):
-            raise self._error(tensor, f"has external data {shown!r} that is not a regular file", "check the file")
-        if info.st_nlink > 1:
-            what = f"has external data {shown!r} that is a hard link to a file with {info.st_nlink} names"
-            raise self._error(tensor, what, "copy the file so that it has one name")
-        self.found[location] = real
-        return info.st_size
-
-    def _error(self, tensor: str, what: str, hint: str) -> InputError:
-        return InputError(f"tensor {tensor!r} {what}", where=self._where, hint=hint)
 
 
 # ---------------------------------------------------------------------------------------------------------------- model
@@ -257,7 +106,7 @@ class _Scope:
 class _ModelCheck:
     """One check of one parsed model; sorts its nodes when they only stand in the wrong order."""
 
-    def __init__(self, proto: onnx.ModelProto, where: str, files: _ExternalFiles) -> None:
+    def __init__(self, proto: onnx.ModelProto, where: str, files: ExternalFiles) -> None:
         self._proto = proto
         self._where = where
         self._files = files
@@ -303,7 +152,8 @@ class _ModelCheck:
         version = opsets.get("", MIN_OPSET)
         if not MIN_OPSET <= version <= MAX_OPSET:
             what = f"{owner} uses opset {version}; onnxopt reads opset {MIN_OPSET} to {MAX_OPSET}"
-            raise self._error(what, f"export it again with an opset up to {MAX_OPSET}")
+            hint = f"with opset {MIN_OPSET} or later" if version < MIN_OPSET else f"with an opset up to {MAX_OPSET}"
+            raise self._error(what, f"export it again {hint}")
         return opsets
 
     def _check_interface(self, graph: onnx.GraphProto) -> None:
@@ -313,6 +163,10 @@ class _ModelCheck:
             for value in values:
                 if value.type.WhichOneof("value") is None:
                     raise self._error(f"{kind} {word(value.name)!r} has no type", "export it again with typed values")
+                if not _made_of_tensors(value.type):
+                    what = f"{kind} {word(value.name)!r} is neither a tensor nor a sequence of tensors"
+                    hint = "export it with tensors only (for scikit-learn models: options={'zipmap': False})"
+                    raise self._error(what, hint)
 
     # functions
 
@@ -623,6 +477,14 @@ def _domain(name: str) -> str:
 def _label(node: onnx.NodeProto) -> str:
     name = node.name or next((output for output in node.output if output), "")
     return f"node {word(name)!r} ({word(node.op_type, 40)})"
+
+
+def _made_of_tensors(kind: onnx.TypeProto) -> bool:
+    """Tell whether a type is a tensor, or a sequence or an optional of what is."""
+    form = kind.WhichOneof("value")
+    if form in ("sequence_type", "optional_type"):
+        return _made_of_tensors(getattr(kind, form).elem_type)
+    return bool(form == "tensor_type")
 
 
 def _shape(dims: Iterable[int]) -> str:

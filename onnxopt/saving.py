@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
 
-from onnxopt.graph import SMALL_CONSTANT_BYTES, initializer_bytes
+from onnxopt.draws import put_back
+from onnxopt.errors import InputError, ProofError
+from onnxopt.graph import SMALL_CONSTANT_BYTES
+from onnxopt.model import Loaded
 from onnxopt.package import DATA_NAME
 from onnxopt.probe import MAX_IR_VERSION
+from onnxopt.session import Session
+from onnxopt.spec import Signature, Target
 
 LARGE_BYTES = 2**31 - 2**27  # protobuf cannot hold 2 GiB; from here on weights lie beside the graph
 
@@ -27,13 +33,19 @@ def save_graph(model: ir.Model, folder: Path) -> Path:
 def write_graph(model: ir.Model, path: Path) -> Path:
     """Write a model into a folder that is there, as `save_graph` does, and return the file."""
     model.ir_version = min(model.ir_version, MAX_IR_VERSION)
-    size = initializer_bytes(model)
-    # shapes stay in the graph, those of a branch too, whose bytes are not counted: the runtime reads them there alone
+    size = _bytes_of_all(model)
+    # shapes stay in the graph: the runtime reads those of a branch there alone
     threshold = SMALL_CONSTANT_BYTES if size > LARGE_BYTES else max(size, SMALL_CONSTANT_BYTES)
     _take_in(model, threshold)
     # without `external_data`, a weight that lies in another folder would be looked for in this one
     ir.save(model, path, external_data=DATA_NAME, size_threshold_bytes=threshold)
     return path
+
+
+def _bytes_of_all(model: ir.Model) -> int:
+    """Return the bytes of the weights of the main graph and of all inside it."""
+    tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def _take_in(model: ir.Model, most_bytes: int) -> None:
@@ -47,3 +59,45 @@ def _take_in(model: ir.Model, most_bytes: int) -> None:
             tensor = value.const_value
             if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= most_bytes:
                 value.const_value = ir.Tensor(tensor.numpy().copy(), name=tensor.name, dtype=tensor.dtype)
+
+
+def leave_ranks_open(model: ir.Model, signature: Signature) -> ir.Model:
+    """Declare no dimensions for the outputs whose number of dimensions differs from run to run; return the model."""
+    for value, spec in zip(model.graph.outputs, signature.outputs, strict=True):
+        if spec.form == "any rank":
+            value.shape = None
+    return model
+
+
+def drawing_again(loaded: Loaded, folder: Path, target: Target) -> Loaded:
+    """Put the nodes that draw random numbers back into a finished graph, and see that it runs.
+
+    Args:
+        loaded: with what is drawn taken out; its graph is changed.
+        folder: made here, for the graph that is run.
+        target: where it is run.
+
+    Returns:
+        The same with the inputs and outputs that the file had.
+
+    Raises:
+        ProofError: it does not run, which would be a fault of this program.
+    """
+    draws = loaded.draws
+    if draws is None:
+        return loaded
+    feeds = loaded.feeder.make({})
+    put_back(loaded.model, draws)
+    drawn = {spec.name for spec in draws.specs}
+    kept = replace(
+        loaded.signature,
+        inputs=tuple(spec for spec in loaded.signature.inputs if spec.name not in drawn),
+        outputs=tuple(spec for spec in loaded.signature.outputs if spec.name not in draws.added),
+    )
+    try:
+        session = Session(save_graph(loaded.model, folder), target=target, label=loaded.name)
+        session.run({name: value for name, value in feeds.items() if name not in drawn})
+    except InputError as error:
+        what = f"with its random numbers put back, the result does not run: {error.what}"
+        raise ProofError(what, where=loaded.name, hint="nothing was written") from error
+    return replace(loaded, signature=kept, draws=None)

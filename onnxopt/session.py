@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxopt.errors import InputError
+from onnxopt.exchange import Exchange, carried_file, spec_of
 from onnxopt.providers import (
     Device,
     Plan,
@@ -22,13 +23,13 @@ from onnxopt.providers import (
     preload_cuda,
 )
 from onnxopt.sides import Crossings
-from onnxopt.spec import Provider, Target, TensorSpec, Workload
+from onnxopt.spec import CONTAINERS, Provider, Target, TensorSpec, Workload
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     import onnxruntime
 
-    from onnxopt.model import Array, Feeds
+    from onnxopt.model import Feeds, Value
 from onnxopt.runtime import runtime_errors, runtime_line
 
 logger = logging.getLogger(__name__)
@@ -36,15 +37,6 @@ logger = logging.getLogger(__name__)
 MODEL_NAME = "model.onnx"
 ENCODER_NAME, DECODER_NAME = "encoder_model.onnx", "decoder_model.onnx"  # of an encoder-decoder
 _FATAL = 4  # onnxruntime's severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal; errors reach us as exceptions
-
-_DTYPES = {
-    "tensor(float)": "float32",
-    "tensor(double)": "float64",
-    "tensor(float16)": "float16",
-    "tensor(bfloat16)": "bfloat16",
-    "tensor(bool)": "bool",
-    **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
-}
 
 
 def open_session(
@@ -56,6 +48,8 @@ def open_session(
     chosen: Plan | None = None,
     config: Mapping[str, str] | None = None,
     profile: Path | None = None,
+    graph: bytes = b"",
+    label: str = "",
 ) -> onnxruntime.InferenceSession:
     """Open a model file.
 
@@ -67,6 +61,8 @@ def open_session(
         chosen: providers with options, when they are known already.
         config: more session configuration entries.
         profile: beginning of the name of a file for the times of all kernels.
+        graph: opened in place of the file's own.
+        label: how errors call the model; the path when empty.
 
     Returns:
         The runtime's session; it logs nothing and never falls back to another provider in silence.
@@ -96,10 +92,11 @@ def open_session(
     first = add_plugin(options, chosen.plugin, chosen.device) if chosen.plugin else chosen.names[0]
     given = {} if chosen.plugin else {"providers": [(name, dict(values)) for name, values in chosen.providers]}
     try:
-        session = onnxruntime.InferenceSession(str(path), options, enable_fallback=0, **given)
+        session = onnxruntime.InferenceSession(graph or str(path), options, enable_fallback=0, **given)
     except runtime_errors() as error:
+        said = runtime_line(error).replace(str(path), "the file")
         raise InputError(
-            f"onnxruntime {onnxruntime.__version__} cannot open it: {runtime_line(error)}", where=str(path)
+            f"onnxruntime {onnxruntime.__version__} cannot open it: {said}", where=label or str(path)
         ) from error
     if first not in session.get_providers():
         raise InputError(
@@ -143,6 +140,7 @@ class Session:
         exact: bool = False,
         config: Mapping[str, str] | None = None,
         profile: Path | None = None,
+        label: str = "",
     ) -> None:
         """Open a model.
 
@@ -157,6 +155,7 @@ class Session:
             exact: on CUDA multiply float32 as float32, not as TF32; slower.
             config: session configuration entries of onnxruntime.
             profile: beginning of the name of a file that gets the times of all kernels, written by `end_profile`.
+            label: how errors call the model; the path of its file when empty.
 
         Raises:
             InputError: when there is no such model or it cannot be opened here.
@@ -165,6 +164,7 @@ class Session:
 
         path = Path(path)
         self.path = model_file(path)
+        self._label = label or str(self.path)
         made_for, known = _made_for(path)
         chosen = target or made_for
         wanted = _device(chosen.provider) if device is None else parse_device(device)
@@ -174,24 +174,42 @@ class Session:
             wishes = replace(wishes, inputs=_inputs_of(self.path), cache=engine_cache(self.path))
         self.plan = plan(wanted, chosen.provider, available, wishes)
         try:
-            self._session = open_session(
-                self.path, target=chosen, threads=threads, chosen=self.plan, config=config, profile=profile
-            )
+            self._session = self._open(chosen, threads, config, profile)
         except InputError as error:
             if wanted != "auto" or self.plan.device == "cpu":
                 raise
             note = f"runs on the CPU, not on {self.plan.device} for which it was made: {error.what}"
             self.plan = replace(plan("cpu", "cpu", available), notes=(note,))
-            self._session = open_session(
-                self.path, target=chosen, threads=threads, chosen=self.plan, config=config, profile=profile
-            )
+            self._session = self._open(chosen, threads, config, profile)
         self.cuda_graph = cuda_graph and self.device == "cuda"
         for note in self.plan.notes:
             logger.warning("%s: %s", self.path, note)
-        self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
-        self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
 
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> Feeds:
+    def _open(
+        self, target: Target, threads: int | None, config: Mapping[str, str] | None, profile: Path | None
+    ) -> onnxruntime.InferenceSession:
+        """Open the file and read off what it takes; once more with Casts for types that NumPy does not know."""
+
+        def open_it(graph: bytes, entries: Mapping[str, str]) -> onnxruntime.InferenceSession:
+            return open_session(
+                self.path,
+                target=target,
+                threads=threads,
+                chosen=self.plan,
+                config={**entries, **(config or {})},
+                profile=profile,
+                graph=graph,
+                label=self._label,
+            )
+
+        session = open_it(b"", {})
+        preset = (replace(spec_of(node), form="default") for node in session.get_overridable_initializers())
+        self.inputs = (*map(spec_of, session.get_inputs()), *preset)
+        self.outputs = tuple(map(spec_of, session.get_outputs()))
+        self._exchange = Exchange.of(session)
+        return open_it(*carried_file(self.path, self._exchange)) if self._exchange.needed else session
+
+    def run(self, feeds: Mapping[str, Value], outputs: Sequence[str] | None = None) -> Feeds:
         """Run the model once.
 
         Args:
@@ -209,13 +227,13 @@ class Session:
         names = known if outputs is None else list(outputs)
         for name in names:
             if name not in known:
-                raise InputError(f"no output {name!r}, there is {', '.join(known)}", where=str(self.path))
-        contiguous = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in feeds.items()}
+                raise InputError(f"no output {name!r}, there is {', '.join(known)}", where=self._label)
+        given = self._exchange.give({name: _contiguous(value) for name, value in feeds.items()})
         try:
-            values = self._session.run(names, contiguous)
+            values = self._session.run(self._exchange.names(names), given)
         except runtime_errors() as error:
-            raise InputError(f"onnxruntime failed: {runtime_line(error)}", where=str(self.path)) from error
-        return dict(zip(names, values, strict=True))
+            raise InputError(f"onnxruntime failed: {runtime_line(error)}", where=self._label) from error
+        return dict(zip(names, self._exchange.take(names, values), strict=True))
 
     @property
     def crossings(self) -> Crossings:
@@ -244,7 +262,7 @@ class Session:
         try:
             self._session.run_with_iobinding(binding, _graph_options(graph))
         except runtime_errors() as error:
-            raise InputError(f"onnxruntime failed: {runtime_line(error)}", where=str(self.path)) from error
+            raise InputError(f"onnxruntime failed: {runtime_line(error)}", where=self._label) from error
 
     @property
     def device(self) -> str:
@@ -259,7 +277,7 @@ class Session:
         """Return what each provider took, for a session whose `config` asked onnxruntime to record it."""
         return list(self._session.get_provider_graph_assignment_info())
 
-    def check(self, feeds: Mapping[str, Array]) -> None:
+    def check(self, feeds: Mapping[str, Value]) -> None:
         """Make sure that inputs have the names, dtypes and shapes that the model takes.
 
         Raises:
@@ -267,20 +285,22 @@ class Session:
         """
         names = [spec.name for spec in self.inputs]
         unknown = [name for name in feeds if name not in names]
-        missing = [name for name in names if name not in feeds]
+        missing = [spec.name for spec in self.inputs if spec.name not in feeds and spec.form != "default"]
         if missing or unknown:
             wrong = f"input {missing[0]!r} is missing" if missing else f"no input {unknown[0]!r}"
-            raise InputError(wrong, where=str(self.path), hint=f"the model takes {', '.join(names) or 'no input'}")
+            raise InputError(wrong, where=self._label, hint=f"the model takes {', '.join(names) or 'no input'}")
         for spec in self.inputs:
+            if spec.name not in feeds or spec.form in CONTAINERS:  # what a sequence holds, the runtime checks itself
+                continue
             array = feeds[spec.name]
             if array.dtype.name != spec.dtype:
                 raise InputError(
-                    f"input {spec.name!r} is {array.dtype.name}, the model takes {spec.dtype}", where=str(self.path)
+                    f"input {spec.name!r} is {array.dtype.name}, the model takes {spec.dtype}", where=self._label
                 )
             if not _fits(array.shape, spec.axes):
                 axes = ", ".join(str(axis) for axis in spec.axes)
                 raise InputError(
-                    f"input {spec.name!r} has shape {list(array.shape)}, the model takes [{axes}]", where=str(self.path)
+                    f"input {spec.name!r} has shape {list(array.shape)}, the model takes [{axes}]", where=self._label
                 )
 
 
@@ -349,10 +369,9 @@ def _graph_options(number: int | None) -> onnxruntime.RunOptions | None:
     return options
 
 
-def _spec(node: onnxruntime.NodeArg) -> TensorSpec:
-    """Read one input or output; an axis without a name gets `?`, and so does every axis of an unknown rank's tensor."""
-    axes = tuple(axis if isinstance(axis, int | str) else "?" for axis in node.shape)
-    return TensorSpec(node.name, _DTYPES.get(node.type, node.type), axes)
+def _contiguous(value: Value) -> Value:
+    """Return a tensor in row-major order; what a sequence holds, the runtime copies itself."""
+    return np.ascontiguousarray(value).reshape(value.shape) if isinstance(value, np.ndarray) else value
 
 
 def _fits(shape: Sequence[int], axes: Sequence[int | str]) -> bool:

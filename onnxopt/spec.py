@@ -306,19 +306,28 @@ class Budget:
     relative_error: float = 1e-4
 
 
+Form = Literal["", "any rank", "default", "sequence", "optional", "optional sequence"]
+CONTAINERS: tuple[Form, ...] = ("sequence", "optional", "optional sequence")
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """One input or output of a model.
 
     Attributes:
         name: its name in the graph, which is the user's contract.
-        dtype: NumPy name (`int64`, `float32`, `bool`, ...).
-        axes: one entry per dimension: a size, or the name of a dynamic axis.
+        dtype: NumPy name (`int64`, `float32`, `bool`, ...), with ml_dtypes' `bfloat16`, `float8_e4m3fn`, `int4` and so
+            on; `object` for strings. Of a container, the type of what it holds.
+        axes: one entry per dimension: a size, or the name of a dynamic axis. Of a container, those of what it holds.
+        form: empty for a tensor of these axes; `any rank` for one whose number of dimensions differs from run to run
+            (axes say nothing then); `default` for an input that may be left out, since the file holds a value for it;
+            `sequence`, `optional` and `optional sequence` for what is no tensor.
     """
 
     name: str
     dtype: str
     axes: tuple[int | str, ...]
+    form: Form = ""
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the concrete shape for the given axis sizes; raises KeyError for an axis without a size."""

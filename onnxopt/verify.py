@@ -23,7 +23,7 @@ from onnxopt.given import Given
 from onnxopt.graph import is_op, worst_error
 from onnxopt.imports import load_onnx
 from onnxopt.manifest import ProofRecord
-from onnxopt.model import Array, Feeds, Loaded
+from onnxopt.model import Array, Feeds, Loaded, Value
 from onnxopt.observations import paddings_of
 from onnxopt.pipeline import derivation_of, prepare
 from onnxopt.probe import GraphRunner
@@ -256,6 +256,8 @@ def _error(
 ) -> tuple[float, float]:
     """Return the worst (relative, absolute) error of an output over the rows that matter."""
     left, right = found[name], expected[name]
+    if _is_container(right) or _is_container(left):
+        return worst_error(left, right)
     if left.shape != right.shape:
         return math.inf, math.inf
     rows = rows_that_matter(signature, feeds, name, right)
@@ -361,8 +363,7 @@ def compare_models(
             failed, blamed = failed or f"running at {label}", f"the candidate does not run there: {error.what}"
             break
         for name, so_far in worst.items():
-            rows = rows_that_matter(first.signature, feeds, name, expected[name])
-            report = _report(name, found[name], expected[name], rows)
+            report = _report(name, found[name], expected[name], _rows(first.signature, feeds, name, expected[name]))
             worst[name] = _worse(so_far, report)
             if not failed and not report.relative_error <= _allowed(first, feeds, expected, report, held):
                 failed, feeds_failed = f"output {name} at {label}", feeds
@@ -400,9 +401,24 @@ def _words(spec: tuple[str, int] | None) -> str:
     return f"{spec[0]} with {spec[1]} dimensions" if spec else "missing"
 
 
-def _report(name: str, found: Array, expected: Array, rows: Array | None) -> OutputReport:
+def _is_container(value: Value) -> bool:
+    """Tell whether a value is a sequence or an optional instead of a tensor."""
+    return value is None or isinstance(value, list)
+
+
+def _rows(signature: Signature, feeds: Feeds, name: str, value: Value) -> Array | None:
+    return None if _is_container(value) else rows_that_matter(signature, feeds, name, value)
+
+
+def _report(name: str, found: Value, expected: Value, rows: Array | None) -> OutputReport:
     relative, absolute = worst_error(found, expected, rows)
-    if found.shape != expected.shape or expected.dtype.kind != "f" or expected.ndim < 2 or not expected.size:
+    if (
+        not isinstance(expected, np.ndarray)
+        or found.shape != expected.shape
+        or expected.dtype.kind != "f"
+        or expected.ndim < 2
+        or not expected.size
+    ):
         return OutputReport(name, relative, absolute, 1.0 if relative == 0 else 0.0, 1.0 if relative == 0 else 0.0)
     a, b = (
         array[rows] if rows is not None else array for array in (expected.astype(np.float64), found.astype(np.float64))

@@ -12,7 +12,8 @@ After::
 Meets: every exporter.
 Numerics: exact up to the runtime's own rounding of the folded node.
 Source: onnxscript.optimizer.fold_constants. The budget keeps Expand, Tile, ConstantOfShape and outer products from
-    growing the file (onnxsim issue 291): a result may be as large as the constants it replaces, or one mebibyte.
+    growing the file (onnxsim issue 291): a result may be as large as the constants it replaces, or one mebibyte. So
+    a weight that is kept as int8 in front of Cast and Mul stays one; the runtime computes it when it opens the file.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from onnxopt.rewrite import Pass, Reassociated, register
 from onnxopt.stored import widens_weight
 
 FREE_BYTES = 2**20
+WIDENED_BYTES = 2**16  # of a Cast: layers have many weights of some hundred kilobytes, which add up
 LARGEST_BYTES = 2**31
 PAGES_BYTES = 2**25  # of files that are held in memory at a time
 # the size of the result is a number in an input, and not bounded by the sizes of all inputs together
@@ -56,6 +58,7 @@ class FoldConstants(Pass):
 
     def run(self, model: ir.Model) -> int:
         """Fold; returns how many nodes are gone, those that became another node (an empty Cast, say) included."""
+        spelled = _spell_casts(model)
         before = set(all_nodes(model))
         sources = [value.const_value for value in model.graph.initializers.values()]
         names = _origins(model)
@@ -64,7 +67,26 @@ class FoldConstants(Pass):
         for name, value in model.graph.initializers.items():
             if name in names:
                 value.metadata_props.setdefault(ORIGIN_KEY, names[name])
-        return len(before - set(all_nodes(model)))
+        return len(before - set(all_nodes(model))) + spelled
+
+
+def _spell_casts(model: ir.Model) -> int:
+    """Write a CastLike to a known type as a Cast with its attributes; return how many.
+
+    The library writes it without them, and so loses what becomes of numbers beyond the new type (`saturate`).
+    """
+    count = 0
+    for node in all_nodes(model):
+        if not is_op(node, "CastLike") or not node.attributes or node.inputs[1] is None:
+            continue
+        dtype = node.inputs[1].dtype
+        if dtype is None:
+            continue
+        node.op_type = "Cast"
+        node.attributes["to"] = ir.AttrInt64("to", dtype.value)
+        node.resize_inputs(1)
+        count += 1
+    return count
 
 
 def _origins(model: ir.Model) -> dict[str, str]:
@@ -115,6 +137,8 @@ def _should_fold(node: ir.Node) -> bool | None:
     sizes = [value.const_value.nbytes for value in inputs if value.const_value is not None]
     used = max(sizes, default=0)
     if is_op(node, "Transpose", "Cast", "Reshape", "Squeeze", "Unsqueeze"):
+        if _result_bytes(node) > max(WIDENED_BYTES, used):  # a Cast of a weight that is kept in few bits
+            return False
         return used <= FREE_BYTES or all(len(value.uses()) == 1 for value in inputs if _large(value))
     # what nobody else reads goes when the result comes
     replaced = sum(v.const_value.nbytes for v in inputs if v.const_value is not None and len(v.uses()) == 1)

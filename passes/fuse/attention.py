@@ -235,11 +235,10 @@ def _require_masks(match: Match, v: ir.Value) -> None:
             part = match.values.get(f"{kind}_{step}")
             if part is not None:
                 match.require(dims(part) is not None, "the rank of the mask is not known", part)
-                shape = _broadcast(shape, dims(part) or ())
+                shape = _broadcast(shape, dims(part) or (1,))  # a number is one entry for all keys
                 parts[f"{kind}_{step}"] = part
     match.require(len(shape) <= (rank(v) or 0), f"the mask has rank {len(shape)}, the heads have {rank(v)}")
     keys = (dims(v) or ())[-2]
-    match.require(not parts or shape, "the mask is one number")
     match.require(not shape or shape[-1] != 1 or keys == 1, "the mask has one entry for all keys")
     match.require(None not in shape[-2:], "how many rows or keys the mask has is not known")
     match.facts.update(mask=shape, exact=False, lowest=False)

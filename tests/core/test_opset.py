@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxopt.graph import opset, worst_error
 from onnxopt.model import Feeds
 from onnxopt.opset import _by_rules, raise_opset
-from onnxopt.opset_rules import RULES, compatible
+from onnxopt.opset_rules import RULES, Edit, compatible
 from onnxopt.probe import GraphRunner
 from onnxopt.safety import MAX_OPSET, MIN_OPSET
 
@@ -164,7 +164,7 @@ def assert_same(model: ir.Model, raised: ir.Model, feed: Feeds) -> None:
 
 def test_every_rule_has_a_case() -> None:
     covered = {item.op_type for _, nodes, _, _ in CASES.values() for item in nodes}
-    elsewhere = {"Softmax", "LogSoftmax", "Hardmax", "GroupNormalization"}
+    elsewhere = {"Softmax", "LogSoftmax", "Hardmax", "GroupNormalization", "Scan"}
     assert {operator.replace("Resize", "Upsample") for operator, _ in RULES} - covered - elsewhere == {
         f"Reduce{name}"
         for name in ("L1", "LogSum", "LogSumExp", "Min", "Prod", "SumSquare")  # one rule for all
@@ -262,9 +262,18 @@ def test_stays_and_says_why_when_there_is_nothing_to_compare_on() -> None:
     assert raise_opset(model, 20, []) == (model, "there are no inputs to compare the result on")
 
 
+def test_stays_and_says_why_when_a_scan_runs_over_batches() -> None:
+    assert "over batches" in RULES["Scan", 9](Edit(ir.node("Scan", []), set(), {}))
+
+
+def test_refuses_statistics_for_each_element_of_a_channel() -> None:
+    edit = Edit(ir.node("BatchNormalization", [], {"spatial": 0}), set(), {})
+    assert "each element" in RULES["BatchNormalization", 9](edit)
+
+
 def test_stays_and_says_why_beyond_the_newest_opset() -> None:
     model = build([node("Relu", "x")], 17, X3)
-    assert raise_opset(model, 26, [X3]) == (model, "opset 26 is beyond the newest supported, 25")
+    assert raise_opset(model, 29, [X3]) == (model, "opset 29 is beyond the newest supported, 28")
 
 
 def test_stays_and_says_why_when_nearest_rounding_changed() -> None:

@@ -298,9 +298,9 @@ def test_golden_tensors_are_plain_npz_and_raw_little_endian(tmp_path: Path) -> N
         assert {(1980, 1, 1, 0, 0, 0)} == {info.date_time for info in archive.infolist()}
 
 
-def test_a_golden_tensor_of_words_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PassAuthorError, match="golden tensors are numbers"):
-        write(tmp_path / "out", golden=[Golden({"x": np.array(["a"])}, {}, 0.0)])
+def test_a_golden_tensor_of_dates_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PassAuthorError, match="golden tensors are numbers or strings"):
+        write(tmp_path / "out", golden=[Golden({"x": np.array(["2026-11-30"], np.datetime64)}, {}, 0.0)])
     assert list(tmp_path.iterdir()) == []
 
 

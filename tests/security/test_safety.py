@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxopt.errors import InputError
-from onnxopt.safety import check_onnx, hub_repository, word
+from onnxopt.safety import check_onnx
+from onnxopt.safety_files import hub_repository, word
 from tests.support.bad_models import BAD_FILES, FLOAT, good_model, model_of, save, weight_file, write_good
 
 EDITS = st.tuples(st.integers(0, 10_000), st.integers(0, 255), st.integers(0, 3))  # place, byte, what to do there
@@ -59,8 +60,8 @@ NAMED = {
     "recursive-function": "'loop' calls itself",
     "sparse-weight": "sparse",
     "untyped-input": "'x' has no type",
-    "opset-too-old": "opset 8",
-    "opset-too-new": "opset 26",
+    "opset-too-old": "opset 6",
+    "opset-too-new": "opset 29",
     "hostile-name": "Frobnicate",
 }
 

@@ -336,11 +336,11 @@ def untyped_input(folder: Path) -> Path:
 
 
 def opset_too_old(folder: Path) -> Path:
-    return save(model_of([helper.make_node("Relu", ["x"], ["y"], name="relu")], opset=8), folder)
+    return save(model_of([helper.make_node("Relu", ["x"], ["y"], name="relu")], opset=6), folder)
 
 
 def opset_too_new(folder: Path) -> Path:
-    return save(model_of([helper.make_node("Relu", ["x"], ["y"], name="relu")], opset=26), folder)
+    return save(model_of([helper.make_node("Relu", ["x"], ["y"], name="relu")], opset=29), folder)
 
 
 def hostile_name(folder: Path) -> Path:

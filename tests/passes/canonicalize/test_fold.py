@@ -64,6 +64,33 @@ def test_what_would_grow_the_file_by_megabytes_stays_computed(operator: str) -> 
     assert outcome.entry.bytes_saved > -MEGABYTE
 
 
+@pytest.mark.parametrize("kept", [np.int8, np.uint8, np.float16])
+def test_a_weight_that_is_kept_in_few_bits_stays_so(kept: type[np.generic]) -> None:
+    text = """
+    g (float[batch,256] x) => (float[batch,384] y) {
+      wide = Cast<to=1>(w)
+      scaled = Mul(wide, scale)
+      y = MatMul(x, scaled)
+    }"""
+    weights = {"w": (weight(256, 384) * 9).astype(kept), "scale": weight(384)}
+    outcome = run_passes(text, "fold-constants", "fold-constants", weights=weights)
+    assert outcome.ops == ["Cast", "Mul", "MatMul"]
+    assert outcome.entry.bytes_saved >= 0
+
+
+def test_a_small_constant_is_widened() -> None:
+    text = "g (float[batch,384] x) => (float[batch,384] y) { wide = Cast<to=1>(w) y = Add(x, wide) }"
+    outcome = run_passes(text, "fold-constants", "remove-unused", weights={"w": np.arange(384)})
+    assert outcome.ops == ["Add"]
+
+
+def test_a_cast_like_keeps_what_becomes_of_numbers_beyond_the_new_type() -> None:
+    text = "g (float[batch] x, float8e4m3fn[2] like) => (float8e4m3fn[batch] y) { y = CastLike<saturate=0>(x, like) }"
+    outcome = run_passes(text, "fold-constants", opset=19)
+    cast = next(node for node in outcome.model.graph if node.op_type == "Cast")
+    assert cast.attributes["saturate"].as_int() == 0
+
+
 def test_a_result_no_larger_than_what_it_replaces_is_folded_whatever_its_size() -> None:
     text = "g (float[batch,512] x) => (float[batch,1024] y) { w = Gather(table, rows) y = MatMul(x, w) }"
     weights = {"table": weight(600, 1024), "rows": np.arange(512)}

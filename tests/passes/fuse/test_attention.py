@@ -321,16 +321,16 @@ HELD_BACK = {
         ),
         "queries, keys and values have the batches",
     ),
-    "a bias of one number": (
-        spelled(SCORES["no scale"][0], tail=f"f = Add(m, half) {PLAIN.replace('(m)', '(f)')}"),
-        "the mask is one number",
-    ),
     "a scale of more axes than heads": (
         spelled(SCORES["no scale"][0].replace("MatMul(q", "Mul(q, wide) s = MatMul(s1").replace("s = Mul", "s1 = Mul")),
         "a constant of shape [1, 1, 1, 1, 1] meets a value of rank 4",
     ),
     "a bias per query": (
         spelled(SCORES["no scale"][0], mask=", float[batch,1,sequence,1] mask"),
+        "the mask has one entry for all keys",
+    ),
+    "a bias that is one number": (
+        spelled(SCORES["no scale"][0], mask=", float mask"),
         "the mask has one entry for all keys",
     ),
     "a row that is written over with a small number": (
