@@ -365,6 +365,32 @@ def _turns(number: Number) -> dict[str, list[int]]:
     return found
 
 
+def same_dimension(left: ir.Value | None, right: ir.Value | None, axis: int) -> bool:
+    """Tell whether two values have the same size along an axis, for every size of the model's own axes.
+
+    Two dimensions that have no name may be equal all the same, and two that are not known are not.
+    """
+    sizes = [fact.dims for value in (left, right) if (fact := _kept(value)) is not None and fact.dims is not None]
+    if len(sizes) == 2 and all(-len(one) <= axis < len(one) for one in sizes):
+        return sizes[0][axis] == sizes[1][axis]
+    shapes = [declared_dims(value) or () for value in (left, right)]
+    found = [one[axis] if -len(one) <= axis < len(one) else None for one in shapes]
+    return None not in found and found[0] == found[1]
+
+
+def same_shape(left: ir.Value, right: ir.Value) -> bool:
+    """Tell whether two values have the same dimensions, for every size of the model's own axes."""
+    shapes = [declared_dims(value) for value in (left, right)]
+    if shapes[0] is None or shapes[1] is None or len(shapes[0]) != len(shapes[1]):
+        return False
+    return all(same_dimension(left, right, axis) for axis in range(len(shapes[0])))
+
+
+def _kept(value: ir.Value | None) -> Fact | None:
+    fact = value.meta.get(FACT_KEY) if value is not None else None
+    return fact if isinstance(fact, Fact) else None
+
+
 def sizes_mentioned(values: Iterable[ir.Value]) -> list[int]:
     """Return the numbers at which something about the sizes of values changes, as far as facts of them are kept."""
     found: set[int] = set()
