@@ -15,6 +15,7 @@ from onnxopt.errors import InputError
 from onnxopt.graph import worst_error
 from onnxopt.manifest import ProofRecord
 from onnxopt.model import Array, Feeds, Loaded
+from onnxopt.probe import ProbeError
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def tried_empty(
         try:
             feeds = loaded.feeder.make(sizes, "none", seed=0)
             expected = loaded.reference.run(feeds)
-        except (InputError, ArithmeticError, IndexError, RuntimeError, ValueError) as error:
+        except (InputError, ProbeError, ArithmeticError, IndexError, RuntimeError, ValueError) as error:
             logger.debug("the original does not run where %s is 0: %s", axis, error)
             continue
         found = _answer(run, feeds)
@@ -75,7 +76,7 @@ def _cases(loaded: Loaded) -> Iterator[tuple[str, dict[str, int]]]:
 def _answer(run: Callable[[Feeds], Feeds], feeds: Feeds) -> Mapping[str, Array]:
     try:
         return run(feeds)
-    except InputError as error:
+    except (InputError, ProbeError) as error:
         logger.debug("the result does not run: %s", error)
         return {}
 

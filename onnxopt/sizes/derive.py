@@ -231,6 +231,7 @@ class Derivation:
             computed = sum(size in self.computed for size in fact.dims or ())
         if elements is not None and fact.dtype == INT and not all(isinstance(one, int) for one in elements):
             elements = tuple(self._simple_of(one) for one in elements)
+            computed += sum(one in self.computed for one in fact.elements or ())
         items = None if fact.items is None else tuple(map(self._simplified, fact.items))
         return replace(fact, dims=dims, elements=elements, items=items, computed=computed)
 
@@ -403,14 +404,15 @@ def sizes_mentioned(values: Iterable[ir.Value]) -> list[int]:
 
 
 def claims(model: ir.Model, derivation: Derivation) -> SizeClaims:
-    """Count the dimensions of the main graph's values by how they are known."""
+    """Count dimensions, and the elements of shapes, of the main graph's values by how they are known."""
     derived = computed = unknown = 0
     for value in _values(model):
         fact = derivation.of(value)
-        shown = [None] if fact.dims is None else [derivation.shown(size) for size in fact.dims]
-        known = len(shown) - shown.count(None)
-        derived, computed = derived + known - fact.computed, computed + fact.computed
-        unknown += shown.count(None)
+        elements = fact.elements if fact.dtype == INT and not is_constant(value) else None
+        known = [derivation.shown(size) is not None for size in fact.dims] if fact.dims is not None else [False]
+        known += [not has_calls(element) and not hangs_on_data(element) for element in elements or ()]
+        derived, computed = derived + sum(known) - fact.computed, computed + fact.computed
+        unknown += len(known) - sum(known)
     return SizeClaims(derived, computed, max(derivation.computed.values(), default=0), unknown)
 
 
