@@ -134,9 +134,10 @@ class Prober:
 
     def _free_axes(self) -> tuple[str, ...]:
         """Return the axes that do not follow from others."""
-        role = self.feeder.role
+        role, follows = self.feeder.role, self.feeder.terms
         sized = any(role(axis) == "sequence" for axis in self.feeder.axes)
-        return tuple(axis for axis in self.feeder.axes if "+" not in axis and not (sized and role(axis) == "total"))
+        totals = {axis for axis in self.feeder.axes if role(axis) == "total" and (sized or "+" in axis)}
+        return tuple(axis for axis in self.feeder.axes if not follows(axis) and axis not in totals)
 
     def _image_sizes(self) -> dict[str, int]:
         images = [plan.spec for plan in self.feeder.plans if plan.kind == "float" and len(plan.spec.axes) == 4]
@@ -187,6 +188,7 @@ class Prober:
 
     def learn_axes(self) -> None:
         """Run other sizes of each axis: learn ranges, steps, ties and what is fixed; note what a user should know."""
+        self._tell_sums()
         stuck: list[str] = []
         for axis in self._free_axes():
             if self._late():
@@ -230,6 +232,20 @@ class Prober:
             self.notes.append(f"axis {_quoted(group)} runs from {least} on only")
         self._find_most(group, step)
         return True
+
+    def _tell_sums(self) -> None:
+        """Let go of what reads as a sum of other axes where another size runs: it is a name and no more."""
+        for axis in self.feeder.axes:
+            if not self.feeder.terms(axis) or self.feeder.role(axis) == "total" or self._late():
+                continue
+            size = self.feeder.resolve({})[axis]
+            feeder = replace(
+                self.feeder,
+                apart=self.feeder.apart | {axis},
+                defaults={**self.feeder.defaults, axis: size},
+            )
+            if self._runs(feeder, {axis: size + 3}) is not None:
+                self.feeder = feeder
 
     def _trust(self, group: Sequence[str], said: AxisRange) -> bool:
         """Take the range of an axis as the user gives it, if its first two sizes run."""
