@@ -356,9 +356,22 @@ class Prober:
             self.ranges[axis] = AxisRange(size, 1, size)
             self.notes.append(f"axis '{axis}' is declared dynamic but only sizes 1 and {size} were seen to run")
             return
+        if size == 1 and self._runs_beside(axis):
+            return
         self.fixed[axis] = size
         alone = f"axis '{axis}' is declared dynamic but only size {size} was seen to run"
         self.notes.append(f"{alone}; it is written as {size}")
+
+    def _runs_beside(self, axis: str) -> bool:
+        """Find a size that other inputs have for good, at which an axis runs that was broadcast so far."""
+        sizes = {size for plan in self.feeder.plans for size in plan.spec.axes if isinstance(size, int) and size > 1}
+        size = next((size for size in sorted(sizes) if not self._late() and self._try({axis: size})), None)
+        if size is None:
+            return False
+        self.feeder = replace(self.feeder, defaults={**self.feeder.defaults, axis: size})
+        self.ones.add(axis)
+        self._fix(axis)
+        return True
 
     def _pin(self) -> None:
         """Move all axes at once; those that stop the model then keep their usual size beside others."""

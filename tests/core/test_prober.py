@@ -198,3 +198,14 @@ def test_an_axis_that_is_split_has_a_size_in_the_runs_before(tmp_path: Path) -> 
     assert any(known.step > 1 for known in loaded.ranges.values())
     assert all(set(loaded.signature.axes) <= set(sizes) for sizes in loaded.proved_sizes)
     all_run(loaded)
+
+
+@pytest.mark.parametrize("width", [6, 9, 40])
+@pytest.mark.parametrize("axis", ["batch", "columns"])
+def test_an_axis_that_is_broadcast_runs_at_the_size_of_another_input(width: int, axis: str, tmp_path: Path) -> None:
+    text = f"""g (float[n,{axis}] x, float[{width}] bias) => (float[n,{width}] y) {{ y = Add(x, bias) }}"""
+    loaded = load(tmp_path, text)
+    inner = loaded.signature.inputs[0].axes[1]
+    assert loaded.range_of(str(inner)) == AxisRange(width, 1, width)
+    assert inner in loaded.ones
+    assert {width, 1} == {one[str(inner)] for one in all_run(loaded)}
