@@ -386,3 +386,33 @@ def test_a_region_that_runs_at_no_size_is_not_proved() -> None:
     entry = Driver(model, observe(model)).apply(NegateBefore())
     assert entry.applied == 0
     assert entry.rolled_back[0].reason == "what is replaced runs at no size that was tried"
+
+
+NEEDS = {
+    "an operator": (19, "Gelu", {}, "opset 19 has no Gelu"),
+    "an attribute": (14, "Shape", {"start": 0}, "opset 14 has no Shape with start"),
+    "another attribute": (13, "Reshape", {"allowzero": 1}, "opset 13 has no Reshape with allowzero"),
+    "an input": (17, "ReduceMean", {}, "opset 17 has no ReduceMean of 2 inputs"),
+}
+
+
+@pytest.mark.parametrize(("opset", "name", "attributes", "reason"), NEEDS.values(), ids=NEEDS.keys())
+def test_what_the_opset_of_the_file_does_not_have_is_not_built(
+    opset: int, name: str, attributes: dict[str, int], reason: str
+) -> None:
+    class Newer(Rule):
+        """Relu(x)  →  what a newer opset has."""
+
+        numerics = Exact()
+
+        def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
+            yield op.Relu(x)
+
+        def rewrite(self, op: Builder, x: ir.Value) -> ir.Value:
+            inputs = [x, op.ints([-1], "second")] if name.startswith("Re") else [x]
+            return op.node(name, inputs, attributes)[0]
+
+    Newer.name = "test-newer"
+    text = "g (float[batch,4] x) => (float y) { y = Relu(x) }"
+    outcome = run_passes(text, Newer(), opset=opset)
+    assert (outcome.entry.applied, outcome.reasons, outcome.rolled_back) == (0, [reason], [])

@@ -73,3 +73,13 @@ def test_holds_back_when_the_length_depends_on_data() -> None:
     keep = [np.ones(2, np.bool_), np.ones(3, np.bool_), np.array([1, 0, 1, 0, 1], np.bool_)]
     outcome = run_passes(text, "lower-linear", weights={"w": weight(4, 6), "b": weight(6)}, feeds={"keep": keep})
     assert outcome.reasons == ["the shape of the result is not known"]
+
+
+@pytest.mark.parametrize("opset", [11, 13, 14, 15, 18])
+@pytest.mark.parametrize("shape", ["batch,sequence,4", "batch,3,sequence,4", "2,batch,sequence,4"])
+def test_sizes_are_read_as_the_opset_of_the_file_says_it(opset: int, shape: str) -> None:
+    text = f"g (float[{shape}] x) => (float y) {{ p = MatMul(x, w) y = Add(p, b) }}"
+    outcome = run_passes(text, "lower-linear", weights={"w": weight(4, 6), "b": weight(6)}, opset=opset)
+    assert (outcome.entry.applied, outcome.rolled_back) == (1, [])
+    assert ("Gather" in outcome.ops) == (opset < 15)
+    assert outcome.worst_error_at(4, 3) < 1e-5
