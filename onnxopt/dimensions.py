@@ -128,5 +128,6 @@ def _restored_from(reshape: ir.Node) -> ir.Value | None:
     shape = leading.producer() if leading is not None else None
     if shape is None or not is_op(shape, "Shape") or integers(last) is None or len(integers(last) or ()) != 1:
         return None
-    whole = (attribute(shape, "start") or 0) == 0 and attribute(shape, "end") == -1
-    return shape.inputs[0] if whole else None
+    last_axis = (rank(shape.inputs[0]) or 0) - 1
+    whole = (attribute(shape, "start") or 0) == 0 and attribute(shape, "end") in (-1, last_axis)
+    return shape.inputs[0] if whole and last_axis > 0 else None

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from onnxopt.cache import keeps_packed
 from onnxopt.captures import Captures
 from onnxopt.contract import Verdict, compare, noise_like
-from onnxopt.errors import PassAuthorError
+from onnxopt.errors import InputError, PassAuthorError
 from onnxopt.expression import Expression, Expressions
 from onnxopt.folded import became_constants, computed
 from onnxopt.graph import initializer_bytes, remove_dead
@@ -246,7 +246,11 @@ class Driver:
         first: dict[ir.Value, Array] = {}
         captured = self.captures.run(self.model, self.observations, wanted)
         for observation in self.observations:
-            values = next(captured)
+            try:
+                values = next(captured)
+            except ProbeError as error:  # all that was rewritten is proved, so it is the model that does not
+                said, hint = f"the model does not run: {error}", "give inputs that run with --feeds example.npz"
+                raise InputError(said, where=rule.name, hint=hint) from error
             proof.add(values, observation)
             first = first or values
             del values  # one size at a time: the longest are as large as all others together
@@ -264,7 +268,7 @@ class Driver:
                     values.update(candidate.match.probes[index])
             proof.add(values)
         proof.name_types()
-        return proof.verdicts
+        return proof.conclude()
 
     # Whole-graph passes
 

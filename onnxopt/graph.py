@@ -87,6 +87,35 @@ def _schema_default(op_type: str, version: int, domain: str, name: str) -> Any:
     return onnx.helper.get_attribute_value(attribute.default_value)
 
 
+@functools.cache
+def _signature(op_type: str, version: int) -> tuple[int, frozenset[str]] | None:
+    import onnx
+
+    try:
+        schema = onnx.defs.get_schema(op_type, version, "")
+    except onnx.defs.SchemaError:
+        return None
+    return schema.max_input, frozenset(schema.attributes)
+
+
+def unknown_in(node: ir.Node, version: int) -> str:
+    """Return what of a node a version of ai.onnx does not know: the operator, an attribute, an input; "" for nothing.
+
+    What ONNX does not define is the runtime's own, and taken as it is.
+    """
+    import onnx
+
+    if node.domain not in STANDARD_DOMAINS or not onnx.defs.has(node.op_type):
+        return ""
+    known = _signature(node.op_type, version)
+    if known is None:
+        return node.op_type
+    inputs, attributes = known
+    if len(node.inputs) > inputs:
+        return f"{node.op_type} of {len(node.inputs)} inputs"
+    return next((f"{node.op_type} with {name}" for name in node.attributes if name not in attributes), "")
+
+
 def attribute(node: ir.Node, name: str) -> Any:
     """Return an attribute's value, the operator's default when it is not set, None when there is neither."""
     found = node.attributes.get(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Mapping
 
 import onnx_ir as ir
@@ -16,6 +17,8 @@ from onnxopt.rows import mask_of
 from onnxopt.sidegraph import MaskMeaning, meaning_of_mask, telling_size
 from onnxopt.spec import PADDINGS, AxisRange, Padding, Target
 
+logger = logging.getLogger(__name__)
+
 # The last probe is one long row: a number of blocks of 64, say, is 1 in all short ones and would look like a constant.
 PROBES: tuple[tuple[int, Padding], ...] = ((0, "none"), (1, "holes"), (2, "left"), (3, "none"))
 BATCHES, LENGTHS = (2, 3, 5, 1), (7, 11, 13, 131)
@@ -28,6 +31,7 @@ GENERATED: tuple[tuple[int, int, int, Padding], ...] = (
     (5, 1, 17, "none"),
     (1, 5, 131, "none"),
 )
+LEAST_OBSERVATIONS = 2  # fewer show nothing of what hangs on sizes
 STRIDES = (0, 4, 8, 12)  # of an axis whose sizes are not free, by its step: what is halved five times, say
 OTHER_PRIMES = (17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
 
@@ -35,9 +39,46 @@ OTHER_PRIMES = (17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
 def observations_of(loaded: Loaded) -> list[Observation]:
     """Make inputs of four sizes, distinct in every axis, with three kinds of padding; the long one only if it fits.
 
-    It is longer than what the graph divides sizes by, cuts them at or compares them with: a number of blocks of 256 is
-    1 in all short rows and would look like a constant.
+    The long one is longer than what the graph divides sizes by, cuts them at or compares them with: a number of blocks
+    of 256 is 1 in all short rows and would look like a constant. Where the model does not run at sizes so chosen,
+    others at which it was seen to run take their place.
+
+    Raises:
+        InputError: there are not two sizes at which it runs.
     """
+    wanted = chosen(loaded)
+    if loaded.task != "onnx" and not loaded.ranges:
+        return wanted  # the exporter's model runs at any size
+    running = [one for one in wanted if _runs(loaded, one)]
+    spare = (sizes for sizes in loaded.proved_sizes if sizes not in [one.sizes for one in running])
+    for index, sizes in enumerate(spare, start=len(PROBES)):
+        if len(running) >= len(wanted):
+            break
+        with contextlib.suppress(InputError):
+            other = Observation(dict(sizes), loaded.feeder.make(sizes, seed=index))
+            running += [other] if _runs(loaded, other) else []
+    if len(running) < min(LEAST_OBSERVATIONS, len(wanted)):
+        shown = loaded.shown(wanted[0].sizes).items()
+        tried = ", ".join(f"{axis} {size}" for axis, size in shown) or "no open axis"
+        raise InputError(
+            f"the model does not run with inputs made up for it (first tried: {tried})",
+            where=loaded.name,
+            hint="give inputs that run with --feeds example.npz, or the sizes that do with --axis name=8..4096:8",
+        )
+    return running
+
+
+def _runs(loaded: Loaded, observation: Observation) -> bool:
+    try:
+        loaded.reference.run(observation.feeds)
+    except InputError as error:
+        logger.debug("sizes %s are not looked at: %s", dict(observation.sizes), error)
+        return False
+    return True
+
+
+def chosen(loaded: Loaded) -> list[Observation]:
+    """Return the observations that are wanted, whether the model runs at them or not."""
     observations = []
     for index, kind in enumerate(kind for _, kind in PROBES):
         padding: Padding = kind if kind in paddings_of(loaded) else "right"

@@ -180,6 +180,8 @@ class Prober:
             feeder = replace(self.feeder, plans=plans, defaults={**base, own: base[axis] + 1})
             if self._runs(feeder, {}) is not None:
                 self.feeder = replace(feeder, defaults={**base, own: base[axis]})
+                for sizes in self.proved:  # they were one axis so far
+                    sizes.setdefault(own, sizes[axis])
 
     # ------------------------------------------------------------------------------------------------------ the axes
 
@@ -428,7 +430,7 @@ class Prober:
 
     def _usual(self, sizes: Mapping[str, int]) -> bool:
         """Tell whether sizes are multiples of what they must be: a side of 1 may run all the same, by broadcasting."""
-        return all(sizes[axis] % known.step == 0 for axis, known in self.ranges.items())
+        return all(size % self.range_of(axis).step == 0 for axis, size in sizes.items())
 
     def _output_axis(
         self, name: str, index: int, declared: int | str, seen: Sequence[tuple[Mapping[str, int], int]]

@@ -86,6 +86,7 @@ class Proof:
         self._numerics, self._chosen, self._model = numerics, chosen, model
         self._dtypes: dict[ir.Value, ir.DataType] = {}
         self._runners: list[tuple[list[int], RegionRunner]] = []
+        self._compared: set[int] = set()
         everyone = list(range(len(chosen)))
         try:
             self._runners.append((everyone, self._runner(everyone)))
@@ -100,11 +101,20 @@ class Proof:
             try:
                 self._judge(members, runner, values, observed=observation is not None)
             except ProbeError as error:
+                if len(members) == 1 and not self._replaced_runs(members[0], values):
+                    continue  # there is nothing at this size to be equal to
                 self._runners.remove((members, runner))
                 if len(members) == 1:
                     self._fail(members[0], error)
                 else:
                     waiting.extend(self._part(members))
+
+    def conclude(self) -> list[Verdict]:
+        """Return the verdicts; a candidate that could be compared nowhere is not proved."""
+        for index, verdict in enumerate(self.verdicts):
+            if not verdict.reason and index not in self._compared:
+                self.verdicts[index] = Verdict("what is replaced runs at no size that was tried", math.inf)
+        return self.verdicts
 
     def name_types(self) -> None:
         """Give the inner values of replacements the types that they were seen to have; no type hangs on sizes."""
@@ -121,6 +131,14 @@ class Proof:
                 self._fail(index, error)
         self._runners.extend(alone)
         return alone
+
+    def _replaced_runs(self, index: int, values: dict[ir.Value, Array]) -> bool:
+        """Tell whether what a candidate replaces runs alone on these inputs."""
+        try:
+            RegionRunner(self._chosen[index].regions[:1], self._model).run(values)
+        except ProbeError:
+            return False
+        return True
 
     def _fail(self, index: int, error: ProbeError) -> None:
         if not self.verdicts[index].reason:
@@ -139,6 +157,7 @@ class Proof:
         results = self._deal(members, runner.run(values))
         moved: dict[int, list[Array]] = {}
         for index, found in results.items():
+            self._compared.add(index)
             if observed:
                 self._note(self._chosen[index], found.inner)
             so_far = self.verdicts[index]

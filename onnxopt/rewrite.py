@@ -32,6 +32,7 @@ from onnxopt.graph import (
     opset,
     rank,
     region,
+    unknown_in,
 )
 from onnxopt.model import Array
 from onnxopt.patterns import Miss, Ops, Pat, State, Var, match, roots
@@ -56,6 +57,7 @@ __all__ = [
 
 BROADCASTING = ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where", "Equal", "Greater", "Less")
 ALLOWS_ZERO = 14  # the opset since which Reshape knows the attribute
+READS_A_PART = 15  # the opset since which Shape knows start and end
 AS_IS = "as it is"  # the form that a pass leaves alone
 
 
@@ -241,9 +243,22 @@ class Builder:
             else:
                 source, axis, length = self._axis_source(wanted[index:])
                 stop = index + length
-                parts.append(self.Shape(source, start=axis, end=axis + length))
+                parts.append(self.sizes(source, axis, axis + length, f"{name}_{index}"))
             index = stop
         return parts[0] if len(parts) == 1 else self.Concat(*parts, axis=0)
+
+    def sizes(self, value: ir.Value, start: int, stop: int, name: str) -> ir.Value:
+        """Read the sizes of axes in a row, int64 [stop - start], as the opset of the model says it.
+
+        Args:
+            value: whose axes.
+            start: the first axis, counted from the front.
+            stop: the axis behind the last one.
+            name: the role that they play, where the model's opset needs a constant.
+        """
+        if opset(self.model) >= READS_A_PART:
+            return self.Shape(value, start=start, end=stop)
+        return self.Gather(self.Shape(value), self.ints(range(start, stop), f"{name}_axes"), axis=0)
 
     def _axis_source(self, wanted: Sequence[int | str]) -> tuple[ir.Value, int, int]:
         best: tuple[ir.Value, int, int] | None = None
@@ -362,6 +377,10 @@ class Rule(Rewrite):
         for old, new in zip(match.root.outputs, padded, strict=True):
             if new is None and (old.uses() or old.is_graph_output()):
                 raise Refusal("another output of the node is used, which the new form does not have", old.name or "")
+        for node in op.nodes:
+            unknown = unknown_in(node, opset(match.model))
+            if unknown:
+                raise Refusal(f"opset {opset(match.model)} has no {unknown}")
         return padded
 
 

@@ -59,9 +59,7 @@ def split_last(op: Builder, x: ir.Value, sizes: Sequence[int], name: str) -> tup
 
 def length_of(op: Builder, x: ir.Value, axis: int, name: str) -> ir.Value:
     """The int64 [1] size of an axis."""
-    if opset(op.model) < 15:
-        return op.Gather(op.Shape(x), op.ints([axis], name), axis=0)
-    return op.Shape(x, start=axis, end=axis + 1)
+    return op.sizes(x, axis, axis + 1, name)
 
 
 def count_up(op: Builder, x: ir.Value, axis: int, name: str) -> ir.Value:

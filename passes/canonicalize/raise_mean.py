@@ -43,7 +43,7 @@ class RaiseMean(Rule):
         yield op.Div(total, scalar(name="count"))
 
     def guard(self, match: Match, x: ir.Value) -> None:
-        """The sizes of the axes are known and multiply to the count."""
+        """The sizes of the axes are known, and multiply to the count, which is not 0."""
         match.require(x.dtype in FLOATS, f"x is {x.dtype}; a mean of integers is rounded", x)
         shape = dims(x) or ()
         axes = reduced_axes(match.named["sum"], len(shape))
@@ -52,6 +52,7 @@ class RaiseMean(Rule):
         match.needs(all(isinstance(size, int) for size in sizes), "how many are summed is not known")
         number = match.number("count") if "count" in match.values else 1 / (match.number("inverse") or math.inf)
         count = math.prod(int(size or 0) for size in sizes)
+        match.needs(count, "nothing is summed: 0/0 is no number, whatever the mean of nothing is")
         match.needs(math.isclose(number, count, rel_tol=SCALAR_RTOL), "the sum is divided by another number")
         divisor = match.values["count" if "count" in match.values else "inverse"]
         left = len(shape) if attribute(match.named["sum"], "keepdims") else len(shape) - len(axes or ())

@@ -329,3 +329,90 @@ def test_a_region_of_bfloat16_is_proved() -> None:
     outcome = run_passes(text, Drop())
     assert outcome.entry.applied == 1
     assert outcome.worst_error() == 0
+
+
+class NegateBefore(Rule):
+    """Neg(Reshape(x))  →  Reshape(Neg(x))."""
+
+    name = "test-negate-before"
+    numerics = Exact()
+
+    def patterns(self, op: Ops, x: Pat, shape: Pat) -> Iterator[Pat]:
+        yield op.Neg(op.Reshape(x, shape))
+
+    def rewrite(self, op: Builder, x: ir.Value, shape: ir.Value) -> ir.Value:
+        return op.Reshape(op.Neg(x), shape)
+
+
+class NegateNothing(NegateBefore):
+    """Neg(Reshape(x))  →  Reshape(x)."""
+
+    name = "test-negate-nothing"
+
+    def rewrite(self, op: Builder, x: ir.Value, shape: ir.Value) -> ir.Value:
+        return op.Reshape(x, shape)
+
+
+class NegateWrongly(NegateBefore):
+    """Neg(Reshape(x))  →  something that runs nowhere."""
+
+    name = "test-negate-wrongly"
+
+    def rewrite(self, op: Builder, x: ir.Value, shape: ir.Value) -> ir.Value:
+        return op.Reshape(op.Neg(x), op.ints([7, 7, 7], "other"))
+
+
+IN_BLOCKS = """
+g (float[batch,4] x) => (float[a,b] y) <int64[2] shape = {rows, -1}> {
+  z = Reshape(x, shape)
+  y = Neg(z)
+}"""
+
+
+@pytest.mark.parametrize("rows", [8, 12])
+def test_a_size_at_which_the_replaced_region_does_not_run_refutes_nothing(rows: int) -> None:
+    model = parse(IN_BLOCKS.replace("rows", str(rows)), {})
+    runs = [one for one in observe(model) if one.sizes["batch"] * 4 % rows == 0]
+    assert 0 < len(runs) < len(observe(model)), "else there is nothing to show"
+    for rule, kept in ((NegateBefore(), 1), (NegateNothing(), 0), (NegateWrongly(), 0)):
+        model = parse(IN_BLOCKS.replace("rows", str(rows)), {})
+        prepare(model)
+        assert Driver(model, observe(model)).apply(rule).applied == kept, rule.name
+
+
+def test_a_region_that_runs_at_no_size_is_not_proved() -> None:
+    model = parse(IN_BLOCKS.replace("rows", "1013"), {})
+    prepare(model)
+    entry = Driver(model, observe(model)).apply(NegateBefore())
+    assert entry.applied == 0
+    assert entry.rolled_back[0].reason == "what is replaced runs at no size that was tried"
+
+
+NEEDS = {
+    "an operator": (19, "Gelu", {}, "opset 19 has no Gelu"),
+    "an attribute": (14, "Shape", {"start": 0}, "opset 14 has no Shape with start"),
+    "another attribute": (13, "Reshape", {"allowzero": 1}, "opset 13 has no Reshape with allowzero"),
+    "an input": (17, "ReduceMean", {}, "opset 17 has no ReduceMean of 2 inputs"),
+}
+
+
+@pytest.mark.parametrize(("opset", "name", "attributes", "reason"), NEEDS.values(), ids=NEEDS.keys())
+def test_what_the_opset_of_the_file_does_not_have_is_not_built(
+    opset: int, name: str, attributes: dict[str, int], reason: str
+) -> None:
+    class Newer(Rule):
+        """Relu(x)  →  what a newer opset has."""
+
+        numerics = Exact()
+
+        def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
+            yield op.Relu(x)
+
+        def rewrite(self, op: Builder, x: ir.Value) -> ir.Value:
+            inputs = [x, op.ints([-1], "second")] if name.startswith("Re") else [x]
+            return op.node(name, inputs, attributes)[0]
+
+    Newer.name = "test-newer"
+    text = "g (float[batch,4] x) => (float y) { y = Relu(x) }"
+    outcome = run_passes(text, Newer(), opset=opset)
+    assert (outcome.entry.applied, outcome.reasons, outcome.rolled_back) == (0, [reason], [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ from onnxopt.cache import served
 from onnxopt.cases import cases_of
 from onnxopt.errors import InputError
 from onnxopt.given import Given
-from onnxopt.model import Loaded
-from onnxopt.observations import observations_of
+from onnxopt.model import Feeds, Loaded
+from onnxopt.observations import chosen, observations_of
 from onnxopt.spec import AxisRange
 from onnxopt.stacks import served_model
 from tests.support.axes import load
@@ -150,3 +151,50 @@ def test_a_model_that_cannot_be_guessed_runs_on_what_the_user_gives(tmp_path: Pa
     loaded = load(tmp_path, text, Given.parse(feeds=tmp_path / "one.npz"), **numbers)
     assert loaded.signature.inputs[0].axes == (39, 2)
     assert loaded.reference.run(loaded.feeder.make({}))["z"].shape == (5, 2)
+
+
+@pytest.mark.parametrize("window", [45, 61, 140])
+@pytest.mark.parametrize("axes", [("frames", "sequence"), ("points", "seq_len")])
+def test_sizes_at_which_the_model_does_not_run_together_are_not_looked_at(
+    window: int, axes: tuple[str, str], tmp_path: Path
+) -> None:
+    """Each axis runs at any size beside a long one; not both of them short."""
+    text = f"""g (float[1,2,{axes[0]}] x, float[1,2,{axes[1]}] z) => (float[1,4,m] y) {{
+      both = Concat<axis = 2>(x, z) y = Conv(both, w) }}"""
+    loaded = load(tmp_path, text, w=np.ones((4, 2, window), np.float32))
+    assert any(sum(one.sizes.values()) < window for one in chosen(loaded)), "else there is nothing to show"
+    observations = observations_of(loaded)
+    assert len(observations) == 4
+    for one in observations:
+        assert sum(one.sizes.values()) >= window
+        loaded.reference.run(one.feeds)
+
+
+def test_a_model_that_runs_nowhere_is_refused_with_the_options_that_help(tmp_path: Path) -> None:
+    loaded = load(tmp_path, "g (float[n,8] x) => (float[n,8] y) { y = Relu(x) }")
+
+    class Stubborn:
+        """Runs with nothing."""
+
+        name = "stubborn"
+
+        def run(self, feeds: Feeds) -> Feeds:
+            raise InputError("no")
+
+    with pytest.raises(InputError, match="does not run with inputs made up for it") as refused:
+        observations_of(replace(loaded, reference=Stubborn()))
+    assert "--feeds" in refused.value.hint
+    assert "--axis" in refused.value.hint
+
+
+def test_an_axis_that_is_split_has_a_size_in_the_runs_before(tmp_path: Path) -> None:
+    """Unnamed axes start as one; a step that is learned later is asked of every run."""
+    text = """g (float[?,?,8] x, float[?,?] z) => (float[?] y) {
+      flat = Reshape(z, shape) short = ReduceSum<keepdims = 0>(flat, axes) long = ReduceSum<keepdims = 0>(x, axes_x)
+      y = Concat<axis = 0>(short, long) }"""
+    shapes = {"shape": [-1, 4], "axes": [0], "axes_x": [0, 1]}
+    loaded = load(tmp_path, text, **{name: np.array(value, np.int64) for name, value in shapes.items()})
+    assert len(loaded.signature.axes) == 4
+    assert any(known.step > 1 for known in loaded.ranges.values())
+    assert all(set(loaded.signature.axes) <= set(sizes) for sizes in loaded.proved_sizes)
+    all_run(loaded)

@@ -25,9 +25,7 @@ import onnx_ir as ir
 from onnxopt.dimensions import with_leading_axes_of
 from onnxopt.graph import dims, known_dims, opset, rank
 from onnxopt.patterns import Ops, Pat, linear
-from onnxopt.rewrite import AS_IS, Builder, Match, Reassociated, Rule, register
-
-SHAPE_OF_SOME_AXES = 15  # the opset since which Shape has `start` and `end`
+from onnxopt.rewrite import ALLOWS_ZERO, AS_IS, Builder, Match, Reassociated, Rule, register
 
 
 @register
@@ -54,8 +52,8 @@ class LowerLinear(Rule):
         match.needs((rank(x) or 0) > 2, "x is a matrix already")
         out = known_dims(match.root.outputs[0])
         match.facts["out"] = out if out is not None and _in_inputs(match.model, out) else None
-        told = match.facts["out"] is not None or opset(match.model) >= SHAPE_OF_SOME_AXES
-        match.require(told, f"no input has the axes of x, and below opset {SHAPE_OF_SOME_AXES} Shape reads all axes", x)
+        told = match.facts["out"] is not None or opset(match.model) >= ALLOWS_ZERO
+        match.require(told, f"no input has the axes of x, and below opset {ALLOWS_ZERO} no Reshape keeps a 0", x)
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value, weight: ir.Value, bias: ir.Value) -> ir.Value:
         """Rows in, rows out."""
@@ -63,7 +61,7 @@ class LowerLinear(Rule):
         product = op.Gemm(op.Reshape(x, op.ints([-1, width], "rows")), weight, bias)
         if match.facts["out"] is not None:
             return op.reshape(product, match.facts["out"], "shape")
-        leading = op.Shape(with_leading_axes_of(x), start=0, end=-1)
+        leading = op.sizes(with_leading_axes_of(x), 0, len(dims(x) or ()) - 1, "leading")
         return op.Reshape(product, op.Concat(leading, op.ints([columns], "columns"), axis=0), allowzero=1)
 
 

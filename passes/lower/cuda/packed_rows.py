@@ -175,9 +175,9 @@ def _reorder(model: ir.Model, part: _Part, op: Builder, real: ir.Value) -> None:
         for value in node.outputs
         if value.name and (value.is_graph_output() or any(use.node not in inside for use in value.uses()))
     ]
-    length = op.Shape(part.mask, start=1, end=2)
+    length = op.sizes(part.mask, 1, 2, "length")
     order = op.node("TopK", [real, length], {"axis": 1}, outputs=2)[1]  # real tokens first
-    batch = op.Shape(part.mask, start=0, end=1)
+    batch = op.sizes(part.mask, 0, 1, "batch")
     zero = op.constant(np.array(0, np.int64), "zero")
     step = op.Squeeze(length)
     starts = op.Unsqueeze(op.Range(zero, op.Mul(op.Squeeze(batch), step), step), op.ints([1], "column"))

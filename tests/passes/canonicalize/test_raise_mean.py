@@ -55,3 +55,19 @@ def test_integers_stay() -> None:
     text = "g (int64[batch,2,6] x) => (int64 y) { s = ReduceSum(x, last) y = Div(s, six) }"
     weights = {"last": CONSTANTS["last"], "six": np.array(6)}
     assert run_passes(text, "raise-mean", weights=weights).reasons == ["x is INT64; a mean of integers is rounded"]
+
+
+@pytest.mark.parametrize("opset", [17, 18, 23])
+@pytest.mark.parametrize(("end", "keepdims"), [(0, 1), (0, 0), (3, 1), (5, 0)])
+def test_the_mean_of_nothing_stays_no_number(end: int, keepdims: int, opset: int) -> None:
+    """The sum of nothing over 0 is no number; what ReduceMean makes of nothing is the runtime's."""
+    body = f"c = Slice(x, zero, end, last) s = ReduceSum<keepdims={keepdims}>(c, last) y = Div(s, count)"
+    weights: dict[str, Array] = {
+        "zero": np.array([0]),
+        "end": np.array([end]),
+        "last": np.array([-1]),
+        "count": np.array(end, np.float32),
+    }
+    outcome = run_passes(f"g (float[batch,2,6] x) => (float y) {{ {body} }}", "raise-mean", weights=weights, opset=opset)
+    assert outcome.rolled_back == []
+    assert outcome.entry.applied == int(end > 0)

@@ -75,22 +75,23 @@ def test_axes_that_an_input_has_too_few_of_are_read_from_the_value() -> None:
     assert outcome.worst_error() < 1e-5
 
 
+@pytest.mark.parametrize("opset", [14, 15, 18, 23])
 @pytest.mark.parametrize(("batch", "rows"), [(1, 1), (4, 29), (2, 700), (0, 3), (3, 0)])
-def test_a_class_token_in_front_is_counted_at_every_size(batch: int, rows: int) -> None:
+def test_a_class_token_in_front_is_counted_at_every_size(batch: int, rows: int, opset: int) -> None:
     text = """
     g (float[batch,sequence,4] x, float[batch,1,4] c) => (float y) {
       h = Concat<axis=1>(c, x)
       p = MatMul(h, w)
       y = Add(p, b)
     }"""
-    outcome = run_passes(text, "lower-linear", opset=18, weights={"w": weight(4, 6), "b": weight(6)})
+    outcome = run_passes(text, "lower-linear", opset=opset, weights={"w": weight(4, 6), "b": weight(6)})
     assert (outcome.entry.applied, outcome.rolled_back) == (1, [])
     feeds = {"x": np.ones((batch, rows, 4), np.float32), "c": np.ones((batch, 1, 4), np.float32)}
     before, after = (GraphRunner(model).run(feeds)[0]["y"] for model in (outcome.original, outcome.model))
     np.testing.assert_allclose(after, before, rtol=1e-5)
 
 
-def test_holds_back_where_shape_reads_all_axes_only() -> None:
+def test_holds_back_where_no_reshape_keeps_an_empty_axis() -> None:
     text = """
     g (float[batch,sequence,4] x, float[batch,1,4] c) => (float y) {
       h = Concat<axis=1>(c, x)
@@ -98,4 +99,14 @@ def test_holds_back_where_shape_reads_all_axes_only() -> None:
       y = Add(p, b)
     }"""
     outcome = run_passes(text, "lower-linear", opset=13, weights={"w": weight(4, 6), "b": weight(6)})
-    assert outcome.reasons == ["no input has the axes of x, and below opset 15 Shape reads all axes"]
+    assert outcome.reasons == ["no input has the axes of x, and below opset 14 no Reshape keeps a 0"]
+
+
+@pytest.mark.parametrize("opset", [11, 13, 14, 15, 18])
+@pytest.mark.parametrize("shape", ["batch,sequence,4", "batch,3,sequence,4", "2,batch,sequence,4"])
+def test_sizes_are_read_as_the_opset_of_the_file_says_it(opset: int, shape: str) -> None:
+    text = f"g (float[{shape}] x) => (float y) {{ p = MatMul(x, w) y = Add(p, b) }}"
+    outcome = run_passes(text, "lower-linear", weights={"w": weight(4, 6), "b": weight(6)}, opset=opset)
+    assert (outcome.entry.applied, outcome.rolled_back) == (1, [])
+    assert ("Gather" in outcome.ops) == (opset < 15)
+    assert outcome.worst_error_at(4, 3) < 1e-5
