@@ -237,7 +237,11 @@ class Prober:
     def _base(self, group: Sequence[str]) -> int:
         """Return the size to start from: where one of few rows is at the end of a small range, a side of an image."""
         base = self.feeder.defaults[group[0]]
-        if base > FEW or self._moved(group, base + 3) or not (self._moved(group, SIDE) and self._moved(group, 2 * SIDE)):
+        if (
+            base > FEW
+            or self._moved(group, base + 3)
+            or not (self._moved(group, SIDE) and self._moved(group, 2 * SIDE))
+        ):
             return base
         self.feeder = replace(self.feeder, defaults={**self.feeder.defaults, **dict.fromkeys(group, SIDE)})
         return SIDE

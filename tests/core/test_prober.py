@@ -207,7 +207,7 @@ def test_what_is_halved_and_doubled_again_takes_multiples_though_others_run(
 ) -> None:
     """Halves are rounded up, so the few sizes below each multiple run too; those above it do not."""
     down = [f"h{i + 1} = Conv<strides=[2], pads=[1,1]>(h{i}, w)" for i in range(halvings)]
-    up = [f"u{i} = Resize<mode=\"nearest\">(s{i + 1}, , twice) s{i} = Add(u{i}, h{i})" for i in range(1, halvings)]
+    up = [f'u{i} = Resize<mode="nearest">(s{i + 1}, , twice) s{i} = Add(u{i}, h{i})' for i in range(1, halvings)]
     nodes = ["h0 = Identity(x)", *down, f"s{halvings} = Identity(h{halvings})", *reversed(up), "y = Relu(s1)"]
     text = f"g (float[1,2,{axis}] x) => (float[1,2,m] y) {{ {' '.join(nodes)} }}"
     loaded = load(tmp_path, text, w=np.ones((2, 2, 3), np.float32), twice=np.array([1, 1, 2], np.float32))
