@@ -23,6 +23,7 @@ from onnxopt.graph_feeder import GraphFeeder, input_kinds, plan_input
 from onnxopt.model import Array, Feeds, Loaded, shape_text
 from onnxopt.prober import Prober
 from onnxopt.roles import canonical_names, find_batch, find_mask, renamed_axis, renamed_feeder, structural_roles
+from onnxopt.rounding import rounds_otherwise
 from onnxopt.runtime import runtime_line
 from onnxopt.safety import Checked, check_onnx
 from onnxopt.safety_files import hub_repository, inside_hub, word
@@ -105,6 +106,22 @@ class OrtReference:
             sizes = ", ".join(f"{name} {shape_text(value)}" for name, value in feeds.items()) or "no input"
             raise InputError(f"cannot be run with {sizes}: {runtime_line(error)}", where=self._label) from error
         return dict(zip(self._names, self._exchange.take(self._names, values), strict=True))
+
+    def rounded_otherwise(self) -> OrtReference | None:
+        """Return the same graph with its results moved by a unit in their last place; None where none can be.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        import onnx
+
+        try:
+            proto = onnx.ModelProto.FromString(self._graph or self._path.read_bytes())
+            if not rounds_otherwise(proto):
+                return None
+            return OrtReference(self._path, self._label, proto.SerializeToString())
+        except Exception as error:  # protobuf and ONNX raise several kinds, for what is too large as well
+            raise InputError("cannot be read", where=self._label) from error
 
     def _open(self, *, optimized: bool) -> Any:
         if optimized not in self._sessions:

@@ -41,7 +41,7 @@ _FALLBACKS = (
     *((2, 32, 32), (1, 32, 32), (1, 64, 128), (1, 256, 256), (1, 384, 384), (1, 1024, 1024), (1, 4096, 4096)),
 )
 _EQUAL_SIZES = (1, 3, 16, 32, 64, 128, 224, 512, 1024, 16000)  # of all axes, whatever they are called
-FREE_MOVES = (3, 18)  # from a size that runs: both run only where all do, for multiples of 2 and windows among them
+FREE_MOVES = (3, 10)  # from a size that runs: both run only where all do, for multiples of 2 and windows among them
 FEW, SIDE = 2, 64  # a usual size of rows in a batch, and of an image that is halved five times
 STEPS_UP = (1, 2, 3, 5)  # how many steps away from a size that runs an axis must run too
 STEPS = (2, 4, 8, 16, 32, 64, 3, 5, 7, 10, 160)  # multiples that networks of images and of sound halve their input by
