@@ -68,12 +68,14 @@ class OrtReference:
         path: the file, already checked.
         label: how reports call it; the file's name when empty.
         graph: run in place of the file's own, with external data beside the file.
+        threads: of one operator; the default is what this process may use.
     """
 
-    def __init__(self, path: Path, label: str = "", graph: bytes = b"") -> None:
+    def __init__(self, path: Path, label: str = "", graph: bytes = b"", threads: int | None = None) -> None:
         self._path = path
         self._graph = graph
         self._label = label or path.name
+        self._threads = threads or available_threads()
         self._sessions: dict[bool, Any] = {}
         self._exchange = Exchange({}, {})
         self._names: list[str] = []
@@ -107,6 +109,14 @@ class OrtReference:
             raise InputError(f"cannot be run with {sizes}: {runtime_line(error)}", where=self._label) from error
         return dict(zip(self._names, self._exchange.take(self._names, values), strict=True))
 
+    def with_threads(self, threads: int) -> OrtReference:
+        """Return the same model with another number of threads.
+
+        Some kernels give other numbers then: DynamicQuantizeLSTM deals the rows of a batch out to threads, and finds
+        the range of each part on its own (onnxruntime 1.32.0).
+        """
+        return self if threads == self._threads else OrtReference(self._path, self._label, self._graph, threads)
+
     def rounded_otherwise(self) -> OrtReference | None:
         """Return the same graph with its results moved by a unit in their last place; None where none can be.
 
@@ -119,7 +129,7 @@ class OrtReference:
             proto = onnx.ModelProto.FromString(self._graph or self._path.read_bytes())
             if not rounds_otherwise(proto):
                 return None
-            return OrtReference(self._path, self._label, proto.SerializeToString())
+            return OrtReference(self._path, self._label, proto.SerializeToString(), self._threads)
         except Exception as error:  # protobuf and ONNX raise several kinds, for what is too large as well
             raise InputError("cannot be read", where=self._label) from error
 
@@ -141,7 +151,7 @@ class OrtReference:
         levels = ort.GraphOptimizationLevel
         options = ort.SessionOptions()
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
-        options.intra_op_num_threads = available_threads()
+        options.intra_op_num_threads = self._threads
         options.log_severity_level = 4
         for key, value in entries.items():
             options.add_session_config_entry(key, value)
