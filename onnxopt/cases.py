@@ -20,7 +20,7 @@ from onnxopt.observations import paddings_of
 from onnxopt.record import ProvedRange
 from onnxopt.rows import mask_of
 from onnxopt.sidegraph import SIZE_STEPS
-from onnxopt.spec import PADDINGS, Padding, Workload
+from onnxopt.spec import PADDINGS, Padding, TensorSpec, Workload
 
 Case = tuple[dict[str, int], Padding]
 
@@ -46,6 +46,7 @@ MAX_WORK = 1e10  # products of weights with positions that cases beyond the usua
 MAX_SHARE = 0.5  # of the positions of the usual cases, for models of which those cost more than that
 LONGEST_ROW = 2048  # positions in a row: attention keeps [heads, row, row] floats
 MAX_ELEMENTS = 1 << 21  # of the inputs of one case, where no weights tell what it costs
+SMALL_IMAGE = 64  # pixels of a side
 PATCH = 256  # pixels of an image that count as one position
 
 
@@ -171,8 +172,7 @@ def positions(loaded: Loaded, sizes: Mapping[str, int]) -> int:
     counts = [1]
     for spec in loaded.signature.inputs:
         count = math.prod(sizes.get(axis, 1) for axis in spec.axes if isinstance(axis, str))
-        is_image = len(spec.axes) == 4 and all(isinstance(axis, str) for axis in spec.axes[2:])
-        counts.append(-(-count // PATCH) if is_image else count)
+        counts.append(-(-count // PATCH) if _is_image(spec) else count)
     return max(counts)
 
 
@@ -247,7 +247,17 @@ def _asked(loaded: Loaded, workload: Workload | None) -> Iterator[list[dict[str,
 
 
 def _middle(loaded: Loaded, axis: str) -> int:
-    return 7 if SEQUENCE in loaded.signature.axes else loaded.usual(axis, 7)
+    """Return the size of an axis while others are moved: one of a few rows, and of an image a small one."""
+    if SEQUENCE in loaded.signature.axes:
+        return 7
+    usual, known = loaded.usual(axis, 7), loaded.range_of(axis)
+    is_side = any(_is_image(spec) and axis in spec.axes[2:] for spec in loaded.signature.inputs)
+    return min(usual, known.fitted(max(SMALL_IMAGE, known.least + known.step))) if is_side else usual
+
+
+def _is_image(spec: TensorSpec) -> bool:
+    """Tell whether an input has four axes, the last two of them open."""
+    return len(spec.axes) == 4 and all(isinstance(axis, str) for axis in spec.axes[2:])
 
 
 def _alone(loaded: Loaded, start: Mapping[str, int], axis: str, size: int) -> dict[str, int]:

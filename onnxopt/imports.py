@@ -23,6 +23,7 @@ from onnxopt.graph_feeder import GraphFeeder, input_kinds, plan_input
 from onnxopt.model import Array, Feeds, Loaded, shape_text
 from onnxopt.prober import Prober
 from onnxopt.roles import canonical_names, find_batch, find_mask, renamed_axis, renamed_feeder, structural_roles
+from onnxopt.rounding import rounds_otherwise
 from onnxopt.runtime import runtime_line
 from onnxopt.safety import Checked, check_onnx
 from onnxopt.safety_files import hub_repository, inside_hub, word
@@ -67,12 +68,14 @@ class OrtReference:
         path: the file, already checked.
         label: how reports call it; the file's name when empty.
         graph: run in place of the file's own, with external data beside the file.
+        threads: of one operator; the default is what this process may use.
     """
 
-    def __init__(self, path: Path, label: str = "", graph: bytes = b"") -> None:
+    def __init__(self, path: Path, label: str = "", graph: bytes = b"", threads: int | None = None) -> None:
         self._path = path
         self._graph = graph
         self._label = label or path.name
+        self._threads = threads or available_threads()
         self._sessions: dict[bool, Any] = {}
         self._exchange = Exchange({}, {})
         self._names: list[str] = []
@@ -106,6 +109,30 @@ class OrtReference:
             raise InputError(f"cannot be run with {sizes}: {runtime_line(error)}", where=self._label) from error
         return dict(zip(self._names, self._exchange.take(self._names, values), strict=True))
 
+    def with_threads(self, threads: int) -> OrtReference:
+        """Return the same model with another number of threads.
+
+        Some kernels give other numbers then: DynamicQuantizeLSTM deals the rows of a batch out to threads, and finds
+        the range of each part on its own (onnxruntime 1.32.0).
+        """
+        return self if threads == self._threads else OrtReference(self._path, self._label, self._graph, threads)
+
+    def rounded_otherwise(self) -> OrtReference | None:
+        """Return the same graph with its results moved by a unit in their last place; None where none can be.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        import onnx
+
+        try:
+            proto = onnx.ModelProto.FromString(self._graph or self._path.read_bytes())
+            if not rounds_otherwise(proto):
+                return None
+            return OrtReference(self._path, self._label, proto.SerializeToString(), self._threads)
+        except Exception as error:  # protobuf and ONNX raise several kinds, for what is too large as well
+            raise InputError("cannot be read", where=self._label) from error
+
     def _open(self, *, optimized: bool) -> Any:
         if optimized not in self._sessions:
             folder = {FOLDER_KEY: str(self._path.absolute().parent)} if self._graph else {}
@@ -124,7 +151,7 @@ class OrtReference:
         levels = ort.GraphOptimizationLevel
         options = ort.SessionOptions()
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
-        options.intra_op_num_threads = available_threads()
+        options.intra_op_num_threads = self._threads
         options.log_severity_level = 4
         for key, value in entries.items():
             options.add_session_config_entry(key, value)

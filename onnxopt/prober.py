@@ -41,6 +41,9 @@ _FALLBACKS = (
     *((2, 32, 32), (1, 32, 32), (1, 64, 128), (1, 256, 256), (1, 384, 384), (1, 1024, 1024), (1, 4096, 4096)),
 )
 _EQUAL_SIZES = (1, 3, 16, 32, 64, 128, 224, 512, 1024, 16000)  # of all axes, whatever they are called
+FREE_MOVES = (3, 10)  # from a size that runs: both run only where all do, for multiples of 2 and windows among them
+FEW, SIDE = 2, 64  # a usual size of rows in a batch, and of an image that is halved five times
+STEPS_UP = (1, 2, 3, 5)  # how many steps away from a size that runs an axis must run too
 STEPS = (2, 4, 8, 16, 32, 64, 3, 5, 7, 10, 160)  # multiples that networks of images and of sound halve their input by
 
 
@@ -142,7 +145,7 @@ class Prober:
     def _image_sizes(self) -> dict[str, int]:
         images = [plan.spec for plan in self.feeder.plans if plan.kind == "float" and len(plan.spec.axes) == 4]
         return {
-            axis: 64
+            axis: SIDE
             for spec in images
             for axis in spec.axes[2:]
             if isinstance(axis, str) and self.feeder.role(axis) == "other"
@@ -212,7 +215,7 @@ class Prober:
         """Learn the range of axes that move together; return whether any size but the usual one and 1 runs."""
         if group[0] in self.given.axes:
             return self._trust(group, self.given.axes[group[0]])
-        base = self.feeder.defaults[group[0]]
+        base = self._base(group)
         one = base == 1 or self._moved(group, 1)
         step = self._step(group, base)
         if not step:
@@ -247,6 +250,18 @@ class Prober:
             if self._runs(feeder, {axis: size + 3}) is not None:
                 self.feeder = feeder
 
+    def _base(self, group: Sequence[str]) -> int:
+        """Return the size to start from: where one of few rows is at the end of a small range, a side of an image."""
+        base = self.feeder.defaults[group[0]]
+        if (
+            base > FEW
+            or self._moved(group, base + 3)
+            or not (self._moved(group, SIDE) and self._moved(group, 2 * SIDE))
+        ):
+            return base
+        self.feeder = replace(self.feeder, defaults={**self.feeder.defaults, **dict.fromkeys(group, SIDE)})
+        return SIDE
+
     def _trust(self, group: Sequence[str], said: AxisRange) -> bool:
         """Take the range of an axis as the user gives it, if its first two sizes run."""
         if said.least == said.most:
@@ -263,15 +278,28 @@ class Prober:
         return size == self.feeder.defaults[group[0]] or self._moved(group, size)
 
     def _step(self, group: Sequence[str], base: int) -> int:
-        """Find out of what an axis must be a multiple; 0 where nothing runs but the usual size and perhaps 1."""
-        if self._moved(group, base + 3) and (base % 3 or self._moved(group, base + 1)):
+        """Find out of what an axis must be a multiple; 0 where nothing runs but the usual size and perhaps 1.
+
+        A network that doubles what it has halved takes 57 to 64 pixels and then 89 to 96: sizes beside one that runs
+        say little, and those below it least.
+        """
+        if all(self._moved(group, base + more) for more in (*FREE_MOVES, *((1,) if base % 3 == 0 else ()))):
             return 1
-        for step in (1, *STEPS):
-            if base % step or self._late():
-                continue
-            if self._moved(group, base + step) or (base - step > 1 and self._moved(group, base - step)):
+        steps = [step for step in (1, *STEPS) if base % step == 0]
+        for step in steps:
+            if not self._late() and all(self._moved(group, base + step * count) for count in STEPS_UP):
                 return step
-        return base if base > 1 and self._moved(group, 2 * base) and self._moved(group, 3 * base) else 0
+        if base > 1 and self._moved(group, 2 * base) and self._moved(group, 3 * base):
+            return base
+        for step in steps:  # an axis that ends close to its usual size
+            below = [base - step * count for count in STEPS_UP if base - step * count > 1]
+            if not self._late() and below and all(self._moved(group, size) for size in below):
+                return step
+        for step in steps:  # or one that starts and ends there
+            starts = base - step <= 1
+            if not self._late() and self._moved(group, base + step) and (starts or self._moved(group, base - step)):
+                return step
+        return 0
 
     def _find_most(self, group: Sequence[str], step: int) -> None:
         """Find the largest size when a far one does not run."""

@@ -27,7 +27,7 @@ from onnxopt.given import Axes, Examples, Given, Values
 from onnxopt.golden import Golden
 from onnxopt.graph import CONTRIB, STANDARD_DOMAINS, op_counts
 from onnxopt.halving import HalfOptions, check_half
-from onnxopt.imports import load_onnx
+from onnxopt.imports import OrtReference, load_onnx
 from onnxopt.ledger import Ledger
 from onnxopt.manifest import (
     BlockCount,
@@ -449,6 +449,8 @@ def _work(
 ) -> _Worked:
     """Rewrite, prove and measure a loaded model."""
     target = plan.target
+    if isinstance(loaded.reference, OrtReference):  # a file is held to what it gives where it is going to run
+        loaded.reference = loaded.reference.with_threads(target.threads)
     if plan.half is not None:
         check_half(loaded, plan.half)
     before = Before.of(default_export(loaded), scratch / "original")

@@ -153,7 +153,7 @@ def features_task(config: Any) -> Task:
     import transformers
 
     table = transformers.AutoModel._model_mapping  # noqa: SLF001  the only table from config class to model class
-    takes_pixels = type(config) in table and table[type(config)].main_input_name == "pixel_values"
+    takes_pixels = type(config) in table and _saved_class(config, table).main_input_name == "pixel_values"
     return TASKS["image-feature-extraction" if takes_pixels else "feature-extraction"]
 
 
@@ -168,7 +168,7 @@ def model_class(config: Any, task: Task, *, where: str = "") -> Any:
     if _own_class(config, task):
         return auto
     try:
-        return auto._model_mapping[type(config)]  # noqa: SLF001  the only table from config class to model class
+        return _saved_class(config, auto._model_mapping)  # noqa: SLF001  the only table from config to model class
     except KeyError:
         pass
     kind = str(getattr(config, "model_type", ""))
@@ -178,6 +178,19 @@ def model_class(config: Any, task: Task, *, where: str = "") -> Any:
         where=where,
         hint=f"name another with --task: {', '.join(able)}" if able else "this architecture does none of our tasks",
     )
+
+
+def _saved_class(config: Any, table: Any) -> Any:
+    """Return the class that a table has for a config; where it has several, the one that was saved, else the first.
+
+    Raises:
+        KeyError: it has none.
+    """
+    found = table[type(config)]
+    if not isinstance(found, (list, tuple)):
+        return found
+    saved = getattr(config, "architectures", None) or ()
+    return next((one for one in found if one.__name__ in saved), found[0])
 
 
 def _own_class(config: Any, task: Task) -> str:

@@ -7,6 +7,7 @@ widened where the original stands still, and never beyond a cap.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,9 +20,12 @@ from onnxopt.imports import OrtReference
 from onnxopt.model import Feeds, Loaded
 from onnxopt.rows import rows_that_matter
 
+logger = logging.getLogger(__name__)
+
 FACTOR = 2.0  # a rewrite moves the answer no further than twice as far as what moved it otherwise
 WIDEST = 1e-2  # of the largest value of an output; beyond, an answer is another one
 ROUNDING = 2.0**-22  # two units in the last place of float32, as regions are shaken
+DRAWS = 4  # of rounding errors inside a graph: of one that adds up few, each moves the answer by another amount
 HALF_ERRORS: Mapping[str, float] = {"FLOAT16": 4 * 2.0**-10, "BFLOAT16": 4 * 2.0**-7}  # four roundings of a result
 _COMPUTES = frozenset({"MatMul", "Gemm", "Conv", "Add", "Mul", "Softmax", "LayerNormalization", "Attention"})
 
@@ -43,23 +47,26 @@ def moved_by_itself(loaded: Loaded, feeds: Feeds, expected: Feeds) -> dict[str, 
     """Return how far each output moves when nothing but rounding changes.
 
     Args:
-        loaded: its reference is run otherwise: with the runtime's own optimizations where it is a file, and on inputs
-            whose floats are moved by two roundings.
+        loaded: its reference is run otherwise: with the runtime's own optimizations and with operators that round
+            otherwise where it is a file, and on inputs whose floats are moved by two roundings.
         feeds: the inputs.
         expected: what the reference gave, of those outputs that are compared.
     """
-    ways: dict[str, Feeds] = {}
+    ways: list[tuple[str, Feeds]] = []
     reference = loaded.reference
     shaken = _shaken(feeds)
     try:
         if isinstance(reference, OrtReference):
-            ways["ONNX Runtime's own optimizations"] = reference.run(feeds, optimized=True)
+            ways.append(("ONNX Runtime's own optimizations", reference.run(feeds, optimized=True)))
+            other = reference.rounded_otherwise()
+            if other is not None:
+                ways += [("rounding errors of its own operators", other.run(feeds)) for _ in range(DRAWS)]
         if shaken is not None:
-            ways["rounding errors in its inputs"] = reference.run(shaken)
-    except OnnxoptError:  # what does not run so moves nothing
-        pass
+            ways.append(("rounding errors in its inputs", reference.run(shaken)))
+    except OnnxoptError as error:  # what does not run so moves nothing
+        logger.debug("not all of its own movement is known: %s", error)
     found: dict[str, Moved] = {}
-    for why, outputs in ways.items():
+    for why, outputs in ways:
         for name, array in ((one, outputs[one]) for one in outputs if one in expected):
             rows = rows_that_matter(loaded.signature, feeds, name, expected[name])
             absolute = worst_error(array, expected[name], rows)[1]

@@ -65,3 +65,18 @@ def test_without_a_cache_every_combination_is_proved() -> None:
     mask = TensorSpec("attention_mask", "int64", IDS.axes)
     found = axis_sizes(Signature((IDS, mask), ()), {"batch": 3, "sequence": 5}, 20)
     assert [(one["batch"], one["sequence"]) for one in found] == [(b, s) for b in (1, 2, 5) for s in (1, 8, 20)]
+
+
+def test_images_are_proved_with_each_axis_on_its_own_and_all_together() -> None:
+    """All combinations of three axes would be twelve runs of torch and of the file, the largest of five rows."""
+    pixels = TensorSpec("pixel_values", "float32", ("batch", 3, "height", "width"))
+    example = {"batch": 5, "height": 40, "width": 72}
+    found = axis_sizes(Signature((pixels,), ()), example, 0)
+    assert len(found) == len({tuple(sizes.items()) for sizes in found}) == 6
+    for axis, usual in {"batch": 1, "height": 40, "width": 72}.items():
+        alone = [
+            sizes for sizes in found if {one for one in sizes if sizes[one] != {**example, "batch": 1}[one]} == {axis}
+        ]
+        assert alone
+        assert all(sizes[axis] > usual for sizes in alone)
+    assert {"batch": 2, "height": 80, "width": 144} in found

@@ -71,3 +71,16 @@ def test_sizes_stay_within_steps_and_ends(tmp_path: Path) -> None:
 def test_the_same_model_is_proved_at_the_same_cases(tmp_path: Path) -> None:
     first, second = (load(tmp_path, encoder_text(), table=table()) for _ in range(2))
     assert cases_of(first) == cases_of(second)
+
+
+def test_other_sides_of_an_image_are_small_while_one_is_moved(tmp_path: Path) -> None:
+    text = """g (float[many,3,tall,wide] x) => (float[many,3,tall,wide] y) { y = Relu(x) }"""
+    loaded = load(tmp_path, text)
+    tall, wide = loaded.signature.inputs[0].axes[2:]
+    usual = ({str(tall): 224, str(wide): 256, str(loaded.signature.axes[0]): 1},)
+    ranges = {str(tall): AxisRange(32, 32), str(wide): AxisRange(32, 32)}
+    found = [sizes for sizes, _ in cases_of(replace(loaded, proved_sizes=usual, ranges=ranges))]
+    assert {(224, 256)} < {(sizes[str(tall)], sizes[str(wide)]) for sizes in found}
+    moved = [(sizes[str(tall)], sizes[str(wide)]) for sizes in found if sizes[str(tall)] != 224]
+    assert {(32, 32), (32, 64), (64, 32), (160, 64), (64, 160)} <= set(moved)
+    assert max(high * wide for high, wide in moved) <= 128 * 160

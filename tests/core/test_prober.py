@@ -209,3 +209,27 @@ def test_an_axis_that_is_broadcast_runs_at_the_size_of_another_input(width: int,
     assert loaded.range_of(str(inner)) == AxisRange(width, 1, width)
     assert inner in loaded.ones
     assert {width, 1} == {one[str(inner)] for one in all_run(loaded)}
+
+
+@pytest.mark.parametrize(("halvings", "step"), [(2, 4), (3, 8), (5, 32)])
+@pytest.mark.parametrize("axis", ["width", "n", "frames"])
+def test_what_is_halved_and_doubled_again_takes_multiples_though_others_run(
+    axis: str, halvings: int, step: int, tmp_path: Path
+) -> None:
+    """Halves are rounded up, so the few sizes below each multiple run too; those above it do not."""
+    down = [f"h{i + 1} = Conv<strides=[2], pads=[1,1]>(h{i}, w)" for i in range(halvings)]
+    up = [f'u{i} = Resize<mode="nearest">(s{i + 1}, , twice) s{i} = Add(u{i}, h{i})' for i in range(1, halvings)]
+    nodes = ["h0 = Identity(x)", *down, f"s{halvings} = Identity(h{halvings})", *reversed(up), "y = Relu(s1)"]
+    text = f"g (float[1,2,{axis}] x) => (float[1,2,m] y) {{ {' '.join(nodes)} }}"
+    loaded = load(tmp_path, text, w=np.ones((2, 2, 3), np.float32), twice=np.array([1, 1, 2], np.float32))
+    known = loaded.range_of(loaded.signature.axes[0])
+    assert (known.step, known.most) == (step, 0)
+    all_run(loaded)
+
+
+@pytest.mark.parametrize("most", [17, 18, 19, 21, 40])
+def test_an_axis_that_ends_near_its_usual_size_is_free_below_it(most: int, tmp_path: Path) -> None:
+    text = """g (float[rows,8] x) => (float[rows,8] y) {
+      n = Shape<start = 0, end = 1>(x) cut = Slice(table, zero, n) y = Add(x, cut) }"""
+    loaded = load(tmp_path, text, table=np.ones((most, 8), np.float32), zero=np.array([0], np.int64))
+    assert loaded.range_of(loaded.signature.axes[0]) == AxisRange(1, 1, most)

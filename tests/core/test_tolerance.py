@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from onnxopt.cases import cases_of
 from onnxopt.errors import ProofError
 from onnxopt.model import Feeds, Loaded
 from onnxopt.pipeline import prepare
+from onnxopt.rounding import rounds_otherwise
 from onnxopt.spec import Budget
 from onnxopt.tolerance import FACTOR, WIDEST, moved_by_itself, precision_error
 from onnxopt.verify import prove
@@ -56,7 +58,7 @@ def test_a_model_that_moves_by_itself_is_held_to_its_own_movement(tmp_path: Path
     case = [({"b": 8} if "b" in loaded.signature.axes else {"batch": 8}, "none")]
     prove(shifted(loaded, own), loaded, Budget(1e-6), case, notes=notes)
     assert len(notes) == 1
-    assert "rounding errors in its inputs move the original" in notes[0]
+    assert "rounding errors of its own operators move the original" in notes[0]
     with pytest.raises(ProofError, match="differs"):
         prove(shifted(loaded, 3 * own), loaded, Budget(1e-6), case)
 
@@ -98,3 +100,52 @@ def test_weights_that_are_only_stored_in_16_bits_change_nothing(tmp_path: Path) 
     loaded = load(tmp_path, text, w=np.eye(16, dtype=np.float16))
     prepare(loaded.model)
     assert precision_error(loaded.model) == 0.0
+
+
+def cancelling(offset: float) -> str:
+    """Return a variance as the difference of two means, of numbers near an offset; no input is a float."""
+    return f"""g (int32[b,16] x) => (float[b,1] y) <float far = {{{offset}}}, float share = {{0.03}}> {{
+      whole = Cast<to = 1>(x) small = Mul(whole, share) near = Add(small, far) squares = Mul(near, near)
+      axis = Constant<value_ints = [1]>() a = ReduceMean(squares, axis) m = ReduceMean(near, axis)
+      n = Mul(m, m) y = Sub(a, n) }}"""
+
+
+def test_what_operators_round_counts_where_no_input_could_be_moved(tmp_path: Path) -> None:
+    feeds = {"x": np.arange(48, dtype=np.int32).reshape(3, 16) % 7}
+    shares = []
+    for offset in (0.0, 30.0):
+        loaded = load(tmp_path, cancelling(offset))
+        expected = loaded.reference.run(feeds)
+        found = moved_by_itself(loaded, feeds, expected)["y"]
+        assert found.why == "rounding errors of its own operators"
+        shares.append(found.absolute / float(expected["y"].max()))
+    assert shares[0] < 1e-5
+    assert shares[1] > 1e-3
+
+
+@pytest.mark.parametrize("filler", [-3.4028235e38, -10000.0])
+def test_what_hides_a_key_is_not_rounded_otherwise(filler: float, tmp_path: Path) -> None:
+    """A row that sees no key is even; a filler that moved would make it one-hot."""
+    text = f"""g (int32[b,16] x) => (float[b,16] y) <float never = {{{filler}}}, float zero = {{0.0}}> {{
+      whole = Cast<to = 1>(x) nothing = Mul(whole, zero) hidden = Add(nothing, never) y = Softmax(hidden) }}"""
+    assert moved(load(tmp_path, text)) < 1e-6
+
+
+def test_rounding_otherwise_leaves_types_names_and_moved_values_alone(tmp_path: Path) -> None:
+    text = """g (float[b,4] x, int64[b,4] at) => (float[b,4] y, int64[b,4] z) {
+      h = Transpose<perm = [0,1]>(x) y = Exp(h) z = Add(at, at) }"""
+    loaded = load(tmp_path, text)
+    proto = onnx.load(tmp_path / "m.onnx")
+    assert rounds_otherwise(proto)
+    assert [node.op_type for node in proto.graph.node].count("RandomUniformLike") == 1
+    assert {value.name for value in proto.graph.output} == {"y", "z"}
+    other = loaded.reference.rounded_otherwise()
+    feeds = {"x": np.ones((3, 4), np.float32), "at": np.ones((3, 4), np.int64)}
+    found, expected = other.run(feeds), loaded.reference.run(feeds)
+    assert 0 < np.abs(found["y"] / expected["y"] - 1).max() <= 2.0**-22
+    assert np.array_equal(found["z"], expected["z"])
+
+
+def test_nothing_is_rounded_otherwise_in_a_graph_of_whole_numbers(tmp_path: Path) -> None:
+    loaded = load(tmp_path, "g (int64[b,4] x) => (int64[b,4] y) { y = Add(x, x) }")
+    assert loaded.reference.rounded_otherwise() is None

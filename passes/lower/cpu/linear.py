@@ -8,6 +8,9 @@ After::
 
     x ─ Reshape [tokens, in] ─ Gemm(W, b) ─ Reshape [batch, sequence, out] ─ y
 
+The axes in front of the last are read from an input of the graph; where none has them, such as behind a class token, a
+cut or a convolution, from x itself or what it was made from.
+
 Meets: every linear layer of a transformer; flatten-tokens then removes the Reshapes between layers.
 Numerics: reassociated. Gemm starts from the bias.
 Source: the CPU session fuses MatMul and Add into Gemm for matrices only (onnxruntime MatMulAddFusion).
@@ -19,9 +22,10 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxopt.graph import dims, known_dims
+from onnxopt.dimensions import with_leading_axes_of
+from onnxopt.graph import dims, known_dims, opset, rank
 from onnxopt.patterns import Ops, Pat, linear
-from onnxopt.rewrite import AS_IS, Builder, Match, Reassociated, Rule, register
+from onnxopt.rewrite import ALLOWS_ZERO, AS_IS, Builder, Match, Reassociated, Rule, register
 
 
 @register
@@ -39,17 +43,31 @@ class LowerLinear(Rule):
         yield linear(x, "weight", "bias")
 
     def guard(self, match: Match, x: ir.Value, weight: ir.Value, bias: ir.Value) -> None:
-        """float32, more than two axes, all of them known."""
+        """float32, more than two axes."""
         match.require(x.dtype == ir.DataType.FLOAT, f"x is {x.dtype}; the CPU kernel takes float32", x)
-        shape, out = dims(weight) or (), known_dims(match.root.outputs[0])
+        shape = dims(weight) or ()
         match.require(len(shape) == 2, "the weight is not a matrix", weight)
         match.require(dims(bias) == shape[1:], f"the bias has shape {dims(bias)}", bias)
-        match.needs(len(dims(x) or ()) > 2, "x is a matrix already")
-        match.require(out is not None, "the shape of the result is not known", match.root)
-        match.facts["out"] = out
+        match.require(rank(x) is not None, "how many axes x has is not known", x)
+        match.needs((rank(x) or 0) > 2, "x is a matrix already")
+        out = known_dims(match.root.outputs[0])
+        match.facts["out"] = out if out is not None and _in_inputs(match.model, out) else None
+        told = match.facts["out"] is not None or opset(match.model) >= ALLOWS_ZERO
+        match.require(told, f"no input has the axes of x, and below opset {ALLOWS_ZERO} no Reshape keeps a 0", x)
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value, weight: ir.Value, bias: ir.Value) -> ir.Value:
         """Rows in, rows out."""
-        out = match.facts["out"]
-        rows = op.Reshape(x, op.ints([-1, int((dims(weight) or ())[0] or 0)], "rows"))
-        return op.reshape(op.Gemm(rows, weight, bias), out, "shape")
+        width, columns = (int(size) for size in dims(weight) or () if isinstance(size, int))
+        product = op.Gemm(op.Reshape(x, op.ints([-1, width], "rows")), weight, bias)
+        if match.facts["out"] is not None:
+            return op.reshape(product, match.facts["out"], "shape")
+        leading = op.sizes(with_leading_axes_of(x), 0, len(dims(x) or ()) - 1, "leading")
+        return op.Reshape(product, op.Concat(leading, op.ints([columns], "columns"), axis=0), allowzero=1)
+
+
+def _in_inputs(model: ir.Model, wanted: tuple[int | str, ...]) -> bool:
+    """Tell whether the inputs of a graph have all named axes of a shape; one alone is the rest of it."""
+    named = {dim for dim in wanted if isinstance(dim, str)}
+    return len([dim for dim in wanted if isinstance(dim, str)]) < 2 or named <= {
+        dim for value in model.graph.inputs for dim in dims(value) or ()
+    }

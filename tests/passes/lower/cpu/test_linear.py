@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from onnxopt.model import Array
+from onnxopt.probe import GraphRunner
 from tests.support.rules import run_passes
 
 
@@ -51,28 +52,57 @@ def test_holds_back_on_double_precision() -> None:
     assert run_passes(text, "lower-linear", weights=weights).reasons == ["x is DOUBLE; the CPU kernel takes float32"]
 
 
-def test_holds_back_when_the_axes_cannot_be_asked_from_an_input() -> None:
-    """The sequence gets a class token in front."""
+def test_axes_that_an_input_has_too_few_of_are_read_from_the_value() -> None:
+    """Nobody knows how many rows a cut leaves; two layers and what lies between them read them once."""
+    text = """
+    g (float[batch,sequence,4] x, bool[sequence] keep) => (float y) {
+      h = Compress<axis=1>(x, keep)
+      p = MatMul(h, w)
+      q = Add(p, b)
+      s = Sigmoid(q)
+      m = Mul(q, s)
+      r = MatMul(m, v)
+      y = Add(r, c)
+    }"""
+    weights = {"w": weight(4, 6), "b": weight(6), "v": weight(6, 5), "c": weight(5)}
+    keep = [np.arange(size) % 3 < 2 for size in (7, 11, 13, 131)]
+    passes = ("lower-linear", "merge-equal-nodes", "flatten-tokens", "remove-unused")
+    outcome = run_passes(text, *passes, opset=18, weights=weights, feeds={"keep": keep})
+    assert (outcome.entries[0].applied, outcome.entries[0].rolled_back) == (2, [])
+    shapes = [node.inputs[0].name for node in outcome.model.graph if node.op_type == "Shape"]
+    assert shapes == ["h"]
+    assert outcome.ops.count("Gemm") == 2
+    assert outcome.worst_error() < 1e-5
+
+
+@pytest.mark.parametrize("opset", [14, 15, 18, 23])
+@pytest.mark.parametrize(("batch", "rows"), [(1, 1), (4, 29), (2, 700), (0, 3), (3, 0)])
+def test_a_class_token_in_front_is_counted_at_every_size(batch: int, rows: int, opset: int) -> None:
     text = """
     g (float[batch,sequence,4] x, float[batch,1,4] c) => (float y) {
       h = Concat<axis=1>(c, x)
       p = MatMul(h, w)
       y = Add(p, b)
     }"""
-    outcome = run_passes(text, "lower-linear", weights={"w": weight(4, 6), "b": weight(6)})
-    assert outcome.reasons == ["no graph input has the axis 'sequence + 1'"]
+    outcome = run_passes(text, "lower-linear", opset=opset, weights={"w": weight(4, 6), "b": weight(6)})
+    assert (outcome.entry.applied, outcome.rolled_back) == (1, [])
+    feeds = {"x": np.ones((batch, rows, 4), np.float32), "c": np.ones((batch, 1, 4), np.float32)}
+    before, after = (GraphRunner(model).run(feeds)[0]["y"] for model in (outcome.original, outcome.model))
+    np.testing.assert_allclose(after, before, rtol=1e-5)
 
 
-def test_holds_back_when_the_length_depends_on_data() -> None:
+def test_holds_back_where_no_reshape_keeps_an_empty_axis() -> None:
     text = """
-    g (float[batch,sequence,4] x, bool[batch] keep) => (float y) {
-      h = Compress<axis=0>(x, keep)
+    g (float[batch,sequence,4] x, float[batch,1,4] c) => (float y) {
+      h = Concat<axis=1>(c, x)
       p = MatMul(h, w)
       y = Add(p, b)
     }"""
     keep = [np.ones(2, np.bool_), np.ones(3, np.bool_), np.array([1, 0, 1, 0, 1], np.bool_)]
-    outcome = run_passes(text, "lower-linear", weights={"w": weight(4, 6), "b": weight(6)}, feeds={"keep": keep})
-    assert outcome.reasons == ["the shape of the result is not known"]
+    outcome = run_passes(
+        text, "lower-linear", opset=13, weights={"w": weight(4, 6), "b": weight(6)}, feeds={"keep": keep}
+    )
+    assert outcome.reasons == ["no input has the axes of x, and below opset 14 no Reshape keeps a 0"]
 
 
 @pytest.mark.parametrize("opset", [11, 13, 14, 15, 18])
