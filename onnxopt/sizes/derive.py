@@ -366,16 +366,23 @@ def _turns(number: Number) -> dict[str, list[int]]:
     return found
 
 
-def same_dimension(left: ir.Value | None, right: ir.Value | None, axis: int) -> bool:
+def same_dimension(left: ir.Value | None, right: ir.Value | None, axis: int, other: int | None = None) -> bool:
     """Tell whether two values have the same size along an axis, for every size of the model's own axes.
 
     Two dimensions that have no name may be equal all the same, and two that are not known are not.
+
+    Args:
+        left: one value.
+        right: the other.
+        axis: of `left`, and of `right` where `other` is not given.
+        other: the axis of `right`.
     """
-    sizes = [fact.dims for value in (left, right) if (fact := _kept(value)) is not None and fact.dims is not None]
-    if len(sizes) == 2 and all(-len(one) <= axis < len(one) for one in sizes):
-        return sizes[0][axis] == sizes[1][axis]
-    shapes = [declared_dims(value) or () for value in (left, right)]
-    found = [one[axis] if -len(one) <= axis < len(one) else None for one in shapes]
+    places = ((left, axis), (right, axis if other is None else other))
+    sizes = [_kept_size(value, place) for value, place in places]
+    if None not in sizes:
+        return sizes[0] == sizes[1]
+    shapes = [(declared_dims(value) or (), place) for value, place in places]
+    found = [shape[place] if -len(shape) <= place < len(shape) else None for shape, place in shapes]
     return None not in found and found[0] == found[1]
 
 
@@ -387,9 +394,10 @@ def same_shape(left: ir.Value, right: ir.Value) -> bool:
     return all(same_dimension(left, right, axis) for axis in range(len(shapes[0])))
 
 
-def _kept(value: ir.Value | None) -> Fact | None:
+def _kept_size(value: ir.Value | None, axis: int) -> Size | None:
     fact = value.meta.get(FACT_KEY) if value is not None else None
-    return fact if isinstance(fact, Fact) else None
+    sizes = fact.dims if isinstance(fact, Fact) and fact.dims is not None else ()
+    return sizes[axis] if -len(sizes) <= axis < len(sizes) else None
 
 
 def sizes_mentioned(values: Iterable[ir.Value]) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -55,6 +56,22 @@ def of_rank(rank: int) -> Fact:
 def of_elements(elements: Sequence[Number], dtype: str, dims: tuple[Size, ...] | None = None) -> Fact:
     """Return a small tensor, of rank 1 unless its dimensions are given."""
     return Fact((len(elements),) if dims is None else dims, tuple(elements), dtype)
+
+
+def as_array(fact: Fact) -> np.ndarray[Any, np.dtype[np.object_]] | None:
+    """Return the elements of a small tensor in its dimensions; None where they are not followed."""
+    if fact.elements is None or fact.dims is None or not all(isinstance(size, int) for size in fact.dims):
+        return None
+    flat = np.empty(len(fact.elements), dtype=object)
+    for place, element in enumerate(fact.elements):  # NumPy would look into what it is given
+        flat[place] = element
+    sizes = [int(size) for size in fact.dims]  # type: ignore[arg-type]  # constants
+    return flat.reshape(sizes) if math.prod(sizes) == flat.size else None
+
+
+def of_array(array: np.ndarray[Any, np.dtype[np.object_]], dtype: str) -> Fact:
+    """Return a small tensor of elements in their dimensions."""
+    return Fact(tuple(array.shape), tuple(array.reshape(-1)), dtype)
 
 
 def kind_of(dtype: np.dtype[np.generic] | str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxopt.sizes.facts import LARGEST_ELEMENTS, UNKNOWN, Fact, of_elements, of_rank
+from onnxopt.sizes.facts import LARGEST_ELEMENTS, UNKNOWN, Fact, as_array, of_array, of_elements, of_rank
 from onnxopt.sizes.rules import Step, joined, parts_of, place_of, rule, together
 from onnxopt.sizes.terms import (
     BOOL,
@@ -136,9 +136,10 @@ def _transpose(step: Step) -> Sequence[Fact]:
         return [UNKNOWN]
     perm = step.attribute("perm")
     fact = step.fact(0)
-    if len(dims) < 2:
-        return [fact]
     order = list(perm) if perm is not None else list(range(len(dims)))[::-1]
+    array = as_array(fact)
+    if array is not None:
+        return [of_array(array.transpose(order), fact.dtype)]
     return [Fact(tuple(dims[place] for place in order))]
 
 
@@ -220,10 +221,10 @@ def _slice(step: Step) -> Sequence[Fact]:
     for axis, start, end, stride in bounds:
         made[axis] = _taken(dims[axis], start, end, stride)
     fact = step.fact(0)
-    if fact.elements is not None and len(dims) == 1 and len(bounds) == 1:
-        _, start, end, stride = bounds[0]
-        if isinstance(start, int) and isinstance(end, int):
-            return [of_elements(fact.elements[_python_slice(start, end, stride)], fact.dtype)]
+    array = as_array(fact)
+    if array is not None and all(isinstance(bound, int) for _, *ends, _ in bounds for bound in ends):
+        cuts = {axis: _python_slice(int(start), int(end), stride) for axis, start, end, stride in bounds}  # type: ignore[arg-type]  # constants
+        return [of_array(array[tuple(cuts.get(axis, slice(None)) for axis in range(len(dims)))], fact.dtype)]
     return [Fact(tuple(made))]
 
 

@@ -38,6 +38,7 @@ from onnxopt.graph import Dim, attribute, dims, integers, number, rank
 from onnxopt.patterns import FLOATS, Const, Ops, Pat, Var, either, scalar
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
 from onnxopt.sidegraph import MaskOrigin, origin_of_mask
+from onnxopt.sizes.derive import same_dimension
 
 # How keys become [..., size, keys], and what brings the same keys to [..., keys, size]; None where they are that
 # already.
@@ -97,9 +98,10 @@ class FuseAttention(Rule):
         ranks = {rank(value) for value in (q, keys, v)}
         match.require(ranks in ({3}, {4}), "q, k and v are not [batch, heads, sequence, size]", q)
         match.require(isinstance((dims(q) or ())[-1], int), "the size of heads is not known", q)
-        batches = {(dims(value) or ())[0] for value in (q, v)} | {_batch_of_keys(match, keys)}
-        match.require(None not in batches, "the batch is not known", q)
-        match.require(len(batches) == 1, f"queries, keys and values have the batches {batches}", q)
+        place = _batch_of_keys(match)
+        alike = same_dimension(q, v, 0) and same_dimension(q, keys, 0, place)
+        batches = [(dims(value) or ())[axis] for value, axis in ((q, 0), (keys, place), (v, 0))]
+        match.require(alike, f"queries, keys and values have the batches {batches}", q)
         if ranks == {4}:
             _require_heads(match, q, keys, v)
         axis = attribute(match.named["softmax"], "axis")
@@ -193,9 +195,9 @@ def _full_rows(op: Builder, mask: ir.Value | None, shape: tuple[Dim, ...], q: ir
     return op.Expand(mask, op.Concat(op.ints([1] * (width - 2), "ones"), queries, op.ints([1], "one"), axis=0))
 
 
-def _batch_of_keys(match: Match, keys: ir.Value) -> Dim:
+def _batch_of_keys(match: Match) -> int:
     """The axis that pairs keys with queries: the first, the second where torch's attention has the keys in front."""
-    return (dims(keys) or ())[1 if KEY_TURNS.get(_turn(match)) == (1, 0, 2) else 0]
+    return 1 if KEY_TURNS.get(_turn(match)) == (1, 0, 2) else 0
 
 
 def _require_heads(match: Match, q: ir.Value, keys: ir.Value, v: ir.Value) -> None:
