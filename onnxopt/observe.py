@@ -75,6 +75,8 @@ def size_of(dim: int | str | None, sizes: Mapping[str, int]) -> int:
         return dim
     if dim is None:
         raise ValueError("an unknown dimension has no size")
+    if dim in sizes:  # it may be called `a + b`, being that
+        return sizes[dim]
     for sign, factor in ((" + ", 1), (" - ", -1)):
         if sign in dim:
             axis, offset = dim.split(sign)
