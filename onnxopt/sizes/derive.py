@@ -9,11 +9,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.axis_names import is_plain
 from onnxopt.cache import PAST, SEQUENCE, TOTAL
 from onnxopt.graph import dims as declared_dims
 from onnxopt.graph import is_constant, is_op
-from onnxopt.observe import fit
+from onnxopt.observe import fit, is_plain
 from onnxopt.sizes import (  # noqa: F401 - the rules register themselves
     rules_attention,
     rules_elementwise,

@@ -13,11 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import onnxopt
-from onnxopt.axis_names import is_plain
 from onnxopt.graph import dims
 from onnxopt.graph_feeder import GraphFeeder, InputPlan
 from onnxopt.imports import load_onnx
-from onnxopt.observe import size_of
+from onnxopt.observe import is_plain, size_of
 from onnxopt.pipeline import prepare
 from onnxopt.roles import CANONICAL, canonical_names, renamed_feeder
 from onnxopt.sizes import Derivation
