@@ -9,13 +9,6 @@ from dataclasses import replace
 from onnxopt.graph_feeder import role_of
 from onnxopt.spec import TensorSpec
 
-_PLAIN = re.compile(r"[^\W\d]\w*(\.\w+)*")
-
-
-def is_plain(name: str) -> bool:
-    """Tell whether a name cannot be read as a number or as an expression: `x*2` and `a - b` can, as `7` can."""
-    return _PLAIN.fullmatch(name) is not None
-
 
 def plain_name(name: str, taken: Collection[str]) -> str:
     """Return a plain name like one that is none, and that nothing else has."""

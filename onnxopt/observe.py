@@ -5,12 +5,15 @@ What a dimension was in a few runs proposes what it is. It is so where `onnxopt.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from onnxopt.model import Array, Feeds
+
+_PLAIN = re.compile(r"[^\W\d]\w*(\.\w+)*")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,11 @@ class Observation:
 def dtype_of(array: Array) -> ir.DataType:
     """Return the ONNX type of an array."""
     return ir.DataType.STRING if array.dtype.kind in "OUS" else ir.DataType.from_numpy(array.dtype)
+
+
+def is_plain(name: str) -> bool:
+    """Tell whether a name cannot be read as a number or as an expression: `x*2` and `a - b` can, as `7` can."""
+    return _PLAIN.fullmatch(name) is not None
 
 
 def fit(seen: tuple[int, ...], sizes: Sequence[Mapping[str, int]]) -> int | str | None:
@@ -75,6 +83,8 @@ def size_of(dim: int | str | None, sizes: Mapping[str, int]) -> int:
         return dim
     if dim is None:
         raise ValueError("an unknown dimension has no size")
+    if dim in sizes:  # it may be called `a + b`, being that
+        return sizes[dim]
     for sign, factor in ((" + ", 1), (" - ", -1)):
         if sign in dim:
             axis, offset = dim.split(sign)

@@ -14,10 +14,11 @@ from typing import Literal
 
 import numpy as np
 
-from onnxopt.axis_names import is_plain, plain_name
+from onnxopt.axis_names import plain_name
 from onnxopt.cache import BATCH, PAST, SEQUENCE, TOTAL
 from onnxopt.graph_feeder import GraphFeeder, InputPlan, Role
 from onnxopt.model import Array, Feeds, Value
+from onnxopt.observe import is_plain
 from onnxopt.spec import TensorSpec
 
 Run = Callable[[Feeds], Feeds | None]

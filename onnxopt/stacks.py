@@ -22,10 +22,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxopt.axis_names import is_plain
 from onnxopt.cache import Cache, past_name, present_name, served
 from onnxopt.graph import all_nodes, dims
 from onnxopt.manifest import DecodingRecord
+from onnxopt.observe import is_plain
 from onnxopt.providers import EXACT_NORMS
 from onnxopt.session import MODEL_NAME
 from onnxopt.spec import Provider, Signature

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnxopt.cache import PAST, SEQUENCE, TOTAL
 from onnxopt.graph import dims as declared_dims
 from onnxopt.graph import is_constant, is_op
-from onnxopt.observe import fit
+from onnxopt.observe import fit, is_plain
 from onnxopt.sizes import (  # noqa: F401 - the rules register themselves
     rules_attention,
     rules_elementwise,
@@ -264,6 +264,8 @@ class Derivation:
         """Return an expression of `fit` as a term."""
         if dim is None or isinstance(dim, int):
             return dim
+        if dim in self._axes:  # it may be called `a + b`, being that
+            return self._axes[dim]
         for sign, factor in ((" + ", 1), (" - ", -1)):
             if sign in dim:
                 name, offset = dim.split(sign)
@@ -299,6 +301,7 @@ class Derivation:
         by_term = {self._axes[name]: name for name in names}
         if size in by_term:
             return by_term[size]
+        names = [name for name in names if is_plain(name)]  # twice `a + b` is not `a + b*2`
         for place, name in enumerate(names):
             rest = exact_quotient(size, self._axes[name])
             if rest is None:

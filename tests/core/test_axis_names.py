@@ -6,19 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import onnxopt
-from onnxopt.axis_names import is_plain
+from onnxopt.graph import dims
 from onnxopt.graph_feeder import GraphFeeder, InputPlan
 from onnxopt.imports import load_onnx
+from onnxopt.observe import is_plain, size_of
+from onnxopt.pipeline import prepare
 from onnxopt.roles import CANONICAL, canonical_names, renamed_feeder
+from onnxopt.sizes import Derivation
 from onnxopt.spec import TensorSpec
 from onnxopt.stacks import served_model
 from tests.support.axes import renamed, write
+from tests.support.rules import parse
 
 ODD = [
     "x*2",
@@ -123,3 +128,20 @@ def test_a_sum_by_name_alone_has_sizes_of_its_own(tmp_path: Path) -> None:
     loaded = load_onnx(named(tmp_path, {"first": "a", "second": "a + 1"}))
     sizes = loaded.shown(loaded.feeder.resolve(loaded.known({"a": 5, "a + 1": 9})))
     assert sizes == {"a": 5, "a + 1": 9}
+
+
+@pytest.mark.parametrize("whole", ["a + c", "a + 3", "a+c", "a + c + 1"])
+def test_sums_are_read_as_what_they_are_wherever_they_are_written(whole: str) -> None:
+    """Twice a sum has no spelling; the sum itself, and what a pass has kept of it, has."""
+    text = """g (float[a,4] x, float[c,4] z, float[whole,4] h) => (float y) {
+      u = Relu(h) twice = Concat<axis = 0>(h, h) more = Concat<axis = 0>(h, x) y = Concat<axis = 0>(twice, more, z) }"""
+    model = parse(text)
+    model.graph.inputs[2].shape = ir.Shape([whole, 4])
+    derivation = Derivation()
+    prepare(model, derivation)
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    assert dims(values["u"]) == (whole, 4)
+    assert dims(values["twice"]) == dims(values["more"]) == (None, 4)
+    fact = derivation.fact_of_shape(ir.Shape([whole, 4]))
+    assert fact.dims == derivation.of(values["u"]).dims
+    assert size_of(whole, {"a": 2, "c": 5, whole: 11}) == 11

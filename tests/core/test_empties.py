@@ -13,6 +13,7 @@ from onnxopt.errors import InputError
 from onnxopt.imports import load_onnx
 from onnxopt.model import Feeds
 from onnxopt.session import Session
+from tests.support.axes import load
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]> '
 PLAIN = HEADER + "g (float[rows,4] x) => (float[rows,4] y) { a = Relu(x) y = Neg(a) }"
@@ -55,3 +56,27 @@ def test_a_result_that_does_not_run_or_answers_otherwise_is_asked_from_one_on(tm
     records, notes = tried_empty(loaded.reference.run, loaded, 1e-4)
     assert [record.sizes for record in records] == [{"rows": 0}]
     assert notes == []
+
+
+@pytest.mark.parametrize(("cell", "gates", "is_tried"), [("LSTM", 4, False), ("GRU", 3, False), ("RNN", 1, True)])
+@pytest.mark.parametrize("inside", [False, True])
+def test_nothing_is_asked_of_cells_that_end_the_process(
+    cell: str,
+    gates: int,
+    is_tried: bool,  # noqa: FBT001
+    inside: bool,  # noqa: FBT001
+    tmp_path: Path,
+) -> None:
+    node = f"h = {cell}<hidden_size = 5>(x, w, r)"
+    text = f"g (float[steps,rows,3] x) => (float[steps,1,rows,5] y) {{ {node} y = Neg(h) }}"
+    if inside:
+        body = f"t () => (float[steps,1,rows,5] h) {{ {node} }}"
+        other = body.replace("t ()", "e ()").replace("h)", "o)").replace("h =", "o =")
+        text = f"""g (float[steps,rows,3] x) => (float[steps,1,rows,5] y) {{
+          y = If(yes)<then_branch = {body}, else_branch = {other}> }}"""
+    weights = {"w": np.ones((1, gates * 5, 3), np.float32), "r": np.ones((1, gates * 5, 5), np.float32)}
+    given = weights | ({"yes": np.ones((), bool)} if inside else {})
+    loaded = load(tmp_path, text, **given)
+    records, notes = tried_empty(loaded.reference.run, loaded, 1e-4)
+    assert bool(records) == is_tried
+    assert [f"since {cell} ends the process" in note for note in notes] == ([] if is_tried else [True, True])
