@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from onnxopt.graph_feeder import role_of
 from onnxopt.spec import TensorSpec
+
+_PLAIN = re.compile(r"[^\W\d]\w*(\.\w+)*")
+
+
+def is_plain(name: str) -> bool:
+    """Tell whether a name cannot be read as a number or as an expression: `x*2` and `a - b` can, as `7` can."""
+    return _PLAIN.fullmatch(name) is not None
+
+
+def plain_name(name: str, taken: Collection[str]) -> str:
+    """Return a plain name like one that is none, and that nothing else has."""
+    wanted = f"axis_{re.sub(r'[^A-Za-z0-9]+', '_', name).strip('_')}".rstrip("_")
+    found, count = wanted, 2
+    while found in taken:
+        found, count = f"{wanted}_{count}", count + 1
+    return found
 
 
 def name_axes(inputs: Sequence[TensorSpec]) -> tuple[list[TensorSpec], list[tuple[str, int]]]:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxopt.cache import TOTAL
 from onnxopt.cases import cases_of, proved_ranges, short_of
+from onnxopt.empties import tried_empty
 from onnxopt.errors import InputError, ProofError
 from onnxopt.graph import STANDARD_DOMAINS, all_nodes, op_counts
 from onnxopt.halving import HalfOptions, rounding_run, to_half
@@ -137,7 +138,9 @@ class Workbench:
             notes=loaded.notes,
         )
         ends = short_of(proved_ranges(loaded, [record.sizes for record in records]))
-        loaded.notes[:] = dict.fromkeys([*loaded.notes, *ends])
+        empty, starts = tried_empty(run, loaded, self.budget.relative_error)
+        records += empty
+        loaded.notes[:] = dict.fromkeys([*loaded.notes, *ends, *starts])
         return Result(Form(name, loaded, path, ledger, tuple(records)), run)
 
     def quantized(self, result: Result, fused: Pipeline, options: QuantizeOptions, *, is_timed: bool) -> Result:

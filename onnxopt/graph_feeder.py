@@ -71,6 +71,7 @@ class GraphFeeder:
         values: what an input that is compared with constants is filled with: one after the other, as the seed counts.
         examples: inputs that somebody gave; what is made is cut out of them, or they are repeated.
         names: of axes as a caller knows them, for messages.
+        apart: axes that read as a sum of others and are none: other sizes run.
         draws: what the model draws at random; made-up numbers come with the inputs.
     """
 
@@ -82,7 +83,15 @@ class GraphFeeder:
     values: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     examples: tuple[Feeds, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
+    apart: frozenset[str] = frozenset()
     draws: Draws | None = None
+
+    def terms(self, axis: str) -> tuple[str, ...]:
+        """Return the parts of an axis written as a sum of axes and numbers, or nothing."""
+        terms = tuple(part.strip() for part in axis.split("+"))
+        known = {other for other in self.axes if "+" not in other}
+        is_sum = len(terms) > 1 and all(term.isdigit() or term in known for term in terms)
+        return terms if is_sum and axis not in self.apart else ()
 
     def role(self, axis: str) -> Role:
         """Return what an axis counts: as it was found, or as its name says."""
@@ -112,7 +121,7 @@ class GraphFeeder:
             said = next((asked[axis] for axis in group if axis in asked), None)
             if said is not None:
                 asked = {**dict.fromkeys(group, said), **asked}
-        own = {axis: self._own_size(axis, asked) for axis in self.axes if not self._terms(axis)}
+        own = {axis: self._own_size(axis, asked) for axis in self.axes if not self.terms(axis)}
         past = next((own[axis] for axis in own if self.role(axis) == "past"), 0)
         sequence = next((own[axis] for axis in own if self.role(axis) == "sequence"), None)
         for axis in own:
@@ -121,7 +130,7 @@ class GraphFeeder:
                 own[axis] = past + sequence
         for axis in self.axes:
             if axis not in own:
-                own[axis] = sum(int(term) if term.isdigit() else own[term] for term in self._terms(axis))
+                own[axis] = sum(int(term) if term.isdigit() else own[term] for term in self.terms(axis))
         for axis, limit in self.limits.items():
             if own.get(axis, 0) > limit:
                 shown = self.names.get(axis, axis)
@@ -179,12 +188,6 @@ class GraphFeeder:
         """Return the key under which a role's size is asked; axes without a role have a key nobody asks for."""
         role = self.role(axis)
         return axis if role == "other" else f"role:{role}"
-
-    def _terms(self, axis: str) -> tuple[str, ...]:
-        """Return the parts of an axis written as a sum of axes and numbers, or nothing."""
-        terms = tuple(part.strip() for part in axis.split("+"))
-        known = {other for other in self.axes if "+" not in other}
-        return terms if len(terms) > 1 and all(term.isdigit() or term in known for term in terms) else ()
 
     def _positions(self, shape: tuple[int, ...], mask: Array | None, sizes: Mapping[str, int]) -> Array:
         """Return int64 positions: 0, 1, ... over the tokens that are not padding, as transformers counts them."""

@@ -219,7 +219,8 @@ def load_onnx(path: Path, *, given: Given | None = None, progress: Progress | No
     prober.settle()
     mask, prober.feeder = find_mask(prober.runs, prober.feeder)
     signature = Signature(tuple(plan.spec for plan in prober.feeder.plans), tuple(prober.name_outputs(outputs)), mask)
-    names = canonical_names(prober.feeder, find_batch(prober.runs, prober.feeder), mask)
+    of_outputs = [axis for spec in signature.outputs for axis in spec.axes]
+    names = canonical_names(prober.feeder, find_batch(prober.runs, prober.feeder), mask, of_outputs)
     signature, feeder = _renamed(signature, names), renamed_feeder(prober.feeder, names)
     if draws is not None:
         signature = replace(signature, inputs=(*signature.inputs, *draws.specs))

@@ -215,6 +215,8 @@ def done_lines(manifest: Manifest) -> list[str]:
         lines.append(f"{'tried' if is_original else 'rewritten':<13} {rewrites}")
     if gone and not is_original:
         lines.append(f"initializers  {gone}")
+    if manifest.sizes.derived:
+        lines.append(f"sizes         {manifest.sizes}")
     worst, found = manifest.worst_relative_error, manifest.quantization
     if worst is not None:
         before = ", of the float graph that it was made from" if found is not None and found.shipped else ""

@@ -28,8 +28,10 @@ from onnxopt.graph import (
     Detached,
     Region,
     detach,
+    dims,
     has_subgraph,
     is_op,
+    rank,
 )
 from onnxopt.model import Array, Feeds, tensors_of
 from onnxopt.runtime import runtime_errors, runtime_line
@@ -365,6 +367,13 @@ class _Cut:
             found = self.proto.graph.value_info.add()
             found.name = value.name
             found.type.tensor_type.elem_type = value.type.dtype.value
+            width = (dims(value) or (None,))[-1]
+            if isinstance(width, int) and any(is_op(use.node, "Attention") for use in value.uses()):
+                # ONNX Runtime (1.32) takes attention on three axes for 0 wide where it knows no width of the values
+                sizes = found.type.tensor_type.shape.dim
+                for axis in range((rank(value) or 1) - 1):
+                    sizes.add(dim_param=f"{value.name}::{axis}")
+                sizes.add(dim_value=width)
 
     def _measure(self, value: ir.Value, dtype: ir.DataType | None, *, hand_out: bool) -> None:
         import onnx

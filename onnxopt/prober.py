@@ -137,9 +137,10 @@ class Prober:
 
     def _free_axes(self) -> tuple[str, ...]:
         """Return the axes that do not follow from others."""
-        role = self.feeder.role
+        role, follows = self.feeder.role, self.feeder.terms
         sized = any(role(axis) == "sequence" for axis in self.feeder.axes)
-        return tuple(axis for axis in self.feeder.axes if "+" not in axis and not (sized and role(axis) == "total"))
+        totals = {axis for axis in self.feeder.axes if role(axis) == "total" and (sized or "+" in axis)}
+        return tuple(axis for axis in self.feeder.axes if not follows(axis) and axis not in totals)
 
     def _image_sizes(self) -> dict[str, int]:
         images = [plan.spec for plan in self.feeder.plans if plan.kind == "float" and len(plan.spec.axes) == 4]
@@ -190,6 +191,7 @@ class Prober:
 
     def learn_axes(self) -> None:
         """Run other sizes of each axis: learn ranges, steps, ties and what is fixed; note what a user should know."""
+        self._tell_sums()
         stuck: list[str] = []
         for axis in self._free_axes():
             if self._late():
@@ -233,6 +235,20 @@ class Prober:
             self.notes.append(f"axis {_quoted(group)} runs from {least} on only")
         self._find_most(group, step)
         return True
+
+    def _tell_sums(self) -> None:
+        """Let go of what reads as a sum of other axes where another size runs: it is a name and no more."""
+        for axis in self.feeder.axes:
+            if not self.feeder.terms(axis) or self.feeder.role(axis) == "total" or self._late():
+                continue
+            size = self.feeder.resolve({})[axis]
+            feeder = replace(
+                self.feeder,
+                apart=self.feeder.apart | {axis},
+                defaults={**self.feeder.defaults, axis: size},
+            )
+            if self._runs(feeder, {axis: size + 3}) is not None:
+                self.feeder = feeder
 
     def _base(self, group: Sequence[str]) -> int:
         """Return the size to start from: where one of few rows is at the end of a small range, a side of an image."""
@@ -368,9 +384,22 @@ class Prober:
             self.ranges[axis] = AxisRange(size, 1, size)
             self.notes.append(f"axis '{axis}' is declared dynamic but only sizes 1 and {size} were seen to run")
             return
+        if size == 1 and self._runs_beside(axis):
+            return
         self.fixed[axis] = size
         alone = f"axis '{axis}' is declared dynamic but only size {size} was seen to run"
         self.notes.append(f"{alone}; it is written as {size}")
+
+    def _runs_beside(self, axis: str) -> bool:
+        """Find a size that other inputs have for good, at which an axis runs that was broadcast so far."""
+        sizes = {size for plan in self.feeder.plans for size in plan.spec.axes if isinstance(size, int) and size > 1}
+        size = next((size for size in sorted(sizes) if not self._late() and self._try({axis: size})), None)
+        if size is None:
+            return False
+        self.feeder = replace(self.feeder, defaults={**self.feeder.defaults, axis: size})
+        self.ones.add(axis)
+        self._fix(axis)
+        return True
 
     def _pin(self) -> None:
         """Move all axes at once; those that stop the model then keep their usual size beside others."""

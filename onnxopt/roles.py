@@ -8,12 +8,13 @@ touch each other. Inside onnxopt an axis with such a role has the usual name; fi
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
+from onnxopt.axis_names import is_plain, plain_name
 from onnxopt.cache import BATCH, PAST, SEQUENCE, TOTAL
 from onnxopt.graph_feeder import GraphFeeder, InputPlan, Role
 from onnxopt.model import Array, Feeds, Value
@@ -194,13 +195,17 @@ def _rows_apart(run: Run, feeder: GraphFeeder, axis: str) -> bool:
     return bool(compared) and max(compared) <= SAME
 
 
-def canonical_names(feeder: GraphFeeder, batch: str, mask: str) -> dict[str, str]:
-    """Return what axes with a role are called in here, by the names in the file, where those differ.
+def canonical_names(feeder: GraphFeeder, batch: str, mask: str, outputs: Collection[int | str] = ()) -> dict[str, str]:
+    """Return what axes are called in here, by the names in the file, where those differ.
+
+    An axis with a role has the usual name. One whose name reads as an expression of others (`x*2`, `a - b`) has a plain
+    name: in a graph an expression is a claim. A sum of axes that is one keeps its form.
 
     Args:
         feeder: knows the axes.
         batch: the axis of rows, empty for none.
         mask: the padding mask, empty for none; what it covers are positions.
+        outputs: names of outputs' axes, which no axis of an input gets.
     """
     chosen: dict[Role, str] = {"batch": batch} if batch else {}
     plane = next((plan.spec for plan in feeder.plans if plan.spec.name == mask), None)
@@ -216,6 +221,11 @@ def canonical_names(feeder: GraphFeeder, batch: str, mask: str) -> dict[str, str
     for axis in feeder.axes:  # a name that another axis bears by chance
         if axis in renamed.values() and axis not in renamed and axis not in chosen.values():
             renamed[axis] = f"{axis}_of_file"
+    taken = {*feeder.axes, *renamed.values(), *map(str, outputs)}
+    for axis in feeder.axes:
+        if axis not in renamed and not is_plain(axis) and not feeder.terms(axis):
+            renamed[axis] = plain_name(axis, taken)
+            taken.add(renamed[axis])
     return renamed
 
 
@@ -238,7 +248,8 @@ def renamed_feeder(feeder: GraphFeeder, names: Mapping[str, str]) -> GraphFeeder
         return str(renamed_axis(axis, names))
 
     roles: dict[str, Role] = {new(axis): role for axis, role in feeder.roles.items()}
-    roles |= {new(axis): "other" for axis, name in names.items() if name not in CANONICAL.values()}
+    others = {axis: name for axis, name in names.items() if name not in CANONICAL.values()}
+    roles |= {name: "other" if axis in CANONICAL.values() else feeder.role(axis) for axis, name in others.items()}
     return replace(
         feeder,
         plans=tuple(

@@ -165,7 +165,7 @@ class Session:
         path = Path(path)
         self.path = model_file(path)
         self._label = label or str(self.path)
-        made_for, known = _made_for(path)
+        made_for, known, self._least = _made_for(path)
         chosen = target or made_for
         wanted = _device(chosen.provider) if device is None else parse_device(device)
         available = onnxruntime.get_available_providers()
@@ -223,6 +223,7 @@ class Session:
             InputError: when a name, dtype or shape does not fit, or the runtime fails.
         """
         self.check(feeds)
+        self._check_empty(feeds)
         known = [spec.name for spec in self.outputs]
         names = known if outputs is None else list(outputs)
         for name in names:
@@ -234,6 +235,16 @@ class Session:
         except runtime_errors() as error:
             raise InputError(f"onnxruntime failed: {runtime_line(error)}", where=self._label) from error
         return dict(zip(names, self._exchange.take(names, values), strict=True))
+
+    def _check_empty(self, feeds: Mapping[str, Value]) -> None:
+        """Refuse an axis without entries where the artifact promises nothing of it; a plain file promises nothing."""
+        for spec in self.inputs if self._least else ():
+            given = feeds.get(spec.name)
+            shape = given.shape if isinstance(given, np.ndarray) else ()
+            for axis, size in zip(spec.axes, shape, strict=False):
+                if size == 0 and self._least.get(str(axis), 0) > 0:
+                    what = f"input {spec.name!r} has no entries along its axis '{axis}'; the artifact answers from 1 on"
+                    raise InputError(what, where=self._label, hint="leave a request without rows out")
 
     @property
     def crossings(self) -> Crossings:
@@ -332,14 +343,15 @@ def model_file(path: Path) -> Path:
     return path
 
 
-def _made_for(path: Path) -> tuple[Target, Workload | None]:
-    """Return where an artifact is meant to run and for which shapes; the CPU for a plain file."""
+def _made_for(path: Path) -> tuple[Target, Workload | None, dict[str, int]]:
+    """Return where an artifact is meant to run, for which shapes, and from which size on an axis may be asked."""
     from onnxopt.manifest import MANIFEST_NAME, Manifest
 
     if path.is_dir() and (path / MANIFEST_NAME).is_file():
         manifest = Manifest.read(path)
-        return Target(manifest.target.provider), manifest.workload
-    return Target(), None
+        least = {axis: proved.least for axis, proved in manifest.proved.items()}
+        return Target(manifest.target.provider), manifest.workload, least
+    return Target(), None, {}
 
 
 def _inputs_of(model: Path) -> tuple[TensorSpec, ...]:

@@ -131,7 +131,7 @@ class AxisRange:
 
 @dataclass(frozen=True)
 class SizeClaims:
-    """Dimensions of a graph's values, counted by how they are known. Passes lean on the first two kinds alone.
+    """Dimensions and elements of shapes in a graph, by how they are known; passes lean on the first two kinds alone.
 
     Attributes:
         derived: known for every size by the form of what computes them.
@@ -146,7 +146,7 @@ class SizeClaims:
     unknown: int = 0
 
     def __str__(self) -> str:
-        words = [f"{self.derived:,} dimensions derived for every size"]
+        words = [f"{self.derived:,} sizes derived for every input size"]
         if self.computed:
             words.append(f"{self.computed:,} computed at every size up to {self.computed_to:,}")
         return ", ".join([*words, f"{self.unknown:,} not known"])

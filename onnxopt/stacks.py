@@ -22,6 +22,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from onnxopt.axis_names import is_plain
 from onnxopt.cache import Cache, past_name, present_name, served
 from onnxopt.graph import all_nodes, dims
 from onnxopt.manifest import DecodingRecord
@@ -158,8 +159,18 @@ def served_model(model: ir.Model, signature: Signature, names: Mapping[str, str]
     words = sorted((re.escape(str(axis)) for axis in known), key=len, reverse=True)
     spelled = re.compile(rf"(?<![\w.])({'|'.join(words)})(?![\w.])")
 
+    own = {axis for spec in signature.inputs for axis in spec.axes}
+    taken = {axis for spec in written.inputs for axis in spec.axes}
+    unclear = {axis for axis, name in known.items() if not is_plain(str(name))}
+
     def spell(axis: int | str | None) -> int | str | None:
-        return spelled.sub(lambda found: str(known[found.group()]), axis) if isinstance(axis, str) else axis
+        if not isinstance(axis, str):
+            return axis
+        if axis in own:
+            return known.get(axis, axis)
+        found = spelled.sub(lambda found: str(known[found.group()]), axis)
+        # twice x beside an axis called `x*2`: who reads the file must not take one for the other
+        return None if found in taken or unclear.intersection(spelled.findall(axis)) else found
 
     copy = model.clone()
     values = itertools.chain(copy.graph.inputs, *(node.outputs for node in all_nodes(copy)))

@@ -13,11 +13,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.errors import InputError
-from onnxopt.graph import dims, is_constant, is_op, remove_dead
+from onnxopt.graph import is_constant, is_op, remove_dead
 from onnxopt.model import Array, Feeds
 from onnxopt.probe import GraphRunner
 from onnxopt.prune.network import Pruned
 from onnxopt.prune.spec import PruneSpec
+from onnxopt.sizes.derive import same_shape
 
 Say = Callable[[str], None]
 
@@ -52,7 +53,7 @@ def find_layers(model: ir.Model) -> list[Layer]:
     step = entries[-1] - entries[-2]
     ends = [*entries[1:], *([entries[-1] + step] if entries[-1] + step in cuts else [])]
     layers = [Layer(order[start].outputs[0], order[end].outputs[0]) for start, end in zip(entries, ends, strict=False)]
-    return [layer for layer in layers if dims(layer.enters) == dims(layer.leaves)]
+    return [layer for layer in layers if same_shape(layer.enters, layer.leaves)]
 
 
 def _is_data(value: ir.Value) -> bool:

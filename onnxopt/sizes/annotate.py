@@ -14,6 +14,7 @@ from onnxopt.sizes.derive import FACT_KEY, Derivation
 from onnxopt.sizes.facts import Fact
 from onnxopt.spec import Signature, TensorSpec
 
+UNTRUSTED = "onnxopt.untrusted"  # in a value's meta: its shape is what the file says
 TypesOf = Callable[[ir.Model, Sequence[ir.Value]], Mapping[ir.Value, ir.DataType]]
 
 
@@ -40,11 +41,23 @@ def annotate(
     Raises:
         ProbeError: types are missing, and ONNX Runtime cannot open the model.
     """
+    if everything:
+        _distrust(model)
     _name_types(model, types_of)
     changed = derivation.update(model, anew=everything, incomplete=incomplete)
     for value in changed:
         _describe(value, derivation, keep=not everything)
     return len(changed)
+
+
+def _distrust(model: ir.Model) -> None:
+    """Mark what the file itself says of values in branches and functions, should a pass bring them into the graph."""
+    inner = [function.graph for function in model.functions.values()]
+    for graph in (model.graph, *inner):
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            if node.graph is not model.graph:
+                for value in node.outputs:
+                    value.meta[UNTRUSTED] = True
 
 
 def _name_types(model: ir.Model, types_of: TypesOf) -> None:
@@ -64,7 +77,7 @@ def _describe(value: ir.Value, derivation: Derivation, *, keep: bool) -> None:
     """Write the shape of a value; what a pass has said of it stands where nothing is derived."""
     fact = derivation.of(value)
     shown = None if fact.dims is None else [derivation.shown(size) for size in fact.dims]
-    if keep and value.shape is not None and (shown is None or None in shown):
+    if keep and value.shape is not None and not value.meta.get(UNTRUSTED, False) and (shown is None or None in shown):
         said = derivation.fact_of_shape(value.shape)
         if shown is None or len(said.dims or ()) == len(shown):
             value.meta[FACT_KEY] = Fact(said.dims, fact.elements, fact.dtype)

@@ -231,6 +231,7 @@ class Derivation:
             computed = sum(size in self.computed for size in fact.dims or ())
         if elements is not None and fact.dtype == INT and not all(isinstance(one, int) for one in elements):
             elements = tuple(self._simple_of(one) for one in elements)
+            computed += sum(one in self.computed for one in fact.elements or ())
         items = None if fact.items is None else tuple(map(self._simplified, fact.items))
         return replace(fact, dims=dims, elements=elements, items=items, computed=computed)
 
@@ -365,6 +366,32 @@ def _turns(number: Number) -> dict[str, list[int]]:
     return found
 
 
+def same_dimension(left: ir.Value | None, right: ir.Value | None, axis: int) -> bool:
+    """Tell whether two values have the same size along an axis, for every size of the model's own axes.
+
+    Two dimensions that have no name may be equal all the same, and two that are not known are not.
+    """
+    sizes = [fact.dims for value in (left, right) if (fact := _kept(value)) is not None and fact.dims is not None]
+    if len(sizes) == 2 and all(-len(one) <= axis < len(one) for one in sizes):
+        return sizes[0][axis] == sizes[1][axis]
+    shapes = [declared_dims(value) or () for value in (left, right)]
+    found = [one[axis] if -len(one) <= axis < len(one) else None for one in shapes]
+    return None not in found and found[0] == found[1]
+
+
+def same_shape(left: ir.Value, right: ir.Value) -> bool:
+    """Tell whether two values have the same dimensions, for every size of the model's own axes."""
+    shapes = [declared_dims(value) for value in (left, right)]
+    if shapes[0] is None or shapes[1] is None or len(shapes[0]) != len(shapes[1]):
+        return False
+    return all(same_dimension(left, right, axis) for axis in range(len(shapes[0])))
+
+
+def _kept(value: ir.Value | None) -> Fact | None:
+    fact = value.meta.get(FACT_KEY) if value is not None else None
+    return fact if isinstance(fact, Fact) else None
+
+
 def sizes_mentioned(values: Iterable[ir.Value]) -> list[int]:
     """Return the numbers at which something about the sizes of values changes, as far as facts of them are kept."""
     found: set[int] = set()
@@ -377,14 +404,15 @@ def sizes_mentioned(values: Iterable[ir.Value]) -> list[int]:
 
 
 def claims(model: ir.Model, derivation: Derivation) -> SizeClaims:
-    """Count the dimensions of the main graph's values by how they are known."""
+    """Count dimensions, and the elements of shapes, of the main graph's values by how they are known."""
     derived = computed = unknown = 0
     for value in _values(model):
         fact = derivation.of(value)
-        shown = [None] if fact.dims is None else [derivation.shown(size) for size in fact.dims]
-        known = len(shown) - shown.count(None)
-        derived, computed = derived + known - fact.computed, computed + fact.computed
-        unknown += shown.count(None)
+        elements = fact.elements if fact.dtype == INT and not is_constant(value) else None
+        known = [derivation.shown(size) is not None for size in fact.dims] if fact.dims is not None else [False]
+        known += [not has_calls(element) and not hangs_on_data(element) for element in elements or ()]
+        derived, computed = derived + sum(known) - fact.computed, computed + fact.computed
+        unknown += len(known) - sum(known)
     return SizeClaims(derived, computed, max(derivation.computed.values(), default=0), unknown)
 
 

@@ -24,7 +24,7 @@ class Fact:
         elements: row-major, of a small tensor that hangs on sizes alone; None of any other.
         dtype: NumPy name of the elements, every integer type being `int64`; empty without elements.
         items: the tensors of a sequence, where it has the same number of them at every size.
-        computed: how many of the dimensions are known by computing them at every size up to a bound, not by their form.
+        computed: how many dimensions and elements are known by computing them at every size up to a bound, not by form.
     """
 
     dims: tuple[Size, ...] | None = None

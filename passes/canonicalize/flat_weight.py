@@ -35,7 +35,7 @@ class FlattenWeight(Rule):
 
     name = "flatten-weight"
     numerics = Reassociated(rtol=2e-5, atol=2e-6)
-    enables = ("fuse-linear", "lower-linear", "quantize-static", "quantize-dynamic", "quantize-weights-4")
+    enables = ("fuse-linear", "lower-linear", "quantize-static", "quantize-dynamic")
 
     def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
         """A product with a constant on its right."""

@@ -37,6 +37,7 @@ from onnxopt.passes.canonicalize.contrib import (
 )
 from onnxopt.patterns import Ops, Pat
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.sizes.derive import same_dimension, same_shape
 
 NUMERICS = Reassociated(rtol=2e-5, atol=2e-6)
 ENABLES = ("fuse-attention", "fuse-padding-mask", "lower-attention")
@@ -168,9 +169,7 @@ class RaiseMultiHeadAttention(Rule):
         match.require(all(isinstance(width, int) for width in widths), "the width of the heads is not known", q)
         match.require(widths[0] == widths[1], "queries and keys have different widths", q)
         causal = given(match.root, "unidirectional", 0)
-        match.require(
-            not causal or (dims(q) or ())[1] == (dims(maybe_k) or ())[1], "causal, with keys of another sequence", q
-        )
+        match.require(not causal or same_dimension(q, maybe_k, 1), "causal, with keys of another sequence", q)
         match.facts["widths"] = [int(width or 0) for width in widths]
         match.facts["scores"] = _scores(match, q, (int(widths[0] or 0), int(widths[2] or 0)))
         _require_mask(match, maybe_mask, q, maybe_k)
@@ -224,8 +223,9 @@ class RaiseGroupQueryAttention(Rule):
         whole = int(width or 0)
         size = whole // heads if maybe_k is not None else whole // (heads + 2 * groups)
         if maybe_k is not None:
-            same = (dims(maybe_k) or ())[1:2] == (dims(q) or ())[1:2] and (dims(maybe_k) or (0,))[-1] == groups * size
-            match.require(same and dims(maybe_v) == dims(maybe_k), "keys are not those of the same tokens", maybe_k)
+            same = same_dimension(maybe_k, q, 1) and (dims(maybe_k) or (0,))[-1] == groups * size
+            alike = maybe_v is not None and same_shape(maybe_v, maybe_k)
+            match.require(same and alike, "keys are not those of the same tokens", maybe_k)
         match.facts["sizes"] = (heads * size, groups * size, groups * size)
         match.facts["scores"] = _scores(match, q, (heads * size, heads * size), groups)
 

@@ -25,6 +25,7 @@ from onnxopt.graph import attribute, dims
 from onnxopt.passes.fuse.layer_norm import require_last_axis
 from onnxopt.patterns import FLOATS, Ops, Pat, Var, constant, either, mean_last, scalar, square_root, squared
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.sizes.derive import same_dimension, same_shape
 
 
 @register
@@ -52,13 +53,13 @@ class FuseGroupNorm(Rule):
         before, inner = dims(x) or (), dims(grouped) or ()
         match.require(len(before) >= 3 and isinstance(before[1], int), "x is not [batch, channels, ...]", x)
         match.require(
-            len(inner) == 3 and inner[0] == before[0] and isinstance(inner[1], int),
+            len(inner) == 3 and same_dimension(grouped, x, 0) and isinstance(inner[1], int),
             f"the groups have shape {inner}, not [batch, groups, rest]",
             grouped,
         )
         channels, groups = int(before[1] or 0), int(inner[1] or 0)
         match.require(channels % groups == 0, f"{groups} groups do not divide {channels} channels", x)
-        match.require(dims(merged) == before, "the groups are not merged into the shape of x", merged)
+        match.require(same_shape(merged, x), "the groups are not merged into the shape of x", merged)
         if "norm" in match.named:
             plain = np.all(match.array("ones") == 1) and np.all(match.array("zeros") == 0)
             match.require(plain, "the groups have factors of their own")

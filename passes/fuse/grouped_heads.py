@@ -23,6 +23,7 @@ import onnx_ir as ir
 from onnxopt.graph import Dim, attribute, dims
 from onnxopt.patterns import Ops, Pat
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.sizes.derive import same_dimension
 
 
 @register
@@ -66,7 +67,7 @@ class FuseGroupedHeads(Rule):
                 f"heads become {copies} and then {merged}",
                 value,
             )
-        match.require((dims(k) or ())[1] == (dims(v) or ())[1], "keys and values have different numbers of heads", k)
+        match.require(same_dimension(k, v, 1), "keys and values have different numbers of heads", k)
 
     def rewrite(
         self, op: Builder, match: Match, q: ir.Value, k: ir.Value, v: ir.Value, maybe_mask: ir.Value | None

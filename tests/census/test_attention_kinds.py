@@ -76,30 +76,48 @@ def test_keys_that_are_stored_turned_are_turned_back() -> None:
     assert outcome.ops == ["Transpose", "Attention"]
 
 
-@pytest.mark.parametrize(
-    "steps",
-    [
-        "a = Add(s, bias) m = Where(hide, lowest, a)",  # DeBERTa
-        "a = Where(keep, s, lowest) mask = Where(keep, zero, lowest) m = Add(a, mask)",  # GPT-Neo
-        "a = Add(s, bias) mask = Where(hide, lowest, zero) m = Add(a, mask)",  # MPNet
-        "a = Add(s, bias) mask = Where(keep, zero, lowest) b = Add(a, mask) m = Max(b, lowest)",  # XGLM
-        "a = Where(hide, lowest, s) m = Add(a, bias)",
-    ],
-)
-@pytest.mark.parametrize("empty", [False, True])
-def test_biases_and_masks_in_any_order(steps: str, empty: bool) -> None:  # noqa: FBT001
-    text = (
-        f"g ({HEADS} q, {HEADS} k, {HEADS} v, float[1,2,sequence,sequence] bias, bool[batch,1,sequence,sequence] keep)"
-        " => (float y, float rest) { hide = Not(keep) rest = ReduceSum(bias) kt = Transpose<perm=[0,1,3,2]>(k) "
-        f"s = MatMul(q, kt) {steps} w = Softmax(m) y = MatMul(w, v) }}"
+MASKED = [
+    "a = Add(s, bias) m = Where(hide, lowest, a)",  # DeBERTa
+    "a = Add(s, bias) mask = Where(hide, lowest, zero) m = Add(a, mask)",  # MPNet
+    "a = Where(keep, s, lowest) mask = Where(keep, zero, lowest) m = Add(a, mask)",  # GPT-Neo
+    "a = Add(s, bias) mask = Where(keep, zero, lowest) b = Add(a, mask) m = Max(b, lowest)",  # XGLM
+    "a = Where(hide, lowest, s) m = Add(a, bias)",
+]
+BIASED = "bias = Tanh(raw) hide = Not(keep) rest = ReduceSum(bias) kt = Transpose<perm=[0,1,3,2]>(k) s = MatMul(q, kt)"
+
+
+@pytest.mark.parametrize("steps", MASKED)
+def test_biases_and_masks_in_any_order(steps: str) -> None:
+    """Of a mask of integers, which is 0 and 1 and leaves every row that is no padding a key."""
+    outcome = run(
+        f"g ({HEADS} q, {HEADS} k, {HEADS} v, float[1,2,sequence,sequence] raw, int64[batch,sequence] real)"
+        " => (float y, float rest) <int64[2] places = {1, 2}> { flags = Cast<to=9>(real) "
+        f"keep = Unsqueeze(flags, places) {BIASED} {steps} w = Softmax(m) y = MatMul(w, v) }}"
     )
-    outcome = run(text)
     check(outcome)
-    if empty and "Where(keep, s" not in steps:  # lowest twice is -inf, and a row of it is NaN: no answer to keep
-        # a row that may attend to nothing has equal weights in both
-        keep = np.ones((3, 1, 5, 5), np.bool_)
-        keep[1, 0, 2] = False
-        assert outcome.worst_error_at(3, 5, keep=keep) < 1e-5
+
+
+@pytest.mark.parametrize("steps", MASKED[:2])
+def test_rows_that_may_attend_to_nothing_keep_their_equal_weights(steps: str) -> None:
+    """Flags for every query and key are no padding mask: a row of them may be empty, and has an answer then."""
+    outcome = run(
+        f"g ({HEADS} q, {HEADS} k, {HEADS} v, float[1,2,sequence,sequence] raw, bool[batch,1,sequence,sequence] keep)"
+        f" => (float y, float rest) {{ {BIASED} {steps} w = Softmax(m) y = MatMul(w, v) }}"
+    )
+    check(outcome)
+    keep = np.ones((3, 1, 5, 5), np.bool_)
+    keep[1, 0, 2] = False
+    assert outcome.worst_error_at(3, 5, keep=keep) < 1e-5
+
+
+@pytest.mark.parametrize("steps", MASKED[2:])
+def test_where_such_a_row_would_lose_its_answer_nothing_is_fused(steps: str) -> None:
+    outcome = run(
+        f"g ({HEADS} q, {HEADS} k, {HEADS} v, float[1,2,sequence,sequence] raw, bool[batch,1,sequence,sequence] keep)"
+        f" => (float y, float rest) {{ {BIASED} {steps} w = Softmax(m) y = MatMul(w, v) }}"
+    )
+    assert outcome.entry.applied == 0
+    assert outcome.rolled_back == []
 
 
 def test_a_scale_behind_the_mask_scales_the_mask_too() -> None:

@@ -42,7 +42,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("padding",),
     ("placement", "buckets", "batcher"),
     ("lowering", "pipeline", "source", "checkpoint", "prober", "imports"),
-    ("torch_seq2seq", "forward_inputs", "golden", "latency", "tolerance"),
+    ("torch_seq2seq", "forward_inputs", "golden", "latency", "tolerance", "empties"),
     ("explain", "pooling", "tasks", "feeds", "torch_model", "capture", "trace", "axes", "inspection", "requests"),
     ("verify", "audioinput"),
     (

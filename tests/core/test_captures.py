@@ -8,7 +8,9 @@ import pytest
 
 from onnxopt import probe
 from onnxopt.captures import Captures
-from onnxopt.probe import GraphRunner
+from onnxopt.model import Array
+from onnxopt.pipeline import prepare
+from onnxopt.probe import GraphRunner, ProbeError
 from onnxopt.sizes import Derivation
 from onnxopt.sizes.annotate import annotate
 from tests.support.rules import observe, parse
@@ -130,3 +132,22 @@ def test_a_run_of_the_whole_model_is_remembered_and_forgets_what_was_before(mode
         a_now = np.abs(observation.feeds["x"])
         np.testing.assert_allclose(outputs["y"], -(np.tanh(a_now @ WEIGHT.T) + a_now), rtol=1e-4, atol=1e-4)
     assert all("b" in known for known in captures._known)
+
+
+@pytest.mark.parametrize("width", [8, 6])
+def test_attention_on_three_axes_runs_where_the_runtime_does_not_see_how_wide_it_is(width: int) -> None:
+    """ONNX Runtime takes it for 0 wide, and the product behind it for impossible."""
+    text = f"""g (float[batch,rows,{width}] x) => (float y) {{
+      first = Shape<start = 0, end = 2>(x) whole = Concat<axis = 0>(first, wide) flat = Reshape(x, rows_)
+      h = Reshape(flat, whole) a = Attention<q_num_heads = 2, kv_num_heads = 2>(h, h, h) y = MatMul(a, w) }}"""
+    weights: dict[str, Array] = {
+        "wide": np.array([width]),
+        "rows_": np.array([-1, width]),
+        "w": np.eye(width, dtype=np.float32),
+    }
+    model = parse(text, weights)
+    feeds = observe(model)[0].feeds
+    with pytest.raises(ProbeError, match="Incompatible dimensions"):
+        GraphRunner(model).run(feeds)
+    prepare(model)
+    assert GraphRunner(model).run(feeds)[0]["y"].shape == feeds["x"].shape

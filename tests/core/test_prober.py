@@ -200,6 +200,17 @@ def test_an_axis_that_is_split_has_a_size_in_the_runs_before(tmp_path: Path) -> 
     all_run(loaded)
 
 
+@pytest.mark.parametrize("width", [6, 9, 40])
+@pytest.mark.parametrize("axis", ["batch", "columns"])
+def test_an_axis_that_is_broadcast_runs_at_the_size_of_another_input(width: int, axis: str, tmp_path: Path) -> None:
+    text = f"""g (float[n,{axis}] x, float[{width}] bias) => (float[n,{width}] y) {{ y = Add(x, bias) }}"""
+    loaded = load(tmp_path, text)
+    inner = loaded.signature.inputs[0].axes[1]
+    assert loaded.range_of(str(inner)) == AxisRange(width, 1, width)
+    assert inner in loaded.ones
+    assert {width, 1} == {one[str(inner)] for one in all_run(loaded)}
+
+
 @pytest.mark.parametrize(("halvings", "step"), [(2, 4), (3, 8), (5, 32)])
 @pytest.mark.parametrize("axis", ["width", "n", "frames"])
 def test_what_is_halved_and_doubled_again_takes_multiples_though_others_run(

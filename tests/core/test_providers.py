@@ -110,7 +110,7 @@ def test_auto_takes_what_the_model_was_made_for_and_tells_of_a_fallback() -> Non
 
 
 def test_a_fallback_is_logged(model: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxopt.session._made_for", lambda path: (__import__("onnxopt").Target("cuda"), None))
+    monkeypatch.setattr("onnxopt.session._made_for", lambda path: (__import__("onnxopt").Target("cuda"), None, {}))
     session = Session(model.parent, device="auto")
     assert session.plan.device == "cpu"
     assert "runs on the CPU, not on cuda for which it was made" in caplog.text

@@ -29,7 +29,9 @@ class Case:
     Attributes:
         sizes: by axis name; axes without one are called by their input and number.
         feeds: by input name.
-        odd: masks hold other numbers than 0 and 1.
+        odd: a mask of integers or flags [batch, keys] holds what it does not by the contract (see fuse-attention):
+            other numbers than 0 and 1, or a row without a key, which is one of padding. Masks of floats, and of other
+            axes, may hold anything.
     """
 
     sizes: Mapping[str, int]
@@ -81,9 +83,15 @@ def cases(model: onnx.ModelProto, seed: int, *, square: bool = False) -> Iterato
 
 
 def case_at(model: onnx.ModelProto, sizes: Mapping[str, int], rng: random.Random, *, odd: bool = False) -> Case:
-    """Draw values of given sizes; odd ones give masks other numbers than 0 and 1."""
+    """Draw values of given sizes; with `odd`, masks get other numbers than 0 and 1."""
     feeds = {value.name: _values(rng, value, _shape(value, sizes), odd=odd) for value in real_inputs(model)}
-    return Case(sizes, feeds, odd and any("mask" in name for name in feeds))
+    return Case(sizes, feeds, any("mask" in name and _is_odd(array) for name, array in feeds.items()))
+
+
+def _is_odd(mask: Array) -> bool:
+    if mask.ndim != 2 or mask.dtype.kind == "f" or not mask.size:
+        return False
+    return bool(np.any((mask != 0) & (mask != 1)) or np.any(np.all(mask == 0, axis=-1)))
 
 
 def _sizes(rng: random.Random, axes: Mapping[str, list[Place]], numbers: list[int], *, square: bool) -> dict[str, int]:

@@ -26,6 +26,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import CONTRIB, attribute, constant, dims, integers, is_constant, is_op, rank, remove_dead
 from onnxopt.rewrite import AS_IS, Builder, Pass, Reassociated, register
+from onnxopt.sizes.derive import same_shape
 
 MOST_TABLES = 3
 KERNEL = "EmbedLayerNormalization"
@@ -68,7 +69,10 @@ def _lower(model: ir.Model, norm: ir.Node) -> int:
         return 0
     columns = [one for one in found if one.ids is None]
     tables = [one for one in found if one.ids is not None]
-    if len(columns) > 1 or len({dims(one.ids) for one in tables}) != 1 or len(tables) == MOST_TABLES:
+    alike = all(
+        one.ids is not None and same_shape(one.ids, tables[0].ids) for one in tables if tables[0].ids is not None
+    )
+    if len(columns) > 1 or not tables or not alike or len(tables) == MOST_TABLES:
         return 0
     words, *others = tables
     op = Builder(model, norm.name or norm.outputs[0].name or KERNEL, LowerEmbedNorm.name)

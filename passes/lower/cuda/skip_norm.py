@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxopt.graph import CONTRIB, PASS_KEY, attribute, dims, is_constant, is_op, rank, remove_dead
+from onnxopt.graph import CONTRIB, PASS_KEY, attribute, is_constant, is_op, rank, remove_dead
 from onnxopt.rewrite import Pass, Reassociated, register
+from onnxopt.sizes.derive import same_shape
 
 KERNELS = {"LayerNormalization": "SkipLayerNormalization", "RMSNormalization": "SkipSimplifiedLayerNormalization"}
 _SUM = 3  # which output of the kernel is the sum
@@ -96,8 +97,7 @@ def _fits(norm: ir.Node, total: ir.Value, first: ir.Value, second: ir.Value) -> 
     scales = [value for value in norm.inputs[1:] if value is not None]
     if not all(is_constant(value) and rank(value) == 1 for value in scales):
         return False
-    shape = dims(total)
-    return shape is not None and dims(first) == shape and dims(second) == shape
+    return same_shape(first, total) and same_shape(second, total)
 
 
 def _split(first: ir.Value, second: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value | None]:
@@ -110,6 +110,6 @@ def _split(first: ir.Value, second: ir.Value) -> tuple[ir.Value, ir.Value, ir.Va
             bias, branch = add.inputs[index], add.inputs[1 - index]
             if bias is None or branch is None or not is_constant(bias) or rank(bias) != 1:
                 continue
-            if dims(branch) == dims(value):
+            if same_shape(branch, value):
                 return branch, other, bias
     return first, second, None

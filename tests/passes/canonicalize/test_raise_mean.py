@@ -68,8 +68,7 @@ def test_the_mean_of_nothing_stays_no_number(end: int, keepdims: int, opset: int
         "last": np.array([-1]),
         "count": np.array(end, np.float32),
     }
-    outcome = run_passes(
-        f"g (float[batch,2,6] x) => (float y) {{ {body} }}", "raise-mean", weights=weights, opset=opset
-    )
+    text = f"g (float[batch,2,6] x) => (float y) {{ {body} }}"
+    outcome = run_passes(text, "raise-mean", weights=weights, opset=opset)
     assert outcome.rolled_back == []
     assert outcome.entry.applied == int(end > 0)

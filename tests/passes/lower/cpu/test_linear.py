@@ -98,7 +98,10 @@ def test_holds_back_where_no_reshape_keeps_an_empty_axis() -> None:
       p = MatMul(h, w)
       y = Add(p, b)
     }"""
-    outcome = run_passes(text, "lower-linear", opset=13, weights={"w": weight(4, 6), "b": weight(6)})
+    keep = [np.ones(2, np.bool_), np.ones(3, np.bool_), np.array([1, 0, 1, 0, 1], np.bool_)]
+    outcome = run_passes(
+        text, "lower-linear", opset=13, weights={"w": weight(4, 6), "b": weight(6)}, feeds={"keep": keep}
+    )
     assert outcome.reasons == ["no input has the axes of x, and below opset 14 no Reshape keeps a 0"]
 
 

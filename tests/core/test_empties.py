@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxopt
+from onnxopt.empties import tried_empty
+from onnxopt.errors import InputError
+from onnxopt.imports import load_onnx
+from onnxopt.model import Feeds
+from onnxopt.session import Session
+
+HEADER = '<ir_version: 8, opset_import: ["" : 17]> '
+PLAIN = HEADER + "g (float[rows,4] x) => (float[rows,4] y) { a = Relu(x) y = Neg(a) }"
+INFERRED = (
+    HEADER + "g (float[rows,cells,4] x) => (float[rows,more,2] y) <int64[3] t = {0, -1, 2}> "
+    "{ a = Relu(x) y = Reshape(a, t) }"  # where there are no rows, there is nothing to infer -1 from
+)
+
+
+def saved(text: str, folder: Path) -> Path:
+    onnx.save(onnx.parser.parse_model(text), folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def test_an_empty_axis_that_is_answered_as_before_is_promised(tmp_path: Path) -> None:
+    artifact = onnxopt.optimize(saved(PLAIN, tmp_path), out=tmp_path / "out", measure=False)
+    assert json.loads((artifact.path / "io.json").read_text())["sizes"]["rows"]["least"] == 0
+    found = Session(artifact.path).run({"x": np.zeros((0, 4), np.float32)})
+    assert found["y"].shape == (0, 4)
+
+
+def test_where_the_original_does_not_run_nothing_is_promised_or_said(tmp_path: Path) -> None:
+    artifact = onnxopt.optimize(saved(INFERRED, tmp_path), out=tmp_path / "out", measure=False)
+    assert artifact.manifest.proved["rows"].least == 1
+    assert not any("may be asked from 1 on" in note for note in artifact.manifest.notes)
+    with pytest.raises(InputError, match="no entries along its axis 'rows'; the artifact answers from 1 on"):
+        Session(artifact.path).run({"x": np.zeros((0, 3, 4), np.float32)})
+
+
+def test_a_result_that_does_not_run_or_answers_otherwise_is_asked_from_one_on(tmp_path: Path) -> None:
+    loaded = load_onnx(saved(PLAIN, tmp_path))
+
+    def refuses(feeds: Feeds) -> Feeds:
+        raise InputError(f"nothing in {list(feeds)}")
+
+    for run in (refuses, lambda feeds: {"y": feeds["x"][:, :2]}):
+        records, notes = tried_empty(run, loaded, 1e-4)
+        assert records == []
+        assert notes == ["axis 'rows' may be asked from 1 on: where it is 0, the original answers otherwise"]
+    records, notes = tried_empty(loaded.reference.run, loaded, 1e-4)
+    assert [record.sizes for record in records] == [{"rows": 0}]
+    assert notes == []
