@@ -19,6 +19,8 @@ from onnxopt.probe import ProbeError
 
 logger = logging.getLogger(__name__)
 
+# Without rows (GRU: without steps as well) these end the whole process instead of raising (onnxruntime 1.32.0).
+ENDS_THE_PROCESS = frozenset({"DynamicQuantizeLSTM", "GRU", "LSTM"})
 USUAL = {"batch": 2, SEQUENCE: 7, PAST: 3}
 
 
@@ -33,10 +35,14 @@ def tried_empty(
         relative_error: how far an output may be off.
 
     Returns:
-        A record for each output of the cases that are answered alike, and a note on each axis of which they are not.
+        A record for each output of the cases that are answered alike, and a note on each axis of which they are not;
+        neither where kernels of the graph do not survive such a case.
     """
     records: list[ProofRecord] = []
     notes: list[str] = []
+    bodies = (loaded.model.graph, *loaded.model.functions.values())
+    if any(node.op_type in ENDS_THE_PROCESS for body in bodies for node in body.all_nodes()):
+        return records, notes
     for axis, sizes in _cases(loaded):
         try:
             feeds = loaded.feeder.make(sizes, "none", seed=0)
