@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 
 from onnxopt.cache import PAST, SEQUENCE, TOTAL, Cache, complete_all
 from onnxopt.errors import InputError
@@ -40,8 +41,8 @@ def tried_empty(
     """
     records: list[ProofRecord] = []
     notes: list[str] = []
-    bodies = (loaded.model.graph, *loaded.model.functions.values())
-    if any(node.op_type in ENDS_THE_PROCESS for body in bodies for node in body.all_nodes()):
+    called = (function.all_nodes() for function in loaded.model.functions.values())
+    if any(node.op_type in ENDS_THE_PROCESS for node in chain(loaded.model.graph.all_nodes(), *called)):
         return records, notes
     for axis, sizes in _cases(loaded):
         try:
