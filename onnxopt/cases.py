@@ -280,7 +280,9 @@ def _turning(loaded: Loaded, axis: str) -> list[int]:
     """Return the sizes of an axis at which something changes, with their neighbours, the smallest first."""
     known = loaded.range_of(axis)
     turning = [size for size in loaded.turning.get(axis, ()) if axis != "batch" or size < FAR]
+    promised = promised_size(loaded, axis) or LARGEST_TURNING + known.step
     near = sorted({size + offset for size in turning for offset in (-known.step, 0, known.step)} - {0})
+    near = [size for size in near if size <= promised]  # what is longer, the model does not take
     return list(dict.fromkeys(known.fitted(size) for size in near[: 3 * MOST_TURNING]))
 
 

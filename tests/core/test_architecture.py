@@ -34,6 +34,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("axis_names", "compared", "given", "roles", "observations"),
     ("rewrite", "repro", "captures", "folded", "crossing", "cases", "reached"),
     ("contract",),
+    ("rounding",),
     ("proof",),
     ("passes", "models"),
     ("timing", "calibrate", "metrics", "busy"),
