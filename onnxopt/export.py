@@ -33,6 +33,7 @@ from onnxopt.usercache import cache_root, content_of, staged
 Exporter = Literal["auto", "dynamo", "torchscript"]
 Progress = Callable[[str], None]
 
+READ = ("input_ids", "pixel_values")  # what a model may take that reads alone
 _FORMAT = 6
 _RECORD = "export.json"
 _MODEL = "model.onnx"
@@ -225,7 +226,14 @@ def _task(config: Any, asked: str, source: Source) -> Task:
     task = parse_task(asked) if asked else infer_task(config, where=source.text)
     if task.auto_class == "AutoModel":
         task = features_task(config)
-    model_class(config, task, where=source.text)
+    kind = model_class(config, task, where=source.text)
+    takes = getattr(kind, "main_input_name", READ[0])
+    if takes not in READ and not getattr(config, "is_encoder_decoder", False):
+        raise InputError(
+            f"{kind.__name__} takes {takes}; only text and images are supported",
+            where=source.text,
+            hint="export it to ONNX by other means, and give the .onnx file",
+        )
     return task
 
 

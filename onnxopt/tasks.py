@@ -141,6 +141,8 @@ def infer_task(config: Any, *, where: str = "") -> Task:
     for task in sorted(TASKS.values(), key=lambda task: both and not task.paired):
         if saved[0] in _classes(task.table, config.model_type) or saved[0] == _own_class(config, task):
             return features_task(config) if task.auto_class == "AutoModel" else task
+    if _bare_class(config) is not None:
+        return features_task(config)
     raise InputError(
         f"{saved[0]} does a task that is not supported",
         where=where,
@@ -153,7 +155,8 @@ def features_task(config: Any) -> Task:
     import transformers
 
     table = transformers.AutoModel._model_mapping  # noqa: SLF001  the only table from config class to model class
-    takes_pixels = type(config) in table and _saved_class(config, table).main_input_name == "pixel_values"
+    kind = _saved_class(config, table) if type(config) in table else _bare_class(config)
+    takes_pixels = kind is not None and kind.main_input_name == "pixel_values"
     return TASKS["image-feature-extraction" if takes_pixels else "feature-extraction"]
 
 
@@ -170,7 +173,9 @@ def model_class(config: Any, task: Task, *, where: str = "") -> Any:
     try:
         return _saved_class(config, auto._model_mapping)  # noqa: SLF001  the only table from config to model class
     except KeyError:
-        pass
+        bare = _bare_class(config) if task.auto_class == "AutoModel" else None
+        if bare is not None:
+            return bare
     kind = str(getattr(config, "model_type", ""))
     able = [other.name for other in TASKS.values() if _classes(other.table, kind)]
     raise InputError(
@@ -191,6 +196,18 @@ def _saved_class(config: Any, table: Any) -> Any:
         return found
     saved = getattr(config, "architectures", None) or ()
     return next((one for one in found if one.__name__ in saved), found[0])
+
+
+def _bare_class(config: Any) -> Any:
+    """Return the class without a head that was saved, for a config that no table has; None for every other.
+
+    Half of a pair is such a class: a text encoder beside that of images.
+    """
+    import transformers
+
+    saved = next(iter(getattr(config, "architectures", None) or ()), "")
+    kind = getattr(transformers, saved, None) if isinstance(saved, str) and saved.endswith("Model") else None
+    return kind if getattr(kind, "config_class", None) is type(config) else None
 
 
 def _own_class(config: Any, task: Task) -> str:

@@ -80,3 +80,14 @@ def test_nothing_is_asked_of_cells_that_end_the_process(
     records, notes = tried_empty(loaded.reference.run, loaded, 1e-4)
     assert bool(records) == is_tried
     assert [f"since {cell} ends the process" in note for note in notes] == ([] if is_tried else [True, True])
+
+
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3)])
+def test_kernels_that_end_the_process_are_not_asked(op: str, gates: int, tmp_path: Path) -> None:
+    text = f"g (float[steps,rows,4] x) => (float[steps,1,rows,4] y) {{ y = {op}<hidden_size = 4>(x, w, r) }}"
+    model = onnx.parser.parse_model(HEADER + text)
+    weight = np.ones((1, gates * 4, 4), np.float32)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(weight, name) for name in "wr")
+    onnx.save(model, tmp_path / "model.onnx")
+    artifact = onnxopt.optimize(tmp_path / "model.onnx", out=tmp_path / "out", measure=False)
+    assert artifact.manifest.proved["rows"].least == 1

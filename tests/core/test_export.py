@@ -25,7 +25,7 @@ from onnxopt.source import resolve
 from onnxopt.spec import PADDINGS, TensorSpec
 from onnxopt.torch_model import TorchModel, TorchReference
 from onnxopt.trace import trace
-from tests.support.tiny import KINDS, tiny_checkpoint
+from tests.support.tiny import KINDS, tiny_checkpoint, tiny_tokenizer
 
 AXES = ("batch", "sequence")
 MEAN = {"pooling_mode_mean_tokens": True}
@@ -515,3 +515,17 @@ def test_missing_pooling_settings_are_one_line(tiny: Callable[..., Path]) -> Non
     shutil.rmtree(folder / "1_Pooling")
     with pytest.raises(InputError, match=r"1_Pooling/config\.json: cannot be read"):
         export(resolve(str(folder)), exporter="torchscript")
+
+
+@pytest.mark.parametrize("beside", ["a tokenizer", "nothing"])
+def test_sound_is_refused_for_what_it_is_whatever_lies_beside_it(beside: str, tmp_path: Path) -> None:
+    from transformers import HubertConfig, HubertModel
+
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sound = {"conv_dim": (8,), "conv_kernel": (3,), "conv_stride": (2,), "num_conv_pos_embeddings": 4}
+    config = HubertConfig(**small, **sound, num_conv_pos_embedding_groups=2, num_feat_extract_layers=1)
+    HubertModel(config).save_pretrained(tmp_path)
+    if beside == "a tokenizer":
+        tiny_tokenizer(tmp_path)
+    with pytest.raises(InputError, match="HubertModel takes input_values; only text and images are supported"):
+        export(resolve(str(tmp_path)))

@@ -2,6 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from onnxopt.errors import InputError
 from onnxopt.tasks import features_task, infer_task, model_class, parse_task
 
 
@@ -32,3 +33,22 @@ def test_a_table_with_one_class_gives_it_whatever_was_saved() -> None:
 def test_features_of_a_config_that_no_table_has_are_those_of_text() -> None:
     assert features_task(SimpleNamespace()).name == "feature-extraction"
     assert infer_task(SimpleNamespace(architectures=None)).name == "feature-extraction"
+
+
+@pytest.mark.parametrize("saved", ["SiglipTextModel", "Siglip2TextModel"])
+def test_half_of_a_pair_without_a_table_gives_features_of_text(saved: str) -> None:
+    import transformers
+
+    kind = getattr(transformers, saved)
+    config = kind.config_class(architectures=[saved])
+    task = infer_task(config)
+    assert task.name == "feature-extraction"
+    assert model_class(config, task) is kind
+
+
+@pytest.mark.parametrize("saved", ["SiglipTextPretendedModel", "BertModel", "SiglipTextForSomething"])
+def test_a_class_of_another_config_or_with_a_head_is_refused(saved: str) -> None:
+    from transformers import SiglipTextConfig
+
+    with pytest.raises(InputError, match="does a task that is not supported"):
+        infer_task(SiglipTextConfig(architectures=[saved]))

