@@ -91,3 +91,19 @@ def test_kernels_that_end_the_process_are_not_asked(op: str, gates: int, tmp_pat
     onnx.save(model, tmp_path / "model.onnx")
     artifact = onnxopt.optimize(tmp_path / "model.onnx", out=tmp_path / "out", measure=False)
     assert artifact.manifest.proved["rows"].least == 1
+
+
+def test_an_empty_axis_is_tried_beside_other_sizes_too(tmp_path: Path) -> None:
+    """A result that is right where an axis is empty and the other short, and wrong where that is long."""
+    onnx.save(onnx.parser.parse_model(HEADER + TWO), tmp_path / "model.onnx")
+    loaded = load_onnx(tmp_path / "model.onnx")
+
+    def forgets_long_rows(feeds: Feeds) -> Feeds:
+        return {"y": -feeds["x"][:, :100]}
+
+    records, notes = tried_empty(forgets_long_rows, loaded, 1e-4)
+    assert [record.sizes["cells"] for record in records] == [0]
+    assert notes == ["axis 'rows' may be asked from 1 on: where it is 0, the original answers otherwise"]
+
+
+TWO = "g (float[rows,cells,4] x) => (float[rows,cells,4] y) { y = Neg(x) }"
