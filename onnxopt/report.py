@@ -9,7 +9,6 @@ and our own words only, and the page forbids the browser to load anything.
 from __future__ import annotations
 
 import io
-import logging
 import math
 import re
 import warnings
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxopt.manifest import Manifest, PassRecord, ProofRecord, SensitivityRecord
 from onnxopt.measurements import Latency, Measurements, Race
+from onnxopt.quiet import without_log_lines
 from onnxopt.savings import net_bytes
 from onnxopt.speed import speed_text
 
@@ -410,14 +410,9 @@ def _svg(draw: Any, *facts: Any, seed: str) -> Any:
 @contextmanager
 def _silence() -> Iterator[None]:
     """Keep matplotlib from telling of its font cache and of letters its own font lacks; the browser has them."""
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.WARNING))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with without_log_lines(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _inline(svg: str, seed: str) -> str:

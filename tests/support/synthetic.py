@@ -50,7 +50,7 @@ def loaded_encoder(nodes: int) -> Loaded:
     inputs = tuple(TensorSpec(value.name or "", "int64", ("batch", "sequence")) for value in model.graph.inputs)
     signature = Signature(inputs, (TensorSpec("y", "float32", ("batch", "sequence", HIDDEN)),))
     plans = (plan_input(value, spec, {}) for value, spec in zip(model.graph.inputs, inputs, strict=True))
-    return replace(loaded(model, signature=signature), feeder=GraphFeeder(tuple(plans)))
+    return replace(loaded(model, signature=signature, task="feature-extraction"), feeder=GraphFeeder(tuple(plans)))
 
 
 def _layer(index: int) -> list[str]:
