@@ -21,8 +21,8 @@ CASES = {
         reshape_negative_extended_dims expand_dim_changed slice_neg_steps squeeze_negative_axes
         reduce_sum_negative_axes_keepdims_random split_variable_parts_2d_opset18 top_k_smallest
         resize_upsample_scales_cubic_align_corners onehot_with_negative_axis range_int32_type_negative_delta
-        nonmaxsuppression_limit_output_size cumsum_2d_negative_axis affine_grid_2d constant_pad_axes gather_negative_indices
-        transpose_default
+        nonmaxsuppression_limit_output_size cumsum_2d_negative_axis affine_grid_2d constant_pad_axes
+        gather_negative_indices transpose_default
     """,
     "layers": """
         conv_with_strides_and_asymmetric_padding convtranspose_output_shape maxpool_2d_ceil lstm_with_peepholes
