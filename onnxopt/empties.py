@@ -15,7 +15,7 @@ from onnxopt.cache import PAST, SEQUENCE, TOTAL, Cache, complete_all
 from onnxopt.errors import InputError
 from onnxopt.graph import worst_error
 from onnxopt.manifest import ProofRecord
-from onnxopt.model import Array, Feeds, Loaded
+from onnxopt.model import Array, Feeds, Loaded, tensors_of
 from onnxopt.probe import ProbeError
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def _compared(run: Callable[[Feeds], Feeds], loaded: Loaded, sizes: dict[str, in
     """Return a record for each output, None where the original itself does not run."""
     try:
         feeds = loaded.feeder.make(sizes, "none", seed=0)
-        expected = loaded.reference.run(feeds)
+        expected = tensors_of(loaded.reference.run(feeds))
     except (InputError, ProbeError, ArithmeticError, IndexError, RuntimeError, ValueError) as error:
         logger.debug("the original does not run at %s: %s", sizes, error)
         return None
@@ -104,7 +104,7 @@ def _compared(run: Callable[[Feeds], Feeds], loaded: Loaded, sizes: dict[str, in
 
 def _answer(run: Callable[[Feeds], Feeds], feeds: Feeds) -> Mapping[str, Array]:
     try:
-        return run(feeds)
+        return tensors_of(run(feeds))
     except (InputError, ProbeError) as error:
         logger.debug("the result does not run: %s", error)
         return {}
