@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from onnxopt.sizes import (  # noqa: F401 - the rules register themselves
     rules_flow,
     rules_movement,
     rules_products,
+    rules_resize,
     rules_sequence,
 )
 from onnxopt.sizes.check import (
@@ -352,8 +354,9 @@ def _cut_off(difference: Size) -> tuple[str, int]:
     return (products[0][0][0].name, limit) if limit > 1 else ("", 0)
 
 
+@functools.cache  # terms share parts, and values share terms
 def _turns(number: Number) -> dict[str, list[int]]:
-    """Return the numbers that each axis of a term meets in it."""
+    """Return the numbers that each axis of a term meets in it; not to be changed."""
     members = list(number.atoms()) if isinstance(number, Poly) else [number] if isinstance(number, Atom) else []
     found: dict[str, list[int]] = {}
     for one in members:
