@@ -9,10 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onnxopt.batcher import Batcher
+    from onnxopt.buckets import FixedShapes
+    from onnxopt.continuous import ContinuousBatcher
     from onnxopt.errors import ExportError, InputError, OnnxoptError, ProofError
     from onnxopt.generator import Generator
     from onnxopt.package import Artifact
     from onnxopt.perplexity import measure_perplexity
+    from onnxopt.placing import placement
     from onnxopt.road import Event, optimize
     from onnxopt.sampling import Sampling
     from onnxopt.session import Session
@@ -23,9 +27,12 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Artifact": "package",
+    "Batcher": "batcher",
     "Budget": "spec",
+    "ContinuousBatcher": "continuous",
     "Event": "road",
     "ExportError": "errors",
+    "FixedShapes": "buckets",
     "Generator": "generator",
     "InputError": "errors",
     "OnnxoptError": "errors",
@@ -37,14 +44,18 @@ _HOMES = {
     "compare_models": "verify",
     "measure_perplexity": "perplexity",
     "optimize": "road",
+    "placement": "placing",
 }
 
 __all__ = [  # noqa: RUF022 - the main thing first
     "optimize",
     "Artifact",
+    "Batcher",
     "Budget",
+    "ContinuousBatcher",
     "Event",
     "ExportError",
+    "FixedShapes",
     "Generator",
     "InputError",
     "OnnxoptError",
@@ -55,6 +66,7 @@ __all__ = [  # noqa: RUF022 - the main thing first
     "Workload",
     "compare_models",
     "measure_perplexity",
+    "placement",
 ]
 
 

@@ -46,7 +46,7 @@ class ClosedError(InputError):
 
 
 class Runs(Protocol):
-    """What a batcher needs of a session; `Session` and `Buckets` have it."""
+    """What a batcher needs of a session; `Session` and `FixedShapes` have it."""
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> Feeds:
         """Run the model once."""
@@ -128,7 +128,7 @@ class Batcher:
         pad: id at padded positions.
         left: put padding before the tokens.
         longest: the most tokens a row may have; 0 for no limit.
-        runner: what runs the filled batches; the session itself when not given. `Buckets` gives it fixed shapes.
+        runner: what runs the filled batches; the session itself when not given. `FixedShapes` gives it fixed shapes.
         on_batch: told rows, real tokens, places and seconds of each run.
 
     Raises:

@@ -34,7 +34,7 @@ class _Bound:
     outputs: dict[str, onnxruntime.OrtValue]
 
 
-class Buckets:
+class FixedShapes:
     """A session behind buffers of fixed shapes.
 
     Args:

@@ -1,31 +1,14 @@
-"""What ONNX Runtime raises, and what it says, in words for a user; what runs artifacts can be had here too."""
+"""What ONNX Runtime raises, and what it says, in words for a user."""
 
 from __future__ import annotations
 
-import importlib
 import re
-from typing import Any
 
 LONGEST_LINE = 240
 
 _STATUS = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _STATUS_MESSAGE = re.compile(r".*?Status Message: ")
 _SOURCE = re.compile(r"\S*/onnxruntime/core/\S+ \S.*?\) ")  # file and function of the runtime's own code
-
-_HOMES = {  # they run artifacts, and stand on floors above this one
-    "Batcher": "batcher",
-    "Buckets": "buckets",
-    "ContinuousBatcher": "continuous",
-    "Generator": "generator",
-    "Session": "session",
-    "placement": "placement",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"onnxopt.{_HOMES[name]}"), name)
 
 
 def runtime_errors() -> tuple[type[Exception], ...]:

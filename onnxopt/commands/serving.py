@@ -41,7 +41,7 @@ def placement(
 ) -> None:
     """Tell which provider runs how many nodes, what is copied between devices, and which kernels take the time."""
     configure_logging(verbose=verbose)
-    from onnxopt.placement import placement as run
+    from onnxopt.placing import placement as run
 
     found = run(path, device=device)
     if as_json:

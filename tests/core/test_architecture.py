@@ -41,7 +41,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("profit", "quantize"),
     ("driver", "samples", "session", "gguf", "stores"),
     ("padding",),
-    ("placement", "buckets", "batcher"),
+    ("placing", "buckets", "batcher"),
     ("lowering", "pipeline", "source", "checkpoint", "prober", "imports"),
     ("torch_seq2seq", "forward_inputs", "golden", "latency", "tolerance", "empties"),
     ("explain", "pooling", "tasks", "feeds", "torch_model", "capture", "trace", "axes", "inspection", "requests"),

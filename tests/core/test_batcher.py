@@ -15,12 +15,12 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
+from onnxopt import Batcher, FixedShapes, Session
 from onnxopt.batcher import BusyError, ClosedError
 from onnxopt.crossing import crossings_of
 from onnxopt.errors import InputError
 from onnxopt.model import Array, Feeds
 from onnxopt.pipeline import prepare
-from onnxopt.runtime import Batcher, Buckets, Session
 from tests.support.pool import feeds, session
 from tests.support.rules import parse
 
@@ -261,7 +261,7 @@ def test_limits_out_of_range_are_said(session: Session, options: dict[str, Any],
 
 
 def test_fixed_shapes_and_the_histogram_of_lengths(session: Session) -> None:
-    buckets = Buckets(session, [{"batch": 4, "sequence": 8}, {"batch": 4, "sequence": 64}])
+    buckets = FixedShapes(session, [{"batch": 4, "sequence": 8}, {"batch": 4, "sequence": 64}])
     requests = [feeds(1, length, length) for length in (3, 8, 40, 5)]
     with Batcher(session, runner=buckets, buckets=(8, 64), max_batch=4) as batcher:
         answers = batcher.map(requests)

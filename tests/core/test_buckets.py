@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from onnxopt import FixedShapes, Session
 from onnxopt.errors import InputError
 from onnxopt.padding import Filler
-from onnxopt.runtime import Buckets, Session
 from tests.support.pool import feeds, session
 
 __all__ = ["session"]
@@ -17,7 +17,7 @@ BUCKETS = ({"batch": 1, "sequence": 4}, {"batch": 4, "sequence": 8})
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4), (2, 3), (4, 8), (3, 5)])
 def test_a_request_in_a_bucket_is_answered_as_alone(session: Session, shape: tuple[int, int]) -> None:
-    buckets = Buckets(session, BUCKETS)
+    buckets = FixedShapes(session, BUCKETS)
     for _ in range(2):  # the second time the buffers hold what was there
         found, alone = buckets.run(feeds(*shape)), session.run(feeds(*shape))
         for name, expected in alone.items():
@@ -25,7 +25,7 @@ def test_a_request_in_a_bucket_is_answered_as_alone(session: Session, shape: tup
 
 
 def test_buffers_stay_and_an_older_answer_is_not_overwritten(session: Session) -> None:
-    buckets = Buckets(session, BUCKETS)
+    buckets = FixedShapes(session, BUCKETS)
     first = buckets.run(feeds(1, 2))
     kept = {name: array.copy() for name, array in first.items()}
     bound = buckets._bound[0]
@@ -40,7 +40,7 @@ def test_every_bucket_has_a_graph_of_its_own(session: Session, monkeypatch: pyte
     run = session.run_bound
     monkeypatch.setattr(session, "run_bound", lambda binding, graph=None: (graphs.append(graph), run(binding)))
     session.cuda_graph = True
-    buckets = Buckets(session, BUCKETS)
+    buckets = FixedShapes(session, BUCKETS)
     for shape in ((1, 1), (2, 2), (1, 3)):
         buckets.run(feeds(*shape))
     assert graphs == [1, 2, 1]
@@ -48,11 +48,11 @@ def test_every_bucket_has_a_graph_of_its_own(session: Session, monkeypatch: pyte
 
 def test_what_no_bucket_holds_is_said(session: Session) -> None:
     with pytest.raises(InputError, match="no bucket holds batch 1, sequence 9; add a larger one"):
-        Buckets(session, BUCKETS).run(feeds(1, 9))
+        FixedShapes(session, BUCKETS).run(feeds(1, 9))
     with pytest.raises(InputError, match="the axis 'sequence' has no size in the bucket"):
-        Buckets(session, [{"batch": 1}])
+        FixedShapes(session, [{"batch": 1}])
     with pytest.raises(InputError, match="there is no bucket"):
-        Buckets(session, [])
+        FixedShapes(session, [])
 
 
 def test_a_model_without_a_mask_is_not_padded(session: Session) -> None:

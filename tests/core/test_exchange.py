@@ -11,11 +11,11 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxopt import Session
 from onnxopt.exchange import CARRIERS, Exchange, dtype_name, is_float
 from onnxopt.graph import worst_error
 from onnxopt.imports import OrtReference
 from onnxopt.model import tensors_of
-from onnxopt.runtime import Session
 
 TYPES = ["BFLOAT16", "FLOAT8E4M3FN", "FLOAT8E5M2", "INT4", "UINT4"]
 

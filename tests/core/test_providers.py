@@ -12,6 +12,7 @@ import onnx
 import onnx.parser
 import pytest
 
+from onnxopt import Session, placement
 from onnxopt.errors import InputError
 from onnxopt.providers import (
     CPU,
@@ -25,7 +26,6 @@ from onnxopt.providers import (
     smallest_bucket,
     tensorrt_options,
 )
-from onnxopt.runtime import Session, placement
 from onnxopt.spec import TensorSpec, Workload, cgroup_quota
 
 TEXT = (

@@ -15,9 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
 import onnxopt
+from onnxopt import Session
 from onnxopt.golden import read_cases
 from onnxopt.package import check_golden
-from onnxopt.runtime import Session
 
 FLOAT, STRING = TensorProto.FLOAT, TensorProto.STRING
 

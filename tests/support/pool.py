@@ -9,8 +9,8 @@ import onnx
 import onnx.parser
 import pytest
 
+from onnxopt import Session
 from onnxopt.model import Feeds
-from onnxopt.runtime import Session
 
 # the mean of the embeddings that the mask keeps, and the embeddings
 MODEL = """
