@@ -13,10 +13,12 @@ BIN  := $(VENV)/bin
 DONE := $(VENV)/.onnxopt-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup optimize test test-slow test-node lint format types check peers bench record bench-decode bench-quantized bench-encoder bench-convs bench-shrink bench-cuda cost census exam campaign real catalogue build clean distclean
+.PHONY: help setup optimize test test-slow test-node lint format types check docs catalogue peers bench record cost \
+	bench-decode bench-quantized bench-encoder bench-convs bench-shrink bench-cuda bench-serve census exam campaign real \
+	build clean distclean
 
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make optimize MODEL=minilm|gpt2-mini|bert-base-uncased|<Hub id>|<folder>|<file.onnx> [TARGET=cpu|cuda|tensorrt|portable]"
 	@echo "                [OUT=build/<name>] [WEIGHTS=random] [ARGS=\"--no-measure --json ...\"]"
@@ -56,51 +58,60 @@ types: $(DONE) ## Check types
 
 check: lint types test ## Everything that must pass before a commit
 
+docs: $(DONE) ## Build the documents as a site into site; a link that leads nowhere ends the build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+catalogue: $(DONE) ## Write the generated parts of the documents
+	$(BIN)/python -m tools.docs
+
 peers: $(DONE) ## Build a virtual environment per peer in .venv-peers
 	$(BIN)/python -m bench.peers
 
-bench: $(DONE) ## Run the peers side by side on MiniLM and write the table of the README
+bench: $(DONE) ## Run the peers side by side on MiniLM and write their tables
 	$(BIN)/python -m bench.run
-	$(BIN)/python -m bench.run --table README.md
+	$(BIN)/python -m bench.run --table docs/benchmarks/encoders.md
+	$(BIN)/python -m bench.headline --table README.md
 
 record: $(DONE) ## Measure the forms of kernels for some models and write the table that ships with the package (long)
 	$(BIN)/python -m bench.record
 
-cost: $(DONE) ## Measure what optimizing costs beside OnnxSlim and onnxsim and write the table of the README
+cost: $(DONE) ## Measure what optimizing costs beside OnnxSlim and onnxsim and write the table
 	$(BIN)/python -m bench.cost
-	$(BIN)/python -m bench.cost --table README.md
+	$(BIN)/python -m bench.cost --table docs/benchmarks/cost.md
 
-bench-decode: $(DONE) ## Run SmolLM2 beside onnxruntime-genai's own graph and write the table of the README
+bench-decode: $(DONE) ## Run SmolLM2 beside onnxruntime-genai's own graph and write the table
 	$(BIN)/python -m bench.decode
-	$(BIN)/python -m bench.decode --table README.md
+	$(BIN)/python -m bench.decode --table docs/benchmarks/decoders.md
 
-bench-cuda: $(DONE) ## Time BERT-base and SmolLM2 in fp16 on this machine's GPU and write the tables of the README
+bench-cuda: $(DONE) ## Time BERT-base and SmolLM2 in fp16 on this machine's GPU and write the tables
 	$(BIN)/python -m bench.cuda
-	$(BIN)/python -m bench.cuda --table README.md
+	$(BIN)/python -m bench.cuda --table docs/benchmarks/gpu.md
 
-bench-quantized: $(DONE) ## Run quantized SmolLM2 beside llama.cpp and genai's int4 and write the table of the README
+bench-quantized: $(DONE) ## Run quantized SmolLM2 beside llama.cpp and genai's int4 and write the table
 	$(BIN)/python -m bench.quantized
-	$(BIN)/python -m bench.quantized --table README.md
+	$(BIN)/python -m bench.quantized --table docs/benchmarks/decoders.md
+	$(BIN)/python -m bench.headline --table README.md
 
-bench-encoder: $(DONE) ## Judge MiniLM in int8 on text it has never seen and write the table of the README
+bench-encoder: $(DONE) ## Judge MiniLM in int8 on text it has never seen and write the table
 	$(BIN)/python -m bench.encoder
-	$(BIN)/python -m bench.encoder --table README.md
+	$(BIN)/python -m bench.encoder --table docs/benchmarks/int8.md
+	$(BIN)/python -m bench.headline --table README.md
 
-bench-convs: $(DONE) ## Quantize the networks of an OCR package and write the table of the README
+bench-convs: $(DONE) ## Quantize the networks of an OCR package and write the table
 	$(BIN)/python -m bench.convs
-	$(BIN)/python -m bench.convs --table README.md
+	$(BIN)/python -m bench.convs --table docs/benchmarks/int8.md
 
-bench-shrink: $(DONE) ## Prune MiniLM and SmolLM2 in several ways and write the tables of the README
+bench-shrink: $(DONE) ## Prune MiniLM and SmolLM2 in several ways and write the tables
 	$(BIN)/python -m bench.shrink
-	$(BIN)/python -m bench.shrink --table README.md
+	$(BIN)/python -m bench.shrink --table docs/benchmarks/shrinking.md
 
-bench-serve: $(DONE) ## Load a server of this machine with 64 clients and write the table of the README
+bench-serve: $(DONE) ## Load a server of this machine with 64 clients and write the table
 	$(BIN)/python -m bench.serve
-	$(BIN)/python -m bench.serve --table README.md
+	$(BIN)/python -m bench.serve --table docs/benchmarks/serving.md
 
-census: $(DONE) ## Take many architectures the whole road and write the table of the README (long)
+census: $(DONE) ## Take many architectures the whole road and write the table (long)
 	$(BIN)/python -m tests.census.run
-	$(BIN)/python -m tests.census.run --table README.md
+	$(BIN)/python -m tests.census.run --table docs/census.md
 
 exam: $(DONE) ## Take ONNX's own backend cases through optimize for cpu and portable and record what became of them (long)
 	$(BIN)/python -m tests.exam.backend
@@ -111,14 +122,11 @@ campaign: $(DONE) ## Optimize N=10000 random graphs from SEED=0 on, JOBS=2 at a 
 real: $(DONE) ## Optimize the .onnx files of some packages, ONLY=part of a name, compare, time and record them (long)
 	$(BIN)/python -m tests.exam.real $(if $(ONLY),--only "$(ONLY)")
 
-catalogue: $(DONE) ## Write the generated tables of the README
-	$(BIN)/python -m onnxopt.catalogue README.md
-
 build: $(DONE) ## Build the wheel and the source archive into dist
 	$(BIN)/python -m build
 
 clean: ## Remove artifacts and caches, keep .venv
-	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 distclean: clean ## Remove .venv too
 	rm -rf $(VENV)

@@ -119,7 +119,12 @@ class PassRecord(Record):
 
 
 class BlockCount(Record):
-    """How many blocks of one kind the graph has and how many of them are fused."""
+    """How many blocks of one kind the graph has and how many of them are fused.
+
+    Attributes:
+        fused: those that are one operator.
+        total: all of them.
+    """
 
     fused: int = Field(ge=0)
     total: int = Field(ge=0)

@@ -47,7 +47,7 @@ class Recipe:
 
     Attributes:
         name: the recipe's name, `models/<name>.py` with dashes for underscores.
-        title: one line for the table in the README.
+        title: the model in a few words, for messages.
         source: Hub id; for weights made here, their folder in this repository.
         task: transformers task name.
         sample: where real weights can be had without the Hub.

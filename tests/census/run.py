@@ -2,7 +2,7 @@
 
 python -m tests.census.run                            # everything, into bench/results/census.json
 python -m tests.census.run bert llama -e dynamo-23    # some
-python -m tests.census.run --table README.md          # write the table from the results
+python -m tests.census.run --table docs/census.md     # write the table from the results
 """
 
 from __future__ import annotations
@@ -402,7 +402,15 @@ def table(path: Path = RESULTS) -> str:
         notes.extend(_notes(r) for r in row if r is not None)
     missing = [note for note in notes if note]
     if missing:
-        lines += ["", "<details><summary>What is missing, and why</summary>", "", *missing, "", "</details>"]
+        lines += [
+            "",
+            '<details markdown="1">',
+            "<summary>What is missing, and why</summary>",
+            "",
+            *missing,
+            "",
+            "</details>",
+        ]
     return "\n".join(lines)
 
 

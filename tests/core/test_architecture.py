@@ -74,7 +74,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("forms",),
     ("evidence",),
     ("road",),
-    ("catalogue", "live", "compress"),
+    ("live", "compress"),
     ("commands",),
     ("cli",),
     ("__main__",),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import convs, cost, cuda, decode, encoder, peers, quantized, run, serve, shrink, table
+from bench import decode, peers, run, table
 from bench.inputs import moved_left, padded, ragged_lengths, with_holes
 
 STREAM = list(range(1000, 1500))
@@ -122,22 +122,22 @@ def test_a_peer_that_failed_stands_in_the_table_with_its_error() -> None:
 
 
 def test_tables_go_between_the_marks(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{table.START}\nstale\n{table.END}\nafter\n", encoding="utf-8")
-    table.put(readme, (table.START, table.END), table.render(make_result(make_peer("a", 8.0))))
-    once = readme.read_text(encoding="utf-8")
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{table.START}\nstale\n{table.END}\nafter\n", encoding="utf-8")
+    table.put(page, (table.START, table.END), table.render(make_result(make_peer("a", 8.0))))
+    once = page.read_text(encoding="utf-8")
     assert "stale" not in once
     assert once.startswith("before\n")
     assert once.endswith(f"{table.END}\nafter\n")
-    table.put(readme, (table.START, table.END), table.render(make_result(make_peer("a", 8.0))))
-    assert once == readme.read_text(encoding="utf-8")
+    table.put(page, (table.START, table.END), table.render(make_result(make_peer("a", 8.0))))
+    assert once == page.read_text(encoding="utf-8")
 
 
 def test_a_file_without_marks_is_refused(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"{table.END} {table.START}", encoding="utf-8")
+    page = tmp_path / "page.md"
+    page.write_text(f"{table.END} {table.START}", encoding="utf-8")
     with pytest.raises(ValueError, match="expected one"):
-        table.put(readme, (table.START, table.END), table.render(make_result()))
+        table.put(page, (table.START, table.END), table.render(make_result()))
 
 
 def test_the_last_error_of_a_log_is_told_without_our_folders() -> None:
@@ -173,16 +173,6 @@ def test_two_models_are_compared_within_rounds_since_the_machine_changes_between
     assert decode.faster(result, "ours", "theirs", "alone") == 1.5
     assert decode.cell(result, "ours", "alone", "theirs").endswith(" (1.50×)")
     assert "×" not in decode.cell(result, "theirs", "alone", "theirs")
-
-
-@pytest.mark.parametrize(
-    "module", [convs, cost, cuda, decode, encoder, quantized, serve, shrink], ids=lambda one: one.__name__
-)
-def test_the_readme_has_a_place_for_every_table(module: Any, tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text((peers.ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
-    table.put(readme, module.MARKS, "a table")
-    assert f"{module.MARKS[0]}\n\na table\n{module.MARKS[1]}" in readme.read_text(encoding="utf-8")
 
 
 def test_tables_need_results(tmp_path: Path) -> None:

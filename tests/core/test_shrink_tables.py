@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from bench import distill, shrink
+from bench import distill
 
 ROOT = Path(__file__).parents[2]
-
-
-def test_the_readme_shows_what_was_recorded() -> None:
-    known = json.loads(shrink.RESULT.read_text(encoding="utf-8"))
-    start, end = shrink.MARKS
-    shown = (ROOT / "README.md").read_text(encoding="utf-8").split(start)[1].split(end)[0]
-    assert shown.strip() == shrink.render(known).strip()
 
 
 def test_a_distillation_is_shown_with_its_curve() -> None:
