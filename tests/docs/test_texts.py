@@ -40,10 +40,6 @@ def options() -> dict[str, set[str]]:
     }
 
 
-def named(page: Path) -> set[str]:
-    return {page.relative_to(ROOT).as_posix()}
-
-
 def test_the_readme_is_a_door_and_not_a_wall() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= LONGEST_README
 
@@ -125,3 +121,12 @@ def test_tables_show_what_was_recorded(module: str, page: str) -> None:
 def test_every_benchmark_has_a_page() -> None:
     pages = {page for _, page in tables()}
     assert {page.relative_to(ROOT).as_posix() for page in (ROOT / "docs" / "benchmarks").glob("*.md")} <= pages
+
+
+def test_messages_of_the_troubleshooting_page_are_said() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    section = text.split("## A model is refused")[1].split("\n## ")[0]
+    messages = re.findall(r"^\| `([^`]+)`", section, re.MULTILINE)
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "onnxopt").rglob("*.py"))
+    assert messages
+    assert not [said for said in messages if said.removesuffix("…").strip() not in source]
