@@ -1,9 +1,8 @@
 """The pattern language: a small term language over ONNX nodes and its complete matcher.
 
 A pattern is a term. `op.Mul(x, scalar(0.5))` matches a Mul node with a constant one half on either side. Matching is
-complete:
-every way to satisfy the term is tried (operand orders, alternatives, optional nodes), so a rule never depends on the
-order in which an exporter wrote its operands. Values are matched along use-def edges, never by name.
+complete: every way to satisfy the term is tried (operand orders, alternatives, optional nodes), so a rule never depends
+on the order in which an exporter wrote its operands. Values are matched along use-def edges, never by name.
 
 The words at the end (`scalar`, `scaled`, `squared`, `linear`, ...) are the vocabulary of the rules: a new spelling of
 an exporter becomes one more alternative here and every rule gains it.

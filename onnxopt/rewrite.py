@@ -1,8 +1,7 @@
 """What a pass is: the two shapes of a pass file, the match it works on, and the builder of new nodes.
 
 A `Rule` finds a small region by pattern, decides in `guard`, and builds the replacement in `rewrite`. A `Pass` changes
-the
-graph as a whole in `run`. Both declare a numerics contract that the driver proves, match by match or for the whole
+the graph as a whole in `run`. Both declare a numerics contract that the driver proves, match by match or for the whole
 graph.
 """
 

@@ -16,9 +16,8 @@ After::
 
 Meets: TorchScript exports of SDPA and eager attention, decomposed dynamo exports (opset 18), with the scale on q, on k,
     on both or on the product; scores that are soft-capped (Gemma 2); masks that are added and masks that are written
-    over the scores, relative-position and
-    ALiBi biases, up to three of them in any order; with or without the exporter's guard for fully masked rows; learned
-    sinks, scores of no key that only take weight (gpt-oss).
+    over the scores, relative-position and ALiBi biases, up to three of them in any order; with or without the
+    exporter's guard for fully masked rows; learned sinks, scores of no key that only take weight (gpt-oss).
 Numerics: reassociated. What hides keys comes from integers or flags [batch, keys] in every export: 0 and 1, and a row
     that sees nothing is one of padding, whose answer means nothing. Where it may be anything (floats, flags for every
     query), each row keeps its answer, equal weights for a row that sees nothing among them; what the operator cannot

@@ -13,8 +13,7 @@ After::
 Meets: encoders after fuse-padding-mask and pack-qkv.
 Numerics: reassociated.
 Source: ONNX Runtime contrib operator Attention; the mask stays raw and two-dimensional, so that left padding and holes
-    are right
-    (a one-dimensional mask index means right padding only, onnxruntime issue 18945).
+    are right (a one-dimensional mask index means right padding only, onnxruntime issue 18945).
 """
 
 from __future__ import annotations

@@ -11,8 +11,7 @@ After::
 Meets: the result of fuse-gelu and of dynamo at opset 20 and later.
 Numerics: reassociated. The kernels approximate erf and tanh by polynomials.
 Source: ONNX Runtime pull request 27690 (fused erf on AVX-512); [128, 1536] takes 124 µs instead of the 163 µs of
-    ai.onnx Gelu-20, and
-    97 µs for the tanh form, on an AVX-512 EPYC, one thread, 1.31.1.
+    ai.onnx Gelu-20, and 97 µs for the tanh form, on an AVX-512 EPYC, one thread, 1.31.1.
 """
 
 from __future__ import annotations

@@ -12,8 +12,7 @@ After::
 Meets: embedding sums and post-norm residuals that keep their batch and sequence axes.
 Numerics: exact: Sum adds from left to right.
 Source: the CPU session merges Add and LayerNormalization on three axes into SkipLayerNormalization, 250 µs instead of
-    33 µs for
-    [128, 384] (1.31.1, AVX-512 EPYC, one thread). It does not look for Sum.
+    33 µs for [128, 384] (1.31.1, AVX-512 EPYC, one thread). It does not look for Sum.
 """
 
 from __future__ import annotations

@@ -11,8 +11,7 @@ After::
 
 Meets: torch.nn.functional.normalize behind mean pooling, in sentence embedders.
 Numerics: reassociated, for vectors that are zero or longer than the guard of the division (1e-12 in torch): a shorter
-    one would
-    come out shorter than 1, and now comes out as a unit vector.
+    one would come out shorter than 1, and now comes out as a unit vector.
 Source: ONNX operator LpNormalization-22; ONNX Runtime's kernel gives zero for a zero vector, as the division does.
     ‖x / c‖ = ‖x‖ / c for c > 0.
 """

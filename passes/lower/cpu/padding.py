@@ -13,8 +13,8 @@ After::
 Meets: encoders after fuse-padding-mask and pack-qkv, whatever side or holes the padding has.
 Numerics: reassociated, on positions that are not padding; padded positions of an output become zero.
 Source: the construction follows RemovePadding and RestorePadding of ONNX Runtime's CUDA encoders, in stock operators.
-    Rows are packed
-    to the left whatever the padding was, and the padded length is the longest real row, so masks become lengths.
+    Rows are packed to the left whatever the padding was, and the padded length is the longest real row, so masks become
+    lengths.
 """
 
 from __future__ import annotations

@@ -11,12 +11,10 @@ After::
     h' ─ … ─ Gemm(W, h') ─ LayerNormalization                 h' ─ Gemm(V, c − b V)
 
 Meets: post-norm encoders (BERT, MiniLM, RoBERTa, DistilBERT), where the residual is the output of a normalization whose
-    other readers
-    are linear layers.
+    other readers are linear layers.
 Numerics: reassociated. The identity is exact in real numbers; one addition moves before the product.
 Source: x W + b + h = x W + (h + b), and (h + b) V + (c − b V) = h V + c. The kernel adds its third operand while it
-    writes the
-    product, so the separate pass over the activations goes away.
+    writes the product, so the separate pass over the activations goes away.
 """
 
 from __future__ import annotations

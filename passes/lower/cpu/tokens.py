@@ -9,12 +9,10 @@ After::
     Gemm ─ Gelu ─ Gemm
 
 Meets: the result of lower-linear. A Reshape that restores the axes sinks below elementwise operators and normalizations
-    of the last
-    axis until something really needs the axes (attention, an output).
+    of the last axis until something really needs the axes (attention, an output).
 Numerics: exact. The same rows, the same order.
 Source: elementwise f and row-wise f commute with a Reshape of the leading axes. In two dimensions the CPU session also
-    cannot merge
-    Add and LayerNormalization into SkipLayerNormalization, whose kernel is 7 times slower (1.31.1).
+    cannot merge Add and LayerNormalization into SkipLayerNormalization, whose kernel is 7 times slower (1.31.1).
 """
 
 from __future__ import annotations
