@@ -151,7 +151,7 @@ class Session:
             device: where to run, instead of `target`: `auto` (the artifact's own target, else the CPU with a note),
                 `cpu`, `cuda`, `tensorrt`, or a plugin: `openvino`, `tensorrt-rtx`.
             workload: request shapes that TensorRT builds for; the default is the artifact's own.
-            cuda_graph: capture each fixed shape once and replay it; for `onnxopt.buckets`.
+            cuda_graph: capture each fixed shape once and replay it; for `FixedShapes`.
             exact: on CUDA multiply float32 as float32, not as TF32; slower.
             config: session configuration entries of onnxruntime.
             profile: beginning of the name of a file that gets the times of all kernels, written by `end_profile`.

@@ -59,6 +59,13 @@ def test_public_names_are_things_and_not_the_modules_they_come_from() -> None:
         assert callable(getattr(onnxopt, name)), name
 
 
+def test_a_class_says_what_it_is_made_of() -> None:
+    page = api.public_face()
+    for name in ("Session", "Batcher", "Generator", "FixedShapes"):
+        section = page.split(f"### {name}\n")[1].split("\n### ")[0].split("\n#### ")[0]
+        assert "**Args**" in section
+
+
 def test_a_signature_takes_a_line_per_parameter_when_it_is_long() -> None:
     def short(self: object, path: str, *, limit: int = 3) -> bool:
         """Say something."""

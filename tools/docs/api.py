@@ -41,6 +41,8 @@ def _section(home: str, name: str) -> str:
     parts = [f"### {name}", f"```python\n{signature_of(f'{home}.{name}', thing)}\n```"]
     parts += [documented.summary, described(documented)]
     if inspect.isclass(thing):
+        made = vars(thing).get("__init__")  # where a class says what it is made of, if not in its own docstring
+        parts += [described(read(made))] if made is not None and made.__doc__ else []
         parts += [_member(thing, inner) for inner in members(thing)]
     return "\n\n".join(part for part in parts if part)
 

@@ -34,8 +34,11 @@ class Docstring:
     lists: dict[str, str]
 
     def items(self, label: str) -> dict[str, str]:
-        """Return the entries of a list by name, each on one line; a list without names is one entry named ''."""
-        return dict(_items(self.lists.get(label, "")))
+        """Return the entries of a list by name, each on one line; what is returned is one entry named ''."""
+        text = self.lists.get(label, "")
+        if label in {"Returns", "Yields"}:
+            return {"": " ".join(text.split())} if text else {}
+        return dict(_items(text))
 
 
 def read(thing: object) -> Docstring:
