@@ -48,7 +48,7 @@ def test_the_readme_is_a_door_and_not_a_wall() -> None:
 def test_links_of_the_front_door_lead_somewhere(name: str) -> None:
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (ROOT / name).read_text(encoding="utf-8"))
     assert links
-    assert not [link for link in links if not link.startswith("https://") and not (ROOT / link).is_file()]
+    assert not [link for link in links if not link.startswith("https://") and not (ROOT / link).exists()]
 
 
 def test_every_page_is_reached_from_the_readme_or_the_index() -> None:
