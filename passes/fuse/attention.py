@@ -39,6 +39,7 @@ from onnxopt.patterns import FLOATS, Const, Ops, Pat, Var, either, scalar
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
 from onnxopt.sidegraph import MaskOrigin, origin_of_mask
 from onnxopt.sizes.derive import same_dimension
+from onnxopt.sizes.emptiness import may_be_empty
 
 # How keys become [..., size, keys], and what brings the same keys to [..., keys, size]; None where they are that
 # already.
@@ -102,6 +103,9 @@ class FuseAttention(Rule):
         alike = same_dimension(q, v, 0) and same_dimension(q, keys, 0, place)
         batches = [(dims(value) or ())[axis] for value, axis in ((q, 0), (keys, place), (v, 0))]
         match.require(alike, f"queries, keys and values have the batches {batches}", q)
+        for value, axes in ((q, (0, -2)), (v, (-2,))):
+            rows = not any(may_be_empty(match.model, value, axis) for axis in axes)
+            match.require(rows, "there may be no queries or no keys, and Attention takes some", value)
         if ranks == {4}:
             _require_heads(match, q, keys, v)
         axis = attribute(match.named["softmax"], "axis")

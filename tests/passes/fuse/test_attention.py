@@ -377,3 +377,29 @@ def test_a_scale_of_zero_on_queries_stays_in_front() -> None:
     assert outcome.ops == ["Mul", "Attention"]
     assert outcome.attributes("Attention") == {"scale": 1.0}
     assert outcome.worst_error() < 1e-5
+
+
+CUT = "q = Slice(rows, first, end, axis)"
+
+
+@pytest.mark.parametrize(("first", "empty"), [(9, True), (-3, False)])
+@pytest.mark.parametrize("mask", ["", ", float[batch,1,1,sequence] mask"])
+def test_holds_back_where_there_may_be_no_queries(mask: str, first: int, *, empty: bool) -> None:
+    """The kernel refuses an attention of no rows, at sizes at which the original answers with none."""
+    text = spelled(f"{CUT} {SCORES['no scale'][0]}", mask=mask).replace(f"{HEADS} q", f"{HEADS} rows")
+    weights = {"first": np.array([first]), "end": np.array([2**40]), "axis": np.array([2])}
+    outcome = run_passes(text, "remove-no-ops", "fuse-attention", weights=weights, opset=23)
+    assert outcome.rolled_back == []
+    assert outcome.entry.applied == (0 if empty else 1)
+    assert any("there may be no queries" in reason for reason in outcome.reasons) is empty
+    for sequence in (1, 3, 9, 10):
+        assert outcome.worst_error_at(2, sequence) < 1e-5
+
+
+def test_holds_back_where_there_may_be_no_keys() -> None:
+    text = spelled("k = Slice(rows, first, end, axis) v = Slice(more, first, end, axis) " + SCORES["no scale"][0])
+    text = text.replace(f"{HEADS} k", f"{HEADS} rows").replace(f"{HEADS} v", f"{HEADS} more")
+    weights = {"first": np.array([9]), "end": np.array([2**40]), "axis": np.array([2])}
+    outcome = run_passes(text, "remove-no-ops", "fuse-attention", weights=weights, opset=23)
+    assert (outcome.entry.applied, outcome.rolled_back) == (0, [])
+    assert "there may be no queries or no keys" in outcome.reasons[0]
