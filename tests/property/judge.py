@@ -216,7 +216,7 @@ def compared(
     verdict = Verdict(RIGHT)
     least = _promised_from(path.parent)
     for one in tried:
-        if any(not size and least.get(axis, 0) for axis, size in one.sizes.items()):
+        if any(least.get((name, place), 0) for name, array in one.feeds.items() for place in _empty_axes(array)):
             continue  # an empty axis that the artifact does not promise to answer
         expected = answers_of(sessions[0], one.feeds)
         if expected is None:
@@ -232,11 +232,21 @@ def compared(
     return verdict
 
 
-def _promised_from(folder: Path) -> dict[str, int]:
-    """Return from which size on an artifact answers, by axis."""
+def _promised_from(folder: Path) -> dict[tuple[str, int], int]:
+    """Return from which size on an artifact answers, by input and axis: an axis without a name has got one."""
     described = folder / "io.json"
-    sizes = json.loads(described.read_text(encoding="utf-8")).get("sizes", {}) if described.is_file() else {}
-    return {axis: int(found["least"]) for axis, found in sizes.items()}
+    said = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
+    sizes = said.get("sizes", {})
+    return {
+        (one["name"], place): int(sizes[axis]["least"])
+        for one in said.get("inputs", ())
+        for place, axis in enumerate(one["axes"])
+        if axis in sizes
+    }
+
+
+def _empty_axes(array: Array) -> list[int]:
+    return [place for place, size in enumerate(array.shape) if not size]
 
 
 def _signature_kept(before: Any, after: Any) -> str | None:
