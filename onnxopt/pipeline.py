@@ -178,11 +178,12 @@ LOWER: dict[Provider, tuple[str, ...]] = {
         "read-dimension-from-input",
         *TIDY,
     ),
-    "portable": ("lower-last-token", *TIDY),
+    "portable": ("lower-last-token", "lower-group-norm", *TIDY),
     "cuda": (
         *CACHED_ATTENTION,
         "pack-cached-qkv",
         "lower-attention",
+        "lower-group-norm",
         "lower-silu",
         "spread-linear",
         "lower-bias-gelu",
@@ -193,7 +194,7 @@ LOWER: dict[Provider, tuple[str, ...]] = {
         "read-dimension-from-input",
         *TIDY,
     ),
-    "tensorrt": ("lower-last-token", *TIDY),
+    "tensorrt": ("lower-last-token", "lower-group-norm", *TIDY),
 }
 
 # For the prompts of a decoder in int8: its attention first, each projection apart, as the plan has them, then grids.
