@@ -2,7 +2,8 @@
 
 A Reshape cannot infer a size beside an empty one, and kernels refuse what has no rows. Where an axis of an input is
 empty, the finished graph is tried and what it does not answer is said (`onnxopt.empties`); but what a graph cuts out of
-its inputs may be empty at any size, and there it must answer as it did.
+its inputs may be empty at any size, and there it must answer as it did. A past is empty before the first token, so its
+axis is not among those that are left to be tried.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from functools import lru_cache
 
 import onnx_ir as ir
 
+from onnxopt.cache import PAST
 from onnxopt.graph import dims
 from onnxopt.sizes.check import axes_in, same_everywhere
 from onnxopt.sizes.derive import FACT_KEY
@@ -29,7 +31,7 @@ def note_ranges(graph: ir.Graph, ranges: Mapping[str, AxisRange]) -> None:
 
 
 def may_be_empty(model: ir.Model, value: ir.Value | None, axis: int) -> bool:
-    """Tell whether an axis of a value may be empty while no axis of an input is.
+    """Tell whether an axis of a value may be empty while no axis of an input is, but for that of a past.
 
     Args:
         model: it lies in.
@@ -43,12 +45,13 @@ def may_be_empty(model: ir.Model, value: ir.Value | None, axis: int) -> bool:
     if size is None:
         shape = dims(value) or ()
         said = shape[axis] if -len(shape) <= axis < len(shape) else None
-        return said is None or said == 0  # a pass has written the name of an input's axis
+        return said in (None, 0, PAST)  # another name is that of an input's axis, written by a pass
     if not isinstance(size, Poly):
         return size < 1
     ranges: Mapping[str, AxisRange] = model.graph.meta.get(RANGES_KEY, {})
-    known = ((name, ranges.get(name, AxisRange())) for name in sorted(axes_in(size)))
-    return not _never_zero(size, tuple((name, replace(found, least=max(1, found.least))) for name, found in known))
+    known = [(name, ranges.get(name, AxisRange(least=0))) for name in sorted(axes_in(size))]
+    least = {name: max(0 if name == PAST else 1, found.least) for name, found in known}
+    return not _never_zero(size, tuple((name, replace(found, least=least[name])) for name, found in known))
 
 
 def shape_may_be_empty(model: ir.Model, value: ir.Value | None) -> bool:

@@ -53,6 +53,16 @@ def test_a_size_at_which_the_model_does_not_run_empties_nothing() -> None:
         assert may_be_empty(model, model.graph.outputs[0], 1) is empty
 
 
+@pytest.mark.parametrize(("nodes", "empty"), [("y = Neg(x)", True), ("y = Concat<axis=1>(x, x, one_row)", False)])
+def test_a_past_is_empty_before_the_first_token(nodes: str, *, empty: bool) -> None:
+    text = f"""<ir_version: 10, opset_import: ["" : 20]>
+    g (float[batch,past_sequence,4] x, float[batch,1,4] one_row) => (float y) {{ {nodes} }}"""
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    derivation = Derivation()
+    prepare(model, derivation)
+    assert may_be_empty(model, model.graph.outputs[0], 1) is empty
+
+
 def test_what_is_not_known_may_be_empty() -> None:
     model = prepared("y = Neg(x)")
     assert may_be_empty(model, model.graph.outputs[0], 7)
