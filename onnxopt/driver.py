@@ -38,6 +38,7 @@ from onnxopt.rewrite import AS_IS, Builder, Pass, Refusal, Rewrite, Rule
 from onnxopt.rows import rows_that_matter
 from onnxopt.sizes import Derivation
 from onnxopt.sizes.annotate import annotate, hand_over
+from onnxopt.sizes.emptiness import note_ranges
 from onnxopt.spec import Exact, Lossy, Signature
 
 logger = logging.getLogger(__name__)
@@ -237,6 +238,7 @@ class Driver:
     def _annotate(self) -> None:
         if not self._annotated:
             annotate(self.model, self.derivation, incomplete=self._reshaped)
+            note_ranges(self.model.graph, self.derivation.ranges)
             self._annotated, self._reshaped = True, False
 
     def _prove(self, rule: Rule, chosen: list[Candidate]) -> list[Verdict]:

@@ -8,7 +8,7 @@ tried, and where the result does not answer as the original does, sizes from 1 o
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 
 from onnxopt.cache import PAST, SEQUENCE, TOTAL, Cache, complete_all
@@ -95,11 +95,23 @@ def _compared(run: Callable[[Feeds], Feeds], loaded: Loaded, sizes: dict[str, in
         logger.debug("the original does not run at %s: %s", sizes, error)
         return None
     found = _answer(run, feeds)
-    errors = {name: _error(found.get(name), answer) for name, answer in expected.items()}
+    declared = {spec.name: spec.axes for spec in loaded.signature.outputs}
+    errors = {
+        name: _error(found.get(name), answer) if _is_declared(declared[name], answer.shape, sizes) else float("inf")
+        for name, answer in expected.items()
+    }
     return [
         ProofRecord(sizes=sizes, padding="none", output=name, worst_relative_error=error, worst_absolute_error=error)
         for name, error in errors.items()
     ]
+
+
+def _is_declared(axes: Sequence[int | str], shape: Sequence[int], sizes: Mapping[str, int]) -> bool:
+    """Tell whether an output has the sizes that are declared; they are derived for axes that are not empty."""
+    if len(axes) != len(shape):
+        return True  # of another rank nothing is declared
+    known = [axis if isinstance(axis, int) else sizes.get(axis) for axis in axes]
+    return all(said in (None, size) for said, size in zip(known, shape, strict=True))
 
 
 def _answer(run: Callable[[Feeds], Feeds], feeds: Feeds) -> Mapping[str, Array]:

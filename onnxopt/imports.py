@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,13 +13,14 @@ from typing import Any, TypeVar
 import onnx_ir as ir
 
 from onnxopt.axis_names import name_axes
+from onnxopt.cache import Cache
 from onnxopt.compared import compared_values
 from onnxopt.draws import take_out
 from onnxopt.errors import InputError
 from onnxopt.exchange import CARRIERS, FOLDER_KEY, PLAIN, Exchange, carried_file, dtype_name
 from onnxopt.given import Given
 from onnxopt.graph import constant_value
-from onnxopt.graph_feeder import GraphFeeder, input_kinds, plan_input
+from onnxopt.graph_feeder import GraphFeeder, InputPlan, input_kinds, plan_input
 from onnxopt.model import Array, Feeds, Loaded, shape_text
 from onnxopt.prober import Prober
 from onnxopt.roles import canonical_names, find_batch, find_mask, renamed_axis, renamed_feeder, structural_roles
@@ -190,10 +191,12 @@ def load_onnx(path: Path, *, given: Given | None = None, progress: Progress | No
     chosen.check(Signature(tuple(named), ()), where)
     plans = tuple(plan_input(value, spec, model.functions) for value, spec in zip(taken, named, strict=True))
     logger.info("inputs of %s: %s", path.name, input_kinds(plans))
+    flags = _promised_flags(plans, chosen)
     values = {
         plan.spec.name: chosen.typed_values(plan.spec) or compared_values(value, plan.spec, model.functions)
         for value, plan in zip(taken, plans, strict=True)
-        if plan.spec.name in chosen.values or plan.kind in ("integer", "float", "text", "ones")
+        if plan.spec.name not in flags
+        and (plan.spec.name in chosen.values or plan.kind in ("integer", "float", "text", "ones"))
     }
     draws = take_out(model, where)  # behind the plans: what draws also tells what its inputs are
     notes += [] if draws is None else [draws.note]
@@ -245,8 +248,26 @@ def load_onnx(path: Path, *, given: Given | None = None, progress: Progress | No
         ones=frozenset(map(new, prober.ones)),
         pinned=frozenset(map(new, prober.pinned)),
         names=feeder.names,
+        free=_free_inputs(signature, flags),
         draws=draws,
     )
+
+
+def _promised_flags(plans: Sequence[InputPlan], given: Given) -> frozenset[str]:
+    """Return the inputs of more than one number of which the user says that they hold 0 and 1, and nothing else.
+
+    That is a promise about each entry, as a padding mask keeps it, and no number to fill the input with.
+    """
+    return frozenset(
+        plan.spec.name for plan in plans if plan.spec.axes and set(given.typed_values(plan.spec)) == {0, 1}
+    )
+
+
+def _free_inputs(signature: Signature, flags: frozenset[str]) -> frozenset[str]:
+    """Return the inputs of which nobody has said that they hold 0 and 1 where they are masks (see `is_contract`)."""
+    if Cache.of(signature) is not None:
+        return frozenset()
+    return frozenset(spec.name for spec in signature.inputs if spec.name not in flags)
 
 
 # ---------------------------------------------------------------------------------------------------------------- graph

@@ -90,6 +90,7 @@ class Loaded:
         pinned: axes that run at other sizes than the usual one only while all others keep theirs.
         turning: sizes of an axis at which something in the graph changes, derived from it.
         names: of axes in the file, by the names that they have in here, where those differ.
+        free: names of inputs that may hold anything: a mask among them need not be of 0 and 1.
         random_weights: true when the weights are made up and accuracy means nothing.
         draws: what the graph draws at random, taken out of it for as long as it is worked on.
     """
@@ -111,6 +112,7 @@ class Loaded:
     pinned: frozenset[str] = frozenset()
     turning: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
+    free: frozenset[str] = frozenset()
     draws: Draws | None = None
 
     def runnable(self, sizes: Mapping[str, int]) -> dict[str, int]:

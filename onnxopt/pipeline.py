@@ -31,6 +31,7 @@ from onnxopt.probe import MAX_IR_VERSION, ProbeError
 from onnxopt.profit import Profit
 from onnxopt.registry import get
 from onnxopt.rewrite import Rewrite, Rule
+from onnxopt.sidegraph import FREE_KEY
 from onnxopt.sizes import Derivation
 from onnxopt.sizes.annotate import annotate, declared
 from onnxopt.sizes.derive import claims
@@ -177,11 +178,12 @@ LOWER: dict[Provider, tuple[str, ...]] = {
         "read-dimension-from-input",
         *TIDY,
     ),
-    "portable": ("lower-last-token", *TIDY),
+    "portable": ("lower-last-token", "lower-group-norm", *TIDY),
     "cuda": (
         *CACHED_ATTENTION,
         "pack-cached-qkv",
         "lower-attention",
+        "lower-group-norm",
         "lower-silu",
         "spread-linear",
         "lower-bias-gelu",
@@ -192,7 +194,7 @@ LOWER: dict[Provider, tuple[str, ...]] = {
         "read-dimension-from-input",
         *TIDY,
     ),
-    "tensorrt": ("lower-last-token", *TIDY),
+    "tensorrt": ("lower-last-token", "lower-group-norm", *TIDY),
 }
 
 # For the prompts of a decoder in int8: its attention first, each projection apart, as the plan has them, then grids.
@@ -280,6 +282,7 @@ class Pipeline:
         self._derivation = derivation_of(self.loaded)
         if self._cached:
             self.model.graph.metadata_props[CONTEXT_KEY] = str(self.loaded.origin.get("context_length", 0))
+        self.model.graph.meta[FREE_KEY] = self.loaded.free
         driver, stages = self._driver("canonicalize"), passes_of(self.target)
         prepare(self.model, self._derivation)
         self.loaded.signature = driver.signature = declared(self.loaded.signature, self.model, self._derivation)

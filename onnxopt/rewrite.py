@@ -215,8 +215,10 @@ class Builder:
         can be told).
 
         Raises:
-            Refusal: no graph input has a wanted axis.
+            Refusal: no graph input has a wanted axis, or a wanted size is 0, beside which none can be inferred.
         """
+        if 0 in wanted:
+            raise Refusal("the tensor is empty")
         read = sum(isinstance(dim, str) for dim in wanted) > 1 and opset(self.model) >= ALLOWS_ZERO
         return self.node("Reshape", [value, self.dimensions(wanted, name)], {"allowzero": 1 if read else None})[0]
 

@@ -39,6 +39,8 @@ ACTIVATIONS = frozenset(
     | {"Sigmoid", "Softmax", "Tanh"}
 )
 SOFT = (0.0, 0.0, 1.0, 0.25, 0.5, 2.0, -1.0)  # what a mask of floats may hold
+ODD = (0, 0, 1, 2, -1, 3)  # what one of integers may hold, where nobody has said that it holds 0 and 1
+FREE_KEY = "onnxopt.free_inputs"  # in a graph's meta: names of inputs whose masks need not be of 0 and 1
 PROBES = ((1, 1, 0), (2, 5, 0), (3, 8, 0), (2, 1, 6), (3, 4, 7), (4, 37, 0), (2, 9, 41))  # batch, new tokens, past
 
 
@@ -206,6 +208,8 @@ class MaskMeaning:
         window: how many of these, itself included; 0 for all.
         slopes: for each head, what a key gets for every place that it stands further on (ALiBi); empty for nothing.
         columns: the places are columns, padding among them; else the real tokens of a row are counted.
+        fill: the number that hidden keys get added, where the source may hold anything and a row that sees nothing has
+            an answer by it; None where there is none, or where no such row is asked for.
     """
 
     source: ir.Value
@@ -213,6 +217,7 @@ class MaskMeaning:
     window: int = 0
     slopes: tuple[float, ...] = ()
     columns: bool = False
+    fill: float | None = None
 
     def allowed(self, probe: Probe) -> Array:
         """Return bool [batch, 1, new tokens, all tokens]."""
@@ -232,22 +237,28 @@ class MaskOrigin:
     """What a mask is made of.
 
     Attributes:
-        free: an input that may hold anything: floats, or flags of other axes than [batch, keys]. Integers of two axes
-            and such flags are a padding mask, ids or positions, which hold 0 and 1 where they are masks, and leave
-            every row a key but for sentences that are nothing but padding.
-        far: a number so large that it hides keys is among it.
-        endless: an infinite one is.
+        free: an input that may hold anything (see `is_contract`).
+        numbers: magnitudes of the numbers among it that are so large that they hide keys, each once.
     """
 
     free: ir.Value | None
-    far: bool
-    endless: bool
+    numbers: tuple[float, ...]
+
+    @property
+    def far(self) -> bool:
+        """Whether it hides keys."""
+        return bool(self.numbers)
+
+    @property
+    def endless(self) -> bool:
+        """Whether it hides them by an infinite number."""
+        return math.inf in self.numbers
 
 
 def origin_of_mask(mask: ir.Value) -> MaskOrigin:
     """Tell what a mask, or another part of the scores, is made of; activations count as neither free nor far."""
     free: ir.Value | None = None
-    sizes = [0.0]
+    sizes: set[float] = set()
     seen: set[ir.Value] = set()
     stack = [mask]
     while stack:
@@ -258,18 +269,27 @@ def origin_of_mask(mask: ir.Value) -> MaskOrigin:
         seen.add(value)
         if is_constant(value):
             found = number(value) if value.dtype in FLOAT_TYPES else None
-            sizes.append(abs(found or 0.0))
+            sizes.add(abs(found or 0.0))
         elif node is None or has_subgraph(node):
-            free = free if node is None and _is_contract(value) else value
+            free = free if node is None and is_contract(value) else value
         elif node.op_type not in (*ACTIVATIONS, "Shape", "Size"):
             stack.extend(parent for parent in node.inputs if parent is not None)
-    return MaskOrigin(free, max(sizes) >= -MASKED_BELOW, math.isinf(max(sizes)))
+    return MaskOrigin(free, tuple(sorted(size for size in sizes if size >= -MASKED_BELOW)))
 
 
-def _is_contract(value: ir.Value) -> bool:
-    """Tell whether an input is integers of two axes at most, or flags [batch, keys]."""
+def is_contract(value: ir.Value) -> bool:
+    """Tell whether an input holds 0 and 1 where it is a mask, and leaves every row of a text a key.
+
+    That is so of integers of two axes at most, and of flags [batch, keys], of a checkpoint: its graph is our export,
+    and tokenizers write the mask. A decoder with a cache counts positions by its mask, which is part of the contract of
+    the cache. Of any other file nobody has said it: ONNX Runtime takes 2 and -1 and rows of zeros, which
+    `(1 - mask) * -10000` answers in a way of its own, and so must what is made of it, unless its user promises 0 and 1.
+    """
     shape = dims(value)
+    graph = value.graph
     if shape is None or value.dtype is None or value.dtype in FLOAT_TYPES:
+        return False
+    if isinstance(graph, ir.Graph) and value.name in graph.meta.get(FREE_KEY, ()):
         return False
     flags = value.dtype == ir.DataType.BOOL
     return len(shape) == len(set(shape)) == 2 if flags else len(shape) <= 2
@@ -315,8 +335,8 @@ def _meaning_of_mask(model: ir.Model, mask: ir.Value) -> MaskMeaning | str:
                 reason = _differs(found, probe, guess)
             if reason:
                 return f"{reason} ({probe})"
-        if source.dtype in FLOAT_TYPES:
-            return _held_to_all_floats(side, source, guess)
+        if not is_contract(source):
+            return _held_to_all_numbers(side, source, guess)
     except (ProbeError, KeyError, ValueError) as error:
         return f"the mask cannot be probed: {error}"
     return guess
@@ -333,28 +353,36 @@ def _long_probes(lengths: Iterable[int], *, with_past: bool) -> list[Probe]:
     return [long_probe(length, past=past) for length in lengths for past in ((0, length - 3) if with_past else (0,))]
 
 
-def _held_to_all_floats(side: SideGraph, source: ir.Value, guess: MaskMeaning) -> MaskMeaning | str:
-    """Return the meaning where it holds for floats of any kind, and for rows that see nothing; else why it does not.
+def _held_to_all_numbers(side: SideGraph, source: ir.Value, guess: MaskMeaning) -> MaskMeaning | str:
+    """Return the meaning where it holds for numbers of any kind, and for rows that see nothing; else why it does not.
 
-    Integers are 0 and 1, that is what a mask of integers is; nobody has said so of floats. With nothing to see the
-    operator gives zeros, as it does where all keys get -inf or finfo.min.
+    With nothing to see the operator gives zeros, as it does where all keys get -inf or finfo.min. Where they get
+    another number, always the same, that is part of the meaning.
     """
+    floats = source.dtype in FLOAT_TYPES
+    pool: tuple[float, ...] = SOFT if floats else (0, 1) if source.dtype == ir.DataType.BOOL else ODD
+    fills: set[float] = set()
     for index, (batch, new, past) in enumerate(size for size in PROBES if not size[2]):
         sizes = complete({"batch": batch, SEQUENCE: new, PAST: past})
-        mask = np.random.default_rng(index).choice(SOFT, (batch, sizes[TOTAL]))
-        mask[-1] = 0.0 if index % 2 else mask[-1]
-        probe = Probe(sizes, "floats that are not 0 and 1", mask)
+        mask = np.random.default_rng(index).choice(pool, (batch, sizes[TOTAL]))
+        mask[-1] = 0 if index % 2 else mask[-1]
+        probe = Probe(sizes, f"{'floats' if floats else 'integers'} that are not 0 and 1", mask)
         found = side.run(_sizes(source, probe), {source: mask})[0]
         allowed = guess.allowed(probe)
         full = np.broadcast_to(found, (len(allowed), found.shape[1] if found.ndim == 4 else 1, *allowed.shape[2:]))
         wanted = np.broadcast_to(allowed, full.shape)
-        hidden = ~full if full.dtype == np.bool_ else full <= np.finfo(full.dtype).min
-        if not np.array_equal(hidden, ~wanted):
-            return f"not a padding mask of floats: it is more than 0 or not ({probe})"
+        below = ~full if full.dtype == np.bool_ else full <= MASKED_BELOW
+        if not np.array_equal(below, ~wanted):
+            return f"not a padding mask of {'floats' if floats else 'any numbers'}: it is more than 0 or not ({probe})"
         reason = _differs(found, probe, guess)
         if reason:
             return f"{reason} ({probe})"
-    return guess
+        if full.dtype != np.bool_:
+            hidden = full[~wanted]
+            fills.update(np.where(hidden > np.finfo(full.dtype).min, hidden, -np.inf).tolist())
+    if len(fills) > 1:
+        return "hidden keys get several numbers"
+    return guess if fills <= {-np.inf} else replace(guess, fill=fills.pop())
 
 
 def _sizes(source: ir.Value, probe: Probe) -> dict[str, int]:

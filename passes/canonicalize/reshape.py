@@ -23,6 +23,7 @@ import onnx_ir as ir
 from onnxopt.graph import Dim, ancestors, attribute, dims, integers, is_constant, is_op, known_dims
 from onnxopt.patterns import Ops, Pat
 from onnxopt.rewrite import Builder, Exact, Match, Rule, register
+from onnxopt.sizes.emptiness import may_be_empty, shape_may_be_empty
 
 
 def constant_target(before: tuple[Dim, ...], after: tuple[Dim, ...]) -> list[int] | None:
@@ -38,6 +39,11 @@ def constant_target(before: tuple[Dim, ...], after: tuple[Dim, ...]) -> list[int
             target.append(-1)
             inferred += 1
     return target if inferred <= 1 else None
+
+
+def infers_beside_empty(model: ir.Model, x: ir.Value, target: list[int]) -> bool:
+    """Tell whether a target of `constant_target` infers a size and copies one that may be 0: a runtime refuses that."""
+    return -1 in target and any(size == 0 and may_be_empty(model, x, axis) for axis, size in enumerate(target))
 
 
 @register
@@ -65,6 +71,8 @@ class MakeReshapeStatic(Rule):
             target is not None, f"{list(after or ())} cannot be written as a constant for {list(before or ())}"
         )
         match.require(0 not in (*(before or ()), *(after or ())), "the tensor is empty")
+        inferred = infers_beside_empty(match.model, x, target or [])
+        match.require(not inferred, "a size cannot be inferred where another may be 0", x)
         match.facts["target"] = target
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
@@ -93,9 +101,14 @@ class MergeReshapes(Rule):
         match.require(before is not None and after is not None, "the rank is not known")
         match.facts["same"] = known_dims(x) is not None and before == after
         target = constant_target(before or (), after or ())
+        if target is not None and infers_beside_empty(match.model, x, target):
+            target = None
         plain = integers(shape)
         if target is None and not (plain is not None and 0 not in plain) and is_constant(shape):
             match.require(condition=False, reason="the final shape copies dimensions of the inner one")
+        if target is None and not is_constant(shape):  # what is computed copies a dimension where it is 0
+            may_copy = shape_may_be_empty(match.model, match.root.outputs[0])
+            match.require(not may_copy, "a size of the final shape may be 0, which copies one of the inner shape")
         copies = attribute(match.root, "allowzero") in (None, 0)
         match.require(
             target is not None or not is_op(match.root, "Reshape") or plain is not None or copies, "allowzero is set"

@@ -38,6 +38,7 @@ from onnxopt.patterns import FLOATS, Const, Ops, Pat, Var, either, scalar
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
 from onnxopt.sidegraph import MaskOrigin, origin_of_mask
 from onnxopt.sizes.derive import same_dimension
+from onnxopt.sizes.emptiness import may_be_empty
 
 # How keys become [..., size, keys], and what brings the same keys to [..., keys, size]; None where they are that
 # already.
@@ -101,6 +102,9 @@ class FuseAttention(Rule):
         alike = same_dimension(q, v, 0) and same_dimension(q, keys, 0, place)
         batches = [(dims(value) or ())[axis] for value, axis in ((q, 0), (keys, place), (v, 0))]
         match.require(alike, f"queries, keys and values have the batches {batches}", q)
+        for value, axes in ((q, (0, -2)), (v, (-2,))):
+            rows = not any(may_be_empty(match.model, value, axis) for axis in axes)
+            match.require(rows, "there may be no queries or no keys, and Attention takes some", value)
         if ranks == {4}:
             _require_heads(match, q, keys, v)
         axis = attribute(match.named["softmax"], "axis")
@@ -242,21 +246,62 @@ def _require_masks(match: Match, v: ir.Value) -> None:
     keys = (dims(v) or ())[-2]
     match.require(not shape or shape[-1] != 1 or keys == 1, "the mask has one entry for all keys")
     match.require(None not in shape[-2:], "how many rows or keys the mask has is not known")
-    match.facts.update(mask=shape, exact=False, lowest=False)
+    match.facts.update(mask=shape, exact=False, kept=False, lowest=False, undefined=False)
     origins = {name: origin_of_mask(part) for name, part in parts.items()}
     if any(origin.free is not None for origin in origins.values()):
         _require_exact(match, origins)
+    else:
+        _require_order(match, origins)
+
+
+def _require_order(match: Match, origins: Mapping[str, MaskOrigin]) -> None:
+    """Of several things that hide keys each must stay as far below the others as it is.
+
+    A row of padding sees nothing where order hides the rest of its keys, and is shared among those that are hidden
+    least. A number as far below as -1e30 swallows the score that it is added to, so it is kept; a nearer one that is
+    written over a score becomes -1e30, and what else hides keys must be much nearer, or beyond that.
+
+    Args:
+        match: gets the facts `kept` and `lowest`.
+        origins: of `bias_1`, `masked_1`, `allowed_1` and so on, from the product outwards.
+    """
+    kind = _kind(match)
+    far = FAR_BELOW.get(kind, FAR_BELOW_OTHERS)
+    fills = {name: number(match.values[f"fill_{name[-1]}"]) or 0.0 for name in origins if not name.startswith("bias")}
+    over = {name for name in fills if match.values.get(f"zero_{name[-1]}") is None}
+    for name, fill in fills.items():
+        changed = _fill(fill, kind, added=name not in over) != fill
+        same = {other for other in over if name in over and fills[other] == fill}
+        rest = [
+            size
+            for other, origin in origins.items()
+            if other not in {name, *same}
+            for size in ((-fills[other],) if other in fills else origin.numbers)
+        ]
+        if not changed or not rest:
+            continue
+        if fill <= far:
+            match.facts.update(kept=True, lowest=True)
+            continue
+        nearer = sum(size for size in rest if size <= -far)
+        match.require(2 * nearer <= -fill, "scores that are written over are hidden otherwise too")
+
+
+def _kind(match: Match) -> np.dtype[Any]:
+    """The type of the scores."""
+    q = match.values["q"]
+    return np.dtype(q.dtype.numpy() if q is not None and q.dtype is not None else np.float32)
 
 
 def _require_exact(match: Match, origins: Mapping[str, MaskOrigin]) -> None:
     """What hides keys may hold anything: rows that see nothing have an answer too, and it must stay.
 
     What is added stays as it is. A score that is written over gets -1e30 instead of its own number, so nothing may be
-    done to it afterwards, and nothing else may hide a key before. A row of -inf has no weights at all; where these are
-    guarded, they are zeros, as the operator's.
+    done to it afterwards, and nothing else may hide a key before. A row of -inf has no weights at all, and its answer
+    is not a number; where these are guarded, they are zeros, as the operator's, and where a sink takes all.
 
     Args:
-        match: gets the facts `exact` and `lowest`.
+        match: gets the facts `exact`, `lowest` and `undefined`.
         origins: of `bias_1`, `masked_1`, `allowed_1` and so on, from the product outwards.
     """
     place = next(origin.free for origin in origins.values() if origin.free is not None)
@@ -265,14 +310,14 @@ def _require_exact(match: Match, origins: Mapping[str, MaskOrigin]) -> None:
     floored = any(match.values.get(f"floor_{step}") is not None for step in STEPS)
     match.require(not floored, "scores are cut off, and rows may see nothing", place)
     endless = -np.inf in fills.values() or any(origin.endless for origin in origins.values())
-    match.require(not endless or "guarded" in match.named, "a row that sees nothing has no weights", place)
     hiding = [name for name, origin in origins.items() if name in fills or origin.free is not None or origin.far]
     rest = [name for name in hiding if name not in over]
     numbers = {fills[name] for name in over}
     last = list(origins)[len(origins) - len(over) :] == over
     fits = not over or (last and len(numbers) == 1 and (not rest or numbers == {-np.inf}))
     match.require(fits, "scores that are written over are hidden otherwise too", place)
-    match.facts.update(exact=True, lowest=bool(rest))
+    defined = "guarded" in match.named or match.values.get("sink") is not None
+    match.facts.update(exact=True, lowest=bool(rest), undefined=endless and not defined)
 
 
 def _broadcast(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> tuple[Dim, ...]:
@@ -287,15 +332,14 @@ def _mask(op: Builder, match: Match) -> ir.Value | None:
 
     A score that is written over gets a weight of zero in both ways, or, in a row of nothing else, equal weights.
     """
-    values, q = match.values, match.values["q"]
-    kind = np.dtype(q.dtype.numpy() if q is not None and q.dtype is not None else np.float32)
+    values, kind = match.values, _kind(match)
     total: ir.Value | None = None
     for step in STEPS:
         part = values.get(f"bias_{step}")
         written = number(values.get(f"fill_{step}"))
         if written is not None:
             added = values.get(f"zero_{step}") is not None
-            kept = added and match.facts["exact"]
+            kept = match.facts["kept"] or (added and match.facts["exact"])
             below = written if kept else _fill(written, kind, added=added)
             fill = op.constant(np.array(below, dtype=kind), f"fill_{step}")
             zero = op.constant(np.zeros((), dtype=kind), f"zero_{step}")
@@ -312,6 +356,11 @@ def _mask(op: Builder, match: Match) -> ir.Value | None:
         lowest = op.constant(np.array(np.finfo(kind).min, dtype=kind), "lowest")
         above = op.constant(np.array(ABOVE_LOWEST * np.finfo(kind).min, dtype=kind), "above_lowest")
         total = op.Where(op.Equal(total, lowest), above, total)
+    if total is not None and match.facts["undefined"]:
+        largest = op.ReduceMax(total, op.ints([-1], "keys"), keepdims=1)
+        endless = op.constant(np.array(-np.inf, dtype=kind), "endless")
+        nan = op.constant(np.array(np.nan, dtype=kind), "nan")
+        total = op.Where(op.Equal(largest, endless), nan, total)
     return total
 
 

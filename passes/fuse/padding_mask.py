@@ -12,22 +12,24 @@ Meets: every exporter and every year of transformers; the spelling is not looked
 Numerics: reassociated. On rows that may attend to something the weights of masked keys are zero either way: -10000
     hides a key as -inf does wherever the scores of a row are less than 9,900 apart.
 Source: the subgraph that computes the mask is cut out and run on probe masks (right, left, no padding, holes, an empty
-    row; several sizes) and must allow exactly the keys whose attention_mask is not 0. A mask of integers or flags holds
-    0 and 1, as tokenizers write it and transformers asks for it, and a row that it leaves nothing is one of padding,
-    whose answer means nothing. Nobody has said either of floats: a mask of floats must allow the same keys for a half,
-    for 2 and for -1, as it does behind a Cast to bool, and a row that sees nothing must get zeros as it does from the
-    operator; (1 - mask) times a number stays as it is written.
+    row; several sizes) and must allow exactly the keys whose attention_mask is not 0. In a graph that was exported from
+    a checkpoint a mask of integers or flags holds 0 and 1, as tokenizers write it and transformers asks for it, and a
+    row that it leaves nothing is one of padding, whose answer means nothing; so it is in a decoder with a cache. Nobody
+    has said either of floats, or of any mask of another file: such a mask must allow the same keys for a half, for 2
+    and for -1, as it does behind a Cast to bool, and hide the others by false, by -inf, or by one number, which is then
+    part of the canonical form (Where(mask, 0, number)). `(1 - mask)` times a number stays as it is written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxopt.cache import TOTAL
 from onnxopt.graph import ancestors, dims, has_few_ancestors, known_dims, rank
-from onnxopt.patterns import Miss, Ops, Pat, State, Var
+from onnxopt.patterns import Miss, Ops, Pat, State, Var, scalar
 from onnxopt.patterns import match as match_pattern
 from onnxopt.rewrite import Builder, Match, Reassociated, Refusal, Rule, register
 from onnxopt.sidegraph import LARGEST, MaskMeaning, meaning_of_mask
@@ -37,6 +39,11 @@ def padding_mask(op: Ops, mask: Pat) -> Pat:
     """The canonical form, as later passes match it."""
     booleans = op.Cast(mask, to=ir.DataType.BOOL.value, _shared=True)
     return op.Expand(op.Unsqueeze(booleans, axes_1_2(), _shared=True), Var("mask_shape"), _shared=True)
+
+
+def padding_bias(op: Ops, mask: Pat) -> Pat:
+    """The canonical form where hidden keys get a number by which rows that see nothing have an answer."""
+    return op.Where(padding_mask(op, mask), scalar(0.0), scalar(name="fill"), _shared=True)
 
 
 def axes_1_2() -> Pat:
@@ -72,8 +79,9 @@ class FusePaddingMask(Rule):
 
     def guard(self, match: Match, mask: ir.Value) -> None:
         """The mask must depend on one input only, and be a padding mask on every probe."""
-        canonical = padding_mask(Ops(), Var("input"))
-        match.needs(not any(match_pattern(canonical, mask, State(), Miss())), "the mask is canonical")
+        for canonical in (padding_mask, padding_bias):
+            pattern = canonical(Ops(), Var("input"))
+            match.needs(not any(match_pattern(pattern, mask, State(), Miss())), "the mask is canonical")
         match.require(len(match.nodes) > 1, f"more than {LARGEST} nodes compute the mask", mask)
         meaning = meaning_of_mask(match.model, mask)
         if not isinstance(meaning, MaskMeaning):
@@ -82,7 +90,7 @@ class FusePaddingMask(Rule):
         match.require(not meaning.window, f"the mask is a window of {meaning.window} keys", mask)
         match.require(not meaning.slopes, "keys get a bias by their place", mask)
         match.require((known_dims(meaning.source) or ())[1:] != (TOTAL,), "the mask covers a cache", mask)
-        match.facts["source"] = meaning.source
+        match.facts.update(source=meaning.source, fill=meaning.fill)
 
     def rewrite(self, op: Builder, match: Match, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
         """Write [batch, 1, queries, keys] booleans."""
@@ -94,5 +102,10 @@ class FusePaddingMask(Rule):
         queries = keys if (dims(q) or ())[axis] == (dims(source) or ())[1] else op.Shape(q, start=axis, end=axis + 1)
         shape = op.Concat(batch, op.ints([1], "one"), queries, keys, axis=0)
         mask = op.Expand(op.Unsqueeze(booleans, op.ints([1, 2], "axes")), shape)
+        if match.facts["fill"] is not None:
+            kind = q.dtype.numpy() if q.dtype is not None else np.dtype(np.float32)
+            zero = op.constant(np.zeros((), kind), "zero")
+            fill = op.constant(np.array(match.facts["fill"], kind), "fill")
+            mask = op.Where(mask, zero, fill)
         attributes = {name: attr.value for name, attr in match.root.attributes.items()}
         return op.Attention(q, k, v, mask, **attributes)

@@ -107,3 +107,19 @@ def test_an_empty_axis_is_tried_beside_other_sizes_too(tmp_path: Path) -> None:
 
 
 TWO = "g (float[rows,cells,4] x) => (float[rows,cells,4] y) { y = Neg(x) }"
+
+
+COPIES = (
+    HEADER + "g (float[rows,cells,4] x) => (float[a,b,c] y) <int64[2] f = {-1, 4}, int64[1] r = {-1}, "
+    "int64[1] one = {1}, int64[1] two = {2}, int64[1] i = {0}, int64[1] w = {4}> { flat = Reshape(x, f) s = Shape(x) "
+    "n = Slice(s, one, two, i) t = Concat<axis=0>(r, n, w) y = Reshape(flat, t) }"
+)
+
+
+def test_an_axis_whose_0_copies_another_size_is_asked_from_one_on(tmp_path: Path) -> None:
+    """Of no cells the target is [-1, 0, 4], whose 0 means 4: the output is not [rows, cells, 4] then."""
+    artifact = onnxopt.optimize(saved(COPIES, tmp_path), out=tmp_path / "out", measure=False)
+    assert artifact.manifest.proved["cells"].least == 1
+    assert (
+        "axis 'cells' may be asked from 1 on: where it is 0, the original answers otherwise" in artifact.manifest.notes
+    )

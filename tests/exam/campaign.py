@@ -95,12 +95,12 @@ def judged(seed: int, most: int = MOST_PIECES) -> Entry:
     )
 
 
-def shrink_to(folder: Path, seed: int, seconds: float) -> str:
+def shrink_to(folder: Path, seed: int, most: int, seconds: float) -> str:
     """Shrink what goes wrong with a seed and write it; return the operators that are left."""
     from tests.property.judge import judge
     from tests.property.repro import smaller, write_repro
 
-    drawn = draw(seed)
+    drawn = draw(seed, most=most)
     with tempfile.TemporaryDirectory() as room:
         verdict = judge(drawn.model, seed, Path(room), square=drawn.square)
     small = smaller(drawn.model, verdict, seed, square=drawn.square, seconds=seconds)
@@ -142,7 +142,7 @@ def campaign(
             if folder is not None and isinstance(answer, Entry) and shrunk[entry.kind] < each:
                 shrunk[entry.kind] += 1
                 where = folder / "".join(c if c.isalnum() else "-" for c in entry.kind) / str(seed)
-                small = str(child.ask(shrink_to, where, seed, SHRINK_SECONDS, seconds=4 * SHRINK_SECONDS))
+                small = str(child.ask(shrink_to, where, seed, most, SHRINK_SECONDS, seconds=4 * SHRINK_SECONDS))
             say(f"{entry.seed} {entry.kind}: {(entry.reason or str(entry.rolled_back))[:200]} [{small[:200]}]")
 
     def all_of(mine: Sequence[int]) -> list[Entry]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from onnxopt.pipeline import prepare
 from onnxopt.probe import GraphRunner
 from onnxopt.registry import get
 from onnxopt.rewrite import Rewrite
+from onnxopt.sidegraph import FREE_KEY
 from onnxopt.sizes.annotate import annotate
 
 SIZES = ((2, 7), (3, 11), (5, 13), (1, 131))
@@ -149,10 +150,15 @@ def run_passes(
     feeds: Mapping[str, Sequence[Array]] | None = None,
     opset: int = 23,
     prove: bool = True,
+    free: Collection[str] = (),
 ) -> Outcome:
-    """Run passes in order on a model (or ONNX text) with their proof, and compare the outputs before and after."""
+    """Run passes in order on a model (or ONNX text) with their proof, and compare the outputs before and after.
+
+    Inputs that are `free` may hold anything, as those of a file that is not our export: masks need not be of 0 and 1.
+    """
     if isinstance(model, str):
         model = parse(model, weights, opset=opset)
+    model.graph.meta[FREE_KEY] = frozenset(free)
     observations, original = observe(model, feeds), model.clone()
     before = GraphRunner(model).run(observations[-1].feeds)[0]
     prepare(model)

@@ -23,11 +23,12 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.graph import attribute, constant, dims, integers
-from onnxopt.passes.fuse.padding_mask import padding_mask
-from onnxopt.patterns import FLOATS, Ops, Pat, either
+from onnxopt.graph import attribute, constant, dims, integers, number
+from onnxopt.passes.fuse.padding_mask import padding_bias, padding_mask
+from onnxopt.patterns import Ops, Pat, either
 from onnxopt.patterns import constant as any_constant
 from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.sidegraph import is_contract
 
 LOWEST = float(
     np.finfo(np.float32).min
@@ -48,6 +49,7 @@ class LowerAttention(Rule):
         packed = either(op.Add(product, any_constant("bias")), product)
         q, k, v = (op.Split(packed, any_constant("widths"), axis=_last_of_three, _output=index) for index in range(3))
         yield op.Attention(q, k, v, padding_mask(op, keys))
+        yield op.Attention(q, k, v, padding_bias(op, keys))
         yield op.Attention(q, k, v)
 
     def class_of(self, match: Match) -> str:
@@ -68,7 +70,7 @@ class LowerAttention(Rule):
         sizes = integers(widths) or ()
         match.require(len(sizes) == 3 and sizes[0] == sizes[1], "queries and keys have different widths")
         match.require(keys is None or len(dims(keys) or ()) == 2, "the mask is not [batch, keys]", keys)
-        match.facts.update(heads=heads, sizes=sizes)
+        match.facts.update(heads=heads, sizes=sizes, filter=filter_value(match, keys))
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value, keys: ir.Value | None, weight: ir.Value) -> ir.Value:
         """The kernel wants a bias, and the mask as int32."""
@@ -81,7 +83,7 @@ class LowerAttention(Rule):
         shared = {
             "num_heads": heads,
             "scale": None if scale is None or abs(scale - default) < 1e-6 * default else scale,
-            "mask_filter_value": LOWEST if keys is not None else None,
+            "mask_filter_value": match.facts["filter"],
         }
         if op.form == "MultiHeadAttention":
             packed = op.Add(op.MatMul(x, weight), filled)
@@ -91,9 +93,28 @@ class LowerAttention(Rule):
         return op.contrib("Attention", x, weight, filled, mask, qkv_hidden_sizes=own, **shared)
 
 
+def filter_value(match: Match, keys: ir.Value | None) -> float | None:
+    """Return what the kernel is to add to the scores of masked keys, None without a mask.
+
+    Added to all scores of a row it gives equal weights, or, a small one, those of the scores; the operator gives zeros.
+    That matters where a row may see nothing.
+
+    Raises:
+        Refusal: such a row would get another answer.
+    """
+    fill = number(match.values.get("fill"))
+    if keys is None or fill is not None:
+        return fill
+    match.require(is_contract(keys), "a row that sees nothing gets zeros, and equal weights from the kernel", keys)
+    return LOWEST
+
+
 def raw_mask(op: Builder, keys: ir.Value) -> ir.Value:
-    """int32 [batch, keys]; a float mask by way of bool, since int32 would cut ½, which allows its key, to 0."""
-    if keys.dtype in FLOATS:
+    """int32 [batch, keys], which the kernel compares with 0.
+
+    What need not be 0 and 1 goes by way of bool: int32 would cut ½, which allows its key, to 0, and -1 allows its key.
+    """
+    if not is_contract(keys):
         keys = op.Cast(keys, to=ir.DataType.BOOL.value)
     return op.Cast(keys, to=ir.DataType.INT32.value)
 

@@ -27,7 +27,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import CONTRIB, attribute, dims, integers, is_constant, is_op, rank, remove_dead
 from onnxopt.model import Array
-from onnxopt.passes.fuse.padding_mask import padding_mask
+from onnxopt.passes.fuse.padding_mask import padding_bias, padding_mask
 from onnxopt.patterns import Miss, Ops, State, Var
 from onnxopt.patterns import match as match_pattern
 from onnxopt.rewrite import Builder, Pass, Reassociated, register
@@ -119,8 +119,9 @@ def _self_attention(node: ir.Node) -> _SelfAttention | None:
 
 def _mask_source(node: ir.Node) -> ir.Value | None:
     """Return the [batch, keys] mask behind an attention, when it is canonical."""
-    for state in match_pattern(padding_mask(Ops(), Var("source")), node.inputs[3], State(), Miss()):
-        return state.values["source"]
+    for canonical in (padding_mask, padding_bias):
+        for state in match_pattern(canonical(Ops(), Var("source")), node.inputs[3], State(), Miss()):
+            return state.values["source"]
     return None
 
 

@@ -21,8 +21,8 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxopt.graph import attribute, dims, rank
-from onnxopt.passes.fuse.padding_mask import padding_mask
-from onnxopt.passes.lower.cpu.attention import LOWEST, raw_mask
+from onnxopt.passes.fuse.padding_mask import padding_bias, padding_mask
+from onnxopt.passes.lower.cpu.attention import filter_value, raw_mask
 from onnxopt.patterns import Ops, Pat
 from onnxopt.rewrite import AS_IS, Builder, Match, Reassociated, Rule, register
 
@@ -38,6 +38,7 @@ class LowerTokenAttention(Rule):
     def patterns(self, op: Ops, q: Pat, k: Pat, v: Pat, keys: Pat) -> Iterator[Pat]:
         """With and without a padding mask."""
         yield op.Attention(q, k, v, padding_mask(op, keys))
+        yield op.Attention(q, k, v, padding_bias(op, keys))
         yield op.Attention(q, k, v)
 
     def class_of(self, match: Match) -> str:
@@ -60,7 +61,7 @@ class LowerTokenAttention(Rule):
         width = (dims(q) or (None,))[-1]
         match.require(isinstance(width, int) and width == (dims(k) or (None,))[-1], "widths differ or are unknown", k)
         match.require(keys is None or len(dims(keys) or ()) == 2, "the mask is not [batch, keys]", keys)
-        match.facts.update(heads=heads, width=width)
+        match.facts.update(heads=heads, width=width, filter=filter_value(match, keys))
 
     def rewrite(
         self, op: Builder, match: Match, q: ir.Value, k: ir.Value, v: ir.Value, keys: ir.Value | None
@@ -73,5 +74,5 @@ class LowerTokenAttention(Rule):
             *(q, k, v, None, raw_mask(op, keys) if keys is not None else None),
             num_heads=heads,
             scale=None if scale is None or abs(scale - default) < 1e-6 * default else scale,
-            mask_filter_value=LOWEST if keys is not None else None,
+            mask_filter_value=match.facts["filter"],
         )

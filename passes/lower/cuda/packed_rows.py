@@ -29,6 +29,7 @@ import onnx_ir as ir
 from onnxopt.cache import PADDING_KEY
 from onnxopt.graph import CONTRIB, STANDARD_DOMAINS, attribute, dims, is_constant, is_op, opset, rank, remove_dead
 from onnxopt.rewrite import AS_IS, Builder, Pass, Reassociated, register
+from onnxopt.sidegraph import is_contract
 
 ALIKE = frozenset({"Add", "Mul", "Sub", "Div", "Sum", "Gelu", "Relu", "Tanh", "Sigmoid", "Erf"})
 ALIKE_OWN = frozenset({"BiasGelu", "FastGelu", "Gelu", "QuickGelu"})
@@ -89,6 +90,8 @@ def _part(model: ir.Model) -> _Part | str | None:
     mask = masks.pop()
     if masks or mask is None or rank(mask) != 2:
         return "the attentions have different masks, or one that is no input"
+    if not is_contract(mask):
+        return f"{mask.name} may leave a row nothing to see"
     others = [node for node in model.graph if "Attention" in node.op_type and node not in attentions]
     if others:
         return f"{others[0].name} has no such mask"

@@ -317,3 +317,42 @@ def test_merging_does_not_take_a_number_of_blocks_for_a_constant() -> None:
     outcome = run_passes(text, "merge-reshapes")
     assert outcome.worst_error() == 0
     assert outcome.worst_error_at(2, 130) == 0
+
+
+def cut_and_reshaped(stop: str, target: str) -> str:
+    """What of [batch, sequence, 6] a Slice leaves, as rows, and then in three axes by a computed shape."""
+    return f"""
+    g (float[batch,sequence,6] x) => (float y)
+    <int64[1] first = {{9}}, int64[1] last = {{{stop}}}, int64[1] one = {{1}}, int64[1] six = {{6}},
+     int64[2] rows = {{-1, 6}}, int64[1] rest = {{-1}}> {{
+      cut = Slice(x, first, last, one)
+      flat = Reshape(cut, rows)
+      n = Shape<start=1, end=2>(cut)
+      b = Shape<start=0, end=1>(cut)
+      target = Concat<axis=0>({target})
+      h = Reshape(flat, target)
+      y = Neg(h)
+    }}"""
+
+
+@pytest.mark.parametrize("target", ["rest, n, six", "n, rest, six"])
+def test_a_computed_size_that_may_be_0_copies_from_the_inner_shape_and_no_other(target: str) -> None:
+    outcome = run_passes(cut_and_reshaped("1000", target), "merge-reshapes")
+    assert (outcome.entry.applied, outcome.rolled_back) == (0, [])
+    assert "may be 0" in outcome.reasons[0]
+
+
+@pytest.mark.parametrize("sequence", [3, 9, 10, 40])
+def test_no_size_is_inferred_beside_one_that_may_be_0(sequence: int) -> None:
+    text = cut_and_reshaped("1000", "b, n, six").replace("h = Reshape(", "h = Reshape<allowzero=1>(")
+    outcome = run_passes(text, "merge-reshapes", "make-reshape-static")
+    assert outcome.rolled_back == []
+    assert outcome.worst_error_at(2, sequence) == 0
+
+
+def test_a_cut_that_is_never_empty_holds_nothing_back() -> None:
+    text = cut_and_reshaped(str(2**40), "rest, n, six").replace("first = {9}", "first = {-3}")
+    outcome = run_passes(text, "merge-reshapes")
+    assert outcome.entry.applied == 1
+    for sequence in (1, 2, 3, 50):
+        assert outcome.worst_error_at(2, sequence) == 0

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from onnxopt.probe import GraphRunner
 from tests.support.rules import Outcome, run_passes
 
 HEADS = "float[batch,2,sequence,4]"
@@ -140,9 +141,24 @@ def test_every_row_keeps_its_answer_where_a_mask_may_hold_anything(
         assert outcome.worst_error_at(3, 5, mask=array) < 2e-3 * (abs(fill) == 1e4) + 1e-5  # ulp of 1e4: 1e-3
 
 
+@pytest.mark.parametrize("kind", [FLAGS, "bool[batch,1,1,sequence] mask"])
+@pytest.mark.parametrize("masked", ["f = Where(mask, s, fill)", "c = Where(mask, none, fill) f = Add(s, c)"])
+def test_a_row_without_weights_stays_without_an_answer(masked: str, kind: str) -> None:
+    """Of -inf alone a softmax is not a number, where the operator gives zeros; other rows keep their answer."""
+    outcome = free(kind, masked, PLAIN, -np.inf)
+    assert (outcome.entry.applied, outcome.rolled_back) == (1, [])
+    shape = (3, 1, 5 if "1,1" not in kind else 1, 5)
+    mask = np.random.default_rng(1).integers(0, 2, shape).astype(bool)
+    mask[..., 2] = True
+    mask[1] = False
+    feeds = outcome.feeds_at(3, 5, mask=mask)
+    before, after = (GraphRunner(model).run(feeds)[0]["y"] for model in (outcome.original, outcome.model))
+    assert np.isnan(before[1]).all()
+    assert not np.isnan(before[[0, 2]]).any()
+    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
+
+
 LEFT = {
-    "no weights, no guard": (FLAGS, "f = Where(mask, s, fill)", PLAIN, -np.inf, "a row that sees nothing has no"),
-    "no weights, added": (FLAGS, "c = Where(mask, none, fill) f = Add(s, c)", PLAIN, -np.inf, "a row that sees"),
     "a bias behind": (
         f"{FLAGS}, float[sequence] bias",
         "a = Where(mask, s, fill) f = Add(a, bias)",
@@ -377,3 +393,72 @@ def test_a_scale_of_zero_on_queries_stays_in_front() -> None:
     assert outcome.ops == ["Mul", "Attention"]
     assert outcome.attributes("Attention") == {"scale": 1.0}
     assert outcome.worst_error() < 1e-5
+
+
+CUT = "q = Slice(rows, first, end, axis)"
+
+
+@pytest.mark.parametrize(("first", "empty"), [(9, True), (-3, False)])
+@pytest.mark.parametrize("mask", ["", ", float[batch,1,1,sequence] mask"])
+def test_holds_back_where_there_may_be_no_queries(mask: str, first: int, *, empty: bool) -> None:
+    """The kernel refuses an attention of no rows, at sizes at which the original answers with none."""
+    text = spelled(f"{CUT} {SCORES['no scale'][0]}", mask=mask).replace(f"{HEADS} q", f"{HEADS} rows")
+    weights = {"first": np.array([first]), "end": np.array([2**40]), "axis": np.array([2])}
+    outcome = run_passes(text, "remove-no-ops", "fuse-attention", weights=weights, opset=23)
+    assert outcome.rolled_back == []
+    assert outcome.entry.applied == (0 if empty else 1)
+    assert any("there may be no queries" in reason for reason in outcome.reasons) is empty
+    for sequence in (1, 3, 9, 10):
+        assert outcome.worst_error_at(2, sequence) < 1e-5
+
+
+def test_holds_back_where_there_may_be_no_keys() -> None:
+    text = spelled("k = Slice(rows, first, end, axis) v = Slice(more, first, end, axis) " + SCORES["no scale"][0])
+    text = text.replace(f"{HEADS} k", f"{HEADS} rows").replace(f"{HEADS} v", f"{HEADS} more")
+    weights = {"first": np.array([9]), "end": np.array([2**40]), "axis": np.array([2])}
+    outcome = run_passes(text, "remove-no-ops", "fuse-attention", weights=weights, opset=23)
+    assert (outcome.entry.applied, outcome.rolled_back) == (0, [])
+    assert "there may be no queries or no keys" in outcome.reasons[0]
+
+
+ORDER = """n = Shape<start=1, end=2>(mask) n0 = Squeeze(n) r = Range(start, n0, step) a = Unsqueeze(r, rows)
+      b = Unsqueeze(r, columns) seen = LessOrEqual(a, b) w = Unsqueeze(mask, middle) real = Cast<to=1>(w)
+      away = Sub(one, real) bias = Mul(away, padding)"""
+HIDDEN_TWICE = {
+    "order, then padding": "o = Where(seen, s, fill) f = Add(o, bias)",
+    "padding, then order": "o = Add(s, bias) f = Where(seen, o, fill)",
+}
+LEVELS = {
+    "both swallow every score": (LOWEST, LOWEST, True),
+    "both swallow every score, by other numbers": (-2e35, LOWEST, True),
+    "order swallows, padding is near": (LOWEST, -1e4, True),
+    "order is near, padding swallows": (-1e4, LOWEST, True),
+    "one much nearer than the other": (-1e9, -1e4, True),
+    "both near": (-1e4, -1e4, False),
+    "both far, neither swallows": (-1e9, -1e9, False),
+    "order is nearer than padding": (-1e4, -1e9, False),
+    "order is just beyond padding": (-1.5e9, -1e9, False),
+}
+
+
+@pytest.mark.parametrize(("fill", "padding", "taken"), LEVELS.values(), ids=LEVELS.keys())
+@pytest.mark.parametrize("steps", HIDDEN_TWICE.values(), ids=HIDDEN_TWICE.keys())
+def test_rows_that_padding_and_order_leave_nothing_keep_their_answer(
+    steps: str, fill: float, padding: float, *, taken: bool
+) -> None:
+    """Of a text padded on the left the first queries see keys of padding alone, and later ones that order hides."""
+    text = f"""
+    g ({HEADS} q, {HEADS} k, {HEADS} v, int64[batch,sequence] mask) => (float y) {{
+      {ORDER} {SCORES["no scale"][0]} {steps} p = Softmax<axis=-1>(f) y = MatMul(p, v)
+    }}"""
+    numbers = {"one": 1.0, "fill": fill, "padding": padding}
+    weights = {name: np.array(number, np.float32) for name, number in numbers.items()}
+    places = {"start": np.array(0), "step": np.array(1), "rows": np.array([0]), "columns": np.array([1])}
+    masks = [np.tril(np.ones((length, length), np.int64))[::-1][:batch] for batch, length in ((2, 7), (3, 11), (5, 13))]
+    masks = [np.flip(mask, axis=1) for mask in (*masks, np.ones((1, 131), np.int64))]
+    given = {**weights, **places, "middle": np.array([1, 2])}
+    outcome = run_passes(text, "remove-no-ops", "fuse-attention", weights=given, feeds={"mask": masks})
+    assert (outcome.entry.applied, outcome.rolled_back) == (int(taken), [])
+    assert taken or outcome.reasons[0] == "scores that are written over are hidden otherwise too"
+    left = np.array([[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1]])
+    assert outcome.worst_error_at(3, 6, mask=left) < (2e-3 if -1e4 in (fill, padding) else 1e-5)

@@ -3,6 +3,7 @@ import re
 import numpy as np
 import pytest
 
+from onnxopt.model import Array
 from tests.support.rules import Outcome, run_passes
 
 LOWEST = float(np.finfo(np.float32).min)
@@ -120,13 +121,47 @@ def test_floats_that_are_counted_in_are_no_flags(mask: str) -> None:
     assert "floats that are not 0 and 1" in outcome.reasons[0]
 
 
-def test_a_row_of_floats_that_sees_nothing_keeps_its_equal_weights() -> None:
-    """The operator would give zeros where -1e30 for each key gives the mean."""
-    far = {**WEIGHTS, "far": np.array(-1e30, np.float32)}
-    text = attention(f"{BOOLEANS} w = Where(u, float_zero, far) mask = Expand(w, shape)", "float[batch,sequence]")
-    outcome = run_passes(text, "fuse-padding-mask", weights={n: array for n, array in far.items() if n in text})
-    assert (outcome.entry.applied, outcome.rolled_back) == (0, [])
-    assert outcome.worst_error_at(3, 6, key_mask=np.zeros((3, 6), np.float32)) == 0
+FREE_KINDS = ("float", "int64", "int32", "bool")
+
+
+def odd_masks(kind: str) -> list[Array]:
+    """What nobody forbids: other numbers than 0 and 1, and rows that see nothing."""
+    generator = np.random.default_rng(3)
+    pool = {"float": [0.0, 0.5, 2.0, -1.0, 1.0], "bool": [0, 1]}.get(kind, [0, 1, 2, -1, 7])
+    given = (generator.choice(pool, (3, 6)), np.zeros((3, 6)), np.ones((3, 6)))
+    return [array.astype({"float": np.float32}.get(kind, kind)) for array in given]
+
+
+@pytest.mark.parametrize("kind", FREE_KINDS)
+@pytest.mark.parametrize("far", [-1e4, -1e30])
+def test_a_row_that_sees_nothing_keeps_its_answer(far: float, kind: str) -> None:
+    """The operator would give zeros where -1e30 for each key gives the mean, and -10000 what the scores say."""
+    text = attention(f"{BOOLEANS} w = Where(u, float_zero, far) mask = Expand(w, shape)", f"{kind}[batch,sequence]")
+    weights = {name: array for name, array in {**WEIGHTS, "far": np.array(far, np.float32)}.items() if name in text}
+    steps = ("fuse-padding-mask", "fuse-padding-mask", "remove-unused")
+    outcome = run_passes(text, *steps, weights=weights, free=["key_mask"])
+    assert [entry.applied for entry in outcome.entries[:2]] == [1, 0]
+    assert outcome.entries[1].refused[0].reason == "the mask is canonical"
+    assert outcome.rolled_back == []
+    assert outcome.ops == ["Cast", "Shape", "Shape", "Concat", "Unsqueeze", "Expand", "Where", "Attention"]
+    for mask in odd_masks(kind):
+        assert outcome.worst_error_at(3, 6, key_mask=mask) < 2e-6
+
+
+@pytest.mark.parametrize("kind", ["int64", "int32"])
+@pytest.mark.parametrize("mask", SPELLINGS.values(), ids=SPELLINGS.keys())
+def test_integers_of_a_file_that_is_not_our_export_may_be_any(mask: str, kind: str) -> None:
+    outcome = run_passes(
+        attention(mask, f"{kind}[batch,sequence]"),
+        "fuse-padding-mask",
+        weights={name: array for name, array in WEIGHTS.items() if name in mask or name in SIZES + mask},
+        free=["key_mask"],
+    )
+    flags = mask in FOR_FLOATS.values() or "Equal(k, zero)" in mask
+    assert (outcome.entry.applied, outcome.rolled_back) == (int(flags), [])
+    assert flags or "integers that are not 0 and 1" in outcome.reasons[0]
+    for given in odd_masks(kind):
+        assert outcome.worst_error_at(3, 6, key_mask=given) < 2e-6
 
 
 def test_two_layers_with_one_mask_both_get_the_canonical_one() -> None:

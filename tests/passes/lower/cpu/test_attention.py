@@ -1,3 +1,5 @@
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pytest
 
@@ -26,7 +28,14 @@ def graph(attributes: str = HEADS, *, mask: str = "int64", bias: bool = True, ki
     }}"""
 
 
-def run(text: str, *steps: str, widths: tuple[int, int, int] = (8, 8, 8), **given: list[Array]) -> Outcome:
+def run(
+    text: str,
+    *steps: str,
+    widths: tuple[int, int, int] = (8, 8, 8),
+    free: Sequence[str] = (),
+    more: Mapping[str, Array] | None = None,
+    **given: list[Array],
+) -> Outcome:
     generator = np.random.default_rng(0)
     kind = np.float16 if "float16" in text else np.float32
     weights: dict[str, Array] = {
@@ -35,16 +44,17 @@ def run(text: str, *steps: str, widths: tuple[int, int, int] = (8, 8, 8), **give
         "widths": np.array(widths),
         "middle": np.array([1, 2]),
         "one": np.array([1]),
+        **(more or {}),
     }
     used = {name: array for name, array in weights.items() if f" {name}" in text}
-    return run_passes(text, *(steps or ("lower-attention",)), weights=used, feeds=given)
+    return run_passes(text, *(steps or ("lower-attention",)), weights=used, feeds=given, free=free)
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-@pytest.mark.parametrize("mask", ["int64", "int32", "bool", "float", ""])
+@pytest.mark.parametrize("mask", ["int64", "int32", "bool", ""])
 def test_takes_the_projection_and_the_mask_along(mask: str, bias: bool) -> None:  # noqa: FBT001 - a parameter of the test
     outcome = run(graph(mask=mask, bias=bias), "lower-attention", "lower-attention", "remove-no-ops", "remove-unused")
-    casts = {"": [], "int32": [], "float": ["Cast", "Cast"]}.get(mask, ["Cast"])
+    casts = {"": [], "int32": []}.get(mask, ["Cast"])
     assert outcome.ops == [*casts, "com.microsoft::Attention"]
     assert [entry.applied for entry in outcome.entries[:2]] == [1, 0]
     found = outcome.attributes("Attention")
@@ -54,6 +64,35 @@ def test_takes_the_projection_and_the_mask_along(mask: str, bias: bool) -> None:
     assert outcome.constant("Attention", 2).any() == bias
     assert outcome.worst_error() < 1e-5
     assert outcome.worst_error_at(1, 1) < 1e-5
+
+
+FILLED = MASK.replace("mask = Expand(u, shape)", "e = Expand(u, shape) mask = Where(e, nothing, far)")
+
+
+@pytest.mark.parametrize("step", ["lower-attention", "lower-token-attention"])
+@pytest.mark.parametrize("far", [-1e4, -1e30])
+@pytest.mark.parametrize("kind", ["float", "int64", "bool"])
+def test_the_kernel_adds_the_number_by_which_a_row_that_sees_nothing_has_an_answer(
+    kind: str, far: float, step: str
+) -> None:
+    text = graph(mask=kind).replace(MASK, FILLED)
+    numbers = {"nothing": np.zeros((), np.float32), "far": np.array(far, np.float32)}
+    outcome = run(text, step, "remove-no-ops", "remove-unused", free=["key_mask"], more=numbers)
+    assert outcome.entries[0].applied == 1
+    assert outcome.rolled_back == []
+    operator = "Attention" if step == "lower-attention" else "MultiHeadAttention"
+    assert outcome.attributes(operator)["mask_filter_value"] == pytest.approx(far)
+    for mask in (np.zeros((3, 5)), np.random.default_rng(1).integers(-1 if kind != "bool" else 0, 3, (3, 5)) / 2):
+        given = mask.astype({"float": np.float32}.get(kind, kind)) if kind == "float" else np.ceil(mask).astype(kind)
+        assert outcome.worst_error_at(3, 5, key_mask=given) < 2e-3 * (far == -1e4) + 1e-5
+
+
+@pytest.mark.parametrize("step", ["lower-attention", "lower-token-attention"])
+@pytest.mark.parametrize("kind", ["float", "int64", "bool"])
+def test_holds_back_where_a_row_may_see_nothing_and_gets_zeros(kind: str, step: str) -> None:
+    outcome = run(graph(mask=kind), step, free=["key_mask"])
+    assert (outcome.entry.applied, outcome.rolled_back) == (0, [])
+    assert outcome.reasons[0].startswith("a row that sees nothing gets zeros")
 
 
 def padded(kind: str) -> Array:

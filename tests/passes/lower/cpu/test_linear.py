@@ -113,3 +113,12 @@ def test_sizes_are_read_as_the_opset_of_the_file_says_it(opset: int, shape: str)
     assert (outcome.entry.applied, outcome.rolled_back) == (1, [])
     assert ("Gather" in outcome.ops) == (opset < 15)
     assert outcome.worst_error_at(4, 3) < 1e-5
+
+
+@pytest.mark.parametrize("shape", ["batch,0,4", "1,0,4", "batch,0,sequence,4"])
+@pytest.mark.parametrize("opset", [13, 18])
+def test_nothing_is_gained_on_a_tensor_without_entries(shape: str, opset: int) -> None:
+    text = f"g (float[{shape}] x) => (float y) {{ p = MatMul(x, w) y = Add(p, b) }}"
+    outcome = run_passes(text, "lower-linear", weights={"w": weight(4, 6), "b": weight(6)}, opset=opset)
+    assert (outcome.entry.applied, outcome.rolled_back) == (0, [])
+    assert outcome.reasons == ["the tensor is empty"]
