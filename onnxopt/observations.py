@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 
@@ -33,6 +33,7 @@ GENERATED: tuple[tuple[int, int, int, Padding], ...] = (
 )
 LEAST_OBSERVATIONS = 2  # fewer show nothing of what hangs on sizes
 STRIDES = (0, 4, 8, 12)  # of an axis whose sizes are not free, by its step: what is halved five times, say
+MOST_OTHERS = 16  # for what the usual ones do not reach
 OTHER_PRIMES = (17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
 
 
@@ -75,6 +76,22 @@ def _runs(loaded: Loaded, observation: Observation) -> bool:
         logger.debug("sizes %s are not looked at: %s", dict(observation.sizes), error)
         return False
     return True
+
+
+def others_of(loaded: Loaded, cases: Iterable[tuple[Mapping[str, int], Padding]], seed: int) -> list[Observation]:
+    """Make the inputs of a proof, as far as the model runs with them: other values than in the usual observations.
+
+    Args:
+        loaded: the model.
+        cases: sizes and paddings, in the order in which they are proved.
+        seed: of the first one.
+    """
+    made = []
+    for index, (sizes, padding) in enumerate(cases):
+        with contextlib.suppress(InputError):
+            other = Observation(dict(sizes), loaded.feeder.make(sizes, padding, seed=seed + index))
+            made += [other] if _runs(loaded, other) else []
+    return made[:MOST_OTHERS]
 
 
 def chosen(loaded: Loaded) -> list[Observation]:
