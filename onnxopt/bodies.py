@@ -18,6 +18,9 @@ from onnxopt.graph import is_constant
 
 CONTROL = ("If", "Loop", "Scan")
 LEAST_NODES = 2  # that compute something: of one alone nothing is fused
+COMPUTED = (
+    "onnxopt.computed"  # in the meta of an input: it is no user's, and keeps none of the promises that users make
+)
 _WORDS = {"then_branch": "then", "else_branch": "else"}
 
 
@@ -106,6 +109,8 @@ def cut(body: Body, model: ir.Model) -> Cut:
     graph = body.graph.clone(allow_outer_scope_values=True)
     own = len(graph.inputs)
     inside: dict[ir.Value, ir.Value] = {}
+    for value in graph.inputs:
+        value.meta[COMPUTED] = True
     for value in captured(graph):
         inside[value] = _stands_for(value)
         if inside[value].const_value is not None:
@@ -132,6 +137,8 @@ def _stands_for(value: ir.Value) -> ir.Value:
     shape = None if value.shape is None else value.shape.copy()
     new = ir.Value(name=value.name, type=value.type, shape=shape, const_value=tensor if is_constant(value) else None)
     new.meta.update(value.meta)
+    if not value.is_graph_input():
+        new.meta[COMPUTED] = True
     return new
 
 

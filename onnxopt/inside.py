@@ -37,6 +37,8 @@ Work = Callable[[Driver], None]
 Prepare = Callable[[ir.Model, Derivation], None]
 
 SHOWN = 3  # bodies that a note names
+LEAST_RUNS = 4  # of a body; a branch gets only some of the runs of the whole
+MOST_EMPTY = 2  # more, in which an axis is empty
 # each rewrite is proved by itself: this finds what was put back wrong
 TOGETHER = Reassociated(rtol=1e-3, atol=1e-4)
 
@@ -78,7 +80,8 @@ class Inside:
     Args:
         work: applies passes to the model of a driver.
         prepare: names and sorts what is in a model, and derives its sizes.
-        further: other inputs of the model, asked for where its usual observations do not reach a body.
+        further: makes the inputs on which the whole is going to be proved: a body that the usual observations reach too
+            seldom is looked at with some of these, and with each of them the whole is run beside what it was.
 
     Attributes:
         turning: sizes of axes from which on something in a body is different.
@@ -104,22 +107,22 @@ class Inside:
         _derive_inputs(driver, bodies)
         parts = [self._cut(body, driver) for body in bodies]
         parts = [part for part in parts if can_be_fed(part)]
-        further: list[Observation] = []
+        further = self._further() if parts else ()
         worked = []
-        for part, observations in zip(parts, self._observations(parts, driver, further), strict=True):
+        for part, observations in zip(parts, _observed(parts, driver, further), strict=True):
             done = self._worked(part, observations, driver) if observations else None
             if done is not None:
                 worked.append(done)
             elif not observations:
                 self.missed.append(part.body.label)
         changed = [one for one in worked if one.is_changed]
-        refused = _put_all_back(changed, driver.model, [*driver.observations, *further]) if changed else None
+        refused = _put_all_back(changed, driver.model, [*driver.observations, *further]) if changed else {}
         for one in worked:
-            entries = one.entries()
-            driver.ledger.entries += [_undone(entry, refused) for entry in entries] if refused else entries
+            why = refused.get(one.part.body)
+            driver.ledger.entries += [entry if why is None else _undone(entry, why) for entry in one.entries()]
         if changed:
             driver.forget()
-        return 0 if refused else len(changed)
+        return len(changed) - len(refused)
 
     def notes(self) -> list[str]:
         """Say which bodies inside of others are left as they are; of others the proof of the whole says so."""
@@ -140,22 +143,6 @@ class Inside:
             for value in node.outputs:
                 value.meta.pop(UNTRUSTED, None)  # its size is derived now
         return part
-
-    def _observations(
-        self, parts: Sequence[Cut], driver: Driver, further: list[Observation]
-    ) -> list[list[Observation]]:
-        """Return what bodies are given; for those that the usual observations do not reach, `further` gets others."""
-        try:
-            found = runs_of(parts, driver.model, driver.observations, driver.captures)
-            missed = [index for index, runs in enumerate(found) if not runs]
-            further += self._further() if missed else ()
-            if further:
-                others = runs_of([parts[index] for index in missed], driver.model, further, Captures())
-                found = [others[missed.index(index)] if index in missed else runs for index, runs in enumerate(found)]
-        except ProbeError as error:
-            logger.info("bodies are left as they are: %s", error)
-            return [[] for _ in parts]
-        return found
 
     def _worked(self, part: Cut, observations: Sequence[Observation], outer: Driver) -> _Worked | None:
         """Rewrite one body; None where it does not run by itself, which leaves it as it is."""
@@ -197,15 +184,54 @@ def _derive_inputs(driver: Driver, bodies: Sequence[Body]) -> None:
             value.meta.pop(FACT_KEY, None)  # the runtime gives them as many axes as the body says
 
 
-def _put_all_back(worked: Sequence[_Worked], model: ir.Model, observations: Sequence[Observation]) -> RolledBack | None:
-    """Put bodies back and run the whole beside what it was; where it is not the same, all of them are taken out again.
+def _observed(parts: Sequence[Cut], driver: Driver, further: Sequence[Observation]) -> list[list[Observation]]:
+    """Return what bodies are given: in the usual observations, and in some of the others."""
+    try:
+        found = runs_of(parts, driver.model, driver.observations, driver.captures)
+        others = runs_of(parts, driver.model, further, Captures()) if further else [[] for _ in parts]
+    except ProbeError as error:
+        logger.info("bodies are left as they are: %s", error)
+        return [[] for _ in parts]
+    return [[*runs, *_chosen(more, LEAST_RUNS - len(runs))] for runs, more in zip(found, others, strict=True)]
+
+
+def _chosen(runs: Sequence[Observation], wanted: int) -> list[Observation]:
+    """Return the smallest of some runs, and those in which an axis is empty: kernels refuse that, or divide by it."""
+    ordered = sorted(runs, key=lambda one: sum(array.nbytes for array in one.feeds.values()))
+    empty = [one for one in ordered if 0 in one.sizes.values()]
+    return [*empty[:MOST_EMPTY], *[one for one in ordered if 0 not in one.sizes.values()][: max(0, wanted)]]
+
+
+def _put_all_back(
+    worked: Sequence[_Worked], model: ir.Model, observations: Sequence[Observation]
+) -> dict[Body, RolledBack]:
+    """Put bodies back and run the whole beside what it was: all together, and where that is not the same, one by one.
 
     Returns:
-        Why they were taken out; None where they stay.
+        Those that were taken out again, and why.
     """
-    runner, weights = GraphRunner(model), set(model.graph.initializers)
+    runner = GraphRunner(model)
     before = [runner.run(one.feeds)[0] for one in observations]
-    old = [(one.part.body, put_back(one.part, model)) for one in worked]
+    del runner
+    refused: dict[Body, RolledBack] = {}
+    groups = [list(worked)]
+    while groups:
+        group = groups.pop(0)
+        why = _put_back(group, model, observations, before)
+        if why is not None and len(group) == 1:
+            refused[group[0].part.body] = why
+        elif why is not None:
+            groups += [[one] for one in group]
+    return refused
+
+
+def _put_back(
+    group: Sequence[_Worked], model: ir.Model, observations: Sequence[Observation], before: Sequence[Feeds]
+) -> RolledBack | None:
+    weights = set(model.graph.initializers)
+    # what is put back is consumed, and may be needed once more
+    parts = [replace(one.part, model=one.part.model.clone()) for one in group]
+    old = [(part.body, put_back(part, model)) for part in parts]
     why = _difference(model, observations, before)
     for body, graph in old:
         gone = graph

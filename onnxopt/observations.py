@@ -33,7 +33,7 @@ GENERATED: tuple[tuple[int, int, int, Padding], ...] = (
 )
 LEAST_OBSERVATIONS = 2  # fewer show nothing of what hangs on sizes
 STRIDES = (0, 4, 8, 12)  # of an axis whose sizes are not free, by its step: what is halved five times, say
-MOST_OTHERS = 16  # for what the usual ones do not reach
+MOST_OTHERS = 24  # of a proof that are looked at ahead of it
 OTHER_PRIMES = (17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
 
 
@@ -86,12 +86,14 @@ def others_of(loaded: Loaded, cases: Iterable[tuple[Mapping[str, int], Padding]]
         cases: sizes and paddings, in the order in which they are proved.
         seed: of the first one.
     """
-    made = []
+    made: list[Observation] = []
     for index, (sizes, padding) in enumerate(cases):
+        if len(made) == MOST_OTHERS:
+            break
         with contextlib.suppress(InputError):
             other = Observation(dict(sizes), loaded.feeder.make(sizes, padding, seed=seed + index))
             made += [other] if _runs(loaded, other) else []
-    return made[:MOST_OTHERS]
+    return made
 
 
 def chosen(loaded: Loaded) -> list[Observation]:

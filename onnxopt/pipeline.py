@@ -274,6 +274,7 @@ class Pipeline:
     repro_folder: Path | None = None
     ledger: Ledger = field(default_factory=Ledger)
     _observations: Sequence[Observation] = ()
+    _others: Sequence[Observation] = ()
     _derivation: Derivation = field(default_factory=Derivation)
 
     @property
@@ -378,10 +379,15 @@ class Pipeline:
 
     def _rewrite_bodies(self, driver: Driver, work: Work) -> Inside:
         """Let passes work on what nodes carry, and return what was found in there."""
-        inside = Inside(work, prepare, lambda: others_of(self.loaded, cases_of(self.loaded, self.workload), SEED))
+        inside = Inside(work, prepare, self._proved_on)
         if inside.rewrite(driver):
             driver.apply_all(map(get, TIDY))
         return inside
+
+    def _proved_on(self) -> Sequence[Observation]:
+        """Return inputs on which the whole is going to be proved; made where something asks for them."""
+        self._others = self._others or others_of(self.loaded, cases_of(self.loaded, self.workload), SEED)
+        return self._others
 
     def _note_turning(self, turning: Mapping[str, Collection[int]]) -> None:
         for axis, sizes in turning.items():

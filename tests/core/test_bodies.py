@@ -21,6 +21,7 @@ from onnxopt.patterns import Ops, Pat
 from onnxopt.pipeline import prepare
 from onnxopt.probe import GraphRunner
 from onnxopt.rewrite import Builder, Reassociated, Rule
+from onnxopt.sidegraph import meaning_of_mask, origin_of_mask
 from onnxopt.sizes import Derivation
 from tests.support.bodies import NO, YES, numbers
 from tests.support.rules import parse
@@ -308,3 +309,68 @@ def test_what_is_learned_of_axes_inside_does_not_hold_outside() -> None:
     inner.computed[inner.axis("rows")] = 9  # type: ignore[index]  # an axis is a term
     assert not outer.axes
     assert not outer.computed
+
+
+BOTH = """
+g (float[batch,4] x, bool loud) => (float[batch,4] y) {
+  r = Relu(x)
+  [choice] y = If(loud) <
+    then_branch = t () => (float[batch,4] a) { p = Cos(r) q = Mul(p, p) a = Add(q, x) },
+    else_branch = e () => (float[batch,4] a) { p = Sin(r) q = Mul(p, p) a = Add(q, x) }
+  >
+}"""
+
+
+def test_only_the_body_that_is_put_back_wrong_is_taken_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoiled(part: Cut, made: ir.Model) -> ir.Graph:
+        old = put_back(part, made)
+        for node in part.body.graph:
+            node.op_type = {"Sin": "Tan"}.get(node.op_type, node.op_type)
+        return old
+
+    made = model(BOTH, unused=W)
+    driver = driver_of(made)
+    monkeypatch.setattr("onnxopt.inside.put_back", spoiled)
+    assert Inside(lambda inner: inner.apply(Square()), prepare).rewrite(driver) == 1
+    assert [[node.op_type for node in body.graph] for body in bodies_of(made)] == [
+        ["Cos", "Pow", "Add"],
+        ["Sin", "Mul", "Add"],
+    ]
+    assert {entry.title: entry.applied for entry in driver.ledger.entries} == {
+        "then of choice: test-square": 1,
+        "else of choice: test-square": 0,
+    }
+
+
+def test_a_body_that_is_seldom_reached_is_looked_at_with_other_inputs_too() -> None:
+    """Of the usual observations none takes the branch; one of the others is empty, and the smallest come first."""
+    made = model(BOTH, unused=W)
+    usual = [Observation({"batch": rows}, {"x": numbers(rows, 4), "loud": YES}) for rows in (2, 3)]
+    others = [
+        Observation({"batch": rows}, {"x": numbers(rows, 4), "loud": NO}) for rows in (90, 5, 70, 0, 6, 50, 7, 80)
+    ]
+    seen: list[list[int]] = []
+
+    def work(inner: Driver) -> None:
+        seen.append([one.sizes["batch"] for one in inner.observations])
+
+    Inside(work, prepare, lambda: others).rewrite(Driver(made, usual))
+    assert seen == [[2, 3], [0, 5, 6, 7, 50]]
+
+
+def test_what_is_computed_outside_keeps_no_promise_that_users_make() -> None:
+    """Integers [batch, keys] that a user gives are 0 and 1 where they are a mask; others hold what they like."""
+    text = """
+    g (int64[batch,keys] mask, bool loud) => (float[batch,keys] y) {
+      three = Constant<value = int64 {3}>() other = Mul(mask, three)
+      [choice] y = If(loud) <
+        then_branch = t () => (float[batch,keys] a) { one = Cast<to = 1>(mask) a = Neg(one) },
+        else_branch = e () => (float[batch,keys] a) { one = Cast<to = 1>(other) a = Neg(one) }
+      >
+    }"""
+    made = model(text, unused=W)
+    given, computed = (part_of(made, index).model for index in (0, 1))
+    assert origin_of_mask(given.graph.outputs[0]).free is None
+    assert origin_of_mask(computed.graph.outputs[0]).free is computed.graph.inputs[0]
+    assert "computed outside" in str(meaning_of_mask(computed, computed.graph.outputs[0]))
+    assert "computed outside" not in str(meaning_of_mask(given, given.graph.outputs[0]))
