@@ -228,7 +228,7 @@ def _put_all_back(
 def _put_back(
     group: Sequence[_Worked], model: ir.Model, observations: Sequence[Observation], before: Sequence[Feeds]
 ) -> RolledBack | None:
-    weights = set(model.graph.initializers)
+    weights = dict(model.graph.initializers)
     # what is put back is consumed, and may be needed once more
     parts = [replace(one.part, model=one.part.model.clone()) for one in group]
     old = [(part.body, put_back(part, model)) for part in parts]
@@ -240,8 +240,7 @@ def _put_back(
             exchange(body, graph)
         let_go(gone)
     if why is not None:
-        for name in set(model.graph.initializers) - weights:
-            del model.graph.initializers[name]
+        model.graph.initializers.update(weights)
     return why
 
 

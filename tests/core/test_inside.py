@@ -169,25 +169,24 @@ def test_branches_inside_of_branches_are_fused(tmp_path: Path) -> None:
             assert taken.worst_error(x=numbers(77, 6), loud=np.array(loud), deep=np.array(deep)) < 1e-5
 
 
-def test_the_weights_of_branches_move_out_and_equal_ones_are_stored_once(tmp_path: Path) -> None:
-    table = "{1.5, -2.25, 3.0, 0.5, 9.0, 1.0, 1.0, 2.0, -3.0}"
-    text = f"""
-    g (float[rows,3] x, bool loud) => (float[rows,3] y) {{
+def test_a_weight_lies_in_the_branch_that_alone_reads_it(tmp_path: Path) -> None:
+    """The runtime lays out the weights of a convolution in blocks only there; what both read stays outside."""
+    text = """
+    g (float[n,2,h,w] x, bool loud) => (float[n,4,h,w] y) {
       [choice] y = If(loud) <
-        then_branch = t () => (float[rows,3] a) <float[3,3] m = {table}, float[3] c = {{1.0, 2.0, 3.0}}> {{
-          product = MatMul(x, m) a = Add(product, c) }},
-        else_branch = e () => (float[rows,3] a) <float[3,3] m = {table}, float[3] c = {{3.0, 2.0, 3.0}}> {{
-          product = MatMul(x, m) s = Add(product, c) a = Tanh(s) }}
+        then_branch = t () => (float[n,4,h,w] a) { c = Conv(x, shared) m = Conv(c, own) a = Add(m, shift) },
+        else_branch = e () => (float[n,4,h,w] a) { c = Conv(x, shared) a = Relu(c) }
       >
-    }}"""
-    taken = take(tmp_path, text)
-    assert taken.ops("then of choice") == ["Gemm"]
-    assert taken.ops("else of choice") == ["Gemm", "Tanh"]
-    assert not taken.body("then of choice").initializers
-    weights = [value.const_value for value in taken.model.graph.initializers.values()]
-    assert sorted(tensor.numpy().shape for tensor in weights if tensor is not None) == [(3,), (3,), (3, 3)]
+    }"""
+    weights = {"shared": numbers(4, 2, 1, 1), "own": numbers(4, 4, 1, 1), "shift": numbers(4, 1, 1)}
+    taken = take(tmp_path, text, **weights)
+    assert taken.ops("then of choice") == ["Conv", "Conv"]
+    assert list(taken.model.graph.initializers) == ["shared"]
+    sizes = sorted(tensor.size for tensor in taken.weights("then of choice"))
+    assert sizes == [4, 16]
+    assert not taken.weights("else of choice")
     for loud in (True, False):
-        assert taken.worst_error(x=numbers(11, 3), loud=np.array(loud)) < 1e-5
+        assert taken.worst_error(x=numbers(3, 2, 5, 7), loud=np.array(loud)) < 1e-5
 
 
 def test_a_value_that_several_branches_and_the_graph_around_them_read_is_kept_for_all(tmp_path: Path) -> None:

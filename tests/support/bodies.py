@@ -48,6 +48,11 @@ class Taken:
         node = next(node for node in self.model.graph.all_nodes() if node.name == name)
         return node.attributes[attribute].as_graph()
 
+    def weights(self, label: str) -> list[ir.TensorProtocol]:
+        """The weights that lie in a body."""
+        found = (value.const_value for value in self.body(label).initializers.values())
+        return [tensor for tensor in found if tensor is not None]
+
     def applied(self, where: str) -> dict[str, int]:
         """How often each pass was applied in a body."""
         found: dict[str, int] = {}
