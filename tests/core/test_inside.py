@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from onnxopt.cases import SEED
 from onnxopt.given import Given
-from tests.support.bodies import YES, numbers, take
+from onnxopt.imports import load_onnx
+from onnxopt.observations import others_of
+from tests.support.bodies import YES, numbers, take, write
 
 NORM = """
   mean = ReduceMean<axes = [-1], keepdims = 1>({x}) centred = Sub({x}, mean)
@@ -356,3 +359,22 @@ def test_passes_that_lower_work_inside(tmp_path: Path) -> None:
     assert {entry.stage for entry in taken.ledger.entries if entry.where and entry.applied} >= {"fuse", "lower/cpu"}
     for loud in (True, False):
         assert taken.worst_error(x=numbers(3, 19, 6), loud=np.array(loud)) < 1e-5
+
+
+def test_inputs_of_the_proof_are_the_smallest_and_meet_every_combination_of_values(tmp_path: Path) -> None:
+    """Eleven modes: as many inputs as these take, and no long row among them."""
+    text = """
+    g (float[rows,6] x, int64 mode) => (float[rows,6] y) {
+      limit = Constant<value = int64 {3}>() many = Greater(mode, limit)
+      [choice] y = If(many) <
+        then_branch = t () => (float[rows,6] a) { a = Relu(x) },
+        else_branch = e () => (float[rows,6] a) { a = Neg(x) }
+      >
+    }"""
+    write(tmp_path, text)
+    loaded = load_onnx(tmp_path / "m.onnx", given=Given(values={"mode": tuple(range(11))}))
+    cases = [({"rows": 900 - rows}, "none") for rows in range(40)]
+    made = others_of(loaded, cases, SEED)  # type: ignore[arg-type]  # the literal is one of the paddings
+    assert {int(one.feeds["mode"]) for one in made} == set(range(11))
+    assert len(made) == 11
+    assert sorted(one.sizes["rows"] for one in made)[:8] == [861, 862, 863, 864, 865, 866, 867, 868]

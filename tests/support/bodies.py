@@ -73,6 +73,14 @@ def _run(path: Path, feeds: Feeds) -> list[Array]:
     return list(session.run(None, feeds))
 
 
+def write(folder: Path, text: str, *, opset: int = 17, **weights: Array) -> Path:
+    """Write a graph in ONNX text with its weights, and return the file."""
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]>\n{text}')
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in weights.items())
+    onnx.save(model, folder / "m.onnx")
+    return folder / "m.onnx"
+
+
 def take(
     folder: Path,
     text: str,
@@ -83,10 +91,7 @@ def take(
     **weights: Array,
 ) -> Taken:
     """Write a graph in ONNX text, load it as a user's file, and run the passes of a target over it."""
-    path = folder / "m.onnx"
-    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]>\n{text}')
-    model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in weights.items())
-    onnx.save(model, path)
+    path = write(folder, text, opset=opset, **weights)
     loaded = load_onnx(path, given=given)
     ledger = run_pipeline(loaded, Target(target, 1))
     ir.save(loaded.model, folder / "after.onnx")
