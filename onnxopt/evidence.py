@@ -21,7 +21,7 @@ def evidence_of(decision: Decision, before: Before) -> Evidence:
     loaded, ledger = form.loaded, form.ledger
     records = tuple(
         PassRecord(
-            name=entry.name,
+            name=entry.title,
             stage=entry.stage,
             numerics=entry.numerics,
             matches=entry.applied + len(entry.refused) + len(entry.rolled_back),
@@ -46,7 +46,7 @@ def evidence_of(decision: Decision, before: Before) -> Evidence:
     notes: list[str] = []
     if form.name != "original":  # what was raised, chosen or missed on the way is not in that
         notes.extend(note for note in ledger.notes if note not in loaded.notes)
-        notes.extend(f"{entry.name}: {choice}" for entry in ledger.entries for choice in entry.choices)
+        notes.extend(f"{entry.title}: {choice}" for entry in ledger.entries for choice in entry.choices)
         notes.extend(f"{kind} not fused: {node}" for kind in KINDS for node in counts[kind].missed)
     return Evidence(
         proof=form.proof,

@@ -75,7 +75,7 @@ def inspect_model(path: Path, target: Target, progress: Callable[[str, str], Non
     ledger = run_pipeline(loaded, target, progress=lambda stage, step, _count: say(stage, step))
     applied: Counter[str] = Counter()
     for entry in ledger.entries:
-        applied[entry.name] += entry.applied
+        applied[entry.title] += entry.applied
     return Inspection(
         path=str(file),
         signature=loaded.signature,

@@ -55,11 +55,12 @@ class PassEntry:
         refused: what guards turned down.
         rolled_back: what the proof turned down.
         worst_error: largest relative error among what was kept.
-        nodes_before: nodes of the main graph before.
+        nodes_before: nodes of the main graph, or of the body, before.
         nodes_after: and after.
         seconds: time spent, proof included.
         bytes_saved: initializer bytes that disappeared (negative when some were added).
         choices: for rules with several forms, the form of each class of regions and the times it was chosen by.
+        where: the body of an If, a Loop or a Scan that the pass worked on; empty for the main graph.
     """
 
     name: str
@@ -74,6 +75,12 @@ class PassEntry:
     seconds: float = 0.0
     bytes_saved: int = 0
     choices: list[str] = field(default_factory=list)
+    where: str = ""
+
+    @property
+    def title(self) -> str:
+        """The name for a person, with the body in front: `then of If_3: fuse-gelu`."""
+        return f"{self.where}: {self.name}" if self.where else self.name
 
     def refusal_counts(self) -> Counter[str]:
         """Count refusals by reason."""
@@ -100,4 +107,4 @@ class Ledger:
 
     def rolled_back(self) -> list[tuple[str, RolledBack]]:
         """Return what was rolled back, with the name of its pass."""
-        return [(entry.name, item) for entry in self.entries for item in entry.rolled_back]
+        return [(entry.title, item) for entry in self.entries for item in entry.rolled_back]

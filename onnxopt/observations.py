@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 
 from onnxopt.cache import COLUMNS_KEY, PADDING_KEY, PAST, SEQUENCE, Cache, complete, complete_all
 from onnxopt.errors import InputError
 from onnxopt.graph import CONTRIB, attribute, is_op
+from onnxopt.graph_feeder import GraphFeeder
 from onnxopt.model import Loaded
 from onnxopt.observe import Observation
 from onnxopt.rows import mask_of
@@ -33,6 +35,7 @@ GENERATED: tuple[tuple[int, int, int, Padding], ...] = (
 )
 LEAST_OBSERVATIONS = 2  # fewer show nothing of what hangs on sizes
 STRIDES = (0, 4, 8, 12)  # of an axis whose sizes are not free, by its step: what is halved five times, say
+LEAST_OTHERS, MOST_OTHERS = 8, 32  # inputs of a proof that are looked at ahead of it
 OTHER_PRIMES = (17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
 
 
@@ -75,6 +78,32 @@ def _runs(loaded: Loaded, observation: Observation) -> bool:
         logger.debug("sizes %s are not looked at: %s", dict(observation.sizes), error)
         return False
     return True
+
+
+def others_of(loaded: Loaded, cases: Iterable[tuple[Mapping[str, int], Padding]], seed: int) -> list[Observation]:
+    """Make some of the inputs of a proof ahead of it, as far as the model runs with them.
+
+    The smallest come first, and each combination of compared values is among them.
+
+    Args:
+        loaded: the model.
+        cases: sizes and paddings, in the order in which they are proved.
+        seed: of the first one.
+    """
+    combinations = loaded.feeder.combinations if isinstance(loaded.feeder, GraphFeeder) else 1
+    numbered = [(sizes, padding, seed + index) for index, (sizes, padding) in enumerate(cases)]
+    numbered.sort(key=lambda case: math.prod(max(1, size) for size in case[0].values()))
+    made: list[Observation] = []
+    met: set[int] = set()
+    for sizes, padding, own in numbered:
+        if len(made) >= (LEAST_OTHERS if own % combinations in met else MOST_OTHERS):
+            continue
+        with contextlib.suppress(InputError):
+            other = Observation(dict(sizes), loaded.feeder.make(sizes, padding, seed=own))
+            if _runs(loaded, other):
+                made.append(other)
+                met.add(own % combinations)
+    return made
 
 
 def chosen(loaded: Loaded) -> list[Observation]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,13 +16,15 @@ from onnxopt.cache import (
     Cache,
     keeps_packed,
 )
+from onnxopt.cases import SEED, cases_of
 from onnxopt.driver import Driver
 from onnxopt.errors import InputError
-from onnxopt.graph import opset
+from onnxopt.graph import all_nodes, opset
+from onnxopt.inside import Inside, Work, for_bodies
 from onnxopt.ledger import Ledger
 from onnxopt.lowering import lower
 from onnxopt.model import Loaded
-from onnxopt.observations import generated, looks_through_windows, observations_of
+from onnxopt.observations import generated, looks_through_windows, observations_of, others_of
 from onnxopt.observe import Observation
 from onnxopt.opset import raise_opset
 from onnxopt.patterns import Miss
@@ -204,6 +206,9 @@ BEFORE_GRIDS = (
     *TIDY,
 )
 
+# What tidies up again behind a change of the opset, in bodies before anything is fused there.
+AGAIN = ("lift-constants", "fold-constants", *TIDY)
+
 MOST_TURNS = 5
 
 
@@ -231,6 +236,8 @@ def prepare(model: ir.Model, derivation: Derivation | None = None) -> None:
     if len(set(model.graph.outputs)) < len(model.graph.outputs):
         OutputFixPass()(model)  # it would also rename an input that is an output as it is, which runtimes take
     TopologicalSortPass()(model)
+    for graph in model.graph.subgraphs():  # files say it once, for all that is inside
+        graph.opset_imports.update(model.opset_imports)
     model.ir_version = min(max(model.ir_version, 8), MAX_IR_VERSION)
     try:
         annotate(model, derivation or Derivation(), everything=True)
@@ -269,6 +276,7 @@ class Pipeline:
     repro_folder: Path | None = None
     ledger: Ledger = field(default_factory=Ledger)
     _observations: Sequence[Observation] = ()
+    _others: Sequence[Observation] = ()
     _derivation: Derivation = field(default_factory=Derivation)
 
     @property
@@ -287,13 +295,15 @@ class Pipeline:
         prepare(self.model, self._derivation)
         self.loaded.signature = driver.signature = declared(self.loaded.signature, self.model, self._derivation)
         self.ledger.claims = claims(self.model, self._derivation)
-        for axis, sizes in self._derivation.turning(self.model).items():
-            known = self.loaded.turning.get(axis, ())
-            self.loaded.turning = {**self.loaded.turning, axis: tuple(sorted({*known, *sizes}))}
+        self._note_turning(self._derivation.turning(self.model))
         self.ledger.notes.extend(self.loaded.notes)
         run_to_rest(driver, stages["canonicalize"])
+        names = for_bodies(stages["canonicalize"])
+        inside = self._rewrite_bodies(driver, lambda inner: run_to_rest(inner, names))
+        self._note_turning(inside.turning)
+        self.ledger.notes.extend(inside.notes())
         self._report(driver, "fuse")
-        fuse(driver, stages["fuse"])
+        fuse(driver, stages["fuse"], self._rewrite_bodies)
 
     def fork(self) -> Pipeline:
         """Return a pipeline of a copy of the graph; weights are shared."""
@@ -344,6 +354,8 @@ class Pipeline:
         elif names:
             workload = self.workload if self.target.provider == "cpu" else None
             lower(driver, names, workload, self.profit, self.loaded.name)
+        inner_names = for_bodies(names)
+        self._rewrite_bodies(driver, lambda inner: inner.apply_all(map(get, inner_names)))
         if self.target.provider in ("cuda", "tensorrt"):
             self.ledger.notes.append(
                 f"target {self.target.provider}: "
@@ -367,6 +379,23 @@ class Pipeline:
         )
         self._report(driver, stage)
         return driver
+
+    def _rewrite_bodies(self, driver: Driver, work: Work) -> Inside:
+        """Let passes work on what nodes carry, and return what was found in there."""
+        inside = Inside(work, prepare, self._proved_on)
+        if inside.rewrite(driver):
+            driver.apply_all(map(get, TIDY))
+        return inside
+
+    def _proved_on(self) -> Sequence[Observation]:
+        """Return inputs on which the whole is going to be proved; made where something asks for them."""
+        self._others = self._others or others_of(self.loaded, cases_of(self.loaded, self.workload), SEED)
+        return self._others
+
+    def _note_turning(self, turning: Mapping[str, Collection[int]]) -> None:
+        for axis, sizes in turning.items():
+            known = self.loaded.turning.get(axis, ())
+            self.loaded.turning = {**self.loaded.turning, axis: tuple(sorted({*known, *sizes}))}
 
     def _report(self, driver: Driver, stage: str) -> None:
         progress = self.progress
@@ -428,19 +457,29 @@ def run_to_rest(driver: Driver, names: Sequence[str]) -> None:
             return
 
 
-def fuse(driver: Driver, names: Sequence[str]) -> None:
+def fuse(driver: Driver, names: Sequence[str], rewrite_bodies: Callable[[Driver, Work], object]) -> None:
     """Apply the passes that fuse, at an opset that is raised no further than those need that did something.
 
     Patterns match more than guards and proofs let through, so what is needed shows afterwards. Where the opset was
     raised for nothing, the graph from before is taken again, raised as far as was needed, and fused: runtimes that are
     too old for the newest operators go on reading it.
+
+    Args:
+        driver: its model is fused, with what nodes carry.
+        names: the passes, in order.
+        rewrite_bodies: lets passes work on what the nodes of a driver's model carry.
     """
+
+    def fuse_all() -> None:
+        driver.apply_all(map(get, names))
+        rewrite_bodies(driver, lambda inner: inner.apply_all(map(get, (*AGAIN, *for_bodies(names)))))
+
     model, ledger = driver.model, driver.ledger
     start, notes, wanted = len(ledger.entries), list(ledger.notes), needed_opset(driver.model, names)
     before = model.clone() if wanted > opset(model) else None
     raise_to(driver, wanted)
     fused = len(ledger.entries)
-    driver.apply_all(map(get, names))
+    fuse_all()
     if before is None or opset(model) == opset(before):
         return
     used = [get(entry.name).min_opset for entry in ledger.entries[fused:] if entry.applied]
@@ -453,7 +492,7 @@ def fuse(driver: Driver, names: Sequence[str]) -> None:
     driver.forget()
     prepare(model, driver.derivation)
     raise_to(driver, needed)
-    driver.apply_all(map(get, names))
+    fuse_all()
 
 
 def raise_opset_for(driver: Driver, names: Iterable[str]) -> None:
@@ -474,7 +513,7 @@ def raise_to(driver: Driver, wanted: int) -> None:
     driver.forget()
     driver.ledger.notes.append(f"opset raised from {before} to {wanted} for the fused operators")
     prepare(model, driver.derivation)
-    for name in ("lift-constants", "fold-constants", *TIDY):
+    for name in AGAIN:
         driver.apply(get(name))
 
 
@@ -488,14 +527,14 @@ def _put(model: ir.Model, other: ir.Model) -> None:
 
 
 def needed_opset(model: ir.Model, names: Iterable[str]) -> int:
-    """Return the highest `min_opset` among the rules that match somewhere, whatever their guards say."""
+    """Return the highest `min_opset` among the rules that match somewhere, in bodies too, whatever their guards say."""
     needed = opset(model)
     for name in names:
         rule = get(name)
         if not isinstance(rule, Rule) or rule.min_opset <= needed:
             continue
         patterns, types = rule.compiled(), rule.root_types()
-        for node in model.graph:
+        for node in all_nodes(model):
             if node.op_type in types and next(iter(rule.find(node, patterns, model, Miss())), None) is not None:
                 needed = rule.min_opset
                 break

@@ -490,7 +490,7 @@ def _work(
     evidence = evidence_of(decision, before).model_copy(update={"quantization": quantization})
     seconds: dict[str, float] = defaultdict(float)
     for entry in form.ledger.entries:
-        seconds[entry.name] += entry.seconds
+        seconds[entry.title] += entry.seconds
     return _Worked(decision, runs_on, evidence, golden, seconds, before.ops)
 
 

@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 import onnx_ir as ir
 
+from onnxopt.bodies import COMPUTED
 from onnxopt.cache import CONTEXT_KEY, PAST, SEQUENCE, TOTAL, complete
 from onnxopt.graph import ancestors, dims, has_subgraph, is_constant, known_dims, number, rank, region
 from onnxopt.model import Array
@@ -287,7 +288,7 @@ def is_contract(value: ir.Value) -> bool:
     """
     shape = dims(value)
     graph = value.graph
-    if shape is None or value.dtype is None or value.dtype in FLOAT_TYPES:
+    if shape is None or value.dtype is None or value.dtype in FLOAT_TYPES or COMPUTED in value.meta:
         return False
     if isinstance(graph, ir.Graph) and value.name in graph.meta.get(FREE_KEY, ()):
         return False
@@ -316,6 +317,8 @@ def _meaning_of_mask(model: ir.Model, mask: ir.Value) -> MaskMeaning | str:
     if len(side.read) != 1 or not side.read[0].is_graph_input():
         return f"the mask depends on {', '.join(leaf.name or '' for leaf in side.read) or 'no input'}"
     source = side.read[0]
+    if COMPUTED in source.meta:
+        return f"{source.name} is computed outside of the branch or loop"
     shape = known_dims(source) or ()
     if len(shape) != 2 or not all(isinstance(dim, str) for dim in shape):
         return f"{source.name} is not [batch, keys]"
@@ -459,6 +462,8 @@ def counts_positions(model: ir.Model, positions: ir.Value) -> ir.Value | None:
     if len(side.nodes) > LARGEST or len(side.read) != 1 or not side.read[0].is_graph_input():
         return None
     source = side.read[0]
+    if COMPUTED in source.meta:
+        return None
     lengths = _lengths(model, positions)
     if (known_dims(source) or ())[1:] != (TOTAL,) or (lengths and lengths[-1] > LONGEST_PROBE):
         return None

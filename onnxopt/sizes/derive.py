@@ -119,6 +119,17 @@ class Derivation:
             return found
         return self._of_input(value) if value.is_graph_input() else UNKNOWN
 
+    def inside(self) -> Derivation:
+        """Return a copy for a body of the model: what is learned in there of the ends of axes does not hold outside."""
+        return replace(
+            self,
+            ranges=dict(self.ranges),
+            computed=dict(self.computed),
+            _axes=dict(self._axes),
+            _simple=dict(self._simple),
+            _shown={},
+        )
+
     def shown(self, size: Size) -> int | str | None:
         """Return a dimension as graphs write it: a size, an axis, `a*b`, `a*c`, `a + c`; None for anything else."""
         if isinstance(size, int):
@@ -197,6 +208,8 @@ class Derivation:
         local.update(zip(graph.inputs, facts, strict=False))
         for value in graph.inputs[len(facts) :]:
             local[value] = UNKNOWN
+        for value in graph.inputs:
+            value.meta[FACT_KEY] = local[value]  # of a loop the last ones hold in every turn
         for value in graph.initializers.values():
             local[value] = of_constant(value)
         for node in graph:
@@ -211,7 +224,8 @@ class Derivation:
 
     def _name_axes(self, model: ir.Model) -> None:
         """Give sums among the names of axes their meaning; with a cache, the total is past and new positions."""
-        names = {dim for value in model.graph.inputs for dim in declared_dims(value) or () if isinstance(dim, str)}
+        inputs = [value for value in model.graph.inputs if FACT_KEY not in value.meta]  # of others more is known
+        names = {dim for value in inputs for dim in declared_dims(value) or () if isinstance(dim, str)}
         for name in sorted(names):
             terms = [term.strip() for term in name.split("+")]
             if len(terms) > 1 and all(term.isdigit() or term in names for term in terms):
