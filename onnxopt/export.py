@@ -24,7 +24,7 @@ from onnxopt.model import Feeder, Loaded
 from onnxopt.pooling import Pooling, read_pooling
 from onnxopt.source import Source
 from onnxopt.spec import AxisRange, Signature, TensorSpec
-from onnxopt.tasks import Task, features_task, infer_task, model_class, parse_task
+from onnxopt.tasks import Task, features_task, infer_task, model_class, parse_task, require_readable
 from onnxopt.torch_model import RANDOM_SEED, Logits, TorchModel, TorchReference, load_torch, rereads
 from onnxopt.torch_seq2seq import SeqPart
 from onnxopt.trace import ROADS, Road, Traced, trace
@@ -33,7 +33,6 @@ from onnxopt.usercache import cache_root, content_of, staged
 Exporter = Literal["auto", "dynamo", "torchscript"]
 Progress = Callable[[str], None]
 
-READ = ("input_ids", "pixel_values")  # what a model may take that reads alone
 _FORMAT = 6
 _RECORD = "export.json"
 _MODEL = "model.onnx"
@@ -227,13 +226,8 @@ def _task(config: Any, asked: str, source: Source) -> Task:
     if task.auto_class == "AutoModel":
         task = features_task(config)
     kind = model_class(config, task, where=source.text)
-    takes = getattr(kind, "main_input_name", READ[0])
-    if takes not in READ and not getattr(config, "is_encoder_decoder", False):
-        raise InputError(
-            f"{kind.__name__} takes {takes}; only text and images are supported",
-            where=source.text,
-            hint="export it to ONNX by other means, and give the .onnx file",
-        )
+    if not getattr(config, "is_encoder_decoder", False):
+        require_readable(kind, where=source.text)
     return task
 
 
