@@ -159,7 +159,9 @@ def _make(
     reads = any(spec.name == "input_ids" for spec in model.inputs)
     tokens = read_tokens(words, config, longest=model.longest) if reads else None
     traced, proved, failures = _first_road(model, tokens, exporter, folder / _MODEL, say=say)
-    notes += [f"{failure}; exported with {traced.exporter} instead" for failure in failures]
+    fixed = model.image_size and not set(Signature(model.inputs, ()).axes) <= set(traced.signature.axes)
+    only = f" for images of {model.image_size[0]} × {model.image_size[1]} alone" if fixed else ""
+    notes += [f"{failure}; exported with {traced.exporter}{only} instead" for failure in failures]
     crossing = _crossing(folder / _MODEL, model, notes)
     record = _record(traced, task, model, tokens, notes) | {"crossing": crossing}
     record |= {"pooling": str(pooling) if pooling else "", "proved_sizes": list(proved)}
