@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxopt.axes import PROOF_SIZES, PROOF_STEPS, axis_sizes
+from onnxopt.axes import PROOF_SIZES, PROOF_STEPS, axis_sizes, prove_axes
+from onnxopt.errors import ExportError
+from onnxopt.feeds import ImageFeeder
+from onnxopt.model import Feeds
 from onnxopt.spec import Signature, TensorSpec
+from tests.support.axes import write
 
 IDS = TensorSpec("input_ids", "int64", ("batch", "sequence"))
 MASK = TensorSpec("attention_mask", "int64", ("batch", "total_sequence"))
@@ -80,3 +87,34 @@ def test_images_are_proved_with_each_axis_on_its_own_and_all_together() -> None:
         assert alone
         assert all(sizes[axis] > usual for sizes in alone)
     assert {"batch": 2, "height": 80, "width": 144} in found
+
+
+class Counted:
+    """A reference that reshapes nothing, and counts the elements that it is given."""
+
+    name = "counted"
+
+    def __init__(self) -> None:
+        self.elements: list[int] = []
+
+    def run(self, feeds: Feeds) -> Feeds:
+        self.elements.append(feeds["pixel_values"].size)
+        return {"y": np.maximum(feeds["pixel_values"], 0)}
+
+
+@pytest.mark.parametrize("frozen", ["height", "width"])
+def test_the_reference_is_not_run_on_images_on_which_the_file_does_not_run(frozen: str, tmp_path: Path) -> None:
+    """A large image takes torch seconds, and the runtime tells at once."""
+    example = {"batch": 5, "height": 40, "width": 72}
+    shape = np.array([0, 3, *(example[side] if side == frozen else -1 for side in ("height", "width"))], np.int64)
+    text = """g (float[batch,3,height,width] pixel_values) => (float[batch,3,h,w] y) {
+      same = Reshape(pixel_values, shape) y = Relu(same) }"""
+    signature = Signature(
+        (TensorSpec("pixel_values", "float32", ("batch", 3, "height", "width")),),
+        (TensorSpec("y", "float32", ("batch", 3, "height", "width")),),
+    )
+    reference, feeder = Counted(), ImageFeeder(signature.inputs, example)
+    with pytest.raises(ExportError, match=f"axis '{frozen}' is frozen"):
+        prove_axes(write(tmp_path / "m.onnx", text, shape=shape), signature, reference, feeder, example=example)
+    assert reference.elements
+    assert max(reference.elements) <= 2 * 5 * 3 * 40 * 72, "twice as long on the side that is not frozen, at most"
