@@ -14,7 +14,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 import onnxopt
-from onnxopt.axes import learn_ranges, prove_axes
+from onnxopt.axes import learn_ranges, prove_axes, range_notes
 from onnxopt.checkpoint import Checkpoint, load_config, read_checkpoint, weights_digest, write_assets
 from onnxopt.crossing import crossings_of
 from onnxopt.errors import ExportError, InputError
@@ -33,7 +33,7 @@ from onnxopt.usercache import cache_root, content_of, staged
 Exporter = Literal["auto", "dynamo", "torchscript"]
 Progress = Callable[[str], None]
 
-_FORMAT = 6
+_FORMAT = 7
 _RECORD = "export.json"
 _MODEL = "model.onnx"
 _ASSETS = "assets"
@@ -171,7 +171,8 @@ def _make(
     feeder = _feeder(traced.signature.inputs, tokens, traced.example, model.extras)
     reference = TorchReference(model.title, lambda: model)
     ranges = learn_ranges(folder / _MODEL, traced.signature, reference, feeder, example=traced.example)
-    record |= {"ranges": {axis: asdict(known) for axis, known in ranges.items()}}
+    notes += range_notes(ranges)
+    record |= {"notes": notes, "ranges": {axis: asdict(known) for axis, known in ranges.items()}}
     (folder / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
     return model
 
