@@ -141,6 +141,16 @@ def learn_ranges(
     return found
 
 
+def range_notes(ranges: Mapping[str, AxisRange]) -> list[str]:
+    """Return a sentence for each axis that cannot be asked at every size."""
+    notes = []
+    for axis, known in ranges.items():
+        sizes = f"multiples of {known.step}" if known.step > 1 else "sizes"
+        if known.step > 1 or known.least > 1:
+            notes.append(f"axis '{axis}' answers as torch does at {sizes} from {known.least} on only")
+    return notes
+
+
 def _holds(known: AxisRange, agrees: Callable[[int], bool]) -> bool:
     """Tell whether a range that was found for one axis is that of another: its first two sizes run, none before."""
     below = known.least - known.step
@@ -176,11 +186,11 @@ class _Proof:
 
         Errors are relative to the largest value that an output has had so far: a lone logit near zero is no measure.
         """
-        expected = self.reference.run(feeds)
         try:
             found = self.runner.run(feeds)[0]
-        except ProbeError as error:
+        except ProbeError as error:  # before the reference runs, which takes longer, on a large image most of all
             return " ".join(str(error.__cause__ or error).split())  # the runtime's own words name the node
+        expected = self.reference.run(feeds)
         for spec in self.signature.outputs:
             left, right = found[spec.name], expected[spec.name]
             if left.shape != right.shape:

@@ -8,12 +8,21 @@ the exporter's own way.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
+from collections.abc import Iterator
 from typing import Any
 
+from onnxopt.errors import ExportError
 from onnxopt.spec import Signature
 
 logger = logging.getLogger(__name__)
+
+# Terms in the expression of one size, such as "the height, in patches, filled up to windows, halved, filled up again".
+# Networks that halve an image five times have up to 200; with windows in each of four stages they pass 1,000, and torch
+# computes with them for minutes.
+MAX_TERMS = 640
 
 
 def capture(module: Any, signature: Signature, tensors: tuple[Any, ...]) -> Any:
@@ -23,6 +32,9 @@ def capture(module: Any, signature: Signature, tensors: tuple[Any, ...]) -> Any:
         module: takes the tensors.
         signature: named axes are dynamic.
         tensors: example inputs.
+
+    Raises:
+        ExportError: a size of the model is too long an expression of the sizes of its inputs.
     """
     import torch
 
@@ -31,9 +43,11 @@ def capture(module: Any, signature: Signature, tensors: tuple[Any, ...]) -> Any:
         {index: dynamic for index, axis in enumerate(spec.axes) if isinstance(axis, str)} for spec in signature.inputs
     )
     try:
-        with torch.no_grad():
+        with torch.no_grad(), short_expressions():
             program = torch.export.export(module, tensors, dynamic_shapes=(shapes,), strict=False)
         left = _left_over(program)
+    except ExportError:
+        raise
     except Exception as error:  # noqa: BLE001  whatever torch raises, there is the other way
         logger.info("the model cannot be captured ahead of the exporter: %s", error)
         return None
@@ -42,6 +56,42 @@ def capture(module: Any, signature: Signature, tensors: tuple[Any, ...]) -> Any:
         return None
     program.run_decompositions = lambda *_, **__: program  # there is nothing to decompose
     return program
+
+
+@contextlib.contextmanager
+def short_expressions(most: int = MAX_TERMS) -> Iterator[None]:
+    """While a model is captured, give up as soon as torch asks about a size that is too long an expression.
+
+    Args:
+        most: terms that an expression may have.
+
+    Raises:
+        ExportError: there is a longer one.
+    """
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    plain = ShapeEnv.evaluate_expr
+
+    @functools.wraps(plain)
+    def evaluate(self: Any, expression: Any, *arguments: Any, **options: Any) -> Any:
+        if _terms(expression) > most:
+            raise ExportError(
+                f"a size in it is an expression of more than {most} terms in the sizes of its inputs",
+            )
+        return plain(self, expression, *arguments, **options)
+
+    ShapeEnv.evaluate_expr = evaluate  # type: ignore[method-assign, assignment]  # for as long as this lasts
+    try:
+        yield
+    finally:
+        ShapeEnv.evaluate_expr = plain  # type: ignore[method-assign]
+
+
+@functools.lru_cache(maxsize=4096)
+def _terms(expression: Any) -> int:
+    """Return how many numbers, sizes and operations an expression of sympy has."""
+    parts = getattr(expression, "args", ())
+    return 1 + sum(_terms(part) for part in parts)
 
 
 def _left_over(program: Any) -> set[str]:

@@ -20,7 +20,7 @@ from onnxopt.observations import paddings_of
 from onnxopt.record import ProvedRange
 from onnxopt.rows import mask_of
 from onnxopt.sidegraph import SIZE_STEPS
-from onnxopt.spec import PADDINGS, Padding, TensorSpec, Workload
+from onnxopt.spec import PADDINGS, Padding, TensorSpec, Workload, elements_of
 
 Case = tuple[dict[str, int], Padding]
 
@@ -178,8 +178,7 @@ def positions(loaded: Loaded, sizes: Mapping[str, int]) -> int:
 
 def _small_enough(loaded: Loaded, sizes: Mapping[str, int]) -> bool:
     """Tell whether inputs, and attention over rows, are small enough to be kept in memory."""
-    known = {axis: sizes.get(axis, 1) for axis in loaded.signature.axes}
-    elements = sum(math.prod(spec.shape(known)) for spec in loaded.signature.inputs)
+    elements = elements_of(loaded.signature.inputs, sizes)
     return elements <= MAX_ELEMENTS and all(sizes.get(axis, 0) <= LONGEST_ROW for axis in (SEQUENCE, TOTAL, ENCODED))
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 import onnxopt
-from onnxopt.axes import learn_ranges, prove_axes
+from onnxopt.axes import learn_ranges, prove_axes, range_notes
 from onnxopt.checkpoint import Checkpoint, load_config, read_checkpoint, weights_digest, write_assets
 from onnxopt.crossing import crossings_of
 from onnxopt.errors import ExportError, InputError
@@ -24,7 +24,7 @@ from onnxopt.model import Feeder, Loaded
 from onnxopt.pooling import Pooling, read_pooling
 from onnxopt.source import Source
 from onnxopt.spec import AxisRange, Signature, TensorSpec
-from onnxopt.tasks import Task, features_task, infer_task, model_class, parse_task
+from onnxopt.tasks import Task, features_task, infer_task, model_class, parse_task, require_readable
 from onnxopt.torch_model import RANDOM_SEED, Logits, TorchModel, TorchReference, load_torch, rereads
 from onnxopt.torch_seq2seq import SeqPart
 from onnxopt.trace import ROADS, Road, Traced, trace
@@ -33,8 +33,7 @@ from onnxopt.usercache import cache_root, content_of, staged
 Exporter = Literal["auto", "dynamo", "torchscript"]
 Progress = Callable[[str], None]
 
-READ = ("input_ids", "pixel_values")  # what a model may take that reads alone
-_FORMAT = 6
+_FORMAT = 7
 _RECORD = "export.json"
 _MODEL = "model.onnx"
 _ASSETS = "assets"
@@ -160,7 +159,9 @@ def _make(
     reads = any(spec.name == "input_ids" for spec in model.inputs)
     tokens = read_tokens(words, config, longest=model.longest) if reads else None
     traced, proved, failures = _first_road(model, tokens, exporter, folder / _MODEL, say=say)
-    notes += [f"{failure}; exported with {traced.exporter} instead" for failure in failures]
+    fixed = model.image_size and not set(Signature(model.inputs, ()).axes) <= set(traced.signature.axes)
+    only = f" for images of {model.image_size[0]} × {model.image_size[1]} alone" if fixed else ""
+    notes += [f"{failure}; exported with {traced.exporter}{only} instead" for failure in failures]
     crossing = _crossing(folder / _MODEL, model, notes)
     record = _record(traced, task, model, tokens, notes) | {"crossing": crossing}
     record |= {"pooling": str(pooling) if pooling else "", "proved_sizes": list(proved)}
@@ -170,7 +171,8 @@ def _make(
     feeder = _feeder(traced.signature.inputs, tokens, traced.example, model.extras)
     reference = TorchReference(model.title, lambda: model)
     ranges = learn_ranges(folder / _MODEL, traced.signature, reference, feeder, example=traced.example)
-    record |= {"ranges": {axis: asdict(known) for axis, known in ranges.items()}}
+    notes += range_notes(ranges)
+    record |= {"notes": notes, "ranges": {axis: asdict(known) for axis, known in ranges.items()}}
     (folder / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
     return model
 
@@ -227,13 +229,8 @@ def _task(config: Any, asked: str, source: Source) -> Task:
     if task.auto_class == "AutoModel":
         task = features_task(config)
     kind = model_class(config, task, where=source.text)
-    takes = getattr(kind, "main_input_name", READ[0])
-    if takes not in READ and not getattr(config, "is_encoder_decoder", False):
-        raise InputError(
-            f"{kind.__name__} takes {takes}; only text and images are supported",
-            where=source.text,
-            hint="export it to ONNX by other means, and give the .onnx file",
-        )
+    if not getattr(config, "is_encoder_decoder", False):
+        require_readable(kind, where=source.text)
     return task
 
 

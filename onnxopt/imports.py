@@ -154,6 +154,8 @@ class OrtReference:
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
         options.intra_op_num_threads = self._threads
         options.log_severity_level = 4
+        # a few runs of each size: threads that wait for the next one by turning in circles are in everyone's way
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         for key, value in entries.items():
             options.add_session_config_entry(key, value)
         try:

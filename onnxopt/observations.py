@@ -17,7 +17,7 @@ from onnxopt.model import Loaded
 from onnxopt.observe import Observation
 from onnxopt.rows import mask_of
 from onnxopt.sidegraph import MaskMeaning, meaning_of_mask, telling_size
-from onnxopt.spec import PADDINGS, AxisRange, Padding, Target
+from onnxopt.spec import PADDINGS, AxisRange, Padding, Target, elements_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,11 @@ GENERATED: tuple[tuple[int, int, int, Padding], ...] = (
     (5, 1, 17, "none"),
     (1, 5, 131, "none"),
 )
+# Where rows are large, such as those of images or of seconds of sound, the first and the last probe, of few rows, are
+# all: what is claimed of sizes is derived, and the whole is compared at more of them in the end.
+MAX_ELEMENTS = 1 << 19  # of the inputs of all observations together
+FEW_PROBES = (0, len(PROBES) - 1)
+FEW_SIZES = ((2, 5, 11, 17, 23), (1, 3, 7, 13, 19))  # of one axis after the other, in each of these
 LEAST_OBSERVATIONS = 2  # fewer show nothing of what hangs on sizes
 STRIDES = (0, 4, 8, 12)  # of an axis whose sizes are not free, by its step: what is halved five times, say
 LEAST_OTHERS, MOST_OTHERS = 8, 32  # inputs of a proof that are looked at ahead of it
@@ -109,9 +114,13 @@ def others_of(loaded: Loaded, cases: Iterable[tuple[Mapping[str, int], Padding]]
 def chosen(loaded: Loaded) -> list[Observation]:
     """Return the observations that are wanted, whether the model runs at them or not."""
     observations = []
-    for index, kind in enumerate(kind for _, kind in PROBES):
+    longest = max(LENGTHS[-1], telling_size(loaded.model.graph))
+    wanted = {index: _sizes(loaded, index, longest=longest) for index in range(len(PROBES))}
+    if _are_large(loaded, wanted.values()):
+        wanted = {index: _few(loaded, wanted[index], place) for place, index in enumerate(FEW_PROBES)}
+    for index, sizes in wanted.items():
+        kind = PROBES[index][1]
         padding: Padding = kind if kind in paddings_of(loaded) else "right"
-        sizes = _sizes(loaded, index, longest=max(LENGTHS[-1], telling_size(loaded.model.graph)))
         try:
             observations.append(Observation(sizes, loaded.feeder.make(sizes, padding, seed=index)))
         except InputError:
@@ -121,6 +130,29 @@ def chosen(loaded: Loaded) -> list[Observation]:
             with contextlib.suppress(InputError):
                 observations.append(Observation(usual, loaded.feeder.make(usual, padding, seed=index)))
     return observations
+
+
+def _are_large(loaded: Loaded, wanted: Iterable[Mapping[str, int]]) -> bool:
+    """Tell whether inputs without a mask, which is looked at in all its kinds, are larger than observations may be."""
+    if mask_of(loaded.signature) is not None or Cache.of(loaded.signature) is not None:
+        return False
+    return sum(elements_of(loaded.signature.inputs, sizes) for sizes in wanted) > MAX_ELEMENTS
+
+
+def _few(loaded: Loaded, wanted: Mapping[str, int], place: int) -> dict[str, int]:
+    """Return sizes with few rows, of each axis that is the first of an input; those of all others stay.
+
+    Args:
+        loaded: knows at which sizes the model runs.
+        wanted: sizes of an observation, as they would be if rows were small.
+        place: of the observation in `FEW_PROBES`.
+    """
+    rows = dict.fromkeys(str(spec.axes[0]) for spec in loaded.signature.inputs if spec.axes)
+    free = [axis for axis in rows if axis in wanted and axis not in loaded.pinned]
+    few = {axis: size for axis, size in wanted.items() if axis not in free}
+    for axis, size in zip(free, FEW_SIZES[place], strict=False):
+        few[axis] = _within(loaded.range_of(axis), size, place, few)
+    return loaded.runnable({axis: few.get(axis, size) for axis, size in wanted.items()})
 
 
 def _sizes(loaded: Loaded, index: int, *, longest: int) -> dict[str, int]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,11 +18,12 @@ import numpy as np
 
 from onnxopt.axis_names import own_axis
 from onnxopt.errors import InputError
+from onnxopt.first_sizes import FEW, SIDE, attempts, free_axes, image_sizes, is_heavy
 from onnxopt.given import Given
-from onnxopt.graph_feeder import DEFAULT_SIZES, GraphFeeder
+from onnxopt.graph_feeder import GraphFeeder
 from onnxopt.model import Feeds, Reference, tensors_of
 from onnxopt.safety_files import word
-from onnxopt.spec import CONTAINERS, AxisRange, TensorSpec
+from onnxopt.spec import CONTAINERS, AxisRange, TensorSpec, elements_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +35,8 @@ MAX_LIMIT_PROBE = 1024  # position tables longer than this are believed, not run
 MAX_COMBINATIONS = 16  # of compared values; beyond, only the first ones are tried
 FAR_SIZE = 131  # what the longest observation asks for
 MAX_FAR_ELEMENTS = 1 << 22  # of all inputs together, for a far size
-# Sizes to try when the usual ones do not run: batch, sequence, every other axis (images, then sound).
-_FALLBACKS = (
-    *((1, 8, 8), (2, 8, 64), (1, 8, 64), (1, 16, 16), (1, 8, 224), (1, 1, 1), (1, 128, 512), (1, 16000, 16000)),
-    *((2, 32, 32), (1, 32, 32), (1, 64, 128), (1, 256, 256), (1, 384, 384), (1, 1024, 1024), (1, 4096, 4096)),
-)
-_EQUAL_SIZES = (1, 3, 16, 32, 64, 128, 224, 512, 1024, 16000)  # of all axes, whatever they are called
 FREE_MOVES = (3, 10)  # from a size that runs: both run only where all do, for multiples of 2 and windows among them
-FEW, SIDE = 2, 64  # a usual size of rows in a batch, and of an image that is halved five times
+FEW_MOVES = (3, 1)  # of few rows, of which each is large: no window lies between them
 STEPS_UP = (1, 2, 3, 5)  # how many steps away from a size that runs an axis must run too
 STEPS = (2, 4, 8, 16, 32, 64, 3, 5, 7, 10, 160)  # multiples that networks of images and of sound halve their input by
 
@@ -75,6 +69,7 @@ class Prober:
     ones: set[str] = field(default_factory=set)
     pinned: set[str] = field(default_factory=set)
     _outputs: list[tuple[dict[str, int], Feeds]] = field(default_factory=list)
+    _refused: list[dict[str, int]] = field(default_factory=list)
     _seconds: float = 0.0
     _deadline: float = field(default_factory=lambda: time.monotonic() + PROBE_SECONDS)
 
@@ -90,8 +85,9 @@ class Prober:
             InputError: with the first reason, when there are none.
         """
         first: InputError | None = None
-        for sizes in self._attempts(likely):
-            feeder = replace(self.feeder, defaults=sizes)
+        for sizes in attempts(self.feeder, likely):
+            fitted = {axis: self._said(axis).fitted(size) for axis, size in sizes.items()}
+            feeder = replace(self.feeder, defaults=fitted)
             for seed in range(min(feeder.combinations, MAX_COMBINATIONS)):
                 try:
                     outputs = self.reference.run(feeder.make({}, seed=seed))
@@ -112,44 +108,9 @@ class Prober:
         hint = "give an input that runs with --feeds example.npz, or sizes with --axis name=16 and --value name=..."
         raise InputError((first or InputError("cannot be run")).what, where=first.where if first else "", hint=hint)
 
-    def _attempts(self, likely: Sequence[int]) -> Iterator[dict[str, int]]:
-        for sizes in self._all_attempts(likely):
-            yield {axis: self._said(axis).fitted(size) for axis, size in sizes.items()}
-
-    def _all_attempts(self, likely: Sequence[int]) -> Iterator[dict[str, int]]:
-        free = self._free_axes()
-        for example in self.feeder.examples:
-            yield {**dict.fromkeys(free, 1), **sizes_of(self.feeder, example)}
-        usual = {axis: DEFAULT_SIZES[self.feeder.role(axis)] for axis in free}
-        yield usual | self._image_sizes()
-        yield dict.fromkeys(free, DEFAULT_SIZES["other"])  # axes that must be equal, whatever they are called
-        for batch, sequence, other in (*_FALLBACKS, *((1, size, size) for size in likely)):
-            sizes = {"batch": batch, "sequence": sequence, "total": sequence, "past": DEFAULT_SIZES["past"]}
-            yield {axis: sizes.get(self.feeder.role(axis), other) for axis in free}
-        for size in likely:
-            yield {axis: usual[axis] if self.feeder.role(axis) == "batch" else size for axis in free}
-        for size in (*_EQUAL_SIZES, *likely):
-            yield dict.fromkeys(free, size)
-
     def _said(self, axis: str) -> AxisRange:
         """Return what the user says of an axis."""
         return self.given.axes.get(axis, AxisRange())
-
-    def _free_axes(self) -> tuple[str, ...]:
-        """Return the axes that do not follow from others."""
-        role, follows = self.feeder.role, self.feeder.terms
-        sized = any(role(axis) == "sequence" for axis in self.feeder.axes)
-        totals = {axis for axis in self.feeder.axes if role(axis) == "total" and (sized or "+" in axis)}
-        return tuple(axis for axis in self.feeder.axes if not follows(axis) and axis not in totals)
-
-    def _image_sizes(self) -> dict[str, int]:
-        images = [plan.spec for plan in self.feeder.plans if plan.kind == "float" and len(plan.spec.axes) == 4]
-        return {
-            axis: SIDE
-            for spec in images
-            for axis in spec.axes[2:]
-            if isinstance(axis, str) and self.feeder.role(axis) == "other"
-        }
 
     def _drop_values(self, working: int) -> None:
         """Keep of the compared values those that run beside the ones that did; the others are named."""
@@ -193,7 +154,7 @@ class Prober:
         """Run other sizes of each axis: learn ranges, steps, ties and what is fixed; note what a user should know."""
         self._tell_sums()
         stuck: list[str] = []
-        for axis in self._free_axes():
+        for axis in free_axes(self.feeder):
             if self._late():
                 self.notes.append(f"axis '{axis}' was not tried at other sizes: the model is slow to run")
                 self.pinned.add(axis)
@@ -283,7 +244,8 @@ class Prober:
         A network that doubles what it has halved takes 57 to 64 pixels and then 89 to 96: sizes beside one that runs
         say little, and those below it least.
         """
-        if all(self._moved(group, base + more) for more in (*FREE_MOVES, *((1,) if base % 3 == 0 else ()))):
+        moves = FEW_MOVES if base <= FEW and is_heavy(self.feeder, group[0]) else FREE_MOVES
+        if all(self._moved(group, base + more) for more in (*moves, *((1,) if base % 3 == 0 else ()))):
             return 1
         steps = [step for step in (1, *STEPS) if base % step == 0]
         for step in steps:
@@ -322,7 +284,7 @@ class Prober:
 
     def _affordable(self, group: Sequence[str], size: int) -> bool:
         sizes = self.feeder.resolve({}) | dict.fromkeys(group, size)
-        elements = sum(math.prod(plan.spec.shape(self.feeder.resolve(sizes))) for plan in self.feeder.plans)
+        elements = elements_of((plan.spec for plan in self.feeder.plans), self.feeder.resolve(sizes))
         growth = (size / self.feeder.defaults[group[0]]) ** 2
         return elements <= MAX_FAR_ELEMENTS and self._seconds * growth <= RUN_SECONDS
 
@@ -351,7 +313,7 @@ class Prober:
             base = self.feeder.defaults
             if base[axis] != 1 or self._late():
                 continue
-            for other in self._free_axes():
+            for other in free_axes(self.feeder):
                 if base[other] > 1 and other not in found and self._try({axis: base[other]}):
                     self.feeder = replace(self.feeder, defaults={**base, axis: base[other]})
                     if not self._moved((other,), base[other] + 3):
@@ -419,12 +381,12 @@ class Prober:
     def _groups(self) -> Iterator[tuple[str, ...]]:
         tied = {axis for group in self.feeder.tied for axis in group}
         yield from self.feeder.tied
-        yield from ((axis,) for axis in self._free_axes() if axis not in tied and axis not in self.fixed)
+        yield from ((axis,) for axis in free_axes(self.feeder) if axis not in tied and axis not in self.fixed)
 
     def _distinct(self) -> dict[str, int]:
         """Return a size of its own for each axis, or group of tied ones, at which it runs: they can be told apart."""
         primes, sizes = itertools.cycle((3, 11, 5, 13, 7, 17)), dict[str, int]()
-        image = {axis: 32 * (3 + place) for place, axis in enumerate(self._image_sizes())}
+        image = {axis: 32 * (3 + place) for place, axis in enumerate(image_sizes(self.feeder))}
         for group in self._groups():
             known, wanted = self.range_of(group[0]), image.get(group[0]) or next(primes)
             taken = set(sizes.values())
@@ -436,10 +398,10 @@ class Prober:
     def find_limits(self, tables: Sequence[int]) -> None:
         """Find the longest row when a table of positions gives a size to try."""
         role = self.feeder.role
-        axis = next((axis for axis in self._free_axes() if role(axis) == "sequence"), None)
+        axis = next((axis for axis in free_axes(self.feeder) if role(axis) == "sequence"), None)
         if axis is None or any(role(other) == "past" for other in self.feeder.axes) or self.range_of(axis).most:
             return
-        ones = {other: self.range_of(other).fitted(1) for other in self._free_axes() if role(other) == "batch"}
+        ones = {other: self.range_of(other).fitted(1) for other in free_axes(self.feeder) if role(other) == "batch"}
         for rows in tables:
             for limit in (rows, rows - 2):  # RoBERTa and OPT leave the first two rows of their table unused
                 if not 1 < limit <= MAX_LIMIT_PROBE or self._late():
@@ -515,10 +477,18 @@ class Prober:
             return None
 
     def _try(self, sizes: Mapping[str, int]) -> bool:
-        outputs = self._runs(self.feeder, sizes)
-        if outputs is None:
+        """Tell whether the model runs at some sizes, and remember what it gave; it is asked the same thing once."""
+        try:
+            resolved = self.feeder.resolve(sizes)
+        except InputError:  # beyond a limit that is known
             return False
-        self._keep(self.feeder.resolve(sizes), outputs)
+        if resolved in self.proved:
+            return True
+        outputs = None if resolved in self._refused else self._runs(self.feeder, sizes)
+        if outputs is None:
+            self._refused.append(resolved)
+            return False
+        self._keep(resolved, outputs)
         return True
 
     def _runs(self, feeder: GraphFeeder, sizes: Mapping[str, int]) -> Feeds | None:
@@ -541,17 +511,6 @@ class Prober:
 
     def _late(self) -> bool:
         return time.monotonic() > self._deadline
-
-
-def sizes_of(feeder: GraphFeeder, example: Feeds) -> dict[str, int]:
-    """Return the sizes of the axes that an example has."""
-    return {
-        axis: size
-        for plan in feeder.plans
-        if plan.spec.name in example
-        for axis, size in zip(plan.spec.axes, example[plan.spec.name].shape, strict=True)
-        if isinstance(axis, str)
-    }
 
 
 def _quoted(names: Sequence[str]) -> str:

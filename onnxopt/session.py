@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
     from onnxopt.model import Feeds, Value
+    from onnxopt.record import ProvedRange
 from onnxopt.runtime import runtime_errors, runtime_line
 
 logger = logging.getLogger(__name__)
@@ -165,7 +166,7 @@ class Session:
         path = Path(path)
         self.path = model_file(path)
         self._label = label or str(self.path)
-        made_for, known, self._least = _made_for(path)
+        made_for, known, self._proved = _made_for(path)
         chosen = target or made_for
         wanted = _device(chosen.provider) if device is None else parse_device(device)
         available = onnxruntime.get_available_providers()
@@ -223,7 +224,7 @@ class Session:
             InputError: when a name, dtype or shape does not fit, or the runtime fails.
         """
         self.check(feeds)
-        self._check_empty(feeds)
+        self._check_sizes(feeds)
         known = [spec.name for spec in self.outputs]
         names = known if outputs is None else list(outputs)
         for name in names:
@@ -236,15 +237,25 @@ class Session:
             raise InputError(f"onnxruntime failed: {runtime_line(error)}", where=self._label) from error
         return dict(zip(names, self._exchange.take(names, values), strict=True))
 
-    def _check_empty(self, feeds: Mapping[str, Value]) -> None:
-        """Refuse an axis without entries where the artifact promises nothing of it; a plain file promises nothing."""
-        for spec in self.inputs if self._least else ():
+    def _check_sizes(self, feeds: Mapping[str, Value]) -> None:
+        """Refuse sizes of which an artifact promises nothing, at which it may run all the same; a file has no promises.
+
+        Those are an axis without entries, and what is no multiple where the graph was made for multiples.
+        """
+        for spec in self.inputs if self._proved else ():
             given = feeds.get(spec.name)
             shape = given.shape if isinstance(given, np.ndarray) else ()
             for axis, size in zip(spec.axes, shape, strict=False):
-                if size == 0 and self._least.get(str(axis), 0) > 0:
+                known = self._proved.get(str(axis))
+                if known is None or size == known.least:
+                    continue
+                if size == 0:
                     what = f"input {spec.name!r} has no entries along its axis '{axis}'; the artifact answers from 1 on"
                     raise InputError(what, where=self._label, hint="leave a request without rows out")
+                if size % known.step:
+                    what = f"input {spec.name!r} has {size} entries along its axis '{axis}'"
+                    what += f"; the artifact answers multiples of {known.step}"
+                    raise InputError(what, where=self._label, hint="resize it, or pad it as the model was trained")
 
     @property
     def crossings(self) -> Crossings:
@@ -343,14 +354,13 @@ def model_file(path: Path) -> Path:
     return path
 
 
-def _made_for(path: Path) -> tuple[Target, Workload | None, dict[str, int]]:
-    """Return where an artifact is meant to run, for which shapes, and from which size on an axis may be asked."""
+def _made_for(path: Path) -> tuple[Target, Workload | None, dict[str, ProvedRange]]:
+    """Return where an artifact is meant to run, for which shapes, and at which sizes of its axes it was proved."""
     from onnxopt.manifest import MANIFEST_NAME, Manifest
 
     if path.is_dir() and (path / MANIFEST_NAME).is_file():
         manifest = Manifest.read(path)
-        least = {axis: proved.least for axis, proved in manifest.proved.items()}
-        return Target(manifest.target.provider), manifest.workload, least
+        return Target(manifest.target.provider), manifest.workload, dict(manifest.proved)
     return Target(), None, {}
 
 

@@ -5,8 +5,9 @@ Nothing here imports another onnxopt module except `errors`.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -332,6 +333,12 @@ class TensorSpec:
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the concrete shape for the given axis sizes; raises KeyError for an axis without a size."""
         return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in self.axes)
+
+
+def elements_of(specs: Iterable[TensorSpec], sizes: Mapping[str, int]) -> int:
+    """Return how many elements inputs or outputs have together; an axis without a size counts as one row."""
+    axes = (spec.axes for spec in specs)
+    return sum(math.prod(axis if isinstance(axis, int) else sizes.get(axis, 1) for axis in one) for one in axes)
 
 
 @dataclass(frozen=True)

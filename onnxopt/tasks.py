@@ -35,6 +35,7 @@ class Task:
     paired: bool = False
 
 
+READ = ("input_ids", "pixel_values")  # what a model may take that reads alone
 _LOGITS = ("logits",)
 TASKS: dict[str, Task] = {
     task.name: task
@@ -143,11 +144,31 @@ def infer_task(config: Any, *, where: str = "") -> Task:
             return features_task(config) if task.auto_class == "AutoModel" else task
     if _bare_class(config) is not None:
         return features_task(config)
+    require_readable(_class_of(saved[0]), where=where)
     raise InputError(
         f"{saved[0]} does a task that is not supported",
         where=where,
         hint=f"name one with --task: {', '.join(TASKS)}",
     )
+
+
+def require_readable(kind: Any, *, where: str = "") -> None:
+    """Refuse a class that reads neither text nor images, whatever it is asked to do.
+
+    Args:
+        kind: transformers' class, which says what it takes; None is not refused.
+        where: the checkpoint, for messages.
+
+    Raises:
+        InputError: names what it takes, sound mostly, and the other way.
+    """
+    takes = getattr(kind, "main_input_name", READ[0])
+    if takes not in READ:
+        raise InputError(
+            f"{kind.__name__} takes {takes}; only text and images are supported",
+            where=where,
+            hint="export it to ONNX by other means, and give the .onnx file",
+        )
 
 
 def features_task(config: Any) -> Task:
@@ -176,6 +197,8 @@ def model_class(config: Any, task: Task, *, where: str = "") -> Any:
         bare = _bare_class(config) if task.auto_class == "AutoModel" else None
         if bare is not None:
             return bare
+    if not getattr(config, "is_encoder_decoder", False):
+        require_readable(_class_of(next(iter(getattr(config, "architectures", None) or ()), "")), where=where)
     kind = str(getattr(config, "model_type", ""))
     able = [other.name for other in TASKS.values() if _classes(other.table, kind)]
     raise InputError(
@@ -208,6 +231,13 @@ def _bare_class(config: Any) -> Any:
     saved = next(iter(getattr(config, "architectures", None) or ()), "")
     kind = getattr(transformers, saved, None) if isinstance(saved, str) and saved.endswith("Model") else None
     return kind if getattr(kind, "config_class", None) is type(config) else None
+
+
+def _class_of(name: str) -> Any:
+    """Return the class of transformers that has a name, None where it has no such class."""
+    import transformers
+
+    return getattr(transformers, name, None)
 
 
 def _own_class(config: Any, task: Task) -> str:

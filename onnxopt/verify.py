@@ -77,15 +77,17 @@ def prove(
     scales: dict[str, float] = dict.fromkeys(chances, 1.0)
     held = max(budget.relative_error, precision_error(loaded.model))
     for (sizes, padding), feeds, expected, found in _answers(run, loaded, cases, progress):
-        own: dict[str, Moved] | None = None
+        beyond: dict[str, float] = {}
         for spec in (one for one in loaded.signature.outputs if one.name in expected):
             relative, absolute = _error(loaded.signature, feeds, spec.name, expected, found, packed=packed)
             measured.append(((dict(sizes), padding), spec.name, relative, absolute))
             if math.isfinite(absolute) and relative > 0:
                 scales[spec.name] = max(scales.get(spec.name, 0.0), absolute / relative)
             if math.isfinite(absolute) and not relative <= held:
-                own = moved_by_itself(loaded, feeds, expected) if own is None else own
-                moved[spec.name, case_text(sizes, padding)] = own.get(spec.name, Moved(0.0, ""))
+                beyond[spec.name] = absolute / FACTOR
+        if beyond:
+            own = moved_by_itself(loaded, feeds, expected, beyond)
+            moved |= {(name, case_text(sizes, padding)): own.get(name, Moved(0.0, "")) for name in beyond}
     records = [
         ProofRecord(
             sizes=dict(sizes),
@@ -380,7 +382,8 @@ def _allowed(loaded: Loaded, feeds: Feeds, expected: Feeds, report: OutputReport
     """Return the relative error that an output may have at one case: what the reference moves by itself counts."""
     if report.relative_error <= held or not math.isfinite(report.absolute_error):
         return held
-    moved = moved_by_itself(loaded, feeds, expected).get(report.name, Moved(0.0, ""))
+    enough = {report.name: report.absolute_error / FACTOR}
+    moved = moved_by_itself(loaded, feeds, expected, enough).get(report.name, Moved(0.0, ""))
     return max(held, min(WIDEST, FACTOR * moved.absolute * report.relative_error / report.absolute_error))
 
 

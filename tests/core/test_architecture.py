@@ -31,7 +31,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("probe", "safety_files", "safety", "blocks", "observe", "operands", "draws"),
     ("sizes",),
     ("expression", "sidegraph", "patterns", "registry", "graph_feeder", "opset", "channels"),
-    ("axis_names", "compared", "given", "roles", "observations"),
+    ("axis_names", "compared", "given", "roles", "observations", "first_sizes"),
     ("rewrite", "repro", "captures", "folded", "crossing", "cases", "reached"),
     ("body_runs",),
     ("contract",),

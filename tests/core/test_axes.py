@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxopt.axes import PROOF_SIZES, PROOF_STEPS, axis_sizes
-from onnxopt.spec import Signature, TensorSpec
+from onnxopt.axes import PROOF_SIZES, PROOF_STEPS, axis_sizes, learn_ranges, prove_axes, range_notes
+from onnxopt.errors import ExportError
+from onnxopt.feeds import ImageFeeder
+from onnxopt.model import Feeds
+from onnxopt.spec import AxisRange, Signature, TensorSpec
+from tests.support.axes import write
 
 IDS = TensorSpec("input_ids", "int64", ("batch", "sequence"))
 MASK = TensorSpec("attention_mask", "int64", ("batch", "total_sequence"))
@@ -80,3 +87,55 @@ def test_images_are_proved_with_each_axis_on_its_own_and_all_together() -> None:
         assert alone
         assert all(sizes[axis] > usual for sizes in alone)
     assert {"batch": 2, "height": 80, "width": 144} in found
+
+
+class Counted:
+    """A reference that reshapes nothing, and counts the elements that it is given."""
+
+    name = "counted"
+
+    def __init__(self) -> None:
+        self.elements: list[int] = []
+
+    def run(self, feeds: Feeds) -> Feeds:
+        self.elements.append(feeds["pixel_values"].size)
+        return {"y": np.maximum(feeds["pixel_values"], 0)}
+
+
+@pytest.mark.parametrize("frozen", ["height", "width"])
+def test_the_reference_is_not_run_on_images_on_which_the_file_does_not_run(frozen: str, tmp_path: Path) -> None:
+    """A large image takes torch seconds, and the runtime tells at once."""
+    example = {"batch": 5, "height": 40, "width": 72}
+    shape = np.array([0, 3, *(example[side] if side == frozen else -1 for side in ("height", "width"))], np.int64)
+    text = """g (float[batch,3,height,width] pixel_values) => (float[batch,3,h,w] y) {
+      same = Reshape(pixel_values, shape) y = Relu(same) }"""
+    signature = Signature(
+        (TensorSpec("pixel_values", "float32", ("batch", 3, "height", "width")),),
+        (TensorSpec("y", "float32", ("batch", 3, "height", "width")),),
+    )
+    reference, feeder = Counted(), ImageFeeder(signature.inputs, example)
+    with pytest.raises(ExportError, match=f"axis '{frozen}' is frozen"):
+        prove_axes(write(tmp_path / "m.onnx", text, shape=shape), signature, reference, feeder, example=example)
+    assert reference.elements
+    assert max(reference.elements) <= 2 * 5 * 3 * 40 * 72, "twice as long on the side that is not frozen, at most"
+
+
+@pytest.mark.parametrize("step", [1, 4, 32])
+def test_sizes_at_which_a_file_answers_otherwise_are_no_sizes_of_it_and_said(step: int, tmp_path: Path) -> None:
+    """What is filled up to a multiple while it is traced runs at other sizes too, and gives other numbers."""
+
+    class Filling(Counted):
+        def run(self, feeds: Feeds) -> Feeds:
+            short = sum(-size % step for size in feeds["pixel_values"].shape[2:])
+            return {"y": super().run(feeds)["y"] + np.float32(short)}
+
+    example = {"batch": 5, "height": 128, "width": 160}
+    axes = ("batch", 3, "height", "width")
+    signature = Signature((TensorSpec("pixel_values", "float32", axes),), (TensorSpec("y", "float32", axes),))
+    text = "g (float[batch,3,height,width] pixel_values) => (float[batch,3,height,width] y) { y = Relu(pixel_values) }"
+    path, feeder = write(tmp_path / "m.onnx", text), ImageFeeder(signature.inputs, example)
+    found = learn_ranges(path, signature, Filling(), feeder, example=example)
+    assert found == {"height": AxisRange(step, step), "width": AxisRange(step, step)}
+    said = [f"axis '{side}' answers as torch does at multiples of {step} from {step} on only" for side in found]
+    assert range_notes(found) == (said if step > 1 else [])
+    assert range_notes({"height": AxisRange(7)}) == ["axis 'height' answers as torch does at sizes from 7 on only"]

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxopt.capture import capture
+from onnxopt.capture import MAX_TERMS, capture, short_expressions
+from onnxopt.errors import ExportError
 from onnxopt.spec import Signature, TensorSpec
 
 torch = pytest.importorskip("torch")
@@ -210,3 +211,33 @@ def test_an_axis_that_is_frozen_stays_a_matter_of_the_proof() -> None:
     session = exported(program)
     with pytest.raises(Exception, match=r"(?i)dim|shape"):
         answers(session, OTHERS[1])
+
+
+def filled(steps: int) -> Any:
+    """Return a module that fills a sequence up to windows and halves it, so many times."""
+
+    def forward(_: Any, x: Any) -> Any:
+        for _turn in range(steps):
+            x = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[1] % 7))
+            x = x.reshape(x.shape[0], x.shape[1] // 7, 7, 8).transpose(1, 2).reshape(x.shape[0], -1, 8)
+            x = torch.nn.functional.pad(x, (0, 0, 0, x.shape[1] % 2))[:, ::2]
+        return x
+
+    return module(forward)
+
+
+def test_sizes_that_are_endless_expressions_are_given_up_at_once_and_said() -> None:
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    before = ShapeEnv.evaluate_expr
+    with pytest.raises(ExportError, match=f"an expression of more than {MAX_TERMS} terms"):
+        captured(filled(12))
+    assert ShapeEnv.evaluate_expr is before
+    assert captured(filled(1)) is not None
+
+
+@pytest.mark.parametrize("most", [3, 40])
+def test_the_bound_on_terms_is_the_one_that_is_asked_for(most: int) -> None:
+    dynamic = torch.export.Dim.DYNAMIC
+    with short_expressions(most), pytest.raises(ExportError, match=f"more than {most} terms"):
+        torch.export.export(filled(6), (example(EXAMPLE),), dynamic_shapes=(({0: dynamic, 1: dynamic},),))

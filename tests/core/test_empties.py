@@ -123,3 +123,19 @@ def test_an_axis_whose_0_copies_another_size_is_asked_from_one_on(tmp_path: Path
     assert (
         "axis 'cells' may be asked from 1 on: where it is 0, the original answers otherwise" in artifact.manifest.notes
     )
+
+
+@pytest.mark.parametrize(("step", "axis"), [(2, "cells"), (3, "n"), (8, "width")])
+def test_an_artifact_answers_no_size_that_is_no_multiple_where_it_was_made_for_multiples(
+    step: int, axis: str, tmp_path: Path
+) -> None:
+    """Of other sizes nothing was proved, whether the graph runs there or not."""
+    text = f"""{HEADER} g (float[1,{axis}] x) => (float[k,{step}] y)
+      <int64[2] t = {{-1, {step}}}> {{ a = Reshape(x, t) y = Neg(a) }}"""
+    artifact = onnxopt.optimize(saved(text, tmp_path), out=tmp_path / "out", measure=False)
+    session = Session(artifact.path)
+    for size in (step, 5 * step):
+        assert session.run({"x": np.ones((1, size), np.float32)})["y"].shape == (size // step, step)
+    said = rf"has {step + 1} entries along its axis '{axis}'; the artifact answers multiples of {step}"
+    with pytest.raises(InputError, match=said):
+        session.run({"x": np.ones((1, step + 1), np.float32)})

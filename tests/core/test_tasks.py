@@ -52,3 +52,34 @@ def test_a_class_of_another_config_or_with_a_head_is_refused(saved: str) -> None
 
     with pytest.raises(InputError, match="does a task that is not supported"):
         infer_task(SiglipTextConfig(architectures=[saved]))
+
+
+@pytest.mark.parametrize(
+    ("saved", "takes"),
+    [
+        ("Wav2Vec2ForCTC", "input_values"),
+        ("HubertForSequenceClassification", "input_values"),
+        ("WavLMForXVector", "input_values"),
+        ("ASTForAudioClassification", "input_values"),
+        ("WhisperForAudioClassification", "input_features"),
+        ("Wav2Vec2BertForCTC", "input_features"),
+    ],
+)
+def test_a_class_that_reads_sound_is_refused_by_what_it_takes_and_no_task_is_advised(saved: str, takes: str) -> None:
+    import transformers
+
+    config = getattr(transformers, saved).config_class(architectures=[saved])
+    said = f"{saved} takes {takes}; only text and images are supported"
+    with pytest.raises(InputError, match=said) as refusal:
+        infer_task(config, where="here")
+    assert "--task" not in str(refusal.value)
+    assert "give the .onnx file" in str(refusal.value)
+
+
+def test_a_task_that_is_asked_of_a_class_that_reads_sound_is_no_better() -> None:
+    from transformers import HubertConfig
+
+    config = HubertConfig(architectures=["HubertForCTC"])
+    with pytest.raises(InputError, match="HubertForCTC takes input_values; only text and images") as refusal:
+        model_class(config, parse_task("automatic-speech-recognition"))
+    assert "--task" not in str(refusal.value)

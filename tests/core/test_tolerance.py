@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -149,3 +150,25 @@ def test_rounding_otherwise_leaves_types_names_and_moved_values_alone(tmp_path: 
 def test_nothing_is_rounded_otherwise_in_a_graph_of_whole_numbers(tmp_path: Path) -> None:
     loaded = load(tmp_path, "g (int64[b,4] x) => (int64[b,4] y) { y = Add(x, x) }")
     assert loaded.reference.rounded_otherwise() is None
+
+
+@pytest.mark.parametrize(("share", "ways"), [(0.5, 1), (2.0, 6)])
+def test_no_other_way_of_rounding_is_tried_once_an_error_is_explained(
+    share: float, ways: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runtime's own optimizations move by 1e-3 here: half of that explains an error of as much."""
+    loaded = load(tmp_path, PLAIN)
+    feeds = loaded.feeder.make({}, seed=3)
+    expected = loaded.reference.run(feeds)
+    runs: list[bool] = []
+    plain = type(loaded.reference).run
+
+    def run(self: Any, feeds: Feeds, *, optimized: bool = False) -> Feeds:
+        runs.append(optimized)
+        return {"y": plain(self, feeds)["y"] + np.float32(1e-3 * optimized)}
+
+    monkeypatch.setattr(type(loaded.reference), "run", run)
+    found = moved_by_itself(loaded, feeds, expected, {"y": share * 1e-3})
+    assert len(runs) == ways
+    assert found["y"].why == "ONNX Runtime's own optimizations"
+    assert found["y"].absolute == pytest.approx(1e-3, rel=1e-2)

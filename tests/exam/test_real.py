@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 import time
 import zipfile
@@ -14,7 +15,7 @@ import onnx.parser
 import pytest
 
 from tests.exam.children import DIED, TIME_OUT, Child
-from tests.exam.real import Record, _unpack, cases_of, examined, listed, main, table
+from tests.exam.real import SECONDS, Record, _unpack, cases_of, examined, listed, main, table
 
 MODEL = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -118,6 +119,24 @@ def test_the_table_is_printed_from_the_record_alone(tmp_path: Path, capsys: pyte
     assert main(["--table", "--results", str(tmp_path / "none.json")]) == 0
     assert "0 files" in (tmp_path / "none.md").read_text(encoding="utf-8")
     assert "0 files" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("options", "seconds"), [((), SECONDS), (("--seconds", "7.5"), 7.5)])
+def test_a_file_gets_as_long_as_is_asked(
+    options: tuple[str, ...], seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+
+    def ask(*_: object, seconds: float) -> str:
+        given.append(seconds)
+        return TIME_OUT
+
+    monkeypatch.setattr("tests.exam.real._wanted", lambda _: iter([("a 1", tmp_path / "a.onnx", {})]))
+    monkeypatch.setattr(Child, "ask", ask)
+    results = tmp_path / "real.json"
+    assert main(["--results", str(results), *options]) == 1
+    assert given == [seconds]
+    assert [one["seconds"] for one in json.loads(results.read_text(encoding="utf-8"))["files"]] == [seconds]
 
 
 def test_a_child_that_dies_or_takes_too_long_is_replaced() -> None:
