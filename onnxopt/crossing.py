@@ -17,14 +17,16 @@ import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxopt.axis_names import own_axis
 from onnxopt.cache import PAST, SEQUENCE, complete
-from onnxopt.graph import ancestors, has_few_ancestors, has_subgraph, is_constant, is_op, known_dims, number
+from onnxopt.graph import ancestors, dims, has_few_ancestors, has_subgraph, is_constant, is_op, known_dims, number
 from onnxopt.model import Array, Feeds
-from onnxopt.probe import GraphRunner, ProbeError
+from onnxopt.probe import GraphRunner, ProbeError, dtypes_of
 from onnxopt.sides import Crossings
 
 LONGEST_RUN = 2**17  # tokens: tables of 128 float32 angles take 64 MiB
@@ -56,10 +58,34 @@ def crossings_of(model: ir.Model, *, longest: int = 0) -> Crossings:
         return Crossings()
 
 
+def crossings_of_file(path: Path, *, longest: int = 0) -> Crossings:
+    """Return the lengths at which the tables of a file change, whoever wrote it; none where it cannot be read.
+
+    Args:
+        path: an .onnx file that ONNX Runtime opens.
+        longest: the most tokens that it takes; 0 when unknown.
+    """
+    try:
+        model = ir.load(path)
+    except Exception as error:  # noqa: BLE001  onnx_ir and protobuf raise several kinds; the runtime took the file
+        logger.info("%s cannot be looked into: %s", path, error)
+        return Crossings()
+    for value in model.graph.inputs:
+        found = dims(value)
+        if found is not None:
+            named = (own_axis(value.name or "", place) if dim is None else dim for place, dim in enumerate(found))
+            value.shape = ir.Shape(named)
+    return crossings_of(model, longest=longest)
+
+
 def _edge_of_side(model: ir.Model) -> list[ir.Value]:
     """Return the float values that hang on mask, positions and sizes alone and meet something else.
 
-    Those that many nodes compute are left out: sizes of what lies deep in the model would need the model to run.
+    Those that many nodes compute are left out: sizes of what lies deep in the model would need the model to run. Few
+    tools write the types of inner values; what is not written the runtime tells.
+
+    Raises:
+        ProbeError: it does not.
     """
     side: set[ir.Value] = {value for value in model.graph.inputs if value.name in _READ}
     inner: set[ir.Node] = set()
@@ -67,16 +93,18 @@ def _edge_of_side(model: ir.Model) -> list[ir.Value]:
         if is_op(node, "Shape", "Size") or all(value in side or is_constant(value) for value in _needs(node)):
             side.update(node.outputs)
             inner.add(node)
-    return [
+    found = [
         value
         for node in model.graph
         if node in inner
         for value in node.outputs
-        if value.dtype in FLOATS
+        if (value.dtype is None or value.dtype in FLOATS)
         and has_few_ancestors(value, LARGEST)
         and (value.is_graph_output() or any(use.node not in inner for use in value.uses()))
         and any(leaf.is_graph_input() for leaf in ancestors(value)[1])
     ]
+    types = dtypes_of(model, found)
+    return [value for value in found if types.get(value) in FLOATS]
 
 
 def _needs(node: ir.Node) -> Iterator[ir.Value]:
@@ -141,7 +169,16 @@ class _Tables:
         for length in at:
             if length + 1 < top and self._changes(length + 1):
                 return Crossings(tuple(one for one in at if one < length), length)
-        return Crossings(tuple(at))
+        return Crossings(tuple(at), longest if longest and self._grow_beyond(longest) else 0)
+
+    def _grow_beyond(self, longest: int) -> bool:
+        """Tell whether every token beyond the most that the model takes changes them: why it takes no more."""
+        if longest + 2 > LONGEST_RUN:
+            return False
+        try:
+            return self._changes(longest) and self._changes(longest + 1)
+        except ProbeError:  # a table of positions ends there
+            return False
 
     def _numbers(self) -> list[int]:
         """Return the numbers in the side graph that may be lengths: what is compared with one, or divided by."""

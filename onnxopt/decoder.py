@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxopt.cache import ENCODED, ENCODER_MASK, PAST, Cache, encoded_name
+from onnxopt.crossing import crossings_of_file
 from onnxopt.errors import InputError
 from onnxopt.model import Array
 from onnxopt.session import Session
+from onnxopt.sides import Crossings
 from onnxopt.spec import Signature, TensorSpec
 from onnxopt.stores import LOGITS, ROOM, GrowingStore, SharedStore
 
@@ -38,6 +40,8 @@ SAME_ANSWER = 0.05  # of the spread of the logits: far above what rounding or a 
 LEAVING_SHARE = 0.25  # finished rows leave when they are at least this share of the rows in the batch
 _IDS, _MASK, _POSITIONS = "input_ids", "attention_mask", "position_ids"
 _ENCODE = "open the folder with `onnxopt.Generator`, or with `onnxopt.seq2seq.EncoderDecoder`"
+_ENDLESS = ": its rotary tables change with every token beyond"
+_SHORTEN = "shorten it, or take a checkpoint of another rope_type than dynamic"
 _REBUILD = "build it with `onnxopt optimize` from a text-generation checkpoint"
 
 
@@ -58,6 +62,7 @@ class Decoder:
         across: inputs that the encoder of an encoder-decoder gives once for all steps; empty for every other model.
         crossings: lengths, in order, beyond which positions are turned by other tables; see `DecodingRecord`.
         rereads: a text that grows beyond one of them is read anew; else it goes on from its keys as they are.
+        endless_from: a length beyond which every token changes the tables, where texts end; 0 where none does.
     """
 
     session: Session
@@ -67,6 +72,7 @@ class Decoder:
     across: tuple[TensorSpec, ...] = ()
     crossings: tuple[int, ...] = ()
     rereads: bool = True
+    endless_from: int = 0
 
     @classmethod
     def of(cls, session: Session, decoding: DecodingRecord | None = None, *, context_length: int = 0) -> Decoder:
@@ -74,7 +80,8 @@ class Decoder:
 
         Args:
             session: the model.
-            decoding: what its artifact says; without it the cache grows from step to step.
+            decoding: what its artifact says; without it the cache grows from step to step. Where it says nothing of
+                crossings, as that of another tool, they are looked for in the file.
             context_length: what other files say, where the artifact says nothing.
 
         Raises:
@@ -100,17 +107,40 @@ class Decoder:
                 else f"no output {lacking[0]!r}"
             )
             raise InputError(f"is no decoder that can be run: {found}", where=where, hint=_REBUILD)
-        if decoding is None:
-            said = session.crossings
-            length = min(filter(None, (context_length, said.endless_from)), default=0)
-            return cls(session, cache, context_length=length, across=across, crossings=said.at)
-        length = decoding.context_length or context_length
-        rereads = decoding.crossing == "reread"
-        return cls(session, cache, decoding.shared_buffers, length, across, decoding.crossings, rereads)
+        length = (decoding.context_length if decoding else 0) or context_length
+        changes = _crossings(session, decoding, longest=length) if not across else Crossings()
+        return cls(
+            session,
+            cache,
+            shared_buffers=decoding is not None and decoding.shared_buffers,
+            context_length=min(filter(None, (length, changes.endless_from)), default=0),
+            across=across,
+            crossings=changes.at,
+            rereads=decoding is None or decoding.crossing == "reread",
+            endless_from=changes.endless_from,
+        )
 
     def side(self, length: int) -> int:
         """Return how many crossings lie below a length: texts of one side are turned by the same tables."""
         return bisect.bisect_left(self.crossings, length)
+
+    @property
+    def limit_reason(self) -> str:
+        """Why the model takes no longer texts, to be put behind how long they may be; empty where nothing is known."""
+        return _ENDLESS if self.endless_from and self.context_length == self.endless_from else ""
+
+    def too_long(self, name: str, tokens: int, most: int) -> InputError:
+        """Return what is said of a text with more tokens than the model takes.
+
+        Args:
+            name: of the text, such as `prompt 3`.
+            tokens: how many it has.
+            most: how many the model takes.
+        """
+        what = f"{name} has {tokens} tokens, the model takes {most}{self.limit_reason}"
+        if not self.limit_reason:
+            return InputError(what, hint="shorten it")
+        return InputError(what, where=str(self.session.path), hint=_SHORTEN)
 
     @property
     def packed(self) -> bool:
@@ -170,10 +200,7 @@ class Decoder:
             if not len(prompt):
                 raise InputError(f"prompt {number} has no tokens")
             if self.context_length and len(prompt) > self.context_length:
-                raise InputError(
-                    f"prompt {number} has {len(prompt)} tokens, the model takes {self.context_length}",
-                    hint="shorten it",
-                )
+                raise self.too_long(f"prompt {number}", len(prompt), self.context_length)
         if self.crossings:
             return SidedBatch(self, prompts, new_tokens=new_tokens, chunk=chunk)
         return self.read(prompts, new_tokens=new_tokens, chunk=chunk)
@@ -214,6 +241,20 @@ def cache_of(session: Session) -> Cache | None:
         raise InputError(
             "heads and sizes of its past_key_values are not fixed", where=str(session.path), hint=_REBUILD
         ) from error
+
+
+def _crossings(session: Session, decoding: DecodingRecord | None, *, longest: int) -> Crossings:
+    """Return where the tables of positions change: as the artifact says, else as the file says, else by looking.
+
+    Args:
+        session: the model.
+        decoding: what its artifact says; one that was made before crossings were known says nothing of them.
+        longest: the most tokens that the model takes; 0 when unknown.
+    """
+    if decoding is not None and "crossings" in decoding.model_fields_set:
+        return Crossings(decoding.crossings, decoding.endless_from)
+    said = session.crossings
+    return said if said != Crossings() else crossings_of_file(session.path, longest=longest)
 
 
 class Batch:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from onnxopt.pooling import Pooling, read_pooling
 from onnxopt.source import Source
 from onnxopt.spec import AxisRange, Signature, TensorSpec
 from onnxopt.tasks import Task, features_task, infer_task, model_class, parse_task, require_readable
-from onnxopt.torch_model import RANDOM_SEED, Logits, TorchModel, TorchReference, load_torch, rereads
+from onnxopt.torch_model import RANDOM_SEED, Logits, TorchModel, TorchReference, grows_beyond, load_torch, rereads
 from onnxopt.torch_seq2seq import SeqPart
 from onnxopt.trace import ROADS, Road, Traced, trace
 from onnxopt.usercache import cache_root, content_of, staged
@@ -162,8 +162,8 @@ def _make(
     fixed = model.image_size and not set(Signature(model.inputs, ()).axes) <= set(traced.signature.axes)
     only = f" for images of {model.image_size[0]} × {model.image_size[1]} alone" if fixed else ""
     notes += [f"{failure}; exported with {traced.exporter}{only} instead" for failure in failures]
-    crossing = _crossing(folder / _MODEL, model, notes)
-    record = _record(traced, task, model, tokens, notes) | {"crossing": crossing}
+    crossing, endless_from = _crossing(folder / _MODEL, model, notes)
+    record = _record(traced, task, model, tokens, notes) | {"crossing": crossing, "endless_from": endless_from}
     record |= {"pooling": str(pooling) if pooling else "", "proved_sizes": list(proved)}
     record |= {"with_cache": model.cache is not None, "logits": model.logits, "longest": model.longest}
     record |= {"part": form.part, "without": form.without, "extras": [one.to_json() for one in model.extras]}
@@ -177,15 +177,21 @@ def _make(
     return model
 
 
-def _crossing(path: Path, model: TorchModel, notes: list[str]) -> str:
-    """Return what a decoder does where its rotary tables change, an empty string when they do not; note it."""
+def _crossing(path: Path, model: TorchModel, notes: list[str]) -> tuple[str, int]:
+    """Return what a decoder does where its rotary tables change, and from where they change with every token.
+
+    Returns:
+        Both empty where they do not; notes say what else there is.
+    """
     if model.cache is None:
-        return ""
+        return "", 0
     found = crossings_of(ir.load(path), longest=model.longest)
+    if model.longest and not found.endless_from and grows_beyond(model.flat.network, model.longest):
+        found = replace(found, endless_from=model.longest)
     anew = all(rereads(model.flat.network, length) for length in found.at)
     if found.note():
         notes.append(found.note(rereads=anew))
-    return "" if not found.at else "reread" if anew else "continue"
+    return "" if not found.at else "reread" if anew else "continue", found.endless_from
 
 
 def _first_road(
@@ -327,7 +333,8 @@ def _open(entry: Path, checkpoint: Checkpoint, weights: Mapping[str, str], model
             "exporter": record["exporter"],
             "opset": record["opset"],
             "context_length": record["longest"],
-            **({"crossing": record["crossing"]} if record["crossing"] else {}),
+            # entries of a cache that are older than the second say nothing of it
+            **{key: record[key] for key in ("crossing", "endless_from") if record.get(key)},
             "versions": _versions(),
         },
         notes=[*source.notes, *record["notes"]],

@@ -392,8 +392,8 @@ class Generator:
     def _full(self, rows: Sequence[Row]) -> Iterator[str]:
         full = sum(row.finish == "context" for row in rows)
         if full:
-            context = self.decoder.context_length
-            yield f"{full} of {len(rows)} texts stopped at the {context} tokens that the model takes"
+            limit = f"{self.decoder.context_length} tokens that the model takes{self.decoder.limit_reason}"
+            yield f"{full} of {len(rows)} texts stopped at the {limit}"
 
     def _chats(self, *, chat: bool | None, system: str | None) -> bool:
         """Return whether prompts go through the chat template."""
@@ -436,7 +436,7 @@ class Generator:
                 raise InputError(f"{name} gives no tokens", hint="write at least one word")
             takes = self.pair.longest if self.pair else context
             if takes and _tokens_of(source) > takes:
-                raise InputError(f"{name} has {len(source)} tokens, the model takes {takes}", hint="shorten it")
+                raise self.decoder.too_long(name, len(source), takes)
             ids = list(self.pair.start) if self.pair else [int(token) for token in source]
             sampler, text = Sampler(sampling, ids, stream=number), TextStream(self.tokenizer, ids, stop)
             rows.append(Row(number, source, ids, sampler, self._rules, text, self.ends, most, context))

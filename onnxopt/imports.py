@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import onnx_ir as ir
 
 from onnxopt.axis_names import name_axes
-from onnxopt.cache import Cache
+from onnxopt.cache import Cache, encoded_name
 from onnxopt.compared import compared_values
+from onnxopt.crossing import crossings_of
 from onnxopt.draws import take_out
 from onnxopt.errors import InputError
 from onnxopt.exchange import CARRIERS, FOLDER_KEY, PLAIN, Exchange, carried_file, dtype_name
@@ -230,6 +231,7 @@ def load_onnx(path: Path, *, given: Given | None = None, progress: Progress | No
     if draws is not None:
         signature = replace(signature, inputs=(*signature.inputs, *draws.specs))
     _write_axes(model, signature)
+    notes += _crossing_notes(model, signature)
 
     def new(axis: str) -> str:
         return str(renamed_axis(axis, names))
@@ -414,6 +416,14 @@ def _renamed(signature: Signature, names: Mapping[str, str]) -> Signature:
         return tuple(replace(spec, axes=tuple(renamed_axis(axis, names) for axis in spec.axes)) for spec in specs)
 
     return replace(signature, inputs=renamed(signature.inputs), outputs=renamed(signature.outputs))
+
+
+def _crossing_notes(model: ir.Model, signature: Signature) -> list[str]:
+    """Say where the rotary tables of a decoder change with the length of a text."""
+    names = {spec.name for spec in signature.inputs}
+    is_decoder = any(name.startswith("past_key_values.") for name in names) and not any(map(encoded_name, names))
+    note = crossings_of(model).note() if is_decoder and {"input_ids", "attention_mask"} <= names else ""
+    return [note] if note else []
 
 
 def _likely_sizes(model: ir.Model) -> list[int]:

@@ -14,8 +14,8 @@ Keys::
     postprocessing sentences in order
     pooling        how the sentence embedding in the graph is made, where there is one
     labels         names of classes by index, as config.json has them
-    decoding       shared_buffers, logits, context_length, crossings, eos_token_id and the contract of the cache; of
-                   decoders only
+    decoding       shared_buffers, logits, context_length, crossings, endless_from, eos_token_id and the contract of the
+                   cache; of decoders only
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ _CROSSINGS = {
     "continue": "rows of one batch lie on the same side of each of the crossings; a text that grows beyond one keeps "
     "its past",
 }
+_ENDLESS = (
+    "context_length must be kept: the graph also runs beyond it, with rotary tables that are not those of such a text"
+)
 _AFTER = {
     "text-classification": "softmax over the last axis of logits; labels by index",
     "token-classification": "softmax over the last axis of logits, per token; labels by index",
@@ -97,6 +100,7 @@ def io_description(
             "cache": "present.N.key and .value of one call are past_key_values.N.key and .value of the next; the first "
             "past has 0 positions; attention_mask covers past and new positions",
             **({"crossing_contract": _CROSSINGS[decoding.crossing]} if decoding.crossings else {}),
+            **({"limit_contract": _ENDLESS} if decoding.endless_from else {}),
         }
     return content
 

@@ -393,6 +393,7 @@ class DecodingRecord(Record):
         vocabulary: entries of a row of logits.
         crossings: lengths beyond which other rotary tables turn all positions; on two sides of one no batch is shared.
         crossing: a text that grows beyond one is read anew, or goes on from its keys as they are.
+        endless_from: tables change with every token beyond this length, at which texts end; 0 where they do not.
     """
 
     shared_buffers: bool
@@ -401,6 +402,7 @@ class DecodingRecord(Record):
     vocabulary: int = Field(default=0, ge=0)
     crossings: tuple[int, ...] = ()
     crossing: Literal["reread", "continue"] = "reread"
+    endless_from: int = Field(default=0, ge=0)
 
 
 class HalfRecord(Record):

@@ -14,7 +14,6 @@ An artifact::
     golden/outputs_0.npz
     golden/inputs_0_0.bin one file per tensor for everyone else: raw elements, row-major, little-endian
     golden/outputs_0_0.bin
-    io.json               what a program must know of inputs, padding and outputs
     manifest.json         what the inputs decide: same inputs, same bytes
     measurements.json     what differs between runs: date, latencies
 
@@ -29,7 +28,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import onnx_ir as ir
@@ -297,6 +296,7 @@ def decoding_of(model: ir.Model, loaded: Loaded) -> DecodingRecord | None:
         vocabulary=vocabulary if isinstance(vocabulary, int) else 0,
         crossings=found.at,
         crossing=loaded.origin.get("crossing", "reread"),
+        endless_from=found.endless_from,
     )
 
 
@@ -305,7 +305,8 @@ def _crossings(model: ir.Model, loaded: Loaded) -> Crossings:
     names = {spec.name for spec in loaded.signature.inputs}
     if any(map(encoded_name, names)) or not {"input_ids", "attention_mask"} <= names:
         return Crossings()
-    return crossings_of(model, longest=int(loaded.origin.get("context_length", 0)))
+    found = crossings_of(model, longest=int(loaded.origin.get("context_length", 0)))
+    return replace(found, endless_from=found.endless_from or int(loaded.origin.get("endless_from", 0)))
 
 
 def _reads_batch(node: ir.Node) -> bool:

@@ -24,6 +24,7 @@ from onnxopt.graph_feeder import GraphFeeder
 from onnxopt.model import Feeds, Reference, tensors_of
 from onnxopt.safety_files import word
 from onnxopt.spec import CONTAINERS, AxisRange, TensorSpec, elements_of
+from onnxopt.unnamed import split
 
 logger = logging.getLogger(__name__)
 
@@ -131,22 +132,12 @@ class Prober:
 
     def split_axes(self, places: Sequence[tuple[str, int]]) -> None:
         """Keep one name for several open axes only where the model refuses different sizes for them."""
-        for name, index in places:
-            plan = next(plan for plan in self.feeder.plans if plan.spec.name == name)
-            axis = plan.spec.axes[index]
-            users = [other for other in self.feeder.plans if axis in other.spec.axes]
-            if not isinstance(axis, str) or len(users) < 2 or self.feeder.defaults.get(axis, 1) < 2 or self._late():
-                continue
-            own = own_axis(name, index)
-            axes = tuple(own if place == index else other for place, other in enumerate(plan.spec.axes))
-            changed = replace(plan, spec=replace(plan.spec, axes=axes))
-            plans = tuple(changed if other is plan else other for other in self.feeder.plans)
-            base = self.feeder.defaults
-            feeder = replace(self.feeder, plans=plans, defaults={**base, own: base[axis] + 1})
-            if self._runs(feeder, {}) is not None:
-                self.feeder = replace(feeder, defaults={**base, own: base[axis]})
-                for sizes in self.proved:  # they were one axis so far
-                    sizes.setdefault(own, sizes[axis])
+        found = split(self.feeder, places, lambda *inputs: self._runs(*inputs) is not None, self._late)
+        self.feeder = found.feeder
+        self.notes += found.notes
+        for own, axis in found.parted.items():  # they were one axis so far
+            for sizes in self.proved:
+                sizes.setdefault(own, sizes[axis])
 
     # ------------------------------------------------------------------------------------------------------ the axes
 

@@ -5,7 +5,10 @@ What the model takes, gives, and how long its inputs may be is found by reading 
 
 from __future__ import annotations
 
+import copy
 import inspect
+import itertools
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -22,6 +25,8 @@ from onnxopt.quiet import quiet
 from onnxopt.spec import Signature, TensorSpec
 from onnxopt.tasks import Task, model_class
 from onnxopt.torch_seq2seq import SeqPart, face_of, is_pair
+
+logger = logging.getLogger(__name__)
 
 EMBEDDING_OUTPUT = "sentence_embedding"
 RANDOM_SEED = 0
@@ -448,6 +453,35 @@ def rereads(network: Any, length: int) -> bool:
     except Exception:  # noqa: BLE001  a model with a way of its own; reading anew is never wrong, only slower
         return True
     return int(given["input_ids"].shape[1]) == length + 1
+
+
+def grows_beyond(network: Any, longest: int) -> bool:
+    """Tell whether every token beyond a length changes how the rotary embeddings turn those before it.
+
+    Dynamic NTK does so beyond the positions that a config speaks of, where an exported graph ends: no exporter follows
+    tables that hang on the largest position so far.
+
+    Args:
+        network: transformers' module; copies of the parts in it with frequencies (`inv_freq`) are asked.
+        longest: the most tokens that the config speaks of.
+    """
+    import torch
+
+    def tables(part: Any, length: int) -> Any:
+        # a few positions and the last one, which is what transformers takes for the length
+        positions = torch.tensor([[1, longest // 2, longest - 1, length - 1]])
+        return torch.stack([table[0, :-1] for table in part(torch.zeros(1, 1, 1), positions)])
+
+    for part in (copy.deepcopy(one) for one in network.modules() if hasattr(one, "inv_freq")):
+        try:
+            with torch.inference_mode():
+                found = [tables(part, longest + more) for more in range(3)]
+        except Exception:  # noqa: BLE001  a part that is called in a way of its own
+            logger.info("%s is not asked for tables of positions", type(part).__name__)
+            continue
+        if all(not torch.equal(one, other) for one, other in itertools.pairwise(found)):
+            return True
+    return False
 
 
 def _check_missing(model: TorchModel, network: Any, missing: list[str], where: str) -> None:

@@ -11,9 +11,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 
+from onnxopt.cache import PAST, SEQUENCE, TOTAL
 from onnxopt.model import Array
 from onnxopt.sizes.terms import ENDLESS, FUNCTIONS, INT, Atom, Number, Poly, is_constant
 from onnxopt.spec import AxisRange
@@ -32,7 +35,8 @@ PROPOSING = (  # sizes of up to six axes that a proposal is read off: primes, ea
 )
 
 Sizes = Mapping[str, Array]
-Domain = Mapping[str, AxisRange]  # sizes of axes at which the model runs; of one that is not in it, all from 0 on
+# Sizes of axes, and of sums of them, at which the model runs; of an axis that is not in it, all from 0 on.
+Domain = Mapping[str, AxisRange]
 ALL = AxisRange(least=0)
 
 
@@ -45,16 +49,21 @@ class Computation:
 
     Args:
         sizes: int64 [points], one array per axis.
+        domain: sizes of axes at which the model runs; here those of sums count, which no range of one axis tells.
 
     Attributes:
         valid: bool [points], false where ONNX Runtime would refuse one of the terms computed so far.
     """
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: Sizes, domain: Domain = MappingProxyType({})) -> None:
         self._sizes = sizes
         self._known: dict[Atom, Array] = {}
         points = len(next(iter(sizes.values()))) if sizes else 1
         self.valid = np.ones(points, bool)
+        for parts, most in _sums(domain):
+            # an axis that no term hangs on has its least size somewhere
+            known = (sizes.get(part, np.asarray(domain.get(part, ALL).least)) for part in parts)
+            self.valid &= sum(known, np.zeros(points, np.int64)) <= most
 
     def of(self, number: Number) -> Array:
         """Return a term at every point.
@@ -90,6 +99,12 @@ class Computation:
         with np.errstate(all="ignore"):
             found = self._known[one] = FUNCTIONS[one.op](one.dtype, *args)
         return found
+
+
+def _sums(domain: Domain) -> list[tuple[tuple[str, ...], int]]:
+    """Return the axes of each sum that has an end, and that end."""
+    parts = {name: (PAST, SEQUENCE) if name == TOTAL else tuple(map(str.strip, name.split("+"))) for name in domain}
+    return [(parts[name], found.most) for name, found in domain.items() if found.most and len(parts[name]) > 1]
 
 
 def axes_in(*numbers: Number) -> set[str]:
@@ -155,7 +170,7 @@ def same_everywhere(left: Number, right: Number, domain: Domain, longest: int = 
     top = _top(mentioned, longest)
     try:
         for sizes in (_proposing(axes, domain), *_grids(axes, mentioned, top, domain)):
-            computation = Computation(sizes)
+            computation = Computation(sizes, domain)
             first, second = computation.of(left), computation.of(right)
             valid = computation.valid
             if not np.array_equal(first[valid], second[valid], equal_nan=first.dtype.kind == "f"):
@@ -175,7 +190,7 @@ def values_at_proposing_sizes(number: Number, domain: Domain) -> tuple[list[int]
     """
     axes = sorted(axes_in(number))
     sizes = _proposing(axes, domain)
-    computation = Computation(sizes)
+    computation = Computation(sizes, domain)
     found = computation.of(number)
     points = np.flatnonzero(computation.valid)
     at = [{axis: int(sizes[axis][index]) for axis in axes} for index in points]
@@ -185,8 +200,11 @@ def values_at_proposing_sizes(number: Number, domain: Domain) -> tuple[list[int]
 def _proposing(axes: Sequence[str], domain: Domain) -> dict[str, Array]:
     """Return a few sizes of each axis, distinct from all others as far as its range allows."""
     sizes = {}
+    shares = {part: most // len(parts) for parts, most in _sums(domain) for part in parts}
     for place, axis in enumerate(axes):
         found = domain.get(axis, ALL)
+        if axis in shares and found.least < shares[axis]:
+            found = replace(found, most=min(found.most or shares[axis], shares[axis]))
         primes = [row[place % len(row)] + 200 * (place // len(row)) for row in PROPOSING]
         if found.step > 1 or primes[0] < found.least:
             primes = [max(found.least, found.step) + found.step * prime for prime in primes]

@@ -289,7 +289,7 @@ class Derivation:
         return product(int(part) if part.isdigit() else self.axis(part) for part in dim.split("*"))
 
     def _note_limits(self, number: Poly) -> None:
-        """Learn where an axis ends: n and the first 512 of n are equal up to 512 only.
+        """Learn where an axis, or a sum of axes, ends: n and the first 512 of n are equal up to 512 only.
 
         Where it begins, too: of 0 in its target a Reshape makes something else, and nothing is claimed of that size.
         """
@@ -299,7 +299,8 @@ class Derivation:
                     self._narrow(name, least=1)
             elif one.op == "broadcast":
                 difference = subtract(*one.args)  # type: ignore[arg-type]  # dimensions
-                name, most = _cut_off(difference)
+                over, most = _cut_off(difference)
+                name = next((name for name, size in self._axes.items() if size == over), "")
                 if name:
                     self._narrow(name, most=most)
 
@@ -355,17 +356,14 @@ def _is_incomplete(value: ir.Value) -> bool:
     return not isinstance(fact, Fact) or fact.dims is None or any(hangs_on_data(size) for size in fact.dims)
 
 
-def _cut_off(difference: Size) -> tuple[str, int]:
-    """Return name and limit of an axis where a difference is ± pos(axis − limit), an empty name for any other."""
+def _cut_off(difference: Size) -> tuple[Size, int]:
+    """Return term and limit where a difference is ± pos(term − limit), and 0 twice for any other."""
     parts = difference.parts if isinstance(difference, Poly) else ()
     if len(parts) != 1 or abs(parts[0][1]) != 1 or len(parts[0][0]) != 1 or parts[0][0][0].op != "pos":
-        return "", 0
+        return 0, 0
     over = parts[0][0][0].args[0]
-    products = [(atoms, factor) for atoms, factor in over.parts if atoms] if isinstance(over, Poly) else []
-    if len(products) != 1 or products[0][1] != 1 or len(products[0][0]) != 1 or products[0][0][0].op != "axis":
-        return "", 0
     limit = -over.constant if isinstance(over, Poly) else 0
-    return (products[0][0][0].name, limit) if limit > 1 else ("", 0)
+    return (add(over, limit), limit) if isinstance(over, Poly) and limit > 1 else (0, 0)
 
 
 @functools.cache  # terms share parts, and values share terms

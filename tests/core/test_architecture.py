@@ -32,6 +32,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("sizes",),
     ("expression", "sidegraph", "patterns", "registry", "graph_feeder", "opset", "channels"),
     ("axis_names", "compared", "given", "roles", "observations", "first_sizes"),
+    ("unnamed",),
     ("rewrite", "repro", "captures", "folded", "crossing", "cases", "reached"),
     ("body_runs",),
     ("contract",),

@@ -13,6 +13,7 @@ from onnxopt.graph import known_dims
 from onnxopt.package import decoding_of
 from onnxopt.pipeline import prepare
 from onnxopt.sides import Crossings
+from onnxopt.torch_model import grows_beyond
 from tests.support.cached import CAUSAL, LEARNED, LONGEST, WINDOW, Decoder, lower
 from tests.support.crossing import COUNTED, ENDLESS, SPELLINGS, TURNED, TWICE, crossing_decoder
 
@@ -130,6 +131,39 @@ def test_what_is_known_of_a_decoder_says_its_crossings() -> None:
     record = decoding_of(endless.model, replace(endless.loaded, origin={"context_length": LONGEST}))
     assert record is not None
     assert (record.crossings, record.context_length) == ((), 48)
+
+
+ROPES = {
+    "dynamic": ({"rope_type": "dynamic", "factor": 4.0}, True),
+    "default": ({"rope_type": "default"}, False),
+    "linear": ({"rope_type": "linear", "factor": 4.0}, False),
+    "yarn": ({"rope_type": "yarn", "factor": 4.0}, False),
+    # one crossing, where the model ends
+    "longrope": ({"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}, False),
+}
+
+
+@pytest.mark.parametrize("longest", [19, 64])
+@pytest.mark.parametrize("rope", ROPES)
+def test_growth_beyond_the_end_is_found_in_transformers_own_modules(rope: str, longest: int) -> None:
+    import transformers
+
+    settings, grows = ROPES[rope]
+    settings = {**settings, "rope_theta": 10000.0, "original_max_position_embeddings": longest}
+    config = transformers.LlamaConfig(
+        hidden_size=16,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_hidden_layers=1,
+        intermediate_size=16,
+        vocab_size=20,
+        max_position_embeddings=longest,
+        rope_parameters=settings,
+    )
+    network = transformers.LlamaForCausalLM(config).eval()
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    assert grows_beyond(network, longest) == grows
+    assert all((value == before[name]).all() for name, value in network.named_buffers()), "only copies were asked"
 
 
 def test_the_note_says_what_happens_at_a_crossing() -> None:

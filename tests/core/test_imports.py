@@ -81,7 +81,14 @@ def test_names_open_axes_of_an_encoder(tmp_path: Path) -> None:
     assert [spec.axes for spec in loaded.signature.outputs] == [("batch", "sequence", 4)]
     assert loaded.name == "tiny"
     assert loaded.task == "onnx"
-    assert loaded.notes == ["axis 'sequence' runs up to 24 only"]
+    assert len(loaded.notes) == 3
+    assert loaded.notes[0].startswith(
+        "axis 0 of 'input_ids', axis 0 of 'attention_mask' without a name: taken for 'batch'"
+    )
+    assert loaded.notes[1].startswith(
+        "axis 1 of 'input_ids', axis 1 of 'attention_mask' without a name: taken for 'seq"
+    )
+    assert loaded.notes[2] == "axis 'sequence' runs up to 24 only"
     assert [str(dim.value) for dim in loaded.model.graph.inputs[0].shape or [] if not isinstance(dim, int)] == [
         "batch",
         "sequence",
@@ -340,7 +347,8 @@ def test_names_the_open_axes_of_a_cache(tmp_path: Path) -> None:
         ("batch", 2, "past_sequence", 4),
     ]
     assert [spec.axes for spec in loaded.signature.outputs] == [("batch", 2, "total_sequence", 4)] * 2
-    assert loaded.notes == []
+    (note,) = loaded.notes
+    assert note.startswith("axis 0 of 'attention_mask' without a name: taken for 'batch'")
     feeds = loaded.feeder.make({"batch": 1, "sequence": 1, "past_sequence": 0})
     assert loaded.reference.run(feeds)["present.0.key"].shape == (1, 2, 1, 4)
 

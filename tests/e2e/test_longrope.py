@@ -80,10 +80,11 @@ def test_tables_that_grow_with_every_token_end_where_they_begin_to(tmp_path: Pat
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
     one = opened("llama", {**TEXT, **GROUPED, "rope_parameters": rope}, tmp_path)
     assert one.decoder.crossings == ()
-    assert one.decoder.context_length == POSITIONS
+    assert (one.decoder.endless_from, one.decoder.context_length) == (POSITIONS, POSITIONS)
+    assert any(f"change with every token beyond {POSITIONS}" in note for note in one.loaded.notes)
     prompts = prompts_of(one.loaded, (5, POSITIONS - NEW, 77))
     assert check_neighbours(one, prompts, NEW) == [in_torch(one, prompt) for prompt in prompts]
-    with pytest.raises(InputError, match=f"the model takes {POSITIONS}"):
+    with pytest.raises(InputError, match=f"the model takes {POSITIONS}: its rotary tables change"):
         one.decoder.prefill([[1] * (POSITIONS + 1)])
 
 

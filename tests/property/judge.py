@@ -8,6 +8,7 @@ compared where it stands still.
 from __future__ import annotations
 
 import json
+import re
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -86,6 +87,48 @@ class Verdict:
     def bad(self) -> bool:
         """Whether someone should look at it."""
         return self.outcome in (WRONG, INTERNAL, UNPROVED) or bool(self.rolled_back)
+
+
+@dataclass(frozen=True)
+class Promise:
+    """The sizes that an artifact says it answers.
+
+    Attributes:
+        least: from which size on, by the artifact's names of axes.
+        names: what the artifact calls the axes that had no name, by input and place: `x[0]`.
+        joined: names of axes that it says in words to be one, although the original takes sizes that differ.
+    """
+
+    least: Mapping[str, int]
+    names: Mapping[str, str]
+    joined: frozenset[str]
+
+    @classmethod
+    def read(cls, folder: Path) -> Promise:
+        """Read what is written beside the model; a file alone promises nothing."""
+        if not (folder / "io.json").is_file():
+            return cls({}, {}, frozenset())
+        described = json.loads((folder / "io.json").read_text(encoding="utf-8"))
+        notes = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["notes"]
+        return cls(
+            {axis: int(found["least"]) for axis, found in described.get("sizes", {}).items()},
+            {
+                f"{one['name']}[{place}]": axis
+                for one in described["inputs"]
+                for place, axis in enumerate(one["axes"])
+                if isinstance(axis, str)
+            },
+            frozenset(name for note in notes for name in re.findall(r"without a name: taken for '([^']+)'", note)),
+        )
+
+    def covers(self, sizes: Mapping[str, int]) -> bool:
+        """Tell whether sizes are among them: no empty axis where none is promised, one size for what is one axis."""
+        named: dict[str, set[int]] = {}
+        for axis, size in sizes.items():
+            named.setdefault(self.names.get(axis, axis), set()).add(size)
+        if any(0 in found and self.least.get(name, 0) for name, found in named.items()):
+            return False
+        return all(len(found) == 1 for name, found in named.items() if name in self.joined)
 
 
 def open_session(model: onnx.ModelProto | Path, *, plain: bool) -> Any:
@@ -214,10 +257,10 @@ def compared(
     if (said := _signature_kept(sessions[0], made[0])) is not None:
         return Verdict(WRONG, said)
     verdict = Verdict(RIGHT)
-    least = _promised_from(path.parent)
+    promise = Promise.read(path.parent)
     for one in tried:
-        if any(least.get((name, place), 0) for name, array in one.feeds.items() for place in _empty_axes(array)):
-            continue  # an empty axis that the artifact does not promise to answer
+        if not promise.covers(one.sizes):
+            continue
         expected = answers_of(sessions[0], one.feeds)
         if expected is None:
             continue
@@ -230,23 +273,6 @@ def compared(
         if verdict.compared >= most:
             break
     return verdict
-
-
-def _promised_from(folder: Path) -> dict[tuple[str, int], int]:
-    """Return from which size on an artifact answers, by input and axis: an axis without a name has got one."""
-    described = folder / "io.json"
-    said = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
-    sizes = said.get("sizes", {})
-    return {
-        (one["name"], place): int(sizes[axis]["least"])
-        for one in said.get("inputs", ())
-        for place, axis in enumerate(one["axes"])
-        if axis in sizes
-    }
-
-
-def _empty_axes(array: Array) -> list[int]:
-    return [place for place, size in enumerate(array.shape) if not size]
 
 
 def _signature_kept(before: Any, after: Any) -> str | None:

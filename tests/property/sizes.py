@@ -106,10 +106,20 @@ def _sizes(rng: random.Random, axes: Mapping[str, list[Place]], numbers: list[in
             sizes[name] = min(LONGEST, rng.choice((number - 1, number, number + 1, 2 * number + 1, number // 2 + 1)))
         else:
             sizes[name] = round(float(np.exp(rng.uniform(np.log(4), np.log(LONGEST)))))
+    sizes |= _as_if_named(rng, axes, sizes)
     if "b2" in sizes:  # broadcasting: equal to the other one, or one
         others = [size for name, size in sizes.items() if name != "b2"]
         sizes["b2"] = rng.choice((1, others[0])) if others else 1
     return _within_memory(sizes, square=square)
+
+
+def _as_if_named(rng: random.Random, axes: Mapping[str, list[Place]], sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return in half of all cases one size for the axes without a name at each place: mostly they are one axis."""
+    places = {name: places[0][1] for name, places in axes.items() if name.endswith("]")}
+    if len(places) == len(set(places.values())) or rng.random() < 0.5:
+        return {}
+    first = {place: sizes[name] for name, place in reversed(places.items())}
+    return {name: first[place] for name, place in places.items()}
 
 
 def _within_memory(sizes: dict[str, int], *, square: bool) -> dict[str, int]:

@@ -22,7 +22,7 @@ from onnxopt.probe import ShapeRunner
 from onnxopt.rewrite import Builder, Exact, Match, Rule
 from tests.exam.campaign import campaign, recorded, table
 from tests.property.generate import Drawn, draw
-from tests.property.judge import UNUSABLE, answers_of, compared, difference, judge, open_session, shaken
+from tests.property.judge import UNUSABLE, Promise, answers_of, compared, difference, judge, open_session, shaken
 from tests.property.pieces import PIECES
 from tests.property.repro import write_repro
 from tests.property.shrink import shrunk, tidied
@@ -55,6 +55,30 @@ def test_sizes_reach_from_nothing_to_three_thousand(drawn: list[Drawn]) -> None:
     assert min(sizes) == 0
     assert 2500 < max(sizes) <= 3000
     assert {1, 2, 3} < set(sizes)
+
+
+@pytest.mark.parametrize("seed", [325, 3080])
+def test_axes_without_a_name_are_right_or_said_to_be_one(seed: int, tmp_path: Path) -> None:
+    """Attention whose mask may have a row for all; a sum of inputs whose rows may be one."""
+    one = draw(seed)
+    assert sum(name.endswith("[0]") for name in axes_of(one.model)) > 1
+    verdict = judge(one.model, seed, tmp_path, square=one.square)
+    assert (verdict.kind, verdict.reason) == ("right", "")
+    assert verdict.compared > 3
+
+
+def test_axes_without_a_name_often_have_one_size() -> None:
+    one = draw(3080).model
+    first = [[size for name, size in case.sizes.items() if name.endswith("[0]")] for case in islice(cases(one, 1), 40)]
+    assert 10 < sum(len(set(sizes)) == 1 for sizes in first) < 40
+
+
+def test_a_promise_covers_what_is_said_of_sizes() -> None:
+    promise = Promise({"batch": 1}, {"x[0]": "batch", "mask[0]": "batch", "x[1]": "n"}, frozenset({"batch"}))
+    assert promise.covers({"x[0]": 3, "mask[0]": 3, "x[1]": 0})
+    assert not promise.covers({"x[0]": 0, "mask[0]": 0, "x[1]": 2})
+    assert not promise.covers({"x[0]": 3, "mask[0]": 1, "x[1]": 2})
+    assert Promise({}, promise.names, frozenset()).covers({"x[0]": 3, "mask[0]": 1}), "nothing is said of it"
 
 
 class SizeAsSeen(Rule):

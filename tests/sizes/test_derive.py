@@ -10,7 +10,9 @@ from onnxopt.graph import dims
 from onnxopt.probe import ShapeRunner
 from onnxopt.sizes import Derivation
 from onnxopt.sizes.annotate import annotate, declared
+from onnxopt.sizes.check import same_everywhere
 from onnxopt.sizes.derive import claims
+from onnxopt.sizes.terms import add, axis, smallest
 from onnxopt.spec import AxisRange, Signature, TensorSpec
 from tests.support.rules import parse
 
@@ -113,6 +115,49 @@ def test_a_table_that_must_fit_ends_the_axis() -> None:
     assert derivation.ranges["tokens"] == AxisRange(least=0, most=48)
     assert dims(value_of(model, "t")) == ("tokens", 8)
     assert dims(value_of(model, "y")) == ("batch", "tokens", 8)
+
+
+# rows and columns of a triangle for the new positions among all; GPT-Neo keeps one in each layer
+TRIANGLE = """g (float[{new},8] x, float[{whole},8] z, float[{past},8] p) => (y)
+<int64[1] zero = {{0}}, int64[1] one = {{1}}> {{
+  n = Shape<start=0, end=1>(x) t = Shape<start=0, end=1>(z) since = Sub(t, n) turned = Transpose(z)
+  rows = Slice(table, since, t, zero) h = Slice(rows, zero, t, one) scores = MatMul(x, turned)
+  {used} }}"""
+
+
+@pytest.mark.parametrize("most", [9, 160, 2048])
+@pytest.mark.parametrize(
+    ("new", "past", "whole"),
+    [("sequence", "past_sequence", "total_sequence"), ("a", "b", "a + b"), ("frames", "before", "before + frames")],
+)
+def test_a_table_that_must_fit_ends_a_sum_of_axes(new: str, past: str, whole: str, most: int) -> None:
+    def model(used: str) -> tuple[ir.Model, Derivation]:
+        text = TRIANGLE.format(new="n0", whole="n2", past="n1", used=used)
+        parsed = parse(text, {"table": np.zeros((most, most), np.float32)})
+        for value, name in zip(parsed.graph.inputs, (new, whole, past), strict=True):
+            value.shape = ir.Shape([name, 8])  # the text of a graph knows no sums
+        derivation = Derivation({new: AxisRange(1)})
+        annotate(parsed, derivation, everything=True)
+        return parsed, derivation
+
+    bound, known = model("y = Add(scores, h)")
+    assert known.ranges[whole].most == most
+    assert dims(value_of(bound, "h")) == dims(value_of(bound, "y")) == (new, whole)
+    free, known = model("y = Neg(h)")
+    assert whole not in known.ranges
+    assert dims(value_of(free, "h")) == (None, None)
+
+
+@pytest.mark.parametrize("most", [12, 160])
+def test_the_end_of_a_sum_is_none_of_its_axes_alone(most: int) -> None:
+    """min(past, k) is the past only where the sum cannot reach beyond k."""
+    domain = {"total_sequence": AxisRange(0, 1, most), "sequence": AxisRange(1)}
+    past, new = axis("past_sequence"), axis("sequence")
+    for k, same in ((most - 2, False), (most - 1, True), (most, True)):
+        assert bool(same_everywhere(smallest(past, k), past, domain)) == same
+        assert not same_everywhere(smallest(past, k), past, {"sequence": AxisRange(1)})
+    assert same_everywhere(smallest(add(past, new), most), add(past, new), domain)
+    assert not same_everywhere(smallest(add(past, new), most - 1), add(past, new), domain)
 
 
 def test_a_multiple_of_an_axis_is_used() -> None:
