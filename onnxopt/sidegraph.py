@@ -363,6 +363,7 @@ def _held_to_all_numbers(side: SideGraph, source: ir.Value, guess: MaskMeaning) 
     another number, always the same, that is part of the meaning.
     """
     floats = source.dtype in FLOAT_TYPES
+    advice = "" if floats else f"; --value {source.name}=0,1 excludes them"
     pool: tuple[float, ...] = SOFT if floats else (0, 1) if source.dtype == ir.DataType.BOOL else ODD
     fills: set[float] = set()
     for index, (batch, new, past) in enumerate(size for size in PROBES if not size[2]):
@@ -376,10 +377,10 @@ def _held_to_all_numbers(side: SideGraph, source: ir.Value, guess: MaskMeaning) 
         wanted = np.broadcast_to(allowed, full.shape)
         below = ~full if full.dtype == np.bool_ else full <= MASKED_BELOW
         if not np.array_equal(below, ~wanted):
-            return f"not a padding mask of {'floats' if floats else 'any numbers'}: it is more than 0 or not ({probe})"
+            return f"not a padding mask of {'floats' if floats else 'any numbers'} ({probe}{advice})"
         reason = _differs(found, probe, guess)
         if reason:
-            return f"{reason} ({probe})"
+            return f"{reason} ({probe}{advice})"
         if full.dtype != np.bool_:
             hidden = full[~wanted]
             fills.update(np.where(hidden > np.finfo(full.dtype).min, hidden, -np.inf).tolist())

@@ -55,6 +55,7 @@ MASKED_BELOW = -1e4  # what is written over a masked score: -10000 (GPT-J of 202
 # above finfo.min, at which ONNX Runtime's kernel (1.31.1) gives zeros instead.
 FAR_BELOW = {np.dtype(np.float16): -6e4}
 FAR_BELOW_OTHERS = -1e30
+LARGEST_NEAR = 1e18  # times the largest int64, it is far from finfo.min; nobody hides keys by numbers in between
 ABOVE_LOWEST = 0.999  # of finfo.min, and no number that a row of it would be told apart from
 
 
@@ -317,7 +318,19 @@ def _require_exact(match: Match, origins: Mapping[str, MaskOrigin]) -> None:
     fits = not over or (last and len(numbers) == 1 and (not rest or numbers == {-np.inf}))
     match.require(fits, "scores that are written over are hidden otherwise too", place)
     defined = "guarded" in match.named or match.values.get("sink") is not None
-    match.facts.update(exact=True, lowest=bool(rest), undefined=endless and not defined)
+    lowest = any(_may_be_lowest(origins[name], fills.get(name)) for name in rest)
+    match.facts.update(exact=True, lowest=lowest, undefined=endless and not defined)
+
+
+def _may_be_lowest(origin: MaskOrigin, fill: float | None) -> bool:
+    """Tell whether a part of the mask may add finfo.min: floats that are given, a number beyond what int64 multiplies.
+
+    Args:
+        origin: what the part is made of.
+        fill: what it adds, where that is one number.
+    """
+    given = origin.free is not None and origin.free.dtype in FLOATS
+    return given or any(size > LARGEST_NEAR for size in (*origin.numbers, abs(fill or 0.0)))
 
 
 def _broadcast(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> tuple[Dim, ...]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 
@@ -105,3 +106,51 @@ def test_a_workload_in_the_names_of_the_file_is_taken_and_one_beyond_refused(
     assert optimize(path, "--axis", "frames=16..1024:16", "-w", "frames=48") == 0
     assert optimize(path, "--axis", "frames=16..1024:16", "-w", "frames=50") == 2
     assert "asks for axis 'frames' at 50; the model runs from 16 to 1024, in steps of 16" in capsys.readouterr().err
+
+
+# an attention whose mask is subtracted from one, as BERT of 2018 has it
+ENCODER = """g (float[batch,sequence,16] x, int64[batch,sequence] attention_mask) => (float[batch,sequence,16] y) {
+  q0 = MatMul(x, wq) q1 = Reshape(q0, heads) q = Transpose<perm = [0, 2, 1, 3]>(q1)
+  k0 = MatMul(x, wk) k1 = Reshape(k0, heads) k = Transpose<perm = [0, 2, 3, 1]>(k1)
+  v0 = MatMul(x, wv) v1 = Reshape(v0, heads) v = Transpose<perm = [0, 2, 1, 3]>(v1)
+  p = MatMul(q, k) s = Mul(p, scale)
+  u = Unsqueeze(attention_mask, axes) f = Cast<to = 1>(u) i = Sub(one, f) b = Mul(i, far) m = Add(s, b)
+  w = Softmax<axis = -1>(m) z = MatMul(w, v) t = Transpose<perm = [0, 2, 1, 3]>(z) y = Reshape(t, tokens) }"""
+
+
+def encoder(folder: Path) -> Path:
+    drawn = np.random.default_rng(5)
+    weights = {name: (drawn.standard_normal((16, 16)) / 4).astype(np.float32) for name in ("wq", "wk", "wv")}
+    numbers = {name: np.array(number, np.float32) for name, number in (("scale", 0.5), ("one", 1), ("far", -1e4))}
+    shapes = {"heads": np.array([0, 0, 4, 4]), "tokens": np.array([0, 0, 16]), "axes": np.array([1, 2])}
+    return write(folder / "m.onnx", ENCODER, **weights, **numbers, **shapes)
+
+
+def operators(folder: Path) -> list[str]:
+    return [node.op_type for node in onnx.load(folder / "out" / "model.onnx").graph.node]
+
+
+def test_a_mask_may_hold_anything_of_which_nobody_says_otherwise(tmp_path: Path) -> None:
+    path = encoder(tmp_path)
+    assert optimize(path) == 0
+    assert "Attention" in operators(tmp_path)
+    plain, made = (ort.InferenceSession(str(one)) for one in (path, tmp_path / "out" / "model.onnx"))
+    drawn = np.random.default_rng(6)
+    x = drawn.standard_normal((3, 9, 16)).astype(np.float32)
+    for mask in (drawn.choice([0, 1, 2, -1], (3, 9)), np.zeros((3, 9), np.int64), np.ones((3, 9), np.int64)):
+        feeds = {"x": x, "attention_mask": mask.astype(np.int64)}
+        np.testing.assert_allclose(made.run(None, feeds)[0], plain.run(None, feeds)[0], rtol=1e-3, atol=1e-3)
+    ledger = str(manifest(tmp_path)["ledger"])
+    assert "--value attention_mask=0,1 excludes" in ledger
+
+
+def test_a_mask_of_which_zeros_and_ones_are_promised_gets_the_kernel_for_them(tmp_path: Path) -> None:
+    path = encoder(tmp_path)
+    assert optimize(path, "--value", "attention_mask=0,1") == 0
+    nodes = onnx.load(tmp_path / "out" / "model.onnx").graph.node
+    assert [node.domain for node in nodes if node.op_type == "Attention"] == ["com.microsoft"]
+    plain, made = (ort.InferenceSession(str(one)) for one in (path, tmp_path / "out" / "model.onnx"))
+    x = np.random.default_rng(6).standard_normal((3, 9, 16)).astype(np.float32)
+    mask = np.tril(np.ones((9, 9), np.int64))[[3, 8, 0]]
+    feeds = {"x": x, "attention_mask": mask}
+    np.testing.assert_allclose(made.run(None, feeds)[0], plain.run(None, feeds)[0], rtol=1e-3, atol=1e-4)
