@@ -234,6 +234,7 @@ class Session:
         try:
             values = self._session.run(self._exchange.names(names), given)
         except runtime_errors() as error:
+            self._check_equal(feeds)
             raise InputError(f"onnxruntime failed: {runtime_line(error)}", where=self._label) from error
         return dict(zip(names, self._exchange.take(names, values), strict=True))
 
@@ -256,6 +257,18 @@ class Session:
                     what = f"input {spec.name!r} has {size} entries along its axis '{axis}'"
                     what += f"; the artifact answers multiples of {known.step}"
                     raise InputError(what, where=self._label, hint="resize it, or pad it as the model was trained")
+
+    def _check_equal(self, feeds: Mapping[str, Value]) -> None:
+        """Say of inputs that the runtime has refused which axis has two sizes; some graphs broadcast one of them."""
+        seen: dict[str, tuple[int, str]] = {}
+        for spec in self.inputs:
+            given = feeds.get(spec.name)
+            shape = given.shape if isinstance(given, np.ndarray) else ()
+            for axis, size in zip(spec.axes, shape, strict=False):
+                known, first = seen.setdefault(str(axis), (size, spec.name))
+                if known != size:
+                    what = f"axis '{axis}' is {known} in input {first!r} and {size} in input {spec.name!r}"
+                    raise InputError(what, where=self._label, hint="give it one size")
 
     @property
     def crossings(self) -> Crossings:

@@ -107,6 +107,15 @@ def test_refuses_a_file_that_is_no_model(tmp_path: Path, content: bytes, capfd: 
     assert capfd.readouterr() == ("", "")
 
 
+def test_an_axis_with_two_sizes_is_named_where_the_runtime_refuses_it(tmp_path: Path) -> None:
+    pair = "g (float[rows,2] x, float[rows,2] other) => (float[rows,2] y) { y = Add(x, other) }"
+    session = Session(save(tmp_path, f'<ir_version: 10, opset_import: ["" : 20]> {pair}'))
+    with pytest.raises(InputError, match="axis 'rows' is 3 in input 'x' and 2 in input 'other'"):
+        session.run({"x": np.zeros((3, 2), np.float32), "other": np.zeros((2, 2), np.float32)})
+    one_row = {"x": np.zeros((3, 2), np.float32), "other": np.zeros((1, 2), np.float32)}
+    assert session.run(one_row)["y"].shape == (3, 2)  # what it broadcasts it may have
+
+
 def test_names_an_operator_that_the_runtime_does_not_have(tmp_path: Path) -> None:
     text = """
     <ir_version: 10, opset_import: ["" : 20, "made.up" : 1]>
