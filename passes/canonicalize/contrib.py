@@ -16,9 +16,11 @@ import onnx_ir as ir
 
 from onnxopt.graph import opset
 from onnxopt.rewrite import Builder, Match
+from onnxopt.sidegraph import origin_of_mask
 
 WIDE = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 LOWEST = float(np.finfo(np.float32).min)
+FAR_BELOW = -1e30  # swallows every score
 MASK_FILTER = -10000.0  # the kernels' default of mask_filter_value
 
 
@@ -214,7 +216,10 @@ def _attention(
             allowed = op.Expand(allowed, op.Concat(*full, axis=0))  # runtimes want a row for every query
         if allowed is not None and causal:
             allowed, causal = op.And(allowed, _causal(op, q, k)), False
-        if bias is None:
+        if bias is None and allowed is not None and origin_of_mask(allowed).free is not None:
+            # a row that sees nothing has an answer by what the kernel adds; Attention takes finfo.min for -inf
+            mask = _hidden(op, q, allowed, max(scores.fill, FAR_BELOW), "padding")
+        elif bias is None:
             mask = allowed
         elif allowed is None:
             mask = bias
@@ -257,7 +262,12 @@ def allowed_keys(op: Builder, mask: ir.Value, keys: ir.Value) -> ir.Value:
         places = unsqueeze(op, count_up(op, keys, 1, "places"), [0], "places_row")
         lengths = unsqueeze(op, op.Cast(mask, to=ir.DataType.INT64.value), [1], "lengths_column")
         return unsqueeze(op, op.Less(places, lengths), [1, 2], "mask_axes")
-    switches = op.Cast(_behind_cast(mask), to=ir.DataType.BOOL.value)
+    source = _behind_cast(mask)
+    if source.dtype != ir.DataType.BOOL and origin_of_mask(source).free is not None:  # the kernels see what is above 0
+        kind = mask.dtype.numpy() if mask.dtype is not None else np.int32
+        switches = op.Greater(mask, op.constant(np.zeros((), kind), "nothing"))
+    else:
+        switches = op.Cast(source, to=ir.DataType.BOOL.value)
     return unsqueeze(op, switches, [1, 2] if width == 2 else [1], "mask_axes")
 
 

@@ -56,6 +56,23 @@ def test_reads_a_packed_attention(mask: str, opset: int, fill: str) -> None:
     assert outcome.worst_error() < 1e-5
 
 
+@pytest.mark.parametrize("fill", ["", f", {FILL}"], ids=["default fill", "own fill"])
+@pytest.mark.parametrize("kind", ["int32", "int64"])
+@pytest.mark.parametrize("opset", [17, 23])
+def test_a_mask_that_need_not_be_of_0_and_1_keeps_every_answer(opset: int, kind: str, fill: str) -> None:
+    """The kernel sees keys above 0, and gives a row that sees nothing equal weights, or those of its scores."""
+    text = f"""
+    g (float[batch,sequence,{HIDDEN}] x, {kind}[batch,sequence] mask) => (float[batch,sequence,{HIDDEN}] y) {{
+      narrow = Cast<to = 6>(mask)
+      y = com.microsoft.Attention<num_heads = {HEADS}{fill}>(x, w, b, narrow)
+    }}"""
+    outcome = run_passes(text, "raise-attention", weights=PACKED, opset=opset, free=["mask"])
+    assert (outcome.entry.applied, outcome.rolled_back) == (1, [])
+    generator = np.random.default_rng(4)
+    for mask in (generator.choice([0, 1, 2, -1], (3, 6)), np.zeros((3, 6)), np.ones((3, 6))):
+        assert outcome.worst_error_at(3, 6, mask=mask.astype(kind)) < (1e-5 if fill else 3e-3)
+
+
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())
 @pytest.mark.parametrize("opset", [17, 23])
 def test_reads_a_causal_one(mask: str, opset: int) -> None:
