@@ -19,11 +19,13 @@ from onnxopt.observations import observations_of
 from onnxopt.pipeline import prepare
 from onnxopt.probe import ProbeError
 from onnxopt.sidegraph import (
+    FREE_KEY,
     LONGEST_PROBE,
     MaskMeaning,
     MaskOrigin,
     SideGraph,
     counts_positions,
+    is_contract,
     long_probe,
     meaning_of_mask,
     origin_of_mask,
@@ -271,12 +273,27 @@ def test_what_may_hold_anything_is_told_from_a_padding_mask(kind: str, *, free: 
     assert (origin.free is not None, origin.far, origin.endless) == (free, True, False)
 
 
+def test_of_a_file_that_is_not_our_export_any_mask_may_hold_anything() -> None:
+    graph = parse(
+        "g (int64[batch,n] m, int64[batch,n] other) => (float y) { f = Cast<to=1>(m) i = Sub(one, f) y = Mul(i, far) }",
+        {"one": np.float32(1), "far": np.float32(-1e4)},
+    )
+    mask = graph.graph.outputs[0]
+    assert origin_of_mask(mask) == MaskOrigin(None, (1e4,))
+    graph.graph.meta[FREE_KEY] = frozenset({"m"})
+    assert origin_of_mask(mask).free is graph.graph.inputs[0]
+    assert [is_contract(value) for value in graph.graph.inputs] == [False, True]
+    found = origin_of_mask(graph.clone().graph.outputs[0]).free
+    assert found is not None, "a copy has forgotten it"
+    assert found.name == "m"
+
+
 def test_activations_among_the_scores_hide_nothing() -> None:
     """A bias that follows from queries, as DeBERTa's, is made of the model's inputs in the end."""
     body = "p = MatMul(x, table) s = Mul(p, half) y = Add(s, row)"
     weights = {"table": np.ones((4, 4), np.float32), "half": np.float32(0.5), "row": np.ones(4, np.float32)}
     graph = parse(f"g (float[batch,4] x) => (float y) {{ {body} }}", weights)
-    assert origin_of_mask(graph.graph.outputs[0]) == MaskOrigin(None, far=False, endless=False)
+    assert origin_of_mask(graph.graph.outputs[0]) == MaskOrigin(None, ())
 
 
 def test_a_mask_that_takes_very_many_nodes_is_not_run() -> None:
