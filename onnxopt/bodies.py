@@ -18,9 +18,7 @@ from onnxopt.graph import is_constant
 
 CONTROL = ("If", "Loop", "Scan")
 LEAST_NODES = 2  # that compute something: of one alone nothing is fused
-COMPUTED = (
-    "onnxopt.computed"  # in the meta of an input: it is no user's, and keeps none of the promises that users make
-)
+COMPUTED = "onnxopt.computed"  # in the meta of an input that is no user's: nothing is promised of its numbers
 _WORDS = {"then_branch": "then", "else_branch": "else"}
 
 
@@ -124,6 +122,7 @@ def cut(body: Body, model: ir.Model) -> Cut:
     _give_made(graph)
     graph.opset_imports.clear()
     graph.opset_imports.update(model.graph.opset_imports)
+    graph.meta.update(model.graph.meta)  # what is promised of inputs, which have their names in here
     outer = {new.name or "": old for old, new in inside.items()}
     functions = list(model.functions.values())
     return Cut(body, ir.Model(graph, ir_version=model.ir_version, functions=functions), own, outer)
@@ -192,6 +191,8 @@ def put_back(part: Cut, model: ir.Model) -> ir.Graph:
     new.opset_imports.clear()
     new.opset_imports.update(model.graph.opset_imports)
     new.name = old.name
+    new.meta.clear()
+    new.meta.update(old.meta)
     exchange(part.body, new)
     return old
 

@@ -203,7 +203,18 @@ class Derivation:
         return [*map(self._simplified, made), *[UNKNOWN] * (len(node.outputs) - len(made))]
 
     def _inside(self, graph: ir.Graph, facts: Sequence[Fact], outer: Mapping[ir.Value, Fact]) -> list[Fact]:
-        """Return what is known of the outputs of a body, for facts of its inputs."""
+        """Return what is known of the outputs of a body, for facts of its inputs.
+
+        A branch that adds a table of 512 rows ends an axis at 512 where it is taken; the other one may go on.
+        """
+        outside = self.ranges, self.computed, self._simple
+        self.ranges, self.computed, self._simple = dict(self.ranges), dict(self.computed), dict(self._simple)
+        try:
+            return self._walked(graph, facts, outer)
+        finally:
+            self.ranges, self.computed, self._simple = outside
+
+    def _walked(self, graph: ir.Graph, facts: Sequence[Fact], outer: Mapping[ir.Value, Fact]) -> list[Fact]:
         local = dict(outer)
         local.update(zip(graph.inputs, facts, strict=False))
         for value in graph.inputs[len(facts) :]:

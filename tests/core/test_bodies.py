@@ -21,7 +21,7 @@ from onnxopt.patterns import Ops, Pat
 from onnxopt.pipeline import prepare
 from onnxopt.probe import GraphRunner
 from onnxopt.rewrite import Builder, Reassociated, Rule
-from onnxopt.sidegraph import meaning_of_mask, origin_of_mask
+from onnxopt.sidegraph import FREE_KEY, meaning_of_mask, origin_of_mask
 from onnxopt.sizes import Derivation
 from tests.support.bodies import NO, YES, numbers
 from tests.support.rules import parse
@@ -386,3 +386,21 @@ def test_what_is_computed_outside_keeps_no_promise_that_users_make() -> None:
     assert origin_of_mask(computed.graph.outputs[0]).free is computed.graph.inputs[0]
     assert "computed outside" in str(meaning_of_mask(computed, computed.graph.outputs[0]))
     assert "computed outside" not in str(meaning_of_mask(given, given.graph.outputs[0]))
+
+
+def test_what_nobody_has_promised_of_an_input_is_not_promised_inside() -> None:
+    made = model(TEXT.replace("float[batch,4] x", "int64[batch,4] ids, float[batch,4] x").replace("Sin(r)", MASKED))
+    assert origin_of_mask(mask_in(part_of(made, 1))).free is None
+    made.graph.meta[FREE_KEY] = frozenset({"ids"})
+    part = part_of(made, 1)
+    assert origin_of_mask(mask_in(part)).free in part.model.graph.inputs
+    assert FREE_KEY not in put_back(part, made).meta
+    assert FREE_KEY not in bodies_of(made)[1].graph.meta
+
+
+MASKED = "Sin(r) wide = Cast<to = 1>(ids) m = Neg(wide) n = Abs(m)"
+
+
+def mask_in(part: Cut) -> ir.Value:
+    """What is made of the integers that a user gives."""
+    return next(node for node in part.model.graph if node.op_type == "Neg").outputs[0]

@@ -323,6 +323,24 @@ def test_a_cut_inside_of_a_branch_is_no_whole(tmp_path: Path, first: int) -> Non
             assert taken.worst_error(x=numbers(rows, 6), loud=np.array(loud)) == 0
 
 
+def test_an_axis_that_ends_in_one_branch_goes_on_in_the_other(tmp_path: Path) -> None:
+    """The table has 40 rows, and is added to inputs of as many at most: that says nothing of the cut behind the If."""
+    text = """
+    g (float[rows,6] x) => (float[rows,6] y, int64[1] size) {
+      shape = Shape(x) zero = Constant<value_ints = [0]>() n = Gather(shape, zero)
+      limit = Constant<value_ints = [40]>() short = LessOrEqual(n, limit)
+      [choice] y = If(short) <
+        then_branch = t () => (float[rows,6] a) { part = Slice(table, zero, n, zero) b = Add(x, part) a = Relu(b) },
+        else_branch = e () => (float[rows,6] a) { b = Neg(x) a = Relu(b) }
+      >
+      far = Constant<value_ints = [50]>() z = Slice(x, zero, far, zero) warm = Relu(z)
+      all = Shape(warm) size = Gather(all, zero)
+    }"""
+    taken = take(tmp_path, text, table=numbers(40, 6))
+    for rows in (1, 39, 40, 41, 50, 51, 700):
+        assert taken.worst_error(x=numbers(rows, 6)) == 0
+
+
 def test_a_branch_that_no_input_takes_is_left_as_it_is(tmp_path: Path) -> None:
     text = f"""
     g (float[rows,6] x, int64 mode) => (float[rows,6] y) {{
