@@ -75,9 +75,7 @@ def short_expressions(most: int = MAX_TERMS) -> Iterator[None]:
     @functools.wraps(plain)
     def evaluate(self: Any, expression: Any, *arguments: Any, **options: Any) -> Any:
         if _terms(expression) > most:
-            raise ExportError(
-                f"a size in it is an expression of more than {most} terms in the sizes of its inputs",
-            )
+            raise ExportError(f"a size in it is an expression of more than {most} terms in the sizes of its inputs")
         return plain(self, expression, *arguments, **options)
 
     ShapeEnv.evaluate_expr = evaluate  # type: ignore[method-assign, assignment]  # for as long as this lasts

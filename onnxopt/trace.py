@@ -28,6 +28,7 @@ ROADS: tuple[Road, ...] = ("dynamo", "torchscript")  # in the order of preferenc
 DYNAMO_OPSET = 23  # at exactly 23 torch writes Attention, RMSNormalization, RotaryEmbedding, Gelu as one operator each
 TORCHSCRIPT_OPSET = 17  # has LayerNormalization; the last one that most runtimes of its time read
 EMBEDDED_LIMIT_BYTES = 2**26  # larger weights lie beside the graph: they are written as they are, and read as needed
+FEW_IMAGES = 2  # less than any size that is traced
 _PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41)
 _SHOWN = 300  # characters of a message of torch
 _KEPT_METADATA = "pkg.torch.onnx.name_scopes"
@@ -99,6 +100,8 @@ def _signature(model: TorchModel, example: Mapping[str, int]) -> Signature:
     """Return inputs and outputs; which output dimension follows which axis shows when sizes change."""
     # the second sizes stay whole patches of an image
     other = complete({axis: size + (64 if axis in ("height", "width") else 1) for axis, size in example.items()})
+    if model.image_size:  # few images tell the same as one more would
+        other |= {"batch": FEW_IMAGES}
     first, second = ([*model.run(_feeds(model, sizes)).items()] for sizes in (example, other))
     outputs = []
     for (name, left), (_, right) in zip(first, second, strict=True):

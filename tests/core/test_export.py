@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxopt import trace as trace_module
-from onnxopt.axes import prove_axes
+from onnxopt.axes import PROOF_SIZES, prove_axes
 from onnxopt.cache import Cache
 from onnxopt.checkpoint import relative_assets
 from onnxopt.errors import ExportError, InputError
@@ -24,7 +24,7 @@ from onnxopt.model import Feeds, Loaded
 from onnxopt.source import resolve
 from onnxopt.spec import PADDINGS, TensorSpec
 from onnxopt.torch_model import TorchModel, TorchReference
-from onnxopt.trace import trace
+from onnxopt.trace import FEW_IMAGES, trace
 from tests.support.tiny import KINDS, tiny_checkpoint, tiny_tokenizer
 
 AXES = ("batch", "sequence")
@@ -270,6 +270,24 @@ def test_image_of_any_size_keeps_its_axes(tmp_path: Path) -> None:
     loaded = export(resolve(str(tmp_path / "resnet")), exporter="torchscript")
     assert loaded.signature.axes == ("batch", "height", "width")
     assert worst(loaded, loaded.feeder.make({"batch": 2, "height": 40, "width": 72})) < 1e-5
+
+
+def test_few_images_are_run_while_a_network_is_exported(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are traced, two more to tell what follows the batch, and each size of a batch that is proved."""
+    images: list[int] = []
+    plain = TorchModel.run
+
+    def run(self: TorchModel, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        images.append(len(feeds["pixel_values"]))
+        return plain(self, feeds)
+
+    monkeypatch.setattr(TorchModel, "run", run)
+    loaded = export(resolve(str(tiny("vit"))), exporter="torchscript", use_cache=False)
+    _, *others = images
+    assert sorted(others) == sorted([FEW_IMAGES, *PROOF_SIZES["batch"]])
+    assert {spec.name: spec.axes[0] for spec in loaded.signature.outputs} == {"last_hidden_state": "batch"}
 
 
 def edit_config(folder: Path, **values: Any) -> Path:
