@@ -381,7 +381,7 @@ def _positions(shape: Sequence[Sequence[Any]]) -> float:
 
 
 def _fill(feeds: Feeds) -> float:
-    masks = [array for name, array in feeds.items() if "mask" in name]
+    masks = [array for name, array in feeds.items() if "mask" in name and array.size]
     return round(float(np.mean([float((mask != 0).mean()) for mask in masks])), 2) if masks else 1.0
 
 

@@ -244,6 +244,9 @@ def _require_masks(match: Match, v: ir.Value) -> None:
                 shape = _broadcast(shape, dims(part) or (1,))  # a number is one entry for all keys
                 parts[f"{kind}_{step}"] = part
     match.require(len(shape) <= (rank(v) or 0), f"the mask has rank {len(shape)}, the heads have {rank(v)}")
+    batch, leading = (dims(v) or ())[0], shape[0] if len(shape) == rank(v) else 1
+    alike = leading in (1, batch) or None in (leading, batch)
+    match.require(alike, f"the mask has the batch {leading}, queries and values have {batch}", v)
     keys = (dims(v) or ())[-2]
     match.require(not shape or shape[-1] != 1 or keys == 1, "the mask has one entry for all keys")
     match.require(None not in shape[-2:], "how many rows or keys the mask has is not known")

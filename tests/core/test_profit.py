@@ -11,7 +11,7 @@ import pytest
 from onnxopt import profit as profit_module
 from onnxopt.errors import InputError
 from onnxopt.observe import Observation
-from onnxopt.profit import AS_IS, Choice, Forms, Profit, decide, is_noisy
+from onnxopt.profit import AS_IS, Choice, Forms, Profit, _fill, decide, is_noisy
 from onnxopt.requests import fit_workload, ragged_lengths, requests_of
 from onnxopt.spec import Target, Workload
 from onnxopt.timing import Start
@@ -245,3 +245,9 @@ def test_requests_follow_the_workload(tmp_path: Path) -> None:
 def test_a_weight_that_counts_nothing_is_refused(weight: str) -> None:
     with pytest.raises(InputError, match="weight"):
         Workload.parse(f"1x16*{weight},8x128")
+
+
+@pytest.mark.parametrize(("shapes", "fill"), [([(2, 4)], 0.5), ([(0, 4), (2, 4)], 0.5), ([(3, 0)], 1.0), ([], 1.0)])
+def test_an_empty_mask_says_nothing_of_the_share_of_real_tokens(shapes: list[tuple[int, int]], fill: float) -> None:
+    masks = {f"mask_{index}": np.tile([1, 0], (rows, length // 2)) for index, (rows, length) in enumerate(shapes)}
+    assert _fill({**masks, "x": np.zeros((2, 2))}) == fill

@@ -31,6 +31,7 @@ MASKS = {
     "a row for all sentences": ", float[1,sequence] mask",
     "a mask of rank 1": ", float[sequence] mask",
 }
+ALONE = "float[1,2,sequence,4]"
 GUARD = "w = Softmax<axis=-1>(m) nan = IsNaN(w) w2 = Where(nan, zero, w) y = MatMul(w2, v)"
 PLAIN = "w = Softmax<axis=3>(m) y = MatMul(w, v)"
 
@@ -340,6 +341,19 @@ HELD_BACK = {
     "a scale of more axes than heads": (
         spelled(SCORES["no scale"][0].replace("MatMul(q", "Mul(q, wide) s = MatMul(s1").replace("s = Mul", "s1 = Mul")),
         "a constant of shape [1, 1, 1, 1, 1] meets a value of rank 4",
+    ),
+    "a mask of more rows than queries": (
+        spelled(SCORES["no scale"][0], mask=", float[batch,1,1,sequence] mask", **dict.fromkeys("qkv", ALONE)),
+        "the mask has the batch batch, queries and values have 1",
+    ),
+    "a mask of more matrices than queries": (
+        spelled(
+            "kt = Transpose<perm=[0,2,1]>(k) s = MatMul(q, kt)",
+            mask=", float[batch,sequence,sequence] mask",
+            tail="w = Softmax<axis=-1>(m) y = MatMul(w, v)",
+            **dict.fromkeys("qkv", "float[1,sequence,4]"),
+        ),
+        "the mask has the batch batch, queries and values have 1",
     ),
     "a bias per query": (
         spelled(SCORES["no scale"][0], mask=", float[batch,1,sequence,1] mask"),
