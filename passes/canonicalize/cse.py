@@ -10,7 +10,7 @@ After::
     mask ─ Cast(bool) ─ a, b
 
 Meets: TorchScript exports, which repeat shape arithmetic in every layer.
-Numerics: exact.
+Numerics: exact. A graph with an Optional that carries its type is left as it is.
 Source: onnx_ir.passes.common.CommonSubexpressionEliminationPass.
 """
 
@@ -20,6 +20,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 
 from onnxopt.rewrite import Exact, Pass, register
+
+_TYPES = (ir.AttributeType.TYPE_PROTO, ir.AttributeType.TYPE_PROTOS)
 
 
 @register
@@ -31,7 +33,14 @@ class MergeEqualNodes(Pass):
 
     def run(self, model: ir.Model) -> int:
         """Merge until nothing is equal; returns how many nodes are gone."""
+        if any(map(_holds_a_type, model.graph.all_nodes())):
+            return 0
         before = model.graph.num_nodes()
         while CommonSubexpressionEliminationPass()(model).modified:
             pass
         return before - model.graph.num_nodes()
+
+
+def _holds_a_type(node: ir.Node) -> bool:
+    """Tell whether an attribute is a type, as of Optional; the library's pass cannot hash those and stops."""
+    return any(attribute.type in _TYPES for attribute in node.attributes.values())

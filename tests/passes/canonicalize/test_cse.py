@@ -1,3 +1,8 @@
+import onnx
+import onnx.parser
+import onnx_ir as ir
+
+from onnxopt.registry import get
 from tests.support.rules import run_passes
 
 
@@ -49,3 +54,13 @@ def test_two_draws_of_random_numbers_stay_two() -> None:
     outcome = run_passes(text, "merge-equal-nodes", opset=21)
     assert outcome.entry.applied == 0
     assert outcome.ops.count("RandomNormalLike") == 2
+
+
+def test_a_graph_with_the_type_of_an_optional_is_left_as_it_is() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 18]>
+        g (float[batch,4] x) => (float[batch,4] y, float[batch,4] z) { y = Relu(x) z = Relu(x) }"""
+    )
+    kind = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [2])
+    model.graph.node.append(onnx.helper.make_node("Optional", [], ["nothing"], type=kind))
+    assert get("merge-equal-nodes").run(ir.from_proto(model)) == 0
