@@ -79,6 +79,8 @@ def test_a_promise_covers_what_is_said_of_sizes() -> None:
     assert not promise.covers({"x[0]": 0, "mask[0]": 0, "x[1]": 2})
     assert not promise.covers({"x[0]": 3, "mask[0]": 1, "x[1]": 2})
     assert Promise({}, promise.names, frozenset()).covers({"x[0]": 3, "mask[0]": 1}), "nothing is said of it"
+    assert promise.leaves_out({"x": np.zeros((0, 3), np.float32)}), "whatever the name that its axis had"
+    assert not promise.leaves_out({"x": np.zeros((3, 0), np.float32), "other": np.zeros(0)})
 
 
 class SizeAsSeen(Rule):
