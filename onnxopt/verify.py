@@ -245,7 +245,7 @@ def _steps(
         fresh = loaded.feeder.make(sizes, "none", seed=300 + step) | across
         if mask is not None and mask.axes[1] == TOTAL:
             seen = sides[0][1][mask.name]
-            fresh[mask.name] = np.concatenate([seen, np.ones((PROMPTS, 1), seen.dtype)], axis=1)
+            fresh[mask.name] = np.concatenate([seen, np.ones((len(seen), 1), seen.dtype)], axis=1)
         renamed = {past.name: present.name for past, present in zip(cache.inputs, cache.outputs, strict=True)}
         sides = [
             (answer, {**fresh, **{past: made[present] for past, present in renamed.items()}})
