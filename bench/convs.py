@@ -127,7 +127,7 @@ def pages(count: int) -> Iterator[Any]:
 
 
 def _texts() -> list[str]:
-    from onnxopt.calibrate.data import builtin_texts
+    from onnxopt.texts.builtin import builtin_texts
 
     return [text for text in builtin_texts() if len(text) > 40]
 
@@ -153,7 +153,7 @@ def _noisy(image: Any, draws: Any) -> Any:
 
 def measure(name: str) -> dict[str, Any]:
     """Quantize one network and return what came of it."""
-    from onnxopt.road import optimize
+    from onnxopt.road.optimize import optimize
 
     file, width, _, batches = NETWORKS[name]
     height = PAGE if name == "finds lines" else LINE_HEIGHT
@@ -183,7 +183,7 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def _described() -> dict[str, Any]:
-    from onnxopt.machine import describe_machine, versions
+    from onnxopt.host.machine import describe_machine, versions
 
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return {"created": created, "machine": describe_machine(), "versions": versions()}

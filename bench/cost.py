@@ -57,7 +57,7 @@ def measure(only: set[str], tools: Sequence[str]) -> dict[str, Any]:
         only: names of models; all when empty.
         tools: keys of `TOOLS`.
     """
-    from onnxopt.machine import describe_machine, versions
+    from onnxopt.host.machine import describe_machine, versions
 
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     found = []
@@ -125,8 +125,8 @@ def _written(folder: Path, nodes: int = 0) -> Path:
 
         model = encoder_of(nodes)
     else:
-        from onnxopt.export import export
-        from onnxopt.source import resolve
+        from onnxopt.load.export.export import export
+        from onnxopt.load.source.source import resolve
 
         model = export(resolve(SAMPLE), progress=print).model
     ir.save(model, path, external_data="model.onnx.data")

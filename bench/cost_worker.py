@@ -33,11 +33,12 @@ def onnxopt_tool() -> Tool:
     import onnxruntime  # noqa: F401 - counted as imported
     import onnxscript.optimizer  # noqa: F401 - same
 
-    from onnxopt.export import export
-    from onnxopt.imports import load_onnx
-    from onnxopt.pipeline import passes_of, run_pipeline
-    from onnxopt.registry import get
-    from onnxopt.source import resolve
+    from onnxopt.load.export.export import export
+    from onnxopt.load.onnx_file import load_onnx
+    from onnxopt.load.source.source import resolve
+    from onnxopt.pipeline.orders import passes_of
+    from onnxopt.pipeline.pipeline import run_pipeline
+    from onnxopt.rewrite.registry import get
     from onnxopt.spec import Target
 
     target = Target("cpu")

@@ -28,7 +28,8 @@ from typing import Any
 from bench import cuda_graphs, cuda_worker, table
 from bench.peers import ROOT
 from bench.record import TABLE, write
-from onnxopt.profit import AS_IS, CLEARLY_FASTER
+from onnxopt.pipeline.profit import CLEARLY_FASTER
+from onnxopt.rewrite import AS_IS
 
 RESULT = ROOT / "bench" / "results" / "cuda.json"
 GRAPHS = ROOT / "build" / "bench-cuda" / "graphs"

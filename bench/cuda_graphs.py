@@ -137,13 +137,14 @@ def _form(
     """Lower with one pass in another form, to see what its own one is worth; in 16 bits without the search."""
     import onnx_ir as ir
 
-    from onnxopt.cache import PADDING_KEY
+    from onnxopt.graph.cache import PADDING_KEY
+    from onnxopt.load.entry import load
+    from onnxopt.load.source.source import resolve
     from onnxopt.passes.quantize.half_precision import HalfPrecision
-    from onnxopt.pipeline import Pipeline
-    from onnxopt.precision import HalfPlan
-    from onnxopt.profit import Choice, Profit
-    from onnxopt.road import load
-    from onnxopt.source import resolve
+    from onnxopt.pipeline.pipeline import Pipeline
+    from onnxopt.pipeline.profit import Profit
+    from onnxopt.qmath.precision import HalfPlan
+    from onnxopt.rewrite import Choice
     from onnxopt.spec import Target
 
     class Given(Profit):
@@ -208,8 +209,8 @@ def _half(source: Path, out: Path) -> Path:
 
 def _genai(work: Path) -> Path:
     """Build SmolLM2 with onnxruntime-genai's builder for CUDA, from the same weights as ours."""
-    from onnxopt.checkpoint import read_checkpoint
-    from onnxopt.source import resolve
+    from onnxopt.load.checkpoint.folder import read_checkpoint
+    from onnxopt.load.source.source import resolve
 
     weights = read_checkpoint(resolve(SAMPLE)).folder
     builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-p", "fp16", "-e", "cuda"]

@@ -55,7 +55,7 @@ def measure(rounds: int) -> dict[str, Any]:
     """Return seconds per start, for both models and all measures."""
     from importlib.metadata import version
 
-    from onnxopt.machine import describe_machine, versions
+    from onnxopt.host.machine import describe_machine, versions
 
     files = {"onnxopt": ours(), "genai": builders()}
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
@@ -96,8 +96,8 @@ def builders() -> Path:
     """Return the model of onnxruntime-genai's builder, made on first use from the same weights."""
     folder = FOLDER / "genai"
     if not (folder / "model.onnx").is_file():
-        from onnxopt.checkpoint import read_checkpoint
-        from onnxopt.source import resolve
+        from onnxopt.load.checkpoint.folder import read_checkpoint
+        from onnxopt.load.source.source import resolve
 
         weights = read_checkpoint(resolve(SAMPLE)).folder
         builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-p", "fp32", "-e", "cpu"]

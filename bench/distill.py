@@ -49,13 +49,13 @@ def teach(wanted: argparse.Namespace) -> dict[str, Any]:
     """Run the whole and write what was found after each stage."""
     import torch
 
-    from onnxopt.distill.models import open_checkpoint
     from onnxopt.distill.run import distill
-    from onnxopt.machine import describe_machine
+    from onnxopt.host.machine import describe_machine
+    from onnxopt.load.checkpoint.opened import open_checkpoint
+    from onnxopt.prune.checkpoint.network import choose_layers, keep_layers
+    from onnxopt.prune.checkpoint.student import write_opened
     from onnxopt.prune.judging import ask, read_samples
-    from onnxopt.prune.network import choose_layers, keep_layers
     from onnxopt.prune.spec import PruneSpec
-    from onnxopt.prune.student import write_opened
 
     began = time.perf_counter()
     gpu = torch.cuda.is_available()

@@ -113,8 +113,8 @@ def _embed(folder: Path, texts: list[str]) -> Any:
     """Return float [texts, width], embeddings of length 1."""
     import numpy as np
 
-    from onnxopt.session import Session
-    from onnxopt.textinput import open_tokenizer
+    from onnxopt.run.session import Session
+    from onnxopt.texts.tokenizer import open_tokenizer
 
     tokenizer, session = open_tokenizer(folder), Session(folder / "model.onnx")
     tokenizer.enable_truncation(LONGEST)
@@ -134,9 +134,9 @@ def calibrate() -> dict[str, float]:
     """Calibrate the float model with many texts and return what it took: seconds, and bytes at the worst moment."""
     from onnxopt.calibrate.collect import collect
     from onnxopt.calibrate.data import read_calibration
-    from onnxopt.imports import load_onnx
-    from onnxopt.linears import find_linears
-    from onnxopt.pipeline import Pipeline
+    from onnxopt.graph.linears import find_linears
+    from onnxopt.load.onnx_file import load_onnx
+    from onnxopt.pipeline.pipeline import Pipeline
     from onnxopt.spec import Target
 
     texts = _many_texts()
@@ -166,8 +166,8 @@ def _many_texts() -> Path:
     """Write prose of all lengths, log-uniform between the shortest and the longest, and return its file."""
     import numpy as np
 
-    from onnxopt.calibrate.data import builtin_texts
-    from onnxopt.textinput import open_tokenizer
+    from onnxopt.texts.builtin import builtin_texts
+    from onnxopt.texts.tokenizer import open_tokenizer
 
     path = FOLDER / "calibration.jsonl"
     tokenizer = open_tokenizer(FOLDER / "float")
@@ -201,7 +201,7 @@ def _child() -> dict[str, float]:
 
 
 def _described() -> dict[str, Any]:
-    from onnxopt.machine import describe_machine, versions
+    from onnxopt.host.machine import describe_machine, versions
 
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return {"created": created, "machine": describe_machine(), "versions": versions()}

@@ -12,7 +12,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from onnxopt.model import Array, Feeds
+from onnxopt.spec import Array, Feeds
 
 SHAPES = ((1, 16), (1, 128), (8, 128))
 RAGGED = "ragged 32x256"
@@ -123,7 +123,7 @@ def _tokens(checkpoint: Path) -> tuple[list[int], tuple[int, int], int]:
     """Return the ids of English text, of the marks around a text, and of the padding."""
     import tokenizers
 
-    from onnxopt.feeds import english_text
+    from onnxopt.texts.builtin import english_text
 
     tokenizer = tokenizers.Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
     tokenizer.no_truncation()

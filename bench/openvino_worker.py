@@ -1,4 +1,4 @@
-"""Measure one model in OpenVINO: a job on stdin, its result on stdout, in the words of `onnxopt.bench_worker`.
+"""Measure one model in OpenVINO: a job on stdin, its result on stdout, in the words of `onnxopt.timing.worker`.
 
 It runs in OpenVINO's own environment and so imports nothing of onnxopt. Jobs may name `answers`, one .npy file per
 input, where the first output is stored.
@@ -23,7 +23,7 @@ _MAX_RUNS = 20_000
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """Load a model and time it, as `onnxopt.bench_worker.measure` does."""
+    """Load a model and time it, as `onnxopt.timing.worker.measure` does."""
     requests = []
     for path in job["inputs"]:
         with np.load(path, allow_pickle=False) as archive:

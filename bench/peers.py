@@ -289,7 +289,7 @@ def error_line(text: str) -> str:
 def tool_versions(environment: str) -> dict[str, str]:
     """Return the versions of the tools that an environment was asked for."""
     if environment == OURS:
-        from onnxopt.machine import versions
+        from onnxopt.host.machine import versions
 
         return versions()
     lines = (REQUIREMENTS / f"{environment}.txt").read_text(encoding="utf-8").splitlines()

@@ -138,9 +138,9 @@ def main() -> int:
 
 def models() -> dict[str, Path]:
     """Return the file of each model, made on first use."""
-    from onnxopt.checkpoint import read_checkpoint
-    from onnxopt.samples import fetch_sample
-    from onnxopt.source import resolve
+    from onnxopt.load.checkpoint.folder import read_checkpoint
+    from onnxopt.load.source.samples import fetch_sample
+    from onnxopt.load.source.source import resolve
 
     files: dict[str, Path] = {}
     for name, options in OURS.items():
@@ -215,7 +215,7 @@ def windows_of(text: Path) -> Any:
     """Return int64 [windows, tokens]: what `onnxopt perplexity` makes of the text."""
     import numpy as np
 
-    from onnxopt.textinput import open_tokenizer
+    from onnxopt.texts.tokenizer import open_tokenizer
 
     words = open_tokenizer(FOLDER / "onnxopt-float")
     words.no_padding()
@@ -228,7 +228,7 @@ def perplexities(files: Mapping[str, Path]) -> dict[str, float]:
     """Return the perplexity of every model on the same tokens."""
     import numpy as np
 
-    from onnxopt.perplexity import measure_perplexity
+    from onnxopt.judge.perplexity import measure_perplexity
 
     found: dict[str, float] = {}
     text = held_out()
@@ -249,7 +249,7 @@ def measure(files: Mapping[str, Path], rounds: int) -> dict[str, Any]:
     """Return seconds per start, for all models and measures."""
     from importlib.metadata import version
 
-    from onnxopt.machine import describe_machine, versions
+    from onnxopt.host.machine import describe_machine, versions
 
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     wanted = {key: size for key, size in sizes().items() if key in MEASURES}

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers import ROOT, error_line
-from onnxopt.profit import RECORDS
-from onnxopt.usercache import cache_root
+from onnxopt.host.usercache import cache_root
+from onnxopt.pipeline.profit import RECORDS
 
-TABLE = ROOT / "onnxopt" / RECORDS
+TABLE = ROOT / "onnxopt" / "pipeline" / RECORDS
 MODELS: tuple[tuple[str, ...], ...] = (
     ("minilm",),
     ("minilm", "--workload", "32x256@0.26"),

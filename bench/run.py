@@ -24,12 +24,12 @@ import numpy as np
 from bench import peers, table
 from bench.inputs import bench_feeds, calibration_feeds, check_feeds
 from bench.peers import MODELS, PEERS, ROOT, Made, Peer
-from onnxopt.machine import describe_machine, versions
-from onnxopt.model import Array, Feeds
-from onnxopt.runtime import runtime_errors, runtime_line
-from onnxopt.session import open_session
-from onnxopt.spec import Target, available_threads
-from onnxopt.timing import shape_stats
+from onnxopt.host.machine import describe_machine, versions
+from onnxopt.host.runtime_errors import runtime_errors, runtime_line
+from onnxopt.host.threads import available_threads
+from onnxopt.run.session import open_session
+from onnxopt.spec import Array, Feeds, Target
+from onnxopt.timing.rounds import shape_stats
 
 RESULTS = ROOT / "bench" / "results"
 RESULT = RESULTS / "minilm.json"
@@ -121,8 +121,8 @@ def wanted_peers(only: set[str]) -> set[str]:
 
 def checkpoint() -> Path:
     """Return the folder with MiniLM's real weights."""
-    from onnxopt.recipe import all_recipes
-    from onnxopt.samples import fetch_sample
+    from onnxopt.load.source.recipe import all_recipes
+    from onnxopt.load.source.samples import fetch_sample
 
     return fetch_sample(all_recipes()["minilm"], progress=print)
 
@@ -248,7 +248,7 @@ def _store(scratch: Path, feeds: Feeds) -> str:
 
 
 def _job(peer: Peer, inputs: Sequence[str], seconds: float) -> dict[str, Any]:
-    """Return the job of a worker, in the words of `onnxopt.bench_worker`."""
+    """Return the job of a worker, in the words of `onnxopt.timing.worker`."""
     return {
         "model": str(peer.file),
         "provider": "cpu",
@@ -265,7 +265,7 @@ def _start(peer: Peer, job: Mapping[str, Any]) -> dict[str, Any]:
         RuntimeError: in words, when it gave no result.
     """
     ours = peer.runtime == "onnxruntime"
-    program = [sys.executable, "-m", "onnxopt.bench_worker"]
+    program = [sys.executable, "-m", "onnxopt.timing.worker"]
     worker = [str(peers.python_of("openvino")), str(ROOT / "bench" / "openvino_worker.py")]
     try:
         done = subprocess.run(

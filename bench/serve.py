@@ -71,10 +71,10 @@ def measure(artifact: Path, requests: int) -> dict[str, Any]:
         artifact: an encoder.
         requests: per load.
     """
-    from onnxopt.machine import describe_machine, versions
-    from onnxopt.session import Session
-    from onnxopt.spec import available_threads
-    from onnxopt.textinput import TextModel
+    from onnxopt.host.machine import describe_machine, versions
+    from onnxopt.host.threads import available_threads
+    from onnxopt.run.inputs.text import TextModel
+    from onnxopt.run.session import Session
 
     model = TextModel.open(artifact, Session(artifact))
     texts = mixed_texts(lambda text: model.tokenizer.encode(text).ids, TEXTS, LOW, HIGH)

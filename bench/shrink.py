@@ -83,7 +83,7 @@ def make_minilm() -> dict[str, Any]:
     """Prune a third of the feed-forward channels in every way; make artifacts of the original and the best."""
     from onnxopt.prune.run import prune
     from onnxopt.prune.spec import PruneSpec
-    from onnxopt.road import optimize
+    from onnxopt.road.optimize import optimize
 
     rows = []
     for number, (name, options) in enumerate(WAYS.items()):
@@ -97,7 +97,7 @@ def make_minilm() -> dict[str, Any]:
             optimize(source, out=out, measure=False, precision=kind)
             answers[f"{name}, {kind}"] = embed(out)
             print(f"{name}, {kind} made", flush=True)
-    from onnxopt.metrics import cosine
+    from onnxopt.judge.metrics import cosine
 
     first = answers["original, fp32"]
     return {"ways": rows, "cosines": {name: float(cosine(one, first).mean()) for name, one in answers.items()}}
@@ -107,9 +107,9 @@ def embed(folder: Path) -> Any:
     """Return float32 [texts, width], the embeddings of the held-out texts."""
     import numpy as np
 
-    from onnxopt.calibrate.data import builtin_texts
-    from onnxopt.session import Session
-    from onnxopt.textinput import TextModel
+    from onnxopt.run.inputs.text import TextModel
+    from onnxopt.run.session import Session
+    from onnxopt.texts.builtin import builtin_texts
 
     model = TextModel.open(folder, Session(folder))
     texts = builtin_texts()[HELD_OUT]
@@ -124,7 +124,7 @@ def time_minilm() -> dict[str, Any]:
 
 def time_artifacts(names: Sequence[str], paths: Sequence[Path], shapes: Sequence[dict[str, int]]) -> dict[str, Any]:
     """Return milliseconds by name and shape (the median of the best start), sizes, machine and versions."""
-    from onnxopt.bench import bench
+    from onnxopt.timing.bench import bench
 
     found = bench(paths, shapes=shapes, rounds=ROUNDS, seconds=SECONDS * len(paths))
     times = {
@@ -137,12 +137,12 @@ def time_artifacts(names: Sequence[str], paths: Sequence[Path], shapes: Sequence
 
 def make_smollm2() -> dict[str, Any]:
     """Take six of thirty layers out in every order and judge by perplexity; make artifacts of the original and one."""
-    from onnxopt.distill.models import open_checkpoint
+    from onnxopt.load.checkpoint.opened import open_checkpoint
+    from onnxopt.prune.checkpoint.network import choose_layers, keep_layers
+    from onnxopt.prune.checkpoint.student import write_opened
     from onnxopt.prune.judging import ask, read_samples
-    from onnxopt.prune.network import choose_layers, keep_layers
     from onnxopt.prune.spec import PruneSpec
-    from onnxopt.prune.student import write_opened
-    from onnxopt.road import optimize
+    from onnxopt.road.optimize import optimize
 
     opened = open_checkpoint("smollm2-135m")
     samples = read_samples(opened)
@@ -170,7 +170,7 @@ def make_smollm2() -> dict[str, Any]:
 
 def time_smollm2() -> dict[str, Any]:
     """Time prompts and single tokens, each start of a model in a process of its own, in turns."""
-    from onnxopt.machine import describe_machine, versions
+    from onnxopt.host.machine import describe_machine, versions
 
     names = ("original", "student")
     found: dict[str, dict[str, list[float]]] = {name: {key: [] for key in MEASURES} for name in names}

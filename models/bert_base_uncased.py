@@ -5,7 +5,7 @@ Source: Devlin et al. 2018, arXiv:1810.04805.
 
 from __future__ import annotations
 
-from onnxopt.recipe import Recipe
+from onnxopt.load.source.recipe import Recipe
 
 RECIPE = Recipe(
     name="bert-base-uncased",

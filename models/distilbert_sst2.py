@@ -5,7 +5,7 @@ Source: Sanh et al. 2019, arXiv:1910.01108; fine-tuned on SST-2.
 
 from __future__ import annotations
 
-from onnxopt.recipe import Recipe
+from onnxopt.load.source.recipe import Recipe
 
 RECIPE = Recipe(
     name="distilbert-sst2",

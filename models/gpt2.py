@@ -7,7 +7,7 @@ Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learner
 
 from __future__ import annotations
 
-from onnxopt.recipe import Recipe
+from onnxopt.load.source.recipe import Recipe
 
 RECIPE = Recipe(
     name="gpt2",

@@ -8,7 +8,7 @@ Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learner
 
 from __future__ import annotations
 
-from onnxopt.recipe import Recipe, SampleFolder
+from onnxopt.load.source.recipe import Recipe, SampleFolder
 
 RECIPE = Recipe(
     name="gpt2-mini",

@@ -8,7 +8,7 @@ Source: Wang et al. 2020, arXiv:2002.10957; Reimers & Gurevych 2019, arXiv:1908.
 
 from __future__ import annotations
 
-from onnxopt.recipe import Recipe, SampleWheel
+from onnxopt.load.source.recipe import Recipe, SampleWheel
 
 RECIPE = Recipe(
     name="minilm",

@@ -5,7 +5,7 @@ Source: Liu et al. 2019, arXiv:1907.11692.
 
 from __future__ import annotations
 
-from onnxopt.recipe import Recipe
+from onnxopt.load.source.recipe import Recipe
 
 RECIPE = Recipe(
     name="roberta-base",

@@ -7,7 +7,7 @@ Source: Allal et al. 2025, arXiv:2502.02737.
 
 from __future__ import annotations
 
-from onnxopt.recipe import Recipe, SampleWheel
+from onnxopt.load.source.recipe import Recipe, SampleWheel
 
 RECIPE = Recipe(
     name="smollm2-135m",

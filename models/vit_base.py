@@ -5,7 +5,7 @@ Source: Dosovitskiy et al. 2020, arXiv:2010.11929.
 
 from __future__ import annotations
 
-from onnxopt.recipe import Recipe
+from onnxopt.load.source.recipe import Recipe
 from onnxopt.spec import Workload
 
 RECIPE = Recipe(

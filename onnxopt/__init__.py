@@ -8,43 +8,44 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from onnxopt.batcher import Batcher
-    from onnxopt.buckets import FixedShapes
-    from onnxopt.continuous import ContinuousBatcher
-    from onnxopt.errors import ExportError, InputError, OnnxoptError, ProofError
-    from onnxopt.generator import Generator
-    from onnxopt.package import Artifact
-    from onnxopt.perplexity import measure_perplexity
-    from onnxopt.placing import placement
-    from onnxopt.road import Event, optimize
-    from onnxopt.sampling import Sampling
-    from onnxopt.session import Session
-    from onnxopt.spec import Budget, Target, Workload
-    from onnxopt.verify import compare_models
+from onnxopt.version import __version__ as __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from onnxopt.artifact.package import Artifact
+    from onnxopt.artifact.placement import placement
+    from onnxopt.errors import ExportError, InputError, OnnxoptError, ProofError
+    from onnxopt.judge.perplexity import measure_perplexity
+    from onnxopt.proof.compare import compare_models
+    from onnxopt.records.events import Event
+    from onnxopt.road.optimize import optimize
+    from onnxopt.run.batcher import Batcher
+    from onnxopt.run.fixed_shapes import FixedShapes
+    from onnxopt.run.generate.continuous import ContinuousBatcher
+    from onnxopt.run.generate.generator import Generator
+    from onnxopt.run.generate.sampling import Sampling
+    from onnxopt.run.session import Session
+    from onnxopt.spec import Budget, Target, Workload
 
 _HOMES = {
-    "Artifact": "package",
-    "Batcher": "batcher",
+    "Artifact": "artifact.package",
+    "Batcher": "run.batcher",
     "Budget": "spec",
-    "ContinuousBatcher": "continuous",
-    "Event": "road",
+    "ContinuousBatcher": "run.generate.continuous",
+    "Event": "records.events",
     "ExportError": "errors",
-    "FixedShapes": "buckets",
-    "Generator": "generator",
+    "FixedShapes": "run.fixed_shapes",
+    "Generator": "run.generate.generator",
     "InputError": "errors",
     "OnnxoptError": "errors",
     "ProofError": "errors",
-    "Sampling": "sampling",
-    "Session": "session",
+    "Sampling": "run.generate.sampling",
+    "Session": "run.session",
     "Target": "spec",
     "Workload": "spec",
-    "compare_models": "verify",
-    "measure_perplexity": "perplexity",
-    "optimize": "road",
-    "placement": "placing",
+    "compare_models": "proof.compare",
+    "measure_perplexity": "judge.perplexity",
+    "optimize": "road.optimize",
+    "placement": "artifact.placement",
 }
 
 __all__ = [  # noqa: RUF022 - the main thing first

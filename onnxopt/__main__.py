@@ -2,6 +2,6 @@
 
 import sys
 
-from onnxopt.cli import main
+from onnxopt.cli.main import main
 
 sys.exit(main())

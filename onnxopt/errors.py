@@ -45,3 +45,9 @@ class ProofError(OnnxoptError):
 
 class PassAuthorError(Exception):
     """A pass breaks its own contract, such as a name used twice: a bug in onnxopt, not bad input."""
+
+
+def word(text: str, limit: int = 80) -> str:
+    """Return a name from a file as it may appear in an error line: printable, on one line, not endless."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text[: limit + 1])
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"

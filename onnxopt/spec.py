@@ -6,13 +6,20 @@ Nothing here imports another onnxopt module except `errors`.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from onnxopt.errors import InputError
+from onnxopt.host.threads import available_threads
+
+Array = npt.NDArray[Any]
+Value = Any  # an Array; of a sequence a list of them; None for an optional that is empty
+Feeds = dict[str, Array]
+Say = Callable[[str], None]
 
 Provider = Literal["cpu", "cuda", "tensorrt", "portable"]
 PROVIDERS: tuple[Provider, ...] = ("cpu", "cuda", "tensorrt", "portable")
@@ -33,7 +40,7 @@ class Exact:
 class Reassociated:
     """The rewrite is equal in real arithmetic; rounding differs: |new - old| <= atol + rtol * max|row of old|.
 
-    `onnxopt.contract` says what else rounding explains.
+    `onnxopt.proof.contract` says what else rounding explains.
     """
 
     rtol: float = 1e-5
@@ -62,52 +69,6 @@ class Lossy:
 
 
 Numerics = Exact | Reassociated | Lossy
-
-
-def available_threads() -> int:
-    """Return how many CPU threads this process may use: the smaller of its affinity mask and its cgroup's quota."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else (os.cpu_count() or 1)
-    quota = cgroup_quota(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
-    return max(1, cores if quota is None else min(cores, int(quota)))
-
-
-def cgroup_quota(root: Path, membership: Path) -> float | None:
-    """Return how many cores the cgroups of this process allow, the smallest over its own and all above it.
-
-    Args:
-        root: where the cgroup file system is mounted.
-        membership: the file `/proc/self/cgroup`: lines of `id:controllers:path`, no controllers in version 2.
-
-    Returns:
-        Quota divided by period; None when nothing limits them.
-    """
-    found: list[float] = []
-    for line in _text(membership).splitlines() or ["0::/"]:
-        _, _, rest = line.partition(":")
-        controllers, _, inner = rest.partition(":")
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        base = root / controllers if controllers else root
-        place = base / inner.strip("/")
-        # in a container the path may be the host's; then only the mount itself is there
-        folders = [folder for folder in (place, *place.parents) if folder == base or base in folder.parents]
-        for folder in dict.fromkeys(folders):
-            # version 2: "<quota> <period>" in microseconds, or "max <period>"; version 1: a file each, -1 for none
-            words = _text(folder / "cpu.max").split() or [
-                _text(folder / "cpu.cfs_quota_us").strip(),
-                _text(folder / "cpu.cfs_period_us").strip(),
-            ]
-            if len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]):
-                found.append(int(words[0]) / int(words[1]))
-    return min(found, default=None)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii")
-    except (OSError, ValueError):
-        return ""
 
 
 @dataclass(frozen=True)
@@ -360,3 +321,27 @@ class Signature:
     def axes(self) -> tuple[str, ...]:
         """Names of the dynamic axes of the inputs, in order of first use."""
         return tuple(dict.fromkeys(axis for spec in self.inputs for axis in spec.axes if isinstance(axis, str)))
+
+
+def tensors_of(values: Mapping[str, Value]) -> Feeds:
+    """Return values as tensors alone: those of a sequence as `name[0]`, `name[1]` and so on.
+
+    How many there are is a tensor too, `name[]`; it is -1 for an optional that is empty. So what compares tensors sees
+    every difference.
+    """
+    found: Feeds = {}
+    for name, value in values.items():
+        if value is None or isinstance(value, list):
+            parts = value or []
+            found[f"{name}[]"] = np.array(-1 if value is None else len(parts))
+            found |= {f"{name}[{place}]": part for place, part in enumerate(parts)}
+        else:
+            found[name] = value
+    return found
+
+
+def shape_text(value: Value) -> str:
+    """Return the shape of a value for a person: `[2, 3]`, `a sequence of 4`, `nothing`."""
+    if value is None:
+        return "nothing"
+    return f"a sequence of {len(value)}" if isinstance(value, list) else str(list(np.shape(value)))

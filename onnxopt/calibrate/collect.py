@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -12,12 +12,11 @@ from onnxopt.calibrate.data import BATCH_TOKENS, CalibrationData, Part
 from onnxopt.calibrate.state import CalibrationState
 from onnxopt.calibrate.statistics import Statistics
 from onnxopt.graph import dims, in_groups
-from onnxopt.probe import GraphRunner, ShapeRunner
+from onnxopt.probe.runners import GraphRunner, ShapeRunner
+from onnxopt.spec import Say
 
 CAPTURED_BYTES = 1 << 28  # of all tensors of one run; more tensors are watched in several passes over the samples
 _BYTES = 4
-
-Say = Callable[[str], None]
 
 
 def collect(

@@ -8,38 +8,36 @@ of it is for fitting, some for choosing among fits, and the rest is never looked
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from onnxopt.cache import PAST, SEQUENCE, Cache, complete
 from onnxopt.errors import InputError
-from onnxopt.manifest import CalibrationRecord
-from onnxopt.model import Array, Feeds, Loaded
+from onnxopt.graph.cache import PAST, SEQUENCE, Cache, complete
+from onnxopt.load.loaded import Loaded
+from onnxopt.records.quantization import CalibrationRecord
+from onnxopt.spec import Array, Feeds
+from onnxopt.texts.builtin import builtin_texts
+from onnxopt.texts.files import HUB_PREFIX, LEAST_SAMPLES, MAX_DATA_BYTES, read_data_set, read_texts
+from onnxopt.texts.tokenizer import prefix_ids
+from onnxopt.texts.windows import cut_text, windows_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BUILTIN, SELF, RANDOM = "builtin", "self", "random"
-HUB_PREFIX = "hf:"
 IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-TEXT_KEYS = ("text", "sentence", "content", "prompt", "question", "document")
-
 SAMPLES = 256  # texts of the builtin source, and at most of any other unless asked otherwise
 WINDOW = 256  # tokens of a language model's samples
 LONGEST = 256  # tokens of a text of the builtin source
 MOST_TOKENS = 512  # of a text of any other source, where the model does not say what it takes
-LEAST_SAMPLES = 8  # fewer say nothing about ranges
 BATCH_TOKENS = 1024  # of one run: bounds the memory of what is captured
 Part = Literal["fit", "choose", "judge"]
 # of eight samples five fit, one chooses and two judge
 _TURN: tuple[Part, ...] = ("fit", "judge", "fit", "choose", "fit", "judge", "fit", "fit")
-_MAX_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ def read_calibration(
     if name == RANDOM or (loaded.random_weights and name == BUILTIN and _tokenizer(loaded) is None):
         data = _random(loaded, most, forced=force or loaded.random_weights)
     elif name.startswith(HUB_PREFIX):
-        data = _of_texts(loaded, _data_set(name.removeprefix(HUB_PREFIX), most), name, most)
+        data = _of_texts(loaded, read_data_set(name.removeprefix(HUB_PREFIX), most), name, most)
     elif name == BUILTIN:
         data = _of_texts(loaded, builtin_texts(), name, most)
     else:
@@ -163,22 +161,6 @@ def read_calibration(
     return CalibrationData(
         data.record.model_copy(update={"meaningless": meaningless}), data.rows, data.ready, data.texts, loaded
     )
-
-
-def builtin_texts() -> list[str]:
-    """Return English reference prose in pieces of many lengths, the same on every call for one version of CPython."""
-    from pydoc_data.topics import topics
-
-    words = [re.sub(r"[\s*=`_\-^~|+]+", " ", str(topics[key])).split() for key in sorted(topics)]
-    lengths = np.exp(np.random.default_rng(5).normal(3.6, 0.8, 1 << 16)).astype(int).clip(4, 200)
-    pieces, place = [], 0
-    for topic in words:
-        start = 0
-        while start < len(topic):
-            pieces.append(" ".join(topic[start : start + int(lengths[place])]))
-            start, place = start + int(lengths[place]), place + 1
-    order = np.random.default_rng(6).permutation(len(pieces))
-    return [pieces[index] for index in order]
 
 
 def _of_path(loaded: Loaded, path: Path, most: int) -> CalibrationData:
@@ -201,72 +183,11 @@ def _of_path(loaded: Loaded, path: Path, most: int) -> CalibrationData:
         return _of_feeds(loaded, _read_feeds(loaded, path)[:most], path.name)
     if path.suffix.lower() in IMAGE_TYPES:
         return _of_images(loaded, [path], path.name)
-    return _of_texts(loaded, _read_texts(path), path.name, most)
-
-
-def _read_texts(path: Path) -> list[str]:
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise InputError(f"is larger than {_MAX_BYTES} bytes", where=str(path), hint="give a part of it")
-        content = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from error
-    except ValueError as error:
-        raise InputError("is not UTF-8 text", where=str(path), hint="give text, .jsonl or .npz") from error
-    if path.suffix != ".jsonl":
-        parts = re.split(r"\n\s*\n", content)
-        parts = parts if len(parts) >= LEAST_SAMPLES else content.splitlines()
-        return [part.strip() for part in parts if part.strip()]
-    texts = []
-    for number, line in enumerate(content.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"line {number} is not JSON ({error})", where=str(path)) from error
-        texts.append(_text_of(entry, f"{path}, line {number}"))
-    return texts
-
-
-def _text_of(entry: Any, where: str) -> str:
-    if isinstance(entry, str):
-        return entry
-    if isinstance(entry, dict):
-        known = next((entry[key] for key in TEXT_KEYS if isinstance(entry.get(key), str)), None)
-        if known is not None:
-            return str(known)
-    raise InputError("has no text", where=where, hint=f"write a string, or an object with {', '.join(TEXT_KEYS)}")
-
-
-def _data_set(name: str, most: int) -> list[str]:
-    """Stream the first texts of a data set of the Hub, or of a local folder that `datasets` reads."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise InputError("a data set needs the package datasets", hint="pip install datasets") from error
-    path, _, rest = name.partition(":")
-    split, _, column = rest.partition(":")
-    try:
-        rows = datasets.load_dataset(path, split=split or "train", streaming=True)
-        texts = []
-        for row in rows:
-            texts.append(str(row[column]) if column else _text_of(row, f"{HUB_PREFIX}{name}"))
-            if len(texts) >= most * 4:
-                break
-    except InputError:
-        raise
-    except Exception as error:  # the library raises whatever its readers do
-        raise InputError(
-            f"the data set cannot be read: {' '.join(str(error).split())[:200]}",
-            where=f"{HUB_PREFIX}{name}",
-            hint="check the name, or give a local text file",
-        ) from error
-    return texts
+    return _of_texts(loaded, read_texts(path), path.name, most)
 
 
 def _tokenizer(loaded: Loaded) -> Tokenizer | None:
-    from onnxopt.textinput import TOKENIZER_NAME, open_tokenizer
+    from onnxopt.texts.tokenizer import TOKENIZER_NAME, open_tokenizer
 
     file = next((asset for asset in loaded.assets if asset.name == TOKENIZER_NAME), None)
     if file is None:
@@ -288,48 +209,20 @@ def _of_texts(loaded: Loaded, texts: Sequence[str], name: str, most: int) -> Cal
     limit = int(loaded.origin.get("context_length", 0) or 0)
     kept: list[str] = []
     if Cache.of(loaded.signature) is not None or loaded.task == "text-generation":
-        rows = _windows(tokenizer, texts, min(WINDOW, limit or WINDOW), most)
+        rows = windows_of(tokenizer, texts, min(WINDOW, limit or WINDOW), most)
     else:
         longest = min(LONGEST if name == BUILTIN else MOST_TOKENS, limit or MOST_TOKENS)
         kept = list(texts[:most])
-        rows = [_cut(tokenizer, text, longest) for text in kept]
+        rows = [cut_text(tokenizer, text, longest) for text in kept]
         kept = [text for text, row in zip(kept, rows, strict=True) if row]
         rows = [row for row in rows if row]
     return CalibrationData(_record(name, rows), tuple(rows), texts=tuple(kept))
 
 
-def _cut(tokenizer: Tokenizer, text: str, longest: int) -> tuple[int, ...]:
-    ids = tokenizer.encode(text).ids
-    if len(ids) > longest:
-        tokenizer.enable_truncation(longest)
-        ids = tokenizer.encode(text).ids
-        tokenizer.no_truncation()
-    return tuple(ids)
-
-
-def _windows(tokenizer: Tokenizer, texts: Sequence[str], window: int, most: int) -> list[tuple[int, ...]]:
-    """Join texts and cut them into windows that begin as the tokenizer begins a text."""
-    prefix = _prefix(tokenizer)
-    stream: list[int] = []
-    for text in texts:
-        stream.extend(tokenizer.encode(text + "\n\n", add_special_tokens=False).ids)
-        if len(stream) >= most * window:
-            break
-    size = window - len(prefix)
-    starts = range(0, max(len(stream) - size + 1, 1), size)
-    rows = [(*prefix, *stream[start : start + size]) for start in starts]
-    return [row for row in rows if len(row) > len(prefix)][:most]
-
-
-def _prefix(tokenizer: Tokenizer) -> tuple[int, ...]:
-    plain, whole = (tokenizer.encode("a", add_special_tokens=marks).ids for marks in (False, True))
-    return tuple(whole[: whole.index(plain[0])]) if plain and plain[0] in whole else ()
-
-
 def prefix_of(loaded: Loaded) -> tuple[int, ...]:
     """Return the tokens with which a model's tokenizer begins a text; none without a tokenizer."""
     tokenizer = _tokenizer(loaded)
-    return _prefix(tokenizer) if tokenizer is not None else ()
+    return prefix_ids(tokenizer) if tokenizer is not None else ()
 
 
 def of_rows(loaded: Loaded, rows: Sequence[Sequence[int]], name: str) -> CalibrationData:
@@ -372,13 +265,13 @@ def _read_feeds(loaded: Loaded, path: Path) -> list[Feeds]:
     try:
         with np.load(path, allow_pickle=False) as content:
             sizes = [int(content.zip.getinfo(f"{name}.npy").file_size) for name in content.files]
-            arrays = {name: content[name] for name in content.files} if sum(sizes) <= _MAX_BYTES else {}
+            arrays = {name: content[name] for name in content.files} if sum(sizes) <= MAX_DATA_BYTES else {}
     except Exception as error:  # zip and NumPy raise what they like
         raise InputError(
             f"cannot be read as .npz ({error})", where=str(path), hint="write it with numpy.savez"
         ) from error
     if not arrays:
-        raise InputError(f"holds nothing, or more than {_MAX_BYTES} bytes", where=str(path), hint="split it")
+        raise InputError(f"holds nothing, or more than {MAX_DATA_BYTES} bytes", where=str(path), hint="split it")
     for spec in loaded.signature.inputs:
         if spec.name not in arrays:
             raise InputError(
@@ -407,8 +300,8 @@ def _read_feeds(loaded: Loaded, path: Path) -> list[Feeds]:
 
 
 def _of_images(loaded: Loaded, paths: Sequence[Path], name: str) -> CalibrationData:
-    from onnxopt.imageinput import SETTINGS_NAME, open_image, prepare
-    from onnxopt.textinput import read_settings
+    from onnxopt.run.inputs.image import SETTINGS_NAME, open_image, prepare
+    from onnxopt.texts.tokenizer import read_settings
 
     file = next((asset for asset in loaded.assets if asset.name == SETTINGS_NAME), None)
     if file is None:

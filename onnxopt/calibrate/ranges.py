@@ -8,9 +8,9 @@ import numpy as np
 
 from onnxopt.calibrate.statistics import BINS, Statistics
 from onnxopt.errors import InputError
-from onnxopt.model import Array
-from onnxopt.precision import Affine, Scheme
 from onnxopt.qmath.affine import asymmetric, rounded, symmetric
+from onnxopt.qmath.precision import Affine, Scheme
+from onnxopt.spec import Array
 
 Method = Literal["min-max", "moving-average", "percentile", "entropy", "mse"]
 METHODS: tuple[Method, ...] = ("min-max", "moving-average", "percentile", "entropy", "mse")

@@ -20,8 +20,8 @@ import onnx_ir as ir
 
 from onnxopt.calibrate.data import CalibrationData
 from onnxopt.calibrate.statistics import Statistics
-from onnxopt.model import Array
-from onnxopt.usercache import cache_root
+from onnxopt.host.usercache import cache_root
+from onnxopt.spec import Array
 
 logger = logging.getLogger(__name__)
 

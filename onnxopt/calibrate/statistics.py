@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxopt.model import Array
+from onnxopt.spec import Array
 
 BINS = 4096  # of a histogram, over [-reach, reach]
 KEPT_ROWS = 384  # of each tensor

@@ -31,7 +31,7 @@ from typing import Any
 from pydantic import ConfigDict, Field, ValidationError
 
 from onnxopt.errors import InputError
-from onnxopt.record import Record
+from onnxopt.records.record import Record
 
 if sys.version_info >= (3, 11):
     import tomllib

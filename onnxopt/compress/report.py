@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from onnxopt.record import Record
+from onnxopt.records.record import Record
 
 
 class Step(Record):

@@ -12,23 +12,24 @@ from typing import Any
 
 import numpy as np
 
-from onnxopt.bench import bench
+from onnxopt.artifact.package import Artifact
 from onnxopt.compress.recipe import CompressRecipe
 from onnxopt.compress.report import Compression, Step, record_of
 from onnxopt.distill.run import distill
 from onnxopt.errors import InputError
-from onnxopt.metrics import MetricBudget, cosine
-from onnxopt.model import Array
-from onnxopt.package import Artifact
-from onnxopt.perplexity import BUILTIN, measure_perplexity, read_text
+from onnxopt.judge.metrics import MetricBudget, cosine
+from onnxopt.judge.perplexity import measure_perplexity
+from onnxopt.load.source.source import resolve
 from onnxopt.prune.run import prune as prune_source
 from onnxopt.prune.run import split
 from onnxopt.prune.spec import PruneSpec
-from onnxopt.road import Event, optimize
-from onnxopt.session import Session
-from onnxopt.source import resolve
-from onnxopt.spec import Workload
-from onnxopt.textinput import TextModel
+from onnxopt.records.events import Event
+from onnxopt.road.optimize import optimize
+from onnxopt.run.inputs.text import TextModel
+from onnxopt.run.session import Session
+from onnxopt.spec import Array, Workload
+from onnxopt.texts.files import BUILTIN, read_text
+from onnxopt.timing.bench import bench
 
 HELD_OUT = 0.1  # of the data, at its end, when nothing else is named
 WINDOW, WINDOWS = 128, 24  # of a language model's perplexity

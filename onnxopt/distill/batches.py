@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from onnxopt.distill.data import Rows, next_tokens
-from onnxopt.distill.models import Opened
 from onnxopt.errors import InputError
-from onnxopt.model import Array
+from onnxopt.load.checkpoint.opened import Opened
+from onnxopt.spec import Array
+from onnxopt.texts.rows import Rows, next_tokens
 
 MASKED_SHARE = 0.15  # of the tokens, for a model that fills masks (Devlin et al. 2019, arXiv:1810.04805)
 
@@ -72,7 +72,7 @@ class Batches:
 
     def _hide(self, ids: Array, mask: Array, index: Array, step: int) -> tuple[Array, Array]:
         """Hide some tokens of each row behind the mask token, the same whichever process has the row."""
-        from onnxopt.textinput import open_tokenizer, read_settings, token_text
+        from onnxopt.texts.tokenizer import open_tokenizer, read_settings, token_text
 
         folder = self.teacher.folder
         named = token_text(read_settings(folder, "tokenizer_config.json").get("mask_token")) or "[MASK]"

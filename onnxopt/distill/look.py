@@ -10,9 +10,9 @@ import numpy as np
 
 from onnxopt.distill import losses
 from onnxopt.distill.batches import Batches
-from onnxopt.distill.data import IGNORED, Rows
-from onnxopt.distill.models import Opened, answers
-from onnxopt.model import Array
+from onnxopt.load.checkpoint.opened import Opened, answers
+from onnxopt.spec import Array
+from onnxopt.texts.rows import IGNORED, Rows
 
 PIECE = 16  # rows that are evaluated together
 METRICS = {

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxopt.errors import InputError
-from onnxopt.model import Array
+from onnxopt.spec import Array
 
 MOST_BYTES = 64 << 30
 

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from onnxopt.checkpoint import Checkpoint, load_config, read_checkpoint
 from onnxopt.distill.settings import Settings
 from onnxopt.errors import InputError
-from onnxopt.pooling import build_head, read_pooling
-from onnxopt.source import resolve
-from onnxopt.tasks import Task, infer_task, parse_task
-from onnxopt.torch_model import load_network
+from onnxopt.load.checkpoint.opened import Opened, answers
 
 TAUGHT = ("logits", "best", "index")  # what a teacher says of tokens: all of them, or the likeliest
 
@@ -24,62 +18,6 @@ DEFAULT_LOSSES: dict[str, dict[str, float]] = {
     "token-classification": {"logits": 1.0},
     "feature-extraction": {"embedding": 1.0, "hidden": 1.0},
 }
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A checkpoint in torch.
-
-    Attributes:
-        network: transformers' module, float32, in inference mode.
-        config: its config.
-        task: what it does.
-        folder: where its files are.
-        checkpoint: what was read.
-        head: turns token features into an embedding; None without one.
-    """
-
-    network: Any
-    config: Any
-    task: Task
-    folder: Path
-    checkpoint: Checkpoint
-    head: Any = None
-
-    @property
-    def parameters(self) -> int:
-        """How many parameters."""
-        return sum(one.numel() for one in self.network.parameters())
-
-    @property
-    def pad(self) -> int:
-        """Id at padded positions."""
-        found = getattr(self.config, "pad_token_id", None)
-        return found if isinstance(found, int) and found >= 0 else 0
-
-
-def open_checkpoint(text: str, task: str = "") -> Opened:
-    """Load what a user names.
-
-    Args:
-        text: sample, recipe, Hub id or folder.
-        task: transformers task name; found when empty.
-
-    Raises:
-        InputError: when it is no checkpoint of text with weights.
-    """
-    source = resolve(text)
-    if source.kind == "onnx" or source.path is None:
-        raise InputError("is no checkpoint", where=text, hint="name a folder with config.json and *.safetensors")
-    checkpoint = read_checkpoint(source)
-    config = load_config(checkpoint)
-    named = task or (source.recipe.task if source.recipe else "")
-    kind = parse_task(named) if named else infer_task(config, where=text)
-    if kind.modality != "text":
-        raise InputError(f"the task is {kind.name}; only models of text are supported here", where=text)
-    network = load_network(checkpoint, config, kind)
-    pooling = read_pooling(source.path)[0] if kind.name == "feature-extraction" else None
-    return Opened(network, config, kind, source.path, checkpoint, build_head(pooling) if pooling else None)
 
 
 def losses_of(settings: Settings, teacher: Opened) -> dict[str, float]:
@@ -102,26 +40,6 @@ def losses_of(settings: Settings, teacher: Opened) -> dict[str, float]:
     if not kept:
         raise InputError("no loss is left", where="--loss")
     return kept
-
-
-def answers(
-    network: Any, head: Any, feeds: Mapping[str, Any], *, hidden: bool = False, attention: bool = False
-) -> dict[str, Any]:
-    """Run a network and return what losses read: `logits`, `hidden` (a tuple), `attention`, `embedding`, `last`."""
-    asked = {"output_attentions": True} if attention else {}
-    result = network(**feeds, output_hidden_states=hidden, return_dict=True, **asked)
-    found: dict[str, Any] = {}
-    if result.get("logits") is not None:
-        found["logits"] = result["logits"]
-    if result.get("last_hidden_state") is not None:
-        found["last"] = result["last_hidden_state"]
-        if head is not None:
-            found["embedding"] = head(found["last"], feeds["attention_mask"])
-    if hidden:
-        found["hidden"] = result["hidden_states"]
-    if attention:
-        found["attention"] = result["attentions"][-1].transpose(1, 2)  # [rows, queries, heads, keys]
-    return found
 
 
 def show_attention(opened: Opened) -> None:

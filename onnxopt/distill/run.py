@@ -7,18 +7,16 @@ import logging
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from onnxopt.distill.models import open_checkpoint
 from onnxopt.distill.settings import RECORD_NAME, Distillation, Settings
 from onnxopt.errors import InputError
+from onnxopt.load.checkpoint.opened import open_checkpoint
 from onnxopt.prune.spec import PruneSpec
+from onnxopt.spec import Say
 
 logger = logging.getLogger(__name__)
-
-Say = Callable[[str], None]
 
 
 def distill(
@@ -84,7 +82,7 @@ def check_folder(out: Path) -> None:
 
 def make_student(teacher: str, text: str, folder: Path, *, task: str, align: int, say: Say) -> None:
     """Write the checkpoint of a student made from its teacher: `layers` is how many stay, the rest as in `--prune`."""
-    from onnxopt.prune.student import prune_opened, write_opened
+    from onnxopt.prune.checkpoint.student import prune_opened, write_opened
 
     opened = open_checkpoint(teacher, task)
     parts = []

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from onnxopt.errors import InputError
-from onnxopt.record import Record
+from onnxopt.records.record import Record
 
 Schedule = Literal["cosine", "linear", "constant"]
 Mixed = Literal["no", "bf16", "fp16"]

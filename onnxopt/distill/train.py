@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -19,21 +19,21 @@ from typing import Any
 
 import numpy as np
 
-import onnxopt
-from onnxopt.checkpoint import assets_of
 from onnxopt.distill import losses
 from onnxopt.distill.batches import Batches
-from onnxopt.distill.data import IGNORED, Order, Rows, read_rows
+from onnxopt.distill.data import Order
 from onnxopt.distill.look import METRICS, Look
 from onnxopt.distill.memory import Memory
-from onnxopt.distill.models import Opened, answers, losses_of, make_learner, open_checkpoint, show_attention
+from onnxopt.distill.models import losses_of, make_learner, show_attention
 from onnxopt.distill.settings import RECORD_NAME, Distillation, Point, Settings
 from onnxopt.errors import InputError
-from onnxopt.model import Array
-from onnxopt.quiet import quiet
-from onnxopt.usercache import staged
-
-Say = Callable[[str], None]
+from onnxopt.host.folders import staged
+from onnxopt.host.quiet import quiet
+from onnxopt.load.checkpoint.folder import assets_of
+from onnxopt.load.checkpoint.opened import Opened, answers, open_checkpoint
+from onnxopt.spec import Array, Say
+from onnxopt.texts.rows import IGNORED, Rows, read_rows
+from onnxopt.version import __version__
 
 MOST_HELD_OUT = 256  # rows; more would only cost time
 _VERSIONED = ("torch", "transformers", "accelerate", "tokenizers")
@@ -172,7 +172,7 @@ class _Run:
             samples_per_second=self.seen_rows / self.busy if self.busy else 0.0,
             tokens_per_second=self.seen_tokens / self.busy if self.busy else 0.0,
             seconds=time.perf_counter() - started,
-            versions={"onnxopt": onnxopt.__version__, **{name: metadata.version(name) for name in _VERSIONED}},
+            versions={"onnxopt": __version__, **{name: metadata.version(name) for name in _VERSIONED}},
             notes=tuple(self._notes()),
         )
         if engine.is_main_process:

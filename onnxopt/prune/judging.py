@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from onnxopt.calibrate.data import BUILTIN, builtin_texts
-from onnxopt.distill.data import Rows, next_tokens, read_rows, tokenize
-from onnxopt.distill.models import Opened, answers
+from onnxopt.calibrate.data import BUILTIN
 from onnxopt.errors import InputError, ProofError
-from onnxopt.metrics import MetricBudget, cosine
-from onnxopt.model import Array
+from onnxopt.judge.metrics import MetricBudget, cosine
+from onnxopt.load.checkpoint.opened import Opened, answers
+from onnxopt.spec import Array
+from onnxopt.texts.builtin import builtin_texts
+from onnxopt.texts.rows import Rows, next_tokens, read_rows, tokenize
 
 LENGTH = 128  # tokens of a row
 ROWS = 640  # at most; a language model's are full, others' texts are shorter

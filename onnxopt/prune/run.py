@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,18 +13,16 @@ from pydantic import Field
 
 from onnxopt.errors import InputError
 from onnxopt.graph import initializer_bytes
-from onnxopt.metrics import MetricBudget
-from onnxopt.prune.network import Pruned
+from onnxopt.host.folders import staged
+from onnxopt.judge.metrics import MetricBudget
+from onnxopt.load.source.source import Source, resolve
+from onnxopt.prune.checkpoint.network import Pruned
 from onnxopt.prune.spec import PruneSpec
-from onnxopt.record import Record
-from onnxopt.source import Source, resolve
-from onnxopt.spec import Target
-from onnxopt.usercache import staged
+from onnxopt.records.record import Record
+from onnxopt.spec import Say, Target
 
 RECORD_NAME = "pruning.json"
 OF_CHECKPOINTS = ("layers", "heads", "ffn")  # what a config can say; channels only a graph can lose
-
-Say = Callable[[str], None]
 
 
 class PruneRecord(Record):
@@ -75,8 +73,8 @@ def split(spec: PruneSpec, source: Source) -> tuple[PruneSpec | None, PruneSpec 
 
 
 def _config_has_heads(source: Source) -> bool:
-    from onnxopt.checkpoint import load_config, read_checkpoint
-    from onnxopt.prune.heads import has_own_head_size
+    from onnxopt.load.checkpoint.folder import load_config, read_checkpoint
+    from onnxopt.prune.checkpoint.heads import has_own_head_size
 
     return source.path is not None and has_own_head_size(load_config(read_checkpoint(source)))
 
@@ -97,9 +95,9 @@ def prune_checkpoint(
     Raises:
         ProofError: when less is left; nothing is written.
     """
-    from onnxopt.distill.models import open_checkpoint
+    from onnxopt.load.checkpoint.opened import open_checkpoint
+    from onnxopt.prune.checkpoint.student import cut_opened, prune_opened, write_opened
     from onnxopt.prune.judging import ask, hold, read_samples
-    from onnxopt.prune.student import cut_opened, prune_opened, write_opened
 
     opened = open_checkpoint(source.text)
     before = opened.parameters
@@ -183,10 +181,10 @@ def _prune_graph(
     budget: MetricBudget | None,
     say: Say,
 ) -> PruneRecord:
-    from onnxopt.pipeline import run_pipeline
-    from onnxopt.prune.stage import GraphPruning
-    from onnxopt.road import load
-    from onnxopt.saving import write_graph
+    from onnxopt.graph.files import write_graph
+    from onnxopt.load.entry import load
+    from onnxopt.pipeline.pipeline import run_pipeline
+    from onnxopt.prune.graph.stage import GraphPruning
 
     loaded = load(source, progress=lambda event: say(event.step))
     pruning = GraphPruning(loaded, spec, data, budget, say)
@@ -209,7 +207,7 @@ def _prune_graph(
 
 
 def _record(source: Source, spec: PruneSpec, parts: list[Pruned], before: int, after: int) -> PruneRecord:
-    from onnxopt.prune.stage import summary
+    from onnxopt.prune.graph.stage import summary
 
     return PruneRecord(
         source=source.text,

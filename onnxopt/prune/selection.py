@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.model import Array
 from onnxopt.prune.spec import Importance
+from onnxopt.spec import Array
 
 LOOKS = 32  # how often the errors are looked at again while members go
 RIDGE = 1e-4  # of the mean second moment, added to the diagonal: calibration never spans all directions

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.precision import Blocked
+from onnxopt.qmath.precision import Blocked
 
 Floats = npt.NDArray[np.floating[Any]]
 Method = Literal["rtn", "mse", "hqq"]

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.precision import Blocked
 from onnxopt.qmath.blocks import Floats, Method, fit, split
+from onnxopt.qmath.precision import Blocked
 
 DAMPING = 0.01  # of the mean diagonal, as in the paper
 _AT_ONCE = 1024  # outputs, which are independent: their rows stay in the cache of a core

@@ -24,10 +24,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.errors import InputError
-from onnxopt.linears import find_linears
-from onnxopt.model import Array
-from onnxopt.precision import Blocked
+from onnxopt.graph.linears import find_linears
 from onnxopt.qmath.blocks import quantize
+from onnxopt.qmath.precision import Blocked
+from onnxopt.spec import Array
 
 BLOCK = 32
 _HALF = 2  # bytes of a float16

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -12,12 +12,10 @@ from onnxopt.calibrate.data import CalibrationData
 from onnxopt.calibrate.ranges import METHODS, PLAIN, Method, choose
 from onnxopt.calibrate.statistics import Statistics
 from onnxopt.graph import constant
-from onnxopt.linears import Linear, find_linears
-from onnxopt.model import Array
-from onnxopt.precision import Affine, Kind, Plan, PlannedLinear, Precision, Scheme
+from onnxopt.graph.linears import Linear, find_linears
 from onnxopt.qmath.affine import columns, rounded
-
-Say = Callable[[str], None]
+from onnxopt.qmath.precision import Affine, Kind, Plan, PlannedLinear, Precision, Scheme
+from onnxopt.spec import Array, Say
 
 
 def by_input(linears: Sequence[Linear]) -> dict[ir.Value, list[Linear]]:

@@ -8,7 +8,7 @@ back to float in the order of what that gains over its time, as in `onnxopt.quan
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,15 +18,13 @@ from onnxopt.calibrate.collect import collect
 from onnxopt.calibrate.data import CalibrationData
 from onnxopt.calibrate.ranges import PLAIN, Method, nearest
 from onnxopt.calibrate.statistics import Statistics
-from onnxopt.convs import GATES, Convolution, exchanged, find_convs
 from onnxopt.graph import constant, is_op
-from onnxopt.linears import Linear, find_linears
-from onnxopt.manifest import SensitivityRecord
-from onnxopt.metrics import Judge, MetricBudget
-from onnxopt.model import Array, Feeds
-from onnxopt.precision import Affine, Plan, PlannedLinear, Precision, Scheme
-from onnxopt.probe import GraphRunner
+from onnxopt.graph.convs import GATES, Convolution, exchanged, find_convs
+from onnxopt.graph.linears import Linear, find_linears
+from onnxopt.judge.metrics import Judge, MetricBudget
+from onnxopt.probe.runners import GraphRunner
 from onnxopt.qmath.affine import kernels, wide_enough
+from onnxopt.qmath.precision import Affine, Plan, PlannedLinear, Precision, Scheme
 from onnxopt.quantize.columns import plan_layer
 from onnxopt.quantize.search import (
     FLOAT_SECONDS,
@@ -42,13 +40,13 @@ from onnxopt.quantize.search import (
     why,
 )
 from onnxopt.quantize.switchboard import dequantized
+from onnxopt.records.quantization import SensitivityRecord
+from onnxopt.spec import Array, Feeds, Say
 
 RANK_SECONDS = 30.0  # for measuring each layer alone
 RANK_SAMPLES = 8
 SAMPLES_TO_CHOOSE = 32
 UNIT = {False: Affine(1 / 255, 0), True: Affine(1 / 127, 0, "int8")}  # what a gate gives
-
-Say = Callable[[str], None]
 
 
 def is_convolutional(model: ir.Model) -> bool:

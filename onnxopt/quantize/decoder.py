@@ -29,20 +29,13 @@ import onnx_ir as ir
 
 from onnxopt.calibrate.collect import collect
 from onnxopt.calibrate.data import CalibrationData
-from onnxopt.linears import Linear, find_linears, find_tables
-from onnxopt.model import Array, Feeds
-from onnxopt.precision import Blocked, Kind, Plan, PlannedLinear, Precision
-from onnxopt.probe import GraphRunner
+from onnxopt.graph.linears import Linear, find_linears, find_tables
+from onnxopt.probe.runners import GraphRunner
 from onnxopt.qmath.blocks import dequantize
+from onnxopt.qmath.precision import Blocked, Kind, Plan, PlannedLinear, Precision
 from onnxopt.quantize.positions import all_positions
-from onnxopt.quantize.weights import (
-    LEAST_INPUTS,
-    SeenInput,
-    WeightMethod,
-    plan_weights,
-    round_weight,
-    whole_blocks,
-)
+from onnxopt.quantize.weights import LEAST_INPUTS, SeenInput, WeightMethod, plan_weights, round_weight, whole_blocks
+from onnxopt.spec import Array, Feeds, Say
 
 LOGITS, IDS = "logits", "input_ids"
 CLOSEST, MOST_KEPT = 2, 1 << 26  # every how manieth position is compared; numbers that are kept of what is predicted
@@ -54,8 +47,6 @@ BLOCK_SECONDS, POINT_SECONDS = 0.75e-9, 0.85e-9
 FITTED, CHOOSING = 64, 8  # samples of calibration text for statistics, and for decisions
 DEPTHS = 3  # groups of layers that do the same at different depths
 STEPS = 7  # of the search for the budget on the sum of harms
-
-Say = Callable[[str], None]
 
 
 class LanguageProbe:

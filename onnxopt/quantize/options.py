@@ -8,8 +8,9 @@ from typing import Literal
 from onnxopt.calibrate.data import BUILTIN
 from onnxopt.calibrate.ranges import METHODS, Method
 from onnxopt.errors import InputError
-from onnxopt.metrics import DEFAULT_BUDGETS, MetricBudget, MetricName
-from onnxopt.precision import HALF_KINDS, HalfKind, Precision
+from onnxopt.host.machine import describe_machine
+from onnxopt.judge.metrics import DEFAULT_BUDGETS, MetricBudget, MetricName
+from onnxopt.qmath.precision import HALF_KINDS, HalfKind, Precision, Scheme
 from onnxopt.spec import Target
 
 INT4_BUDGET = MetricBudget("perplexity", 1.08)
@@ -97,3 +98,13 @@ class QuantizeOptions:
                 hint="use --precision fp16, or --target tensorrt for int8",
             )
         return found
+
+
+def scheme_of(target: Target) -> Scheme:
+    """Return how a target wants int8: TensorRT without zero points; an x86 without VNNI with 7-bit weights."""
+    if target.provider == "tensorrt":
+        return Scheme(symmetric=True)
+    machine = describe_machine()
+    isa = machine.get("isa") or ()
+    is_x86 = str(machine.get("architecture", "")).lower() in ("x86_64", "amd64")
+    return Scheme(weight_bits=7 if is_x86 and not any("vnni" in str(flag) for flag in isa) else 8)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxopt.cache import SEQUENCE
 from onnxopt.graph import PASS_KEY, dims, integers, is_op
+from onnxopt.graph.cache import SEQUENCE
 from onnxopt.rewrite import Builder
 
 FAR = 2**31 - 1

@@ -8,7 +8,7 @@ layers below a floor keep their weights in blocks, and the floor is what a searc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,19 +17,17 @@ import onnx_ir as ir
 from onnxopt.calibrate.collect import collect
 from onnxopt.calibrate.data import CalibrationData
 from onnxopt.calibrate.ranges import METHODS, PLAIN
-from onnxopt.graph import sqnr_db
-from onnxopt.linears import Linear, find_linears
-from onnxopt.model import Array
-from onnxopt.precision import Plan, PlannedLinear, Scheme
+from onnxopt.graph.linears import Linear, find_linears
 from onnxopt.qmath.affine import rounded
+from onnxopt.qmath.compare import sqnr_db
+from onnxopt.qmath.precision import Plan, PlannedLinear, Scheme
 from onnxopt.quantize.columns import by_input
 from onnxopt.quantize.positions import all_positions
 from onnxopt.quantize.search import Group
 from onnxopt.quantize.weights import HEAD_FACTOR, LEAST_INPUTS
+from onnxopt.spec import Array, Say
 
 FITTED, CHOOSING = 32, 8  # samples for grids, and to compare them
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -26,14 +26,14 @@ from onnxopt.calibrate.collect import collect
 from onnxopt.calibrate.data import CalibrationData
 from onnxopt.calibrate.ranges import PLAIN, Method
 from onnxopt.calibrate.statistics import Statistics
-from onnxopt.linears import Linear, find_linears
-from onnxopt.manifest import FrontRecord, SensitivityRecord
-from onnxopt.metrics import Judge, MetricBudget
-from onnxopt.model import Array, Feeds
-from onnxopt.precision import Plan, PlannedLinear, Precision, Scheme
+from onnxopt.graph.linears import Linear, find_linears
+from onnxopt.judge.metrics import Judge, MetricBudget
+from onnxopt.qmath.precision import Plan, PlannedLinear, Precision, Scheme
 from onnxopt.quantize.columns import by_input, plan_layer
 from onnxopt.quantize.smooth import choose_smoothing, divided
 from onnxopt.quantize.switchboard import Switchboard
+from onnxopt.records.quantization import FrontRecord, SensitivityRecord
+from onnxopt.spec import Array, Feeds, Say
 
 INT8_SECONDS = 411e-6 / (128 * 384 * 1536)  # per multiplication
 FLOAT_SECONDS = 1459e-6 / (128 * 384 * 1536)
@@ -44,8 +44,6 @@ MARGIN = 0.8  # of the loss that a budget allows: the judge looks at other sampl
 MOST_TRIES = 6
 NEARLY = 0.8  # of the allowed loss is near enough
 STEP_DOWN = 0.4  # of the sum of the losses, where the budget is in other units
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

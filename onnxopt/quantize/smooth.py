@@ -19,8 +19,8 @@ import numpy as np
 
 from onnxopt.calibrate.ranges import Method, choose
 from onnxopt.calibrate.statistics import Statistics
-from onnxopt.model import Array
 from onnxopt.qmath.affine import columns, rounded
+from onnxopt.spec import Array
 
 STRENGTHS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 MOST_FACTOR = 1e3  # a channel that is never used has no scale of its own

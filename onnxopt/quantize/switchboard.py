@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.linears import Linear, find_linears
-from onnxopt.model import Array, Feeds
-from onnxopt.precision import Affine, Plan, PlannedLinear
-from onnxopt.probe import GraphRunner
+from onnxopt.graph.linears import Linear, find_linears
+from onnxopt.probe.runners import GraphRunner
+from onnxopt.qmath.precision import Affine, Plan, PlannedLinear
+from onnxopt.spec import Array, Feeds
 
 _OFF = Affine(1.0, 0)
 

@@ -11,7 +11,7 @@ layer's codes, if its rows are whole blocks; so such a layer gets the largest bl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,11 +20,11 @@ import onnx_ir as ir
 
 from onnxopt.errors import InputError
 from onnxopt.graph import constant, dims
-from onnxopt.linears import Linear, find_linears, find_tables
-from onnxopt.model import Array
-from onnxopt.precision import Blocked, Kind, Plan, PlannedLinear, Precision
+from onnxopt.graph.linears import Linear, find_linears, find_tables
 from onnxopt.qmath.blocks import METHODS, dequantize, quantize
 from onnxopt.qmath.gptq import gptq
+from onnxopt.qmath.precision import Blocked, Kind, Plan, PlannedLinear, Precision
+from onnxopt.spec import Array, Say
 
 WeightMethod = Literal["auto", "rtn", "mse", "hqq", "gptq"]
 WEIGHT_METHODS: tuple[WeightMethod, ...] = ("auto", "gptq", *METHODS)
@@ -34,8 +34,6 @@ HEAD_FACTOR = 8  # a layer with this many more outputs than inputs is a choice a
 HEAD = Precision("int8-weights", 64)
 LEAST_BLOCK = 16
 LEAST_TABLE = 1 << 16  # elements: position tables and the like are not worth a kernel
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

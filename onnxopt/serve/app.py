@@ -21,8 +21,8 @@ from onnxopt.errors import InputError
 from onnxopt.serve import kserve, openai
 from onnxopt.serve.limits import Limits
 from onnxopt.serve.metrics import CONTENT_TYPE, Metrics
-from onnxopt.serve.models import Opening, Shelf, open_model
 from onnxopt.serve.problems import Problem, answer, on_error, on_invalid, problem_of
+from onnxopt.serve.shelf import Opening, Shelf, open_model
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -49,7 +49,7 @@ def create_app(
     Raises:
         InputError: when a model cannot be opened.
     """
-    from onnxopt import __version__
+    from onnxopt.version import __version__
 
     limits, how, metrics = limits or Limits(), how or Opening(), Metrics()
     models = []

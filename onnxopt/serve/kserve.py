@@ -16,10 +16,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from onnxopt.model import Array, Feeds
-from onnxopt.serve.models import Served, Shelf
 from onnxopt.serve.problems import Problem
-from onnxopt.spec import TensorSpec
+from onnxopt.serve.shelf import Served, Shelf
+from onnxopt.spec import Array, Feeds, TensorSpec
 
 router = APIRouter(prefix="/v2")
 
@@ -79,7 +78,7 @@ class _Inference(BaseModel):
 @router.get("")
 async def server() -> Response:
     """Describe the server."""
-    from onnxopt import __version__
+    from onnxopt.version import __version__
 
     return JSONResponse({"name": "onnxopt", "version": __version__, "extensions": ["binary_tensor_data"]})
 

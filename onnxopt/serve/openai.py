@@ -19,14 +19,14 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from onnxopt.continuous import ContinuousBatcher, Writing
-from onnxopt.generator import Finish, Generated, choose_sampling
-from onnxopt.model import Array
-from onnxopt.sampling import Sampling
+from onnxopt.run.generate.continuous import ContinuousBatcher, Writing
+from onnxopt.run.generate.sampling import Sampling, choose_sampling
+from onnxopt.run.generate.written import Finish, Generated
 from onnxopt.serve.limits import Limits
 from onnxopt.serve.metrics import Metrics
-from onnxopt.serve.models import Encodes, Served, Shelf
 from onnxopt.serve.problems import Problem, problem_of
+from onnxopt.serve.shelf import Encodes, Served, Shelf
+from onnxopt.spec import Array
 
 router = APIRouter(prefix="/v1")
 

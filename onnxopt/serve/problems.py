@@ -18,8 +18,8 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from onnxopt.batcher import BusyError, ClosedError
 from onnxopt.errors import OnnxoptError
+from onnxopt.run.batcher import BusyError, ClosedError
 
 RETRY_AFTER_S = "1"
 _KINDS = {400: "invalid_request_error", 404: "not_found_error", 429: "rate_limit_error", 503: "unavailable_error"}

@@ -16,10 +16,9 @@ from types import MappingProxyType
 
 import numpy as np
 
-from onnxopt.cache import PAST, SEQUENCE, TOTAL
-from onnxopt.model import Array
+from onnxopt.graph.cache import PAST, SEQUENCE, TOTAL
 from onnxopt.sizes.terms import ENDLESS, FUNCTIONS, INT, Atom, Number, Poly, is_constant
-from onnxopt.spec import AxisRange
+from onnxopt.spec import Array, AxisRange
 
 LEAST_TOP = 4096  # every size up to this one is computed, whatever the computation mentions
 LARGEST_TOP = 2**20

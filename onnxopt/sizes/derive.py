@@ -10,10 +10,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.cache import PAST, SEQUENCE, TOTAL
 from onnxopt.graph import dims as declared_dims
 from onnxopt.graph import is_constant, is_op
-from onnxopt.observe import fit, is_plain
+from onnxopt.graph.cache import PAST, SEQUENCE, TOTAL
 from onnxopt.sizes import (  # noqa: F401 - the rules register themselves
     rules_attention,
     rules_elementwise,
@@ -50,6 +49,7 @@ from onnxopt.sizes.terms import (
     product,
     subtract,
 )
+from onnxopt.sizes.words import fit, is_plain
 from onnxopt.spec import AxisRange, SizeClaims
 
 logger = logging.getLogger(__name__)

@@ -1,9 +1,9 @@
 """Tell whether an axis of an inner value may be empty, at sizes at which no axis of an input is.
 
 A Reshape cannot infer a size beside an empty one, and kernels refuse what has no rows. Where an axis of an input is
-empty, the finished graph is tried and what it does not answer is said (`onnxopt.empties`); but what a graph cuts out of
-its inputs may be empty at any size, and there it must answer as it did. A past is empty before the first token, so its
-axis is not among those that are left to be tried.
+empty, the finished graph is tried and what it does not answer is said (`onnxopt.proof.empties`); but what a graph cuts
+out of its inputs may be empty at any size, and there it must answer as it did. A past is empty before the first token,
+so its axis is not among those that are left to be tried.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from functools import lru_cache
 
 import onnx_ir as ir
 
-from onnxopt.cache import PAST
 from onnxopt.graph import dims
+from onnxopt.graph.cache import PAST
 from onnxopt.sizes.check import axes_in, same_everywhere
 from onnxopt.sizes.derive import FACT_KEY
 from onnxopt.sizes.facts import Fact

@@ -21,7 +21,7 @@ from typing import Union
 
 import numpy as np
 
-from onnxopt.model import Array
+from onnxopt.spec import Array
 
 ENDLESS = 2**31 - 1  # no tensor has so many entries along an axis; exporters write it, or more, for the end of one
 INT, BOOL = "int64", "bool"

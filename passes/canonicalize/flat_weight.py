@@ -23,10 +23,13 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxopt.graph import dims, is_op, rank
-from onnxopt.linears import name_after
-from onnxopt.passes.canonicalize.contrib import unsqueeze
-from onnxopt.patterns import Ops, Pat, constant
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.graph.linears import name_after
+from onnxopt.passes.words.contrib import unsqueeze
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import constant
+from onnxopt.spec import Reassociated
 
 
 @register

@@ -26,10 +26,12 @@ import onnx_ir as ir
 from onnxscript.optimizer import fold_constants
 
 from onnxopt.graph import all_nodes, is_constant, is_op
-from onnxopt.linears import ORIGIN_KEY, origin
-from onnxopt.probe import release_pages
-from onnxopt.rewrite import Pass, Reassociated, register
-from onnxopt.stored import widens_weight
+from onnxopt.graph.linears import ORIGIN_KEY, origin
+from onnxopt.graph.stored_weights import widens_weight
+from onnxopt.probe.memory import release_pages
+from onnxopt.rewrite import Pass
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Reassociated
 
 FREE_BYTES = 2**20
 WIDENED_BYTES = 2**16  # of a Cast: layers have many weights of some hundred kilobytes, which add up

@@ -22,8 +22,10 @@ from collections.abc import Iterator, Sequence
 import onnx_ir as ir
 
 from onnxopt.graph import Dim, ancestors, attribute, dims, is_constant, is_op, known_dims, rank
-from onnxopt.patterns import Miss, Ops, Pat
-from onnxopt.rewrite import Builder, Match, Reassociated, Refusal, Rule, register
+from onnxopt.rewrite import Builder, Match, Refusal, Rule
+from onnxopt.rewrite.patterns import Miss, Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Reassociated
 
 ELEMENTWISE = ("Add", "Sub", "Mul", "Div")
 LARGEST_EXPRESSION = 40

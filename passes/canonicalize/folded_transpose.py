@@ -20,8 +20,10 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxopt.graph import dims, known_dims
-from onnxopt.patterns import Ops, Pat
-from onnxopt.rewrite import Builder, Exact, Match, Rule, register
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Exact
 
 
 @register

@@ -18,7 +18,9 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from onnxopt.rewrite import Exact, Pass, register
+from onnxopt.rewrite import Pass
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Exact
 
 
 @register

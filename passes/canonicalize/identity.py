@@ -22,8 +22,11 @@ import onnx_ir as ir
 
 from onnxopt.graph import attribute, integers, is_op, known_dims, number, rank
 from onnxopt.graph import constant as array_of
-from onnxopt.patterns import Ops, Pat, constant, scalar
-from onnxopt.rewrite import Builder, Exact, Match, Rule, register
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import constant, scalar
+from onnxopt.spec import Exact
 
 ONE_BY_ONE = ("Relu", "Sigmoid", "Tanh", "Erf", "Exp", "Log", "Sqrt", "Neg", "Abs", "Not", "Gelu", "Cast", "Identity")
 WITH_A_NUMBER = ("Add", "Sub", "Mul", "Div", "Pow")

@@ -19,10 +19,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.expression import Tensors
 from onnxopt.graph import PASS_KEY
-from onnxopt.probe import release_pages
-from onnxopt.rewrite import Exact, Pass, register
+from onnxopt.probe.expression import Tensors
+from onnxopt.probe.memory import release_pages
+from onnxopt.rewrite import Pass
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Exact
 
 TIE_BYTES = 2**20
 ROWS = 1024  # of a table that are compared at a time

@@ -20,9 +20,11 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxopt.graph import dims, rank
-from onnxopt.linears import name_after
-from onnxopt.patterns import Const, Ops, Pat
-from onnxopt.rewrite import Builder, Exact, Match, Rule, register
+from onnxopt.graph.linears import name_after
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Const, Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Exact
 
 ORDERED = ("Sub", "Div")  # a constant may stand on either side; the others commute
 

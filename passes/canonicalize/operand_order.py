@@ -18,7 +18,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxopt.graph import all_nodes, is_constant
-from onnxopt.rewrite import Exact, Pass, register
+from onnxopt.rewrite import Pass
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Exact
 
 SWAPPABLE = ("Add", "Mul", "And", "Or", "Xor", "Equal")
 

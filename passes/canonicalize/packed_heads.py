@@ -24,11 +24,14 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxopt.dimensions import copies_first_axis, named_axes
 from onnxopt.graph import Dim, attribute, constant, dims, integers, opset, rank
-from onnxopt.patterns import Ops, Pat, either
-from onnxopt.patterns import constant as any_constant
-from onnxopt.rewrite import Builder, Exact, Match, Rule, register
+from onnxopt.graph.dimensions import copies_first_axis, named_axes
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import constant as any_constant
+from onnxopt.rewrite.vocabulary import either
+from onnxopt.spec import Exact
 
 PACKED = 2  # of [batch, n, parts, heads, size]
 TOKENS = 3  # axes of x

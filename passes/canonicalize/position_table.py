@@ -23,9 +23,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import attribute, constant
-from onnxopt.patterns import Ops, Pat
-from onnxopt.patterns import constant as any_constant
-from onnxopt.rewrite import Builder, Exact, Match, Rule, register
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import constant as any_constant
+from onnxopt.spec import Exact
 
 
 @register

@@ -22,9 +22,11 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxopt.graph import CONTRIB
-from onnxopt.passes.canonicalize.contrib import gelu, given, number_like
-from onnxopt.patterns import Ops, Pat
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.passes.words.contrib import gelu, given, number_like
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Reassociated
 
 QUICK = 1.702  # the kernel's default
 

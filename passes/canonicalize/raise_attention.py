@@ -25,19 +25,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import CONTRIB, constant, dims, opset, rank
-from onnxopt.passes.canonicalize.contrib import (
-    LOWEST,
-    MASK_FILTER,
-    WIDE,
-    Scores,
-    allowed_keys,
-    attend,
-    given,
-    split_last,
-)
-from onnxopt.patterns import Ops, Pat
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.passes.words.contrib import LOWEST, MASK_FILTER, WIDE, Scores, allowed_keys, attend, given, split_last
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
 from onnxopt.sizes.derive import same_dimension, same_shape
+from onnxopt.spec import Reassociated
 
 NUMERICS = Reassociated(rtol=2e-5, atol=2e-6)
 ENABLES = ("fuse-attention", "fuse-padding-mask", "lower-attention")

@@ -24,10 +24,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import CONTRIB, opset
-from onnxopt.passes.canonicalize.contrib import given, layer_norm, length_of, require_wide, unsqueeze
-from onnxopt.passes.canonicalize.raise_norms import SKIP_EPSILON
-from onnxopt.patterns import Ops, Pat
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.passes.words.contrib import given, layer_norm, length_of, require_wide, unsqueeze
+from onnxopt.passes.words.norms import SKIP_EPSILON
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Reassociated
 
 
 @register

@@ -20,10 +20,13 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxopt.dimensions import reduced_axes
 from onnxopt.graph import attribute, dims, opset
-from onnxopt.patterns import FLOATS, SCALAR_RTOL, Ops, Pat, reduced, scalar
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.graph.dimensions import reduced_axes
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import SCALAR_RTOL, Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import FLOATS, reduced, scalar
+from onnxopt.spec import Reassociated
 
 AXES_ARE_AN_INPUT = 18
 

@@ -22,11 +22,13 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxopt.graph import CONTRIB, opset, rank
-from onnxopt.passes.canonicalize.contrib import given, layer_norm, require_wide, rms_norm
-from onnxopt.patterns import Ops, Pat
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.passes.words.contrib import given, layer_norm, require_wide, rms_norm
+from onnxopt.passes.words.norms import SKIP_EPSILON
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Reassociated
 
-SKIP_EPSILON = 1e-12
 SIMPLIFIED_EPSILON = 1e-5
 
 

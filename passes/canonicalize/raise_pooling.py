@@ -21,8 +21,11 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxopt.graph import attribute, integers, rank
-from onnxopt.patterns import FLOATS, Ops, Pat, Var
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat, Var
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import FLOATS
+from onnxopt.spec import Reassociated
 
 
 @register

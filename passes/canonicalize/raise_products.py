@@ -25,9 +25,11 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxopt.graph import CONTRIB, rank
-from onnxopt.passes.canonicalize.contrib import ACTIVATIONS, activation, given, number_like
-from onnxopt.patterns import Ops, Pat
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.passes.words.contrib import ACTIVATIONS, activation, given, number_like
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Reassociated
 
 
 @register

@@ -22,9 +22,11 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxopt.graph import CONTRIB, dims, opset, rank
-from onnxopt.passes.canonicalize.contrib import count_up, given, length_of, split_last, unsqueeze
-from onnxopt.patterns import Ops, Pat
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.passes.words.contrib import count_up, given, length_of, split_last, unsqueeze
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Reassociated
 
 
 @register

@@ -21,9 +21,11 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxopt.graph import Dim, ancestors, attribute, dims, integers, is_constant, is_op, known_dims
-from onnxopt.patterns import Ops, Pat
-from onnxopt.rewrite import Builder, Exact, Match, Rule, register
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
 from onnxopt.sizes.emptiness import may_be_empty, shape_may_be_empty
+from onnxopt.spec import Exact
 
 
 def constant_target(before: tuple[Dim, ...], after: tuple[Dim, ...]) -> list[int] | None:

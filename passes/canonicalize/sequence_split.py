@@ -19,7 +19,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxopt.graph import attribute, dims, integers, is_op, number, opset, rank, remove_dead
-from onnxopt.rewrite import Builder, Exact, Pass, register
+from onnxopt.rewrite import Builder, Pass
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Exact
 
 
 @register

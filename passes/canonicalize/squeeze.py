@@ -19,10 +19,12 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxopt.dimensions import named_axes
 from onnxopt.graph import rank
-from onnxopt.patterns import Ops, Pat
-from onnxopt.rewrite import Builder, Exact, Match, Rule, register
+from onnxopt.graph.dimensions import named_axes
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Exact
 
 
 @register

@@ -34,11 +34,14 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import Dim, attribute, dims, integers, number, rank
-from onnxopt.patterns import FLOATS, Const, Ops, Pat, Var, either, scalar
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
-from onnxopt.sidegraph import MaskOrigin, origin_of_mask
+from onnxopt.probe.sidegraph import MaskOrigin, origin_of_mask
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Const, Ops, Pat, Var
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import FLOATS, either, scalar
 from onnxopt.sizes.derive import same_dimension
 from onnxopt.sizes.emptiness import may_be_empty
+from onnxopt.spec import Reassociated
 
 # How keys become [..., size, keys], and what brings the same keys to [..., keys, size]; None where they are that
 # already.

@@ -20,10 +20,12 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxopt.dimensions import copies_first_axis
 from onnxopt.graph import dims
-from onnxopt.patterns import Ops, Pat
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.graph.dimensions import copies_first_axis
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Reassociated
 
 BETWEEN = (0, 2, 1, 3)  # [batch, sequence, heads, size] <-> [batch, heads, sequence, size]
 

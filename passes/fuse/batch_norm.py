@@ -22,12 +22,14 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.filters import result_channels, scale_results
 from onnxopt.graph import attribute, dims, rank
 from onnxopt.graph import constant as array_of
-from onnxopt.model import Array
-from onnxopt.patterns import FLOATS, Ops, Pat, Var, constant, either
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.graph.filters import result_channels, scale_results
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat, Var
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import FLOATS, constant, either
+from onnxopt.spec import Array, Reassociated
 
 
 @register

@@ -22,7 +22,9 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from onnxopt.graph import ancestors, attribute, dims, is_op
-from onnxopt.rewrite import Pass, Reassociated, register
+from onnxopt.rewrite import Pass
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Reassociated
 
 PRESENT = 3  # outputs of Attention: y, present_key, present_value
 

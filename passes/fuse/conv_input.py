@@ -23,13 +23,15 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.filters import input_channels, is_padded, per_channel, result_of_constant, scale_inputs
 from onnxopt.graph import constant as array_of
 from onnxopt.graph import dims, is_constant, is_op, rank
-from onnxopt.linears import name_after
-from onnxopt.model import Array
-from onnxopt.patterns import FLOATS, Ops, Pat, Var, constant, either
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.graph.filters import input_channels, is_padded, per_channel, result_of_constant, scale_inputs
+from onnxopt.graph.linears import name_after
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat, Var
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import FLOATS, constant, either
+from onnxopt.spec import Array, Reassociated
 
 KINDS = ("Conv", "ConvTranspose")
 SHIFTS = ("Add", "Sub")

@@ -23,8 +23,11 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxopt.patterns import FLOATS, Ops, Pat, cubed, either, product, scalar, scaled, squared
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import FLOATS, cubed, either, product, scalar, scaled, squared
+from onnxopt.spec import Reassociated
 
 
 def _gated(op: Ops, x: Pat, gate: Pat) -> Iterator[Pat]:

@@ -23,10 +23,13 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import attribute, dims
-from onnxopt.passes.fuse.layer_norm import require_last_axis
-from onnxopt.patterns import Ops, Pat, Var, constant, either, mean_last, scalar, square_root, squared
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.passes.words.norms import require_last_axis
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat, Var
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import constant, either, mean_last, scalar, square_root, squared
 from onnxopt.sizes.derive import same_dimension, same_shape
+from onnxopt.spec import Reassociated
 
 
 @register

@@ -21,9 +21,11 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxopt.graph import Dim, attribute, dims
-from onnxopt.patterns import Ops, Pat
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
 from onnxopt.sizes.derive import same_dimension
+from onnxopt.spec import Reassociated
 
 
 @register

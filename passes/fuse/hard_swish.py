@@ -25,8 +25,11 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxopt.graph import attribute, number
-from onnxopt.patterns import FLOATS, Ops, Pat, Var, scalar, scaled
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat, Var
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import FLOATS, scalar, scaled
+from onnxopt.spec import Reassociated
 
 SIXTH = 1 / 6
 

@@ -28,40 +28,14 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxopt.dimensions import has_axis_of_one, one_axis_of
-from onnxopt.graph import attribute, dims, integers, rank
-from onnxopt.linears import name_after
-from onnxopt.patterns import (
-    FLOATS,
-    Ops,
-    Pat,
-    constant,
-    either,
-    kept,
-    product,
-    reduced,
-    scalar,
-    square_root,
-    squared,
-)
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
-
-
-def require_last_axis(match: Match, x: ir.Value, *names: str) -> None:
-    """Refuse unless every bound list of axes means the last axis of x."""
-    last = (rank(x) or 0) - 1
-    for name in names:
-        axes = integers(match.values.get(name))
-        match.require(axes is None or axes[0] in (-1, last), f"reduces axis {axes and axes[0]}, not the last", x)
-
-
-def require_vector(match: Match, x: ir.Value, *names: str) -> None:
-    """Refuse unless every bound constant is a vector as long as the last axis of x."""
-    width = (dims(x) or (None,))[-1]
-    for name in names:
-        value = match.values.get(name)
-        if value is not None:
-            match.require(dims(value) == (width,), f"{name} has shape {dims(value)}, needs [{width}]", value)
+from onnxopt.graph import attribute, dims, rank
+from onnxopt.graph.dimensions import has_axis_of_one, one_axis_of
+from onnxopt.graph.linears import name_after
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import FLOATS, constant, either, kept, product, reduced, scalar, square_root, squared
+from onnxopt.spec import Reassociated
 
 
 def require_along(match: Match, x: ir.Value, axis: int, *names: str) -> None:

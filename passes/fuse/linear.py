@@ -20,9 +20,12 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxopt.graph import attribute, dims, rank
-from onnxopt.linears import name_after
-from onnxopt.patterns import FLOATS, Ops, Pat, constant, linear
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.graph.linears import name_after
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import FLOATS, constant, linear
+from onnxopt.spec import Reassociated
 
 
 @register

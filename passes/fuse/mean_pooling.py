@@ -23,8 +23,11 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxopt.graph import attribute, dims, integers
-from onnxopt.patterns import FLOATS, Ops, Pat, either, one_axis
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import FLOATS, either, one_axis
+from onnxopt.spec import Reassociated
 
 
 @register

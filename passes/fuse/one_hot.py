@@ -23,10 +23,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import dims, integers, rank
-from onnxopt.linears import name_after
-from onnxopt.model import Array
-from onnxopt.patterns import FLOATS, Ops, Pat, constant, scalar
-from onnxopt.rewrite import Builder, Exact, Match, Rule, register
+from onnxopt.graph.linears import name_after
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import FLOATS, constant, scalar
+from onnxopt.spec import Array, Exact
 
 INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)  # what Gather takes
 

@@ -27,31 +27,21 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.cache import TOTAL
 from onnxopt.graph import ancestors, dims, has_few_ancestors, known_dims, rank
-from onnxopt.patterns import Miss, Ops, Pat, State, Var, scalar
-from onnxopt.patterns import match as match_pattern
-from onnxopt.rewrite import Builder, Match, Reassociated, Refusal, Rule, register
-from onnxopt.sidegraph import LARGEST, MaskMeaning, meaning_of_mask
-
-
-def padding_mask(op: Ops, mask: Pat) -> Pat:
-    """The canonical form, as later passes match it."""
-    booleans = op.Cast(mask, to=ir.DataType.BOOL.value, _shared=True)
-    return op.Expand(op.Unsqueeze(booleans, axes_1_2(), _shared=True), Var("mask_shape"), _shared=True)
+from onnxopt.graph.cache import TOTAL
+from onnxopt.passes.words.masks import padding_mask
+from onnxopt.probe.sidegraph import LARGEST, MaskMeaning, meaning_of_mask
+from onnxopt.rewrite import Builder, Match, Refusal, Rule
+from onnxopt.rewrite.patterns import Miss, Ops, Pat, State, Var
+from onnxopt.rewrite.patterns import match as match_pattern
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import scalar
+from onnxopt.spec import Reassociated
 
 
 def padding_bias(op: Ops, mask: Pat) -> Pat:
     """The canonical form where hidden keys get a number by which rows that see nothing have an answer."""
     return op.Where(padding_mask(op, mask), scalar(0.0), scalar(name="fill"), _shared=True)
-
-
-def axes_1_2() -> Pat:
-    """The constant [1, 2]."""
-    from onnxopt.graph import integers
-    from onnxopt.patterns import Const
-
-    return Const(lambda value: integers(value) == (1, 2), "the axes [1, 2]")
 
 
 @register

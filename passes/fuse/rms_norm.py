@@ -21,23 +21,14 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxopt.dimensions import has_axis_of_one, one_axis_of
 from onnxopt.graph import rank
-from onnxopt.passes.fuse.layer_norm import require_vector
-from onnxopt.patterns import (
-    FLOATS,
-    Ops,
-    Pat,
-    constant,
-    either,
-    kept,
-    product,
-    reduced,
-    scalar,
-    square_root,
-    squared,
-)
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.graph.dimensions import has_axis_of_one, one_axis_of
+from onnxopt.passes.words.norms import require_vector
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import FLOATS, constant, either, kept, product, reduced, scalar, square_root, squared
+from onnxopt.spec import Reassociated
 
 
 @register

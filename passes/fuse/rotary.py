@@ -26,13 +26,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.cache import TOTAL
 from onnxopt.graph import Dim, ancestors, attribute, dims, integers, is_op, known_dims, rank
-from onnxopt.model import Array
-from onnxopt.patterns import FLOATS, Miss, Ops, Pat, Var, constant
-from onnxopt.probe import ProbeError
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
-from onnxopt.sidegraph import LARGEST, Probe, SideGraph, probes
+from onnxopt.graph.cache import TOTAL
+from onnxopt.probe.program import ProbeError
+from onnxopt.probe.sidegraph import LARGEST, Probe, SideGraph, probes
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Miss, Ops, Pat, Var
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import FLOATS, constant
+from onnxopt.spec import Array, Reassociated
 
 SWAPPED = (0, 2, 1, 3)  # [batch, sequence, heads, size] <-> [batch, heads, sequence, size]
 ENDLESS = 2**31 - 1

@@ -24,8 +24,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import attribute
-from onnxopt.patterns import FLOATS, Ops, Pat, either, scalar
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import FLOATS, either, scalar
+from onnxopt.spec import Reassociated
 
 
 @register

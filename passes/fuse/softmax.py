@@ -22,10 +22,13 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.dimensions import has_axis_of_one, one_axis_of
 from onnxopt.graph import number, rank
-from onnxopt.patterns import FLOATS, Const, Ops, Pat, either, kept, reduced, scalar
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.graph.dimensions import has_axis_of_one, one_axis_of
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Const, Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import FLOATS, either, kept, reduced, scalar
+from onnxopt.spec import Reassociated
 
 
 @register

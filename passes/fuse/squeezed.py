@@ -22,10 +22,13 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxopt.dimensions import named_axes
 from onnxopt.graph import dims, is_constant, is_op, rank
-from onnxopt.patterns import Ops, Pat, constant, either, scalar
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.graph.dimensions import named_axes
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import constant, either, scalar
+from onnxopt.spec import Reassociated
 
 PRODUCTS = ("Conv", "ConvTranspose")
 WITH_A_CONSTANT = ("Add", "Mul", "Sub", "Div")

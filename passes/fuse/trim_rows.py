@@ -31,7 +31,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import Dim, attribute, constant, dims, integers, is_constant, is_op, opset, remove_dead
-from onnxopt.rewrite import Builder, Pass, Reassociated, register
+from onnxopt.rewrite import Builder, Pass
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Reassociated
 
 ENDLESS, FAR = 2**63 - 1, 2**31 - 1  # what exporters write for the end, and what counts as it
 MOST_ROWS = 8  # more picked positions than this are no few

@@ -20,11 +20,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.channels.groups import Channels, Group
-from onnxopt.channels.sizes import Ids
-from onnxopt.channels.walk import find_channels
-from onnxopt.rewrite import Pass, Reassociated, register
-from onnxopt.sizes.annotate import forget_shape
+from onnxopt.graph.channels.groups import Channels, Group
+from onnxopt.graph.channels.sizes import Ids
+from onnxopt.graph.channels.walk import find_channels
+from onnxopt.probe.annotate import forget_shape
+from onnxopt.rewrite import Pass
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Reassociated
 
 
 @register

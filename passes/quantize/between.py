@@ -23,12 +23,13 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxopt.convs import BETWEEN
-from onnxopt.passes.quantize.planned import is_float, through_grid
-from onnxopt.patterns import Ops, Pat
-from onnxopt.precision import Plan
-from onnxopt.rewrite import Builder, Lossy, Match, Rule, register
-from onnxopt.spec import SQNR
+from onnxopt.graph.convs import BETWEEN
+from onnxopt.passes.words.planned import is_float, through_grid
+from onnxopt.qmath.precision import Plan
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import SQNR, Lossy
 
 
 @register

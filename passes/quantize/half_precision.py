@@ -28,9 +28,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import CONTRIB, PASS_KEY, STANDARD_DOMAINS, constant, dims, has_subgraph, is_constant, is_op
-from onnxopt.model import Array
-from onnxopt.precision import HALF_KINDS, HalfKind, HalfPlan
-from onnxopt.rewrite import Lossy, Pass, register
+from onnxopt.qmath.precision import HALF_KINDS, HalfKind, HalfPlan
+from onnxopt.rewrite import Pass
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Array, Lossy
 
 DTYPES: dict[HalfKind, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 FLOAT = ir.DataType.FLOAT

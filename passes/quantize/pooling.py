@@ -24,9 +24,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import dims, is_constant
-from onnxopt.patterns import Ops, Pat
-from onnxopt.precision import Plan
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.qmath.precision import Plan
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Reassociated
 
 
 @register

@@ -21,8 +21,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import constant
-from onnxopt.patterns import Ops, Pat, Var
-from onnxopt.rewrite import Builder, Exact, Match, Rule, register
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat, Var
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Exact
 
 
 @register

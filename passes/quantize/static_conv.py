@@ -21,16 +21,17 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxopt.convs import Convolution, find_convs
 from onnxopt.graph import constant
-from onnxopt.linears import name_after
-from onnxopt.passes.quantize.planned import is_float, through_grid
-from onnxopt.patterns import Ops, Pat, Var
-from onnxopt.patterns import constant as any_constant
-from onnxopt.precision import Plan
+from onnxopt.graph.convs import Convolution, find_convs
+from onnxopt.graph.linears import name_after
+from onnxopt.passes.words.planned import is_float, through_grid
 from onnxopt.qmath.affine import bias_codes
-from onnxopt.rewrite import Builder, Lossy, Match, Rule, register
-from onnxopt.spec import SQNR
+from onnxopt.qmath.precision import Plan
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat, Var
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import constant as any_constant
+from onnxopt.spec import SQNR, Lossy
 
 
 @register

@@ -20,11 +20,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.linears import name_after
-from onnxopt.passes.quantize.planned import Planned, facts_of, is_float, through_grid
-from onnxopt.precision import Kind
-from onnxopt.rewrite import Builder, Lossy, Match, register
-from onnxopt.spec import SQNR
+from onnxopt.graph.linears import name_after
+from onnxopt.passes.words.planned import Planned, facts_of, is_float, through_grid
+from onnxopt.qmath.precision import Kind
+from onnxopt.rewrite import Builder, Match
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import SQNR, Lossy
 
 
 @register

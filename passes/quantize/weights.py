@@ -28,14 +28,15 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import CONTRIB, constant, dims, is_op
-from onnxopt.linears import find_tables, name_after, parts_of
-from onnxopt.model import Array
-from onnxopt.passes.quantize.planned import Planned, facts_of
-from onnxopt.patterns import Ops, Pat
-from onnxopt.patterns import constant as any_constant
-from onnxopt.precision import Blocked, Kind, Plan, PlannedLinear
+from onnxopt.graph.linears import find_tables, name_after, parts_of
+from onnxopt.passes.words.planned import Planned, facts_of
 from onnxopt.qmath.blocks import pack
-from onnxopt.rewrite import Builder, Lossy, Match, Rule, register
+from onnxopt.qmath.precision import Blocked, Kind, Plan, PlannedLinear
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import constant as any_constant
+from onnxopt.spec import Array, Lossy
 
 INT8_COMPUTE = 4  # of MatMulNBits
 
@@ -141,7 +142,7 @@ class QuantizeEmbedding(Rule):
     """Gather(table, ids)  →  GatherBlockQuantized(codes, ids, scales, zero points).
 
     Args:
-        plan: what becomes of each table, by its label (see `onnxopt.linears.find_tables`).
+        plan: what becomes of each table, by its label (see `onnxopt.graph.linears.find_tables`).
     """
 
     behind_lowering = True

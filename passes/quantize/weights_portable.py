@@ -21,11 +21,12 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.linears import name_after
-from onnxopt.model import Array
-from onnxopt.passes.quantize.planned import facts_of
+from onnxopt.graph.linears import name_after
 from onnxopt.passes.quantize.weights import FLOOR_4_BITS, FLOOR_8_BITS, InBlocks, blocks_of
-from onnxopt.rewrite import Builder, Lossy, Match, register
+from onnxopt.passes.words.planned import facts_of
+from onnxopt.rewrite import Builder, Match
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Array, Lossy
 
 _SIGNED = {4: ml_dtypes.int4, 8: np.int8}
 _UNSIGNED = {4: ml_dtypes.uint4, 8: np.uint8}

@@ -14,8 +14,8 @@ from onnxopt.calibrate import state
 from onnxopt.calibrate.collect import collect
 from onnxopt.calibrate.data import CalibrationData
 from onnxopt.calibrate.statistics import IMAGE_ROWS, Statistics
-from onnxopt.manifest import CalibrationRecord
-from onnxopt.model import Feeds
+from onnxopt.records.quantization import CalibrationRecord
+from onnxopt.spec import Feeds
 from tests.support.rules import parse
 
 SAMPLES = 24

@@ -10,9 +10,9 @@ import pytest
 
 from onnxopt.calibrate.data import CalibrationData, read_calibration
 from onnxopt.errors import InputError
-from onnxopt.model import Loaded
-from onnxopt.road import load
-from onnxopt.source import resolve
+from onnxopt.load.entry import load
+from onnxopt.load.loaded import Loaded
+from onnxopt.load.source.source import resolve
 from tests.support.tiny import tiny_checkpoint
 
 TEXTS = [f"the cat number {number} sleeps " + "well " * (number % 5) for number in range(24)]

@@ -8,9 +8,9 @@ import pytest
 from onnxopt.calibrate.ranges import METHODS, choose, methods_of, ranges
 from onnxopt.calibrate.statistics import Statistics
 from onnxopt.errors import InputError
-from onnxopt.model import Array
-from onnxopt.precision import Scheme
 from onnxopt.qmath.affine import asymmetric, columns, quantize, rounded
+from onnxopt.qmath.precision import Scheme
+from onnxopt.spec import Array
 
 
 def watched(x: Array) -> Statistics:

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from onnxopt.artifact.package import Artifact
+from onnxopt.calibrate.own_text import TOGETHER, write_own
 from onnxopt.errors import InputError
-from onnxopt.imports import load_onnx
-from onnxopt.package import Artifact
-from onnxopt.road import load, optimize
-from onnxopt.selftext import TOGETHER, write_own
-from onnxopt.source import resolve
+from onnxopt.load.entry import load
+from onnxopt.load.onnx_file import load_onnx
+from onnxopt.load.source.source import resolve
+from onnxopt.road.optimize import optimize
 from tests.support.bad_models import write_good
 
 

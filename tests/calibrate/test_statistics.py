@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxopt.calibrate.statistics import BINS, KEPT_ROWS, Statistics
-from onnxopt.model import Array
+from onnxopt.spec import Array
 
 
 def rows(count: int = 5000, channels: int = 7) -> Array:

@@ -121,7 +121,7 @@ class Architecture:
 
     @property
     def expected(self) -> dict[str, int]:
-        """The counts by the names of `onnxopt.blocks`."""
+        """The counts by the names of `onnxopt.graph.blocks`."""
         return {
             "attention": self.attention,
             "layer_norm": self.layer_norm,

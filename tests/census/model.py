@@ -11,14 +11,14 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxopt import trace
-from onnxopt.axes import prove_axes
-from onnxopt.feeds import ImageFeeder, TextFeeder, Tokens
-from onnxopt.imports import OrtReference
-from onnxopt.model import Feeder, Loaded
-from onnxopt.quiet import quiet
+from onnxopt.host.quiet import quiet
+from onnxopt.load.export import trace
+from onnxopt.load.export.axes import prove_axes
+from onnxopt.load.export.torch_model import TorchModel, TorchReference
+from onnxopt.load.feeds import ImageFeeder, TextFeeder, Tokens
+from onnxopt.load.loaded import Feeder, Loaded
+from onnxopt.load.reference import OrtReference
 from onnxopt.spec import Signature, TensorSpec
-from onnxopt.torch_model import TorchModel, TorchReference
 from tests.census.architectures import POSITIONS, VOCABULARY, Architecture
 from tests.support.tiny import spread_weights
 

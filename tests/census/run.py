@@ -147,8 +147,8 @@ def _run(command: Sequence[str]) -> None:
 
 def _require_runs(path: Path, loaded: Any) -> None:
     """Raise when ONNX Runtime does not run what onnxslim wrote on what it runs the file before on."""
-    from onnxopt.imports import OrtReference
-    from onnxopt.observations import observations_of
+    from onnxopt.load.reference import OrtReference
+    from onnxopt.proof.observations import observations_of
 
     slim = OrtReference(path)
     try:
@@ -162,7 +162,7 @@ def _exporters(one: Architecture) -> tuple[dict[str, int], str]:
     """Count the blocks in what transformers.exporters makes of a model; or return how it failed."""
     import onnx_ir as ir
 
-    from onnxopt.blocks import count_blocks
+    from onnxopt.graph.blocks import count_blocks
     from tests.census.model import by_transformers
 
     logging.disable(logging.CRITICAL)
@@ -177,14 +177,15 @@ def _exporters(one: Architecture) -> tuple[dict[str, int], str]:
 
 
 def _optimize(loaded: Any, record: Record) -> None:
-    from onnxopt.blocks import count_blocks
-    from onnxopt.cases import cases_of
     from onnxopt.errors import InputError
-    from onnxopt.graph import all_nodes, worst_error
-    from onnxopt.pipeline import run_pipeline
-    from onnxopt.probe import GraphRunner
+    from onnxopt.graph import all_nodes
+    from onnxopt.graph.blocks import count_blocks
+    from onnxopt.graph.kept_rows import rows_that_matter
+    from onnxopt.pipeline.pipeline import run_pipeline
+    from onnxopt.probe.runners import GraphRunner
+    from onnxopt.proof.cases import cases_of
+    from onnxopt.qmath.compare import worst_error
     from onnxopt.spec import Target
-    from onnxopt.verify import rows_that_matter
 
     before = sum(1 for _ in all_nodes(loaded.model))
     started = time.perf_counter()
@@ -214,10 +215,10 @@ def _optimize(loaded: Any, record: Record) -> None:
 
 def _nearest(loaded: Any, kind: str, count: int) -> list[str]:
     """Return what the fusing pass says of its nearest misses in the finished graph: the first node that differed."""
-    from onnxopt.driver import Driver
-    from onnxopt.explain import judge
-    from onnxopt.observations import observations_of
-    from onnxopt.registry import get
+    from onnxopt.pipeline.explain import judge
+    from onnxopt.proof.driver import Driver
+    from onnxopt.proof.observations import observations_of
+    from onnxopt.rewrite.registry import get
 
     verdicts = judge(get(FUSERS[kind]), Driver(loaded.model, observations_of(loaded)))
     misses = sorted((one for one in verdicts if not one.fires), key=lambda one: -one.depth)
@@ -235,7 +236,7 @@ def _peer(path: Path, one: Architecture) -> tuple[dict[str, int], str]:
     import onnx_ir as ir
     from onnxruntime.transformers import optimizer
 
-    from onnxopt.blocks import count_blocks
+    from onnxopt.graph.blocks import count_blocks
 
     kind = "gpt2" if one.family == "decoder" else "vit" if one.family == "vision" else "bert"
     logging.disable(logging.CRITICAL)

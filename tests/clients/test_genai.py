@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import onnxopt
-from onnxopt.generator import Generator
+from onnxopt.run.generate.generator import Generator
 from tests.support.node import transformers_js
 from tests.support.served import (
     END,

@@ -10,10 +10,10 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from onnxopt.golden import Golden
-from onnxopt.model import Feeds
-from onnxopt.package import check_golden
-from onnxopt.session import Session
+from onnxopt.artifact.golden import Golden
+from onnxopt.artifact.package import check_golden
+from onnxopt.run.session import Session
+from onnxopt.spec import Feeds
 from tests.support import loaded as support
 from tests.support.node import install_script, run
 

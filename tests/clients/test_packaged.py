@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from onnxopt.clients import STACKS, add_client, triton_config
-from onnxopt.manifest import Manifest
-from onnxopt.package import Artifact
+from onnxopt.artifact.clients import STACKS, add_client, triton_config
+from onnxopt.artifact.package import Artifact
+from onnxopt.records.manifest import Manifest
 from onnxopt.spec import Target
 from tests.support.artifacts import shared_artifact
 from tests.support.browser import NAMES
@@ -184,7 +184,7 @@ def test_the_web_client_is_clicked(minilm: Path, page: str, tmp_path: Path) -> N
 @pytest.mark.browser
 @pytest.mark.slow
 def test_the_web_client_writes_with_a_decoder(decoder: Path, page: str, tmp_path: Path) -> None:
-    from onnxopt.generator import Generator
+    from onnxopt.run.generate.generator import Generator
 
     artifact = shutil.copytree(decoder, tmp_path / "gpt2-mini", ignore=shutil.ignore_patterns("clients"))
     expected = Generator(decoder).generate(["The value of a name is"], max_new_tokens=24).texts[0]

@@ -11,10 +11,10 @@ import onnx_ir as ir
 import pytest
 
 import onnxopt
-from onnxopt.generator import Generator
-from onnxopt.manifest import Manifest
-from onnxopt.session import Session
-from onnxopt.textinput import open_tokenizer
+from onnxopt.records.manifest import Manifest
+from onnxopt.run.generate.generator import Generator
+from onnxopt.run.session import Session
+from onnxopt.texts.tokenizer import open_tokenizer
 from tests.support.node import transformers_js
 
 pytestmark = pytest.mark.slow

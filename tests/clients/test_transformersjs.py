@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import onnxopt
-from onnxopt.textinput import TextModel
+from onnxopt.run.inputs.text import TextModel
 from tests.support.node import transformers_js
 from tests.support.served import NEW_TOKENS, PROMPTS, REAL_TOKENS, Served
 
@@ -44,7 +44,7 @@ def test_a_real_decoder_answers_in_transformers_js_as_in_torch(smollm2: tuple[Pa
 @pytest.mark.slow
 def test_transformers_js_reads_text_with_a_cut_vocabulary(tmp_path: Path) -> None:
     """What the kept texts give in Node after the cut is what they gave in Python before it."""
-    from onnxopt.calibrate.data import builtin_texts
+    from onnxopt.texts.builtin import builtin_texts
 
     texts = [text.replace("\n", " ") for text in builtin_texts()[:2000]]
     kept = tmp_path / "texts.txt"

@@ -11,7 +11,7 @@ from onnxopt.compress.recipe import CompressRecipe
 from onnxopt.compress.report import Compression, record_of
 from onnxopt.compress.run import compress
 from onnxopt.errors import InputError, ProofError
-from onnxopt.manifest import Manifest
+from onnxopt.records.manifest import Manifest
 from tests.support.command import onnxopt
 from tests.support.tiny import tiny_checkpoint
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import typer
 
-from onnxopt.commands.shared import app
+from onnxopt.cli.shared import app
 from tools.docs import cli
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxopt.cli import main
+from onnxopt.cli.main import main
 from tests.support.bad_models import BAD_FILES
 from tests.support.tiny import tiny_checkpoint
 

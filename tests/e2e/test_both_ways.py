@@ -6,12 +6,12 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxopt.branching import LONGEST_STEP
-from onnxopt.decoder import Decoder
-from onnxopt.generator import Generator
-from onnxopt.package import Artifact
-from onnxopt.road import optimize
-from onnxopt.session import Session
+from onnxopt.artifact.package import Artifact
+from onnxopt.quantize.two_ways import LONGEST_STEP
+from onnxopt.road.optimize import optimize
+from onnxopt.run.generate.decoder import Decoder
+from onnxopt.run.generate.generator import Generator
+from onnxopt.run.session import Session
 
 TOKENS = np.random.default_rng(2).integers(5, 2000, (2, 3 * LONGEST_STEP))
 

@@ -9,19 +9,19 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxopt.blocks import count_blocks
-from onnxopt.cache import Cache
-from onnxopt.cases import cases_of
-from onnxopt.decoder import Decoder
-from onnxopt.export import export
+from onnxopt.artifact.package import decoding_of
 from onnxopt.graph import op_counts
-from onnxopt.model import Array, Loaded
-from onnxopt.package import decoding_of
-from onnxopt.pipeline import run_pipeline
-from onnxopt.session import Session
-from onnxopt.source import resolve
-from onnxopt.spec import Budget, Target
-from onnxopt.verify import is_packed, prove
+from onnxopt.graph.blocks import count_blocks
+from onnxopt.graph.cache import Cache
+from onnxopt.load.export.export import export
+from onnxopt.load.loaded import Loaded
+from onnxopt.load.source.source import resolve
+from onnxopt.pipeline.pipeline import run_pipeline
+from onnxopt.proof.cases import cases_of
+from onnxopt.proof.whole import is_packed, prove
+from onnxopt.run.generate.decoder import Decoder
+from onnxopt.run.session import Session
+from onnxopt.spec import Array, Budget, Target
 from tests.support.decoders import CONFIGS, save_decoder
 
 NEW_TOKENS = 20

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from onnxopt.cli import main
-from onnxopt.generator import Generator
-from onnxopt.live import TextView, harmless
+from onnxopt.cli.live import TextView, harmless
+from onnxopt.cli.main import main
+from onnxopt.run.generate.generator import Generator
 from tests.support.command import onnxopt
 from tests.support.decoder import CHAT, CONTEXT, folder_of
 

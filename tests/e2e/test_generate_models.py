@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 import onnxopt
-from onnxopt.generator import Generator
-from onnxopt.perplexity import measure_perplexity
-from onnxopt.sampling import Sampling
+from onnxopt.judge.perplexity import measure_perplexity
+from onnxopt.run.generate.generator import Generator
+from onnxopt.run.generate.sampling import Sampling
 from tests.support.tiny import POSITIONS, VOCABULARY, spread_weights, tiny_checkpoint, tiny_tokenizer
 
 PROMPTS = (

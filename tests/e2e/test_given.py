@@ -10,7 +10,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from onnxopt.cli import main
+from onnxopt.cli.main import main
 from tests.support.axes import write
 
 # as a detector of speech has it: another window for each sampling rate

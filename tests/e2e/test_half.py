@@ -8,12 +8,13 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxopt.artifact.package import Artifact
 from onnxopt.errors import InputError
 from onnxopt.graph import STANDARD_DOMAINS
-from onnxopt.package import Artifact
-from onnxopt.road import load, optimize
-from onnxopt.session import Session
-from onnxopt.source import resolve
+from onnxopt.load.entry import load
+from onnxopt.load.source.source import resolve
+from onnxopt.road.optimize import optimize
+from onnxopt.run.session import Session
 from tests.support.seq2seq import save_pair
 from tests.support.tiny import tiny_checkpoint
 
@@ -158,7 +159,8 @@ def test_tensorrt_gets_standard_operators_in_one_piece(kind: str, tmp_path: Path
 def test_where_the_device_is_there_the_answers_of_its_own_kernels_are_proved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from onnxopt import forms, road
+    from onnxopt.road import forms
+    from onnxopt.road import optimize as road
 
     told: list[bool] = []
 

@@ -16,8 +16,8 @@ from onnx.external_data_helper import set_external_data
 
 import onnxopt
 from onnxopt import Session
-from onnxopt.golden import read_cases
-from onnxopt.package import check_golden
+from onnxopt.artifact.golden import read_cases
+from onnxopt.artifact.package import check_golden
 
 FLOAT, STRING = TensorProto.FLOAT, TensorProto.STRING
 

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 import onnxopt
-from onnxopt.export import export
-from onnxopt.graph import worst_error
-from onnxopt.model import Feeds, Loaded
-from onnxopt.package import Artifact, check_golden
-from onnxopt.rows import rows_that_matter
-from onnxopt.source import resolve
-from onnxopt.spec import PADDINGS, Padding
-from onnxopt.textrun import Embeddings, run_text
+from onnxopt.artifact.package import Artifact, check_golden
+from onnxopt.graph.kept_rows import rows_that_matter
+from onnxopt.load.export.export import export
+from onnxopt.load.loaded import Loaded
+from onnxopt.load.source.source import resolve
+from onnxopt.qmath.compare import worst_error
+from onnxopt.run.answers import run_text
+from onnxopt.run.results import Embeddings
+from onnxopt.spec import PADDINGS, Feeds, Padding
 from tests.support.node import install_script, run
 
 EXPORTERS = ("dynamo", "torchscript")

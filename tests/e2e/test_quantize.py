@@ -8,14 +8,14 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxopt.calibrate.data import builtin_texts
-from onnxopt.cli import main
+from onnxopt.artifact.package import Artifact
+from onnxopt.cli.main import main
 from onnxopt.errors import InputError
-from onnxopt.package import Artifact
-from onnxopt.precision import Scheme
-from onnxopt.road import optimize
+from onnxopt.qmath.precision import Scheme
+from onnxopt.road.optimize import optimize
+from onnxopt.run.answers import run_text
 from onnxopt.spec import Target
-from onnxopt.textrun import run_text
+from onnxopt.texts.builtin import builtin_texts
 from tests.support.tiny import tiny_checkpoint
 
 
@@ -176,7 +176,7 @@ def test_tensorrt_gets_standard_operators_and_symmetric_grids(tmp_path: Path) ->
 def test_the_scheme_follows_the_target(
     target: str, isa: list[str], expected: Scheme, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from onnxopt import trials
+    from onnxopt.quantize import trials
 
     monkeypatch.setattr(trials, "describe_machine", lambda: {"architecture": "x86_64", "isa": isa})
     assert trials.scheme_of(Target.parse(target)) == expected

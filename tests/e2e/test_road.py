@@ -10,11 +10,12 @@ import onnx_ir as ir
 import pytest
 
 import onnxopt
-from onnxopt.cli import main
+from onnxopt.artifact.package import check_golden
+from onnxopt.cli.main import main
 from onnxopt.errors import ProofError
-from onnxopt.package import check_golden
-from onnxopt.rewrite import Builder, Exact, Match, Rule
-from onnxopt.saving import save_graph
+from onnxopt.graph.files import save_graph
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.spec import Exact
 from tests.support.command import onnxopt as command
 from tests.support.tiny import tiny_checkpoint
 
@@ -87,7 +88,8 @@ def test_an_artifact_can_be_imported_and_optimized_again(tmp_path: Path) -> None
 
 
 def test_a_pass_that_lies_cannot_spoil_the_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxopt import pipeline, registry
+    from onnxopt.pipeline import pipeline
+    from onnxopt.rewrite import registry
 
     class DropMask(Rule):
         """Attention without its mask, under a false promise."""
@@ -200,7 +202,7 @@ def test_explain_names_the_node_of_an_odd_attention(tmp_path: Path, capsys: pyte
 
 
 def test_interrupting_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxopt import forms
+    from onnxopt.road import forms
 
     def interrupt(*_arguments: object, **_named: object) -> None:
         raise KeyboardInterrupt

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import onnxopt
+from onnxopt.artifact.package import check_golden
 from onnxopt.errors import InputError
-from onnxopt.generator import Generator
-from onnxopt.package import check_golden
-from onnxopt.session import Session
+from onnxopt.run.generate.generator import Generator
+from onnxopt.run.session import Session
 from tests.support.seq2seq import BINS, CONFIGS, FRAMES, save_pair
 
 NEW_TOKENS = 20

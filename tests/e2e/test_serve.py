@@ -16,11 +16,11 @@ import pytest
 from fastapi import FastAPI
 
 from bench.load import EXPECTED, Load, mixed_texts, run_load
-from onnxopt.generator import Generator, choose_sampling
-from onnxopt.sampling import Sampling
+from onnxopt.run.generate.generator import Generator
+from onnxopt.run.generate.sampling import Sampling, choose_sampling
+from onnxopt.run.inputs.text import TextModel
+from onnxopt.run.session import Session
 from onnxopt.serve.limits import Limits
-from onnxopt.session import Session
-from onnxopt.textinput import TextModel
 from tests.support.artifacts import shared_artifact
 from tests.support.command import onnxopt
 from tests.support.server import Server, serving

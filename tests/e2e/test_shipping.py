@@ -11,19 +11,21 @@ import onnx_ir as ir
 import pytest
 
 import onnxopt
-from onnxopt import forms, latency, pipeline, registry
-from onnxopt.cli import main
+from onnxopt.artifact.package import Artifact, check_golden
+from onnxopt.cli.main import main
 from onnxopt.errors import InputError
-from onnxopt.generator import Generator
 from onnxopt.graph import op_counts
-from onnxopt.ledger import Ledger
-from onnxopt.manifest import FormName, Shipped
-from onnxopt.measurements import Latency, Race
-from onnxopt.model import Loaded
-from onnxopt.package import Artifact, check_golden
-from onnxopt.rewrite import Exact, Pass
-from onnxopt.shipping import Form, decide
-from onnxopt.spec import Signature
+from onnxopt.load.loaded import Loaded
+from onnxopt.pipeline import pipeline
+from onnxopt.records.ledger import Ledger
+from onnxopt.records.manifest import FormName, Shipped
+from onnxopt.records.measurements import Latency, Race
+from onnxopt.rewrite import Pass, registry
+from onnxopt.road import forms
+from onnxopt.road.shipping import Form, decide
+from onnxopt.run.generate.generator import Generator
+from onnxopt.spec import Exact, Signature
+from onnxopt.timing import latency
 from tests.support.decoders import save_decoder
 from tests.support.seq2seq import save_pair
 from tests.support.tiny import tiny_checkpoint

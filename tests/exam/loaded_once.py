@@ -3,7 +3,7 @@
 import onnx
 import onnxruntime
 
-import onnxopt.road
+import onnxopt.road.optimize
 import tests.property.generate
 import tests.property.judge
 import tests.property.repro

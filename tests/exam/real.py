@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxopt.usercache import cache_root, staged
+from onnxopt.host.folders import staged
+from onnxopt.host.usercache import cache_root
 from tests.exam.children import Child
 from tests.property.judge import REFUSED, RIGHT, answers_of, compared, open_session, outcome_of
 from tests.property.sizes import Case, axes_of, real_inputs

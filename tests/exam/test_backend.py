@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxopt import road
+from onnxopt.road import optimize as road
 from tests.exam.backend import counts_of, failed, table
 from tests.exam.cases import BackendCase, backend_cases, difference
 from tests.exam.worker import Record, judge, kind_of, plain

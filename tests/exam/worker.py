@@ -130,7 +130,9 @@ def _leave_out_what_is_not_examined() -> None:
     """Render no report, look up each installed version once, wait for no disk: all take longer than a small graph."""
     import functools
 
-    from onnxopt import machine, package, road
+    from onnxopt.artifact import package
+    from onnxopt.host import machine
+    from onnxopt.road import optimize as road
 
     road.render_report = lambda *_: b""  # type: ignore[assignment]
     machine._version = functools.cache(machine._version)

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from onnxopt.checkpoint import read_checkpoint
 from onnxopt.errors import InputError
-from onnxopt.recipe import SampleFolder, all_recipes
-from onnxopt.samples import fetch_sample
-from onnxopt.source import resolve
-from onnxopt.usercache import sha256_of
+from onnxopt.host.folders import sha256_of
+from onnxopt.load.checkpoint.folder import read_checkpoint
+from onnxopt.load.source.recipe import SampleFolder, all_recipes
+from onnxopt.load.source.samples import fetch_sample
+from onnxopt.load.source.source import resolve
 
 RECIPE = all_recipes()["gpt2-mini"]
 ROOM = 0.3  # nats by which another Python's documentation may be harder

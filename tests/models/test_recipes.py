@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from onnxopt.recipe import Recipe, SampleFolder, SampleWheel, all_recipes
-from onnxopt.tasks import TASKS, infer_task, model_class, parse_task
+from onnxopt.load.checkpoint.tasks import TASKS, infer_task, model_class, parse_task
+from onnxopt.load.source.recipe import Recipe, SampleFolder, SampleWheel, all_recipes
 
 RECIPES = all_recipes()
 

@@ -6,10 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from onnxopt.lowering import WITHOUT_PADDING
-from onnxopt.pipeline import CANONICALIZE, COLUMNS, FUSE, HALF, LOWER, ON_GRIDS, PRUNE, WEIGHTS_ONLY
-from onnxopt.registry import catalogue
+from onnxopt.pipeline.orders import (
+    CANONICALIZE,
+    COLUMNS,
+    FUSE,
+    HALF,
+    LOWER,
+    ON_GRIDS,
+    PRUNE,
+    WEIGHTS_ONLY,
+    WITHOUT_PADDING,
+)
 from onnxopt.rewrite import Rewrite
+from onnxopt.rewrite.registry import catalogue
 
 HERE = Path(__file__).parent
 PASSES = catalogue()

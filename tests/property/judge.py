@@ -164,7 +164,7 @@ def answers_of(session: Any, feeds: Feeds) -> Answers | None:
 @contextmanager
 def without_report() -> Iterator[None]:
     """Leave out drawing the report, which takes longer than optimizing a small graph; everything else runs."""
-    from onnxopt import road
+    from onnxopt.road import optimize as road
 
     drawn = road.render_report
     road.render_report = lambda *_: b""

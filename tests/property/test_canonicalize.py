@@ -6,10 +6,12 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from onnxopt.driver import Driver
-from onnxopt.pipeline import CANONICALIZE, prepare, run_to_rest
-from onnxopt.probe import GraphRunner
-from onnxopt.registry import get
+from onnxopt.pipeline.orders import CANONICALIZE
+from onnxopt.pipeline.pipeline import run_to_rest
+from onnxopt.probe.runners import GraphRunner
+from onnxopt.proof.driver import Driver
+from onnxopt.proof.prepare import prepare
+from onnxopt.rewrite.registry import get
 from tests.support.rules import observe, parse
 
 UNARY = ("Relu", "Neg", "Abs", "Identity", "Sigmoid")

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from onnxopt.errors import InputError
-from onnxopt.model import Array, Feeds
-from onnxopt.pipeline import CANONICALIZE, FUSE, LOWER
-from onnxopt.probe import GraphRunner, ProbeError
+from onnxopt.pipeline.orders import CANONICALIZE, FUSE, LOWER
+from onnxopt.probe.program import ProbeError
+from onnxopt.probe.runners import GraphRunner
+from onnxopt.spec import Array, Feeds
 from tests.support.odd_graphs import FAMILIES, LOWEST, odd_graph
 from tests.support.rules import Outcome, run_passes
 

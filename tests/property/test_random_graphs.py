@@ -14,12 +14,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from onnxopt.driver import Driver
-from onnxopt.observe import Observation
-from onnxopt.patterns import Ops, Pat
-from onnxopt.pipeline import prepare
-from onnxopt.probe import ShapeRunner
-from onnxopt.rewrite import Builder, Exact, Match, Rule
+from onnxopt.probe.observe import Observation
+from onnxopt.probe.runners import ShapeRunner
+from onnxopt.proof.driver import Driver
+from onnxopt.proof.prepare import prepare
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.spec import Exact
 from tests.exam.campaign import campaign, recorded, table
 from tests.property.generate import Drawn, draw
 from tests.property.judge import UNUSABLE, Promise, answers_of, compared, difference, judge, open_session, shaken

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from onnxopt.errors import InputError
+from onnxopt.prune.graph.zeros import smallest_gone, two_of_four
 from onnxopt.prune.selection import (
     RIDGE,
     Moments,
@@ -19,7 +20,6 @@ from onnxopt.prune.selection import (
     transfer,
 )
 from onnxopt.prune.spec import Amount, PruneSpec
-from onnxopt.prune.zeros import smallest_gone, two_of_four
 
 RNG = np.random.default_rng(3)
 

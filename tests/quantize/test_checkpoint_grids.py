@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from onnxopt.errors import InputError
-from onnxopt.model import Array
 from onnxopt.qmath.blocks import dequantize, quantize, sqnr_db
 from onnxopt.quantize.checkpoint_grids import known_grids
+from onnxopt.spec import Array
 from tests.support.rules import parse
 
 gguf = pytest.importorskip("gguf")

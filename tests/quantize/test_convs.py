@@ -9,17 +9,17 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxopt.artifact.package import Artifact
 from onnxopt.errors import InputError
 from onnxopt.graph import constant
-from onnxopt.manifest import QuantizationRecord
-from onnxopt.model import Array
-from onnxopt.package import Artifact
 from onnxopt.passes.quantize.static_conv import QuantizeConv
-from onnxopt.precision import Affine, Plan, PlannedLinear, Precision
-from onnxopt.probe import GraphRunner
+from onnxopt.probe.runners import GraphRunner
 from onnxopt.qmath.affine import kernels
+from onnxopt.qmath.precision import Affine, Plan, PlannedLinear, Precision
 from onnxopt.quantize.convs import emulate
-from onnxopt.road import optimize
+from onnxopt.records.quantization import QuantizationRecord
+from onnxopt.road.optimize import optimize
+from onnxopt.spec import Array
 from tests.support.rules import parse, run_passes
 
 GENERATOR = np.random.default_rng(11)

@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from onnxopt.cache import CONTEXT_KEY
 from onnxopt.calibrate.data import CalibrationData, read_calibration
-from onnxopt.model import Loaded
-from onnxopt.observations import observations_of
-from onnxopt.precision import PlannedLinear, Precision
-from onnxopt.probe import GraphRunner
+from onnxopt.graph.cache import CONTEXT_KEY
+from onnxopt.load.entry import load
+from onnxopt.load.loaded import Loaded
+from onnxopt.load.source.source import resolve
+from onnxopt.probe.runners import GraphRunner
+from onnxopt.proof.observations import observations_of
 from onnxopt.qmath.blocks import dequantize, quantize
+from onnxopt.qmath.precision import PlannedLinear, Precision
 from onnxopt.quantize.decoder import (
     DecoderPlanner,
     DecoderSearch,
@@ -26,9 +28,7 @@ from onnxopt.quantize.decoder import (
     recorded_seconds,
 )
 from onnxopt.quantize.positions import all_positions
-from onnxopt.quantizing import stricter
-from onnxopt.road import load
-from onnxopt.source import resolve
+from onnxopt.quantize.run import stricter
 from tests.support.fused import fuse
 
 CHOICES = [Precision.parse(text) for text in ("int4-weights:128", "int4-weights:32", "int8-weights:64")]

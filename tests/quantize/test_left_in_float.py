@@ -8,17 +8,18 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxopt import latency
-from onnxopt.imports import load_onnx
-from onnxopt.manifest import QuantizationRecord
-from onnxopt.observe import Observation
-from onnxopt.pipeline import Pipeline
-from onnxopt.precision import Affine, Plan, PlannedLinear, Precision
+from onnxopt.load.onnx_file import load_onnx
+from onnxopt.pipeline.pipeline import Pipeline
+from onnxopt.probe.observe import Observation
 from onnxopt.qmath.affine import columns
-from onnxopt.quantizing import _layer
+from onnxopt.qmath.precision import Affine, Plan, PlannedLinear, Precision
+from onnxopt.quantize.run import _layer
+from onnxopt.quantize.trials import carry_out, left_in_float
+from onnxopt.records.quantization import QuantizationRecord
 from onnxopt.spec import Target, Workload
-from onnxopt.timing import Start
-from onnxopt.trials import carry_out, left_in_float, speedup_of
+from onnxopt.timing import latency
+from onnxopt.timing.latency import speedup_of
+from onnxopt.timing.rounds import Start
 from tests.support.planned import planned
 from tests.support.rules import parse
 

@@ -9,9 +9,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from onnxopt.manifest import QuantizationRecord
-from onnxopt.model import Array
-from onnxopt.road import optimize
+from onnxopt.records.quantization import QuantizationRecord
+from onnxopt.road.optimize import optimize
+from onnxopt.spec import Array
 from tests.support.rules import parse
 
 RNG = np.random.default_rng(2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from onnxopt.errors import InputError
-from onnxopt.precision import Precision
+from onnxopt.qmath.precision import Precision
 from onnxopt.quantize.options import QuantizeOptions
 from onnxopt.spec import Provider, Target
 

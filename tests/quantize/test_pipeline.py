@@ -10,13 +10,14 @@ import onnx_ir as ir
 import pytest
 
 from onnxopt.graph import STANDARD_DOMAINS, initializer_bytes
-from onnxopt.model import Loaded
-from onnxopt.perplexity import measure_perplexity
-from onnxopt.pipeline import carrying_out, run_pipeline
-from onnxopt.precision import Precision
+from onnxopt.judge.perplexity import measure_perplexity
+from onnxopt.load.entry import load
+from onnxopt.load.loaded import Loaded
+from onnxopt.load.source.source import resolve
+from onnxopt.pipeline.orders import carrying_out
+from onnxopt.pipeline.pipeline import run_pipeline
+from onnxopt.qmath.precision import Precision
 from onnxopt.quantize.weights import plan_weights
-from onnxopt.road import load
-from onnxopt.source import resolve
 from onnxopt.spec import Provider, Target
 
 MODELS = Path(__file__).parents[2] / "models" / "weights" / "gpt2-mini"

@@ -7,14 +7,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from onnxopt.linears import find_linears
+from onnxopt.graph.linears import find_linears
 from onnxopt.passes.quantize.dynamic_linear import QuantizeLinearDynamic
-from onnxopt.passes.quantize.planned import Planned
 from onnxopt.passes.quantize.static_linear import QuantizeLinearStatic
 from onnxopt.passes.quantize.weights import QuantizeWeights4, QuantizeWeights8
 from onnxopt.passes.quantize.weights_portable import QuantizeWeights4Portable, QuantizeWeights8Portable
-from onnxopt.precision import Affine, Plan, PlannedLinear, Precision
+from onnxopt.passes.words.planned import Planned
 from onnxopt.qmath.blocks import sqnr_db
+from onnxopt.qmath.precision import Affine, Plan, PlannedLinear, Precision
 from tests.support.planned import planned
 from tests.support.rules import parse, run_passes
 

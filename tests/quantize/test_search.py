@@ -8,12 +8,12 @@ import pytest
 
 from onnxopt.calibrate.ranges import choose
 from onnxopt.calibrate.statistics import Statistics
-from onnxopt.model import Array
-from onnxopt.precision import Affine, PlannedLinear, Precision
 from onnxopt.qmath.affine import columns
+from onnxopt.qmath.precision import Affine, PlannedLinear, Precision
 from onnxopt.quantize.search import Option, assign
 from onnxopt.quantize.smooth import choose_smoothing, divided
 from onnxopt.quantize.switchboard import Switchboard
+from onnxopt.spec import Array
 from tests.support.rules import parse
 
 
@@ -100,7 +100,7 @@ def two() -> ir.Model:
 
 
 def test_switches_that_are_off_change_no_bit_and_on_they_round() -> None:
-    from onnxopt.probe import GraphRunner
+    from onnxopt.probe.runners import GraphRunner
 
     model = two()
     x = np.random.default_rng(3).standard_normal((2, 5, 16)).astype(np.float32)

@@ -11,11 +11,11 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from onnxopt.model import Array
-from onnxopt.precision import Blocked
+from onnxopt.graph.stored_weights import pack_weights, stored_weight, unpack_weights, widens_weight
 from onnxopt.qmath.blocks import dequantize
-from onnxopt.road import optimize
-from onnxopt.stored import pack_weights, stored_weight, unpack_weights, widens_weight
+from onnxopt.qmath.precision import Blocked
+from onnxopt.road.optimize import optimize
+from onnxopt.spec import Array
 from tests.support.rules import parse
 
 RNG = np.random.default_rng(8)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from onnxopt.errors import InputError
-from onnxopt.model import Array
-from onnxopt.precision import Precision
 from onnxopt.qmath.blocks import dequantize, quantize, sqnr_db
+from onnxopt.qmath.precision import Precision
 from onnxopt.quantize.weights import WEIGHT_METHODS, SeenInput, plan_weights
+from onnxopt.spec import Array
 from tests.support.rules import parse
 
 TEXT = """

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 from onnxopt.graph import dims
+from onnxopt.probe.annotate import annotate
 from onnxopt.sizes import Derivation
-from onnxopt.sizes.annotate import annotate
 from tests.support.rules import parse
 
 

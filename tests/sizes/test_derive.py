@@ -7,9 +7,9 @@ import onnx_ir as ir
 import pytest
 
 from onnxopt.graph import dims
-from onnxopt.probe import ShapeRunner
+from onnxopt.probe.annotate import annotate, declared
+from onnxopt.probe.runners import ShapeRunner
 from onnxopt.sizes import Derivation
-from onnxopt.sizes.annotate import annotate, declared
 from onnxopt.sizes.check import same_everywhere
 from onnxopt.sizes.derive import claims
 from onnxopt.sizes.terms import add, axis, smallest

@@ -4,9 +4,9 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from onnxopt.pipeline import prepare
+from onnxopt.probe.annotate import annotate
+from onnxopt.proof.prepare import prepare
 from onnxopt.sizes import Derivation
-from onnxopt.sizes.annotate import annotate
 from onnxopt.sizes.emptiness import may_be_empty, note_ranges, shape_may_be_empty
 from onnxopt.spec import AxisRange
 

@@ -11,8 +11,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from onnxopt.probe.annotate import annotate
 from onnxopt.sizes import Derivation, Fact
-from onnxopt.sizes.annotate import annotate
 from onnxopt.sizes.check import Computation, NotComputable
 
 CHUNKS = 8

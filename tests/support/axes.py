@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from onnxopt.given import Given
-from onnxopt.imports import load_onnx
-from onnxopt.model import Loaded
+from onnxopt.load.given import Given
+from onnxopt.load.loaded import Loaded
+from onnxopt.load.onnx_file import load_onnx
 
 HEAD = '<ir_version: 9, opset_import: ["" : 18]>\n'
 

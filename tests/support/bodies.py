@@ -11,12 +11,11 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from onnxopt.given import Given
-from onnxopt.imports import load_onnx
-from onnxopt.ledger import Ledger
-from onnxopt.model import Array, Feeds
-from onnxopt.pipeline import run_pipeline
-from onnxopt.spec import Target
+from onnxopt.load.given import Given
+from onnxopt.load.onnx_file import load_onnx
+from onnxopt.pipeline.pipeline import run_pipeline
+from onnxopt.records.ledger import Ledger
+from onnxopt.spec import Array, Feeds, Target
 
 YES, NO = np.ones((), bool), np.zeros((), bool)
 

@@ -9,20 +9,20 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.cache import CONTEXT_KEY, LAYOUT_KEY, PACKED
-from onnxopt.cases import Case, cases_of
-from onnxopt.driver import Driver
-from onnxopt.feeds import TextFeeder, Tokens
 from onnxopt.graph import known_dims
-from onnxopt.ledger import PassEntry
-from onnxopt.manifest import ProofRecord
-from onnxopt.model import Array, Feeds, Loaded
-from onnxopt.observations import generated, observations_of
-from onnxopt.pipeline import prepare
-from onnxopt.probe import GraphRunner
-from onnxopt.registry import get
-from onnxopt.spec import Budget, Padding, Signature, TensorSpec
-from onnxopt.verify import prove
+from onnxopt.graph.cache import CONTEXT_KEY, LAYOUT_KEY, PACKED
+from onnxopt.load.feeds import TextFeeder, Tokens
+from onnxopt.load.loaded import Loaded
+from onnxopt.probe.runners import GraphRunner
+from onnxopt.proof.cases import Case, cases_of
+from onnxopt.proof.driver import Driver
+from onnxopt.proof.observations import generated, observations_of
+from onnxopt.proof.prepare import prepare
+from onnxopt.proof.whole import prove
+from onnxopt.records.ledger import PassEntry
+from onnxopt.records.rewrites import ProofRecord
+from onnxopt.rewrite.registry import get
+from onnxopt.spec import Array, Budget, Feeds, Padding, Signature, TensorSpec
 from tests.support.rules import parse
 
 VOCABULARY = 40

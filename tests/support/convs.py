@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnxopt.model import Array
 from onnxopt.passes.quantize.between import QuantizeBetween
 from onnxopt.passes.quantize.static_conv import QuantizeConv
-from onnxopt.precision import Affine, Plan, PlannedLinear, Precision
 from onnxopt.qmath.affine import kernels
+from onnxopt.qmath.precision import Affine, Plan, PlannedLinear, Precision
+from onnxopt.spec import Array
 from tests.support.rules import Outcome, run_passes
 
 GENERATOR = np.random.default_rng(3)

@@ -21,8 +21,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxopt.manifest import DecodingRecord, FileRecord, Manifest
-from onnxopt.session import Session
+from onnxopt.records.manifest import DecodingRecord, FileRecord, Manifest
+from onnxopt.run.session import Session
 from onnxopt.spec import Budget, Signature, Target, Workload
 
 Form = Literal["shared", "packed", "growing", "right"]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from onnxopt import pipeline
-from onnxopt.driver import Driver
-from onnxopt.model import Loaded
-from onnxopt.observations import observations_of
-from onnxopt.registry import get
+from onnxopt.load.loaded import Loaded
+from onnxopt.pipeline import pipeline
+from onnxopt.proof.driver import Driver
+from onnxopt.proof.observations import observations_of
+from onnxopt.rewrite.registry import get
 from onnxopt.spec import Target
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxopt.manifest import Evidence
-from onnxopt.model import Feeds, Loaded
-from onnxopt.package import Artifact, write_artifact
-from onnxopt.spec import Budget, Padding, Signature, Target, Workload
+from onnxopt.artifact.package import Artifact, write_artifact
+from onnxopt.load.loaded import Loaded
+from onnxopt.records.manifest import Evidence
+from onnxopt.spec import Budget, Feeds, Padding, Signature, Target, Workload
 
 
 class Nothing:

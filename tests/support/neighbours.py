@@ -10,15 +10,15 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.cache import Cache
-from onnxopt.decoder import Batch, Decoder
-from onnxopt.export import export
-from onnxopt.model import Array, Loaded
-from onnxopt.package import decoding_of
-from onnxopt.pipeline import run_pipeline
-from onnxopt.session import Session
-from onnxopt.source import resolve
-from onnxopt.spec import Target
+from onnxopt.artifact.package import decoding_of
+from onnxopt.graph.cache import Cache
+from onnxopt.load.export.export import export
+from onnxopt.load.loaded import Loaded
+from onnxopt.load.source.source import resolve
+from onnxopt.pipeline.pipeline import run_pipeline
+from onnxopt.run.generate.decoder import Batch, Decoder
+from onnxopt.run.session import Session
+from onnxopt.spec import Array, Target
 from tests.support.tiny import spread_weights, tiny_tokenizer
 
 Side = Literal["left", "right", "mixed"]

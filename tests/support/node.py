@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 SOURCE = Path(__file__).parents[1] / "clients" / "node"
-TEMPLATE = Path(__file__).parents[2] / "onnxopt" / "templates" / "clients" / "node"
+TEMPLATE = Path(__file__).parents[2] / "onnxopt" / "artifact" / "templates" / "clients" / "node"
 BUILD = Path(__file__).parents[2] / "build" / "node-clients"
 _LOCKS = ("package.json", "package-lock.json")
 _SCRIPTS = ("check_golden.mjs", "transformers_js.mjs", "click.mjs")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxopt.model import Array
+from onnxopt.spec import Array
 
 LOWEST = float(np.finfo(np.float32).min)
 OPEN = ("batch", "sequence", "batch", "sequence", 1, 2, 3)

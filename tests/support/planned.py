@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from onnxopt.linears import find_linears, find_tables
-from onnxopt.model import Array
-from onnxopt.precision import Kind, Plan, PlannedLinear, Precision
+from onnxopt.graph.linears import find_linears, find_tables
 from onnxopt.qmath.blocks import quantize
+from onnxopt.qmath.precision import Kind, Plan, PlannedLinear, Precision
+from onnxopt.spec import Array
 from tests.support.rules import parse
 
 KIND: dict[int, Kind] = {4: "int4-weights", 8: "int8-weights"}

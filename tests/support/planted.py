@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.driver import Driver
-from onnxopt.model import Array
-from onnxopt.patterns import Ops, Pat, Var, constant, either, scalar
-from onnxopt.pipeline import prepare
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule
+from onnxopt.proof.driver import Driver
+from onnxopt.proof.prepare import prepare
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat, Var
+from onnxopt.rewrite.vocabulary import constant, either, scalar
+from onnxopt.spec import Array, Reassociated
 from tests.support.rules import SIZES, observe, parse
 
 HEADS, SIZE = 2, 8

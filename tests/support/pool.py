@@ -10,7 +10,7 @@ import onnx.parser
 import pytest
 
 from onnxopt import Session
-from onnxopt.model import Feeds
+from onnxopt.spec import Feeds
 
 # the mean of the embeddings that the mask keeps, and the embeddings
 MODEL = """

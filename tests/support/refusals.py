@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onnxopt.model import Array
-from onnxopt.patterns import Miss
-from onnxopt.registry import get
 from onnxopt.rewrite import Refusal, Rule
+from onnxopt.rewrite.patterns import Miss
+from onnxopt.rewrite.registry import get
+from onnxopt.spec import Array
 from tests.support.rules import parse
 
 

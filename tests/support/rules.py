@@ -9,17 +9,17 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxopt.driver import Driver
 from onnxopt.graph import constant, known_dims
-from onnxopt.ledger import PassEntry
-from onnxopt.model import Array, Feeds
-from onnxopt.observe import Observation
-from onnxopt.pipeline import prepare
-from onnxopt.probe import GraphRunner
-from onnxopt.registry import get
+from onnxopt.probe.annotate import annotate
+from onnxopt.probe.observe import Observation
+from onnxopt.probe.runners import GraphRunner
+from onnxopt.probe.sidegraph import FREE_KEY
+from onnxopt.proof.driver import Driver
+from onnxopt.proof.prepare import prepare
+from onnxopt.records.ledger import PassEntry
 from onnxopt.rewrite import Rewrite
-from onnxopt.sidegraph import FREE_KEY
-from onnxopt.sizes.annotate import annotate
+from onnxopt.rewrite.registry import get
+from onnxopt.spec import Array, Feeds
 
 SIZES = ((2, 7), (3, 11), (5, 13), (1, 131))
 

@@ -16,11 +16,11 @@ from unittest.mock import patch
 import numpy as np
 
 import onnxopt
-from onnxopt import package
-from onnxopt.cache import Cache
-from onnxopt.checkpoint import read_checkpoint
-from onnxopt.package import Artifact
-from onnxopt.source import resolve
+from onnxopt.artifact import package
+from onnxopt.artifact.package import Artifact
+from onnxopt.graph.cache import Cache
+from onnxopt.load.checkpoint.folder import read_checkpoint
+from onnxopt.load.source.source import resolve
 
 Kind = Literal["gpt2", "llama"]
 KINDS: tuple[Kind, ...] = ("gpt2", "llama")

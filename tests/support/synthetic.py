@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.graph_feeder import GraphFeeder, plan_input
-from onnxopt.model import Array, Loaded
-from onnxopt.spec import Signature, TensorSpec
+from onnxopt.load.graph_feeder import GraphFeeder, plan_input
+from onnxopt.load.loaded import Loaded
+from onnxopt.spec import Array, Signature, TensorSpec
 from tests.support.loaded import loaded
 from tests.support.rules import parse
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import typer
 
-import onnxopt.cli  # noqa: F401 - registers the commands
-from onnxopt.commands.shared import app
+import onnxopt.cli.main  # noqa: F401 - registers the commands
+from onnxopt.cli.shared import app
 from tools.docs.blocks import cell, code, table
 from tools.docs.docstrings import parse
 

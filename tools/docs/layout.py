@@ -1,4 +1,4 @@
-"""The page of the rooms: each folder and module with the first line of its own docstring."""
+"""The page of the rooms: a line for each, in the order in which a model travels, then each folder file by file."""
 
 from __future__ import annotations
 
@@ -6,36 +6,51 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.test_house import ROOMS
 from tools.docs.blocks import cell, code, table
 from tools.docs.docstrings import parse
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("onnxopt", "passes", "models")
+TOPS = ("passes", "models")  # rooms that lie at the top of the repository
 
 
 def rooms() -> str:
-    """Return a table per folder: what stands directly in it, folders first."""
-    parts: list[str] = []
-    for top in FOLDERS:
-        for folder in _folders(ROOT / top):
-            rows = [[code(name), cell(said)] for name, said in _entries(folder)]
-            if rows:
+    """Return a table of all rooms, and a table per folder of what stands directly in it, folders first."""
+    parts = [table(["room", "what it is for"], [[code(_shown(room)), cell(_said(_face(room)))] for room in ROOMS])]
+    for room in ROOMS:
+        if _place(room).is_dir():
+            for folder in _folders(_place(room)):
                 parts += [f"## `{folder.relative_to(ROOT)}/`", cell(_said(folder / "__init__.py"))]
-                parts.append(table(["file", "what it is"], rows))
-    return "\n\n".join(part for part in parts if part)
+                if rows := [[code(name), cell(said)] for name, said in _entries(folder)]:
+                    parts.append(table(["file", "what it is"], rows))
+    return "\n\n".join(parts)
+
+
+def _place(room: str) -> Path:
+    return ROOT / room if room in TOPS else ROOT / "onnxopt" / room
+
+
+def _face(room: str) -> Path:
+    """Return the file whose docstring says what a room is for."""
+    place = _place(room)
+    return place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+
+
+def _shown(room: str) -> str:
+    return f"{room}/" if _place(room).is_dir() else f"{room}.py"
 
 
 def _folders(top: Path) -> Iterator[Path]:
-    """Give a folder and all packages in it; links lead to folders that are listed on their own."""
+    """Give a folder and all packages in it."""
     yield top
     for inner in sorted(top.iterdir()):
-        if inner.is_dir() and not inner.is_symlink() and (inner / "__init__.py").is_file():
+        if (inner / "__init__.py").is_file():
             yield from _folders(inner)
 
 
 def _entries(folder: Path) -> Iterator[tuple[str, str]]:
     for inner in sorted(folder.iterdir(), key=lambda path: (path.is_file(), path.name)):
-        if inner.is_dir() and not inner.is_symlink() and (inner / "__init__.py").is_file():
+        if (inner / "__init__.py").is_file():
             yield f"{inner.name}/", _said(inner / "__init__.py")
         elif inner.suffix == ".py" and inner.name != "__init__.py":
             yield inner.name, _said(inner)

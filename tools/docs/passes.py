@@ -8,9 +8,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from types import ModuleType
 
-from onnxopt.explain import describe_pass
-from onnxopt.registry import catalogue
+from onnxopt.pipeline.explain import describe_pass
 from onnxopt.rewrite import Rewrite
+from onnxopt.rewrite.registry import catalogue
 from tools.docs.blocks import cell, code, table
 from tools.docs.docstrings import markdown, parse
 

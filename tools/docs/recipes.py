@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxopt.recipe import Recipe, SampleFolder, all_recipes
+from onnxopt.load.source.recipe import Recipe, SampleFolder, all_recipes
 from tools.docs.blocks import code, table
 
 

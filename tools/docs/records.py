@@ -11,11 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from onnxopt import io_json
+from onnxopt.artifact import io_json
 from onnxopt.compress.report import Compression
 from onnxopt.distill.settings import Distillation
-from onnxopt.manifest import Manifest
-from onnxopt.measurements import Measurements
+from onnxopt.records.manifest import Manifest
+from onnxopt.records.measurements import Measurements
 from tools.docs.blocks import cell, code, table
 from tools.docs.docstrings import read
 

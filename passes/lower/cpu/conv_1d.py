@@ -22,11 +22,14 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxopt.filters import groups_of
 from onnxopt.graph import dims, opset
-from onnxopt.linears import name_after
-from onnxopt.patterns import Ops, Pat, constant
-from onnxopt.rewrite import AS_IS, Builder, Match, Reassociated, Rule, register
+from onnxopt.graph.filters import groups_of
+from onnxopt.graph.linears import name_after
+from onnxopt.rewrite import AS_IS, Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import constant
+from onnxopt.spec import Reassociated
 
 BLOCK = 16  # channels side by side with AVX-512; with AVX2 there are 8
 SPARE = 2  # the axis in front of the one that is convolved

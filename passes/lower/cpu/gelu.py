@@ -20,8 +20,10 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxopt.patterns import Ops, Pat
-from onnxopt.rewrite import AS_IS, Builder, Match, Reassociated, Rule, register
+from onnxopt.rewrite import AS_IS, Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Reassociated
 
 
 @register

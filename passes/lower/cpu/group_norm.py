@@ -26,8 +26,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import attribute, constant, dims, rank
-from onnxopt.patterns import Ops, Pat
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Reassociated
 
 
 @register

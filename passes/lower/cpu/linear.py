@@ -22,10 +22,13 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxopt.dimensions import with_leading_axes_of
 from onnxopt.graph import dims, known_dims, opset, rank
-from onnxopt.patterns import Ops, Pat, linear
-from onnxopt.rewrite import ALLOWS_ZERO, AS_IS, Builder, Match, Reassociated, Rule, register
+from onnxopt.graph.dimensions import with_leading_axes_of
+from onnxopt.rewrite import ALLOWS_ZERO, AS_IS, Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import linear
+from onnxopt.spec import Reassociated
 
 
 @register

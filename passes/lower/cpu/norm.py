@@ -22,8 +22,11 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxopt.graph import attribute, rank
-from onnxopt.patterns import Ops, Pat, constant
-from onnxopt.rewrite import AS_IS, Builder, Match, Reassociated, Rule, register
+from onnxopt.rewrite import AS_IS, Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import constant
+from onnxopt.spec import Reassociated
 
 
 @register

@@ -23,8 +23,11 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxopt.graph import attribute, dims, integers, number, rank
-from onnxopt.patterns import Ops, Pat, constant, either, scalar
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import constant, either, scalar
+from onnxopt.spec import Reassociated
 
 SMALLEST_NORM = 1e-10
 

@@ -26,11 +26,13 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import CONTRIB, attribute, dims, integers, is_constant, is_op, rank, remove_dead
-from onnxopt.model import Array
-from onnxopt.passes.fuse.padding_mask import padding_bias, padding_mask
-from onnxopt.patterns import Miss, Ops, State, Var
-from onnxopt.patterns import match as match_pattern
-from onnxopt.rewrite import Builder, Pass, Reassociated, register
+from onnxopt.passes.fuse.padding_mask import padding_bias
+from onnxopt.passes.words.masks import padding_mask
+from onnxopt.rewrite import Builder, Pass
+from onnxopt.rewrite.patterns import Miss, Ops, State, Var
+from onnxopt.rewrite.patterns import match as match_pattern
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Array, Reassociated
 
 TOKEN_WISE = frozenset(
     {"Add", "Mul", "Sub", "Div", "Sum", "Gelu", "Relu", "Tanh", "Sigmoid", "Erf", "MatMul", "LayerNormalization"}

@@ -25,11 +25,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.convs import BETWEEN, CARRYING
 from onnxopt.graph import attribute, constant, is_constant, number
-from onnxopt.patterns import Ops, Pat, Var
-from onnxopt.rewrite import Builder, Lossy, Match, Rule, register
-from onnxopt.spec import SQNR
+from onnxopt.graph.convs import BETWEEN, CARRYING
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat, Var
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import SQNR, Lossy
 
 Grid = tuple[ir.Value, ir.Value, ir.Value]  # codes, scale, zero point
 SIX, UNIT = 6 / 255, 1 / 255

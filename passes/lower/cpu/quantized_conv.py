@@ -22,12 +22,13 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.convs import clipped
 from onnxopt.graph import attribute, constant, dims, rank
-from onnxopt.patterns import Ops, Pat, Var
-from onnxopt.patterns import constant as any_constant
-from onnxopt.rewrite import Builder, Lossy, Match, Rule, register
-from onnxopt.spec import SQNR
+from onnxopt.graph.convs import clipped
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat, Var
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import constant as any_constant
+from onnxopt.spec import SQNR, Lossy
 
 CODES = (ir.DataType.UINT8, ir.DataType.INT8)
 

@@ -21,9 +21,12 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxopt.graph import attribute, constant, dims, rank
-from onnxopt.patterns import Ops, Pat, Var, either
-from onnxopt.patterns import constant as any_constant
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat, Var
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import constant as any_constant
+from onnxopt.rewrite.vocabulary import either
+from onnxopt.spec import Reassociated
 
 
 @register

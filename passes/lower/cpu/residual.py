@@ -23,8 +23,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import CONTRIB, PASS_KEY, attribute, constant, dims, is_constant, is_op, remove_dead
-from onnxopt.model import Array
-from onnxopt.rewrite import AS_IS, Pass, Reassociated, register
+from onnxopt.rewrite import AS_IS, Pass
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Array, Reassociated
 
 
 @register

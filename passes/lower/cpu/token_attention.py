@@ -21,10 +21,13 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxopt.graph import attribute, dims, rank
-from onnxopt.passes.fuse.padding_mask import padding_bias, padding_mask
-from onnxopt.passes.lower.cpu.attention import filter_value, raw_mask
-from onnxopt.patterns import Ops, Pat
-from onnxopt.rewrite import AS_IS, Builder, Match, Reassociated, Rule, register
+from onnxopt.passes.fuse.padding_mask import padding_bias
+from onnxopt.passes.lower.contrib.attention import filter_value
+from onnxopt.passes.words.masks import padding_mask, raw_mask
+from onnxopt.rewrite import AS_IS, Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Reassociated
 
 
 @register

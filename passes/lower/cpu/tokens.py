@@ -21,7 +21,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import PASS_KEY, attribute, dims, integers, is_constant, is_op, remove_dead
-from onnxopt.rewrite import Exact, Pass, register
+from onnxopt.rewrite import Pass
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Exact
 
 ELEMENTWISE = frozenset(
     {"Gelu", "FastGelu", "QuickGelu", "Relu", "Tanh", "Sigmoid", "Erf", "Sqrt", "Neg", "Abs", "Elu", "LeakyRelu"}

@@ -21,8 +21,11 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxopt.graph import rank
-from onnxopt.patterns import Ops, Pat, constant
-from onnxopt.rewrite import Builder, Match, Reassociated, Rule, register
+from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.rewrite.registry import register
+from onnxopt.rewrite.vocabulary import constant
+from onnxopt.spec import Reassociated
 
 
 @register

@@ -25,8 +25,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import CONTRIB, attribute, constant, dims, integers, is_constant, is_op, rank, remove_dead
-from onnxopt.rewrite import AS_IS, Builder, Pass, Reassociated, register
+from onnxopt.rewrite import AS_IS, Builder, Pass
+from onnxopt.rewrite.registry import register
 from onnxopt.sizes.derive import same_shape
+from onnxopt.spec import Reassociated
 
 MOST_TABLES = 3
 KERNEL = "EmbedLayerNormalization"

@@ -26,10 +26,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.cache import PADDING_KEY
 from onnxopt.graph import CONTRIB, STANDARD_DOMAINS, attribute, dims, is_constant, is_op, opset, rank, remove_dead
-from onnxopt.rewrite import AS_IS, Builder, Pass, Reassociated, register
-from onnxopt.sidegraph import is_contract
+from onnxopt.graph.cache import PADDING_KEY
+from onnxopt.probe.sidegraph import is_contract
+from onnxopt.rewrite import AS_IS, Builder, Pass
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Reassociated
 
 ALIKE = frozenset({"Add", "Mul", "Sub", "Div", "Sum", "Gelu", "Relu", "Tanh", "Sigmoid", "Erf"})
 ALIKE_OWN = frozenset({"BiasGelu", "FastGelu", "Gelu", "QuickGelu"})

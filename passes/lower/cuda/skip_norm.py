@@ -22,8 +22,10 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxopt.graph import CONTRIB, PASS_KEY, attribute, is_constant, is_op, rank, remove_dead
-from onnxopt.rewrite import Pass, Reassociated, register
+from onnxopt.rewrite import Pass
+from onnxopt.rewrite.registry import register
 from onnxopt.sizes.derive import same_shape
+from onnxopt.spec import Reassociated
 
 KERNELS = {"LayerNormalization": "SkipLayerNormalization", "RMSNormalization": "SkipSimplifiedLayerNormalization"}
 _SUM = 3  # which output of the kernel is the sum

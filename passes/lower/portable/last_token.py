@@ -22,10 +22,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.cache import SEQUENCE, TOTAL, keeps_packed
 from onnxopt.graph import attribute, dims, integers, is_op, number
-from onnxopt.passes.lower.cpu.cached_attention import ENDLESS
-from onnxopt.rewrite import Builder, Exact, Pass, register
+from onnxopt.graph.cache import SEQUENCE, TOTAL, keeps_packed
+from onnxopt.passes.words.layout import ENDLESS
+from onnxopt.rewrite import Builder, Pass
+from onnxopt.rewrite.registry import register
+from onnxopt.spec import Exact
 
 FAR = 2**31 - 1  # what counts as the end of an axis
 

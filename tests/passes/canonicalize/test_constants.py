@@ -1,8 +1,8 @@
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.driver import Driver
-from onnxopt.registry import get
+from onnxopt.proof.driver import Driver
+from onnxopt.rewrite.registry import get
 from tests.support.rules import observe, parse, run_passes
 
 CONSTANTS = """

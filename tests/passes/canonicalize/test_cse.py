@@ -2,7 +2,7 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 
-from onnxopt.registry import get
+from onnxopt.rewrite.registry import get
 from tests.support.rules import run_passes
 
 

@@ -2,8 +2,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from onnxopt.model import Array
-from onnxopt.registry import get
+from onnxopt.rewrite.registry import get
+from onnxopt.spec import Array
 from tests.support.rules import parse, run_passes
 
 TIED = """

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from onnxopt.model import Array
 from onnxopt.passes.canonicalize.reshape import constant_target
+from onnxopt.spec import Array
 from tests.support.rules import run_passes
 
 TARGETS = {  # the target of constant_target for a value of [batch, sequence, 8]

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxopt.model import Array
 from onnxopt.passes.canonicalize.sequence_split import SplitSequence
+from onnxopt.spec import Array
 from tests.support.rules import Outcome, parse, run_passes
 
 TAKEN = "a = SequenceAt(parts, first) b = SequenceAt(parts, second) y = Add(a, b)"

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from onnxopt.model import Array
+from onnxopt.spec import Array
 from tests.support.rules import Outcome, run_passes
 
 MERGE = "t = Transpose<perm=[0,2,1,3]>(a) y = Reshape(t, merge)"

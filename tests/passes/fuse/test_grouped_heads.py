@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxopt.model import Array
+from onnxopt.spec import Array
 from tests.support.rules import Outcome, run_passes
 
 ATTENTION = "y = Attention<scale=0.3>(q, kr, vr)"

@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from onnxopt.model import Array
+from onnxopt.spec import Array
 from tests.support.rules import Outcome, run_passes
 
 LOWEST = float(np.finfo(np.float32).min)

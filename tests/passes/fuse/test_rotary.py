@@ -3,7 +3,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from onnxopt.model import Array
+from onnxopt.spec import Array
 from tests.support.rules import SIZES, Outcome, run_passes
 
 FREQUENCIES = {4: [1.0, 0.1], 8: [1.0, 0.3, 0.1, 0.03], 6: [1.0, 0.2, 0.04]}

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from onnxopt.model import Array
+from onnxopt.spec import Array
 from tests.support.rules import Outcome, run_passes
 
 GENERATOR = np.random.default_rng(23)
@@ -60,7 +60,7 @@ def run(
 
 def rows_of(outcome: Outcome, *op_types: str) -> list[int]:
     """How many rows the operators of these types compute for one sentence of 9."""
-    from onnxopt.probe import GraphRunner
+    from onnxopt.probe.runners import GraphRunner
 
     values = [node.outputs[0] for node in outcome.model.graph if node.op_type in op_types]
     feeds: dict[str, Array] = {}

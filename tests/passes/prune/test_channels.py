@@ -3,10 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxopt.channels.moves import aligned
-from onnxopt.channels.walk import find_channels
-from onnxopt.model import Array
-from tests.support.rules import Outcome, parse, prepare, run_passes
+from onnxopt.graph.channels.moves import aligned
+from onnxopt.graph.channels.walk import find_channels
+from onnxopt.proof.prepare import prepare
+from onnxopt.spec import Array
+from tests.support.rules import Outcome, parse, run_passes
 
 GENERATOR = np.random.default_rng(17)
 NAME = "drop-dead-channels"

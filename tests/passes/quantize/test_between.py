@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from onnxopt.passes.quantize.between import QuantizeBetween
-from onnxopt.precision import Affine, Plan
+from onnxopt.qmath.precision import Affine, Plan
 from tests.support.rules import Outcome, run_passes
 
 SIGNED, POSITIVE = Affine(0.04, 120), Affine(0.025, 0)

@@ -11,9 +11,9 @@ import pytest
 
 from onnxopt.graph import constant
 from onnxopt.passes.quantize.half_precision import DTYPES, OWN, STANDARD, HalfPrecision, narrow
-from onnxopt.precision import HalfKind, HalfPlan
-from onnxopt.probe import GraphRunner
-from onnxopt.registry import get
+from onnxopt.probe.runners import GraphRunner
+from onnxopt.qmath.precision import HalfKind, HalfPlan
+from onnxopt.rewrite.registry import get
 from tests.support.rules import observe, parse
 
 WEIGHTS = {
@@ -36,7 +36,7 @@ def halved(
     text = f"g ({inputs}) => ({outputs}) {{ {nodes} }}"
     given = {**WEIGHTS, **(weights or {})}
     model = parse(text, {name: array for name, array in given.items() if name in text})
-    from onnxopt.pipeline import prepare
+    from onnxopt.proof.prepare import prepare
 
     observations = observe(model)
     prepare(model)

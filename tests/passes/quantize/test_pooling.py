@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from onnxopt.passes.quantize.pooling import SumTokensInOrder
-from onnxopt.precision import Plan, PlannedLinear, Precision
+from onnxopt.qmath.precision import Plan, PlannedLinear, Precision
 from tests.support.rules import run_passes
 
 STATIC = Plan({"w": PlannedLinear(Precision("int8"))})
@@ -24,7 +24,7 @@ def test_adds_row_to_row() -> None:
 
 @pytest.mark.parametrize("more", [1, 6, 37, 200])
 def test_padding_behind_a_text_changes_no_bit(more: int) -> None:
-    from onnxopt.probe import GraphRunner
+    from onnxopt.probe.runners import GraphRunner
 
     outcome = run_passes(POOLING, SumTokensInOrder(STATIC), weights={"one": np.array([1])})
     x = np.random.default_rng(0).standard_normal((1, 51, 8)).astype(np.float32)

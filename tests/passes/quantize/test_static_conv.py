@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from onnxopt.convs import exchanged, find_convs
+from onnxopt.graph.convs import exchanged, find_convs
 from onnxopt.passes.quantize.static_conv import QuantizeConv
-from onnxopt.precision import Affine, Plan
 from onnxopt.qmath.affine import bias_codes, kernels, wide_enough
+from onnxopt.qmath.precision import Affine, Plan
 from tests.support.convs import BODIES, SIGNED, WEIGHTS, planned, run_conv
 from tests.support.rules import parse, run_passes
 

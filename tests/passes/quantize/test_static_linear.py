@@ -3,10 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from onnxopt.model import Array
 from onnxopt.passes.quantize.static_linear import QuantizeLinearStatic
-from onnxopt.precision import Affine, Plan, PlannedLinear, Precision
 from onnxopt.qmath.affine import columns
+from onnxopt.qmath.precision import Affine, Plan, PlannedLinear, Precision
+from onnxopt.spec import Array
 from tests.support.rules import Outcome, run_passes
 
 SPELLINGS = {

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from onnxopt.graph import constant, dims, initializer_bytes
-from onnxopt.linears import find_linears, find_tables, label_of
-from onnxopt.model import Array
+from onnxopt.graph.linears import find_linears, find_tables, label_of
 from onnxopt.passes.quantize.weights import QuantizeEmbedding, QuantizeWeights4, QuantizeWeights8
-from onnxopt.precision import Plan, PlannedLinear, Precision
 from onnxopt.qmath.blocks import dequantize, quantize, sqnr_db
+from onnxopt.qmath.precision import Plan, PlannedLinear, Precision
+from onnxopt.spec import Array
 from tests.support.planned import plan_of, planned
 from tests.support.rules import parse, run_passes
 

@@ -3,7 +3,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from onnxopt.model import Array
+from onnxopt.spec import Array
 from tests.support.rules import Outcome, run_passes
 
 MASK = """
@@ -118,7 +118,7 @@ def test_a_sentence_without_any_key_does_not_disturb_the_others() -> None:
     mask = padded("holes")
     mask[2] = 0
     outcome = run(graph())
-    from onnxopt.probe import GraphRunner
+    from onnxopt.probe.runners import GraphRunner
 
     feeds = {"x": np.random.default_rng(3).standard_normal((4, 9, 8)).astype(np.float32), "key_mask": mask}
     expected = GraphRunner(outcome.original).run(feeds)[0]["y"]

@@ -5,10 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxopt.cache import CONTEXT_KEY, complete
-from onnxopt.model import Array
-from onnxopt.probe import GraphRunner
-from onnxopt.spec import PADDINGS, Padding
+from onnxopt.graph.cache import CONTEXT_KEY, complete
+from onnxopt.probe.runners import GraphRunner
+from onnxopt.spec import PADDINGS, Array, Padding
 from tests.support.cached import (
     ADDED,
     CAUSAL,

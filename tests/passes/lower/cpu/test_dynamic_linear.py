@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from onnxopt.passes.quantize.dynamic_linear import QuantizeLinearDynamic
-from onnxopt.precision import Plan, PlannedLinear, Precision
 from onnxopt.qmath.affine import columns
+from onnxopt.qmath.precision import Plan, PlannedLinear, Precision
 from tests.passes.quantize.test_static_linear import WEIGHT, WEIGHTS
 from tests.support.rules import run_passes
 

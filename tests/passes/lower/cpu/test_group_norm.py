@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from onnxopt.probe import GraphRunner
+from onnxopt.probe.runners import GraphRunner
 from tests.support.rules import Outcome, run_passes
 
 GENERATOR = np.random.default_rng(19)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from onnxopt.model import Array
-from onnxopt.probe import GraphRunner
+from onnxopt.probe.runners import GraphRunner
+from onnxopt.spec import Array
 from tests.support.rules import run_passes
 
 

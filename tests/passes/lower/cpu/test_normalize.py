@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from onnxopt.model import Array
+from onnxopt.spec import Array
 from tests.support.rules import Outcome, run_passes
 
 WEIGHTS: dict[str, Array] = {

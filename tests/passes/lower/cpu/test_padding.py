@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from onnxopt.model import Array
-from onnxopt.probe import GraphRunner
+from onnxopt.probe.runners import GraphRunner
+from onnxopt.spec import Array
 from tests.support.rules import Outcome, observe, parse, run_passes
 
 generator = np.random.default_rng(3)
@@ -116,9 +116,9 @@ def test_an_inner_value_that_is_an_output_is_restored_too() -> None:
 
 
 def test_the_proof_lets_padded_positions_change_and_nothing_else() -> None:
-    from onnxopt.driver import Driver
-    from onnxopt.pipeline import prepare
-    from onnxopt.registry import get
+    from onnxopt.proof.driver import Driver
+    from onnxopt.proof.prepare import prepare
+    from onnxopt.rewrite.registry import get
     from onnxopt.spec import Signature, TensorSpec
 
     model = parse(layer(), WEIGHTS)
@@ -148,11 +148,11 @@ def test_the_proof_lets_padded_positions_change_and_nothing_else() -> None:
 )
 def test_holds_back_where_the_identity_does_not_hold(text: str, why: str) -> None:
     model = parse(text.replace("Where (u, u, u)", "And (u, u)"), WEIGHTS)
-    from onnxopt.registry import get
+    from onnxopt.rewrite.registry import get
 
     before = [node.op_type for node in model.graph]
+    from onnxopt.probe.annotate import annotate
     from onnxopt.sizes import Derivation
-    from onnxopt.sizes.annotate import annotate
 
     if why != "mask not canonical":
         annotate(model, Derivation(), everything=True)

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from onnxopt.model import Array
 from onnxopt.passes.quantize.between import QuantizeBetween
-from onnxopt.precision import Affine, Plan
+from onnxopt.qmath.precision import Affine, Plan
+from onnxopt.spec import Array
 from tests.support.rules import Outcome, run_passes
 
 SIGNED, UNIT, POSITIVE = Affine(0.04, 120), Affine(1 / 255, 0), Affine(0.025, 0)

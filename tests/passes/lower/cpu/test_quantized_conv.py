@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from onnxopt.model import Array
 from onnxopt.passes.quantize.static_conv import QuantizeConv
-from onnxopt.precision import Affine, Plan, PlannedLinear, Precision
 from onnxopt.qmath.affine import bias_codes, kernels, rounded, symmetric, wide_enough
+from onnxopt.qmath.precision import Affine, Plan, PlannedLinear, Precision
+from onnxopt.spec import Array
 from tests.support.convs import BODIES, SIGNED, UNSIGNED, WEIGHTS, planned, run_conv
 from tests.support.rules import Outcome, run_passes
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from onnxopt.model import Array
+from onnxopt.spec import Array
 from tests.passes.lower.cpu.test_attention import HEADS, MASK, padded
 from tests.support.rules import Outcome, run_passes
 

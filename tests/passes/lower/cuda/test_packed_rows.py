@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxopt.cache import PADDING_KEY
-from onnxopt.probe import GraphRunner
+from onnxopt.graph.cache import PADDING_KEY
+from onnxopt.probe.runners import GraphRunner
 from tests.passes.lower.cpu.test_padding import WEIGHTS, ids, layer, masks
 from tests.support.rules import Outcome, parse, run_passes
 
@@ -71,7 +71,7 @@ def test_a_long_row_is_sorted_as_well() -> None:
 
 def test_running_it_again_changes_nothing() -> None:
     outcome = run(layer(), "left")
-    from onnxopt.registry import get
+    from onnxopt.rewrite.registry import get
 
     assert get("pack-rows").run(outcome.model) == 0  # type: ignore[attr-defined]  # a pass over the whole graph
 

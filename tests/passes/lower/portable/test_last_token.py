@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from onnxopt.cache import complete
 from onnxopt.errors import ProofError
-from onnxopt.model import Feeds
-from onnxopt.probe import GraphRunner
+from onnxopt.graph.cache import complete
+from onnxopt.probe.runners import GraphRunner
+from onnxopt.spec import Feeds
 from tests.support.cached import CAUSAL, VOCABULARY, WINDOW, Decoder, Lowered, lower
 
 FORMS = {

@@ -1,0 +1,262 @@
+"""Add a small runnable client to an artifact, for programs that have no Python, and a Triton model repository.
+
+A client lies in `clients/<stack>` of the artifact and repeats its golden cases with the stack's own ONNX Runtime; it
+exits with 0 when every case is reproduced, 1 when an output differs and 2 when it cannot run. For languages without a
+JSON reader of their own the cases are listed in `golden.tsv`: lines of tab-separated fields, `case N`,
+`input name dtype file sizes` and `output name dtype file sizes limit`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from onnxopt.artifact.io_json import IO_NAME, io_bytes, io_description
+from onnxopt.artifact.package import Artifact, file_record, read_golden
+from onnxopt.artifact.stacks import GENAI_NAME
+from onnxopt.errors import InputError
+from onnxopt.graph.files import DATA_NAME
+from onnxopt.records.manifest import MANIFEST_NAME, FileRecord, Manifest
+from onnxopt.run.session import MODEL_NAME
+from onnxopt.spec import TensorSpec
+from onnxopt.texts.tokenizer import TOKENIZER_NAME
+
+STACKS = ("node", "web", "genai", "triton", "cpp", "csharp", "java", "rust")
+CLIENTS_FOLDER = "clients"
+SHARD_BYTES = 2 << 30  # a browser's ArrayBuffer ends here
+_COMPILED = frozenset({"cpp", "csharp", "java", "rust"})
+_PROMPTS = ("The capital of France is", "def main():", "One")
+_EXPECTED_TOKENS = 12
+_RUN: Mapping[str, str] = {
+    "node": "npm install && npm test",
+    "web": "npm install && npm start",
+    "genai": "pip install -r requirements.txt && python generate.py",
+    "triton": "tritonserver --model-repository=.",
+    "cpp": "cmake -B build -DONNXRUNTIME_ROOT=... && cmake --build build && build/check_golden",
+    "csharp": "dotnet run",
+    "java": "mvn -q compile exec:java",
+    "rust": "cargo run --release",
+}
+# Triton's names of dtypes (model_config.proto, DataType)
+_TRITON = {
+    "bool": "TYPE_BOOL",
+    **{f"{sign}int{bits}": f"TYPE_{sign.upper()}INT{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    "float16": "TYPE_FP16",
+    "float32": "TYPE_FP32",
+    "float64": "TYPE_FP64",
+    "bfloat16": "TYPE_BF16",
+}
+
+
+@dataclass(frozen=True)
+class Client:
+    """A client that was added.
+
+    Attributes:
+        stack: one of `STACKS`.
+        folder: where it lies.
+        command: how it is run there.
+        files: what was written, by path in the artifact.
+    """
+
+    stack: str
+    folder: Path
+    command: str
+    files: tuple[str, ...]
+
+
+def add_client(artifact: str | Path, stack: str) -> Client:
+    """Write a client into an artifact and list its files in the manifest.
+
+    Args:
+        artifact: the folder.
+        stack: one of `STACKS`; one that is there already is replaced.
+
+    Raises:
+        InputError: when the artifact cannot be read or written, or the stack cannot serve it.
+    """
+    if stack not in STACKS:
+        raise InputError(f"unknown stack {stack!r}", hint=f"use one of {', '.join(STACKS)}")
+    opened = Artifact.open(artifact)
+    folder, manifest = opened.path, opened.manifest
+    _check(stack, folder, manifest)
+    place = folder / CLIENTS_FOLDER / stack
+    try:
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        if stack == "triton":
+            _write_triton(place, folder, manifest)
+        else:
+            _copy(resources.files("onnxopt.artifact") / "templates" / "clients" / stack, place)
+        if stack in _COMPILED:
+            (place / "golden.tsv").write_text("\n".join(_golden_lines(folder)) + "\n", encoding="utf-8", newline="\n")
+        if stack == "genai":
+            _write_expected(place, folder)
+        content = io_description(folder, manifest.name, manifest.task, manifest.signature, manifest.decoding)
+        (folder / IO_NAME).write_bytes(io_bytes(content))
+        files = tuple(sorted(path.relative_to(folder).as_posix() for path in place.rglob("*") if path.is_file()))
+        _record(folder, manifest, stack, (*files, IO_NAME))
+    except OSError as error:
+        raise InputError(f"cannot be written ({error.strerror})", where=str(place)) from error
+    return Client(stack, place, _RUN[stack], files)
+
+
+def _check(stack: str, folder: Path, manifest: Manifest) -> None:
+    if manifest.parts:
+        raise InputError(
+            f"is made of {len(manifest.parts)} graphs, the clients run one",
+            where=str(folder),
+            hint="use Generator, or export the encoder alone",
+        )
+    if stack == "genai" and not (folder / GENAI_NAME).is_file():
+        raise InputError(
+            f"has no {GENAI_NAME}: onnxruntime-genai runs language models with a cache",
+            where=str(folder),
+            hint="optimize a text-generation checkpoint",
+        )
+    if stack == "genai" and not (folder / TOKENIZER_NAME).is_file():
+        raise InputError(f"has no {TOKENIZER_NAME}", where=str(folder), hint="copy it from the checkpoint")
+    if stack == "web":
+        large = next((name for name, record in manifest.files.items() if record.size_bytes >= SHARD_BYTES), None)
+        if large:
+            raise InputError(
+                f"{large} is 2 GiB or more, which a browser cannot hold", where=str(folder), hint="quantize the model"
+            )
+
+
+def _copy(source: Traversable, place: Path) -> None:
+    for entry in source.iterdir():
+        if entry.is_dir():
+            (place / entry.name).mkdir()
+            _copy(entry, place / entry.name)
+        else:
+            (place / entry.name).write_bytes(entry.read_bytes())
+
+
+def _golden_lines(folder: Path) -> Iterator[str]:
+    for number, case in enumerate(read_golden(folder)):
+        yield f"case\t{number}"
+        for kind in ("input", "output"):
+            for entry in case.entries[f"{kind}s"]:
+                name = str(entry["name"])
+                if re.search(r"[\t\r\n]", name):
+                    raise InputError(f"the tensor name {name!r} cannot stand in a line", where=str(folder))
+                fields = [kind, name, str(entry["dtype"]), str(entry["file"]), ",".join(map(str, entry["shape"]))]
+                yield "\t".join(fields + ([repr(float(entry["max_absolute_error"]))] if kind == "output" else []))
+
+
+def _write_expected(place: Path, folder: Path) -> None:
+    """Write what the model says after some texts, greedily, as this machine computes it."""
+    from onnxopt.run.generate.generator import Generator
+
+    generator = Generator(folder)
+    cases: list[dict[str, Any]] = []
+    for text in _PROMPTS:
+        found = generator.generate([text], max_new_tokens=_EXPECTED_TOKENS, chat=False).results[0]
+        ids = generator.tokenizer.encode(text).ids
+        if found.tokens:
+            cases.append({"text": text, "prompt": list(ids), "tokens": list(found.tokens)})
+    (place / "expected.json").write_bytes(_lines_of(cases))
+
+
+def _lines_of(cases: list[dict[str, Any]]) -> bytes:
+    """Return a list of objects as JSON, one to a line."""
+    return ("[\n" + ",\n".join("  " + json.dumps(case, ensure_ascii=False) for case in cases) + "\n]\n").encode()
+
+
+def _record(folder: Path, manifest: Manifest, stack: str, names: tuple[str, ...]) -> None:
+    """List files in the manifest, in place of those of an older client of the same stack."""
+    beginning = f"{CLIENTS_FOLDER}/{stack}/"
+    kept = {name: record for name, record in manifest.files.items() if not name.startswith(beginning)}
+    added: dict[str, FileRecord] = {name: file_record(folder / name) for name in names}
+    changed = manifest.model_copy(update={"files": dict(sorted({**kept, **added}.items()))})
+    fresh = folder / f".{MANIFEST_NAME}.part"
+    fresh.write_text(changed.to_json(), encoding="utf-8", newline="\n")
+    fresh.replace(folder / MANIFEST_NAME)
+
+
+# Triton
+
+
+def _write_triton(place: Path, folder: Path, manifest: Manifest) -> None:
+    name = triton_name(manifest.name)
+    version = place / name / "1"
+    version.mkdir(parents=True)
+    for file in (MODEL_NAME, DATA_NAME):
+        if (folder / file).is_file():
+            _link(folder / file, version / file)
+    (place / name / "config.pbtxt").write_text(triton_config(manifest), encoding="utf-8", newline="\n")
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def triton_name(name: str) -> str:
+    """Return the name of a model as Triton's folder."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name) or "model"
+
+
+def triton_config(manifest: Manifest) -> str:
+    """Return `config.pbtxt` of an artifact: tensors, dynamic batching, and for TensorRT the range of shapes.
+
+    Source: Triton's model_config.proto, and the optimization parameters of its onnxruntime backend.
+    """
+    signature = manifest.signature
+    specs = (*signature.inputs, *signature.outputs)
+    batched = all(spec.axes and spec.axes[0] in {"batch", "batch_size"} for spec in specs) and not manifest.decoding
+    largest = max((shape.get("batch", 1) for shape in manifest.workload.shapes), default=1)
+    lines = [
+        f'name: "{triton_name(manifest.name)}"',
+        'backend: "onnxruntime"',
+        f"max_batch_size: {max(largest, 32) if batched else 0}",
+    ]
+    for kind, tensors in (("input", signature.inputs), ("output", signature.outputs)):
+        for spec in tensors:
+            lines += _triton_tensor(kind, spec, batched=batched)
+    if batched:
+        # Triton joins requests of equal shape; the others wait, or run alone when they have waited long enough
+        lines += ["dynamic_batching {", "  max_queue_delay_microseconds: 2000", "}"]
+    on_gpu = manifest.target.provider in {"cuda", "tensorrt"}
+    lines += ["instance_group [", f"  {{ kind: {'KIND_GPU' if on_gpu else 'KIND_CPU'} count: 1 }}", "]"]
+    if manifest.target.provider == "tensorrt":
+        lines += _triton_tensorrt(manifest)
+    return "\n".join(lines) + "\n"
+
+
+def _triton_tensor(kind: str, spec: TensorSpec, *, batched: bool) -> list[str]:
+    axes = spec.axes[1:] if batched else spec.axes
+    sizes = ", ".join(str(axis if isinstance(axis, int) else -1) for axis in axes)
+    # a tensor with no axis but the batch is a vector of one element to Triton, which it turns back
+    shape = [f"    dims: [ {sizes or 1} ]"] + ([] if axes else ["    reshape: { shape: [ ] }"])
+    return [f"{kind} [", "  {", f'    name: "{spec.name}"', f"    data_type: {_triton_type(spec)}", *shape, "  }", "]"]
+
+
+def _triton_type(spec: TensorSpec) -> str:
+    if spec.dtype not in _TRITON:
+        raise InputError(f"{spec.name!r} is {spec.dtype}, which Triton does not know")
+    return _TRITON[spec.dtype]
+
+
+def _triton_tensorrt(manifest: Manifest) -> list[str]:
+    from onnxopt.run.providers import profiles
+
+    found = profiles(manifest.signature.inputs, manifest.workload)
+    parameters = {f"trt_profile_{kind}_shapes": shapes for kind, shapes in found.items()}
+    parameters |= {"trt_engine_cache_enable": "true", "trt_engine_cache_path": "/tmp/tensorrt"}  # noqa: S108  # in Triton's container
+    lines = ["optimization {", "  execution_accelerators {", "    gpu_execution_accelerator [", "      {"]
+    lines.append('        name: "tensorrt"')
+    lines += [f'        parameters {{ key: "{key}" value: "{value}" }}' for key, value in parameters.items()]
+    return [*lines, "      }", "    ]", "  }", "}"]

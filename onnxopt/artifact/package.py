@@ -1,0 +1,403 @@
+"""Write a result as an artifact folder, all of it or nothing, and read one back.
+
+An artifact::
+
+    model.onnx            the graph; weights too, up to EXTERNAL_DATA_BYTES
+    model.onnx_data       the weights of a larger model, under the name that transformers.js looks for
+    tokenizer.json, ...   tokenizer, processor and config files, in the folders the checkpoint had them in
+    genai_config.json     for a decoder: what onnxruntime-genai must know of it
+    encoder_model.onnx    for an encoder-decoder two graphs in place of one, and golden/encoder, golden/decoder
+    decoder_model.onnx
+    io.json               what a program must know of inputs, padding and outputs
+    golden/golden.json    the cases below: names, dtypes, shapes, tolerances
+    golden/inputs_0.npz   one file per case for Python, without pickles
+    golden/outputs_0.npz
+    golden/inputs_0_0.bin one file per tensor for everyone else: raw elements, row-major, little-endian
+    golden/outputs_0_0.bin
+    manifest.json         what the inputs decide: same inputs, same bytes
+    measurements.json     what differs between runs: date, latencies
+
+Everything is written into a folder beside the destination and moved into place with a rename.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import onnx_ir as ir
+
+from onnxopt.artifact.golden import (
+    GOLDEN_FOLDER,
+    Golden,
+    GoldenCase,
+    GoldenDifference,
+    check_cases,
+    read_cases,
+    write_golden,
+)
+from onnxopt.artifact.io_json import IO_NAME, io_bytes, io_description
+from onnxopt.artifact.place import check_output_folder, resolved
+from onnxopt.artifact.stacks import GENAI_NAME, served_model, stack_files
+from onnxopt.errors import InputError, PassAuthorError
+from onnxopt.graph import CONTRIB, attribute, is_op
+from onnxopt.graph.cache import Cache, encoded_name, served
+from onnxopt.graph.files import DATA_NAME
+from onnxopt.graph.sides import Crossings
+from onnxopt.host.folders import folder_in_place, sync
+from onnxopt.host.machine import describe_machine, versions
+from onnxopt.load.loaded import Loaded
+from onnxopt.probe.annotate import name_outputs
+from onnxopt.probe.crossing import crossings_of
+from onnxopt.records.manifest import MANIFEST_NAME, DecodingRecord, Evidence, FileRecord, HalfRecord, Manifest
+from onnxopt.records.measurements import MEASUREMENTS_NAME, Measurements
+from onnxopt.run.session import MODEL_NAME, Session
+from onnxopt.spec import Budget, Target, Workload
+
+EXTERNAL_DATA_BYTES = 1_500_000_000  # a protobuf file ends at 2 GiB; the graph itself and its readers need room
+_INLINE_BELOW_BYTES = 1024  # shapes and scalars stay in the graph, where shape inference can read them
+_PIECE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Half:
+    """One graph of an encoder-decoder, finished.
+
+    Attributes:
+        name: `encoder` or `decoder`.
+        model: the graph.
+        loaded: what it was made from.
+        evidence: what was found out about it alone.
+        golden: its cases.
+    """
+
+    name: str
+    model: ir.Model
+    loaded: Loaded
+    evidence: Evidence
+    golden: Sequence[Golden]
+
+    @property
+    def file(self) -> str:
+        """Name of its file, as transformers.js and optimum say it."""
+        return f"{self.name}_{MODEL_NAME}"
+
+    @property
+    def record(self) -> HalfRecord:
+        """What the manifest says of it."""
+        found = self.evidence
+        return HalfRecord(
+            file=self.file,
+            signature=served(self.loaded.signature, self.loaded.names),
+            blocks=found.blocks,
+            nodes_before=found.nodes_before,
+            nodes_after=found.nodes_after,
+            golden=f"{GOLDEN_FOLDER}/{self.name}",
+            shipped=found.shipped,
+        )
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An output folder.
+
+    Attributes:
+        path: the folder.
+        manifest: what it says of itself.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def model_path(self) -> Path:
+        """The .onnx file."""
+        return self.path / MODEL_NAME
+
+    @property
+    def measurements(self) -> Measurements | None:
+        """Date and latencies of the run that wrote it; None when they were removed."""
+        return Measurements.read(self.path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Artifact:
+        """Open an artifact folder.
+
+        Raises:
+            InputError: when it is none, or a file of it is missing or has another size.
+        """
+        folder = Path(path)
+        manifest = Manifest.read(folder)
+        for name, record in manifest.files.items():
+            path = _member(folder, name)
+            size = path.stat().st_size if path.is_file() else None
+            if size != record.size_bytes:
+                found = "missing" if size is None else f"{size} bytes long, the manifest says {record.size_bytes}"
+                raise InputError(f"is {found}", where=str(path), hint="make the artifact again")
+        return cls(folder, manifest)
+
+    def session(self, *, target: Target | None = None, threads: int | None = None) -> Session:
+        """Open the model in ONNX Runtime."""
+        return Session(self.path, target=target, threads=threads)
+
+    def changed_files(self) -> list[str]:
+        """Return the files whose bytes are not those in the manifest."""
+        return [name for name, record in self.manifest.files.items() if file_record(_member(self.path, name)) != record]
+
+
+def write_artifact(
+    out: Path,
+    model: ir.Model,
+    loaded: Loaded,
+    *,
+    target: Target,
+    workload: Workload,
+    budget: Budget,
+    evidence: Evidence,
+    golden: Sequence[Golden],
+    measurements: Measurements | None = None,
+    extras: Mapping[str, bytes | Callable[[Manifest], bytes]] | None = None,
+    halves: Sequence[Half] = (),
+) -> Artifact:
+    """Write everything a program needs to serve the model.
+
+    The bytes of every file but `measurements.json` and the extras follow from the arguments, the installed versions
+    and the machine. `origin["folder"]` is where the checkpoint lies on this machine; it places the assets and is not
+    written.
+
+    Args:
+        out: the folder to make; an artifact or empty folder that is there already is replaced.
+        model: the finished graph.
+        loaded: what it was made from: name, signature, task, assets, origin.
+        target: where it is meant to run.
+        workload: what it was optimized for.
+        budget: how far its answer may be off.
+        evidence: the proof, the ledger and the counts; `bytes_after` is filled in here, the loader's notes come first.
+        golden: cases with expected outputs.
+        measurements: date and latencies.
+        extras: more files by name, such as `report.html`, whose bytes may differ between runs; a function makes them
+            out of the manifest.
+        halves: of an encoder-decoder, its two graphs; they and their cases are written in place of `model` and
+            `golden`, and `model` is the decoder.
+
+    Returns:
+        The artifact.
+
+    Raises:
+        InputError: when the folder cannot be written or holds something else.
+    """
+    out = resolved(out)
+    check_output_folder(out)
+    with folder_in_place(out) as folder:
+        graphs = [(half.file, half.model, half.loaded) for half in halves]
+        model_files = []
+        for name, graph, given in graphs or [(MODEL_NAME, model, loaded)]:
+            name_outputs(graph, given.signature)
+            graph.metadata_props.update(_crossings(graph, loaded).to_metadata())
+            model_files += _write_model(served_model(graph, given.signature, given.names), folder, name)
+        _copy_assets(loaded, folder, taken=model_files)
+        decoding = decoding_of(model, halves[-1].loaded if halves else loaded)
+        signature = served(loaded.signature, loaded.names)
+        for name, content in stack_files(folder, signature, decoding, provider=target.provider).items():
+            _write(folder / name, content)
+        if not halves:
+            described = io_description(folder, loaded.name, loaded.task, signature, decoding, proved=evidence.proved)
+            _write(folder / IO_NAME, io_bytes(described))
+        for place, cases in [(half.record.golden, half.golden) for half in halves] or [(GOLDEN_FOLDER, golden)]:
+            write_golden(cases, folder / place)
+        hashed = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        changing = dict(extras or {})
+        if measurements is not None:
+            changing[MEASUREMENTS_NAME] = measurements.to_json().encode()
+        for name in changing:
+            _check_name(name, taken={*hashed, MANIFEST_NAME})
+        size = sum((folder / name).stat().st_size for name in model_files)
+        manifest = Manifest(
+            name=loaded.name,
+            origin={key: value for key, value in loaded.origin.items() if key != "folder"},
+            task=loaded.task,
+            random_weights=loaded.random_weights,
+            signature=signature,
+            decoding=decoding,
+            parts={half.name: half.record for half in halves},
+            target=target,
+            workload=workload,
+            budget=budget,
+            versions=versions(),
+            machine=describe_machine(),
+            files={name: file_record(folder / name) for name in hashed},
+            extras=tuple(sorted(changing)),
+            **{name: getattr(evidence, name) for name in Evidence.model_fields}
+            | {"bytes_after": size, "notes": tuple(dict.fromkeys((*loaded.notes, *evidence.notes)))},
+        )
+        for name, extra in changing.items():
+            _write(folder / name, extra if isinstance(extra, bytes) else extra(manifest))
+        _write(folder / MANIFEST_NAME, manifest.to_json().encode())
+        sync(folder)
+    return Artifact(out, Manifest.read(out))
+
+
+def decoding_of(model: ir.Model, loaded: Loaded) -> DecodingRecord | None:
+    """Return how a decoder is run, None for a model without a cache."""
+    cache = Cache.of(loaded.signature)
+    logits = next((spec for spec in loaded.signature.outputs if spec.name == "logits"), None)
+    if cache is None or logits is None:
+        return None
+    past = {spec.name for spec in cache.inputs}
+    readers = [use.node for value in model.graph.inputs if value.name in past for use in value.uses()]
+    vocabulary, context = logits.axes[-1], int(loaded.origin.get("context_length", 0))
+    found = _crossings(model, loaded)
+    if found.endless_from:  # no cache can follow: every token more would ask for another one
+        context = found.endless_from
+    return DecodingRecord(
+        shared_buffers=all(
+            is_op(node, "GroupQueryAttention", domain=CONTRIB) or _reads_batch(node) for node in readers
+        ),
+        logits="last" if logits.axes[1] == 1 else "all",
+        context_length=context,
+        vocabulary=vocabulary if isinstance(vocabulary, int) else 0,
+        crossings=found.at,
+        crossing=loaded.origin.get("crossing", "reread"),
+        endless_from=found.endless_from,
+    )
+
+
+def _crossings(model: ir.Model, loaded: Loaded) -> Crossings:
+    """Return where rotary tables change; nowhere in one half of a pair, where both sides count for themselves."""
+    names = {spec.name for spec in loaded.signature.inputs}
+    if any(map(encoded_name, names)) or not {"input_ids", "attention_mask"} <= names:
+        return Crossings()
+    found = crossings_of(model, longest=int(loaded.origin.get("context_length", 0)))
+    return replace(found, endless_from=found.endless_from or int(loaded.origin.get("endless_from", 0)))
+
+
+def _reads_batch(node: ir.Node) -> bool:
+    """Tell whether a node reads the size of the batch alone, which is no matter of how long a buffer is."""
+    return is_op(node, "Shape") and not attribute(node, "start") and attribute(node, "end") == 1
+
+
+def check_golden(path: str | Path, *, target: Target | None = None) -> list[GoldenDifference]:
+    """Run an artifact on its golden inputs in a default session.
+
+    Args:
+        path: the artifact.
+        target: where to run; the default is the artifact's own target.
+
+    Returns:
+        What differs; empty when every case is reproduced.
+
+    Raises:
+        InputError: when the artifact or its golden files cannot be read.
+    """
+    artifact = Artifact.open(path)
+    parts = artifact.manifest.parts
+    if not parts:
+        return check_cases(artifact.session(target=target), artifact.path / GOLDEN_FOLDER)
+    chosen = target or Target(artifact.manifest.target.provider)
+    return [
+        difference
+        for part in parts.values()
+        for difference in check_cases(
+            Session(_member(artifact.path, part.file), target=chosen), _member(artifact.path, part.golden)
+        )
+    ]
+
+
+def read_golden(folder: Path) -> list[GoldenCase]:
+    """Read the golden cases of an artifact folder.
+
+    Raises:
+        InputError: when they are missing or damaged.
+    """
+    return read_cases(Path(folder) / GOLDEN_FOLDER)
+
+
+# Where it goes
+
+
+# What is in it
+
+
+def _write_model(model: ir.Model, folder: Path, name: str) -> list[str]:
+    """Write the graph and return the names of its files. The model in memory stays as it is."""
+    total = sum(
+        value.const_value.nbytes
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
+    path, beside = folder / name, f"{name}_data"
+    # with `external_data` set, tensors up to the threshold are read into the graph wherever they lay before
+    threshold = _INLINE_BELOW_BYTES if total > EXTERNAL_DATA_BYTES else total
+    ir.save(model, path, external_data=beside, size_threshold_bytes=threshold)
+    data = folder / beside
+    if total <= EXTERNAL_DATA_BYTES:
+        data.unlink(missing_ok=True)
+        return [name]
+    return [name, beside]
+
+
+def _copy_assets(loaded: Loaded, folder: Path, *, taken: Sequence[str]) -> None:
+    reserved = {MODEL_NAME, DATA_NAME, MANIFEST_NAME, MEASUREMENTS_NAME, GENAI_NAME, IO_NAME, GOLDEN_FOLDER, *taken}
+    for name, source in _placed(loaded).items():
+        _check_name(name, taken=reserved)
+        reserved.add(name)
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(source, place)  # follows the links of the Hub's cache
+        except FileNotFoundError as error:
+            raise InputError("vanished while the model was being made", where=str(source)) from error
+
+
+def _placed(loaded: Loaded) -> dict[str, Path]:
+    """Return the assets by their place: relative to the checkpoint's folder, or to their own deepest common folder."""
+    if not loaded.assets:
+        return {}
+    assets = [Path(os.path.abspath(asset)) for asset in loaded.assets]  # noqa: PTH100  # links must stay unresolved
+    given = loaded.origin.get("folder")
+    base = Path(os.path.abspath(given)) if given else Path(os.path.commonpath([asset.parent for asset in assets]))  # noqa: PTH100
+    placed: dict[str, Path] = {}
+    for asset in assets:
+        name = asset.relative_to(base).as_posix() if asset.is_relative_to(base) else asset.name
+        if name in placed:
+            raise InputError(f"two files want to be {name}", where=f"{placed[name]}, {asset}")
+        placed[name] = asset
+    return placed
+
+
+def _check_name(name: str, *, taken: set[str]) -> None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in name:
+        raise PassAuthorError(f"an artifact cannot hold a file named {name!r}")
+    if name in taken or path.parts[0] == GOLDEN_FOLDER or path.parts[0] in {MODEL_NAME, MANIFEST_NAME}:
+        raise InputError(f"the checkpoint's file {name} has a name that the artifact needs", hint="rename it")
+
+
+# Files
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def file_record(path: Path) -> FileRecord:
+    """Return digest and size of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while piece := file.read(_PIECE_BYTES):
+            digest.update(piece)
+    return FileRecord(sha256=digest.hexdigest(), size_bytes=path.stat().st_size)
+
+
+def _member(folder: Path, name: str) -> Path:
+    """Return a file of an artifact by the name its manifest gives, which may be anyone's manifest."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name:
+        raise InputError(f"names the file {name!r} outside of the artifact", where=str(folder / MANIFEST_NAME))
+    return folder / path

@@ -1,0 +1,243 @@
+"""`onnxopt prune | distill | compress`: make models smaller and teach them what they lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from onnxopt.cli.shared import (
+    JsonOption,
+    QuietOption,
+    VerboseOption,
+    app,
+    configure_logging,
+    err_console,
+    out_console,
+    print_json,
+)
+from onnxopt.errors import InputError
+
+if TYPE_CHECKING:
+    from onnxopt.records.record import Record
+
+
+class ScheduleName(str, Enum):
+    """How the learning rate falls."""
+
+    cosine = "cosine"
+    linear = "linear"
+    constant = "constant"
+
+
+class MixedName(str, Enum):
+    """What to multiply in."""
+
+    no = "no"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class ImportanceName(str, Enum):
+    """How what goes is chosen."""
+
+    error = "error"
+    activation = "activation"
+    magnitude = "magnitude"
+
+
+class AllocationName(str, Enum):
+    """How much each layer loses."""
+
+    uniform = "uniform"
+    sensitivity = "sensitivity"
+
+
+@app.command(
+    epilog='Examples: `onnxopt prune minilm "ffn=33%" -o build/minilm-narrow` · '
+    '`onnxopt prune smollm2-135m "layers=6" -o build/smollm2-24` · '
+    '`onnxopt prune minilm "ffn=auto" --budget "cosine>=0.98" -o build/minilm-fast` · '
+    '`onnxopt prune minilm "vocab=keep:texts.txt" -o build/minilm-own-words` · '
+    '`onnxopt prune resnet.onnx "channels=25%" --data images/ -o build/resnet-narrow`'
+)
+def prune(
+    source: Annotated[str, typer.Argument(help="Sample or recipe name, Hub id, checkpoint folder, or .onnx file.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="WHAT",
+            help="ffn=25%, heads=2, layers=2 (or layers=2:last, layers=2:random), channels=25%, vocab=keep:texts.txt, "
+            "zeros=2:4; with commas. ffn=auto, heads=auto, channels=auto: as much as makes it fastest within --budget.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write: a checkpoint, or model.onnx.")],
+    data: Annotated[str, typer.Option("--data", help="Calibration data: builtin, a file or a folder.")] = "builtin",
+    importance: Annotated[
+        ImportanceName, typer.Option("--importance", help="By the error left, by activations, or by weights alone.")
+    ] = ImportanceName.error,
+    compensate: Annotated[
+        bool, typer.Option("--compensate/--no-compensate", help="Refit what stays by least squares.")
+    ] = True,
+    align: Annotated[int, typer.Option("--align", min=1, help="Sizes that stay are multiples of this.")] = 16,
+    allocation: Annotated[
+        AllocationName, typer.Option("--allocation", help="The same share everywhere, or more where it costs less.")
+    ] = AllocationName.uniform,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="What must be left on held-out data, such as cosine>=0.97.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of what is drawn.")] = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Make a model smaller: layers, channels, heads, vocabulary; the rest is refitted, nothing is trained."""
+    configure_logging(verbose=verbose)
+    from onnxopt.cli.live import LiveView, size_text
+    from onnxopt.judge.metrics import MetricBudget
+    from onnxopt.prune.run import prune as run
+    from onnxopt.prune.spec import PruneSpec
+
+    spec = PruneSpec.parse(
+        what,
+        importance=importance.value,
+        compensate=compensate,
+        align=align,
+        allocation=allocation.value,
+        seed=seed,
+    )
+    with LiveView(err_console, enabled=not (quiet or as_json)) as view:
+        record = run(
+            source,
+            spec,
+            out,
+            data=data,
+            budget=MetricBudget.parse(budget) if budget else None,
+            say=lambda step: view.say("prune", step),
+        )
+    share = 1 - record.bytes_after / max(record.bytes_before, 1)
+    size = f"{size_text(record.bytes_before)} before, {size_text(record.bytes_after)} after ({share:.0%} smaller)"
+    _tell(out, {"pruning": record}, [*record.notes, size, f"written       {out}"], as_json=as_json, quiet=quiet)
+
+
+@app.command(
+    epilog='Examples: `onnxopt distill minilm --student "layers=3" -o build/minilm-3` · '
+    '`onnxopt distill gpt2-mini --student "ffn=25%" --steps 200 -o build/gpt2-small` · '
+    "`onnxopt distill smollm2-135m --student ./mine --data texts.jsonl --processes 2 -o build/mine`"
+)
+def distill(
+    teacher: Annotated[str, typer.Argument(help="Sample or recipe name, Hub id, or checkpoint folder.")],
+    student: Annotated[
+        str, typer.Option("--student", help='"layers=6" (how many stay), "ffn=25%" (how much goes), or a folder.')
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Checkpoint folder to write.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", help="Text file, .jsonl with text and label, or builtin; may be repeated."),
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Weight updates.")] = 200,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Rows of an update, over all processes.")] = 16,
+    length: Annotated[int, typer.Option("--length", min=2, help="Tokens of a row.")] = 128,
+    accumulate: Annotated[int, typer.Option("--accumulate", min=1, help="Pieces that an update is cut into.")] = 1,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", help="The highest one.")] = 5e-4,
+    schedule: Annotated[ScheduleName, typer.Option("--schedule", help="How it falls.")] = ScheduleName.cosine,
+    loss: Annotated[
+        list[str] | None,
+        typer.Option("--loss", help="logits, hidden, attention, embedding or task, with a weight: hidden=0.5; repeat."),
+    ] = None,
+    temperature: Annotated[float, typer.Option("--temperature", help="Softens the distributions.")] = 2.0,
+    top_k: Annotated[int, typer.Option("--top-k", min=0, help="Teacher's logits that count one by one; 0: all.")] = 0,
+    cache_teacher: Annotated[
+        bool, typer.Option("--cache-teacher", help="Ask the teacher once per row and keep its top k on disk.")
+    ] = False,
+    mixed_precision: Annotated[MixedName, typer.Option("--mixed-precision", help="Multiply in it.")] = MixedName.no,
+    evaluate: Annotated[
+        str, typer.Option("--evaluate", help="Text to look at: builtin or a file; a share of the rows by default.")
+    ] = "",
+    evaluate_every: Annotated[int, typer.Option("--evaluate-every", min=0, help="Updates between looks.")] = 0,
+    patience: Annotated[int, typer.Option("--patience", min=0, help="Stop after so many looks without gain.")] = 0,
+    save_every: Annotated[int, typer.Option("--save-every", min=0, help="Updates between saved states.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved state.")] = False,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Processes that accelerate starts here.")] = 1,
+    job: Annotated[
+        Path | None,
+        typer.Option("--write-job", help="Write the job for `accelerate launch -m onnxopt.distill.worker` and stop."),
+    ] = None,
+    task: Annotated[str, typer.Option("--task", help="transformers task; found when not given.")] = "",
+    seed: Annotated[int, typer.Option("--seed", help="Same seed, same student.")] = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Teach a small model what a large one does; the result is a checkpoint for `optimize`."""
+    given = dict(locals())  # whatever is named like a setting is that setting
+    configure_logging(verbose=verbose)
+    from onnxopt.cli.live import LiveView
+    from onnxopt.distill.run import distill as run
+    from onnxopt.distill.run import write_job
+    from onnxopt.distill.settings import Settings
+
+    options: dict[str, Any] = {name: value for name, value in given.items() if name in Settings.model_fields}
+    options |= {"data": tuple(data or ("builtin",)), "losses": dict(_weighted(one) for one in loss or ())}
+    options |= {"schedule": schedule.value, "mixed_precision": mixed_precision.value}
+    del options["teacher"], options["student"]
+    if job is not None:
+        write_job(Settings.made(teacher=teacher, student=student, **options), out, job)
+        out_console.print(str(job), soft_wrap=True)
+        return
+    with LiveView(err_console, enabled=not (quiet or as_json)) as view:
+        record = run(
+            teacher,
+            out,
+            student=student,
+            processes=processes,
+            resume=resume,
+            say=lambda step: view.say("distill", step),
+            **options,
+        )
+    lines = [*record.lines(), f"checkpoint    {out}"]
+    _tell(out, {"distillation": record}, lines, as_json=as_json, quiet=quiet)
+
+
+@app.command(epilog="Examples: `onnxopt compress recipe.toml -o build/small` · `onnxopt compress recipe.toml --json`")
+def compress(
+    recipe: Annotated[Path, typer.Argument(help="A TOML file with the tables prune, distill, quantize and package.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; build/<name> by default.")] = None,
+    measure: Annotated[bool, typer.Option("--measure/--no-measure", help="Time the model after each step.")] = True,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Prune, distil, quantize and package by a recipe, with size, speed and accuracy after each step."""
+    configure_logging(verbose=verbose)
+    from onnxopt.cli.live import LiveView, print_rows
+    from onnxopt.compress.recipe import CompressRecipe
+    from onnxopt.compress.run import compress as run
+
+    folder = out if out is not None else Path("build") / recipe.stem
+    wanted = CompressRecipe.read(recipe)
+    with LiveView(err_console, enabled=not (quiet or as_json)) as view:
+        found = run(wanted, folder, measure=measure, progress=view.show)
+    if not (as_json or quiet):
+        print_rows(out_console, f"{found.source} compressed", found.table())
+    _tell(folder, {"compression": found}, [f"artifact      {folder}"], as_json=as_json, quiet=quiet)
+
+
+def _tell(path: Path, records: dict[str, Record], lines: Sequence[str], *, as_json: bool, quiet: bool) -> None:
+    """Print what was written: as one JSON object, as its path alone, or in lines."""
+    if as_json:
+        print_json({"path": str(path), **{name: json.loads(record.to_json()) for name, record in records.items()}})
+        return
+    for line in [str(path)] if quiet else lines:
+        out_console.print(line, markup=False, soft_wrap=True)
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    name, mark, weight = text.partition("=")
+    try:
+        return name.strip(), float(weight) if mark else 1.0
+    except ValueError as error:
+        raise InputError(f"cannot read {text!r}", where="--loss", hint="write hidden or hidden=0.5") from error

@@ -1,0 +1,137 @@
+"""`onnxopt inspect | passes | explain | verify`: look into a graph, compare two."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onnxopt.cli.shared import (
+    AxisOption,
+    BudgetOption,
+    FeedsOption,
+    JsonOption,
+    QuietOption,
+    TargetName,
+    TargetOption,
+    ValueOption,
+    VerboseOption,
+    app,
+    configure_logging,
+    err_console,
+    event_of,
+    out_console,
+    print_json,
+    target_of,
+)
+from onnxopt.errors import ProofError
+
+
+@app.command(epilog="Examples: `onnxopt inspect model.onnx` · `onnxopt inspect build/minilm --json`")
+def inspect(
+    path: Annotated[Path, typer.Argument(help="An .onnx file or an artifact folder.")],
+    target: TargetOption = TargetName.cpu,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Show what a model takes, gives and is made of, and what would be fused. Nothing is written."""
+    configure_logging(verbose=verbose)
+    from onnxopt.cli.live import LiveView, print_inspection
+    from onnxopt.pipeline.inspection import inspect_model
+
+    with LiveView(err_console, enabled=not (quiet or as_json)) as view:
+        found = inspect_model(path, target_of(target), lambda stage, step: view.show(event_of(stage, step)))
+    if as_json:
+        print_json(asdict(found))
+    else:
+        print_inspection(out_console, found)
+
+
+@app.command(epilog="Examples: `onnxopt passes` · `onnxopt passes --json`")
+def passes(as_json: JsonOption = False) -> None:
+    """List the passes: name, stage, before → after, numerics, source."""
+    from onnxopt.cli.live import print_catalogue
+    from onnxopt.pipeline.explain import describe_pass
+    from onnxopt.rewrite.registry import catalogue
+
+    rows = [describe_pass(step) for step in catalogue().values()]
+    if as_json:
+        print_json([asdict(row) for row in rows])
+    else:
+        print_catalogue(out_console, rows)
+
+
+@app.command(
+    epilog="Examples: `onnxopt explain model.onnx fuse-attention` · `onnxopt explain build/minilm fuse-gelu --json`"
+)
+def explain(
+    path: Annotated[Path, typer.Argument(help="An .onnx file or an artifact folder.")],
+    name: Annotated[str, typer.Argument(metavar="PASS", help="A name from `onnxopt passes`.")],
+    target: TargetOption = TargetName.cpu,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many misses to show.")] = 20,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Say why a pass fires on a graph or not: node by node, the nearest miss first."""
+    configure_logging(verbose=verbose)
+    from onnxopt.cli.live import LiveView, print_verdicts
+    from onnxopt.load.onnx_file import load_onnx
+    from onnxopt.pipeline.explain import explain as run
+    from onnxopt.rewrite.registry import get
+    from onnxopt.run.session import model_file
+
+    get(name)
+    with LiveView(err_console, enabled=not (quiet or as_json)) as view:
+        loaded = load_onnx(model_file(path), progress=lambda step: view.show(event_of("load", step)))
+        verdicts = run(loaded, name, target_of(target), lambda step: view.show(event_of("before it", step)))
+    if as_json:
+        print_json({"pass": name, "candidates": [asdict(verdict) for verdict in verdicts]})
+    else:
+        print_verdicts(out_console, name, verdicts, limit)
+
+
+@app.command(
+    epilog="Examples: `onnxopt verify original.onnx build/minilm` · `onnxopt verify a.onnx b.onnx --budget 1e-5 --json`"
+)
+def verify(
+    reference: Annotated[Path, typer.Argument(help="The model that is right: .onnx file or artifact.")],
+    candidate: Annotated[Path, typer.Argument(help="The model to check: .onnx file or artifact.")],
+    budget: BudgetOption = None,
+    target: TargetOption = TargetName.cpu,
+    feeds: FeedsOption = None,
+    axis: AxisOption = None,
+    value: ValueOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Compare two models with the same inputs and outputs; exit 1 when they differ, with the first tensor that does."""
+    configure_logging(verbose=verbose)
+    from onnxopt.cli.live import LiveView, print_comparison
+    from onnxopt.load.given import Given
+    from onnxopt.proof.compare import compare_models
+    from onnxopt.spec import Budget
+
+    limit = Budget() if budget is None else Budget(budget)
+    with LiveView(err_console, enabled=not (quiet or as_json)) as view:
+        found = compare_models(
+            reference,
+            candidate,
+            budget=limit,
+            target=target_of(target),
+            given=Given.parse(feeds, axis, value),
+            progress=lambda step: view.show(event_of("verify", step)),
+        )
+    if as_json:
+        print_json(asdict(found))
+    elif not quiet:
+        print_comparison(out_console, found)
+    if not found.equal:
+        raise ProofError(
+            f"{found.failed_case} is beyond the budget {limit.relative_error:g}; first: {found.first_difference}",
+            where=str(candidate),
+        )

@@ -1,0 +1,400 @@
+"""What a person sees: the live view of a run, and the tables at its end."""
+
+from __future__ import annotations
+
+import time
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+from rich import box
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from onnxopt.load.export.forward_inputs import LEFT_OUT
+from onnxopt.records.savings import savings
+
+if TYPE_CHECKING:
+    from onnxopt.artifact.package import Artifact
+    from onnxopt.pipeline.explain import Description, Verdict
+    from onnxopt.pipeline.inspection import Inspection
+    from onnxopt.proof.compare import Comparison
+    from onnxopt.records.events import Event
+    from onnxopt.records.manifest import Manifest
+    from onnxopt.records.measurements import Latency, Measurements
+    from onnxopt.run.generate.written import Generation
+    from onnxopt.run.results import TextResult
+    from onnxopt.timing.bench import BenchResult
+
+SHOWN_REFUSALS = 8
+
+
+class LiveView:
+    """A line with stage, step and time while work goes on, and one per finished stage; plain without a terminal."""
+
+    def __init__(self, console: Console, *, enabled: bool) -> None:
+        self._console = console
+        self._enabled = enabled
+        self._stage = ""
+        self._started = time.perf_counter()
+        self._kept: Counter[str] = Counter()
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("[bold]{task.fields[stage]:<13}[/] {task.description}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not (enabled and console.is_terminal),
+        )
+        self._task = self._progress.add_task("", stage="")
+
+    def __enter__(self) -> LiveView:  # noqa: PYI034 - typing.Self is newer than Python 3.10
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+        if kind is None:
+            self._close_stage()
+
+    def show(self, event: Event) -> None:
+        """Show what happens now."""
+        self.say(event.stage, event.step, event.count)
+
+    def say(self, stage: str, step: str, count: int = 0) -> None:
+        """Show what happens now, for commands that take no road and should start fast."""
+        if stage != self._stage:
+            self._close_stage()
+            self._stage, self._started = stage, time.perf_counter()
+            self._kept.clear()
+        if count:
+            self._kept[step] = count
+        text = f"{step}  {count} kept" if count else step
+        self._progress.update(self._task, description=text.replace("[", "\\["), stage=stage)
+
+    def _close_stage(self) -> None:
+        if not self._enabled or not self._stage:
+            return
+        kept = ", ".join(f"{name} {count}" for name, count in self._kept.items())
+        seconds = time.perf_counter() - self._started
+        self._console.print(f"{self._stage:<13} {seconds:6.1f} s  {kept}".rstrip(), markup=False, soft_wrap=True)
+        self._stage = ""
+
+
+def _table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    return table
+
+
+def initializers_text(manifest: Manifest) -> str:
+    """Say how many bytes of the weights that came with the model went, and why; an empty text when none did."""
+    return ", ".join(f"{size_text(count)} {why}" for why, count in savings(manifest.ledger).items())
+
+
+def rewrites_text(manifest: Manifest) -> str:
+    """Name the passes behind the tidying up whose rewrites were kept, with how many; an empty text when none were."""
+    kept: Counter[str] = Counter()
+    for entry in manifest.ledger:
+        if entry.stage != "canonicalize" and entry.applied:
+            kept[entry.name] += entry.applied
+    return ", ".join(f"{name} {count}" for name, count in kept.most_common())
+
+
+def print_rows(console: Console, title: str, rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose first row is its header; all columns but the first hold numbers."""
+    header = list(rows[0])
+    table = _table(title, *header, numbers=header[1:])
+    for row in rows[1:]:
+        table.add_row(*row)
+    console.print(table)
+
+
+def size_text(count: float) -> str:
+    """Write a number of bytes with a unit."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def shipped_lines(manifest: Manifest, measurements: Measurements | None) -> list[str]:
+    """Say what is shipped where that is not what one would think, and what else was tried."""
+    parts = {name: half.shipped for name, half in manifest.parts.items()} or {"": manifest.shipped}
+    races = measurements.races if measurements else ()
+    lines = []
+    for part, shipped in parts.items():
+        if shipped is None or not shipped.reason:
+            continue
+        of = f" of the {part}" if part else ""
+        lines.append(f"shipped       the {shipped.form} graph{of}: {shipped.reason}")
+        for race in races:
+            if race.part == part:
+                word = "tried" if race.form in shipped.tried else "measured"
+                lines.append(f"{word:<13} the {race.form} graph{of}: {race} over the workload")
+    return lines
+
+
+def speed_lines(manifest: Manifest, measurements: Measurements) -> list[str]:
+    """Say what the times of what is shipped do not show, and what stood in the way of measuring them."""
+    lines = []
+    parts = {name: half.shipped for name, half in manifest.parts.items()} or {"": manifest.shipped}
+    for race in measurements.races:
+        shipped = parts.get(race.part)
+        if shipped is not None and race.form == shipped.form and race.verdict == "no difference":
+            lines.append(f"speed         {race} over the workload")
+        if shipped is not None and race.form == shipped.form and race.verdict != "slower":
+            lines += [f"slower        {shape.label}: {shape}; the workload as a whole is not" for shape in race.slower]
+    troubles = dict.fromkeys(race.trouble for race in measurements.races if race.trouble)
+    return lines + [f"busy          {trouble}: the times are worth less for it" for trouble in troubles]
+
+
+def print_summary(console: Console, artifact: Artifact) -> None:
+    """Print what `optimize` did."""
+    manifest, measurements = artifact.manifest, artifact.measurements
+
+    def say(line: str, style: str | None = None) -> None:
+        console.print(line, style=style, markup=False, soft_wrap=True)
+
+    left_out = [note for note in manifest.notes if note.startswith(LEFT_OUT)]
+    for line in (*shipped_lines(manifest, measurements), *(f"note          {note}" for note in left_out)):
+        say(line, "yellow")
+    console.print(_before_and_after(manifest, measurements.latency if measurements else ()))
+    for line in speed_lines(manifest, measurements) if measurements else ():
+        say(line, "yellow")
+    for line in done_lines(manifest):
+        say(line)
+    for entry in manifest.ledger:
+        for item in entry.rolled_back:
+            say(f"rolled back   {entry.name} at {item.node}: {item.reason}", "yellow")
+    reasons = Counter(
+        (entry.name, item.reason)
+        for entry in manifest.ledger
+        if entry.stage != "canonicalize"
+        for item in entry.refused
+    )
+    for (name, reason), count in reasons.most_common(SHOWN_REFUSALS):
+        say(f"refused       {name}, {count} x: {reason}", "dim")
+    for note in (note for note in manifest.notes if note not in left_out):
+        say(f"note          {note}")
+    say(f"artifact      {artifact.path}")
+
+
+def _before_and_after(manifest: Manifest, latency: Sequence[Latency]) -> Table:
+    """Return nodes, size and times beside each other, each speed-up with the interval that it lies in."""
+    columns = ("", "before", "after", *(("times faster", " ") if latency else ()))
+    table = _table(f"{manifest.name} for {manifest.target.provider}", *columns, numbers=columns[1:4])
+    table.add_row("nodes", str(manifest.nodes_before), str(manifest.nodes_after))
+    table.add_row("size", size_text(manifest.bytes_before), size_text(manifest.bytes_after))
+    for one in latency:
+        number, _, said = str(one).partition(": ")
+        said = "the original" if one.after_ms == one.before_ms else said
+        table.add_row(f"latency, {one.label}", f"{one.before_ms:.2f} ms", f"{one.after_ms:.2f} ms", number, said)
+    return table
+
+
+def done_lines(manifest: Manifest) -> list[str]:
+    """Say what was rewritten, what became of the weights, how far answers moved, and how the result was quantized.
+
+    Where the graph is shipped as it was loaded, nothing of that is in it, and the rewrites are what was tried.
+    """
+    lines = []
+    is_original = manifest.shipped is not None and manifest.shipped.form == "original"
+    blocks = ", ".join(f"{kind.replace('_', ' ')} {count}" for kind, count in manifest.blocks.items())
+    rewrites, gone = rewrites_text(manifest), initializers_text(manifest)
+    if blocks or not rewrites:
+        lines.append(f"fused         {blocks or 'nothing to fuse'}")
+    if rewrites:
+        lines.append(f"{'tried' if is_original else 'rewritten':<13} {rewrites}")
+    if gone and not is_original:
+        lines.append(f"initializers  {gone}")
+    if manifest.sizes.derived:
+        lines.append(f"sizes         {manifest.sizes}")
+    worst, found = manifest.worst_relative_error, manifest.quantization
+    if worst is not None:
+        before = ", of the float graph that it was made from" if found is not None and found.shipped else ""
+        lines.append(
+            f"worst error   {worst:.2g} relative over {len(manifest.proof)} comparisons "
+            f"(budget {manifest.budget.relative_error:g}){before}"
+        )
+    lines += found.lines() if found is not None else []
+    if manifest.random_weights:
+        lines.append("weights       random: the structure and the speed are real, the answers mean nothing")
+    return lines
+
+
+def print_inspection(console: Console, found: Inspection) -> None:
+    """Print what `inspect` saw."""
+    opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in sorted(found.opsets.items()))
+    console.print(
+        f"{found.path}: {found.nodes} nodes, {size_text(found.size_bytes)}, {opsets}, IR {found.ir_version}, "
+        f"by {found.producer}",
+        markup=False,
+    )
+    signature = _table("signature", "", "name", "dtype", "axes")
+    for kind, specs in (("input", found.signature.inputs), ("output", found.signature.outputs)):
+        for spec in specs:
+            signature.add_row(kind, spec.name, spec.dtype, " x ".join(str(axis) for axis in spec.axes) or "scalar")
+    console.print(signature)
+    operators = _table("operators", "operator", "nodes", "weights", numbers=("nodes", "weights"))
+    for name, count in found.operators.items():
+        operators.add_row(name, str(count), size_text(found.bytes_by_operator.get(name.split("::")[-1], 0)))
+    console.print(operators)
+    console.print(
+        "blocks fused  "
+        + (", ".join(f"{k.replace('_', ' ')} {v}" for k, v in found.blocks.items()) or "none recognised"),
+        markup=False,
+    )
+    console.print(
+        "would become  " + (", ".join(f"{k.replace('_', ' ')} {v}" for k, v in found.blocks_after.items()) or "none"),
+        markup=False,
+    )
+    console.print(f"nodes         {found.nodes} -> {found.nodes_after}", markup=False)
+    console.print(
+        "rewrites      " + (", ".join(f"{name} {count}" for name, count in found.would_apply.items()) or "none"),
+        markup=False,
+        soft_wrap=True,
+    )
+    for note in found.notes:
+        console.print(f"note          {note}", markup=False, soft_wrap=True)
+
+
+def print_catalogue(console: Console, rows: Sequence[Description]) -> None:
+    """Print the passes."""
+    table = _table("passes", "name", "stage", "before → after", "numerics", "opset", numbers=("opset",))
+    for row in rows:
+        table.add_row(
+            row.name,
+            row.stage,
+            row.identity.replace("[", "\\["),
+            row.numerics,
+            str(row.min_opset) if row.min_opset > 1 else "any",
+        )
+    console.print(table)
+    console.print("sources: onnxopt passes --json", style="dim")
+
+
+def print_verdicts(console: Console, name: str, verdicts: Sequence[Verdict], limit: int) -> None:
+    """Print why a pass fires or not."""
+    fires = [verdict for verdict in verdicts if verdict.fires]
+    console.print(f"{name}: fires at {len(fires)} of {len(verdicts)} candidates", markup=False)
+    for verdict in fires[:limit]:
+        console.print(f"  fires    {verdict.node} ({verdict.depth} nodes)", markup=False, soft_wrap=True)
+    misses = [verdict for verdict in verdicts if not verdict.fires]
+    for verdict in misses[:limit]:
+        place = f" at {verdict.where}" if verdict.where else ""
+        console.print(
+            f"  misses   {verdict.node}: {verdict.depth} nodes matched, then{place}: {verdict.reason}",
+            markup=False,
+            soft_wrap=True,
+        )
+    if len(misses) > limit:
+        console.print(f"  ... and {len(misses) - limit} more; --limit shows them", markup=False)
+
+
+def print_comparison(console: Console, found: Comparison) -> None:
+    """Print how two models compare."""
+    table = _table(
+        f"{'equal within the budget' if found.equal else 'different'}, {found.cases} cases",
+        "output",
+        "relative error",
+        "absolute error",
+        "lowest cosine",
+        "top-1 agreement",
+        numbers=("relative error", "absolute error", "lowest cosine", "top-1 agreement"),
+    )
+    for item in found.outputs:
+        table.add_row(
+            item.name,
+            f"{item.relative_error:.2g}",
+            f"{item.absolute_error:.2g}",
+            f"{item.cosine:.6f}",
+            f"{item.top1_agreement:.2%}",
+        )
+    console.print(table)
+
+
+def print_bench(console: Console, result: BenchResult) -> None:
+    """Print latencies side by side."""
+    machine = result.machine
+    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items() if name.startswith("onnx"))
+    console.print(
+        f"{machine.get('cpu', 'unknown machine')}, {result.threads} threads, {versions}, {result.created}",
+        markup=False,
+        soft_wrap=True,
+    )
+    columns = ("model", "shape", "p50 ms", "p90 ms", "p99 ms", "rounds ms", "times faster", "peak memory")
+    table = _table(f"{result.provider}, {result.rounds} rounds in turns", *columns, numbers=columns[2:])
+    for candidate in result.candidates:
+        for stats in candidate.shapes:
+            shape = " ".join(f"{axis} {size}" for axis, size in stats.sizes.items())
+            table.add_row(
+                candidate.name,
+                shape,
+                f"{stats.p50_ms:.2f}",
+                f"{stats.p90_ms:.2f}",
+                f"{stats.p99_ms:.2f}",
+                f"{stats.round_low_ms:.2f}-{stats.round_high_ms:.2f}",
+                f"{stats.speedup:.2f} ({stats.speedup_low:.2f}-{stats.speedup_high:.2f})",
+                size_text(candidate.peak_bytes),
+            )
+    console.print(table)
+
+
+def print_run(console: Console, result: TextResult) -> None:
+    """Print what a model answered."""
+    for line in result.lines():
+        console.print(line, markup=False, soft_wrap=True)
+
+
+class TextView:
+    """Text that is shown while it is written."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def show(self, _: int, piece: str) -> None:
+        """Write the next piece at once."""
+        encoding = self._stream.encoding or "utf-8"
+        shown = harmless(piece) if self._stream.isatty() else piece
+        self._stream.write(shown.encode(encoding, "replace").decode(encoding))
+        self._stream.flush()
+
+
+def harmless(text: str) -> str:
+    """Return a text without the control characters by which a model could steer the reader's terminal."""
+    return "".join(" " if unicodedata.category(letter) == "Cc" and letter not in "\n\t" else letter for letter in text)
+
+
+def print_generation(console: Console, errors: Console, result: Generation, *, streamed: bool, quiet: bool) -> None:
+    """Print what a model wrote, and how fast on standard error.
+
+    Args:
+        console: where the texts go.
+        errors: where the rest goes.
+        result: texts and speed.
+        streamed: the text has been shown already.
+        quiet: the texts only.
+    """
+    if streamed:
+        console.print()
+    for found in () if streamed else result.results:
+        shown = harmless(found.text) if console.is_terminal else found.text
+        if not quiet:
+            console.print(f"> {found.prompt}", style="bold", markup=False, emoji=False, soft_wrap=True)
+        console.print(shown, markup=False, emoji=False, soft_wrap=True)
+        if not quiet:
+            console.print()
+    if quiet:
+        return
+    seed = "" if result.seed is None else f"; seed {result.seed}"
+    errors.print(f"{result.speed}{seed}", style="dim", markup=False, soft_wrap=True)
+    for note in result.notes:
+        errors.print(f"note: {note}", markup=False, soft_wrap=True)

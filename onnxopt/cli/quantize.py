@@ -1,0 +1,52 @@
+"""`onnxopt sensitivity`: which linear layers quantization harms."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Column, Table
+
+from onnxopt.cli.shared import JsonOption, app, out_console, print_json
+from onnxopt.errors import InputError
+
+
+@app.command(
+    epilog="Examples: `onnxopt sensitivity build/minilm` · `onnxopt sensitivity build/minilm --plot ranking.svg --json`"
+)
+def sensitivity(
+    path: Annotated[Path, typer.Argument(help="An artifact that was made with --precision.")],
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many layers to show.")] = 40,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Write the ranking as an .svg file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rank the linear layers by what quantizing each alone costs at the output, and say why."""
+    from onnxopt.artifact.report_plots import ranking_plot
+    from onnxopt.records.manifest import Manifest
+
+    manifest = Manifest.read(path)
+    found = manifest.quantization
+    if found is None or not found.sensitivities:
+        raise InputError(
+            "the artifact ranks no layers",
+            where=str(path),
+            hint="make it with `onnxopt optimize ... --precision int8`, or int4-weights for a language model",
+        )
+    if plot is not None:
+        if plot.suffix != ".svg":
+            raise InputError("the plot is written as SVG", where=str(plot), hint="name a file that ends in .svg")
+        plot.write_text(ranking_plot(manifest), encoding="utf-8")
+    if as_json:
+        print_json([json.loads(one.to_json()) for one in found.sensitivities])
+        return
+    shown = found.sensitivities[:limit]
+    name = Column("layer", min_width=max(len(one.label) for one in shown), no_wrap=True)
+    table = Table(name, "loss", "smoothed", "weights only", "became" if found.shipped else "tried as", "why", box=None)
+    for one in shown:
+        smoothed = "" if one.smoothed is None else f"{one.smoothed:.2g}"
+        table.add_row(one.label, f"{one.loss:.2g}", smoothed, f"{one.weights:.2g}", one.precision, one.reason)
+    out_console.print(table)
+    for line in found.lines():
+        out_console.print(line, markup=False, soft_wrap=True)

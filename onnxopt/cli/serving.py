@@ -1,0 +1,145 @@
+"""`onnxopt serve | package | placement`: answer over HTTP; clients of other stacks; where an artifact runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onnxopt.cli.shared import (
+    JsonOption,
+    QuietOption,
+    ThreadsOption,
+    VerboseOption,
+    app,
+    configure_logging,
+    err_console,
+    out_console,
+    print_json,
+)
+from onnxopt.errors import InputError
+
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        "-d",
+        help="auto (what the artifact was made for, else the CPU), cpu, cuda, tensorrt, openvino or tensorrt-rtx.",
+    ),
+]
+
+
+@app.command(
+    epilog="Examples: `onnxopt placement build/minilm` · `onnxopt placement build/minilm --device cuda --json`"
+)
+def placement(
+    path: Annotated[Path, typer.Argument(help="An artifact folder or an .onnx file.")],
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Tell which provider runs how many nodes, what is copied between devices, and which kernels take the time."""
+    configure_logging(verbose=verbose)
+    from onnxopt.artifact.placement import placement as run
+
+    found = run(path, device=device)
+    if as_json:
+        out_console.print_json(found.to_json())
+    else:
+        for line in found.lines():
+            out_console.print(line, markup=False, soft_wrap=True)
+
+
+@app.command(
+    epilog="Examples: `onnxopt serve build/minilm` · `onnxopt serve build/minilm chat=build/smollm2 --port 9000` · "
+    "`onnxopt serve build/minilm --host 0.0.0.0 --max-batch 64 --max-queue 4096`"
+)
+def serve(
+    folders: Annotated[list[str], typer.Argument(metavar="[NAME=]DIR...", help="Artifact folders to serve.")],
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, help="Runs of one encoder at a time; on a CPU one per core, one thread each."),
+    ] = None,
+    max_batch: Annotated[int, typer.Option("--max-batch", min=1, help="Rows of an encoder that run together.")] = 32,
+    max_wait_ms: Annotated[
+        float, typer.Option("--max-wait-ms", min=0.0, help="How long a request waits for others.")
+    ] = 2.0,
+    max_rows: Annotated[int, typer.Option("--max-rows", min=1, help="Texts a decoder writes at the same time.")] = 8,
+    max_queue: Annotated[int, typer.Option("--max-queue", min=1, help="Waiting requests per model; then 429.")] = 1024,
+    max_items: Annotated[int, typer.Option("--max-items", min=1, help="Texts of one request; then 413.")] = 256,
+    max_body: Annotated[int, typer.Option("--max-body-mb", min=1, help="Size of a request in MiB; then 413.")] = 8,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, help="The most tokens to write for a prompt; then 422.")
+    ] = 4096,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds for one request; then 503.")] = 300.0,
+    grace: Annotated[
+        float, typer.Option("--grace", min=1.0, help="Seconds to finish what was accepted after SIGTERM.")
+    ] = 30.0,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Serve artifacts: OpenAI's /v1, KServe's /v2, /metrics, /healthz; batches what callers send at the same time."""
+    configure_logging(verbose=verbose)
+    try:
+        from onnxopt.serve import app as web
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"the package {error.name} is not installed", where="serve", hint="pip install 'onnxopt[serve]'"
+        ) from error
+    from onnxopt.serve.limits import Limits
+    from onnxopt.serve.shelf import Opening, named_folders
+
+    limits = Limits(
+        max_body_bytes=max_body << 20,
+        max_items=max_items,
+        max_queue=max_queue,
+        max_batch=max_batch,
+        max_wait_ms=max_wait_ms,
+        max_new_tokens=max_new_tokens,
+        timeout_s=timeout,
+        grace_s=grace,
+    )
+    how = Opening(device=device, threads=threads, workers=workers, max_rows=max_rows)
+
+    def say(line: str) -> None:
+        if not quiet:
+            err_console.print(line, markup=False, soft_wrap=True)
+
+    found = web.create_app(named_folders(folders), limits=limits, how=how, progress=say)
+    for model in found.state.shelf.models.values():
+        for note in model.session.plan.notes:
+            err_console.print(f"note: {model.name}: {note}", markup=False, soft_wrap=True)
+    web.serve(found, host=host, port=port, ready=lambda address: say(f"serving at {address}"))
+    say(f"stopped; answered {found.state.metrics.answered()} requests")
+
+
+@app.command(
+    epilog="Examples: `onnxopt package build/minilm --for node` · `onnxopt package build/minilm --for web --for cpp` · "
+    "`onnxopt package build/smollm2-135m --for genai`"
+)
+def package(
+    path: Annotated[Path, typer.Argument(help="An artifact folder.")],
+    stacks: Annotated[
+        list[str], typer.Option("--for", help="node, web, genai, triton, cpp, csharp, java or rust; may be repeated.")
+    ],
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Add small runnable clients for programs without Python; each repeats the golden cases and says when it cannot."""
+    configure_logging(verbose=verbose)
+    from onnxopt.artifact.clients import STACKS, add_client
+
+    unknown = [stack for stack in stacks if stack not in STACKS]
+    if unknown:
+        raise InputError(f"unknown stack {unknown[0]!r}", hint=f"use one of {', '.join(STACKS)}")
+    made = [add_client(path, stack) for stack in stacks]
+    if as_json:
+        print_json({client.stack: {"command": client.command, "files": client.files} for client in made})
+        return
+    for client in made:
+        out_console.print(f"cd {client.folder} && {client.command}", markup=False, soft_wrap=True)

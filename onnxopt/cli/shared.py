@@ -1,0 +1,144 @@
+"""What every command shares: the application, its two consoles, the options that recur, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from onnxopt.records.events import Event
+    from onnxopt.spec import Target
+
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 a proof failed, 2 bad input or a missing thing, 70 a bug in onnxopt, 130 interrupted."
+)
+
+app = typer.Typer(
+    name="onnxopt",
+    help="Turn a Hugging Face model into a fused, proved ONNX file that ONNX Runtime runs fast.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+out_console = Console(highlight=False)
+err_console = Console(stderr=True, highlight=False)
+
+
+class TargetName(str, Enum):
+    """Targets as the command line names them."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+    tensorrt = "tensorrt"
+    portable = "portable"
+
+
+class WeightsName(str, Enum):
+    """Whether to use the real weights."""
+
+    pretrained = "pretrained"
+    random = "random"
+
+
+class LogitsName(str, Enum):
+    """Which positions a decoder answers for."""
+
+    last = "last"
+    all = "all"
+
+
+class PaddingName(str, Enum):
+    """Where an encoder's rows may be padded."""
+
+    any = "any"
+    right = "right"
+
+
+class ExporterName(str, Enum):
+    """Which of torch's exporters to use."""
+
+    auto = "auto"
+    dynamo = "dynamo"
+    torchscript = "torchscript"
+
+
+TargetOption = Annotated[TargetName, typer.Option("--target", "-t", help="Where the model will run.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the result and errors.")]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Log every pass, every refusal and every exporter message.")
+]
+BudgetOption = Annotated[
+    float | None, typer.Option("--budget", min=0.0, help="Largest relative error of any output, such as 1e-4.")
+]
+WorkloadOption = Annotated[
+    str | None,
+    typer.Option(
+        "--workload",
+        "-w",
+        help="Request shapes, batch x sequence: 1x16,8x128; 32x256@0.26 when 26 % are real tokens; 1x1+256 for a token "
+        "behind 256 others.",
+    ),
+]
+
+FeedsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--feeds", help="Inputs of an .onnx file that run: an .npz with an array per input, or a folder of them."
+    ),
+]
+AxisOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--axis", help="Sizes of an axis of an .onnx file: name=8..4096, name=8..4096:8 or name=16; repeatable."
+    ),
+]
+ValueOption = Annotated[
+    list[str] | None,
+    typer.Option("--value", help="What an input of an .onnx file takes: sr=16000,8000; repeatable."),
+]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of one operator.")]
+TokenizerOption = Annotated[
+    Path | None, typer.Option("--tokenizer", help="Folder of tokenizer.json; beside the model when not given.")
+]
+
+
+def target_of(name: TargetName) -> Target:
+    """Return the target of a name."""
+    from onnxopt.spec import Target
+
+    return Target.parse(name.value)
+
+
+def event_of(stage: str, step: str) -> Event:
+    """Return an event for the live view."""
+    from onnxopt.records.events import Event
+
+    return Event(stage, step)
+
+
+def print_json(data: Any) -> None:
+    """Write one JSON object to standard output."""
+    sys.stdout.write(json.dumps(data, indent=2, default=str) + "\n")
+
+
+def configure_logging(*, verbose: bool) -> None:
+    """Send log records to standard error; without `verbose` only errors."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.ERROR, format="%(name)s: %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("onnxopt").setLevel(logging.DEBUG if verbose else logging.ERROR)
+    if not verbose:
+        warnings.simplefilter("ignore")

@@ -1,0 +1,172 @@
+"""`onnxopt run | generate | perplexity`: text into a model, text and numbers out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onnxopt.cli.shared import (
+    JsonOption,
+    QuietOption,
+    ThreadsOption,
+    TokenizerOption,
+    VerboseOption,
+    app,
+    configure_logging,
+    err_console,
+    out_console,
+)
+
+
+@app.command(
+    epilog='Examples: `onnxopt run build/minilm "a cat" "a dog"` · `onnxopt run build/distilbert-sst2 "great!" --json`'
+)
+def run(
+    path: Annotated[Path, typer.Argument(help="An artifact folder.")],
+    texts: Annotated[list[str], typer.Argument(help="Texts (or paths of images for an image model).")],
+    context: Annotated[str | None, typer.Option("--context", help="The passage that a question is about.")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="How far to continue a text.")] = 20,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Try an artifact by hand: text in, embedding, label or tokens out."""
+    configure_logging(verbose=verbose)
+    from onnxopt.cli.live import print_run
+    from onnxopt.run.answers import run_text
+
+    result = run_text(path, texts, context=context, max_new_tokens=max_new_tokens)
+    if as_json:
+        out_console.print_json(result.to_json())
+    else:
+        print_run(out_console, result)
+
+
+@app.command(
+    epilog='Examples: `onnxopt generate build/smollm2-135m "Name three rivers."` · '
+    '`onnxopt generate build/gpt2 "Once upon a time" --temperature 0.8 --top-p 0.95 --seed 1` · '
+    "`onnxopt generate build/gpt2 --prompts prompts.jsonl --batch 16 --json`"
+)
+def generate(
+    path: Annotated[Path, typer.Argument(help="An artifact folder, or the .onnx file of a decoder.")],
+    prompts: Annotated[list[str] | None, typer.Argument(help="What to continue or answer.")] = None,
+    prompts_file: Annotated[
+        Path | None,
+        typer.Option("--prompts", help='One prompt per line, or .jsonl with {"prompt": "..."}; - is standard input.'),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="The most tokens to write.")] = 128,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Draw tokens with the checkpoint's own settings; greedy without it.")
+    ] = False,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="Draw tokens; 0 is greedy.")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Draw from the k likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="Draw from the likeliest share of tokens.")] = None,
+    min_p: Annotated[float | None, typer.Option("--min-p", help="Least chance, as a share of the likeliest's.")] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option("--repetition-penalty", help="Above 1: make tokens of the text less likely.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same text.")] = None,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="End a text before this; may be repeated.")] = None,
+    chat: Annotated[
+        bool | None, typer.Option("--chat/--no-chat", help="Use the chat template; on when there is one.")
+    ] = None,
+    system: Annotated[str | None, typer.Option("--system", help="What the system says first, in a chat.")] = None,
+    batch: Annotated[int, typer.Option("--batch", help="How many prompts run together.")] = 8,
+    tokenizer: TokenizerOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Write on from prompts: text as it comes, greedy or sampled; tokens per second on standard error."""
+    configure_logging(verbose=verbose)
+    from onnxopt.cli.live import LiveView, TextView, print_generation
+    from onnxopt.run.generate.generator import Generator
+    from onnxopt.run.generate.sampling import choose_sampling
+    from onnxopt.texts.files import gather_prompts
+
+    asked = gather_prompts(prompts or (), prompts_file)
+    generator = Generator(path, tokenizer=tokenizer, threads=threads)
+    sampling = choose_sampling(
+        generator.settings,
+        sample=sample,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    alone = len(asked) == 1 and not as_json
+    text = TextView(sys.stdout) if alone else None
+    with LiveView(err_console, enabled=not (quiet or as_json or alone)) as view:
+        result = generator.generate(
+            asked,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop or (),
+            chat=chat,
+            system=system,
+            max_batch=batch,
+            on_text=text.show if text else None,
+            progress=lambda step: view.say("generate", step),
+        )
+    if as_json:
+        out_console.print_json(result.to_json())
+    else:
+        print_generation(out_console, err_console, result, streamed=alone, quiet=quiet)
+
+
+@app.command(
+    epilog="Examples: `onnxopt perplexity build/gpt2-mini --original` · "
+    "`onnxopt perplexity build/smollm2-135m --text wiki.txt --window 512 --json`"
+)
+def perplexity(
+    path: Annotated[Path, typer.Argument(help="An artifact folder, or an .onnx file of a language model.")],
+    text: Annotated[str, typer.Option("--text", help="A text file, or builtin: help texts of CPython.")] = "builtin",
+    window: Annotated[
+        int | None, typer.Option("--window", help="Tokens of a window; 512, or what the model takes if less.")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option("--stride", help="How far apart windows begin; side by side when not given.")
+    ] = None,
+    max_windows: Annotated[
+        int | None, typer.Option("--max-windows", help="Use the first ones only; 64 of the builtin text, else all.")
+    ] = None,
+    original: Annotated[
+        bool, typer.Option("--original", help="Run the model it was made from too, in torch, on the same tokens.")
+    ] = False,
+    batch: Annotated[int | None, typer.Option("--batch", help="How many windows run together; by memory.")] = None,
+    tokenizer: TokenizerOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Measure the perplexity of a language model on a text, with an interval over its windows."""
+    configure_logging(verbose=verbose)
+    from onnxopt.cli.live import LiveView
+    from onnxopt.judge.perplexity import measure_perplexity
+
+    with LiveView(err_console, enabled=not (quiet or as_json)) as view:
+        result = measure_perplexity(
+            path,
+            text=text,
+            window=window,
+            stride=stride,
+            max_windows=max_windows,
+            original=original,
+            tokenizer=tokenizer,
+            batch=batch,
+            threads=threads,
+            progress=lambda step: view.say("perplexity", step),
+        )
+    if as_json:
+        out_console.print_json(result.to_json())
+    elif quiet:
+        out_console.print(f"{result.scores[0].perplexity:.6f}")
+    else:
+        for line in result.lines():
+            out_console.print(line, markup=False, soft_wrap=True)

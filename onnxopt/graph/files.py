@@ -1,0 +1,65 @@
+"""Write a graph into a new folder, while other graphs and sessions go on reading the file of its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxopt.graph.nodes import SMALL_CONSTANT_BYTES
+from onnxopt.spec import Signature
+
+DATA_NAME = "model.onnx_data"
+MAX_IR_VERSION = 11  # the newest that every ONNX Runtime we accept (1.23 on) reads
+
+LARGE_BYTES = 2**31 - 2**27  # protobuf cannot hold 2 GiB; from here on weights lie beside the graph
+
+
+def save_graph(model: ir.Model, folder: Path) -> Path:
+    """Write a model and return its file.
+
+    Args:
+        model: afterwards it holds its weights, or those of a large one lie in the new folder.
+        folder: made here.
+    """
+    folder.mkdir()
+    return write_graph(model, folder / "model.onnx")
+
+
+def write_graph(model: ir.Model, path: Path) -> Path:
+    """Write a model into a folder that is there, as `save_graph` does, and return the file."""
+    model.ir_version = min(model.ir_version, MAX_IR_VERSION)
+    size = _bytes_of_all(model)
+    # shapes stay in the graph: the runtime reads those of a branch there alone
+    threshold = SMALL_CONSTANT_BYTES if size > LARGE_BYTES else max(size, SMALL_CONSTANT_BYTES)
+    _take_in(model, threshold)
+    # without `external_data`, a weight that lies in another folder would be looked for in this one
+    ir.save(model, path, external_data=DATA_NAME, size_threshold_bytes=threshold)
+    return path
+
+
+def _bytes_of_all(model: ir.Model) -> int:
+    """Return the bytes of the weights of the main graph and of all inside it."""
+    tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def _take_in(model: ir.Model, most_bytes: int) -> None:
+    """Let the model hold what it maps from a file and is stored in the next one itself.
+
+    The library would close the mapping, which fails as long as a session or an array of another copy of the model reads
+    from it.
+    """
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= most_bytes:
+                value.const_value = ir.Tensor(tensor.numpy().copy(), name=tensor.name, dtype=tensor.dtype)
+
+
+def leave_ranks_open(model: ir.Model, signature: Signature) -> ir.Model:
+    """Declare no dimensions for the outputs whose number of dimensions differs from run to run; return the model."""
+    for value, spec in zip(model.graph.outputs, signature.outputs, strict=True):
+        if spec.form == "any rank":
+            value.shape = None
+    return model

@@ -1,0 +1,1 @@
+"""This machine: threads and limits, folders that appear whole, the runtime's own words, silence."""

@@ -1,0 +1,1 @@
+"""How much of the answer is left: metrics, perplexity, the gate."""

@@ -1,0 +1,160 @@
+"""How much of a model's answer is left: one number per kind of model, and the budgets that are written with it.
+
+* embeddings: the cosine between the candidate's and the reference's vectors;
+* classifiers: the share of samples (of positions, where each has an answer) whose likeliest class is the reference's;
+* language models: perplexity, relative to the reference's, on the same windows;
+* everything else: the cosine between whole outputs.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from onnxopt.errors import InputError
+from onnxopt.spec import Array, Feeds, Signature
+
+MetricName = Literal["cosine", "agreement", "perplexity"]
+SENTENCE = "sentence_embedding"
+LOGITS = "logits"
+RESAMPLES = 500
+IMAGE_RANK = 4
+_BUDGET = re.compile(r"^\s*(perplexity|cosine|agreement|top-?1)\s*(<=|>=|[<>=])\s*([+-]?[\d.]+)\s*(%?)\s*$")
+
+
+@dataclass(frozen=True)
+class MetricBudget:
+    """How far a metric may fall.
+
+    Attributes:
+        metric: `cosine` and `agreement` are at least, `perplexity` is at most.
+        limit: a cosine, a share, or for perplexity the largest ratio to the reference (1.02 for +2 %).
+    """
+
+    metric: MetricName
+    limit: float
+
+    @classmethod
+    def parse(cls, text: str) -> MetricBudget:
+        """Read `perplexity<=+2%`, `cosine>=0.995` or `agreement>=99%`.
+
+        Raises:
+            InputError: it is none of these, or a limit that nothing can meet.
+        """
+        found = _BUDGET.match(text.lower())
+        hint = "write perplexity<=+2%, cosine>=0.995 or agreement>=99%"
+        if found is None:
+            raise InputError(f"cannot read the budget {text!r}", hint=hint)
+        name, sign, number, percent = found.groups()
+        metric: MetricName = "agreement" if name.startswith("top") else name  # type: ignore[assignment]  # by the pattern
+        try:
+            value = float(number) / (100 if percent else 1)
+        except ValueError as error:
+            raise InputError(f"cannot read the number in the budget {text!r}", hint=hint) from error
+        if (metric == "perplexity") != (sign.startswith("<")):
+            raise InputError(f"the budget {text!r} bounds {metric} on the wrong side", hint=hint)
+        limit = 1 + value if metric == "perplexity" and (percent or number[0] in "+-") else value
+        if not (limit >= 1 if metric == "perplexity" else 0 < limit <= 1):
+            raise InputError(f"no result can meet the budget {text!r}", hint=hint)
+        return cls(metric, limit)
+
+    def holds(self, value: float) -> bool:
+        """Tell whether a measured value is within the budget."""
+        return value <= self.limit if self.metric == "perplexity" else value >= self.limit
+
+    def __str__(self) -> str:
+        if self.metric == "perplexity":
+            return f"perplexity<={100 * (self.limit - 1):+g}%"
+        return f"{self.metric}>={self.limit:g}"
+
+
+DEFAULT_BUDGETS: dict[MetricName, MetricBudget] = {
+    "cosine": MetricBudget("cosine", 0.995),
+    "agreement": MetricBudget("agreement", 0.99),
+    "perplexity": MetricBudget("perplexity", 1.02),
+}
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Compares a candidate's answers with the reference's.
+
+    Attributes:
+        metric: which number.
+        output: the output it is taken from.
+    """
+
+    metric: MetricName
+    output: str
+
+    @classmethod
+    def of(cls, signature: Signature, *, classifies: bool = False) -> Judge:
+        """Choose by what a model gives.
+
+        Args:
+            signature: inputs and outputs.
+            classifies: the first output is known to be probabilities of classes.
+        """
+        ranks = {spec.name: len(spec.axes) for spec in signature.outputs if "float" in spec.dtype}
+        if ranks.get(LOGITS) == 3 and any(spec.name == "input_ids" for spec in signature.inputs):
+            return cls("perplexity", LOGITS)
+        if ranks.get(LOGITS) == 2:
+            return cls("agreement", LOGITS)
+        if SENTENCE in ranks:
+            return cls("cosine", SENTENCE)
+        first = next((name for name in ranks if not name.startswith("present")), None)
+        if first is None:
+            raise InputError("the model gives no float output to judge quantization by")
+        if classifies:
+            return cls("agreement", first)
+        return cls("cosine", first)
+
+    def scores(self, candidate: Array, reference: Array, feeds: Feeds) -> Array:
+        """Return float64 [samples], one score per sample: mean over its rows of cosine, agreement or −log ratio.
+
+        Args:
+            candidate: float [batch, ...].
+            reference: the same shape.
+            feeds: the inputs; a language model's `input_ids` are what it should have predicted.
+        """
+        a, b = candidate.astype(np.float64), reference.astype(np.float64)
+        if self.metric == "perplexity":
+            ids = feeds["input_ids"]
+            return np.array([_loss(x, i) - _loss(y, i) for x, y, i in zip(a, b, ids, strict=True)])
+        if self.metric == "agreement":
+            same = a.argmax(axis=-1) == b.argmax(axis=-1)
+            return np.asarray(same.reshape(len(a), -1).mean(axis=1), np.float64)
+        last = a.shape[-1] if 1 < a.ndim < IMAGE_RANK else a[0].size  # of a map the rows may hold nothing
+        rows = cosine(a.reshape(len(a), -1, last), b.reshape(len(b), -1, last))
+        return np.asarray(rows.mean(axis=1))
+
+    def value(self, scores: Array) -> float:
+        """Return the metric over all samples."""
+        mean = float(np.mean(scores))
+        return float(np.exp(mean)) if self.metric == "perplexity" else mean
+
+    def interval(self, scores: Array, level: float = 0.95) -> tuple[float, float]:
+        """Return a percentile bootstrap interval of the metric over samples (Efron & Tibshirani 1993, chapter 13)."""
+        draws = np.random.default_rng(0).integers(len(scores), size=(RESAMPLES, len(scores)))
+        means = np.asarray(scores)[draws].mean(axis=1)
+        low, high = np.percentile(means, [50 * (1 - level), 50 * (1 + level)])
+        return (float(np.exp(low)), float(np.exp(high))) if self.metric == "perplexity" else (float(low), float(high))
+
+
+def cosine(a: Array, b: Array) -> Array:
+    """Return the cosine along the last axis; 1 where both are zero."""
+    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    product = (a * b).sum(axis=-1)
+    equal = np.abs(a - b).sum(axis=-1) == 0
+    return np.asarray(np.where(lengths > 0, product / np.where(lengths > 0, lengths, 1.0), equal.astype(np.float64)))
+
+
+def _loss(logits: Array, ids: Array) -> float:
+    """Return the mean negative log likelihood of the next token, in nats, of one window [tokens, vocabulary]."""
+    scores = logits[: len(ids) - 1]
+    top = scores.max(axis=-1, keepdims=True)
+    total = top[:, 0] + np.log(np.exp(scores - top).sum(axis=-1))
+    return float((total - np.take_along_axis(scores, ids[1:, None], axis=1)[:, 0]).mean())

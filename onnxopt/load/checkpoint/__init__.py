@@ -1,0 +1,1 @@
+"""Checkpoints: their folder, task, network and pooling."""

@@ -1,0 +1,449 @@
+"""Load a checkpoint into torch and give it a flat face: named tensors in, named tensors out.
+
+What the model takes, gives, and how long its inputs may be is found by reading its forward signature and running it.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from onnxopt.errors import ExportError, InputError
+from onnxopt.graph.cache import PARTS, Cache, CacheLayer, complete_all
+from onnxopt.host.quiet import quiet
+from onnxopt.load.checkpoint.folder import Checkpoint
+from onnxopt.load.checkpoint.network import build_network, configs_of
+from onnxopt.load.checkpoint.pooling import Pooling, build_head
+from onnxopt.load.checkpoint.tasks import Task, model_class
+from onnxopt.load.export.forward_inputs import ExtraInput, choose_inputs, drop_inputs, inputs_of_pair
+from onnxopt.load.export.torch_pair import SeqPart, face_of, is_pair
+from onnxopt.spec import Array, Feeds, Signature, TensorSpec
+
+logger = logging.getLogger(__name__)
+
+EMBEDDING_OUTPUT = "sentence_embedding"
+Logits = Literal["last", "all"]
+
+
+@dataclass(frozen=True)
+class TorchModel:
+    """A loaded model behind its flat face.
+
+    Attributes:
+        flat: torch module; takes the inputs in order, gives the outputs in order.
+        title: what it is, for reports.
+        inputs: names, types and axes.
+        outputs: names.
+        longest: the longest sequence it takes, or 0.
+        image_size: height and width it was trained with; empty for text.
+        config: transformers' config object.
+        cache: what the model keeps of the tokens it has seen; None when it keeps nothing.
+        logits: positions of the output `logits` of a model with a cache.
+        extras: what is known of inputs besides ids, mask, token types and an image alone.
+        left_out: sentences about what `forward` takes and the inputs lack.
+    """
+
+    flat: Any
+    title: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[str, ...]
+    longest: int
+    image_size: tuple[int, ...]
+    config: Any
+    cache: Cache | None = None
+    logits: Logits = "all"
+    extras: tuple[ExtraInput, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    def fixed_image(self) -> TorchModel:
+        """Return the same model for images of the size it was trained with only."""
+        inputs = tuple(replace(spec, axes=(*spec.axes[:2], *self.image_size)) for spec in self.inputs)
+        return replace(self, inputs=inputs)
+
+    def run(self, feeds: Mapping[str, Array]) -> Feeds:
+        """Return every output for inputs by name."""
+        import torch
+
+        tensors = [torch.from_numpy(np.ascontiguousarray(feeds[spec.name])) for spec in self.inputs]
+        with torch.inference_mode():
+            results = self.flat(*tensors)
+        return {name: tensor.numpy() for name, tensor in zip(self.outputs, results, strict=True)}
+
+
+@dataclass
+class TorchReference:
+    """The original model run by torch; it is loaded on the first run, since a cached export may never need it.
+
+    Attributes:
+        name: what it is, for reports.
+        load: makes the model.
+    """
+
+    name: str
+    load: Callable[[], TorchModel]
+    _model: TorchModel | None = None
+
+    def run(self, feeds: Mapping[str, Array]) -> Feeds:
+        """Return every output by name for inputs by name."""
+        if self._model is None:
+            self._model = self.load()
+        return self._model.run(feeds)
+
+
+def load_torch(
+    checkpoint: Checkpoint,
+    config: Any,
+    task: Task,
+    pooling: Pooling | None,
+    *,
+    with_cache: bool = True,
+    logits: Logits = "last",
+    part: SeqPart | None = None,
+    without: tuple[str, ...] = (),
+    extras: tuple[ExtraInput, ...] | None = None,
+) -> TorchModel:
+    """Load a checkpoint in float32 for inference.
+
+    Args:
+        checkpoint: what to load.
+        config: transformers' config object of it.
+        task: which head.
+        pooling: adds the output `sentence_embedding` when given.
+        with_cache: give a language model inputs and outputs for the keys and values that it has seen.
+        logits: with a cache, whether `logits` are those of the last position or of all.
+        part: which half of an encoder-decoder; None for every other model.
+        without: inputs that the user leaves out.
+        extras: inputs besides the plain ones, where they are known; found by trying when None.
+
+    Returns:
+        The model behind its flat face.
+
+    Raises:
+        InputError: when weights are missing, broken or of another architecture, or the answer depends on an argument
+            that cannot be an input.
+        ExportError: when the model takes inputs that are not supported.
+    """
+    import torch
+
+    where = checkpoint.source.text
+    kind = model_class(config, task, where=where)
+    with quiet():
+        network, missing = build_network(checkpoint, config, kind)
+    network = network.eval()
+    title = f"torch {torch.__version__} {type(network).__name__} float32"
+    if part is not None:
+        face = face_of(network, config, part, last=logits == "last", where=where)
+        own = (face.flat, f"{title} {part}", face.inputs, face.outputs, face.longest, (), config, face.cache, logits)
+        lost = inputs_of_pair(network, face.inputs, without, where=where)
+        return _complete(TorchModel(*own, left_out=lost), network, missing, where)
+    plain, image_size = _inputs(network, config, task, where)
+    plain = drop_inputs(network, plain, without, where=where)
+    notes: tuple[str, ...] = ()
+    if extras is None:
+        extras, notes = choose_inputs(
+            network, plain, image_size, outputs=task.outputs, writes=task.generates, without=without, where=where
+        )
+    inputs = plain + tuple(extra.spec for extra in extras)
+    longest = _longest(network, config) if task.modality == "text" else 0
+    names = _output_names(network, inputs, task, image_size, extras=extras, where=where)
+    cache = _find_cache(network) if with_cache and task.generates else None
+    if cache is not None:
+        flat = _flatten_with_cache(network, inputs, cache, logits)
+        inputs = tuple(_over_all(spec) for spec in inputs) + cache.inputs
+        outputs = ("logits", *(spec.name for spec in cache.outputs))
+        model = TorchModel(flat, title, inputs, outputs, longest, image_size, config, cache, logits)
+    else:
+        flat = _flatten(network, inputs, names, task, build_head(pooling) if pooling else None)
+        outputs = (*names, EMBEDDING_OUTPUT) if pooling else names
+        model = TorchModel(flat, title, inputs, outputs, longest, image_size, config)
+    return _complete(replace(model, extras=extras, left_out=notes), network, missing, where)
+
+
+def _complete(model: TorchModel, network: Any, missing: list[str], where: str) -> TorchModel:
+    """Return the model, when no weights are missing that its outputs need."""
+    if missing:
+        _check_missing(model, network, missing, where)
+    return model
+
+
+def _inputs(network: Any, config: Any, task: Task, where: str) -> tuple[tuple[TensorSpec, ...], tuple[int, ...]]:
+    """Return the inputs by the forward signature, and the image size."""
+    accepted = inspect.signature(network.forward).parameters
+    main = network.main_input_name
+    if is_pair(config):
+        raise InputError(
+            f"{type(network).__name__} is an encoder-decoder, which {task.name} does not run",
+            where=where,
+            hint="use --task text2text-generation, or automatic-speech-recognition for sound",
+        )
+    if main == "pixel_values":
+        size = _image_size(config)
+        channels = int(getattr(config, "num_channels", 3) or 3)
+        axes = ("height", "width") if _takes_any_size(network, channels, size) else size
+        return (TensorSpec("pixel_values", "float32", ("batch", channels, *axes)),), size
+    if main != "input_ids":
+        raise InputError(f"{type(network).__name__} takes {main}; only text and images are supported", where=where)
+    if task.modality != "text":
+        raise InputError(f"{type(network).__name__} takes text, {task.name} is for images", where=where)
+    axes = ("batch", "sequence")
+    names = ["input_ids"]
+    if "attention_mask" in accepted:
+        names.append("attention_mask")
+    if "token_type_ids" in accepted and int(getattr(config, "type_vocab_size", 0) or 0) > 1:
+        names.append("token_type_ids")
+    return tuple(TensorSpec(name, "int64", axes) for name in names), ()
+
+
+def _image_size(config: Any) -> tuple[int, int]:
+    """Return height and width that the model was trained with; 224 is what image models without a word mean."""
+    size = getattr(config, "image_size", None) or 224
+    if isinstance(size, (list, tuple)):
+        return int(size[0]), int(size[-1])
+    return int(size), int(size)
+
+
+def _takes_any_size(network: Any, channels: int, size: tuple[int, int]) -> bool:
+    """Return whether an image model runs on a larger image than it was trained with, found by trying."""
+    import torch
+
+    try:
+        with torch.inference_mode(), quiet():
+            network(pixel_values=torch.zeros(1, channels, size[0] + 32, size[1] + 64))
+    except Exception:  # noqa: BLE001  whatever a model raises, it says no
+        return False
+    return True
+
+
+def _longest(network: Any, config: Any) -> int:
+    """Return the longest sequence: the positions, less those that a table keeps for its padding id and below."""
+    import torch
+
+    positions = int(getattr(config, "max_position_embeddings", 0) or 0)
+    tables = (one for one in network.modules() if isinstance(one, torch.nn.Embedding))
+    for table in tables:
+        if table.num_embeddings == positions and table.padding_idx is not None:
+            return positions - int(table.padding_idx) - 1
+    return max(positions, 0)
+
+
+def _output_names(
+    network: Any,
+    inputs: tuple[TensorSpec, ...],
+    task: Task,
+    image_size: tuple[int, ...],
+    *,
+    extras: tuple[ExtraInput, ...],
+    where: str,
+) -> tuple[str, ...]:
+    """Return the outputs of the task that the model gives, found by running it."""
+    import torch
+
+    sizes = {"batch": 2, "sequence": 3, **dict(zip(("height", "width"), image_size, strict=False))}
+    feeds = {spec.name: torch.ones(spec.shape(sizes), dtype=getattr(torch, spec.dtype)) for spec in inputs}
+    rng = np.random.default_rng(0)
+    feeds |= {one.spec.name: torch.from_numpy(one.draw(one.spec.shape(sizes), rng)) for one in extras}
+    try:
+        with torch.inference_mode(), quiet():
+            result = network(**feeds, return_dict=True)
+    except Exception as error:
+        shown = ", ".join(feeds)
+        size = f" of {image_size[0]} × {image_size[1]}" if image_size else ""
+        raise ExportError(f"the model does not run on {shown}{size}: {error}", where=where) from error
+    given = [name for name, value in result.items() if isinstance(value, torch.Tensor)]
+    wanted = tuple(name for name in task.outputs if name in given)
+    if not wanted and not given:
+        raise ExportError("the model gives no tensor", where=where)
+    return wanted or tuple(given)
+
+
+def _flatten(network: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[str, ...], task: Task, head: Any) -> Any:
+    """Return a module with tensors in and tensors out."""
+    import torch
+
+    names = tuple(spec.name for spec in inputs)
+    accepted = inspect.signature(network.forward).parameters
+    # a causal model with learned or rotary positions must count them from each row's first real token
+    counts_positions = task.name == "text-generation" and "position_ids" in accepted and "attention_mask" in names
+    fixed = {"use_cache": False} if "use_cache" in accepted else {}
+
+    class Flat(torch.nn.Module):
+        """The network behind positional tensors."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+            self.head = head
+
+        def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            feeds: dict[str, Any] = dict(zip(names, tensors, strict=True))
+            mask = feeds.get("attention_mask")
+            if counts_positions and mask is not None:
+                feeds["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+            result = self.network(**feeds, **fixed, return_dict=True)
+            values = tuple(result[name] for name in outputs)
+            if self.head is None:
+                return values
+            return (*values, self.head(values[0], torch.ones_like(tensors[0]) if mask is None else mask))
+
+    return Flat().eval()
+
+
+def _find_cache(network: Any) -> Cache | None:
+    """Return what the model keeps of tokens it has seen, found by running it; None when it keeps other states too."""
+    import torch
+    from transformers import DynamicCache
+
+    if "past_key_values" not in inspect.signature(network.forward).parameters:
+        return None
+    ids = torch.ones(2, 3, dtype=torch.int64)
+    try:
+        with torch.inference_mode(), quiet():
+            kept = network(input_ids=ids, past_key_values=DynamicCache(), use_cache=True, return_dict=True)
+    except Exception:  # noqa: BLE001  a model with states of its own says so in its own way
+        return None
+    layers = []
+    for index, layer in enumerate(getattr(kept.get("past_key_values"), "layers", ())):
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if keys is None or values is None:
+            continue  # a layer that shares the cache of another
+        if keys.ndim != 4 or keys.shape[:3] != values.shape[:3] or tuple(keys.shape[::2]) != tuple(ids.shape):
+            return None
+        dtype = str(keys.dtype).removeprefix("torch.")
+        layers.append(CacheLayer(index, keys.shape[1], keys.shape[3], values.shape[3], dtype))
+    return Cache(tuple(layers)) if layers and not _has_other_states(network) else None
+
+
+def _has_other_states(network: Any) -> bool:
+    """Tell whether layers keep something else than keys and values, by what their config calls them."""
+    kinds = set(getattr(configs_of(network.config)[-1], "layer_types", None) or ())
+    return any("attention" not in kind or "linear" in kind for kind in kinds)
+
+
+def _over_all(spec: TensorSpec) -> TensorSpec:
+    """Let the mask speak of past and new tokens; ids are of new ones."""
+    return replace(spec, axes=("batch", "total_sequence")) if spec.name == "attention_mask" else spec
+
+
+def _flatten_with_cache(network: Any, inputs: tuple[TensorSpec, ...], cache: Cache, logits: Logits) -> Any:
+    """Return a module that takes ids, mask and past, and gives logits and present, as tensors.
+
+    Positions are counted in the mask, so that a row's first real token is at 0 wherever its padding lies. The cache
+    keeps every position, also where a layer looks at a window only: the mask knows the window.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    names = tuple(spec.name for spec in inputs)
+    accepted = inspect.signature(network.forward).parameters
+    counts_positions = "position_ids" in accepted
+    kept = {"logits_to_keep": 1} if logits == "last" and "logits_to_keep" in accepted else {}
+
+    class FlatWithCache(torch.nn.Module):
+        """The network behind positional tensors."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            feeds: dict[str, Any] = dict(zip(names, tensors[: len(names)], strict=True))
+            past = iter(tensors[len(names) :])
+            seen = DynamicCache()
+            for layer in cache.layers:
+                seen.update(next(past), next(past), layer.index)
+            if counts_positions:
+                positions = (feeds["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+                feeds["position_ids"] = positions[:, -feeds["input_ids"].shape[1] :]
+            result = self.network(**feeds, **kept, past_key_values=seen, use_cache=True, return_dict=True)
+            rows = result.logits if kept or logits == "all" else result.logits[:, -1:]
+            layers = result.past_key_values.layers
+            present = (getattr(layers[layer.index], f"{part}s") for layer in cache.layers for part in PARTS)
+            return (rows, *present)
+
+    return FlatWithCache().eval()
+
+
+def rereads(network: Any, length: int) -> bool:
+    """Tell whether transformers drops the cache of a text that grows beyond a length, and reads all of it anew.
+
+    Args:
+        network: transformers' module; its `prepare_inputs_for_generation` is asked, with a cache of nothing but length.
+        length: tokens in the cache.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    seen = DynamicCache()
+    seen.update(torch.zeros(1, 1, length, 1), torch.zeros(1, 1, length, 1), 0)
+    ids = torch.zeros(1, length + 1, dtype=torch.int64)
+    options = {"past_key_values": seen, "use_cache": True, "next_sequence_length": 1}
+    try:
+        given = network.prepare_inputs_for_generation(ids, attention_mask=torch.ones_like(ids), **options)
+    except Exception:  # noqa: BLE001  a model with a way of its own; reading anew is never wrong, only slower
+        return True
+    return int(given["input_ids"].shape[1]) == length + 1
+
+
+def grows_beyond(network: Any, longest: int) -> bool:
+    """Tell whether every token beyond a length changes how the rotary embeddings turn those before it.
+
+    Dynamic NTK does so beyond the positions that a config speaks of, where an exported graph ends: no exporter follows
+    tables that hang on the largest position so far.
+
+    Args:
+        network: transformers' module; copies of the parts in it with frequencies (`inv_freq`) are asked.
+        longest: the most tokens that the config speaks of.
+    """
+    import torch
+
+    def tables(part: Any, length: int) -> Any:
+        # a few positions and the last one, which is what transformers takes for the length
+        positions = torch.tensor([[1, longest // 2, longest - 1, length - 1]])
+        return torch.stack([table[0, :-1] for table in part(torch.zeros(1, 1, 1), positions)])
+
+    for part in (copy.deepcopy(one) for one in network.modules() if hasattr(one, "inv_freq")):
+        try:
+            with torch.inference_mode():
+                found = [tables(part, longest + more) for more in range(3)]
+        except Exception:  # noqa: BLE001  a part that is called in a way of its own
+            logger.info("%s is not asked for tables of positions", type(part).__name__)
+            continue
+        if all(not torch.equal(one, other) for one, other in itertools.pairwise(found)):
+            return True
+    return False
+
+
+def _check_missing(model: TorchModel, network: Any, missing: list[str], where: str) -> None:
+    """Refuse weights that the checkpoint lacks and the outputs need; parts that no output uses may lack theirs.
+
+    NaN in a parameter reaches every output that depends on it.
+    """
+    import torch
+
+    parameters = {name: one for name, one in network.named_parameters() if name in missing}
+    with torch.no_grad():
+        for one in parameters.values():
+            one.fill_(float("nan"))
+    sizes = {"batch": 2, "sequence": 3, **dict(zip(("height", "width"), model.image_size, strict=False))}
+    sizes = complete_all(sizes | ({"past_sequence": 0} if model.cache else {}), Signature(model.inputs, ()).axes, 0)
+    ones = {spec.name: np.ones(spec.shape(sizes), dtype=spec.dtype) for spec in model.inputs}
+    ones |= {one.spec.name: one.draw(one.spec.shape(sizes), np.random.default_rng(0)) for one in model.extras}
+    broken = [name for name, array in model.run(ones).items() if np.isnan(array).any()]
+    if broken:
+        names = sorted(parameters)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise InputError(
+            f"the checkpoint has no weights for {', '.join(names[:3])}{more}, which {broken[0]} needs",
+            where=where,
+            hint="name the task that it was trained for with --task",
+        )
+    with torch.no_grad():
+        for one in parameters.values():
+            one.zero_()

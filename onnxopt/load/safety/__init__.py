@@ -1,0 +1,1 @@
+"""Files are checked before anything reads them."""

@@ -1,0 +1,106 @@
+"""Turn a GGUF file into a checkpoint folder, once: float32 safetensors, config and tokenizer, in the user's cache."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from onnxopt.errors import InputError
+from onnxopt.host.folders import content_of, sha256_of, staged
+from onnxopt.host.quiet import quiet
+from onnxopt.host.usercache import cache_root
+
+_CONTENTS, _ORIGIN = "contents.json", "origin.txt"
+_TELLING = ("config.json", "tokenizer.json")
+_MAGIC = b"GGUF"
+
+
+def convert_gguf(path: Path, *, progress: Callable[[str], None] | None = None) -> Path:
+    """Return a checkpoint folder with the dequantized weights of a GGUF file.
+
+    Args:
+        path: the file.
+        progress: told what is being done.
+
+    Returns:
+        A folder in the user's cache with config.json, model.safetensors and the tokenizer's files.
+
+    Raises:
+        InputError: when the file is no GGUF, transformers cannot read it, or the packages that read it are missing.
+    """
+    with path.open("rb") as stream:
+        if stream.read(len(_MAGIC)) != _MAGIC:
+            raise InputError("is no GGUF file", where=str(path))
+    entry = cache_root() / "converted" / f"{path.stem}-{sha256_of(path)[:16]}"
+    if _intact(entry):
+        _remember(entry, path)
+        return entry / "files"
+    if progress:
+        progress(f"dequantizing {path.name} to float32")
+    with staged(entry) as fresh:
+        _convert(path, fresh / "files")
+        (fresh / _CONTENTS).write_text(json.dumps(content_of(fresh / "files"), indent=1), encoding="utf-8")
+    _remember(entry, path)
+    return entry / "files"
+
+
+def _remember(entry: Path, path: Path) -> None:
+    """Say where the file lies now, for who wants its grids."""
+    with contextlib.suppress(OSError):  # a cache that cannot be written is still a cache
+        (entry / _ORIGIN).write_text(str(path.resolve()), encoding="utf-8")
+
+
+def gguf_behind(assets: Collection[Path]) -> Path | None:
+    """Return the GGUF file that a checkpoint was converted from, while it lies where it lay.
+
+    Args:
+        assets: the checkpoint's small files, or copies of them; a converted one is known by their content.
+    """
+    known = {path.name: sha256_of(path) for path in assets if path.name in _TELLING}
+    for entry in sorted((cache_root() / "converted").glob("*/")):
+        try:
+            recorded = json.loads((entry / _CONTENTS).read_text(encoding="utf-8"))
+            path = Path((entry / _ORIGIN).read_text(encoding="utf-8"))
+            alike = len(known) == len(_TELLING) and all(recorded.get(name) == digest for name, digest in known.items())
+            if alike and sha256_of(path)[:16] == entry.name.rpartition("-")[2]:
+                return path
+        except (OSError, ValueError):  # noqa: PERF203 - a damaged entry says nothing about the next
+            continue
+    return None
+
+
+def _intact(entry: Path) -> bool:
+    """Return whether every file has the size and content it was written with."""
+    try:
+        recorded = json.loads((entry / _CONTENTS).read_text(encoding="utf-8"))
+        return bool(recorded == content_of(entry / "files"))
+    except (OSError, ValueError):
+        return False
+
+
+def _convert(path: Path, target: Path) -> None:
+    """Read the file with transformers and write it as any other checkpoint."""
+    import torch
+    import transformers
+    from safetensors.torch import save_model
+
+    folder, name = path.parent, path.name
+    try:
+        # the reader draws a progress bar of its own on stderr
+        with quiet(), contextlib.redirect_stderr(io.StringIO()):
+            model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+            transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(target)
+    except ImportError as error:
+        raise InputError(str(error), where=str(path), hint="pip install 'onnxopt[gguf]'") from error
+    except Exception as error:
+        raise InputError(f"transformers cannot read it: {error}", where=str(path)) from error
+    # the model still counts as quantized, so that its own save refuses; its weights are float32 by now
+    save_model(model, str(target / "model.safetensors"), metadata={"format": "pt"})
+    skip = ("quantization_config", "id2label", "label2id")
+    settings = {key: one for key, one in model.config.to_dict().items() if key not in skip and not key.startswith("_")}
+    settings |= {"architectures": [type(model).__name__], "dtype": "float32"}
+    text = json.dumps(settings, indent=2, sort_keys=True, default=str)
+    (target / "config.json").write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Run a graph, or a piece of it, to see what it does."""

@@ -1,0 +1,1 @@
+"""What is not equal does not stay."""

@@ -1,0 +1,1 @@
+"""Channels, heads, layers and words of a checkpoint, in torch."""

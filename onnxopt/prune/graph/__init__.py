@@ -1,0 +1,1 @@
+"""Channels and layers of a fused graph."""

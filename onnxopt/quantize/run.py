@@ -1,0 +1,369 @@
+"""Quantize a fused graph: calibrate, plan, carry out, judge, time; and back to float where it does not pay."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxopt.calibrate.data import SELF, CalibrationData, read_calibration
+from onnxopt.calibrate.own_text import write_own
+from onnxopt.graph import all_nodes, is_op
+from onnxopt.graph.cache import Cache
+from onnxopt.graph.convs import conv_of, find_convs
+from onnxopt.graph.linears import Selector, find_linears, find_tables, linear_of
+from onnxopt.graph.stored_weights import StoredWeight, pack_weights, unpack_weights
+from onnxopt.judge.gate import is_invariant, judge_result, require_metric
+from onnxopt.judge.metrics import Judge, MetricBudget
+from onnxopt.load.source.gguf import gguf_behind
+from onnxopt.pipeline.pipeline import Pipeline
+from onnxopt.probe.observe import Observation
+from onnxopt.qmath.precision import Blocked, Plan, PlannedLinear, Precision, Scheme
+from onnxopt.quantize.checkpoint_grids import known_grids
+from onnxopt.quantize.columns import plan_columns
+from onnxopt.quantize.convs import is_convolutional, search_convs
+from onnxopt.quantize.decoder import DecoderPlanner, DecoderSearch
+from onnxopt.quantize.options import QuantizeOptions, scheme_of
+from onnxopt.quantize.search import MARGIN, loss_of, search_columns
+from onnxopt.quantize.trials import Save, carry_out, left_in_float
+from onnxopt.quantize.two_ways import Finished, with_prompts
+from onnxopt.quantize.weights import plan_tables, plan_weights
+from onnxopt.records.quantization import FrontRecord, LayerRecord, QuantizationRecord, SensitivityRecord
+from onnxopt.spec import Say
+from onnxopt.timing.latency import speedup_of
+
+logger = logging.getLogger(__name__)
+
+TRIES = 3  # of one search after the other, when the judge turns a plan down
+STRICTER = (0.5, 0.9)  # how much less of a loss the next search may have than the last one
+LEAST_FOR_TABLES = 0.5  # of what is allowed: where less must be lost, tables stay in float
+LEAST_SPEEDUP = 1.0
+DECODER_SHARE = 0.75  # of what a budget allows: other text diverges more, and activations are rounded too
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What came of quantization.
+
+    Attributes:
+        record: for the manifest.
+        pipeline: with the quantized graph.
+        path: its file; None when the float graph is to be shipped.
+    """
+
+    record: QuantizationRecord
+    pipeline: Pipeline
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class _Decision:
+    """What a search decided on.
+
+    Attributes:
+        plan: by layer.
+        value: of the metric, on the samples that decided; None where nothing was searched for.
+        sensitivities: by layer, the most harmful first.
+        front: what was measured.
+    """
+
+    plan: Plan
+    value: float | None = None
+    sensitivities: tuple[SensitivityRecord, ...] = ()
+    front: tuple[FrontRecord, ...] = ()
+
+
+def quantize(
+    fused: Pipeline,
+    options: QuantizeOptions,
+    *,
+    original: Path,
+    as_float: Path,
+    scratch: Path,
+    save: Save,
+    requests: Sequence[Observation],
+    say: Say,
+) -> Attempt:
+    """Quantize a fused graph inside its budget.
+
+    Args:
+        fused: before it is lowered; not changed.
+        options: what was asked.
+        original: the model as it was loaded.
+        as_float: the finished float graph, which is shipped when quantization does not pay.
+        scratch: for files.
+        save: writes a graph into a new folder.
+        requests: the workload; empty to measure no time.
+        say: told what is done.
+
+    Raises:
+        InputError: an option does not fit the model.
+    """
+    loaded = fused.loaded
+    judge = Judge.of(loaded.signature, classifies=_classifies(fused.model))
+    budget = options.budget or options.default_budget(judge.metric)
+    require_metric(judge, budget)
+    fused.raise_to_quantize()
+    stored = unpack_weights(fused.model)
+    labels = [*(conv.label for conv in find_convs(fused.model)), *(one.label for one in find_linears(fused.model))]
+    tables = [table.label for table in find_tables(fused.model)]
+    keep = Selector(options.keep).choose(labels, tables) if options.keep else set()
+    if not labels:
+        reason = "no layer was found: it has no product with a constant float32 matrix and no such convolution"
+        return Attempt(_unquantized(options.asked, reason, fused.model, Plan()), fused, None)
+    if options.calibration == SELF:
+        data = write_own(loaded, as_float, samples=options.samples, say=say)
+    else:
+        data = read_calibration(loaded, options.calibration, samples=options.samples, force=options.force)
+    decide = _decider(fused, data, judge, budget, options, keep=keep, stored=stored, say=say)
+
+    def finish(plan: Plan, number: int) -> Finished:
+        trial = fused.fork()
+        carry_out(trial, plan)
+        pack_weights(trial.model, stored)
+        path = save(trial.model, scratch / f"quantized-{number}")
+        gate = judge_result(loaded, path, original, data, budget, judge=judge, say=say)
+        say(str(gate))
+        return Finished(trial, plan, path, gate)
+
+    share = DECODER_SHARE if _is_language_model(fused, judge) else MARGIN
+    decision, step = _within(decide, finish, judge, share)
+    trial, path, gate = step.pipeline, step.path, step.gate
+    if not _is_quantized(trial):
+        found = Counter(planned.reason for _, planned in decision.plan if planned.reason)
+        why = f" ({found.most_common(1)[0][0]})" if found else ""
+        record = _unquantized(options.asked, f"no layer was quantized{why}", fused.model, decision.plan)
+        return Attempt(record, trial, None)
+    reason = "" if gate.holds else f"beyond its budget: {gate}"
+    prompts: Mapping[str, PlannedLinear] = {}
+    if not reason and _wants_both_ways(options, fused, judge):
+        ways = with_prompts(
+            fused,
+            step,
+            data,
+            judge,
+            budget,
+            keep=keep,
+            original=original,
+            scratch=scratch,
+            save=save,
+            requests=requests,
+            say=say,
+        )
+        if ways is not None:
+            trial, path, gate, prompts = ways.finished.pipeline, ways.finished.path, ways.finished.gate, ways.prompts
+    timed = requests and not reason
+    gain = speedup_of(as_float, path, requests, fused.target, say, workload=fused.workload) if timed else None
+    if gain is not None and gain.speedup < LEAST_SPEEDUP and not _only_smaller(options):
+        reason = f"not faster than the float graph on this machine ({gain.speedup:.2f}x)"
+    undone = left_in_float(step.pipeline, fused.model, decision.plan)
+    record = QuantizationRecord(
+        asked=options.asked,
+        shipped=not reason,
+        reason=reason,
+        calibration=data.record,
+        gate=gate,
+        layers={
+            label: _layer(planned, prompts.get(label), undone.get(label))
+            for label, planned in (*decision.plan, *_left(fused.model, decision.plan))
+        },
+        sensitivities=tuple(
+            one.model_copy(update={"precision": str(Precision())}) if one.label in undone else one
+            for one in decision.sensitivities
+        ),
+        front=decision.front,
+        invariant=is_invariant(path, loaded, data),
+        speedup=gain.speedup if gain is not None else None,
+        speedup_low=gain.low if gain is not None else None,
+        speedup_high=gain.high if gain is not None else None,
+    )
+    if reason:
+        logger.warning("the graph stays in float: %s", reason)
+    return Attempt(record, trial, None if reason else path)
+
+
+def _is_quantized(trial: Pipeline) -> bool:
+    """Tell whether a plan was carried out anywhere: where every layer stays in float there is nothing to judge."""
+    return any(entry.applied for entry in trial.ledger.entries if entry.name.startswith("quantize-"))
+
+
+def _unquantized(asked: str, reason: str, model: ir.Model, plan: Plan) -> QuantizationRecord:
+    """Return the record of a model none of whose layers was quantized: nothing was judged."""
+    logger.warning("the float graph is shipped: %s", reason)
+    layers = {
+        label: LayerRecord(precision=str(Precision()), reason=planned.reason)
+        for label, planned in (*plan, *_left(model, plan))
+    }
+    return QuantizationRecord(asked=asked, shipped=False, reason=reason, layers=layers)
+
+
+def _left(model: ir.Model, plan: Plan) -> Iterator[tuple[str, PlannedLinear]]:
+    """Yield the layers that a plan says nothing about, with the reason."""
+    for conv in find_convs(model):
+        if conv.label not in plan.linears:
+            reason = "a convolution beside linear layers, or not in static int8"
+            yield conv.label, PlannedLinear(Precision(), reason)
+    for node in all_nodes(model):
+        layer = None if node.graph is model.graph else linear_of(node) or conv_of(node)
+        if layer is not None and layer.label not in plan.linears:
+            yield layer.label, PlannedLinear(Precision(), "it lies inside a branch or a loop")
+
+
+def _classifies(model: ir.Model) -> bool:
+    """Tell whether the first output is made by a Softmax: it is the answer, then, and not a tensor on the way."""
+    value: ir.Value | None = model.graph.outputs[0]
+    while value is not None and is_op(value.producer(), "Identity", "Cast"):
+        node = value.producer()
+        value = node.inputs[0] if node is not None else None
+    return value is not None and is_op(value.producer(), "Softmax", "LogSoftmax")
+
+
+def _is_language_model(trial: Pipeline, judge: Judge) -> bool:
+    return Cache.of(trial.loaded.signature) is not None and judge.metric == "perplexity"
+
+
+def _wants_both_ways(options: QuantizeOptions, fused: Pipeline, judge: Judge) -> bool:
+    """A second way for prompts is for kernels with integers on both sides, which the CPU provider has."""
+    return options.both_ways and fused.target.provider == "cpu" and _is_language_model(fused, judge)
+
+
+def _only_smaller(options: QuantizeOptions) -> bool:
+    """Weights in fewer bits were asked for by name: they are worth having for their size alone."""
+    return isinstance(options.precision, Precision) and options.precision.kind.endswith("-weights")
+
+
+def _within(
+    decide: Callable[[float], _Decision],
+    finish: Callable[[Plan, int], Finished],
+    judge: Judge,
+    share: float,
+) -> tuple[_Decision, Finished]:
+    """Search until the judge finds the result within the budget; return the last result where nothing is.
+
+    Args:
+        decide: searches within a share of the loss that is allowed.
+        finish: carries a plan out and has it judged.
+        judge: what is measured.
+        share: of the first search.
+    """
+    decision = decide(share)
+    result = finish(decision.plan, 0)
+    for number in range(1, TRIES):
+        if result.gate.holds or decision.value is None:  # what is not searched for does not change in another try
+            break
+        share = stricter(share, loss_of(judge, decision.value), loss_of(judge, result.gate.value))
+        careful = decide(share)
+        if _precisions(careful.plan) != _precisions(decision.plan):
+            decision, result = careful, finish(careful.plan, number)
+    return decision, result
+
+
+def stricter(share: float, searched: float, judged: float) -> float:
+    """Return what share of the loss allowed a search may have next, after a judge has turned its plan down.
+
+    Args:
+        share: that it had.
+        searched: what its plan lost in the search.
+        judged: what it lost for the judge.
+    """
+    least, most = STRICTER
+    return min(max(searched / judged, least * share), most * share)
+
+
+def _precisions(plan: Plan) -> dict[str, str]:
+    return {label: f"{one.precision} {one.factors is not None}" for label, one in plan}
+
+
+def _decider(
+    fused: Pipeline,
+    data: CalibrationData,
+    judge: Judge,
+    budget: MetricBudget,
+    options: QuantizeOptions,
+    *,
+    keep: set[str],
+    stored: Mapping[str, StoredWeight],
+    say: Say,
+) -> Callable[[float], _Decision]:
+    """Return what plans every layer, as the options and the kind of model have it.
+
+    It is told what share of the loss that the budget allows a plan may have.
+    """
+    asked, scheme, model = options.precision, scheme_of(fused.target), fused.model
+    if _is_language_model(fused, judge):
+        planner = DecoderPlanner.of(
+            model, data, options.of_decoder(), keep=keep, given=_exact_grids(fused), progress=say
+        )
+        return lambda share: _of_decoder(planner.within(budget.limit**share))
+    if isinstance(asked, Precision) and asked.kind.endswith("-weights"):
+        given = _stored_grids(model, stored, asked.block_size) if asked.kind == "int8-weights" else {}
+        return lambda _: _Decision(plan_weights(model, asked, keep=keep, given=given, progress=say))
+    if isinstance(asked, Precision) and asked.kind == "int8-dynamic":
+        return lambda _: _Decision(_dynamic(model, data, keep, scheme, say))
+
+    def searched(share: float) -> _Decision:
+        search = search_convs if is_convolutional(model) else search_columns
+        found = search(
+            model,
+            data,
+            judge,
+            budget,
+            methods=options.methods,
+            keep=keep,
+            strictness=share / MARGIN,
+            scheme=scheme,
+            progress=say,
+        )
+        tables = (
+            plan_tables(model, keep) if fused.target.provider == "cpu" and share > LEAST_FOR_TABLES * MARGIN else {}
+        )
+        plan = replace(found.plan, linears={**found.plan.linears, **tables})
+        return _Decision(plan, found.value, found.sensitivities, found.front)
+
+    return searched
+
+
+def _dynamic(model: ir.Model, data: CalibrationData, keep: set[str], scheme: Scheme, say: Say) -> Plan:
+    chosen = [linear.label for linear in find_linears(model) if linear.label not in keep]
+    plan = plan_columns(model, data, kind="int8-dynamic", chosen=chosen, scheme=scheme, progress=say)
+    return Plan({**plan.linears, **{label: PlannedLinear(Precision(), "kept by the user") for label in sorted(keep)}})
+
+
+def _exact_grids(fused: Pipeline) -> dict[str, Blocked]:
+    """Return the codes of a checkpoint that was a GGUF file, where a kernel can hold them exactly."""
+    source = gguf_behind(fused.loaded.assets)
+    grids = known_grids(source, fused.model) if source is not None else {}
+    return {label: grid.blocks for label, grid in grids.items() if grid.exact}
+
+
+def _stored_grids(model: ir.Model, stored: Mapping[str, StoredWeight], block_size: int) -> dict[str, Blocked]:
+    """Return the codes that a file has of its weights, in blocks, where a kernel can hold them exactly."""
+    found: dict[str, Blocked] = {}
+    for linear in find_linears(model):
+        weight = stored.get(linear.weight.name or "")
+        blocks = None if weight is None else weight.blocks(block_size, transposed=linear.transposed)
+        if blocks is not None:
+            found[linear.label] = blocks
+    return found
+
+
+def _of_decoder(found: DecoderSearch) -> _Decision:
+    precisions = {label: str(planned.precision) for label, planned in found.plan}
+    harms = [SensitivityRecord(label=label, loss=harm, precision=precisions[label]) for label, harm in found.harms]
+    front = [FrontRecord(value=one.ratio, seconds=one.seconds, counts=dict(one.counts)) for one in found.front]
+    return _Decision(found.plan, found.ratio, tuple(harms), tuple(front))
+
+
+def _layer(planned: PlannedLinear, in_prompts: PlannedLinear | None, undone: str | None) -> LayerRecord:
+    """Say what became of a layer: what was planned, unless there is a reason why that was undone."""
+    if undone is not None:
+        planned = PlannedLinear(Precision(), undone)
+    reason = planned.reason
+    if in_prompts is not None:
+        smoothed = " smoothed" if in_prompts.factors is not None else ""
+        reason = f"{f'{reason}; ' if reason else ''}{in_prompts.precision}{smoothed} in prompts"
+    return LayerRecord(precision=str(planned.precision), reason=reason, smoothed=planned.factors is not None)

@@ -1,0 +1,62 @@
+"""Carry out a plan of precisions on a fused graph, and time what came of it beside another graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxopt.graph.convs import find_convs
+from onnxopt.graph.linears import find_linears, find_tables, parts_of
+from onnxopt.pipeline.orders import carrying_out
+from onnxopt.pipeline.pipeline import Pipeline
+from onnxopt.qmath.precision import Plan, Precision
+
+Save = Callable[[ir.Model, Path], Path]
+
+
+def carry_out(trial: Pipeline, plan: Plan) -> None:
+    """Quantize inputs and weights before the graph is lowered, weights alone behind that."""
+    steps = carrying_out(plan, trial.target)
+    trial.quantize(steps)
+    trial.lower()
+    trial.quantize_lowered(steps)
+
+
+def left_in_float(trial: Pipeline, fused: ir.Model, plan: Plan) -> dict[str, str]:
+    """Return the layers that a plan has in fewer bits and that stayed in float all the same, with the reason.
+
+    A rewrite that fails its proof is rolled back, and a guard may turn a layer down: what a plan says is not yet done.
+
+    Args:
+        trial: behind `carry_out`.
+        fused: the graph before.
+        plan: what was to be done.
+    """
+    roots = _labels(fused) | _labels(trial.model)
+    reasons: dict[str, str] = {}
+    for entry in trial.ledger.entries:
+        if entry.stage != "quantize":
+            continue
+        found = {item.node: f"rolled back: {item.reason}" for item in entry.rolled_back}
+        found |= {item.node: item.reason for item in entry.refused if not item.needless}
+        for node, reason in found.items():
+            label = roots.get(node, "")
+            for one in [label] if label in plan.linears else parts_of(label):
+                reasons.setdefault(one, reason)
+    standing = {one.label for one in find_linears(trial.model)} | {one.label for one in find_tables(trial.model)}
+    planned = [label for label, one in plan if one.precision != Precision()]
+    return {
+        label: reasons.get(label, "no pass could carry it out")
+        for label in planned
+        if label in reasons or label in standing
+    }
+
+
+def _labels(model: ir.Model) -> dict[str, str]:
+    """Return the label of each layer that a plan may name, by the name under which a ledger has it."""
+    layers = [(one.root, one.label) for one in find_linears(model)]
+    layers += [(one.root, one.label) for one in find_convs(model)]
+    layers += [(one.node, one.label) for one in find_tables(model)]
+    return {node.name or node.op_type: label for node, label in layers}

@@ -1,0 +1,1 @@
+"""Artifacts from Python: session, providers, batcher, inputs, generation, answers."""

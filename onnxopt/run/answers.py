@@ -1,0 +1,391 @@
+"""Try an artifact by hand: text (or the path of an image) in, an answer out, by what its task is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxopt.errors import InputError
+from onnxopt.records.manifest import Manifest
+from onnxopt.run.generate.beside import end_ids
+from onnxopt.run.generate.decoder import cache_of
+from onnxopt.run.generate.generator import RANDOM_WEIGHTS, Generator
+from onnxopt.run.inputs.text import TextModel
+from onnxopt.run.results import (
+    TOP,
+    Answer,
+    Answers,
+    Classification,
+    Continuations,
+    Embeddings,
+    Fill,
+    Label,
+    MaskFills,
+    TextResult,
+    TokenLabels,
+    Word,
+)
+from onnxopt.run.session import Session
+from onnxopt.spec import Array, Feeds, Target
+from onnxopt.texts.tokenizer import MASKS, read_settings
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+
+DEFAULT_NEW_TOKENS = 20
+MAX_ANSWER_TOKENS = 30
+_EMBEDDINGS = ("sentence_embedding", "last_hidden_state", "token_embeddings", "pooler_output")
+# the head that the end of a saved class's name stands for, for an imported file whose task is unknown
+_HEADS = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForMaskedLM": "fill-mask",
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
+    "ForImageClassification": "image-classification",
+}
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What a task needs to answer."""
+
+    task: str
+    texts: tuple[str, ...]
+    context: str | None
+    max_new_tokens: int
+
+
+def run_text(
+    artifact: str | Path,
+    texts: Sequence[str],
+    *,
+    context: str | None = None,
+    max_new_tokens: int = DEFAULT_NEW_TOKENS,
+    target: Target | None = None,
+    threads: int | None = None,
+) -> TextResult:
+    """Give texts to an artifact and say what it answers.
+
+    Args:
+        artifact: the folder.
+        texts: sentences, questions or prompts; paths of image files when the task is about images.
+        context: the text to find answers in, for question answering.
+        max_new_tokens: how many tokens to write, for text generation. A model without a cache runs the whole text
+            again for each.
+        target: where to run; the default is the artifact's own target.
+        threads: threads of one operator.
+
+    Returns:
+        The answer, by task: `Embeddings`, `Classification`, `TokenLabels`, `MaskFills`, `Continuations` or `Answers`.
+
+    Raises:
+        InputError: when the artifact or its tokenizer is missing, or the input does not suit the task.
+    """
+    folder = Path(artifact)
+    manifest = Manifest.read(folder)
+    if not texts:
+        raise InputError("no text to run on", hint="write it behind the artifact's folder, in quotes")
+    session = Session(folder, target=target, threads=threads)
+    config = read_settings(folder, "config.json")
+    request = _Request(task_of(manifest.task, config, session), tuple(texts), context, max_new_tokens)
+    warning = (RANDOM_WEIGHTS,) if manifest.random_weights else ()
+    if request.task.startswith("image"):
+        result = _run_images(folder, session, config, request)
+    else:
+        model = TextModel.open(folder, session)
+        answer = _ANSWERS.get(request.task)
+        if answer is None:
+            raise InputError(
+                f"task {request.task!r} cannot be tried with text",
+                where=str(folder),
+                hint=f"it can be {', '.join(_ANSWERS)}",
+            )
+        result = answer(model, request)
+    return result.model_copy(update={"notes": tuple(dict.fromkeys((*warning, *result.notes)))})
+
+
+def task_of(task: str, config: Mapping[str, Any], session: Session) -> str:
+    """Return the task of an artifact; for an imported file, what its config's class or its outputs suggest."""
+    if task != "onnx":
+        return task
+    for name in config.get("architectures") or ():
+        for ending, found in _HEADS.items():
+            if str(name).endswith(ending):
+                return found
+    names = {spec.name for spec in session.outputs}
+    if {"start_logits", "end_logits"} <= names:
+        return "question-answering"
+    about_images = any(spec.name == "pixel_values" for spec in session.inputs)
+    if "logits" not in names:
+        return "image-feature-extraction" if about_images else "feature-extraction"
+    raise InputError(
+        "nothing says what its logits mean", where=str(session.path), hint="put the model's config.json beside it"
+    )
+
+
+# Text
+
+
+def _embed(model: TextModel, request: _Request) -> Embeddings:
+    answered = model.run(model.encode(request.texts))
+    name = _embedding_output(model.session)
+    values = answered.outputs[name].astype(np.float32)
+    notes = list(model.notes)
+    if values.ndim == 3:
+        weights = answered.mask[:, :, None].astype(np.float32)
+        values = (values * weights).sum(axis=1) / weights.sum(axis=1)
+        notes.append(f"the model has no sentence embedding: this is the mean of {name} over the text's tokens")
+    return embeddings(request.task, request.texts, name, values, notes)
+
+
+def embeddings(task: str, texts: Sequence[str], output: str, values: Array, notes: Sequence[str] = ()) -> Embeddings:
+    """Put vectors and their similarities into a result.
+
+    Args:
+        task: what was done.
+        texts: what went in.
+        output: the output the vectors come from.
+        values: float32 [texts, dimension].
+        notes: sentences a user should read.
+    """
+    lengths = np.linalg.norm(values, axis=1, keepdims=True)
+    unit = values / np.where(lengths > 0, lengths, 1)
+    return Embeddings(
+        task=task,
+        texts=tuple(texts),
+        output=output,
+        vectors=tuple(tuple(row) for row in values.tolist()),
+        cosine=tuple(tuple(row) for row in (unit @ unit.T).tolist()) if len(texts) > 1 else (),
+        notes=tuple(notes),
+    )
+
+
+def _embedding_output(session: Session) -> str:
+    names = [spec.name for spec in session.outputs]
+    known = next((name for name in _EMBEDDINGS if name in names), None)
+    likely = next((spec.name for spec in session.outputs if len(spec.axes) in (2, 3)), None)
+    if known or likely:
+        return known or likely or ""
+    raise InputError(f"no output is a vector per text: {', '.join(names)}", where=str(session.path))
+
+
+def _classify(model: TextModel, request: _Request) -> Classification:
+    logits = _logits(model.run(model.encode(request.texts)).outputs, model.session)
+    return classification(request.task, request.texts, logits, model.config, model.notes)
+
+
+def classification(
+    task: str, texts: Sequence[str], logits: Array, config: Mapping[str, Any], notes: Sequence[str] = ()
+) -> Classification:
+    """Turn logits into labels with probabilities, as the config says they are meant.
+
+    Args:
+        task: what was done.
+        texts: what went in.
+        logits: float [texts, labels].
+        config: content of config.json: `id2label`, `problem_type`.
+        notes: sentences a user should read.
+    """
+    kind = config.get("problem_type")
+    if kind == "regression":
+        scores = logits.astype(np.float64)
+    elif kind == "multi_label_classification" or logits.shape[-1] == 1:
+        scores = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    else:
+        scores = softmax(logits)
+    names = _label_names(config, logits.shape[-1])
+    rows = (sorted(zip(names, row, strict=True), key=lambda pair: -pair[1]) for row in scores.tolist())
+    return Classification(
+        task=task,
+        texts=tuple(texts),
+        labels=tuple(tuple(Label(label=name, score=score) for name, score in row) for row in rows),
+        notes=tuple(notes),
+    )
+
+
+def _label_words(model: TextModel, request: _Request) -> TokenLabels:
+    encodings = model.encode(request.texts)
+    answered = model.run(encodings)
+    scores = softmax(_logits(answered.outputs, model.session))
+    names = _label_names(model.config, scores.shape[-1])
+    rows = []
+    for row, (text, encoding) in enumerate(zip(request.texts, encodings, strict=True)):
+        own = scores[row][answered.mask[row]]
+        words: dict[int, Word] = {}
+        for index, word in enumerate(encoding.word_ids):
+            if word is None:
+                continue
+            start, end = encoding.offsets[index]
+            if word in words:
+                first = words[word]
+                words[word] = first.model_copy(update={"end": end, "word": text[first.start : end]})
+                continue
+            best = int(own[index].argmax())
+            words[word] = Word(
+                word=text[start:end], label=names[best], score=float(own[index][best]), start=start, end=end
+            )
+        rows.append(tuple(words.values()))
+    return TokenLabels(task=request.task, texts=request.texts, words=tuple(rows), notes=tuple(model.notes))
+
+
+def _fill_masks(model: TextModel, request: _Request) -> MaskFills:
+    mask_id = model.tokenizer.token_to_id(model.mask_token) if model.mask_token else None
+    if mask_id is None:
+        raise InputError("its tokenizer has no mask token", where=str(model.folder))
+    texts = []
+    for text in request.texts:
+        for written in MASKS:
+            text = text.replace(written, model.mask_token)  # noqa: PLW2901  # each spelling in turn
+        texts.append(text)
+    encodings = model.encode(texts)
+    answered = model.run(encodings)
+    logits = _logits(answered.outputs, model.session)
+    fills = []
+    for row, encoding in enumerate(encodings):
+        places = [index for index, token in enumerate(encoding.ids) if token == mask_id]
+        if not places:
+            raise InputError(f"text {row + 1} hides no word", hint=f"write {model.mask_token} in its place")
+        scores = softmax(logits[row][answered.mask[row]][places])
+        fills.append(tuple(_top_tokens(model, score) for score in scores))
+    return MaskFills(task=request.task, texts=request.texts, fills=tuple(fills), notes=tuple(model.notes))
+
+
+def _top_tokens(model: TextModel, scores: Array) -> tuple[Fill, ...]:
+    best = np.argsort(-scores, kind="stable")[:TOP]
+    return tuple(Fill(token=model.tokenizer.decode([int(one)]).strip(), score=float(scores[one])) for one in best)
+
+
+def _continue(model: TextModel, request: _Request) -> Continuations:
+    if cache_of(model.session) is not None:
+        return _generate(model, request)
+    ends = end_ids(read_settings(model.folder, "generation_config.json"), model.config)
+    continuations = tuple(
+        _write_on(model, encoding, ends, request.max_new_tokens) for encoding in model.encode(request.texts)
+    )
+    return Continuations(
+        task=request.task, texts=request.texts, continuations=continuations, notes=tuple(dict.fromkeys(model.notes))
+    )
+
+
+def _generate(model: TextModel, request: _Request) -> Continuations:
+    """Continue all texts together, with the cache that the model has."""
+    generator = Generator(model.folder, session=model.session)
+    prompts = [encoding.ids for encoding in model.encode(request.texts)]
+    result = generator.generate(prompts, max_new_tokens=request.max_new_tokens)
+    return Continuations(
+        task=request.task,
+        texts=request.texts,
+        continuations=tuple(result.texts),
+        notes=tuple(dict.fromkeys((*model.notes, *result.notes))),
+    )
+
+
+def _write_on(model: TextModel, encoding: Encoding, ends: frozenset[int], count: int) -> str:
+    """Append the likeliest token until an end token comes, `count` are written, or the model is full."""
+    prompt = list(encoding.ids)
+    ids = list(prompt)
+    while len(ids) < len(prompt) + count:
+        if model.limit and len(ids) >= model.limit:
+            model.notes.append(f"stopped at the {model.limit} tokens that the model takes")
+            break
+        answered = model.run_ids([ids], [[0] * len(ids)])
+        logits = _logits(answered.outputs, model.session)
+        row = logits[0][answered.mask[0]] if logits.shape[1] == answered.mask.shape[1] else logits[0]
+        token = int(row[-1].argmax())
+        if token in ends:
+            break
+        ids.append(token)
+    # a token's text may depend on what comes before it, so the whole is decoded and the prompt cut off
+    before = model.tokenizer.decode(prompt, skip_special_tokens=True)
+    return model.tokenizer.decode(ids, skip_special_tokens=True)[len(before) :]
+
+
+def _find_answers(model: TextModel, request: _Request) -> Answers:
+    if not request.context:
+        raise InputError("question answering needs a text to look in", hint="give it with --context")
+    answers = []
+    for encoding in model.encode(request.texts, request.context):
+        answered = model.run([encoding])
+        rows = [answered.outputs.get(name) for name in ("start_logits", "end_logits")]
+        if rows[0] is None or rows[1] is None:
+            raise InputError("has no start_logits and end_logits", where=str(model.session.path))
+        inside = np.array([part == 1 for part in encoding.sequence_ids])
+        if not inside.any():
+            raise InputError("the question leaves no room for the text", hint="ask a shorter question")
+        start, end = (softmax(np.where(inside, row[0][answered.mask[0]], -np.inf)) for row in rows if row is not None)
+        first, last, score = best_span(start, end)
+        begin, finish = encoding.offsets[first][0], encoding.offsets[last][1]
+        answers.append(Answer(answer=request.context[begin:finish], score=score, start=begin, end=finish))
+    return Answers(
+        task=request.task, texts=request.texts, answers=tuple(answers), notes=tuple(dict.fromkeys(model.notes))
+    )
+
+
+def best_span(start: Array, end: Array) -> tuple[int, int, float]:
+    """Return first and last token of the likeliest answer, and its probability.
+
+    Args:
+        start: float [tokens], how likely an answer starts at a token.
+        end: float [tokens], how likely it ends there.
+    """
+    size = len(start)
+    allowed = np.triu(np.ones((size, size))) - np.triu(np.ones((size, size)), k=MAX_ANSWER_TOKENS)
+    scores = np.outer(start, end) * allowed
+    first, last = np.unravel_index(int(scores.argmax()), scores.shape)
+    return int(first), int(last), float(scores[first, last])
+
+
+_ANSWERS: Mapping[str, Callable[[TextModel, _Request], TextResult]] = {
+    "feature-extraction": _embed,
+    "text-classification": _classify,
+    "token-classification": _label_words,
+    "fill-mask": _fill_masks,
+    "text-generation": _continue,
+    "question-answering": _find_answers,
+}
+
+
+# Images
+
+
+def _run_images(folder: Path, session: Session, config: Mapping[str, Any], request: _Request) -> TextResult:
+    from onnxopt.run.inputs.image import read_images
+
+    outputs = read_images(folder, session, [Path(text) for text in request.texts])
+    if request.task == "image-classification":
+        return classification(request.task, request.texts, _logits(outputs, session), config)
+    names = [name for name in ("image_embeds", "pooler_output", "last_hidden_state") if name in outputs]
+    name = names[0] if names else _embedding_output(session)
+    values = outputs[name].astype(np.float32)
+    # the first token of a vision transformer stands for the image
+    vectors = values[:, 0] if values.ndim == 3 else values.reshape(len(values), -1)
+    return embeddings(request.task, request.texts, name, vectors)
+
+
+# Shared
+
+
+def softmax(logits: Array) -> Array:
+    """Return float64 probabilities over the last axis."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    powers = np.exp(shifted)
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def _logits(outputs: Feeds, session: Session) -> Array:
+    if "logits" in outputs:
+        return outputs["logits"]
+    if len(outputs) == 1:
+        return next(iter(outputs.values()))
+    raise InputError(f"no output is called logits: {', '.join(outputs)}", where=str(session.path))
+
+
+def _label_names(config: Mapping[str, Any], count: int) -> list[str]:
+    names = config.get("id2label") or {}
+    return [str(names.get(str(index), f"LABEL_{index}")) for index in range(count)]

@@ -1,0 +1,51 @@
+"""What lies beside a language model: its manifest, tokenizer, context and end tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from onnxopt.records.manifest import MANIFEST_NAME, Manifest
+from onnxopt.run.session import DECODER_NAME, MODEL_NAME, model_file
+from onnxopt.texts.tokenizer import TOKENIZER_NAME
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """Return the manifest of an artifact; None for a plain .onnx file or a folder with nothing but one."""
+    if (path / DECODER_NAME).is_file():
+        return Manifest.read(path)
+    file = model_file(path)
+    own = file.name == MODEL_NAME and (file.parent / MANIFEST_NAME).is_file()
+    return Manifest.read(file.parent) if own else None
+
+
+def tokenizer_folder(path: Path, tokenizer: str | Path | None) -> Path:
+    """Return the folder with the tokenizer: the one that was named, or the model's own."""
+    if tokenizer is None:
+        return path if (path / DECODER_NAME).is_file() else model_file(path).parent
+    named = Path(tokenizer)
+    return named.parent if named.name == TOKENIZER_NAME else named
+
+
+def context_length(config: Mapping[str, Any]) -> int:
+    """Return the most positions that a config speaks of; 0 when it does not."""
+    found = config.get("max_position_embeddings") or config.get("n_positions")
+    return found if isinstance(found, int) and found > 0 else 0
+
+
+def end_ids(settings: Mapping[str, Any], config: Mapping[str, Any]) -> frozenset[int]:
+    """Return the tokens that end a text.
+
+    Args:
+        settings: content of generation_config.json, which comes first.
+        config: content of config.json.
+    """
+    return as_ids(settings.get("eos_token_id", config.get("eos_token_id")))
+
+
+def as_ids(value: object) -> frozenset[int]:
+    """Return the token ids in a setting that holds one or a list of them; anything else holds none."""
+    if isinstance(value, int):
+        return frozenset({value})
+    return frozenset(one for one in value if isinstance(one, int)) if isinstance(value, list) else frozenset()

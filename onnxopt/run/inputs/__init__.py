@@ -1,0 +1,1 @@
+"""Text, images, sound and chats as a model takes them."""

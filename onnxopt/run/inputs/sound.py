@@ -1,0 +1,81 @@
+"""Turn sound files into the features that a checkpoint's own processor makes of them."""
+
+from __future__ import annotations
+
+import wave
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxopt.errors import InputError
+from onnxopt.spec import Array
+
+PROCESSOR_NAME = "preprocessor_config.json"
+_MAX_BYTES = 256 << 20
+_WIDTHS: dict[int, tuple[str, float, float]] = {  # bytes of a sample: dtype, what is silence, what is full scale
+    1: ("<u1", 128.0, 128.0),
+    2: ("<i2", 0.0, 2.0**15),
+    4: ("<i4", 0.0, 2.0**31),
+}
+
+
+class SoundReader:
+    """A checkpoint's feature extractor.
+
+    Args:
+        folder: holds `preprocessor_config.json`.
+
+    Raises:
+        InputError: when there is none, or transformers is not installed or cannot read it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / PROCESSOR_NAME).is_file():
+            raise InputError(
+                f"no {PROCESSOR_NAME}: nothing says how sound becomes features",
+                where=str(folder),
+                hint="give features [bins, frames] to onnxopt.Generator, or add the file of the checkpoint",
+            )
+        try:
+            from transformers import AutoFeatureExtractor
+
+            self._extract: Any = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # whatever transformers raises
+            raise InputError(f"the processor cannot be read ({error})", where=str(folder)) from error
+
+    def features(self, path: Path) -> Array:
+        """Return float32 [bins, frames] of a PCM .wav file; channels are averaged.
+
+        Raises:
+            InputError: when the file is no such file, or has another sampling rate than the processor wants.
+        """
+        sound, rate = read_wave(path)
+        wanted = int(self._extract.sampling_rate)
+        if rate != wanted:
+            raise InputError(f"has {rate} samples a second, the model wants {wanted}", where=str(path))
+        found = self._extract(sound, sampling_rate=rate, return_tensors="np")["input_features"][0]
+        return np.asarray(found, np.float32)
+
+
+def read_wave(path: Path) -> tuple[Array, int]:
+    """Return float32 [samples] between -1 and 1, and the sampling rate, of a PCM .wav file.
+
+    Raises:
+        InputError: when it cannot be read.
+    """
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise InputError(f"is larger than {_MAX_BYTES} bytes", where=str(path))
+        with wave.open(str(path), "rb") as file:
+            width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
+            raw = file.readframes(file.getnframes())
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from error
+    except (wave.Error, EOFError) as error:
+        raise InputError(f"is no PCM .wav file ({error or 'it ends too early'})", where=str(path)) from error
+    if width not in _WIDTHS:
+        raise InputError(f"has samples of {8 * width} bits; 8, 16 and 32 are read", where=str(path))
+    dtype, silence, full = _WIDTHS[width]
+    samples = (np.frombuffer(raw, dtype).astype(np.float32) - silence) / full
+    return samples.reshape(-1, channels).mean(axis=1, dtype=np.float32), rate

@@ -1,0 +1,159 @@
+"""The answers of a model by task, in words."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from onnxopt.records.record import Record
+
+TOP = 5
+
+
+class Result(Record):
+    """What every answer has.
+
+    Attributes:
+        task: what was done.
+        texts: what went in.
+        notes: sentences a user should read.
+    """
+
+    task: str
+    texts: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """Return the answer for people, one line per thing."""
+        return [f"note: {note}" for note in self.notes]
+
+
+class Embeddings(Result):
+    """A vector per text.
+
+    Attributes:
+        output: the output it comes from.
+        vectors: float32 [texts, dimension].
+        cosine: cosine similarity of each pair of texts; empty for a single text.
+    """
+
+    kind: Literal["embeddings"] = "embeddings"
+    output: str
+    vectors: tuple[tuple[float, ...], ...]
+    cosine: tuple[tuple[float, ...], ...] = ()
+
+    def lines(self) -> list[str]:
+        """Return the first numbers of each vector, and the similarities."""
+        shown = []
+        for text, vector in zip(self.texts, self.vectors, strict=True):
+            first = ", ".join(f"{number:.4f}" for number in vector[:6])
+            shown.append(
+                f"{text!r}: {self.output} of {len(vector)} numbers [{first}{', ...' if len(vector) > 6 else ''}]"
+            )
+        for row, similarities in enumerate(self.cosine):
+            shown += [
+                f"cosine {self.texts[row]!r} · {self.texts[column]!r}: {similarities[column]:.4f}"
+                for column in range(row + 1, len(similarities))
+            ]
+        return shown + super().lines()
+
+
+class Label(Record):
+    """A label with its probability (or plain number, for a regression)."""
+
+    label: str
+    score: float
+
+
+class Classification(Result):
+    """The labels of each text, most likely first."""
+
+    kind: Literal["classification"] = "classification"
+    labels: tuple[tuple[Label, ...], ...]
+
+    def lines(self) -> list[str]:
+        """Return the most likely labels of each text."""
+        shown = []
+        for text, labels in zip(self.texts, self.labels, strict=True):
+            shown.append(f"{text!r}: " + ", ".join(f"{label.label} {label.score:.4f}" for label in labels[:TOP]))
+        return shown + super().lines()
+
+
+class Word(Record):
+    """A word with the label of its first token; `start` and `end` count characters of the text."""
+
+    word: str
+    label: str
+    score: float
+    start: int
+    end: int
+
+
+class TokenLabels(Result):
+    """The words of each text with their labels."""
+
+    kind: Literal["token_labels"] = "token_labels"
+    words: tuple[tuple[Word, ...], ...]
+
+    def lines(self) -> list[str]:
+        """Return the words that have a label other than O."""
+        shown = []
+        for text, words in zip(self.texts, self.words, strict=True):
+            found = [f"{word.word} = {word.label} {word.score:.4f}" for word in words if word.label != "O"]
+            shown.append(f"{text!r}: {', '.join(found) or 'no labels'}")
+        return shown + super().lines()
+
+
+class Fill(Record):
+    """A token for a hidden word, with its probability."""
+
+    token: str
+    score: float
+
+
+class MaskFills(Result):
+    """For each text and each hidden word in it, the likeliest tokens."""
+
+    kind: Literal["mask_fills"] = "mask_fills"
+    fills: tuple[tuple[tuple[Fill, ...], ...], ...]
+
+    def lines(self) -> list[str]:
+        """Return the likeliest tokens."""
+        shown = []
+        for text, places in zip(self.texts, self.fills, strict=True):
+            shown += [f"{text!r}: " + ", ".join(f"{fill.token} {fill.score:.4f}" for fill in place) for place in places]
+        return shown + super().lines()
+
+
+class Continuations(Result):
+    """What the model writes after each text, always taking the likeliest token."""
+
+    kind: Literal["continuations"] = "continuations"
+    continuations: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Return text and continuation."""
+        return [f"{text}{more}" for text, more in zip(self.texts, self.continuations, strict=True)] + super().lines()
+
+
+class Answer(Record):
+    """A piece of the context; `start` and `end` count its characters."""
+
+    answer: str
+    score: float
+    start: int
+    end: int
+
+
+class Answers(Result):
+    """The answer to each question."""
+
+    kind: Literal["answers"] = "answers"
+    answers: tuple[Answer, ...]
+
+    def lines(self) -> list[str]:
+        """Return question and answer."""
+        pairs = zip(self.texts, self.answers, strict=True)
+        return [f"{text!r}: {found.answer!r} {found.score:.4f}" for text, found in pairs] + super().lines()
+
+
+TextResult = Embeddings | Classification | TokenLabels | MaskFills | Continuations | Answers

@@ -1,0 +1,200 @@
+"""Open a tokenizer, and what is known beside it: padding, limit, marks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from onnxopt.errors import InputError
+from onnxopt.spec import Array, TensorSpec
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+TOKENIZER_NAME = "tokenizer.json"
+MASKS = ("[MASK]", "<mask>")  # how the two families of tokenizers, and people, spell a hidden word
+_NO_LIMIT = 1_000_000  # transformers writes 1e30 for "no limit"
+_MAX_SETTINGS_BYTES = 64 << 20
+
+
+def tokens_of(tokenizer: Tokenizer, text: str) -> Array:
+    """Return the ids of a text without marks around it, int64 [tokens]."""
+    try:
+        return np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        raise InputError(f"the text cannot be tokenized ({error})") from error
+
+
+def prefix_tokens(tokenizer: Tokenizer) -> list[int]:
+    """Return the tokens that the tokenizer puts before a text."""
+    plain = tokenizer.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.encode("a").ids
+    starts = (place for place in range(len(whole)) if whole[place : place + len(plain)] == plain)
+    return list(whole[: next(starts, 0)]) if plain else []
+
+
+def token_ids(value: Any) -> list[int]:
+    """Return token ids of a config entry, which is one id, several, or none."""
+    if value is None:
+        return []
+    return [int(one) for one in value] if isinstance(value, (list, tuple)) else [int(value)]
+
+
+class Encode(Protocol):
+    """A function from text to ids."""
+
+    def __call__(self, text: str, *, marks: bool) -> list[int]:
+        """Return the ids of a text, with or without the marks around it."""
+
+
+def open_encoder(folder: Path) -> Encode:
+    """Return a function from text to ids; the fast tokenizer's own file is enough, other kinds need transformers."""
+    try:
+        if (folder / "tokenizer.json").is_file():
+            import tokenizers
+
+            fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+            fast.no_truncation()
+            fast.no_padding()
+            return lambda text, *, marks: list(fast.encode(text, add_special_tokens=marks).ids)
+        import transformers
+
+        slow = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return lambda text, *, marks: list(slow(text, add_special_tokens=marks)["input_ids"])
+    except Exception as error:
+        raise InputError(f"the tokenizer cannot be read: {error}", where=str(folder)) from error
+
+
+def read_settings(folder: Path, name: str) -> dict[str, Any]:
+    """Read a JSON object of an artifact; an empty one when there is no such file.
+
+    Raises:
+        InputError: when the file is not a JSON object.
+    """
+    path = folder / name
+    try:
+        if path.stat().st_size > _MAX_SETTINGS_BYTES:
+            raise InputError(f"is larger than {_MAX_SETTINGS_BYTES} bytes", where=str(path))
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot be read ({error})", where=str(path), hint="copy it from the checkpoint") from error
+    if not isinstance(data, dict):
+        raise InputError("holds no JSON object", where=str(path), hint="copy it from the checkpoint")
+    return data
+
+
+def open_tokenizer(folder: Path) -> Tokenizer:
+    """Open the tokenizer of an artifact as it was saved.
+
+    Raises:
+        InputError: when there is none or it cannot be read.
+    """
+    import tokenizers
+
+    path = folder / TOKENIZER_NAME
+    if not path.is_file():
+        raise InputError(
+            f"no {TOKENIZER_NAME}, so text cannot be turned into tokens",
+            where=str(folder),
+            hint="copy it from the checkpoint; tokenizer.save_pretrained(...) of transformers writes it",
+        )
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        raise InputError(f"cannot be read ({error})", where=str(path)) from error
+
+
+def token_text(entry: object) -> str:
+    """Return the text of a special token in tokenizer_config.json: a string, or an object that has it as `content`."""
+    content = entry.get("content") if isinstance(entry, Mapping) else entry
+    return content if isinstance(content, str) else ""
+
+
+def placed_in_row(row: Array, width: int, fill: int, *, left: bool) -> Array:
+    """Return a row padded to a width, on the left or on the right."""
+    placed = np.full(width, fill, row.dtype)
+    placed[slice(width - len(row), None) if left else slice(0, len(row))] = row
+    return placed
+
+
+def tokenizer_pad(folder: Path) -> int:
+    """Return the id at padded positions.
+
+    Raises:
+        InputError: when the tokenizer cannot be read.
+    """
+    settings = read_settings(folder, "tokenizer_config.json")
+    return pad_of(open_tokenizer(folder), settings, read_settings(folder, "config.json"))
+
+
+def token_limit(folder: Path, inputs: Sequence[TensorSpec]) -> int:
+    """Return the longest sequence that the model of a folder takes, or 0 when nothing says."""
+    names = ("config.json", "tokenizer_config.json", "sentence_bert_config.json")
+    config, settings, sentence = (read_settings(folder, name) for name in names)
+    return limit_of(inputs, config, settings, sentence)
+
+
+def input_meaning(name: str) -> str:
+    """Return what transformers' name of an input stands for: ids, mask, types, positions, past, or nothing."""
+    name = name.lower()
+    if name.startswith("past"):
+        return "past"
+    for part, meaning in (("mask", "mask"), ("token_type", "types"), ("position", "positions")):
+        if part in name:
+            return meaning
+    return "ids" if name in {"input_ids", "ids", "input", "tokens"} or name.endswith("input_ids") else ""
+
+
+def known_mask(tokenizer: Tokenizer) -> str:
+    """Return how the tokenizer spells a hidden word, empty where it has no such token."""
+    return next((token for token in MASKS if tokenizer.token_to_id(token) is not None), "")
+
+
+def pad_of(tokenizer: Tokenizer, settings: Mapping[str, Any], config: Mapping[str, Any]) -> int:
+    """Return the id that fills padded positions: the named token, the configuration's, the stored one, else 0."""
+    padding = tokenizer.padding
+    named = tokenizer.token_to_id(token_text(settings.get("pad_token")))
+    stored = padding.get("pad_id") if padding else None
+    for found in (named, config.get("pad_token_id"), stored):
+        if isinstance(found, int) and found >= 0:
+            return found
+    return 0
+
+
+def limit_of(
+    inputs: Sequence[TensorSpec],
+    config: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    sentence: Mapping[str, Any],
+) -> int:
+    """Return the longest sequence the model takes, or 0 when nothing says.
+
+    The graph's own fixed size comes before everything; then what sentence-transformers was told; then the smaller of
+    the tokenizer's limit and the model's table of positions, whose first rows RoBERTa and its kin leave unused.
+    """
+    for spec in inputs:
+        if input_meaning(spec.name) == "ids" and len(spec.axes) == 2 and isinstance(spec.axes[1], int):
+            return spec.axes[1]
+    positions = config.get("max_position_embeddings") or config.get("n_positions") or 0
+    if "roberta" in str(config.get("model_type", "")) or config.get("model_type") in {
+        "camembert",
+        "mpnet",
+        "longformer",
+    }:
+        positions = max(0, int(positions) - int(config.get("pad_token_id") or 0) - 1)
+    told = sentence.get("max_seq_length")
+    limits = [told] if told else [settings.get("model_max_length")]
+    sane = [int(limit) for limit in (*limits, positions) if isinstance(limit, (int, float)) and 0 < limit < _NO_LIMIT]
+    return min(sane, default=0)
+
+
+def prefix_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the ids that the tokenizer puts before every text."""
+    plain, whole = (tokenizer.encode("a", add_special_tokens=marks).ids for marks in (False, True))
+    return tuple(whole[: whole.index(plain[0])]) if plain and plain[0] in whole else ()

@@ -1,0 +1,1 @@
+"""Time honestly: rounds, worker, latency, requests, bench."""

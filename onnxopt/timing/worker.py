@@ -1,0 +1,120 @@
+"""Measure one model in a process of its own: `python -m onnxopt.timing.worker`, a job on stdin, its result on stdout.
+
+A process per measurement keeps what one model leaves behind (memory, threads, the runtime's caches) away from the next
+and makes the peak of its memory its own.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from onnxopt.errors import OnnxoptError
+from onnxopt.spec import Target
+
+_WARM_UP_SHARE = 0.2
+_MIN_RUNS = 3
+_MAX_RUNS = 20_000
+_KIBIBYTE = 1024
+
+
+def measure(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Load a model and time it.
+
+    Args:
+        job: `model`: file; `provider`; `threads`; `inputs`: .npz file per shape; `seconds`: time for each shape.
+
+    Returns:
+        `load_ms`; `base_bytes`: memory of the process before the model; `peak_bytes`: at its highest; `times_ms`: a
+        list per shape.
+    """
+    import numpy as np
+    import onnxruntime
+
+    from onnxopt.run.session import open_session
+
+    del onnxruntime  # imported to leave its start out of the load time
+    requests = []
+    for path in job["inputs"]:
+        with np.load(path, allow_pickle=False) as archive:
+            requests.append({name: archive[name] for name in archive.files})
+    base_bytes = resident_bytes()
+    start = time.perf_counter()
+    session = open_session(Path(job["model"]), target=Target(job["provider"], job["threads"]))
+    load_ms = 1000 * (time.perf_counter() - start)
+    gc.disable()
+    times = [_time(session, feeds, float(job["seconds"])) for feeds in requests]
+    return {"load_ms": load_ms, "base_bytes": base_bytes, "peak_bytes": peak_bytes(), "times_ms": times}
+
+
+def _time(session: Any, feeds: Mapping[str, Any], seconds: float) -> list[float]:
+    """Return the time of each run in milliseconds, after runs that are not counted.
+
+    A model that takes longer than `seconds` for one run is run once to warm up and once to be measured.
+    """
+    from onnxopt.errors import InputError
+    from onnxopt.host.runtime_errors import runtime_errors, runtime_line
+
+    begin = time.perf_counter()
+    try:
+        session.run(None, feeds)
+    except runtime_errors() as error:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+        raise InputError(f"onnxruntime failed on {shapes}: {runtime_line(error)}") from error
+    least = 1 if time.perf_counter() - begin > seconds else _MIN_RUNS
+    while time.perf_counter() - begin < _WARM_UP_SHARE * seconds:
+        session.run(None, feeds)
+    times: list[float] = []
+    while len(times) < least or (time.perf_counter() - begin < seconds and len(times) < _MAX_RUNS):
+        start = time.perf_counter_ns()
+        session.run(None, feeds)
+        times.append((time.perf_counter_ns() - start) / 1e6)
+    return times
+
+
+def resident_bytes() -> int:
+    """Return how much memory this process has now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_bytes() -> int:
+    """Return how much memory this process had at most.
+
+    Linux' `ru_maxrss` survives exec and would tell the parent's peak, so there it is read from /proc.
+    """
+    import psutil
+
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * _KIBIBYTE
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * _KIBIBYTE
+
+
+def main() -> int:
+    """Read a job from stdin and write its result, or the error, to stdout as one line of JSON."""
+    try:
+        result = measure(json.load(sys.stdin))
+    except OnnxoptError as error:
+        result = {"error": {"what": error.what, "where": error.where, "hint": error.hint}}
+    except MemoryError:
+        result = {"error": {"what": "the memory does not suffice", "where": "", "hint": "ask smaller shapes"}}
+    sys.stdout.write("\n" + json.dumps(result) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

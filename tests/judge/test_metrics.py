@@ -1,0 +1,85 @@
+"""Budgets are read as they are written, and metrics are what their names say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxopt.errors import InputError
+from onnxopt.judge.metrics import Judge, MetricBudget, cosine
+from onnxopt.spec import Signature, TensorSpec
+
+
+@pytest.mark.parametrize(
+    ("text", "metric", "limit"),
+    [
+        ("perplexity<=+2%", "perplexity", 1.02),
+        ("perplexity <= +0.5 %", "perplexity", 1.005),
+        ("perplexity<=1.1", "perplexity", 1.1),
+        ("cosine>=0.995", "cosine", 0.995),
+        ("agreement>=99%", "agreement", 0.99),
+        ("top-1>=0.9", "agreement", 0.9),
+    ],
+)
+def test_reads_budgets(text: str, metric: str, limit: float) -> None:
+    found = MetricBudget.parse(text)
+    assert (found.metric, found.limit) == (metric, pytest.approx(limit))
+    assert MetricBudget.parse(str(found)).limit == pytest.approx(limit)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "cosine", "cosine<=0.9", "perplexity>=2%", "cosine>=1.5", "perplexity<=-3%", "bleu>=3", "cosine>=a"]
+)
+def test_refuses_what_nothing_can_meet(text: str) -> None:
+    with pytest.raises(InputError, match="budget"):
+        MetricBudget.parse(text)
+
+
+def test_holds_on_its_own_side() -> None:
+    assert MetricBudget.parse("cosine>=0.9").holds(0.95)
+    assert not MetricBudget.parse("cosine>=0.9").holds(0.85)
+    assert MetricBudget.parse("perplexity<=+2%").holds(1.01)
+    assert not MetricBudget.parse("perplexity<=+2%").holds(1.03)
+
+
+def signature(*outputs: tuple[str, int]) -> Signature:
+    ids = TensorSpec("input_ids", "int64", ("batch", "sequence"))
+    axes = ("batch", "sequence", 8)
+    return Signature((ids,), tuple(TensorSpec(name, "float32", axes[:rank]) for name, rank in outputs))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "metric", "output"),
+    [
+        ((("logits", 3), ("present.0.key", 3)), "perplexity", "logits"),
+        ((("logits", 2),), "agreement", "logits"),
+        ((("last_hidden_state", 3), ("sentence_embedding", 2)), "cosine", "sentence_embedding"),
+        ((("last_hidden_state", 3),), "cosine", "last_hidden_state"),
+    ],
+)
+def test_a_model_is_judged_by_what_it_gives(outputs: tuple[tuple[str, int], ...], metric: str, output: str) -> None:
+    assert Judge.of(signature(*outputs)) == Judge(metric, output)  # type: ignore[arg-type]  # a name of a metric
+
+
+def test_perplexity_is_relative_to_the_reference() -> None:
+    generator = np.random.default_rng(0)
+    logits, ids = generator.standard_normal((2, 6, 9)), generator.integers(0, 9, (2, 6))
+    judge = Judge("perplexity", "logits")
+    assert judge.value(judge.scores(logits, logits, {"input_ids": ids})) == pytest.approx(1.0)
+    best = logits.copy()
+    np.put_along_axis(best[:, :-1], ids[:, 1:, None], 20.0, axis=2)
+    assert judge.value(judge.scores(best, logits, {"input_ids": ids})) < 0.5
+    low, high = judge.interval(judge.scores(best, logits, {"input_ids": ids}))
+    assert low <= judge.value(judge.scores(best, logits, {"input_ids": ids})) <= high
+
+
+def test_agreement_counts_samples() -> None:
+    judge = Judge("agreement", "logits")
+    a, b = np.array([[1.0, 2], [3, 1]]), np.array([[0.0, 5], [1, 9]])
+    assert judge.value(judge.scores(a, b, {})) == 0.5
+
+
+def test_cosine_of_nothing_with_nothing_is_one() -> None:
+    assert cosine(np.zeros((1, 3)), np.zeros((1, 3)))[0] == 1.0
+    assert cosine(np.zeros((1, 3)), np.ones((1, 3)))[0] == 0.0
+    assert cosine(np.array([[1.0, 1.0]]), np.array([[2.0, 2.0]]))[0] == pytest.approx(1.0)

@@ -1,0 +1,176 @@
+"""The house keeps its shape: rooms in the order of the road, imports that run one way, files and functions to read."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+
+# From the ground up: a room imports itself and what stands before it.
+ROOMS = (
+    "errors",
+    "version",
+    "host",
+    "spec",
+    "records",
+    "texts",
+    "qmath",
+    "graph",
+    "sizes",
+    "probe",
+    "rewrite",
+    "passes",
+    "run",
+    "load",
+    "models",
+    "artifact",
+    "proof",
+    "timing",
+    "calibrate",
+    "judge",
+    "pipeline",
+    "quantize",
+    "prune",
+    "distill",
+    "road",
+    "compress",
+    "serve",
+    "cli",
+)
+DOORS = ("__init__", "__main__")  # the public face, which imports on first use, and `python -m onnxopt`
+HEAVY = ("torch", "transformers", "onnxruntime", "onnx", "optimum", "pandas", "matplotlib")
+MOST_LINES = 550
+MOST_STATEMENT_LINES = 60  # of a function, behind its docstring
+ONE_THOUGHT = {  # functions that are longer, with the reason
+    "onnxopt.load.onnx_file.load_onnx": "to be parted with the options of a run",
+    "onnxopt.quantize.run.quantize": "to be parted with what travels together in quantizing",
+    "onnxopt.road.optimize.optimize": "to be parted with the options of a run",
+}
+BESIDE = {  # folders of tests that are of no single room
+    "bench": "the benchmarks and their tables",
+    "docs": "the documents and what makes them",
+    "census": "many architectures on the whole road",
+    "clients": "artifacts in other languages",
+    "e2e": "commands and the whole road, as a user sees them",
+    "exam": "the backend cases of ONNX, random graphs, files of packages",
+    "examples": "the programs in `examples/`",
+    "property": "random graphs",
+    "support": "what tests share",
+}
+
+
+def files() -> list[Path]:
+    """Every file of the package, from the root of the repository; `onnxopt/passes` and `onnxopt/models` are links."""
+    found = [path for top in ("onnxopt", "passes", "models") for path in (ROOT / top).rglob("*.py")]
+    inside = [path.relative_to(ROOT) for path in found if "templates" not in path.parts]
+    return sorted(path for path in inside if path.parts[:2] not in {("onnxopt", "passes"), ("onnxopt", "models")})
+
+
+def room_of(path: Path) -> str:
+    """The folder below `onnxopt`, or the file there; `passes` and `models` are rooms of their own."""
+    return path.parts[0] if path.parts[0] != "onnxopt" else path.parts[1].removesuffix(".py")
+
+
+def module_of(path: Path) -> str:
+    """The name by which a file is imported."""
+    parts = path.with_suffix("").parts
+    name = ".".join(parts if parts[0] == "onnxopt" else ("onnxopt", *parts))
+    return name.removesuffix(".__init__")
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse((ROOT / path).read_text(encoding="utf-8"))
+
+
+def imported(nodes: Iterator[ast.AST]) -> Iterator[str]:
+    """Yield modules of the package that statements import, with each imported name behind it: it may be a module."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("onnxopt."))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "onnxopt":
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_every_file_is_in_a_room() -> None:
+    assert {room_of(path) for path in files()} == {*ROOMS, *DOORS}
+
+
+def test_no_import_goes_up_wherever_it_stands() -> None:
+    upward = [
+        f"{path} imports {name}"
+        for path in files()
+        if (room := room_of(path)) in ROOMS
+        for name in imported(ast.walk(tree_of(path)))
+        if (other := name.split(".")[1]) in ROOMS and ROOMS.index(other) > ROOMS.index(room)
+    ]
+    assert not upward
+
+
+def test_no_module_waits_for_itself() -> None:
+    modules = {module_of(path): path for path in files()}
+    needs: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        names = set(imported(iter(tree_of(path).body)))
+        found = {name if name in modules else name.rpartition(".")[0] for name in names}
+        # a folder's own face may be imported by what lies in it: it is being loaded then
+        needs[module] = {name for name in found if name in modules and not module.startswith(f"{name}.")}
+    list(TopologicalSorter(needs).static_order())  # raises CycleError, which names them
+
+
+def test_every_room_and_file_says_what_it_is_for() -> None:
+    assert not [str(path) for path in files() if not ast.get_docstring(tree_of(path))]
+
+
+def test_files_and_functions_can_be_read_in_one_sitting() -> None:
+    long: list[str] = []
+    for path in files():
+        lines = (ROOT / path).read_text(encoding="utf-8").count("\n")
+        if lines > MOST_LINES:
+            long.append(f"{path}: {lines} lines")
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                lines = (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+                if lines > MOST_STATEMENT_LINES and f"{module_of(path)}.{node.name}" not in ONE_THOUGHT:
+                    long.append(f"{path}: {node.name} has {lines} lines")
+    assert not long
+
+
+def test_tests_mirror_the_rooms() -> None:
+    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and any(path.rglob("*.py"))}
+    assert folders <= {*ROOMS, *BESIDE}
+
+
+def test_passes_do_not_import_onnx_protobufs() -> None:
+    for path in files():
+        if room_of(path) == "passes":
+            names = {
+                alias.name for node in ast.walk(tree_of(path)) if isinstance(node, ast.Import) for alias in node.names
+            }
+            assert "onnx" not in names, path
+
+
+def test_importing_onnxopt_loads_nothing_heavy() -> None:
+    code = f"import onnxopt, sys; print([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_package_list_matches_the_tree() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert {module_of(path) for path in files() if path.name == "__init__.py"} == set(settings["packages"])
+
+
+def test_the_links_for_editors_are_there() -> None:
+    for folder in ("passes", "models"):
+        assert (ROOT / "onnxopt" / folder).resolve() == ROOT / folder

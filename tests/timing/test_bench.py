@@ -1,0 +1,216 @@
+"""Benchmarks: equal work for all, in processes of their own, with the noise in the numbers."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+from onnxopt.errors import InputError
+from onnxopt.timing import worker as bench_worker
+from onnxopt.timing.bench import BenchResult, bench
+from onnxopt.timing.candidates import make_requests, read_candidate
+from onnxopt.timing.rounds import shape_stats
+
+EMBED = """
+<ir_version: 10, opset_import: ["" : 20]>
+embed (int64[batch, sequence] input_ids, int64[batch, sequence] attention_mask, int64[batch, sequence] token_type_ids)
+    => (float[batch, sequence, 2] y)
+<float[ROWS, 2] table = {VALUES}, float[2, 2] kinds = {0.0, 0.0, 1.0, 1.0}>
+{
+    words = Gather(table, input_ids)
+    types = Gather(kinds, token_type_ids)
+    sum = Add(words, types)
+    last = Constant<value = int64[1] {-1}>()
+    mask = Cast<to = 1>(attention_mask)
+    column = Unsqueeze(mask, last)
+    y = Mul(sum, column)
+}
+"""
+
+
+def save(path: Path, rows: int = 7, text: str = EMBED) -> Path:
+    values = ", ".join(f"{i}.0" for i in range(2 * rows))
+    onnx.save(onnx.parser.parse_model(text.replace("ROWS", str(rows)).replace("VALUES", values)), path)
+    return path
+
+
+def test_measures_models_in_turns_and_compares_with_the_first(tmp_path: Path) -> None:
+    steps: list[str] = []
+    paths = [save(tmp_path / "a.onnx"), save(tmp_path / "b.onnx")]
+    shapes = [{"batch": 1, "sequence": 4}, {"batch": 2, "sequence": 8}]
+    result = bench(paths, shapes=shapes, threads=1, rounds=2, seconds=0.5, progress=steps.append)
+    first, second = result.candidates
+    assert [stats.sizes for stats in first.shapes] == shapes
+    assert steps == [
+        "trying a",
+        "trying b",
+        "round 1 of 2, a",
+        "round 1 of 2, b",
+        "round 2 of 2, b",
+        "round 2 of 2, a",
+    ]
+    for stats in (*first.shapes, *second.shapes):
+        assert stats.runs >= 6
+        assert 0 < stats.p50_ms <= stats.p90_ms <= stats.p99_ms
+        assert stats.round_low_ms <= stats.round_high_ms
+        assert stats.speedup_low <= stats.speedup <= stats.speedup_high
+    assert {stats.speedup for stats in first.shapes} == {1.0}
+    assert first.peak_bytes > first.base_bytes > 0
+    assert first.size_bytes == paths[0].stat().st_size
+    assert first.load_ms > 0
+    assert BenchResult.model_validate_json(result.to_json()) == result
+    assert result.machine["cores"] >= 1
+    assert "onnxruntime" in result.versions
+
+
+def test_equal_names_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    path = save(tmp_path / "folder" / "model.onnx")
+    result = bench([path, path.parent], shapes=[{"batch": 1, "sequence": 1}], rounds=1, seconds=0.1)
+    assert [candidate.name for candidate in result.candidates] == ["folder", "folder (2)"]
+
+
+def test_every_candidate_gets_the_same_ids_below_the_smallest_table(tmp_path: Path) -> None:
+    candidates = [read_candidate(save(tmp_path / f"{rows}.onnx", rows)) for rows in (500, 7)]
+    (request,) = make_requests(candidates, [{"batch": 2, "sequence": 50}])
+    large, small = request.feeds
+    np.testing.assert_array_equal(large["input_ids"], small["input_ids"])
+    assert large["input_ids"].max() == 6
+    assert (large["attention_mask"] == 1).all()
+    assert (large["token_type_ids"] == 0).all()
+
+
+def test_shapes_that_come_to_the_same_are_measured_once(tmp_path: Path) -> None:
+    text = """
+    <ir_version: 10, opset_import: ["" : 20]>
+    g (float[batch, 3] x) => (float[batch, 3] y) { y = Relu(x) }
+    """
+    candidate = read_candidate(save(tmp_path / "m.onnx", text=text))
+    requests = make_requests([candidate], [{"batch": 1, "sequence": 4}, {"batch": 1, "sequence": 9}, {"batch": 2}])
+    assert [request.sizes for request in requests] == [{"batch": 1}, {"batch": 2}]
+
+
+def test_axes_without_names_get_the_usual_ones(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(EMBED.replace("ROWS", "7").replace("VALUES", ", ".join(["1.0"] * 14)))
+    for value in model.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            dim.ClearField("dim_param")
+    onnx.save(model, tmp_path / "m.onnx")
+    (request,) = make_requests([read_candidate(tmp_path / "m.onnx")], [{"batch": 2, "sequence": 5}])
+    assert request.feeds[0]["input_ids"].shape == (2, 5)
+
+
+def test_models_of_different_sizes_are_not_compared(tmp_path: Path) -> None:
+    free = save(tmp_path / "free.onnx")
+    fixed = save(tmp_path / "fixed.onnx", text=EMBED.replace("batch", "1"))
+    with pytest.raises(InputError, match=r"would have shape \[1, 4\] but \[3, 4\] in .*free\.onnx"):
+        bench([free, fixed], shapes=[{"batch": 3, "sequence": 4}])
+
+
+def test_an_axis_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no axis 'height'; its axes are batch, sequence"):
+        bench([save(tmp_path / "a.onnx")], shapes=[{"batch": 1, "height": 4}])
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"rounds": 0}, "is no measurement"),
+        ({"seconds": 0.0}, "is no measurement"),
+        ({"shapes": []}, "no request shape"),
+    ],
+)
+def test_options_without_sense_are_refused(tmp_path: Path, options: dict[str, Any], line: str) -> None:
+    with pytest.raises(InputError, match=line):
+        bench([save(tmp_path / "a.onnx")], **options)
+
+
+def test_nothing_to_measure_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing to measure"):
+        bench([])
+    with pytest.raises(InputError, match="no such file or folder"):
+        bench([tmp_path / "none.onnx"])
+
+
+def test_a_failure_in_the_worker_is_one_line(tmp_path: Path) -> None:
+    text = """
+    <ir_version: 10, opset_import: ["" : 20]>
+    g (float[batch, 3] x, float[other, 3] z) => (float[c, 3] y) { y = Add(x, z) }
+    """
+    with pytest.raises(InputError, match=r"onnxruntime failed on x .*, z ") as caught:
+        bench([save(tmp_path / "m.onnx", text=text)], shapes=[{"batch": 5, "other": 4}], rounds=1, seconds=0.1)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        ("import sys; sys.exit('lost')", "its process ended with code 1: lost"),
+        ("import os; os.kill(os.getpid(), 9)", "its process was ended by SIGKILL, perhaps for want of memory"),
+    ],
+)
+def test_a_worker_that_dies_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, line: str) -> None:
+    program = tmp_path / "python"
+    program.write_text(f"#!{sys.executable}\n{body}\n")
+    program.chmod(0o700)
+    model = save(tmp_path / "a.onnx")
+    monkeypatch.setattr(sys, "executable", str(program))
+    with pytest.raises(InputError, match=line):
+        bench([model], rounds=1, seconds=0.1)
+
+
+def test_no_module_comes_from_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = save(tmp_path / "a.onnx")
+    (tmp_path / "numpy.py").write_text("raise SystemExit('a stranger')")
+    monkeypatch.chdir(tmp_path)
+    if sys.version_info >= (3, 11):  # older interpreters know no safe path
+        assert bench([model], shapes=[{"batch": 1, "sequence": 1}], rounds=1, seconds=0.1).candidates
+
+
+def test_the_interval_holds_the_noise_between_rounds() -> None:
+    steady = [[10.0, 10.0, 10.0]] * 5
+    twice = shape_stats({}, [[5.0, 5.0]] * 5, steady)
+    assert (twice.speedup, twice.speedup_low, twice.speedup_high) == (2.0, 2.0, 2.0)
+    assert twice.is_clear
+    noisy = shape_stats({}, [[8.0], [12.0], [9.0], [11.0], [10.0]], steady)
+    assert noisy.speedup_low < 1.0 < noisy.speedup_high
+    assert not noisy.is_clear
+    assert (noisy.round_low_ms, noisy.round_high_ms) == (8.0, 12.0)
+
+
+def test_a_drift_that_hits_both_models_cancels() -> None:
+    drift = np.array([1.0, 1.5, 2.0, 2.5, 3.0])
+    stats = shape_stats({}, [[5.0 * factor] for factor in drift], [[10.0 * factor] for factor in drift])
+    assert stats.is_clear
+    assert stats.speedup == stats.speedup_low == stats.speedup_high == 2.0
+
+
+def test_the_worker_speaks_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = save(tmp_path / "a.onnx")
+    ids = np.zeros((1, 2), np.int64)
+    np.savez(tmp_path / "x.npz", input_ids=ids, attention_mask=ids, token_type_ids=ids)
+    job = {"model": str(model), "provider": "cpu", "threads": 1, "inputs": [str(tmp_path / "x.npz")], "seconds": 0.0}
+
+    def answer(text: str) -> dict[str, Any]:
+        out = io.StringIO()
+        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        monkeypatch.setattr(sys, "stdout", out)
+        assert bench_worker.main() == 0
+        return dict(json.loads(out.getvalue()))
+
+    assert len(answer(json.dumps(job))["times_ms"][0]) == 1
+    assert answer(json.dumps(job | {"model": "none"}))["error"]["what"] == "no such model file"
+
+
+def test_memory_is_this_processes_own() -> None:
+    assert bench_worker.peak_bytes() >= bench_worker.resident_bytes() * 0.99 > 0
+    assert bench_worker.peak_bytes() < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
