@@ -116,8 +116,8 @@ census: $(DONE) ## Take many architectures the whole road and write the table (l
 exam: $(DONE) ## Take ONNX's own backend cases through optimize for cpu and portable and record what became of them (long)
 	$(BIN)/python -m tests.exam.backend
 
-campaign: $(DONE) ## Optimize N=10000 random graphs from SEED=0 on, JOBS=2 at a time, and record what became of them (long)
-	$(BIN)/python -m tests.exam.campaign --graphs $(or $(N),10000) --seed $(or $(SEED),0) $(if $(JOBS),--jobs $(JOBS))
+campaign: $(DONE) ## Optimize N=10000 random graphs from SEED=0 on, JOBS=2 at a time, RESUME=1 to go on, and record what became of them (long)
+	$(BIN)/python -m tests.exam.campaign --graphs $(or $(N),10000) --seed $(or $(SEED),0) $(if $(JOBS),--jobs $(JOBS)) $(if $(RESUME),--resume)
 
 real: $(DONE) ## Optimize the .onnx files of some packages, ONLY=part of a name, compare, time and record them (long)
 	$(BIN)/python -m tests.exam.real $(if $(ONLY),--only "$(ONLY)")

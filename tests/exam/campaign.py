@@ -1,10 +1,12 @@
 """Optimize thousands of random graphs, compare each at sizes drawn afterwards, and write what became of them.
 
 python -m tests.exam.campaign --graphs 10000 --seed 0 --jobs 2     # into bench/results/campaign.json
+python -m tests.exam.campaign --graphs 10000 --seed 0 --resume     # go on where an interrupted one stopped
 python -m tests.exam.campaign --table                              # print the table of the record
 
 Each graph is drawn from a number of its own, so a run is repeated, or one graph looked at, by its seed. What goes wrong
-is shrunk and written to `build/campaign/<kind>/<seed>`, with a script that shows it.
+is shrunk and written to `build/campaign/<kind>/<seed>`, with a script that shows it. Each graph that is done is a line
+in `build/campaign/journal.jsonl`, so that a campaign of hours may be interrupted and go on later.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from tests.property.generate import MOST_PIECES, draw
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results" / "campaign.json"
 FAULTS = ROOT / "build" / "campaign"
+JOURNAL = "journal.jsonl"  # in the folder of faults
 SECONDS = 60  # a graph
 SHRINK_SECONDS = 30
 SHRUNK_PER_KIND = 3
@@ -118,6 +121,7 @@ def campaign(
     folder: Path | None = FAULTS,
     each: int = SHRUNK_PER_KIND,
     say: Callable[[str], None] = lambda _: None,
+    note: Callable[[Entry], None] = lambda _: None,
 ) -> list[Entry]:
     """Judge the graph of each seed, shrink the first few of each kind of fault, and return what became of all.
 
@@ -128,6 +132,7 @@ def campaign(
         folder: where faults are written, by kind; nothing is shrunk without.
         each: how many of a kind are shrunk.
         say: told a line for each that someone should look at.
+        note: given each entry as soon as it is known.
     """
     shrunk: Counter[str] = Counter()
 
@@ -136,6 +141,7 @@ def campaign(
             answer = child.ask(judged, seed, most, seconds=SECONDS)
             entry = answer if isinstance(answer, Entry) else Entry(seed, answer, answer, seconds=SECONDS)
             yield entry
+            note(entry)
             if entry.kind in ("right", "refused", "unusable"):
                 continue
             small = ""
@@ -178,6 +184,19 @@ def recorded(entries: Sequence[Entry], seconds: float) -> dict[str, Any]:
     }
 
 
+def read_journal(path: Path) -> list[Entry]:
+    """Return what became of the graphs of an interrupted campaign; a last line that was cut off is left out."""
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            known = json.loads(line)
+        except ValueError:
+            continue
+        pairs = {key: [tuple(one) for one in known[key]] for key in ("rolled_back",)}
+        entries.append(Entry(**{**known, **pairs, "pieces": tuple(known["pieces"]), "nodes": tuple(known["nodes"])}))
+    return entries
+
+
 def _general(reason: str) -> str:
     """Leave out the numbers of a refusal, so that equal ones are counted together."""
     return " ".join("".join("#" if c.isdigit() else c for c in reason).split())[:160]
@@ -193,7 +212,7 @@ def table(record: dict[str, Any]) -> str:
             f"{record['graphs']:,} random graphs (seeds {first} to {last}), compared at {record['comparisons']:,} "
             f"sizes drawn after optimizing; {record['nodes'][0]:,} nodes before, {record['nodes'][1]:,} after; "
             f"{record['machine']}, ONNX Runtime {record['versions']['onnxruntime']}, "
-            f"{record['seconds'] / 60:.0f} minutes."
+            f"{record['seconds'] / 60:.0f} minutes of work."
         ),
         "",
         "| outcome | graphs | what it means |",
@@ -224,14 +243,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--faults", type=Path, default=FAULTS, help="folder for shrunk graphs, emptied first")
     parser.add_argument("--shrink", type=int, default=SHRUNK_PER_KIND, help="graphs of each kind of fault")
+    parser.add_argument("--resume", action="store_true", help="go on where the journal ends; the record has all")
     parser.add_argument("--table", action="store_true", help="print the table of the record and stop")
     asked = parser.parse_args(arguments)
     if not asked.table:
-        shutil.rmtree(asked.faults, ignore_errors=True)
-        started = time.perf_counter()
+        if not asked.resume:
+            shutil.rmtree(asked.faults, ignore_errors=True)
+        asked.faults.mkdir(parents=True, exist_ok=True)
         seeds = range(asked.seed, asked.seed + asked.graphs)
-        entries = campaign(seeds, jobs=asked.jobs, folder=asked.faults, each=asked.shrink, say=_print)
-        record = recorded(entries, time.perf_counter() - started)
+        entries = [entry for entry in read_journal(asked.faults / JOURNAL) if entry.seed in seeds]
+        known = {entry.seed for entry in entries}
+        left = [seed for seed in seeds if seed not in known]
+        with (asked.faults / JOURNAL).open("a", encoding="utf-8") as journal:
+            if journal.tell():
+                journal.write("\n")  # behind a line that may have been cut off
+
+            def note(entry: Entry) -> None:
+                journal.write(json.dumps(asdict(entry)) + "\n")
+                journal.flush()
+
+            entries += campaign(left, jobs=asked.jobs, folder=asked.faults, each=asked.shrink, say=_print, note=note)
+        record = recorded(entries, sum(entry.seconds for entry in entries))
         asked.results.parent.mkdir(parents=True, exist_ok=True)
         asked.results.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     record = json.loads(asked.results.read_text(encoding="utf-8"))
