@@ -12,6 +12,7 @@ import pytest
 from bench import cost, table
 from onnxopt.graph import nodes as graph
 from onnxopt.pipeline.pipeline import run_pipeline
+from onnxopt.probe import program
 from onnxopt.probe import runners as probe
 from onnxopt.proof import driver
 from onnxopt.rewrite import patterns
@@ -36,8 +37,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
         monkeypatch.setattr(owner, name, counting)
 
-    count(probe, "_open", "sessions")
-    count(probe._Program, "run", "runs")
+    count(program, "_open", "sessions")
+    count(program.Program, "run", "runs")
     count(driver.Driver, "_snapshot", "copies asked for")
     count(rewrite.Rule, "find", "attempts to match")
     count(patterns, "_match_op", "nodes matched")

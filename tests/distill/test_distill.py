@@ -180,17 +180,17 @@ def test_what_the_teacher_said_is_remembered(decoder: Path, tmp_path: Path, monk
 def test_a_long_text_is_read_in_pieces_without_loss(
     decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from onnxopt.distill import data
+    from onnxopt.texts import rows
 
     text = tmp_path / "long.txt"
     text.write_text("".join(f"word {number} and the next one.\n\n" for number in range(400)))
     options: dict[str, Any] = {"length": 16, "running": True, "pad": 0}
-    whole = data.read_rows([str(text)], decoder, **options)
-    monkeypatch.setattr(data, "_PIECE", 100)
-    assert len(list(data._pieces(text.read_text()))) > 50
-    assert "".join(data._pieces(text.read_text())) == text.read_text()
-    assert np.array_equal(data.read_rows([str(text)], decoder, **options).ids, whole.ids)
-    assert len(data.read_rows([str(text)], decoder, **options, most=7)) == 7
+    whole = rows.read_rows([str(text)], decoder, **options)
+    monkeypatch.setattr(rows, "_PIECE", 100)
+    assert len(list(rows._pieces(text.read_text()))) > 50
+    assert "".join(rows._pieces(text.read_text())) == text.read_text()
+    assert np.array_equal(rows.read_rows([str(text)], decoder, **options).ids, whole.ids)
+    assert len(rows.read_rows([str(text)], decoder, **options, most=7)) == 7
 
 
 def test_the_text_to_look_at_may_be_another(decoder: Path, tmp_path: Path) -> None:

@@ -159,8 +159,7 @@ def test_tensorrt_gets_standard_operators_in_one_piece(kind: str, tmp_path: Path
 def test_where_the_device_is_there_the_answers_of_its_own_kernels_are_proved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from onnxopt.road import forms
-    from onnxopt.road import optimize as road
+    from onnxopt.road import forms, work
 
     told: list[bool] = []
 
@@ -172,7 +171,7 @@ def test_where_the_device_is_there_the_answers_of_its_own_kernels_are_proved(
             super().__init__(path)
 
     monkeypatch.setattr(forms, "Session", OnCpu)
-    monkeypatch.setattr(road, "_runnable", lambda target, ledger: target)
+    monkeypatch.setattr(work, "_runnable", lambda target, ledger: target)
     source, steps = tiny_checkpoint("gpt2", tmp_path / "gpt2"), []
     artifact = make(source, tmp_path / "out", progress=lambda event: steps.append(event.stage))
     assert artifact.manifest.quantization is not None

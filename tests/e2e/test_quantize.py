@@ -176,10 +176,10 @@ def test_tensorrt_gets_standard_operators_and_symmetric_grids(tmp_path: Path) ->
 def test_the_scheme_follows_the_target(
     target: str, isa: list[str], expected: Scheme, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from onnxopt.quantize import trials
+    from onnxopt.quantize import options
 
-    monkeypatch.setattr(trials, "describe_machine", lambda: {"architecture": "x86_64", "isa": isa})
-    assert trials.scheme_of(Target.parse(target)) == expected
+    monkeypatch.setattr(options, "describe_machine", lambda: {"architecture": "x86_64", "isa": isa})
+    assert options.scheme_of(Target.parse(target)) == expected
 
 
 REFUSED = {

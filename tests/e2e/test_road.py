@@ -88,7 +88,7 @@ def test_an_artifact_can_be_imported_and_optimized_again(tmp_path: Path) -> None
 
 
 def test_a_pass_that_lies_cannot_spoil_the_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxopt.pipeline import pipeline
+    from onnxopt.pipeline import orders
     from onnxopt.rewrite import registry
 
     class DropMask(Rule):
@@ -104,7 +104,7 @@ def test_a_pass_that_lies_cannot_spoil_the_artifact(tmp_path: Path, monkeypatch:
             return op.Attention(q, k, v, **{name: attr.value for name, attr in match.root.attributes.items()})
 
     monkeypatch.setitem(registry._registered, DropMask.name, DropMask)
-    monkeypatch.setattr(pipeline, "FUSE", (*pipeline.FUSE, DropMask.name))
+    monkeypatch.setattr(orders, "FUSE", (*orders.FUSE, DropMask.name))
     artifact = onnxopt.optimize(tiny_checkpoint("bert", tmp_path / "bert"), out=tmp_path / "out", measure=False)
     (entry,) = (entry for entry in artifact.manifest.ledger if entry.name == DropMask.name)
     assert (entry.applied, len(entry.rolled_back)) == (0, 2)

@@ -16,7 +16,7 @@ from onnxopt.cli.main import main
 from onnxopt.errors import InputError
 from onnxopt.graph import op_counts
 from onnxopt.load.loaded import Loaded
-from onnxopt.pipeline import pipeline
+from onnxopt.pipeline import orders
 from onnxopt.records.ledger import Ledger
 from onnxopt.records.manifest import FormName, Shipped
 from onnxopt.records.measurements import Latency, Race
@@ -71,7 +71,7 @@ def source(tmp_path: Path) -> Path:
 @pytest.fixture
 def _lengthened(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry._registered, Lengthen.name, Lengthen)
-    monkeypatch.setattr(pipeline, "FUSE", (*pipeline.FUSE, Lengthen.name))
+    monkeypatch.setattr(orders, "FUSE", (*orders.FUSE, Lengthen.name))
 
 
 @pytest.mark.usefixtures("_lengthened")

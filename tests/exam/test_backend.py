@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxopt.road import optimize as road
+from onnxopt.road import work, write
 from tests.exam.backend import counts_of, failed, table
 from tests.exam.cases import BackendCase, backend_cases, difference
 from tests.exam.worker import Record, judge, kind_of, plain
@@ -51,7 +51,7 @@ def cases() -> dict[str, BackendCase]:
 
 @pytest.fixture(autouse=True)
 def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(road, "render_report", lambda *_: b"")  # takes longer than a small graph does
+    monkeypatch.setattr(write, "render_report", lambda *_: b"")  # takes longer than a small graph does
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,14 +67,14 @@ def test_a_case_is_accepted_and_right(name: str) -> None:
 
 
 def test_the_exam_sees_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = road.write_artifact
+    honest = write.write_artifact
 
     def wrong(out: Path, model: ir.Model, *rest: object, **named: object) -> object:
         for node in model.graph:
             node.op_type = {"Abs": "Neg"}.get(node.op_type, node.op_type)
         return honest(out, model, *rest, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(road, "write_artifact", wrong)
+    monkeypatch.setattr(write, "write_artifact", wrong)
     record = judge(cases()["test_abs"], "cpu")
     assert record.outcome == "wrong"
     assert "off by" in record.reason
@@ -84,7 +84,7 @@ def test_the_exam_sees_an_internal_error(monkeypatch: pytest.MonkeyPatch) -> Non
     def broken(*_: object) -> Iterator[object]:
         raise KeyError("lost")
 
-    monkeypatch.setattr(road, "default_export", broken)
+    monkeypatch.setattr(work, "default_export", broken)
     record = judge(cases()["test_abs"], "cpu")
     assert (record.outcome, record.reason) == ("internal", "KeyError in test_backend.py:broken: 'lost'")
 

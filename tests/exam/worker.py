@@ -132,11 +132,11 @@ def _leave_out_what_is_not_examined() -> None:
 
     from onnxopt.artifact import package
     from onnxopt.host import machine
-    from onnxopt.road import optimize as road
+    from onnxopt.road import write
 
-    road.render_report = lambda *_: b""  # type: ignore[assignment]
+    write.render_report = lambda *_: b""  # type: ignore[assignment]
     machine._version = functools.cache(machine._version)
-    package._sync = lambda *_: None  # type: ignore[assignment]
+    package.sync = lambda *_: None  # type: ignore[assignment]
     if MEMORY.is_dir():
         tempfile.tempdir = str(MEMORY)
 

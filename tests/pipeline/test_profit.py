@@ -14,6 +14,7 @@ from onnxopt.pipeline.profit import Profit, _fill, decide
 from onnxopt.probe.observe import Observation
 from onnxopt.rewrite import AS_IS, Choice, Forms
 from onnxopt.spec import Target, Workload
+from onnxopt.timing import rounds as timing_rounds
 from onnxopt.timing.requests import fit_workload, ragged_lengths, requests_of
 from onnxopt.timing.rounds import Start, is_noisy
 from tests.support.rules import parse
@@ -189,7 +190,7 @@ def racing(seconds: float = 60.0) -> Profit:
 def test_models_race_and_what_is_slower_or_does_not_run_drops_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profit_module, "MOST_SPREAD", 100.0)  # other tests may run beside this one
+    monkeypatch.setattr(timing_rounds, "MOST_SPREAD", 100.0)  # other tests may run beside this one
     said: list[str] = []
     one = racing()
     one.progress = said.append

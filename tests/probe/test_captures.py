@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxopt.probe import runners as probe
+from onnxopt.probe import program
 from onnxopt.probe.annotate import annotate
 from onnxopt.probe.captures import Captures
 from onnxopt.probe.program import ProbeError
@@ -77,9 +77,9 @@ def test_no_more_is_remembered_than_allowed(model: ir.Model) -> None:
 
 def test_a_transposed_weight_is_read_as_it_lies(model: ir.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     operators: list[str] = []
-    opened = probe._open
+    opened = program._open
     monkeypatch.setattr(
-        probe, "_open", lambda proto: operators.extend(node.op_type for node in proto.graph.node) or opened(proto)
+        program, "_open", lambda proto: operators.extend(node.op_type for node in proto.graph.node) or opened(proto)
     )
     feeds = observe(model)[0].feeds
     found = GraphRunner(model, turned=True).run(feeds)[0]["y"]

@@ -164,14 +164,14 @@ def answers_of(session: Any, feeds: Feeds) -> Answers | None:
 @contextmanager
 def without_report() -> Iterator[None]:
     """Leave out drawing the report, which takes longer than optimizing a small graph; everything else runs."""
-    from onnxopt.road import optimize as road
+    from onnxopt.road import write
 
-    drawn = road.render_report
-    road.render_report = lambda *_: b""
+    drawn = write.render_report
+    write.render_report = lambda *_: b""
     try:
         yield
     finally:
-        road.render_report = drawn
+        write.render_report = drawn
 
 
 def optimized(source: Path, room: Path) -> tuple[Path, list[tuple[str, str]]]:

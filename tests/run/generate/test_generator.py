@@ -261,11 +261,8 @@ def test_end_tokens_come_from_the_generation_config_and_the_tokenizer(tmp_path: 
     assert Generator(folder_of(tmp_path, "growing", ends=())).ends == frozenset()
 
 
-def test_generators_can_be_had_from_the_root_and_from_runtime() -> None:
-    from onnxopt.host import runtime_errors as runtime
-
+def test_generators_can_be_had_from_the_root() -> None:
     assert onnxopt.Generator is Generator
-    assert runtime.Generator is Generator
     assert onnxopt.Sampling is Sampling
 
 
