@@ -217,3 +217,18 @@ def test_outputs_promise_what_is_derived_and_keep_names_of_their_own() -> None:
     )
     found = {spec.name: spec.axes for spec in declared(said, model, derivation).outputs}
     assert found == {"u": ("m",), "h": ("batch", "h_dim1", 4), "c": ("batch", "n", 4), "z": (1, "z_dim1")}
+
+
+@pytest.mark.parametrize(("name", "least"), [("frames", 1), ("past_sequence", 0)])
+def test_of_an_empty_past_nothing_is_claimed_that_a_reshape_would_copy(name: str, least: int) -> None:
+    """A text begins with an empty past, so it stays among the sizes: [-1, 0, 4] has 4 rows then, not none."""
+    text = "first = Concat<axis=0>(minus, n, four) rows = Reshape(x, flat) h = Reshape(rows, first)"
+    body = f"""g (float[batch,{name},4] x) => (y)
+      <int64[1] minus = {{-1}}, int64[1] four = {{4}}, int64[2] flat = {{-1, 4}}> {{ {LENGTH} {text} y = Neg(h) }}"""
+    used = parse(body, opset=20)
+    derivation = Derivation()
+    annotate(used, derivation, everything=True)
+    assert derivation.ranges.get(name, AxisRange(0)).least == least
+    found = dims(value_of(used, "h"))
+    assert found is not None
+    assert found[1] == (name if least else None)
