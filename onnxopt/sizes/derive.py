@@ -302,8 +302,8 @@ class Derivation:
     def _note_limits(self, number: Poly) -> None:
         """Learn where an axis, or a sum of axes, ends: n and the first 512 of n are equal up to 512 only.
 
-        Where it begins, too: of 0 in its target a Reshape makes something else, and nothing is claimed of that size. But
-        of a past: a text begins with an empty one, so that what copies there is left unknown.
+        Where it begins, too: of 0 in its target a Reshape makes something else, and nothing is claimed of that size.
+        But a text begins with an empty past: what copies there is left unknown.
         """
         for one in number.atoms():
             if one.op == "copied":
