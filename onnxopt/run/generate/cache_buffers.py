@@ -17,7 +17,8 @@ from onnxopt.spec import Array
 if TYPE_CHECKING:
     import onnxruntime
 
-    from onnxopt.run.generate.decoder import Decoder
+    from onnxopt.graph.cache import Cache
+    from onnxopt.run.session import Session
 
 ROOM = 256  # tokens to come that a fresh buffer has room for, when more are asked for
 LOGITS = "logits"
@@ -28,15 +29,12 @@ class GrowingStore:
 
     most = 0  # it is never too small
 
-    def __init__(self, decoder: Decoder, rows: int, across: Mapping[str, onnxruntime.OrtValue]) -> None:
-        self._session, self._across = decoder.session, dict(across)
-        self._names = [
-            (past.name, present.name) for past, present in zip(decoder.cache.inputs, decoder.cache.outputs, strict=True)
-        ]
+    def __init__(self, session: Session, cache: Cache, rows: int, across: Mapping[str, onnxruntime.OrtValue]) -> None:
+        self._session, self._across = session, dict(across)
+        self._names = [(past.name, present.name) for past, present in zip(cache.inputs, cache.outputs, strict=True)]
         sizes = {"batch": rows, "past_sequence": 0}
         self._past = {
-            spec.name: _value(np.zeros(spec.shape(sizes), spec.dtype), decoder.session.device)
-            for spec in decoder.cache.inputs
+            spec.name: _value(np.zeros(spec.shape(sizes), spec.dtype), session.device) for spec in cache.inputs
         }
 
     def run(self, feeds: dict[str, Array], total: int) -> Array:  # noqa: ARG002  the other store needs it
@@ -101,9 +99,11 @@ class GrowingStore:
 class SharedStore:
     """A cache whose past and present are one buffer, longer than what is in it."""
 
-    def __init__(self, decoder: Decoder, rows: int, most: int, across: Mapping[str, onnxruntime.OrtValue]) -> None:
-        self._session, self._across = decoder.session, dict(across)
-        self._specs = tuple(zip(decoder.cache.inputs, decoder.cache.outputs, strict=True))
+    def __init__(
+        self, session: Session, cache: Cache, rows: int, most: int, across: Mapping[str, onnxruntime.OrtValue]
+    ) -> None:
+        self._session, self._across = session, dict(across)
+        self._specs = tuple(zip(cache.inputs, cache.outputs, strict=True))
         self._rows, self.most = rows, most
         self._length = self._capacity = 0
         self._buffers: dict[str, onnxruntime.OrtValue] = {}

@@ -281,8 +281,9 @@ class Batch:
         across: Mapping[str, onnxruntime.OrtValue] = MappingProxyType({}),
     ) -> None:
         self._decoder = decoder
+        where = decoder.session, decoder.cache
         self._store: SharedStore | GrowingStore = (
-            SharedStore(decoder, rows, most, across) if decoder.shared_buffers else GrowingStore(decoder, rows, across)
+            SharedStore(*where, rows, most, across) if decoder.shared_buffers else GrowingStore(*where, rows, across)
         )
         self.mask = np.zeros((rows, 0), np.int64)
         names = {spec.name for spec in decoder.session.inputs}
