@@ -62,7 +62,7 @@ def measure(only: set[str], tools: Sequence[str]) -> dict[str, Any]:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     found = []
     for name, path in _models(only):
-        facts = {"name": name, "nodes": _nodes(path), "bytes": _bytes(path), "runs": {}}
+        facts: dict[str, Any] = {"name": name, "nodes": _nodes(path), "bytes": _bytes(path), "runs": {}}
         for tool in tools:
             print(f"{name}, {tool} ...", end=" ", flush=True)
             run = facts["runs"][tool] = run_tool(tool, path)

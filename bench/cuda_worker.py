@@ -164,6 +164,7 @@ class Bench:
         import transformers
 
         on_gpu = self.device == "cuda"
+        cudnn_version: Callable[[], int | None] = torch.backends.cudnn.version  # torch leaves it without types
         return {
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "device": torch.cuda.get_device_name(0) if on_gpu else "cpu",
@@ -171,7 +172,7 @@ class Bench:
                 "onnxruntime": onnxruntime.__version__,
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
-                **({"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()} if on_gpu else {}),
+                **({"cuda": torch.version.cuda, "cudnn": cudnn_version()} if on_gpu else {}),
             },
             "ms": self.medians(),
             "turns": self.times,

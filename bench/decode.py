@@ -143,7 +143,8 @@ def faster(result: Mapping[str, Any], name: str, other: str, key: str) -> float:
     The machine is faster in one minute than in the next; within a round that is the same for both.
     """
     seconds = result["seconds"]
-    return statistics.median(slow / own for own, slow in zip(seconds[name][key], seconds[other][key], strict=True))
+    ratios: list[float] = [slow / own for own, slow in zip(seconds[name][key], seconds[other][key], strict=True)]
+    return statistics.median(ratios)
 
 
 def cell(result: Mapping[str, Any], name: str, key: str, other: str) -> str:

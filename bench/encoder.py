@@ -119,7 +119,8 @@ def _embed(folder: Path, texts: list[str]) -> Any:
     tokenizer, session = open_tokenizer(folder), Session(folder / "model.onnx")
     tokenizer.enable_truncation(LONGEST)
     tokenizer.enable_padding()
-    order, rows = sorted(range(len(texts)), key=lambda place: len(texts[place])), {}
+    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+    rows: dict[int, Any] = {}
     for start in range(0, len(order), 16):
         places = order[start : start + 16]
         encoded = tokenizer.encode_batch([texts[place] for place in places])

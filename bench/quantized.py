@@ -255,7 +255,7 @@ def measure(files: Mapping[str, Path], rounds: int) -> dict[str, Any]:
     wanted = {key: size for key, size in sizes().items() if key in MEASURES}
     found: dict[str, dict[str, list[float]]] = {name: {key: [] for key in MEASURES} for name in files}
     for turn in range(rounds):
-        for name in files if turn % 2 == 0 else reversed(files):
+        for name in list(files)[:: 1 if turn % 2 == 0 else -1]:
             print(f"round {turn + 1} of {rounds}, {name}", flush=True)
             if name == "llama":
                 taken = _llama({"sizes": wanted}, files[name])["seconds"]

@@ -29,7 +29,7 @@ MARKS = ("<!-- shrink -->", "<!-- /shrink -->")
 
 PRECISIONS = ("fp32", "int8")
 SHAPES = ({"batch": 1, "sequence": 128}, {"batch": 8, "sequence": 128})
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {  # options of `PruneSpec.parse`
     "by the error left, refitted": {"importance": "error"},
     "by activations, refitted": {"importance": "activation"},
     "by magnitude, refitted": {"importance": "magnitude"},
@@ -87,7 +87,7 @@ def make_minilm() -> dict[str, Any]:
 
     rows = []
     for number, (name, options) in enumerate(WAYS.items()):
-        record = prune("minilm", PruneSpec.parse("ffn=33%", **options), MODELS / f"way-{number}")  # type: ignore[arg-type]  # as named
+        record = prune("minilm", PruneSpec.parse("ffn=33%", **options), MODELS / f"way-{number}")
         print(f"{name}: cosine {record.value:.4f}", flush=True)
         rows.append({"way": name, "cosine": record.value, "bytes": record.bytes_after})
     answers = {}

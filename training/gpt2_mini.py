@@ -205,7 +205,7 @@ def train(
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             logits = network(tokens[:, :-1], use_cache=False).logits
         loss = functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without types
         torch.nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()

@@ -261,6 +261,15 @@ DECODERS = (
     ),
 )
 
+_PAIRS: tuple[tuple[str, tuple[int, int, int], Inputs, dict[str, Any], dict[str, Any]], ...] = (
+    ("t5", (0, 5, 0), "text", T5, {}),
+    ("mt5", (0, 5, 2), "text", T5, {}),
+    ("bart", (5, 0, 2), "text", ENCODER_DECODER, {}),
+    ("mbart", (6, 0, 2), "text", ENCODER_DECODER, {}),
+    ("pegasus", (5, 0, 2), "text", ENCODER_DECODER, {}),
+    ("marian", (4, 0, 2), "text", ENCODER_DECODER, {"activation_function": "gelu"}),
+    ("whisper", (5, 0, 4), "mel", ENCODER_DECODER, {"num_mel_bins": 8, "max_source_positions": 10}),
+)
 ENCODERS_OF_PAIRS = tuple(
     Architecture(
         f"{name}-encoder",
@@ -272,16 +281,8 @@ ENCODERS_OF_PAIRS = tuple(
         inputs=inputs,
         settings=settings,
         extra=extra,
-    )  # type: ignore[misc, arg-type]
-    for name, counts, inputs, settings, extra in (
-        ("t5", (0, 5, 0), "text", T5, {}),
-        ("mt5", (0, 5, 2), "text", T5, {}),
-        ("bart", (5, 0, 2), "text", ENCODER_DECODER, {}),
-        ("mbart", (6, 0, 2), "text", ENCODER_DECODER, {}),
-        ("pegasus", (5, 0, 2), "text", ENCODER_DECODER, {}),
-        ("marian", (4, 0, 2), "text", ENCODER_DECODER, {"activation_function": "gelu"}),
-        ("whisper", (5, 0, 4), "mel", ENCODER_DECODER, {"num_mel_bins": 8, "max_source_positions": 10}),
     )
+    for name, counts, inputs, settings, extra in _PAIRS
 )
 
 VISION = (

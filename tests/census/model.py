@@ -187,7 +187,8 @@ def export(one: Architecture, exporter: str, cache: Path) -> Exported:
     traced = trace.trace(model, road, folder / "model.onnx")
     feeder = feeder_of(one, traced.signature, dict(traced.example))
     reference = TorchReference(model.title, lambda: model)
-    unproved, sizes = "", ()
+    unproved = ""
+    sizes: tuple[dict[str, int], ...] = ()
     try:
         sizes = prove_axes(
             folder / "model.onnx",
@@ -221,13 +222,13 @@ def _key(one: Architecture) -> str:
 
 
 def _read(folder: Path, content: dict[str, Any]) -> Exported:
-    specs = [
+    inputs, outputs = (
         tuple(TensorSpec(item["name"], item["dtype"], tuple(item["axes"])) for item in content[kind])
         for kind in ("inputs", "outputs")
-    ]
+    )
     return Exported(
         folder / "model.onnx",
-        Signature(*specs),
+        Signature(inputs, outputs),
         content["example"],
         content["longest"],
         tuple(content["proved_sizes"]),

@@ -218,9 +218,9 @@ def _nearest(loaded: Any, kind: str, count: int) -> list[str]:
     from onnxopt.pipeline.explain import judge
     from onnxopt.proof.driver import Driver
     from onnxopt.proof.observations import observations_of
-    from onnxopt.rewrite.registry import get
+    from tests.support.rules import rule_of
 
-    verdicts = judge(get(FUSERS[kind]), Driver(loaded.model, observations_of(loaded)))
+    verdicts = judge(rule_of(FUSERS[kind]), Driver(loaded.model, observations_of(loaded)))
     misses = sorted((one for one in verdicts if not one.fires), key=lambda one: -one.depth)
     return [f"{one.where}: {one.reason}" if one.where else one.reason for one in misses[:count]]
 

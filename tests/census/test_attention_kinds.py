@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from tests.support.rules import run_passes
+from onnxopt.spec import Array
+from tests.support.rules import Constant, Outcome, run_passes
 
 LOWEST = float(np.finfo(np.float32).min)
 HEADS = "float[batch,2,sequence,4]"
-NUMBERS = {
+NUMBERS: dict[str, Constant] = {
     "half": np.float32(0.5),
     "zero": np.float32(0.0),
     "lowest": np.float32(LOWEST),
@@ -15,12 +16,12 @@ NUMBERS = {
 }
 
 
-def run(text: str, **more: np.ndarray):  # type: ignore[no-untyped-def]
+def run(text: str, **more: Array) -> Outcome:
     weights = {name: array for name, array in {**NUMBERS, **more}.items() if name in text}
     return run_passes(text, "remove-no-ops", "fuse-attention", "fuse-attention", weights=weights)
 
 
-def check(outcome) -> None:  # type: ignore[no-untyped-def]
+def check(outcome: Outcome) -> None:
     assert [entry.applied for entry in outcome.entries[1:]] == [1, 0]
     assert outcome.rolled_back == []
     assert "Softmax" not in outcome.ops

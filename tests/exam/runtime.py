@@ -16,7 +16,8 @@ import onnxruntime as ort
 from tests.exam.cases import Value
 
 _T = onnx.TensorProto
-_FLOATS = {
+# by the numbers of ONNX
+_FLOATS: dict[int, type[np.generic]] = {
     _T.BFLOAT16: ml_dtypes.bfloat16,
     _T.FLOAT8E4M3FN: ml_dtypes.float8_e4m3fn,
     _T.FLOAT8E4M3FNUZ: ml_dtypes.float8_e4m3fnuz,
@@ -25,14 +26,21 @@ _FLOATS = {
     _T.FLOAT8E8M0: ml_dtypes.float8_e8m0fnu,
     _T.FLOAT4E2M1: ml_dtypes.float4_e2m1fn,
 }
-_SIGNED = {_T.INT4: ml_dtypes.int4, _T.INT2: ml_dtypes.int2}
-_UNSIGNED = {_T.UINT4: ml_dtypes.uint4, _T.UINT2: ml_dtypes.uint2}
-_CARRIERS = {
+_SIGNED: dict[int, type[np.generic]] = {_T.INT4: ml_dtypes.int4, _T.INT2: ml_dtypes.int2}
+_UNSIGNED: dict[int, type[np.generic]] = {_T.UINT4: ml_dtypes.uint4, _T.UINT2: ml_dtypes.uint2}
+_CARRIERS: dict[int, int] = {
     **dict.fromkeys(_FLOATS, _T.FLOAT),
     **dict.fromkeys(_SIGNED, _T.INT8),
     **dict.fromkeys(_UNSIGNED, _T.UINT8),
 }
-_NUMPY = {**_FLOATS, **_SIGNED, **_UNSIGNED, _T.FLOAT: np.float32, _T.INT8: np.int8, _T.UINT8: np.uint8}
+_NUMPY: dict[int, type[np.generic]] = {
+    **_FLOATS,
+    **_SIGNED,
+    **_UNSIGNED,
+    _T.FLOAT: np.float32,
+    _T.INT8: np.int8,
+    _T.UINT8: np.uint8,
+}
 
 
 class Answers:

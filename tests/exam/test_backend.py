@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+from onnxopt.artifact.package import write_artifact
 from onnxopt.road import work, write
 from tests.exam.backend import counts_of, failed, table
 from tests.exam.cases import BackendCase, backend_cases, difference
@@ -67,12 +69,10 @@ def test_a_case_is_accepted_and_right(name: str) -> None:
 
 
 def test_the_exam_sees_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = write.write_artifact
-
-    def wrong(out: Path, model: ir.Model, *rest: object, **named: object) -> object:
+    def wrong(out: Path, model: ir.Model, *rest: Any, **named: Any) -> object:
         for node in model.graph:
             node.op_type = {"Abs": "Neg"}.get(node.op_type, node.op_type)
-        return honest(out, model, *rest, **named)  # type: ignore[arg-type]
+        return write_artifact(out, model, *rest, **named)
 
     monkeypatch.setattr(write, "write_artifact", wrong)
     record = judge(cases()["test_abs"], "cpu")
@@ -125,8 +125,8 @@ def test_reasons_are_counted_without_what_is_particular() -> None:
 
 
 def test_the_table_says_what_was_counted() -> None:
-    content = {"onnx": "1", "onnxruntime": "2", "machine": "m", "date": "d"}
-    content["records"] = [  # type: ignore[assignment]
+    content: dict[str, Any] = {"onnx": "1", "onnxruntime": "2", "machine": "m", "date": "d"}
+    content["records"] = [
         plain(Record("a", "cpu", "right", opset=(23, 17), rolled_back=["fuse-x: worse"])),
         plain(Record("b", "cpu", "refused", "input 'x' has no rank")),
         plain(Record("c", "cpu", "not run", "no kernel")),

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import onnx
 
@@ -130,13 +131,11 @@ def _leave_out_what_is_not_examined() -> None:
     """Render no report, look up each installed version once, wait for no disk: all take longer than a small graph."""
     import functools
 
-    from onnxopt.artifact import package
     from onnxopt.host import machine
-    from onnxopt.road import write
 
-    write.render_report = lambda *_: b""  # type: ignore[assignment]
-    machine._version = functools.cache(machine._version)
-    package.sync = lambda *_: None  # type: ignore[assignment]
+    mock.patch("onnxopt.road.write.render_report", lambda *_: b"").start()  # for as long as this process lives
+    mock.patch("onnxopt.host.machine._version", functools.cache(machine._version)).start()
+    mock.patch("onnxopt.artifact.package.sync", lambda *_: None).start()
     if MEMORY.is_dir():
         tempfile.tempdir = str(MEMORY)
 

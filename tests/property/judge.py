@@ -17,6 +17,7 @@ from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -164,14 +165,8 @@ def answers_of(session: Any, feeds: Feeds) -> Answers | None:
 @contextmanager
 def without_report() -> Iterator[None]:
     """Leave out drawing the report, which takes longer than optimizing a small graph; everything else runs."""
-    from onnxopt.road import write
-
-    drawn = write.render_report
-    write.render_report = lambda *_: b""
-    try:
+    with mock.patch("onnxopt.road.write.render_report", lambda *_: b""):
         yield
-    finally:
-        write.render_report = drawn
 
 
 def optimized(source: Path, room: Path) -> tuple[Path, list[tuple[str, str]]]:
@@ -402,7 +397,8 @@ def _float_difference(expected: Array, found: Array, moved: Answers) -> str | No
 def _alike(first: Array, second: Array) -> Array:
     """Tell where two arrays are finite, infinite or not numbers in the same way."""
     same_infinity = np.isinf(first) & np.isinf(second) & (np.sign(first) == np.sign(second))
-    return (np.isfinite(first) & np.isfinite(second)) | (np.isnan(first) & np.isnan(second)) | same_infinity
+    alike: Array = (np.isfinite(first) & np.isfinite(second)) | (np.isnan(first) & np.isnan(second)) | same_infinity
+    return alike
 
 
 def _worst(expected: Array, found: Array, off: Array) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from onnx import TensorProto
 
@@ -180,7 +182,7 @@ def resize(g: Sketch) -> None:
     mode = g.rng.choice(("nearest", "linear"))
     dims = (value.dims[0], value.dims[2], g.fresh())
     way = "asymmetric" if mode == "nearest" else g.rng.choice(("half_pixel", "align_corners", "asymmetric"))
-    common = {"mode": mode, "coordinate_transformation_mode": way}
+    common: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": way}
     if mode == "nearest":
         common["nearest_mode"] = "floor"
     if g.chance(0.5):
@@ -188,7 +190,7 @@ def resize(g: Sketch) -> None:
         made = g.op("Resize", [turned, "", scales], dims, **common)
     else:
         target = g.same("Add", g.length(value, 1), g.ints(g.number(2, 200)))
-        sizes = g.shape_of([g.length(value, 0), value.dims[2], target])  # type: ignore[list-item]
+        sizes = g.shape_of([g.length(value, 0), value.dims[2], target])  # type: ignore[list-item]  # same
         made = g.op("Resize", [turned, "", "", sizes], dims, **common)
     g.give(made)
 

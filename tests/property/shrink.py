@@ -179,14 +179,14 @@ def _fewer_lines(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
         array = numpy_helper.to_array(tensor)
         if array.dtype == np.int64 and array.size == 1:
             number = int(array.ravel()[0])
-            smaller = [item for item in (2, 5, number // 4, number // 2) if 1 < item < number]
+            smaller: list[float] = [item for item in (2, 5, number // 4, number // 2) if 1 < item < number]
         elif array.dtype == np.float32 and array.size > 1 and len(np.unique(array)) > 1:
             smaller = [0.5]
         else:
             continue
-        for number in smaller:
+        for less in smaller:
             made = _copy(model)
             made.graph.initializer[index].CopyFrom(
-                numpy_helper.from_array(np.full(array.shape, number, array.dtype), tensor.name)
+                numpy_helper.from_array(np.full(array.shape, less, array.dtype), tensor.name)
             )
             yield made

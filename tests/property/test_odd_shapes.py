@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from onnxopt.errors import InputError
+from onnxopt.graph import known_dims
 from onnxopt.pipeline.orders import CANONICALIZE, FUSE, LOWER
 from onnxopt.probe.program import ProbeError
 from onnxopt.probe.runners import GraphRunner
@@ -26,7 +27,7 @@ def hostile(outcome: Outcome, seed: int) -> tuple[int, int, Feeds]:
     sizes = {"batch": batch, "sequence": sequence}
     given: Feeds = {}
     for value in outcome.original.graph.inputs:
-        name, dims = value.name or "", [sizes.get(str(getattr(dim, "value", dim)), dim) for dim in value.shape or ()]
+        name, dims = value.name or "", [dim if isinstance(dim, int) else sizes[dim] for dim in known_dims(value) or ()]
         pools = HIDING if name.startswith("mask") else BIASES if name.startswith("bias") else ()
         if pools and value.dtype is not None:
             pool = pools[generator.integers(len(pools))]

@@ -20,7 +20,7 @@ from onnxopt.proof.driver import Driver
 from onnxopt.proof.prepare import prepare
 from onnxopt.rewrite import Builder, Match, Rule
 from onnxopt.rewrite.patterns import Ops, Pat
-from onnxopt.spec import Exact
+from onnxopt.spec import Exact, Feeds
 from tests.exam.campaign import campaign, recorded, table
 from tests.property.generate import Drawn, draw
 from tests.property.judge import UNUSABLE, Promise, answers_of, compared, difference, judge, open_session, shaken
@@ -195,7 +195,7 @@ def test_not_a_number_must_stand_where_it_stood() -> None:
 
 
 def test_a_shake_moves_no_mask_and_nothing_as_large_as_its_filler() -> None:
-    feeds = {"x": np.array([1.0, -3e38, 0.5], np.float32), "mask": np.ones(3, np.float32), "ids": np.arange(3)}
+    feeds: Feeds = {"x": np.array([1.0, -3e38, 0.5], np.float32), "mask": np.ones(3, np.float32), "ids": np.arange(3)}
     moved = shaken(feeds, 0)
     assert moved["x"][1] == feeds["x"][1]
     assert 0 < np.abs(moved["x"] - feeds["x"])[[0, 2]].max() < 1e-5

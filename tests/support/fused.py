@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from onnxopt.load.loaded import Loaded
-from onnxopt.pipeline import pipeline
+from onnxopt.pipeline.opset import raise_opset_for
+from onnxopt.pipeline.orders import passes_of
+from onnxopt.pipeline.pipeline import run_to_rest
 from onnxopt.proof.driver import Driver
 from onnxopt.proof.observations import observations_of
+from onnxopt.proof.prepare import prepare
 from onnxopt.rewrite.registry import get
 from onnxopt.spec import Target
 
@@ -13,10 +16,10 @@ from onnxopt.spec import Target
 def fuse(loaded: Loaded, target: Target | None = None) -> None:
     """Canonicalize and fuse `loaded.model` in place."""
     observations = observations_of(loaded)
-    pipeline.prepare(loaded.model)
+    prepare(loaded.model)
     driver = Driver(loaded.model, observations, signature=loaded.signature, prove=False)
-    stages = pipeline.passes_of(target or Target("cpu"))
-    pipeline.run_to_rest(driver, stages["canonicalize"])
-    pipeline.raise_opset_for(driver, stages["fuse"])
+    stages = passes_of(target or Target("cpu"))
+    run_to_rest(driver, stages["canonicalize"])
+    raise_opset_for(driver, stages["fuse"])
     for name in stages["fuse"]:
         driver.apply(get(name))

@@ -88,7 +88,11 @@ def activation(graph: Graph) -> str:
     if kind == "silu":
         negated = graph.op("Neg", x) if choose.random() < 0.5 else either("Mul", x, number(-1.0))
         below = either("Add", graph.op("Exp", negated), number(1.0))
-        return choose.choice([lambda: graph.op("Div", x, below), lambda: either("Mul", x, graph.op("Sigmoid", x))])()
+        forms: list[Callable[[], str]] = [
+            lambda: graph.op("Div", x, below),
+            lambda: either("Mul", x, graph.op("Sigmoid", x)),
+        ]
+        return choose.choice(forms)()
     if kind == "erf":
         inner = graph.op("Erf", graph.scaled(x, 0.5**0.5))
     else:
@@ -147,8 +151,10 @@ def _between(graph: Graph, y: str, leading: Dims, width: int) -> str:
 def attention(graph: Graph) -> str:
     """Write an attention, its scores scaled and masked in any way."""
     choose, rank = graph.choose, graph.choose.choice([3, 4, 4, 4, 4, 5])
-    batch, heads, size = choose.choice(["batch", "batch", 1, 2]), choose.choice([1, 2, 3]), choose.choice([1, 4, 8])
-    rows = choose.choice(["sequence", "sequence", 1, 3])
+    batches: Dims = ["batch", "batch", 1, 2]
+    lengths: Dims = ["sequence", "sequence", 1, 3]
+    batch, heads, size = choose.choice(batches), choose.choice([1, 2, 3]), choose.choice([1, 4, 8])
+    rows = choose.choice(lengths)
     keys = choose.choice([rows, rows, "sequence", 5])
     lead: list[int | str] = [batch, *([1] if rank == 5 else []), *([heads] if rank > 3 else [])]
     shared = [dim if choose.random() < 0.85 else 1 for dim in lead]

@@ -19,7 +19,7 @@ from onnxopt.rewrite import Builder, Match, Rule
 from onnxopt.rewrite.patterns import Ops, Pat, Var
 from onnxopt.rewrite.vocabulary import constant, either, scalar
 from onnxopt.spec import Array, Reassociated
-from tests.support.rules import SIZES, observe, parse
+from tests.support.rules import SIZES, Constant, observe, parse
 
 HEADS, SIZE = 2, 8
 SPREAD = 2.0  # of activations: some rows of weights are nearly even, some nearly one
@@ -86,7 +86,7 @@ class Planted(Rule):
         wrong, bias = self._kind, match.values["bias"]
         if wrong == "swapped operands":
             q, k = k, q
-        factor = op.constant(np.float32(0.505 if wrong == "wrong scale" else 0.5), "factor")
+        factor = op.constant(np.array(0.505 if wrong == "wrong scale" else 0.5, np.float32), "factor")
         scores = op.MatMul(op.Mul(q, factor), op.Transpose(k, perm=[0, 1, 3, 2]))
         mask = _mask(op, match)
         if mask is not None and wrong == "window off by one":
@@ -107,7 +107,7 @@ def _mask(op: Builder, match: Match) -> ir.Value | None:
     zero = match.values.get("zero")
     if zero is not None:
         return op.Where(given, zero, fill)
-    return op.Mul(op.Sub(op.constant(np.float32(1.0), "one"), given), fill)
+    return op.Mul(op.Sub(op.constant(np.array(1.0, np.float32), "one"), given), fill)
 
 
 def cases() -> Iterator[Case]:
@@ -139,7 +139,7 @@ def stays(case: Case, kind: str) -> bool:
       t = Transpose <perm = [0, 1, 3, 2]> (k) p = MatMul(q, t) s = Mul(p, half) {made}
       {"a = Add(s, m)" if given else "a = Identity(s)"} w = Softmax(a) o = MatMul(w, v) y = Add(o, bias)
     }}"""
-    weights = {
+    weights: dict[str, Constant] = {
         "half": np.float32(0.5),
         "zero": np.float32(0.0),
         "one": np.float32(1.0),
@@ -169,7 +169,7 @@ def _feeds(case: Case) -> dict[str, list[Array]]:
 
 def _allowed(place: str, batch: int, sequence: int, generator: np.random.Generator) -> Array:
     """Return bool [batch, 1, sequence, sequence]: which keys a query sees."""
-    allowed = np.ones((batch, 1, sequence, sequence), bool)
+    allowed: Array = np.ones((batch, 1, sequence, sequence), bool)
     if place == "causal":
         return np.tril(allowed)
     if place == "left padding":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,11 +18,12 @@ from onnxopt.probe.sidegraph import FREE_KEY
 from onnxopt.proof.driver import Driver
 from onnxopt.proof.prepare import prepare
 from onnxopt.records.ledger import PassEntry
-from onnxopt.rewrite import Rewrite
+from onnxopt.rewrite import Pass, Rewrite, Rule
 from onnxopt.rewrite.registry import get
 from onnxopt.spec import Array, Feeds
 
 SIZES = ((2, 7), (3, 11), (5, 13), (1, 131))
+Constant = Array | np.generic  # what an initializer is made of: an array, or one number of a NumPy type
 
 
 @dataclass
@@ -83,8 +85,8 @@ class Outcome:
         assert found is not None, f"input {index} of {op_type} is computed"
         return found
 
-    def attributes(self, op_type: str) -> dict[str, object]:
-        """The attributes of the first operator of a type."""
+    def attributes(self, op_type: str) -> dict[str, Any]:
+        """The attributes of the first operator of a type: numbers, lists of them, strings."""
         node = next(node for node in self.model.graph if node.op_type == op_type)
         return {name: attr.value for name, attr in node.attributes.items()}
 
@@ -103,7 +105,26 @@ def _worst(before: Feeds, after: Feeds) -> float:
     return worst
 
 
-def parse(text: str, weights: Mapping[str, Array] | None = None, *, opset: int = 23) -> ir.Model:
+def rule_of(name: str, *options: Any) -> Rule:
+    """A registered pass that replaces patterns."""
+    found = get(name, *options)
+    assert isinstance(found, Rule), f"{name} changes the graph as a whole"
+    return found
+
+
+def pass_of(name: str, *options: Any) -> Pass:
+    """A registered pass that changes the graph as a whole."""
+    found = get(name, *options)
+    assert isinstance(found, Pass), f"{name} replaces patterns"
+    return found
+
+
+def names_read(node: ir.Node) -> list[str]:
+    """The names of what a node reads; as in a file, an input that is left out has the empty one."""
+    return ["" if value is None else value.name or "" for value in node.inputs]
+
+
+def parse(text: str, weights: Mapping[str, Constant] | None = None, *, opset: int = 23) -> ir.Model:
     """Parse `g (float[batch,4] x) => (float[batch,4] y) { y = Relu(x) }` and add weights as initializers."""
     header = f'<ir_version: 10, opset_import: ["" : {opset}, "com.microsoft" : 1]>\n'
     proto = onnx.parser.parse_model(header + text)
@@ -146,7 +167,7 @@ def _feeds(model: ir.Model, sizes: Mapping[str, int], seed: int) -> Feeds:
 def run_passes(
     model: ir.Model | str,
     *steps: str | Rewrite,
-    weights: Mapping[str, Array] | None = None,
+    weights: Mapping[str, Constant] | None = None,
     feeds: Mapping[str, Sequence[Array]] | None = None,
     opset: int = 23,
     prove: bool = True,

@@ -2,8 +2,7 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 
-from onnxopt.rewrite.registry import get
-from tests.support.rules import run_passes
+from tests.support.rules import pass_of, run_passes
 
 
 def test_merges_what_is_computed_twice_and_what_that_makes_equal() -> None:
@@ -63,4 +62,4 @@ def test_a_graph_with_the_type_of_an_optional_is_left_as_it_is() -> None:
     )
     kind = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [2])
     model.graph.node.append(onnx.helper.make_node("Optional", [], ["nothing"], type=kind))
-    assert get("merge-equal-nodes").run(ir.from_proto(model)) == 0
+    assert pass_of("merge-equal-nodes").run(ir.from_proto(model)) == 0

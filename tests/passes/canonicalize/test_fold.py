@@ -38,7 +38,7 @@ def test_folds_a_chain_of_small_arithmetic() -> None:
     assert outcome.worst_error() == 0
 
 
-GROWING = {
+GROWING: dict[str, tuple[str, dict[str, Array]]] = {
     "Expand": ("Expand(one, shape)", {"one": np.ones((1, 1), np.float32), "shape": np.array([1024, 1024])}),
     "Tile": ("Tile(one, shape)", {"one": np.ones((1, 1), np.float32), "shape": np.array([1024, 1024])}),
     "ConstantOfShape": ("ConstantOfShape <value = float[1] {1.0}> (shape)", {"shape": np.array([1024, 1024])}),

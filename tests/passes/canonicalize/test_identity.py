@@ -146,7 +146,7 @@ def test_keeps_an_expand_that_repeats() -> None:
 
 def test_keeps_a_dropout_that_may_train() -> None:
     outcome = run_passes(
-        graph("c = Dropout(h, zero, yes)"), "remove-no-ops", weights={**WEIGHTS, "zero": np.float32(0)}
+        graph("c = Dropout(h, zero, yes)"), "remove-no-ops", weights={**WEIGHTS, "zero": np.array(0, np.float32)}
     )
     assert outcome.reasons == ["dropout may train"]
 

@@ -2,9 +2,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from onnxopt.rewrite.registry import get
 from onnxopt.spec import Array
-from tests.support.rules import parse, run_passes
+from tests.support.rules import parse, pass_of, run_passes
 
 TIED = """
 g (int64[batch,sequence] ids, float[batch,512] h) => (float[batch,sequence,512] y, float[batch,ROWS] logits) {
@@ -96,9 +95,9 @@ def test_ties_half_precision_tables(kind: type) -> None:
       y = Gather(table, ids)
       z = MatMul(h, head)
     }"""
-    table = weight(1024, 1024).astype(kind)
+    table: Array = weight(1024, 1024).astype(kind)
     model = parse(text.replace("KIND", np.dtype(kind).name), {"table": table, "head": table.T})
-    assert get("merge-initializers").run(model) == 1  # without a proof: the runtime has no such kernels
+    assert pass_of("merge-initializers").run(model) == 1  # without a proof: the runtime has no such kernels
     assert list(model.graph.initializers) == ["table"]
     assert [node.op_type for node in model.graph] == ["Transpose", "Gather", "MatMul"]
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -39,7 +41,12 @@ SPELLINGS = {
 def test_splits_into_tensors(split: str, sizes: list[int]) -> None:
     last = len(sizes) - 1
     taken = "a = SequenceAt(parts, first) b = SequenceAt(parts, last) y = Concat<axis=-1>(b, a)"
-    more = {"eight": np.array(8), "sizes": np.array([4, 4, 3, 1]), "only": np.array([12]), "last": np.array(last)}
+    more: dict[str, Any] = {
+        "eight": np.array(8),
+        "sizes": np.array([4, 4, 3, 1]),
+        "only": np.array([12]),
+        "last": np.array(last),
+    }
     outcome = run(split, taken, **more)
     assert outcome.rolled_back == []
     assert [entry.applied for entry in outcome.entries] == [1, 0]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from onnxopt.probe.runners import GraphRunner
-from tests.support.rules import Outcome, run_passes
+from tests.support.rules import Constant, Outcome, names_read, run_passes
 
 HEADS = "float[batch,2,sequence,4]"
 TURN = "kt = Transpose<perm=[0,1,3,2]>(k)"
@@ -19,7 +19,7 @@ SCORES = {
     "product divided by the root": (f"{TURN} p = MatMul(q, kt) s = Div(p, root)", 0.5),
     "scale on q and the product": (f"qs = Mul(q, half) {TURN} p = MatMul(qs, kt) s = Div(p, root)", 0.25),
 }
-WEIGHTS = {"half": np.float32(0.5), "root": np.float32(2.0), "zero": np.float32(0.0)}
+WEIGHTS: dict[str, Constant] = {"half": np.float32(0.5), "root": np.float32(2.0), "zero": np.float32(0.0)}
 MASKS = {
     "no mask": "",
     "a mask of every row": ", float[batch,1,sequence,sequence] mask",
@@ -93,7 +93,8 @@ def test_takes_scores_that_are_written_over(spelling: str, fill: float, bias: st
     g ({HEADS} q, {HEADS} k, {HEADS} v, bool[batch,sequence] flags, int64[sequence,sequence] places) => (float y) {{
       {SCORES["scale on q"][0]} {bias} {mask} f = {spelling} w = Softmax<axis=-1>(f) y = MatMul(w, v)
     }}"""
-    weights = {"half": WEIGHTS["half"], "fill": np.array(fill, np.float32), "middle": np.array([1, 2])}
+    weights: dict[str, Constant] = {"half": WEIGHTS["half"], "fill": np.array(fill, np.float32)}
+    weights["middle"] = np.array([1, 2])
     if "table" in text:
         weights["table"] = np.array([0.5, -1.5], np.float32)
     outcome = run_passes(text, "remove-no-ops", "fuse-attention", "remove-unused", weights=weights)
@@ -222,8 +223,8 @@ def test_takes_a_chosen_number_that_is_added(spelling: str, fill: float) -> None
     tail = f"hide = Not(keep) c = {spelling} f = Add(m, c) w = Softmax<axis=-1>(f) y = MatMul(w, v)"
     text = spelled(SCORES["scale on q"][0], tail=tail).replace("v) =>", "v, bool[batch,sequence] flags) =>")
     text = text.replace("hide = Not", "keep = Unsqueeze(flags, middle) hide = Not")
-    weights = {"half": WEIGHTS["half"], "fill": np.array(fill, np.float32), "none": np.array(0, np.float32)}
-    weights["middle"] = np.array([1, 2])
+    weights: dict[str, Constant] = {"half": WEIGHTS["half"], "fill": np.array(fill, np.float32)}
+    weights |= {"none": np.array(0, np.float32), "middle": np.array([1, 2])}
     outcome = run_passes(text, "remove-no-ops", "fuse-attention", weights=weights)
     assert (outcome.entry.applied, outcome.rolled_back) == (1, [])
     assert "Softmax" not in outcome.ops
@@ -276,7 +277,7 @@ def test_keys_in_the_place_of_queries_keep_their_meaning() -> None:
     scores = "qt = Transpose<perm=[0,1,3,2]>(q) s = MatMul(k, qt)"
     outcome = run(spelled(scores))
     assert outcome.ops == ["Attention"]
-    assert [value.name for value in outcome.model.graph.node(0).inputs] == ["k", "q", "v"]
+    assert names_read(outcome.model.graph.node(0)) == ["k", "q", "v"]
     assert outcome.worst_error() < 1e-5
     assert outcome.worst_error_at(3, 9) < 1e-5
 
@@ -384,7 +385,7 @@ HELD_BACK = {
 }
 
 
-OTHERS = {"minus": np.float32(-0.5), "wide": np.full((1,) * 5, 0.5, np.float32)}
+OTHERS: dict[str, Constant] = {"minus": np.float32(-0.5), "wide": np.full((1,) * 5, 0.5, np.float32)}
 
 
 @pytest.mark.parametrize(("text", "reason"), HELD_BACK.values(), ids=HELD_BACK.keys())

@@ -122,15 +122,15 @@ def test_fires_on_every_spelling_of_the_tanh_form_and_keeps_the_approximation(in
     assert outcome.worst_error() < 1e-5
 
 
-ERF = "e = Div(x, root) f = Erf(e) gate = Add(f, one) h = Mul(x, half) y = Mul(h, gate)"
-TANH = (
+ERF_BODY = "e = Div(x, root) f = Erf(e) gate = Add(f, one) h = Mul(x, half) y = Mul(h, gate)"
+TANH_BODY = (
     "q = Mul(x, x) c = Mul(q, x) w = Mul(c, cubic) i = Add(x, w) r = Mul(i, root_2)"
     " t = Tanh(r) gate = Add(t, one) h = Mul(x, gate) y = Mul(h, half)"
 )
 NUMBERS = {"half": 0.5, "one": 1.0, "root": 2**0.5, "cubic": 0.044715, "root_2": (2 / np.pi) ** 0.5}
 
 
-@pytest.mark.parametrize(("body", "step"), [(ERF, "fuse-gelu"), (TANH, "fuse-gelu-tanh")])
+@pytest.mark.parametrize(("body", "step"), [(ERF_BODY, "fuse-gelu"), (TANH_BODY, "fuse-gelu-tanh")])
 @pytest.mark.parametrize("shape", ["4", "batch,1", "batch,sequence,4", "batch,2,sequence,4"])
 @pytest.mark.parametrize("wide", [0, 1, 3])
 def test_constants_of_any_rank_are_numbers_until_they_add_axes(body: str, step: str, shape: str, wide: int) -> None:

@@ -1,10 +1,12 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxopt.spec import Array
-from tests.support.rules import Outcome, run_passes
+from tests.support.rules import Outcome, names_read, run_passes
 
 ATTENTION = "y = Attention<scale=0.3>(q, kr, vr)"
 
@@ -43,7 +45,7 @@ def test_lets_the_operator_share_heads() -> None:
     assert outcome.rolled_back == []
     assert [entry.applied for entry in outcome.entries] == [1, 0]
     assert outcome.ops == ["Attention"]
-    assert [value.name for value in outcome.model.graph.node(0).inputs] == ["q", "k", "v"]
+    assert names_read(outcome.model.graph.node(0)) == ["q", "k", "v"]
     assert outcome.attributes("Attention") == {"scale": pytest.approx(0.3)}
     for batch, sequence in ((1, 1), (2, 70), (4, 3)):
         assert outcome.worst_error_at(batch, sequence) < 1e-5
@@ -62,7 +64,7 @@ SPELLINGS = {
 
 @pytest.mark.parametrize("nodes", SPELLINGS.values(), ids=SPELLINGS.keys())
 def test_however_the_shapes_are_spelled(nodes: str) -> None:
-    more = {"two": np.array([2]), "four": np.array([4]), "from_end": np.array([-3])}
+    more: dict[str, Any] = {"two": np.array([2]), "four": np.array([4]), "from_end": np.array([-3])}
     outcome = run(f"{nodes} {ATTENTION}", "fuse-grouped-heads", "remove-unused", **more)
     assert outcome.ops == ["Attention"]
     assert outcome.worst_error_at(2, 33) < 1e-5
@@ -98,7 +100,7 @@ def test_heads_that_others_read_too_stay_for_them() -> None:
     outcome = run(nodes, outputs="float y, float z")
     assert outcome.entry.applied == 1
     assert outcome.ops == ["Unsqueeze", "Expand", "Reshape", "Attention", "Neg"]
-    assert [value.name for value in outcome.model.graph.node(3).inputs] == ["q", "k", "v"]
+    assert names_read(outcome.model.graph.node(3)) == ["q", "k", "v"]
     assert outcome.worst_error() < 1e-5
 
 
@@ -128,7 +130,7 @@ HELD_BACK = {
 
 
 @pytest.mark.parametrize(("nodes", "weights", "reason"), HELD_BACK.values(), ids=HELD_BACK.keys())
-def test_holds_back_where_heads_lie_otherwise(nodes: str, weights: dict[str, Array], reason: str) -> None:
+def test_holds_back_where_heads_lie_otherwise(nodes: str, weights: dict[str, Any], reason: str) -> None:
     outcome = run(nodes, **weights)
     assert outcome.rolled_back == []
     assert outcome.reasons == [reason]

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -108,7 +110,7 @@ CENTRED = {"torch": SPELLINGS["torch"]} | {name: MOMENTS[name] for name in ("Ten
 @pytest.mark.parametrize(("shape", "vector"), [("batch,6,sequence", (6, 1)), ("batch,6,height,5", (1, 6, 1, 1))])
 def test_another_axis_is_turned_to_the_end(nodes: str, shape: str, vector: tuple[int, ...]) -> None:
     generator = np.random.default_rng(1)
-    along = {name: generator.standard_normal(vector).astype(np.float32) for name in ("gamma", "beta")}
+    along: dict[str, Any] = {name: generator.standard_normal(vector).astype(np.float32) for name in ("gamma", "beta")}
     steps = ("fuse-layer-norm", "fuse-layer-norm-bias") * 2
     outcome = run(graph(nodes.replace("last", "middle"), shape), *steps, **along)
     assert outcome.ops == ["Transpose", "LayerNormalization", "Transpose"]
@@ -132,7 +134,8 @@ WIDE = {
 
 @pytest.mark.parametrize(("name", "nodes"), WIDE.values(), ids=WIDE)
 def test_holds_back_when_a_constant_has_more_axes(name: str, nodes: str) -> None:
-    outcome = run(graph(nodes), "fuse-layer-norm", **{name: np.ones((1, 1, 1, 1), np.float32)})
+    wide: dict[str, Any] = {name: np.ones((1, 1, 1, 1), np.float32)}
+    outcome = run(graph(nodes), "fuse-layer-norm", **wide)
     assert outcome.entry.applied == 0
     assert outcome.rolled_back == []
 
@@ -180,7 +183,7 @@ def test_does_without_beta() -> None:
 @pytest.mark.parametrize("kind", ["float16", "double"])
 def test_keeps_other_float_types(kind: str) -> None:
     dtype = np.dtype("float64" if kind == "double" else kind)
-    cast = {name: array.astype(dtype) for name, array in weights().items() if array.dtype == np.float32}
+    cast: dict[str, Any] = {name: array.astype(dtype) for name, array in weights().items() if array.dtype == np.float32}
     outcome = run(graph(SPELLINGS["torch"]).replace("float[", f"{kind}[").replace("float y", f"{kind} y"), **cast)
     assert "LayerNormalization" in outcome.ops or outcome.rolled_back
     assert outcome.worst_error() < 1e-2
@@ -218,7 +221,7 @@ HELD_BACK = {
 
 
 @pytest.mark.parametrize(("nodes", "more", "reason"), HELD_BACK.values(), ids=HELD_BACK.keys())
-def test_holds_back_with_the_reason(nodes: str, more: dict[str, Array], reason: str) -> None:
+def test_holds_back_with_the_reason(nodes: str, more: dict[str, Any], reason: str) -> None:
     outputs = "float y, float z" if " z = " in nodes else "float y"
     outcome = run(graph(nodes, "batch,6,6", outputs), "fuse-layer-norm", **more)
     assert outcome.entry.applied == 0

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -89,7 +91,7 @@ REFUSED = {
 @pytest.mark.parametrize(("reason", "case"), REFUSED.items(), ids=REFUSED)
 def test_says_why_it_holds_back(reason: str, case: tuple[str, str]) -> None:
     table = CONSTANTS["table"]
-    more: dict[str, Array] = {
+    more: dict[str, Any] = {
         "low": table[:4],
         "endless": np.where(table == table[0, 0], np.inf, table).astype(np.float32),
         "bytes": np.arange(9, dtype=np.int8),

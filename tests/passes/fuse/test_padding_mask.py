@@ -127,7 +127,8 @@ FREE_KINDS = ("float", "int64", "int32", "bool")
 def odd_masks(kind: str) -> list[Array]:
     """What nobody forbids: other numbers than 0 and 1, and rows that see nothing."""
     generator = np.random.default_rng(3)
-    pool = {"float": [0.0, 0.5, 2.0, -1.0, 1.0], "bool": [0, 1]}.get(kind, [0, 1, 2, -1, 7])
+    pools = {"float": np.array([0.0, 0.5, 2.0, -1.0, 1.0]), "bool": np.array([0, 1])}
+    pool = pools.get(kind, np.array([0, 1, 2, -1, 7]))
     given = (generator.choice(pool, (3, 6)), np.zeros((3, 6)), np.ones((3, 6)))
     return [array.astype({"float": np.float32}.get(kind, kind)) for array in given]
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -69,7 +71,7 @@ HELD_BACK = {
 
 
 @pytest.mark.parametrize(("nodes", "more", "reason"), HELD_BACK.values(), ids=HELD_BACK.keys())
-def test_holds_back_with_the_reason(nodes: str, more: dict[str, Array], reason: str) -> None:
+def test_holds_back_with_the_reason(nodes: str, more: dict[str, Any], reason: str) -> None:
     outcome = run(nodes, outputs="float y, float z" if " z = " in nodes else "float y", **more)
     assert (outcome.entry.applied, outcome.reasons, outcome.rolled_back) == (0, [reason], [])
 

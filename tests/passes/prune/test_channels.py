@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from onnxopt.graph import constant
 from onnxopt.graph.channels.moves import aligned
 from onnxopt.graph.channels.walk import find_channels
 from onnxopt.proof.prepare import prepare
@@ -33,7 +34,8 @@ def run(text: str, given: dict[str, Array], opset: int = 23) -> Outcome:
 def shapes_of(outcome: Outcome) -> dict[str, tuple[int, ...]]:
     """Shapes of the weights by the name they had."""
     found = outcome.model.graph.initializers.values()
-    return {str(one.name).split("/")[0]: tuple(one.const_value.shape) for one in found if one.const_value is not None}
+    arrays = {str(one.name).split("/")[0]: constant(one) for one in found}
+    return {name: array.shape for name, array in arrays.items() if array is not None}
 
 
 TOKENS = "g (float[batch,sequence,8] x) => (float[batch,sequence,8] y) {"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -14,7 +15,7 @@ from onnxopt.passes.quantize.half_precision import DTYPES, OWN, STANDARD, HalfPr
 from onnxopt.probe.runners import GraphRunner
 from onnxopt.qmath.precision import HalfKind, HalfPlan
 from onnxopt.rewrite.registry import get
-from tests.support.rules import observe, parse
+from tests.support.rules import names_read, observe, parse
 
 WEIGHTS = {
     "w": np.linspace(-1, 1, 36, dtype=np.float32).reshape(6, 6),
@@ -31,7 +32,7 @@ def halved(
     kind: HalfKind = "fp16",
     inputs: str = INPUTS,
     weights: dict[str, np.ndarray] | None = None,
-    **plan: object,
+    **plan: Any,
 ) -> tuple[ir.Model, HalfPrecision]:
     text = f"g ({inputs}) => ({outputs}) {{ {nodes} }}"
     given = {**WEIGHTS, **(weights or {})}
@@ -41,12 +42,12 @@ def halved(
     observations = observe(model)
     prepare(model)
     expected = GraphRunner(model).run(observations[1].feeds)[0]
-    step = get("half-precision", HalfPlan(kind, **plan))  # type: ignore[arg-type]  # by name
+    step = get("half-precision", HalfPlan(kind, **plan))
     assert isinstance(step, HalfPrecision)
     step.run(model)
     feeds = observations[1].feeds
-    types = {value.name: value.dtype for value in model.graph.inputs}
-    feeds = {name: array.astype(types[name].numpy()) for name, array in feeds.items()}  # type: ignore[union-attr]
+    kinds = {value.name: value.dtype.numpy() for value in model.graph.inputs if value.dtype is not None}
+    feeds = {name: array.astype(kinds[name]) for name, array in feeds.items()}
     for name, array in GraphRunner(model, widen=True).run(feeds)[0].items():
         scale = float(np.abs(expected[name]).max())
         limit = 0.005 if kind == "fp16" else 0.04
@@ -112,7 +113,7 @@ def test_a_sum_over_tokens_stays_in_float32() -> None:
 def test_a_mask_is_made_narrow_at_once() -> None:
     nodes = "c = Cast <to = 1> (mask) u = Unsqueeze (c, two) p = MatMul(x, w) y = Mul (p, u)"
     model, _ = halved(nodes, weights={"two": np.array([2])})
-    casts = [(n.inputs[0].name, n.outputs[0].dtype) for n in model.graph if n.op_type == "Cast"]  # type: ignore[union-attr]
+    casts = [(names_read(node)[0], node.outputs[0].dtype) for node in model.graph if node.op_type == "Cast"]
     assert sorted(name for name, dtype in casts if dtype == ir.DataType.FLOAT16) == ["mask", "x"]
 
 

@@ -8,7 +8,7 @@ GENERATOR = np.random.default_rng(8)
 
 
 def filters(*shape: int) -> Array:
-    return (GENERATOR.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+    return np.asarray(GENERATOR.standard_normal(shape) / np.sqrt(np.prod(shape[1:])), np.float32)
 
 
 def run(call: str, weights: dict[str, Array], channels: int, *steps: str, opset: int = 23) -> Outcome:

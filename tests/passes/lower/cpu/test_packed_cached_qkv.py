@@ -56,7 +56,12 @@ def graph(text: str, *, more: str = "", outputs: str = "") -> str:
 
 def weights(text: str, **given: np.ndarray) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(0)
-    shapes = {"wq": (16, WIDE), "wk": (16, NARROW), "wv": (16, NARROW), "wp": (16, WIDE + 2 * NARROW)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "wq": (16, WIDE),
+        "wk": (16, NARROW),
+        "wv": (16, NARROW),
+        "wp": (16, WIDE + 2 * NARROW),
+    }
     shapes |= {"bq": (WIDE,), "bk": (NARROW,), "bv": (NARROW,)}
     made = {name: generator.standard_normal(shape).astype(np.float32) * 0.3 for name, shape in shapes.items()}
     constants = {"zero": np.array([0]), "first": np.array([1]), "axis": np.array([1])}

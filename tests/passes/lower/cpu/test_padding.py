@@ -9,7 +9,7 @@ import pytest
 
 from onnxopt.probe.runners import GraphRunner
 from onnxopt.spec import Array
-from tests.support.rules import Outcome, observe, parse, run_passes
+from tests.support.rules import Constant, Outcome, observe, parse, pass_of, run_passes
 
 generator = np.random.default_rng(3)
 WEIGHTS: Mapping[str, Array] = {
@@ -148,22 +148,20 @@ def test_the_proof_lets_padded_positions_change_and_nothing_else() -> None:
 )
 def test_holds_back_where_the_identity_does_not_hold(text: str, why: str) -> None:
     model = parse(text.replace("Where (u, u, u)", "And (u, u)"), WEIGHTS)
-    from onnxopt.rewrite.registry import get
-
     before = [node.op_type for node in model.graph]
     from onnxopt.probe.annotate import annotate
     from onnxopt.sizes import Derivation
 
     if why != "mask not canonical":
         annotate(model, Derivation(), everything=True)
-    assert get("remove-padding").run(model) == 0  # type: ignore[attr-defined]
+    assert pass_of("remove-padding").run(model) == 0
     assert before == [node.op_type for node in model.graph]
 
 
 @pytest.mark.parametrize("kind", ["none", "left", "holes", "empty row"])
 @pytest.mark.parametrize("operator", ["MatMulIntegerToFloat", "MatMulNBits"])
 def test_quantized_linears_run_on_real_tokens(operator: str, kind: str) -> None:
-    quantized: dict[str, Array] = {"step": np.float32(0.03), "zero": np.uint8(128)}
+    quantized: dict[str, Constant] = {"step": np.float32(0.03), "zero": np.uint8(128)}
     if operator == "MatMulNBits":
         quantized |= {"w8": generator.integers(0, 255, (48, 1, 16)).astype(np.uint8)}
         quantized |= {"scales": generator.random(48).astype(np.float32)}
@@ -186,7 +184,7 @@ def test_quantized_linears_run_on_real_tokens(operator: str, kind: str) -> None:
 
 
 def test_a_quantization_that_looks_at_all_tokens_keeps_the_padding() -> None:
-    weights = {**WEIGHTS, "w8": np.ones((16, 48), np.int8), "step": np.float32(0.03)}
+    weights: dict[str, Constant] = {**WEIGHTS, "w8": np.ones((16, 48), np.int8), "step": np.float32(0.03)}
     text = layer().replace("p = MatMul (x, w)", "p = com.microsoft.DynamicQuantizeMatMul (x, w8, step)")
     used = {name: array for name, array in weights.items() if name in text and name != "w"}
     outcome = run_passes(text, "remove-padding", weights=used, feeds={"ids": ids(), "mask": masks("holes")})

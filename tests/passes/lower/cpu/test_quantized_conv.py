@@ -58,7 +58,8 @@ def test_clip_stays_where_the_grid_goes_beyond_its_bound() -> None:
 
 def test_the_whole_layer_survives_such_a_bias() -> None:
     tiny = {**WEIGHTS, "w": WEIGHTS["w"] * np.array([1, 1, 1, 1, 1, 1e-9], np.float32)[:, None, None, None]}
-    codes, scales = wide_enough(*reversed(kernels(tiny["w"])), np.full(6, 3.0, np.float32), SIGNED.scale)
+    narrow, fine = kernels(tiny["w"])
+    codes, scales = wide_enough(fine, narrow, np.full(6, 3.0, np.float32), SIGNED.scale)
     layer = PlannedLinear(Precision("int8"), columns=(codes, scales), bias=np.full(6, 3.0, np.float32))
     text = "g (float[batch,4,height,height] x) => (float y) { y = Conv(x, w, b) }"
     used = {"w": tiny["w"], "b": np.full(6, 3.0, np.float32)}

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ BLOCK = f"{FIRST} {FEED} {LAST}"
 
 def weights() -> dict[str, Array]:
     generator = np.random.default_rng(0)
-    shapes = {
+    shapes: dict[str, int | tuple[int, int]] = {
         "gamma": 4,
         "beta": 4,
         "v": (4, 8),
@@ -140,7 +142,7 @@ HELD_BACK = {
 
 
 @pytest.mark.parametrize(("nodes", "outputs", "more"), HELD_BACK.values(), ids=HELD_BACK.keys())
-def test_holds_back_when(nodes: str, outputs: str, more: dict[str, Array]) -> None:
+def test_holds_back_when(nodes: str, outputs: str, more: dict[str, Any]) -> None:
     outcome = run(nodes, outputs=outputs, **more)
     assert (outcome.entry.applied, outcome.rolled_back) == (0, [])
     assert outcome.ops.count("Add") == nodes.count("Add(")

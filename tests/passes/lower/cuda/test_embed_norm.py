@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.support.rules import run_passes
+from tests.support.rules import Outcome, run_passes
 
 RNG = np.random.default_rng(2)
 WEIGHTS = {
@@ -27,7 +27,7 @@ p = Slice (places, zero, n, one, first)
 NORM = "y = LayerNormalization <epsilon = 0.01> (s, gamma, beta)"
 
 
-def run(nodes: str, outputs: str = "float[batch,sequence,8] y"):
+def run(nodes: str, outputs: str = "float[batch,sequence,8] y") -> Outcome:
     text = f"g ({INPUTS}) => ({outputs}) {{ {nodes} }}"
     used = {name: array for name, array in WEIGHTS.items() if f"({name}" in text or f" {name}" in text}
     return run_passes(text, "lower-embed-norm", "lower-embed-norm", weights=used)

@@ -8,7 +8,7 @@ import pytest
 from onnxopt.graph.cache import PADDING_KEY
 from onnxopt.probe.runners import GraphRunner
 from tests.passes.lower.cpu.test_padding import WEIGHTS, ids, layer, masks
-from tests.support.rules import Outcome, parse, run_passes
+from tests.support.rules import Outcome, parse, pass_of, run_passes
 
 KINDS = ("none", "right", "left", "holes")
 STEPS = ("lower-attention", "lower-skip-norm", "pack-rows")
@@ -71,9 +71,7 @@ def test_a_long_row_is_sorted_as_well() -> None:
 
 def test_running_it_again_changes_nothing() -> None:
     outcome = run(layer(), "left")
-    from onnxopt.rewrite.registry import get
-
-    assert get("pack-rows").run(outcome.model) == 0  # type: ignore[attr-defined]  # a pass over the whole graph
+    assert pass_of("pack-rows").run(outcome.model) == 0
 
 
 def test_tokens_that_mix_elsewhere_are_handed_out_in_their_places() -> None:
