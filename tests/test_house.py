@@ -120,7 +120,7 @@ def test_no_module_waits_for_itself() -> None:
     modules = {module_of(path): path for path in files()}
     needs: dict[str, set[str]] = {}
     for module, path in modules.items():
-        names = set(imported(iter(tree_of(path).body)))
+        names = set(imported(ast.walk(tree_of(path))))
         found = {name if name in modules else name.rpartition(".")[0] for name in names}
         # a folder's own face may be imported by what lies in it: it is being loaded then
         needs[module] = {name for name in found if name in modules and not module.startswith(f"{name}.")}
