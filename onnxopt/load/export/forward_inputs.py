@@ -217,11 +217,11 @@ def _require_known(names: Iterable[str], able: Sequence[str], network: Any, wher
 
 
 def inputs_of_pair(network: Any, taken: Sequence[TensorSpec], without: Iterable[str], *, where: str) -> tuple[str, ...]:
-    """Say what is left out of an encoder-decoder, whose halves take what one reads and the other writes alone.
+    """Say what is left out of an encoder-decoder, whose parts take what one reads and the other writes alone.
 
     Args:
         network: transformers' module.
-        taken: the inputs of a half.
+        taken: the inputs of a part.
         without: inputs that its user leaves out.
         where: its source, for messages.
 
