@@ -35,7 +35,7 @@ _CARRIERS = {
 _NUMPY = {**_FLOATS, **_SIGNED, **_UNSIGNED, _T.FLOAT: np.float32, _T.INT8: np.int8, _T.UINT8: np.uint8}
 
 
-class Answers:
+class RuntimeModel:
     """A model ready to answer.
 
     Args:
