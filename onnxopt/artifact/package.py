@@ -53,7 +53,7 @@ from onnxopt.host.machine import describe_machine, versions
 from onnxopt.load.loaded import Loaded
 from onnxopt.probe.annotate import name_outputs
 from onnxopt.probe.crossing import crossings_of
-from onnxopt.records.manifest import MANIFEST_NAME, DecodingRecord, Evidence, FileRecord, HalfRecord, Manifest
+from onnxopt.records.manifest import MANIFEST_NAME, DecodingRecord, Evidence, FileRecord, Manifest, PartRecord
 from onnxopt.records.measurements import MEASUREMENTS_NAME, Measurements
 from onnxopt.run.session import MODEL_NAME, Session
 from onnxopt.spec import Budget, Target, Workload
@@ -64,7 +64,7 @@ _PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Half:
+class Part:
     """One graph of an encoder-decoder, finished.
 
     Attributes:
@@ -87,10 +87,10 @@ class Half:
         return f"{self.name}_{MODEL_NAME}"
 
     @property
-    def record(self) -> HalfRecord:
+    def record(self) -> PartRecord:
         """What the manifest says of it."""
         found = self.evidence
-        return HalfRecord(
+        return PartRecord(
             file=self.file,
             signature=served(self.loaded.signature, self.loaded.names),
             blocks=found.blocks,
@@ -161,7 +161,7 @@ def write_artifact(
     golden: Sequence[Golden],
     measurements: Measurements | None = None,
     extras: Mapping[str, bytes | Callable[[Manifest], bytes]] | None = None,
-    halves: Sequence[Half] = (),
+    parts: Sequence[Part] = (),
 ) -> Artifact:
     """Write everything a program needs to serve the model.
 
@@ -181,7 +181,7 @@ def write_artifact(
         measurements: date and latencies.
         extras: more files by name, such as `report.html`, whose bytes may differ between runs; a function makes them
             out of the manifest.
-        halves: of an encoder-decoder, its two graphs; they and their cases are written in place of `model` and
+        parts: of an encoder-decoder, its two graphs; they and their cases are written in place of `model` and
             `golden`, and `model` is the decoder.
 
     Returns:
@@ -193,21 +193,21 @@ def write_artifact(
     out = resolved(out)
     check_output_folder(out)
     with folder_in_place(out) as folder:
-        graphs = [(half.file, half.model, half.loaded) for half in halves]
+        graphs = [(part.file, part.model, part.loaded) for part in parts]
         model_files = []
         for name, graph, given in graphs or [(MODEL_NAME, model, loaded)]:
             name_outputs(graph, given.signature)
             graph.metadata_props.update(_crossings(graph, loaded).to_metadata())
             model_files += _write_model(served_model(graph, given.signature, given.names), folder, name)
         _copy_assets(loaded, folder, taken=model_files)
-        decoding = decoding_of(model, halves[-1].loaded if halves else loaded)
+        decoding = decoding_of(model, parts[-1].loaded if parts else loaded)
         signature = served(loaded.signature, loaded.names)
         for name, content in stack_files(folder, signature, decoding, provider=target.provider).items():
             _write(folder / name, content)
-        if not halves:
+        if not parts:
             described = io_description(folder, loaded.name, loaded.task, signature, decoding, proved=evidence.proved)
             _write(folder / IO_NAME, io_bytes(described))
-        for place, cases in [(half.record.golden, half.golden) for half in halves] or [(GOLDEN_FOLDER, golden)]:
+        for place, cases in [(part.record.golden, part.golden) for part in parts] or [(GOLDEN_FOLDER, golden)]:
             write_golden(cases, folder / place)
         hashed = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         changing = dict(extras or {})
@@ -223,7 +223,7 @@ def write_artifact(
             random_weights=loaded.random_weights,
             signature=signature,
             decoding=decoding,
-            parts={half.name: half.record for half in halves},
+            parts={part.name: part.record for part in parts},
             target=target,
             workload=workload,
             budget=budget,
@@ -267,7 +267,7 @@ def decoding_of(model: ir.Model, loaded: Loaded) -> DecodingRecord | None:
 
 
 def _crossings(model: ir.Model, loaded: Loaded) -> Crossings:
-    """Return where rotary tables change; nowhere in one half of a pair, where both sides count for themselves."""
+    """Return where rotary tables change; nowhere in one part of a pair, where both sides count for themselves."""
     names = {spec.name for spec in loaded.signature.inputs}
     if any(map(encoded_name, names)) or not {"input_ids", "attention_mask"} <= names:
         return Crossings()

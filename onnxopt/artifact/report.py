@@ -119,7 +119,7 @@ def _decision(manifest: Manifest, races: Sequence[Race]) -> dict[str, Any]:
 
 def shipped_words(manifest: Manifest) -> list[str]:
     """Say which form of a graph is shipped, and why, where that is not the optimized one without a remark."""
-    parts = {name: half.shipped for name, half in manifest.parts.items()} or {"": manifest.shipped}
+    parts = {name: part.shipped for name, part in manifest.parts.items()} or {"": manifest.shipped}
     return [
         f"The {found.form} graph{f' of the {part}' if part else ''} is shipped: {found.reason}."
         for part, found in parts.items()

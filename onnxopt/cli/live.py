@@ -127,7 +127,7 @@ def size_text(count: float) -> str:
 
 def shipped_lines(manifest: Manifest, measurements: Measurements | None) -> list[str]:
     """Say what is shipped where that is not what one would think, and what else was tried."""
-    parts = {name: half.shipped for name, half in manifest.parts.items()} or {"": manifest.shipped}
+    parts = {name: part.shipped for name, part in manifest.parts.items()} or {"": manifest.shipped}
     races = measurements.races if measurements else ()
     lines = []
     for part, shipped in parts.items():
@@ -145,7 +145,7 @@ def shipped_lines(manifest: Manifest, measurements: Measurements | None) -> list
 def speed_lines(manifest: Manifest, measurements: Measurements) -> list[str]:
     """Say what the times of what is shipped do not show, and what stood in the way of measuring them."""
     lines = []
-    parts = {name: half.shipped for name, half in manifest.parts.items()} or {"": manifest.shipped}
+    parts = {name: part.shipped for name, part in manifest.parts.items()} or {"": manifest.shipped}
     for race in measurements.races:
         shipped = parts.get(race.part)
         if shipped is not None and race.form == shipped.form and race.verdict == "no difference":

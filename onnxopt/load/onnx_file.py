@@ -6,7 +6,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,7 +34,7 @@ from onnxopt.load.reference import OrtReference
 from onnxopt.load.safety.check import Checked, check_onnx
 from onnxopt.load.safety.files import hub_repository, inside_hub
 from onnxopt.probe.crossing import crossings_of
-from onnxopt.probe.draws import take_out
+from onnxopt.probe.draws import Draws, take_out
 from onnxopt.spec import CONTAINERS, Form, Signature, TensorSpec
 
 logger = logging.getLogger(__name__)
@@ -84,46 +84,26 @@ def load_onnx(path: Path, *, given: Given | None = None, progress: Progress | No
         InputError: the file is unsafe, broken, or cannot be run.
     """
     say = progress or (lambda _: None)
+    chosen, where = given or Given(), word(path.name)
     say("checking the file")
     checked = check_onnx(path)
     model = _deserialize(checked, path)
-    notes = list(checked.notes)
-    notes += _drop_listed_weights(model, word(path.name))
-    where, taken = word(path.name), list(model.graph.inputs)
-    named, unnamed = name_axes([_spec(value, "input", where) for value in taken])
-    chosen = given or Given()
+    notes = [*checked.notes, *_drop_listed_weights(model, where)]
+    named, unnamed = name_axes([_spec(value, "input", where) for value in model.graph.inputs])
     chosen.check(Signature(tuple(named), ()), where)
-    plans = tuple(plan_input(value, spec, model.functions) for value, spec in zip(taken, named, strict=True))
-    logger.info("inputs of %s: %s", path.name, input_kinds(plans))
-    flags = _promised_flags(plans, chosen)
-    values = {
-        plan.spec.name: chosen.typed_values(plan.spec) or compared_values(value, plan.spec, model.functions)
-        for value, plan in zip(taken, plans, strict=True)
-        if plan.spec.name not in flags
-        and (plan.spec.name in chosen.values or plan.kind in ("integer", "float", "text", "ones"))
-    }
+    inputs = _Inputs.of(model, named, chosen)
+    logger.info("inputs of %s: %s", path.name, input_kinds(inputs.plans))
     draws = take_out(model, where)  # behind the plans: what draws also tells what its inputs are
     notes += [] if draws is None else [draws.note]
     outputs = [_spec(value, "output", where) for value in model.graph.outputs]
     say("running it to learn its inputs")
-    feeder = GraphFeeder(
-        plans,
-        roles=structural_roles(plans),
-        values={name: choices for name, choices in values.items() if choices},
-        examples=chosen.feeds,
-        draws=draws,
-    )
     reference = OrtReference(
         path if path.is_symlink() and hub_repository(path) else checked.path,
         path.name,
         b"" if draws is None else ir.to_proto(model).SerializeToString(),
     )
-    prober = Prober(reference, feeder, say=say, given=chosen)
-    prober.start(_likely_sizes(model))
-    prober.split_axes(unnamed)
-    prober.learn_axes()
-    prober.find_limits(_position_tables(model))
-    prober.settle()
+    prober = Prober(reference, inputs.feeder(chosen, draws), say=say, given=chosen)
+    _probe(prober, model, unnamed)
     mask, prober.feeder = find_mask(prober.runs, prober.feeder)
     signature = Signature(tuple(plan.spec for plan in prober.feeder.plans), tuple(prober.name_outputs(outputs)), mask)
     of_outputs = [axis for spec in signature.outputs for axis in spec.axes]
@@ -153,9 +133,59 @@ def load_onnx(path: Path, *, given: Given | None = None, progress: Progress | No
         ones=frozenset(map(new, prober.ones)),
         pinned=frozenset(map(new, prober.pinned)),
         names=feeder.names,
-        free=_free_inputs(signature, flags),
+        free=_free_inputs(signature, inputs.flags),
         draws=draws,
     )
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a graph says of its inputs, before it has been run.
+
+    Attributes:
+        plans: how each is made.
+        flags: those of which the user says that they hold 0 and 1, and nothing else.
+        values: what an input of few values takes, by its name.
+    """
+
+    plans: tuple[InputPlan, ...]
+    flags: frozenset[str]
+    values: Mapping[str, tuple[Any, ...]]
+
+    @classmethod
+    def of(cls, model: ir.Model, named: Sequence[TensorSpec], given: Given) -> _Inputs:
+        """Read the inputs of a graph, all of whose axes have names.
+
+        Args:
+            model: the graph, with whatever it draws at random.
+            named: an input each, in the order of the graph.
+            given: what the user says of them.
+        """
+        taken = model.graph.inputs
+        plans = tuple(plan_input(value, spec, model.functions) for value, spec in zip(taken, named, strict=True))
+        flags = _promised_flags(plans, given)
+        values = {
+            plan.spec.name: given.typed_values(plan.spec) or compared_values(value, plan.spec, model.functions)
+            for value, plan in zip(taken, plans, strict=True)
+            if plan.spec.name not in flags
+            and (plan.spec.name in given.values or plan.kind in ("integer", "float", "text", "ones"))
+        }
+        return cls(plans, flags, {name: choices for name, choices in values.items() if choices})
+
+    def feeder(self, given: Given, draws: Draws | None) -> GraphFeeder:
+        """Return what makes inputs of any sizes."""
+        return GraphFeeder(
+            self.plans, roles=structural_roles(self.plans), values=self.values, examples=given.feeds, draws=draws
+        )
+
+
+def _probe(prober: Prober, model: ir.Model, unnamed: Sequence[tuple[str, int]]) -> None:
+    """Run a graph to learn its axes: which sizes it takes, and which axes go together."""
+    prober.start(_likely_sizes(model))
+    prober.split_axes(unnamed)
+    prober.learn_axes()
+    prober.find_limits(_position_tables(model))
+    prober.settle()
 
 
 def _promised_flags(plans: Sequence[InputPlan], given: Given) -> frozenset[str]:

@@ -31,7 +31,7 @@ TOLERANCES = {"float16": 5e-3}  # relative; half precision rounds each step at 1
 DEFAULT_TOLERANCE = 1e-5
 
 
-class _Refused(Exception):  # noqa: N818 - a reason, not an error of the program
+class _NotRaised(Exception):  # noqa: N818 - a reason, not an error of the program
     """The model cannot be raised; carries why."""
 
 
@@ -66,7 +66,7 @@ def raise_opset(model: ir.Model, target: int, feeds: Sequence[Feeds]) -> tuple[i
             raised = convert(model, target, feeds[0])
             _check(raised, model, expected[0])
             _compare(raised, feeds, expected)
-        except _Refused as refusal:
+        except _NotRaised as refusal:
             logger.debug("%s: %s", convert.__name__, refusal)
             first = first or str(refusal)
             continue
@@ -107,11 +107,11 @@ def _step(node: ir.Node, version: int, names: set[str], seen: Mapping[ir.Value, 
     if rule is not None:
         reason = rule(Edit(node, names, seen))
         if reason:
-            raise _Refused(f"node {word(node.name or '')!r} ({node.op_type}) {reason}")
+            raise _NotRaised(f"node {word(node.name or '')!r} ({node.op_type}) {reason}")
         return
     old, new = _schema(node.op_type, version - 1), _schema(node.op_type, version)
     if old is None or new is None or (old.since_version != new.since_version and not compatible(old, new)):
-        raise _Refused(f"operator {word(node.op_type)} changed in opset {version} in a way that has no rule")
+        raise _NotRaised(f"operator {word(node.op_type)} changed in opset {version} in a way that has no rule")
 
 
 def _schema(operator: str, version: int) -> Any:
@@ -131,7 +131,7 @@ def _inlined(model: ir.Model) -> ir.Model:
         try:
             copy = InlinePass()(copy).model
         except Exception as error:
-            raise _Refused(f"its functions cannot be inlined: {word(str(error), 160)}") from error
+            raise _NotRaised(f"its functions cannot be inlined: {word(str(error), 160)}") from error
     return copy
 
 
@@ -148,7 +148,7 @@ def _observe(model: ir.Model, feed: Feeds) -> dict[ir.Value, Seen]:
     try:
         _, found = GraphRunner(model, wanted.values()).run(feed)
     except ProbeError as error:
-        raise _Refused(f"its inner values cannot be read: {word(str(error), 160)}") from error
+        raise _NotRaised(f"its inner values cannot be read: {word(str(error), 160)}") from error
     return {value: Seen(ir.DataType.from_numpy(array.dtype), array.ndim) for value, array in found.items()}
 
 
@@ -184,7 +184,7 @@ def _by_onnxscript(model: ir.Model, target: int, feed: Feeds) -> ir.Model:  # no
     try:
         version_converter.convert_version(raised, target, fallback=False)
     except Exception as error:
-        raise _Refused(f"onnxscript's converter failed: {word(str(error), 160)}") from error
+        raise _NotRaised(f"onnxscript's converter failed: {word(str(error), 160)}") from error
     _set_version(raised, target)
     return raised
 
@@ -194,15 +194,15 @@ def _by_onnx(model: ir.Model, target: int, feed: Feeds) -> ir.Model:  # noqa: AR
 
     size = initializer_bytes(model)
     if size > MAX_NATIVE_BYTES:
-        raise _Refused(f"its weights of {size} bytes are too large for onnx's converter")
+        raise _NotRaised(f"its weights of {size} bytes are too large for onnx's converter")
     try:
         copy = ir.external_data.load_to_model(model.clone())
         converted = onnx.version_converter.convert_version(ir.to_proto(copy), target)
         raised = ir.from_proto(converted)
     except Exception as error:
-        raise _Refused(f"onnx's converter failed: {word(str(error), 160)}") from error
+        raise _NotRaised(f"onnx's converter failed: {word(str(error), 160)}") from error
     if [value.name for value in raised.graph.outputs] != [value.name for value in model.graph.outputs]:
-        raise _Refused("onnx's converter changed the outputs")
+        raise _NotRaised("onnx's converter changed the outputs")
     weights = set(raised.graph.initializers)
     inputs = [value for value in raised.graph.inputs if value.name not in weights]
     raised.graph.inputs.clear()
@@ -219,7 +219,7 @@ def _check(raised: ir.Model, model: ir.Model, expected: Mapping[str, Array]) -> 
     import onnx
 
     if [value.name for value in raised.graph.inputs] != [value.name for value in model.graph.inputs]:
-        raise _Refused("the converter changed the inputs")
+        raise _NotRaised("the converter changed the inputs")
     light = raised.clone()
     for name, value in list(light.graph.initializers.items()):
         tensor = value.const_value
@@ -235,7 +235,7 @@ def _check(raised: ir.Model, model: ir.Model, expected: Mapping[str, Array]) -> 
     try:
         onnx.checker.check_model(ir.to_proto(light))
     except Exception as error:
-        raise _Refused(f"the converted graph is not valid: {word(str(error), 200)}") from error
+        raise _NotRaised(f"the converted graph is not valid: {word(str(error), 200)}") from error
 
 
 def _compare(raised: ir.Model, feeds: Sequence[Feeds], expected: Sequence[Mapping[str, Array]]) -> None:
@@ -243,15 +243,15 @@ def _compare(raised: ir.Model, feeds: Sequence[Feeds], expected: Sequence[Mappin
         runner = GraphRunner(raised)
         found = [runner.run(feed)[0] for feed in feeds]
     except ProbeError as error:
-        raise _Refused(f"the converted graph does not run: {word(str(error), 200)}") from error
+        raise _NotRaised(f"the converted graph does not run: {word(str(error), 200)}") from error
     for new, old in zip(found, expected, strict=True):
         if set(new) != set(old):
-            raise _Refused("the converted graph gives sequences of other lengths")
+            raise _NotRaised("the converted graph gives sequences of other lengths")
         for name, reference in old.items():
             relative, absolute = worst_error(new[name], reference)
             if relative > TOLERANCES.get(reference.dtype.name, DEFAULT_TOLERANCE):
                 what = f"output {word(name)!r} moves by {relative:.2g} relative, {absolute:.2g} absolute"
-                raise _Refused(f"the converted graph gives another answer: {what}")
+                raise _NotRaised(f"the converted graph gives another answer: {what}")
 
 
 def raise_opset_for(driver: Driver, names: Iterable[str]) -> None:

@@ -1,6 +1,6 @@
-"""Prove an encoder-decoder as a whole: a text through both halves, then token by token.
+"""Prove an encoder-decoder as a whole: a text through both parts, then token by token.
 
-Each half is proved alone first. Here the original and the result go on from their own encoder and their own caches, as
+Each part is proved alone first. Here the original and the result go on from their own encoder and their own caches, as
 they do when text is written.
 """
 
@@ -60,7 +60,7 @@ def prove_pair(
             relative, absolute = worst_error(found, expected)
             shown = {**sizes, PAST: step}
             if progress is not None:
-                progress(f"both halves: {case_text(shown, padding)}")
+                progress(f"both parts: {case_text(shown, padding)}")
             if not relative <= budget.relative_error:
                 raise ProofError(
                     f"output logits differs from {decoder.reference.name} by {relative:.3g} (relative) "

@@ -74,7 +74,7 @@ def _batches(rows: Rows, places: Array) -> list[Batch]:
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """What a network says to the judged rows.
 
     Attributes:
@@ -85,7 +85,7 @@ class Answers:
     metric: str
     parts: list[Array]
 
-    def compare(self, other: Answers) -> float:
+    def compare(self, other: Predictions) -> float:
         """Return the metric of `other` by this: ratio of perplexities, share that agrees, or mean cosine."""
         if self.metric == "perplexity":
             return float(np.exp(np.concatenate(other.parts).mean() - np.concatenate(self.parts).mean()))
@@ -102,14 +102,14 @@ class Answers:
         return math.exp(float(np.concatenate(self.parts).mean())) if self.metric == "perplexity" else math.nan
 
 
-def ask(opened: Opened, batches: Sequence[Batch]) -> Answers:
+def ask(opened: Opened, batches: Sequence[Batch]) -> Predictions:
     """Run a network on the judged rows."""
     metric = "cosine"
     parts = []
     for feeds in batches:
         metric, part = _answer(opened, feeds)
         parts.append(part)
-    return Answers(metric, parts)
+    return Predictions(metric, parts)
 
 
 def _answer(opened: Opened, feeds: Mapping[str, Any]) -> tuple[str, Array]:

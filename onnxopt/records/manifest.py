@@ -120,7 +120,7 @@ class DecodingRecord(Record):
     endless_from: int = Field(default=0, ge=0)
 
 
-class HalfRecord(Record):
+class PartRecord(Record):
     """One graph of an encoder-decoder.
 
     Attributes:
@@ -173,7 +173,7 @@ class Manifest(Evidence):
     random_weights: bool = False
     signature: Signature
     decoding: DecodingRecord | None = None
-    parts: dict[str, HalfRecord] = Field(default_factory=dict)
+    parts: dict[str, PartRecord] = Field(default_factory=dict)
     target: Target
     workload: Workload
     budget: Budget

@@ -26,7 +26,7 @@ class ProofRecord(Record):
     worst_absolute_error: float
 
 
-class Refusal(Record):
+class RefusalRecord(Record):
     """A candidate that a pass left alone.
 
     Attributes:
@@ -77,7 +77,7 @@ class PassRecord(Record):
     numerics: str
     matches: int = Field(default=0, ge=0)
     applied: int = Field(default=0, ge=0)
-    refused: tuple[Refusal, ...] = ()
+    refused: tuple[RefusalRecord, ...] = ()
     rolled_back: tuple[RollbackRecord, ...] = ()
     max_error: float | None = None
     nodes_before: int = Field(default=0, ge=0)

@@ -6,7 +6,7 @@ from onnxopt.graph import op_counts
 from onnxopt.graph.blocks import KINDS, count_blocks
 from onnxopt.proof.cases import proved_ranges
 from onnxopt.records.manifest import Evidence
-from onnxopt.records.rewrites import BlockCount, PassRecord, Refusal, RollbackRecord
+from onnxopt.records.rewrites import BlockCount, PassRecord, RefusalRecord, RollbackRecord
 from onnxopt.road.forms import Before
 from onnxopt.road.shipping import Decision
 
@@ -28,7 +28,7 @@ def evidence_of(decision: Decision, before: Before) -> Evidence:
             matches=entry.applied + len(entry.refused) + len(entry.rolled_back),
             applied=entry.applied,
             refused=tuple(
-                Refusal(node=item.node, reason=item.reason, where=item.where)
+                RefusalRecord(node=item.node, reason=item.reason, where=item.where)
                 for item in entry.refused
                 if not item.needless
             ),

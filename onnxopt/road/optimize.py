@@ -19,7 +19,7 @@ from onnxopt.judge.metrics import MetricBudget
 from onnxopt.load.entry import load, names_in
 from onnxopt.load.export.export import Exporter, export, is_pair
 from onnxopt.load.export.torch_model import Logits
-from onnxopt.load.export.torch_pair import HALVES
+from onnxopt.load.export.torch_pair import PAIR
 from onnxopt.load.given import Axes, Examples, Given, Values
 from onnxopt.load.loaded import Loaded
 from onnxopt.load.source.source import Source, Weights, resolve
@@ -181,7 +181,7 @@ def optimize(
                     exporter=exporter,
                     progress=lambda step: say(Event("load", step)),
                 )
-                for part in HALVES
+                for part in PAIR
             )
             return _finish_pair(made, plan, Path(scratch), started, say)
     loaded = load(
@@ -251,19 +251,19 @@ def _finish(loaded: Loaded, plan: Asked, scratch: Path, started: float, say: Lis
 
 
 def _finish_pair(made: Iterable[Loaded], plan: Asked, scratch: Path, started: float, say: Listener) -> Artifact:
-    """Rewrite, prove, measure and write an encoder-decoder; each half alone, then both together."""
-    halves = []
-    for name, loaded in zip(HALVES, made, strict=True):
+    """Rewrite, prove, measure and write an encoder-decoder; each part alone, then both together."""
+    parts = []
+    for name, loaded in zip(PAIR, made, strict=True):
         (scratch / name).mkdir()
-        halves.append(
+        parts.append(
             worked_on(loaded, replace(plan, workload=fit_workload(plan.workload, loaded)), scratch / name, say)
         )
     encode, decode = (
-        Session(half.decision.form.path, target=half.runs_on, label=half.loaded.name).run for half in halves
+        Session(part.decision.form.path, target=part.runs_on, label=part.loaded.name).run for part in parts
     )
-    encoder, decoder = (half.loaded for half in halves)
+    encoder, decoder = (part.loaded for part in parts)
     proof = prove_pair(
         (encoder, encode), (decoder, decode), plan.budget, progress=lambda step: say(Event("verify", step))
     )
     plan = replace(plan, workload=fit_workload(plan.workload, encoder))
-    return write_result(halves, plan, started, say, proof=proof)
+    return write_result(parts, plan, started, say, proof=proof)

@@ -8,10 +8,10 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from onnxopt.artifact.package import Artifact, Half, write_artifact
+from onnxopt.artifact.package import Artifact, Part, write_artifact
 from onnxopt.artifact.report import REPORT_NAME, render_report
 from onnxopt.graph import op_counts
-from onnxopt.load.export.torch_pair import HALVES
+from onnxopt.load.export.torch_pair import PAIR
 from onnxopt.load.loaded import Loaded
 from onnxopt.records.events import Event, Listener
 from onnxopt.records.manifest import Evidence
@@ -37,16 +37,16 @@ def write_result(
         latency=tuple(latency for part in parts for latency in part.decision.latency),
         races=tuple(
             race.model_copy(update={"part": name})
-            for name, part in zip(HALVES if pair else ("",), parts, strict=True)
+            for name, part in zip(PAIR if pair else ("",), parts, strict=True)
             for race in part.decision.races
         ),
         pass_seconds=dict(seconds),
         seconds=time.perf_counter() - started,
     )
     whole = _whole([part.loaded for part in parts]) if pair else parts[0].loaded
-    halves = [
-        Half(name, part.loaded.model, part.loaded, part.evidence, part.golden)
-        for name, part in zip(HALVES, parts, strict=False)
+    made = [
+        Part(name, part.loaded.model, part.loaded, part.evidence, part.golden)
+        for name, part in zip(PAIR, parts, strict=False)
     ]
     before = sum((Counter(part.ops_before) for part in parts), Counter[str]())
     after = sum((Counter(op_counts(part.loaded.model)) for part in parts), Counter[str]())
@@ -61,7 +61,7 @@ def write_result(
         golden=() if pair else parts[0].golden,
         measurements=measurements,
         extras={REPORT_NAME: lambda manifest: render_report(manifest, measurements, before, after)},
-        halves=halves if pair else (),
+        parts=made if pair else (),
     )
 
 
@@ -93,5 +93,5 @@ def _together(parts: Sequence[Worked], proof: Sequence[ProofRecord]) -> Evidence
         nodes_before=sum(one.nodes_before for one in found),
         nodes_after=sum(one.nodes_after for one in found),
         bytes_before=sum(one.bytes_before for one in found),
-        notes=tuple(f"{name}: {note}" for name, one in zip(HALVES, found, strict=True) for note in one.notes),
+        notes=tuple(f"{name}: {note}" for name, one in zip(PAIR, found, strict=True) for note in one.notes),
     )

@@ -55,7 +55,7 @@ _TOTAL = ("past_sequence", "sequence")
 
 
 @dataclass(frozen=True)
-class Plan:
+class Opening:
     """How a session is opened.
 
     Attributes:
@@ -109,7 +109,7 @@ def parse_device(text: str) -> Device:
     raise InputError(f"unknown device {text!r}", hint=f"use one of {', '.join(DEVICES)}")
 
 
-def plan(device: Device, preferred: Provider, available: Sequence[str], wishes: Wishes | None = None) -> Plan:
+def plan(device: Device, preferred: Provider, available: Sequence[str], wishes: Wishes | None = None) -> Opening:
     """Return how a model is opened on a device.
 
     Args:
@@ -129,7 +129,7 @@ def plan(device: Device, preferred: Provider, available: Sequence[str], wishes: 
             return plan(wanted, preferred, available, wishes)
         except InputError as error:
             note = f"runs on the CPU, not on {wanted} for which it was made: {error.what}; {error.hint}"
-            return Plan("cpu", ((CPU, {}),), notes=(note,))
+            return Opening("cpu", ((CPU, {}),), notes=(note,))
     if device in PLUGINS:
         return _plugin(device)
     provider: Provider = device  # type: ignore[assignment]  # the other devices are providers
@@ -145,7 +145,7 @@ def plan(device: Device, preferred: Provider, available: Sequence[str], wishes: 
     chosen = tuple((name, options.get(name, {})) for name in names if name in available)
     # the fast kernel for 4- and 8-bit weights is behind a switch (docs/contrib_ops/cuda/matmul_nbits.md)
     config = {"ep.cuda.fpa_intb_gemm": "1"} if CUDA in available and device in {"cuda", "tensorrt"} else {}
-    return Plan(device, chosen, config)
+    return Opening(device, chosen, config)
 
 
 def cuda_options(wishes: Wishes) -> dict[str, str]:
@@ -254,13 +254,13 @@ def engine_cache(model: Path) -> Path:
     return beside
 
 
-def _plugin(device: Device) -> Plan:
+def _plugin(device: Device) -> Opening:
     package, module = PLUGINS[device]
     if importlib.util.find_spec(module) is None:
         raise InputError(
             f"the package {package} is not installed", where=f"device {device}", hint=f"pip install {package}"
         )
-    return Plan(device, (), plugin=(package, module))
+    return Opening(device, (), plugin=(package, module))
 
 
 def add_plugin(options: onnxruntime.SessionOptions, found: tuple[str, str], device: Device) -> str:

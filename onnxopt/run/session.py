@@ -13,7 +13,7 @@ import numpy as np
 from onnxopt.errors import InputError
 from onnxopt.graph.exchange import Exchange, carried_file, spec_of
 from onnxopt.graph.sides import Crossings
-from onnxopt.run.providers import Device, Plan, Wishes, add_plugin, engine_cache, parse_device, plan, preload_cuda
+from onnxopt.run.providers import Device, Opening, Wishes, add_plugin, engine_cache, parse_device, plan, preload_cuda
 from onnxopt.spec import CONTAINERS, Provider, Target, TensorSpec, Workload
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def open_session(
     target: Target,
     optimize: bool = True,
     threads: int | None = None,
-    chosen: Plan | None = None,
+    chosen: Opening | None = None,
     config: Mapping[str, str] | None = None,
     profile: Path | None = None,
     graph: bytes = b"",
@@ -115,7 +115,7 @@ class Session:
     """
 
     path: Path
-    plan: Plan
+    plan: Opening
     cuda_graph: bool
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]

@@ -17,7 +17,7 @@ from onnxopt.records.manifest import Manifest, Shipped
 from onnxopt.records.measurements import Latency, Measurements, Race
 from onnxopt.records.numbers import error_text, size_text
 from onnxopt.records.quantization import QuantizationRecord
-from onnxopt.records.rewrites import BlockCount, PassRecord, ProofRecord, Refusal, RollbackRecord
+from onnxopt.records.rewrites import BlockCount, PassRecord, ProofRecord, RefusalRecord, RollbackRecord
 from onnxopt.spec import PADDINGS, Budget, Signature, Target, TensorSpec, Workload
 from tests.support import browser
 
@@ -56,7 +56,7 @@ def make_manifest(**changes: Any) -> Manifest:
                 stage="fuse",
                 numerics="exact",
                 applied=2,
-                refused=(Refusal(node="/a", reason="x is int64"), Refusal(node="/b", reason="x is int64")),
+                refused=(RefusalRecord(node="/a", reason="x is int64"), RefusalRecord(node="/b", reason="x is int64")),
                 max_error=1e-7,
                 nodes_before=44,
                 nodes_after=40,
@@ -241,7 +241,7 @@ def test_names_out_of_files_stay_text() -> None:
         stage=HOSTILE,
         numerics=HOSTILE,
         applied=1,
-        refused=(Refusal(node=HOSTILE, reason=HOSTILE),),
+        refused=(RefusalRecord(node=HOSTILE, reason=HOSTILE),),
         rolled_back=(RollbackRecord(node=HOSTILE, reason=HOSTILE, error=0.1),),
     )
     manifest = make_manifest(
@@ -297,7 +297,7 @@ def test_errors_that_cannot_be_drawn_do_not_stop_the_report() -> None:
 def test_refusals_are_counted_and_cut() -> None:
     nodes = [f"/n{index}" for index in range(50)]
     record = PassRecord(
-        name="p", stage="fuse", numerics="exact", refused=tuple(Refusal(node=node, reason="no") for node in nodes)
+        name="p", stage="fuse", numerics="exact", refused=tuple(RefusalRecord(node=node, reason="no") for node in nodes)
     )
     (row,) = pass_rows([record], {})
     assert (row.reasons[0].count, row.reasons[0].more) == (50, 44)
@@ -323,7 +323,7 @@ def test_words_for_numbers() -> None:
 def test_fits_a_phone_and_a_desk(width: int, tmp_path: Path) -> None:
     from PIL import Image
 
-    refusal = Refusal(node=LONG, reason=LONG)
+    refusal = RefusalRecord(node=LONG, reason=LONG)
     record = PassRecord(name="fuse-linear", stage="fuse", numerics="exact", applied=1, refused=(refusal,))
     manifest = make_manifest(
         name=LONG,

@@ -17,7 +17,7 @@ from onnxopt.cli.live import done_lines, print_summary, shipped_lines, size_text
 from onnxopt.cli.main import main
 from onnxopt.graph import op_counts
 from onnxopt.pipeline.inspection import inspect_model
-from onnxopt.records.manifest import HalfRecord, Manifest, Shipped
+from onnxopt.records.manifest import Manifest, PartRecord, Shipped
 from onnxopt.records.measurements import Latency, Measurements, Race
 from onnxopt.records.quantization import LayerRecord, QuantizationRecord
 from onnxopt.spec import Signature, Target
@@ -200,14 +200,14 @@ def test_the_table_shows_what_an_interval_shows(tmp_path: Path) -> None:
     assert "slower batch 3: 0.80x (0.70 to 0.90): slower; the workload as a whole is not" in rows
 
 
-def test_each_half_of_a_pair_says_what_it_ships() -> None:
-    def half(name: str, shipped: Shipped) -> HalfRecord:
-        return HalfRecord(file=f"{name}.onnx", signature=Signature((), ()), golden="golden", shipped=shipped)
+def test_each_part_of_a_pair_says_what_it_ships() -> None:
+    def part(name: str, shipped: Shipped) -> PartRecord:
+        return PartRecord(file=f"{name}.onnx", signature=Signature((), ()), golden="golden", shipped=shipped)
 
     reason = "the optimized graph is slower than the original on this machine"
     parts = {
-        "encoder": half("encoder", Shipped()),
-        "decoder": half("decoder", Shipped(form="original", tried=("optimized",), reason=reason)),
+        "encoder": part("encoder", Shipped()),
+        "decoder": part("decoder", Shipped(form="original", tried=("optimized",), reason=reason)),
     }
     races = race("optimized", 1.2, 1.3, part="encoder"), race("optimized", 0.8, 0.9, part="decoder")
     assert shipped_lines(make_manifest(parts=parts), measured(*races)) == [

@@ -1,4 +1,4 @@
-"""Encoder-decoders: made in two halves, fused, proved alone and together, and written with as transformers does it."""
+"""Encoder-decoders: made in two parts, fused, proved alone and together, and written with as transformers does it."""
 
 from __future__ import annotations
 

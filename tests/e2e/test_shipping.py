@@ -295,7 +295,7 @@ def test_each_half_of_an_encoder_decoder_is_decided_by_itself(
     folder = save_pair("t5", tmp_path / "t5")
     speeds |= {"optimized encoder": (1.2, 1.3), "optimized decoder": (0.7, 0.8), "fused": (0.7, 0.8)}
     artifact = onnxopt.optimize(folder, out=tmp_path / "out", tune=False)
-    forms_shipped = {name: half.shipped.form for name, half in artifact.manifest.parts.items() if half.shipped}
+    forms_shipped = {name: part.shipped.form for name, part in artifact.manifest.parts.items() if part.shipped}
     assert forms_shipped == {"encoder": "optimized", "decoder": "original"}
     assert artifact.manifest.shipped is None
     assert artifact.measurements is not None

@@ -43,7 +43,7 @@ _NUMPY: dict[int, type[np.generic]] = {
 }
 
 
-class Answers:
+class RuntimeModel:
     """A model ready to answer.
 
     Args:

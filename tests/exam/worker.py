@@ -15,7 +15,7 @@ from unittest import mock
 import onnx
 
 from tests.exam.cases import BackendCase, backend_cases, difference
-from tests.exam.runtime import Answers
+from tests.exam.runtime import RuntimeModel
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - a folder in memory, where there is one
 
@@ -49,7 +49,7 @@ class Record:
 def runs_right(case: BackendCase) -> str:
     """Return why ONNX Runtime itself does not answer a case as expected, or nothing."""
     try:
-        model = Answers(case.model)
+        model = RuntimeModel(case.model)
         answers = [(model.run(given), wanted) for given, wanted in case.data]
     except Exception as error:  # noqa: BLE001 - whatever it raises, the case does not run
         return _line(str(error))
@@ -71,7 +71,7 @@ def judge(case: BackendCase, target: str) -> Record:
         if record.outcome != "right":
             return record
         try:
-            made = Answers(out / "model.onnx")
+            made = RuntimeModel(out / "model.onnx")
             said = [difference(wanted, made.run(given), case.rtol, case.atol) for given, wanted in case.data]
         except Exception as error:  # noqa: BLE001 - what was shipped must run
             said = [f"does not run: {_line(str(error))}"]

@@ -12,7 +12,7 @@ import pytest
 from onnxopt.errors import InputError
 from onnxopt.records.manifest import FileRecord, Manifest
 from onnxopt.records.measurements import Latency, Measurements
-from onnxopt.records.rewrites import BlockCount, PassRecord, ProofRecord, Refusal, RollbackRecord
+from onnxopt.records.rewrites import BlockCount, PassRecord, ProofRecord, RefusalRecord, RollbackRecord
 from onnxopt.spec import Budget, Signature, Target, TensorSpec, Workload
 
 
@@ -39,7 +39,7 @@ def make(**changes: Any) -> Manifest:
                 numerics="exact",
                 matches=3,
                 applied=1,
-                refused=(Refusal(node="/a", reason="x is int64"),),
+                refused=(RefusalRecord(node="/a", reason="x is int64"),),
                 rolled_back=(RollbackRecord(node="/b", reason="shapes differ", error=math.inf),),
                 seconds=1.5,
             ),

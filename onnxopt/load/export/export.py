@@ -68,7 +68,7 @@ def export(
         with_pooling: add the output `sentence_embedding` when the checkpoint says how tokens become one vector.
         with_cache: give a language model inputs and outputs for the keys and values that it has seen.
         logits: with a cache, whether `logits` are those of the last position or of all.
-        part: which half of an encoder-decoder; None for every other model.
+        part: which part of an encoder-decoder; None for every other model.
         without: inputs that are left out though the answer may depend on them; a note says so.
         exporter: `dynamo` (opset 23), `torchscript` (opset 17), or `auto`: dynamo, and TorchScript if that fails.
         progress: told what is being done.
@@ -116,7 +116,7 @@ class _Form:
 
 
 def is_pair(source: Source, task: str | None = None) -> bool:
-    """Tell whether a source is an encoder-decoder, which is exported in two halves.
+    """Tell whether a source is an encoder-decoder, which is exported in two parts.
 
     Args:
         source: from `onnxopt.load.source.source.resolve`.

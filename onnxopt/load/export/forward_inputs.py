@@ -168,7 +168,7 @@ def find_inputs(
         names = {name: kind for name, kind in names.items() if name in made}
     if not names:
         return FoundInputs()
-    trial = _Trial(network, config, tuple(base), tuple(outputs))
+    trial = _Subject(network, config, tuple(base), tuple(outputs))
     taken: list[ExtraInput] = []
     dependent: list[str] = []
     silent: list[str] = []
@@ -217,11 +217,11 @@ def _require_known(names: Iterable[str], able: Sequence[str], network: Any, wher
 
 
 def inputs_of_pair(network: Any, taken: Sequence[TensorSpec], without: Iterable[str], *, where: str) -> tuple[str, ...]:
-    """Say what is left out of an encoder-decoder, whose halves take what one reads and the other writes alone.
+    """Say what is left out of an encoder-decoder, whose parts take what one reads and the other writes alone.
 
     Args:
         network: transformers' module.
-        taken: the inputs of a half.
+        taken: the inputs of a part.
         without: inputs that its user leaves out.
         where: its source, for messages.
 
@@ -313,7 +313,7 @@ def choose_inputs(
 
 
 @dataclass(frozen=True)
-class _Trial:
+class _Subject:
     """A model on a small text or image, with what it takes for sure.
 
     Attributes:
@@ -332,9 +332,9 @@ class _Trial:
     extras: tuple[ExtraInput, ...] = ()
     answers: list[list[Array] | None] = field(default_factory=list)
 
-    def beside(self, extra: ExtraInput) -> _Trial:
+    def beside(self, extra: ExtraInput) -> _Subject:
         """Return the same with one input more."""
-        return _Trial(self.network, self.config, self.base, self.outputs, (*self.extras, extra))
+        return _Subject(self.network, self.config, self.base, self.outputs, (*self.extras, extra))
 
     def answer(self, given: Mapping[str, Array], sizes: Mapping[str, int] = _SIZES[0]) -> list[Array] | None:
         """Return what the model answers, None where it does not run."""

@@ -118,7 +118,7 @@ def load_torch(
         pooling: adds the output `sentence_embedding` when given.
         with_cache: give a language model inputs and outputs for the keys and values that it has seen.
         logits: with a cache, whether `logits` are those of the last position or of all.
-        part: which half of an encoder-decoder; None for every other model.
+        part: which part of an encoder-decoder; None for every other model.
         without: inputs that the user leaves out.
         extras: inputs besides the plain ones, where they are known; found by trying when None.
 

@@ -1,4 +1,4 @@
-"""Give the two halves of an encoder-decoder a flat face each: the encoder once a text, the decoder once a token.
+"""Give the two parts of an encoder-decoder a flat face each: the encoder once a text, the decoder once a token.
 
 The encoder gives its states and, for every layer of the decoder, the keys and values of the cross-attention. Those are
 read off the cache that the whole network fills at its first step, so no architecture is named; the rest of that step is
@@ -20,14 +20,14 @@ from onnxopt.host.quiet import quiet
 from onnxopt.spec import TensorSpec
 
 SeqPart = Literal["encoder", "decoder"]
-HALVES: tuple[SeqPart, ...] = ("encoder", "decoder")
+PAIR: tuple[SeqPart, ...] = ("encoder", "decoder")
 STATES = "last_hidden_state"
 _TRIED = (2, 3)  # batch and positions of a trial run
 
 
 @dataclass(frozen=True)
 class Face:
-    """One half behind positional tensors.
+    """One part behind positional tensors.
 
     Attributes:
         flat: torch module.
@@ -55,7 +55,7 @@ def face_of(network: Any, config: Any, part: SeqPart, *, last: bool, where: str)
     Args:
         network: transformers' model.
         config: its config.
-        part: which half.
+        part: which one.
         last: give the decoder's logits of the last position alone.
         where: the source, for messages.
 

@@ -35,7 +35,7 @@ Judged = Callable[[ir.Model], float]
 
 
 @dataclass(frozen=True)
-class Trial:
+class Tried:
     """One try.
 
     Attributes:
@@ -68,7 +68,7 @@ class Bounds:
 
 def search(
     model: ir.Model, spec: PruneSpec, fit: Sequence[Feeds], bounds: Bounds, *, judged: Judged, say: Say
-) -> tuple[PruneSpec, list[Trial]]:
+) -> tuple[PruneSpec, list[Tried]]:
     """Find the shares of the kinds that the spec leaves open.
 
     Args:
@@ -87,18 +87,18 @@ def search(
     """
     known = read_moments(model, spec.searched, fit, say)
 
-    def attempt(shares: Mapping[str, float]) -> Trial:
+    def attempt(shares: Mapping[str, float]) -> Tried:
         clone = model.clone()
         prune_channels(clone, _with(spec, shares), fit, lambda _: None, known)
         value = judged(clone)
         within = bounds.budget.holds(value)
-        found = Trial(dict(shares), value, _time(clone, bounds) if within else float("inf"))
+        found = Tried(dict(shares), value, _time(clone, bounds) if within else float("inf"))
         took = f", {found.ms:.2f} ms" if within else ", too much"
         say(f"{_shown(shares)}: {bounds.budget.metric} {value:.4f}{took}")
         return found
 
     # a cosine, a share that agrees, a ratio of perplexities: all are 1 for the original
-    here = Trial(dict.fromkeys(spec.searched, 0.0), 1.0, _time(model.clone(), bounds))
+    here = Tried(dict.fromkeys(spec.searched, 0.0), 1.0, _time(model.clone(), bounds))
     say(f"the original: {here.ms:.2f} ms")
     trials = [here]
     for step in STEPS:
