@@ -129,7 +129,7 @@ def measure_perplexity(
 
     Args:
         path: an artifact folder, or an .onnx file with `input_ids`, `attention_mask` and `logits`.
-        text: a text file, or `builtin` for reference prose of CPython's standard library.
+        text: a file of text or JSON entries, or `builtin` for reference prose of CPython's standard library.
         window: tokens of a window; 512 by default, or what the model takes when that is less.
         stride: how far apart windows begin; a window by default, so that they do not overlap.
         max_windows: how many windows at most, from the beginning; all of a file, 64 of the builtin text.

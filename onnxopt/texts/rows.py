@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxopt.errors import InputError
 from onnxopt.spec import Array
-from onnxopt.texts.files import rows_of
+from onnxopt.texts.files import read_labelled
 from onnxopt.texts.tokenizer import open_tokenizer
 
 _PIECE, _TOGETHER = 1 << 18, 32  # characters of a piece of a long text; pieces that are tokenized side by side
@@ -65,7 +65,7 @@ def read_rows(data: Sequence[str], folder: Path, *, length: int, running: bool, 
     """Read texts and tokenize them.
 
     Args:
-        data: `builtin`, text files (a line or paragraph each is one text), or .jsonl files with `text` and perhaps
+        data: `builtin`, text files (a paragraph or line each is one text), or JSON entries with `text` and perhaps
             `label`.
         folder: has tokenizer.json.
         length: tokens of a row.
@@ -154,7 +154,7 @@ def _texts(data: Sequence[str], *, whole: bool) -> tuple[list[str], list[int] | 
     texts: list[str] = []
     labels: list[int] = []
     for name in data:
-        for text, label in rows_of(name, whole=whole):
+        for text, label in read_labelled(name, "whole" if whole else "paragraph"):
             texts.append(text)
             if label is not None:
                 labels.append(label)
