@@ -192,10 +192,7 @@ def _tokenizer(loaded: Loaded) -> Tokenizer | None:
     file = next((asset for asset in loaded.assets if asset.name == TOKENIZER_NAME), None)
     if file is None:
         return None
-    tokenizer = open_tokenizer(file.parent)
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
+    return open_tokenizer(file.parent)
 
 
 def _of_texts(loaded: Loaded, texts: Sequence[str], name: str, most: int) -> CalibrationData:
