@@ -172,7 +172,6 @@ def _many_texts() -> Path:
 
     path = FOLDER / "calibration.jsonl"
     tokenizer = open_tokenizer(FOLDER / "float")
-    tokenizer.no_truncation()
     words = " ".join(builtin_texts()).split()
     generator = np.random.default_rng(0)
     lengths = np.exp(generator.uniform(np.log(SHORTEST_TOKENS), np.log(LONGEST_TOKENS), CALIBRATION_TEXTS)).astype(int)

@@ -218,8 +218,6 @@ def windows_of(text: Path) -> Any:
     from onnxopt.texts.tokenizer import open_tokenizer
 
     words = open_tokenizer(FOLDER / "onnxopt-float")
-    words.no_padding()
-    words.no_truncation()
     ids = words.encode(text.read_text(encoding="utf-8"), add_special_tokens=False).ids
     return np.array(ids[: WINDOWS * WINDOW], np.int64).reshape(WINDOWS, WINDOW)
 

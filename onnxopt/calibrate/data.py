@@ -21,7 +21,7 @@ from onnxopt.load.loaded import Loaded
 from onnxopt.records.quantization import CalibrationRecord
 from onnxopt.spec import Array, Feeds
 from onnxopt.texts.builtin import builtin_texts
-from onnxopt.texts.files import HUB_PREFIX, LEAST_SAMPLES, MAX_DATA_BYTES, read_data_set, read_texts
+from onnxopt.texts.files import HUB_PREFIX, LEAST_SAMPLES, MAX_DATA_BYTES, TEXT_TYPES, read_data_set, read_texts
 from onnxopt.texts.tokenizer import prefix_ids
 from onnxopt.texts.windows import cut_text, windows_of
 
@@ -130,8 +130,8 @@ def read_calibration(
     Args:
         loaded: the model, with its tokenizer or processor among its assets.
         source: `builtin` for prose of CPython's manuals; `random` for the model's own random inputs, which must be
-            forced; a .txt file (paragraphs), a .jsonl file, a folder of images, an .npz file or a folder of them (one
-            array per input, samples along the first axis); or `hf:name[:split[:column]]` for a data set.
+            forced; a file of text (paragraphs) or of JSON entries, a folder of images, an .npz file or a folder of
+            them (one array per input, samples along the first axis); or `hf:name[:split[:column]]` for a data set.
         samples: the most samples; 256 when not given.
         force: accept random data, or less than it takes to say something.
 
@@ -150,7 +150,7 @@ def read_calibration(
     elif name == BUILTIN:
         data = _of_texts(loaded, builtin_texts(), name, most)
     else:
-        data = _of_path(loaded, Path(source), most)
+        data = _of_path(loaded, Path(source).expanduser(), most)
     if data.record.samples < LEAST_SAMPLES and not force:
         raise InputError(
             f"{data.record.samples} calibration samples say too little about ranges",
@@ -168,7 +168,7 @@ def _of_path(loaded: Loaded, path: Path, most: int) -> CalibrationData:
         raise InputError(
             "no such calibration file or folder",
             where=str(path),
-            hint=f"name a .txt, .jsonl or .npz file, a folder of images, {BUILTIN}, or {HUB_PREFIX}<data set>",
+            hint=f"name a {TEXT_TYPES} or .npz file, a folder of images, {BUILTIN}, or {HUB_PREFIX}<data set>",
         )
     if path.is_dir():
         files = sorted(one for one in path.iterdir() if one.is_file())
@@ -192,10 +192,7 @@ def _tokenizer(loaded: Loaded) -> Tokenizer | None:
     file = next((asset for asset in loaded.assets if asset.name == TOKENIZER_NAME), None)
     if file is None:
         return None
-    tokenizer = open_tokenizer(file.parent)
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
+    return open_tokenizer(file.parent)
 
 
 def _of_texts(loaded: Loaded, texts: Sequence[str], name: str, most: int) -> CalibrationData:

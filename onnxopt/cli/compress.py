@@ -136,7 +136,7 @@ def distill(
     out: Annotated[Path, typer.Option("--out", "-o", help="Checkpoint folder to write.")],
     data: Annotated[
         list[str] | None,
-        typer.Option("--data", help="Text file, .jsonl with text and label, or builtin; may be repeated."),
+        typer.Option("--data", help="Text, .json, .jsonl or .ndjson with text and label, or builtin; repeat."),
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Weight updates.")] = 200,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Rows of an update, over all processes.")] = 16,

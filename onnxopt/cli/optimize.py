@@ -66,8 +66,8 @@ def optimize(
         str,
         typer.Option(
             "--calibration",
-            help="Samples for int8: builtin, self (a language model writes its own), a .txt, .jsonl or .npz file, "
-            "a folder of images or .npz, or hf:dataset.",
+            help="Samples for int8: builtin, self (a language model writes its own), a .txt, .json, "
+            ".jsonl, .ndjson or .npz file, a folder of images or .npz, or hf:dataset.",
         ),
     ] = "builtin",
     calibration_samples: Annotated[

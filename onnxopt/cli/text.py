@@ -54,7 +54,10 @@ def generate(
     prompts: Annotated[list[str] | None, typer.Argument(help="What to continue or answer.")] = None,
     prompts_file: Annotated[
         Path | None,
-        typer.Option("--prompts", help='One prompt per line, or .jsonl with {"prompt": "..."}; - is standard input.'),
+        typer.Option(
+            "--prompts",
+            help='A prompt per line, or .json, .jsonl, .ndjson with {"prompt": "..."}; - is standard input.',
+        ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="The most tokens to write.")] = 128,
     sample: Annotated[
@@ -125,7 +128,9 @@ def generate(
 )
 def perplexity(
     path: Annotated[Path, typer.Argument(help="An artifact folder, or an .onnx file of a language model.")],
-    text: Annotated[str, typer.Option("--text", help="A text file, or builtin: help texts of CPython.")] = "builtin",
+    text: Annotated[
+        str, typer.Option("--text", help="A file of text or JSON entries, or builtin: help texts of CPython.")
+    ] = "builtin",
     window: Annotated[
         int | None, typer.Option("--window", help="Tokens of a window; 512, or what the model takes if less.")
     ] = None,

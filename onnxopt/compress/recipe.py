@@ -3,7 +3,7 @@
 ::
 
     source = "gpt2-mini"                # sample, recipe, Hub id or checkpoint folder
-    data = "builtin"                    # what to calibrate and teach with: builtin, or a text file
+    data = "builtin"                    # what to calibrate and teach with: builtin, or a file of text or JSON entries
     evaluate = "held-out.txt"           # what to judge on; a part of `data` that nothing else sees, when not given
 
     [prune]
@@ -72,8 +72,8 @@ class CompressRecipe(Record):
 
     Attributes:
         source: what to compress.
-        data: `builtin` or a text file.
-        evaluate: a text file; empty for a part of `data`.
+        data: `builtin`, or a file of text or JSON entries.
+        evaluate: a file of the same kinds; empty for a part of `data`.
         prune: what to take out.
         distill: options of `onnxopt distill`, or nothing.
         quantize: precision, or nothing.

@@ -28,7 +28,7 @@ from onnxopt.road.optimize import optimize
 from onnxopt.run.inputs.text import TextModel
 from onnxopt.run.session import Session
 from onnxopt.spec import Array, Workload
-from onnxopt.texts.files import BUILTIN, read_text
+from onnxopt.texts.files import is_json, read_labelled, read_text, read_texts
 from onnxopt.timing.bench import bench
 
 HELD_OUT = 0.1  # of the data, at its end, when nothing else is named
@@ -58,6 +58,32 @@ def compress(recipe: CompressRecipe, out: Path, *, measure: bool = True, progres
     with tempfile.TemporaryDirectory(prefix="onnxopt-compress-") as scratch:
         work = _Work(recipe, out, Path(scratch), progress or (lambda _: None))
         return work.go(measure=measure)
+
+
+def parted(data: str) -> tuple[str, str]:
+    """Part texts into what steps may see and what judges them, at the end of a line.
+
+    Args:
+        data: `builtin`, or a file of text or JSON entries.
+
+    Returns:
+        The two parts as the content of files: of text, or of JSON entries with their labels, one per line.
+
+    Raises:
+        InputError: when the data cannot be read, or are a single line or entry.
+    """
+    if is_json(data):
+        pairs = read_labelled(data)
+        lines = [json.dumps({"text": text} | ({} if label is None else {"label": label})) for text, label in pairs]
+        text = "\n".join(lines)
+    else:
+        text = read_text(data)
+    body = text.rstrip()
+    at = body.find("\n", int(len(text) * (1 - HELD_OUT)))
+    at = at if at >= 0 else body.rfind("\n")  # a long last line is held out alone
+    if at < 0 or not text[:at].strip():
+        raise InputError("is one line or entry, so no part can be held out", where=data, hint="name a file in evaluate")
+    return text[:at], text[at:]
 
 
 @dataclass
@@ -145,14 +171,13 @@ class _Work:
             self.held, self.data = Path(recipe.evaluate).expanduser(), recipe.data
             read_text(self.held)
             return
-        text = read_text(recipe.data if recipe.data == BUILTIN else Path(recipe.data).expanduser())
-        at = text.find("\n", int(len(text) * (1 - HELD_OUT)))
-        if at < 0 or at == len(text) - 1:
-            raise InputError("the data are one line, so no part can be held out", hint="name a file in evaluate")
-        seen, self.held = self.scratch / "seen.txt", self.scratch / "held-out.txt"
-        seen.write_text(text[:at], encoding="utf-8")
-        self.held.write_text(text[at:], encoding="utf-8")
-        self.data = str(seen)
+        # entries stay entries, so that their texts are told apart and their labels are taught
+        ending = ".jsonl" if is_json(recipe.data) else ".txt"
+        seen, held = parted(recipe.data)
+        places = [self.scratch / f"{name}{ending}" for name in ("seen", "held-out")]
+        for place, text in zip(places, (seen, held), strict=True):
+            place.write_text(text, encoding="utf-8")
+        self.data, self.held = str(places[0]), places[1]
 
     def _step(
         self,
@@ -216,7 +241,7 @@ class _Work:
                 progress=lambda step: self.say(Event("judge", step)),
             )
             return found.scores[0].perplexity
-        texts = [line for line in self.held.read_text(encoding="utf-8").splitlines() if len(line.split()) > 2][:TEXTS]
+        texts = [line for line in read_texts(self.held, "line") if len(line.split()) > 2][:TEXTS]
         if not texts:
             raise InputError("the held-out text has no lines of words", where=str(self.held))
         if self.original is None:

@@ -24,7 +24,7 @@ class Settings(Record):
         teacher: source of the teacher.
         student: folder of the student's checkpoint to start from.
         task: transformers task name of both.
-        data: `builtin`, or files of text or JSON lines.
+        data: `builtin`, or files of text or JSON entries.
         steps: weight updates.
         batch: rows of an update, over all processes and accumulated pieces.
         length: tokens of a row.

@@ -33,7 +33,7 @@ from onnxopt.run.generate.beside import context_length, read_manifest, tokenizer
 from onnxopt.run.session import Session
 from onnxopt.spec import Say
 from onnxopt.texts.files import BUILTIN, read_text
-from onnxopt.texts.tokenizer import open_tokenizer, prefix_tokens, read_settings, tokens_of
+from onnxopt.texts.tokenizer import open_tokenizer, prefix_ids, read_settings, tokens_of
 from onnxopt.texts.windows import Window, cut
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def measure_perplexity(
 
     Args:
         path: an artifact folder, or an .onnx file with `input_ids`, `attention_mask` and `logits`.
-        text: a text file, or `builtin` for reference prose of CPython's standard library.
+        text: a file of text or JSON entries, or `builtin` for reference prose of CPython's standard library.
         window: tokens of a window; 512 by default, or what the model takes when that is less.
         stride: how far apart windows begin; a window by default, so that they do not overlap.
         max_windows: how many windows at most, from the beginning; all of a file, 64 of the builtin text.
@@ -151,8 +151,6 @@ def measure_perplexity(
     manifest, folder = read_manifest(path), tokenizer_folder(path, tokenizer)
     say = progress or (lambda _: None)
     words = open_tokenizer(folder)
-    words.no_padding()
-    words.no_truncation()
     if batch is not None and batch < 1:
         raise InputError(f"the batch is {batch}", hint="it must be 1 or more")
     say("tokenizing")
@@ -167,7 +165,7 @@ def measure_perplexity(
         batch=batch,
     )
     window = model.window(window)
-    every = cut(ids, window, window if stride is None else stride, prefix=prefix_tokens(words))
+    every = cut(ids, window, window if stride is None else stride, prefix=prefix_ids(words))
     windows = every[:most]
     models: list[Model] = [model]
     if original:

@@ -14,7 +14,7 @@ from onnxopt.graph.cache import ENCODED, PAST, SEQUENCE, complete
 from onnxopt.load.export.forward_inputs import ExtraInput
 from onnxopt.spec import Array, Feeds, Padding, TensorSpec
 from onnxopt.texts.builtin import english_text
-from onnxopt.texts.tokenizer import open_encoder, token_ids
+from onnxopt.texts.tokenizer import marks_around, open_encoder, token_ids
 
 DEFAULT_BATCH = 1
 DEFAULT_SEQUENCE = 16
@@ -208,6 +208,5 @@ def read_tokens(folder: Path | None, config: Any, *, longest: int = 0) -> Tokens
             where=str(folder),
             hint="the tokenizer belongs to another model",
         )
-    at = next((i for i in range(len(marked)) if marked[i : i + len(bare)] == bare), None)
-    prefix, suffix = (marked[:at], marked[at + len(bare) :]) if at is not None else ([], [])
-    return Tokens(vocabulary, pad, tuple(stream), tuple(prefix), tuple(suffix), tuple(special), types, longest)
+    prefix, suffix = marks_around(bare, marked)
+    return Tokens(vocabulary, pad, tuple(stream), prefix, suffix, tuple(special), types, longest)

@@ -44,7 +44,7 @@ def read_samples(opened: Opened, data: str = BUILTIN) -> Samples:
 
     Args:
         opened: the checkpoint, with its tokenizer.
-        data: `builtin`, a text file, or a .jsonl file.
+        data: `builtin`, or a file of text or JSON entries.
     """
     running = opened.task.name in ("text-generation", "fill-mask")
     taken = int(getattr(opened.config.get_text_config(), "max_position_embeddings", 0) or LENGTH)

@@ -101,7 +101,7 @@ def optimize(
         prune_budget: what must be left of the answers after pruning the graph, such as `cosine>=0.97`.
         precision: `fp32`, `auto`, `mixed`, `int8`, `int8-dynamic`, `int8-weights:128`, `int4-weights:32`, ...; for a
             GPU `fp16` (`auto`) or `bf16`, and `fp16:io` for inputs and outputs in it, too.
-        calibration: samples for `int8`: `builtin`, a text, .jsonl or .npz file, a folder, or `hf:data set`.
+        calibration: samples for `int8`: `builtin`, a text, JSON or .npz file, a folder, or `hf:data set`.
         calibration_samples: how many at most.
         calibrator: how ranges are found: `auto` compares all methods on held-out samples.
         keep: selector of linear layers that stay in float, such as `layer.0|lm_head`.

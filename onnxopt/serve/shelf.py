@@ -181,11 +181,8 @@ def _encodes(text: TextModel) -> Encodes | None:
     if output is None:
         return None
     cutting = open_tokenizer(text.folder)
-    cutting.no_padding()
     if text.limit:
         cutting.enable_truncation(text.limit)
-    else:
-        cutting.no_truncation()
     return Encodes(text, cutting, output, int(pooled[output].axes[1]))
 
 

@@ -1,4 +1,13 @@
-"""Read what people write: texts, rows, prompts and words, from files of any usual kind."""
+"""Read what people write: texts, rows, prompts and words, from files of any usual kind.
+
+Every option that takes texts reads them here, so a file means the same wherever it is given:
+
+* `.jsonl` and `.ndjson` hold an entry per line, `.json` a list of entries, a single one, or an entry per line. An entry
+  is a string, or an object that has the text under one of `TEXT_KEYS`.
+* Everything else is plain text, and the one who asks says what a text is: a paragraph, a line, or the whole.
+
+Files are UTF-8, with or without a mark at the beginning, of at most 1 GiB. What is blank is left out.
+"""
 
 from __future__ import annotations
 
@@ -6,55 +15,73 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TextIO
 
 from onnxopt.errors import InputError
+from onnxopt.texts.builtin import manual_text
 
-_MAX_ROWS_BYTES = 1 << 30
-_MAX_PROMPT_BYTES = 64 << 20
+Unit = Literal["paragraph", "line", "whole"]
+
 BUILTIN = "builtin"
-_MAX_TEXT_BYTES = 1 << 30
 HUB_PREFIX = "hf:"
 TEXT_KEYS = ("text", "sentence", "content", "prompt", "question", "document")
+PROMPT_KEYS = ("prompt", *(key for key in TEXT_KEYS if key != "prompt"))
+LINES_TYPES = (".jsonl", ".ndjson")  # an entry per line
+JSON_TYPES = (".json", *LINES_TYPES)
+TEXT_TYPES = ", ".join((".txt", *JSON_TYPES))  # for hints and help
 LEAST_SAMPLES = 8  # fewer say nothing about ranges
 MAX_DATA_BYTES = 1 << 30
 
-
-def rows_of(name: str, *, whole: bool) -> Iterator[tuple[str, int | None]]:
-    """Yield the texts of one source with the label of each, None where it has none."""
-    path = Path(name).expanduser()
-    if name == BUILTIN or path.suffix not in (".jsonl", ".ndjson"):
-        text = read_text(BUILTIN if name == BUILTIN else path)
-        yield from ((part, None) for part in ([text] if whole else _paragraphs(text)))
-        return
-    try:
-        if path.stat().st_size > _MAX_ROWS_BYTES:
-            raise InputError(f"is larger than {_MAX_ROWS_BYTES} bytes", where=name)
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot be read ({error})", where=name) from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield _row(line, f"{name}:{number}")
+Source = str | Path | TextIO
 
 
-def _row(line: str, where: str) -> tuple[str, int | None]:
-    try:
-        content: Any = json.loads(line)
-        text, label = content["text"], content.get("label")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise InputError('is not {"text": "...", "label": 0}', where=where) from error
-    if not isinstance(text, str) or not (label is None or isinstance(label, int)):
-        raise InputError("text must be a string and label a whole number", where=where)
-    return text, label
+def read_texts(source: Source, unit: Unit = "paragraph", *, keys: Sequence[str] = TEXT_KEYS) -> list[str]:
+    """Return the texts of one source.
+
+    Args:
+        source: a file, an open stream, or `builtin` for the help texts of CPython, which differ by its version.
+        unit: what a text is in a file of plain text: a `paragraph`, between empty lines, or a line where there are
+            fewer than eight of them; a `line`; or the `whole`. An entry of JSON is a text whatever the unit.
+        keys: where the text of an entry is looked for; the first that holds one is taken.
+
+    Returns:
+        Texts that are not blank, at least one; lines and the whole as they are written, paragraphs without blanks
+        around them.
+
+    Raises:
+        InputError: the source cannot be read, is too large, is no UTF-8 or no JSON, an entry has no text, or there is
+            none at all.
+    """
+    return [one.text for one in _texts(source, unit, keys)]
 
 
-def _paragraphs(text: str) -> list[str]:
-    """Return the texts of a file: its paragraphs, or its lines when it has no empty ones."""
-    parts = text.split("\n\n") if "\n\n" in text else text.split("\n")
-    joined = (" ".join(part.split()) for part in parts)
-    return [part for part in joined if len(part) > 1]
+def read_labelled(source: Source, unit: Unit = "paragraph") -> list[tuple[str, int | None]]:
+    """Return the texts of one source as `read_texts` does, each with its `label`, None where an entry has none.
+
+    Raises:
+        InputError: as `read_texts`, or a label is no whole number.
+    """
+    return [(one.text, _label_of(one)) for one in _texts(source, unit, TEXT_KEYS)]
+
+
+def read_text(source: Source) -> str:
+    """Return one source as a single text: a file of plain text as it is, entries with empty lines between them.
+
+    Raises:
+        InputError: as `read_texts`.
+    """
+    return "\n\n".join(read_texts(source, "whole"))
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Return the prompts of a file: one per line, or one per entry of JSON; `-` is standard input.
+
+    Raises:
+        InputError: as `read_texts`.
+    """
+    return read_texts(sys.stdin if str(path) == "-" else path, "line", keys=PROMPT_KEYS)
 
 
 def gather_prompts(given: Sequence[str], file: Path | None) -> list[str]:
@@ -72,118 +99,111 @@ def gather_prompts(given: Sequence[str], file: Path | None) -> list[str]:
     return list(given)
 
 
-def read_prompts(path: Path) -> list[str]:
-    """Read prompts from a file: one per line, or with the ending .jsonl an object per line with the key `prompt`.
+def is_json(source: Source) -> bool:
+    """Tell whether a source holds entries of JSON, by the ending of its name in any case."""
+    return isinstance(source, (str, Path)) and Path(source).suffix.lower() in JSON_TYPES
 
-    Args:
-        path: the file; `-` is standard input. Empty lines are left out.
 
-    Raises:
-        InputError: when it cannot be read, a line is not what it should be, or there is no prompt in it.
-    """
-    where = "standard input" if str(path) == "-" else str(path)
+@dataclass(frozen=True)
+class _Text:
+    """A text with its label as it is written, and where that is."""
+
+    text: str
+    label: Any = None
+    where: str = ""
+
+
+def _texts(source: Source, unit: Unit, keys: Sequence[str]) -> list[_Text]:
+    where = _name_of(source)
+    content = _content_of(source, where)
+    if is_json(source):
+        found = [_text_of(entry, place, keys) for entry, place in _entries(content, where)]
+    else:
+        found = [_Text(part) for part in _parts(content, unit)]
+    kept = [one for one in found if one.text.strip()]
+    if not kept:
+        raise InputError("holds no text", where=where, hint="write some, or name another file")
+    return kept
+
+
+def _name_of(source: Source) -> str:
+    return str(source) if isinstance(source, (str, Path)) else "standard input"
+
+
+def _content_of(source: Source, where: str) -> str:
+    if str(source) == BUILTIN:
+        return manual_text()
     try:
-        if str(path) != "-" and path.stat().st_size > _MAX_PROMPT_BYTES:
-            raise InputError(f"is larger than {_MAX_PROMPT_BYTES} bytes", where=where)
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8-sig")
+        if not isinstance(source, (str, Path)):
+            return source.read().removeprefix("\ufeff")
+        path = Path(source).expanduser()
+        if path.stat().st_size > MAX_DATA_BYTES:
+            raise InputError(f"is larger than {MAX_DATA_BYTES} bytes", where=where, hint="give a part of it")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=where) from error
-    except ValueError as error:
-        raise InputError("is not UTF-8 text", where=where) from error
-    # only line feeds part lines: `splitlines` would also cut at separators that a prompt may hold
-    lines = [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    if not lines:
-        raise InputError("holds no prompt", where=where, hint="write one per line")
-    if path.suffix != ".jsonl":
-        return [line for _, line in lines]
-    return [_json_prompt(line, f"{where}, line {number}") for number, line in lines]
+        raise InputError(f"cannot be read ({error.strerror})", where=where, hint=f"name a {TEXT_TYPES} file") from error
+    except UnicodeDecodeError as error:
+        raise InputError("is not UTF-8 text", where=where, hint="save it as UTF-8") from error
+    except (ValueError, RuntimeError) as error:  # a name with a zero in it; a home folder that nobody has
+        raise InputError(f"cannot be read ({error})", where=where) from error
 
 
-def _json_prompt(line: str, where: str) -> str:
+def _parts(content: str, unit: Unit) -> list[str]:
+    """Return the texts of plain text; only line feeds part lines, since others may stand inside a text."""
+    if unit == "whole":
+        return [content]
+    lines = content.split("\n")
+    if unit == "line":
+        return lines
+    paragraphs = [part.strip() for part in re.split(r"\n\s*\n", content)]
+    paragraphs = [part for part in paragraphs if part]
+    return paragraphs if len(paragraphs) >= LEAST_SAMPLES else [line.strip() for line in lines]
+
+
+def _entries(content: str, where: str) -> Iterator[tuple[Any, str]]:
+    """Yield the entries of JSON with the place of each: those of one list, a single one, or one per line."""
+    if not where.lower().endswith(LINES_TYPES):
+        try:
+            whole = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            if content.lstrip().startswith("["):  # no entry of a line does
+                raise InputError(f"is not valid JSON ({error})", where=where) from error
+        else:
+            entries = whole if isinstance(whole, list) else [whole]
+            yield from ((entry, f"{where}, entry {number}") for number, entry in enumerate(entries, start=1))
+            return
+    for number, line in enumerate(content.split("\n"), start=1):
+        if line.strip():
+            yield _parsed(line, f"{where}, line {number}"), f"{where}, line {number}"
+
+
+def _parsed(line: str, where: str) -> Any:
     try:
-        entry = json.loads(line)
+        return json.loads(line)
     except (ValueError, RecursionError) as error:
         raise InputError(f"is not valid JSON ({error})", where=where) from error
-    prompt = entry.get("prompt") if isinstance(entry, dict) else None
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise InputError('holds no text under "prompt"', where=where, hint='write {"prompt": "..."}')
-    return prompt
 
 
-def read_text(text: str | Path) -> str:
-    """Return the text to measure on.
-
-    Args:
-        text: a UTF-8 file, or `builtin`: the help texts of CPython's standard library, which differ by its version.
-
-    Raises:
-        InputError: when the file cannot be read or is empty.
-    """
-    if str(text) == BUILTIN:
-        from pydoc_data.topics import topics
-
-        return "\n\n".join(str(topics[key]) for key in sorted(topics))
-    path = Path(text)
-    try:
-        if path.stat().st_size > _MAX_TEXT_BYTES:
-            raise InputError(f"is larger than {_MAX_TEXT_BYTES} bytes", where=str(path), hint="give a part of it")
-        content = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(
-            f"cannot be read ({error.strerror})", where=str(path), hint=f"name a text file, or {BUILTIN}"
-        ) from error
-    except ValueError as error:
-        raise InputError("is not UTF-8 text", where=str(path)) from error
-    if not content.strip():
-        raise InputError("the text is empty", where=str(path))
-    return content
+def _text_of(entry: Any, where: str, keys: Sequence[str]) -> _Text:
+    """Return the text of an entry; where several keys have one, the first that is not blank."""
+    fields = entry if isinstance(entry, dict) else {keys[0]: entry}
+    texts = [fields[key] for key in keys if isinstance(fields.get(key), str)]
+    if not texts:
+        hint = f"write a string, or an object with one of {', '.join(keys)}"
+        raise InputError("holds no text", where=where, hint=hint)
+    text = next((text for text in texts if text.strip()), "")
+    # JSON can spell half of a pair of UTF-16, which is no character and which no tokenizer takes
+    return _Text(text.encode("utf-8", "replace").decode("utf-8"), fields.get("label"), where)
 
 
-def read_kept(path: Path) -> list[str]:
-    """Return the texts of a file, a line each, or the `text` of each line of a .jsonl file."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-        if path.suffix in (".jsonl", ".ndjson"):
-            return [str(json.loads(line)["text"]) for line in lines if line.strip()]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"cannot be read as texts ({error})", where=str(path)) from error
-    return [line for line in lines if line.strip()]
-
-
-def read_texts(path: Path) -> list[str]:
-    """Return the texts of a file: one per line, or those of a JSON or JSON-lines file."""
-    try:
-        if path.stat().st_size > MAX_DATA_BYTES:
-            raise InputError(f"is larger than {MAX_DATA_BYTES} bytes", where=str(path), hint="give a part of it")
-        content = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from error
-    except ValueError as error:
-        raise InputError("is not UTF-8 text", where=str(path), hint="give text, .jsonl or .npz") from error
-    if path.suffix != ".jsonl":
-        parts = re.split(r"\n\s*\n", content)
-        parts = parts if len(parts) >= LEAST_SAMPLES else content.splitlines()
-        return [part.strip() for part in parts if part.strip()]
-    texts = []
-    for number, line in enumerate(content.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"line {number} is not JSON ({error})", where=str(path)) from error
-        texts.append(_text_of(entry, f"{path}, line {number}"))
-    return texts
-
-
-def _text_of(entry: Any, where: str) -> str:
-    if isinstance(entry, str):
-        return entry
-    if isinstance(entry, dict):
-        known = next((entry[key] for key in TEXT_KEYS if isinstance(entry.get(key), str)), None)
-        if known is not None:
-            return str(known)
-    raise InputError("has no text", where=where, hint=f"write a string, or an object with {', '.join(TEXT_KEYS)}")
+def _label_of(one: _Text) -> int | None:
+    """Return a label as a whole number, also where it is written as 1.0."""
+    label = one.label
+    if label is None or isinstance(label, int):
+        return label
+    if isinstance(label, float) and label.is_integer():
+        return int(label)
+    raise InputError(f"the label is {label!r}", where=one.where, hint="write a whole number")
 
 
 def read_data_set(name: str, most: int) -> list[str]:
@@ -198,7 +218,7 @@ def read_data_set(name: str, most: int) -> list[str]:
         rows = datasets.load_dataset(path, split=split or "train", streaming=True)
         texts = []
         for row in rows:
-            texts.append(str(row[column]) if column else _text_of(row, f"{HUB_PREFIX}{name}"))
+            texts.append(str(row[column]) if column else _text_of(row, f"{HUB_PREFIX}{name}", TEXT_KEYS).text)
             if len(texts) >= most * 4:
                 break
     except InputError:

@@ -12,8 +12,8 @@ import numpy as np
 
 from onnxopt.errors import InputError
 from onnxopt.spec import Array
-from onnxopt.texts.files import rows_of
-from onnxopt.texts.tokenizer import open_tokenizer
+from onnxopt.texts.files import read_labelled
+from onnxopt.texts.tokenizer import open_tokenizer, read_settings, token_text
 
 _PIECE, _TOGETHER = 1 << 18, 32  # characters of a piece of a long text; pieces that are tokenized side by side
 IGNORED = -100  # how torch's cross entropy spells a position that does not count
@@ -65,7 +65,7 @@ def read_rows(data: Sequence[str], folder: Path, *, length: int, running: bool, 
     """Read texts and tokenize them.
 
     Args:
-        data: `builtin`, text files (a line or paragraph each is one text), or .jsonl files with `text` and perhaps
+        data: `builtin`, text files (a paragraph or line each is one text), or JSON entries with `text` and perhaps
             `label`.
         folder: has tokenizer.json.
         length: tokens of a row.
@@ -77,8 +77,6 @@ def read_rows(data: Sequence[str], folder: Path, *, length: int, running: bool, 
         InputError: when a file cannot be read or gives no rows.
     """
     tokenizer = open_tokenizer(folder)
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
     texts, labels = _texts(data, whole=running)
     if running:
         end = _end(folder, tokenizer)
@@ -110,7 +108,6 @@ def tokenize(
         InputError: when fewer than two have tokens.
     """
     tokenizer = open_tokenizer(folder)
-    tokenizer.no_padding()
     tokenizer.enable_truncation(length)
     found = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
     kept = [index for index, ids in enumerate(found) if ids]
@@ -154,7 +151,7 @@ def _texts(data: Sequence[str], *, whole: bool) -> tuple[list[str], list[int] | 
     texts: list[str] = []
     labels: list[int] = []
     for name in data:
-        for text, label in rows_of(name, whole=whole):
+        for text, label in read_labelled(name, "whole" if whole else "paragraph"):
             texts.append(text)
             if label is not None:
                 labels.append(label)
@@ -165,8 +162,6 @@ def _texts(data: Sequence[str], *, whole: bool) -> tuple[list[str], list[int] | 
 
 def _end(folder: Path, tokenizer: Any) -> list[int]:
     """Return the id that ends a text, if the checkpoint names one."""
-    from onnxopt.texts.tokenizer import read_settings, token_text
-
     named = token_text(read_settings(folder, "tokenizer_config.json").get("eos_token"))
     found = tokenizer.token_to_id(named) if named else None
     return [] if found is None else [int(found)]

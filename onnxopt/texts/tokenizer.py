@@ -29,12 +29,21 @@ def tokens_of(tokenizer: Tokenizer, text: str) -> Array:
         raise InputError(f"the text cannot be tokenized ({error})") from error
 
 
-def prefix_tokens(tokenizer: Tokenizer) -> list[int]:
-    """Return the tokens that the tokenizer puts before a text."""
-    plain = tokenizer.encode("a", add_special_tokens=False).ids
-    whole = tokenizer.encode("a").ids
-    starts = (place for place in range(len(whole)) if whole[place : place + len(plain)] == plain)
-    return list(whole[: next(starts, 0)]) if plain else []
+def prefix_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the ids that the tokenizer puts before every text: what stands before the ids of a text without marks."""
+    bare, marked = (tokenizer.encode("a", add_special_tokens=marks).ids for marks in (False, True))
+    return marks_around(bare, marked)[0]
+
+
+def marks_around(bare: list[int], marked: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the ids before and behind those of a text; none where its own do not stand among them.
+
+    Args:
+        bare: ids of a text without marks.
+        marked: ids of the same text with them.
+    """
+    at = next((place for place in range(len(marked)) if marked[place : place + len(bare)] == bare), None)
+    return ((), ()) if at is None else (tuple(marked[:at]), tuple(marked[at + len(bare) :]))
 
 
 def token_ids(value: Any) -> list[int]:
@@ -52,21 +61,21 @@ class Encode(Protocol):
 
 
 def open_encoder(folder: Path) -> Encode:
-    """Return a function from text to ids; the fast tokenizer's own file is enough, other kinds need transformers."""
-    try:
-        if (folder / "tokenizer.json").is_file():
-            import tokenizers
+    """Return a function from text to ids; the fast tokenizer's own file is enough, other kinds need transformers.
 
-            fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-            fast.no_truncation()
-            fast.no_padding()
-            return lambda text, *, marks: list(fast.encode(text, add_special_tokens=marks).ids)
+    Raises:
+        InputError: when there is none or it cannot be read.
+    """
+    if (folder / TOKENIZER_NAME).is_file():
+        fast = open_tokenizer(folder)
+        return lambda text, *, marks: list(fast.encode(text, add_special_tokens=marks).ids)
+    try:
         import transformers
 
         slow = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        return lambda text, *, marks: list(slow(text, add_special_tokens=marks)["input_ids"])
-    except Exception as error:
+    except Exception as error:  # the library raises whatever its readers do
         raise InputError(f"the tokenizer cannot be read: {error}", where=str(folder)) from error
+    return lambda text, *, marks: list(slow(text, add_special_tokens=marks)["input_ids"])
 
 
 def read_settings(folder: Path, name: str) -> dict[str, Any]:
@@ -89,8 +98,12 @@ def read_settings(folder: Path, name: str) -> dict[str, Any]:
     return data
 
 
-def open_tokenizer(folder: Path) -> Tokenizer:
-    """Open the tokenizer of an artifact as it was saved.
+def open_tokenizer(folder: Path, *, as_saved: bool = False) -> Tokenizer:
+    """Open the tokenizer of a checkpoint or artifact: it gives every text whole, and as long as it is.
+
+    Args:
+        folder: has tokenizer.json.
+        as_saved: keep the padding and the cut to a length that some checkpoints store.
 
     Raises:
         InputError: when there is none or it cannot be read.
@@ -105,9 +118,13 @@ def open_tokenizer(folder: Path) -> Tokenizer:
             hint="copy it from the checkpoint; tokenizer.save_pretrained(...) of transformers writes it",
         )
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises nothing more specific
         raise InputError(f"cannot be read ({error})", where=str(path)) from error
+    if not as_saved:
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+    return tokenizer
 
 
 def token_text(entry: object) -> str:
@@ -130,7 +147,7 @@ def tokenizer_pad(folder: Path) -> int:
         InputError: when the tokenizer cannot be read.
     """
     settings = read_settings(folder, "tokenizer_config.json")
-    return pad_of(open_tokenizer(folder), settings, read_settings(folder, "config.json"))
+    return pad_of(open_tokenizer(folder, as_saved=True), settings, read_settings(folder, "config.json"))
 
 
 def token_limit(folder: Path, inputs: Sequence[TensorSpec]) -> int:
@@ -192,9 +209,3 @@ def limit_of(
     limits = [told] if told else [settings.get("model_max_length")]
     sane = [int(limit) for limit in (*limits, positions) if isinstance(limit, (int, float)) and 0 < limit < _NO_LIMIT]
     return min(sane, default=0)
-
-
-def prefix_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return the ids that the tokenizer puts before every text."""
-    plain, whole = (tokenizer.encode("a", add_special_tokens=marks).ids for marks in (False, True))
-    return tuple(whole[: whole.index(plain[0])]) if plain and plain[0] in whole else ()

@@ -109,8 +109,8 @@ REFUSED = {
     "too few": ("few.txt", "one text\n\nanother", "say too little"),
     "no file": ("", "", "no such calibration"),
     "not text": ("bad.txt", b"\xff\xfe\x00\x01", "not UTF-8"),
-    "bad JSON": ("bad.jsonl", '{"text": ', "line 1 is not JSON"),
-    "no text in it": ("bad.jsonl", json.dumps({"label": 3}), "has no text"),
+    "bad JSON": ("bad.jsonl", '{"text": ', "line 1: is not valid JSON"),
+    "no text in it": ("bad.jsonl", json.dumps({"label": 3}), "holds no text"),
     "no archive": ("bad.npz", "nonsense", "cannot be read as .npz"),
 }
 

@@ -9,9 +9,10 @@ import pytest
 
 from onnxopt.compress.recipe import CompressRecipe
 from onnxopt.compress.report import Compression, record_of
-from onnxopt.compress.run import compress
+from onnxopt.compress.run import _Work, compress
 from onnxopt.errors import InputError, ProofError
 from onnxopt.records.manifest import Manifest
+from onnxopt.texts.files import read_labelled
 from tests.support.command import onnxopt
 from tests.support.tiny import tiny_checkpoint
 
@@ -111,3 +112,13 @@ def test_what_only_a_graph_can_lose_cannot_be_taught(tmp_path: Path) -> None:
     recipe.write_text(f'source = "{folder}"\n[prune]\nwhat = "heads=1"\n[distill]\nsteps = 2\n')
     with pytest.raises(InputError, match="cannot go before a model is taught"):
         compress(CompressRecipe.read(recipe), tmp_path / "out")
+
+
+def test_entries_stay_entries_in_what_steps_see_and_what_judges(tmp_path: Path) -> None:
+    data = tmp_path / "rows.ndjson"
+    data.write_text("\n".join(json.dumps({"content": f"row\n{number}", "label": number}) for number in range(40)))
+    work = _Work(CompressRecipe(source="gpt2-mini", data=str(data)), tmp_path / "out", tmp_path, print)
+    work._texts()
+    seen, held = read_labelled(work.data), read_labelled(work.held)
+    assert [*seen, *held] == [(f"row\n{number}", number) for number in range(40)]
+    assert 1 <= len(held) <= 5

@@ -183,7 +183,7 @@ def test_bad_options_are_refused(options: dict[str, Any], reason: str, text: Pat
 
 
 def test_bad_texts_are_refused(tmp_path: Path) -> None:
-    for content, reason in ((b"\xff", "not UTF-8"), (b" \n", "empty")):
+    for content, reason in ((b"\xff", "not UTF-8"), (b" \n", "holds no text")):
         (tmp_path / "t").write_bytes(content)
         with pytest.raises(InputError, match=reason):
             read_text(tmp_path / "t")

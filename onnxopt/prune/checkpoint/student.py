@@ -16,7 +16,7 @@ from onnxopt.prune.checkpoint.network import Pruned, choose_layers, cut_vocabula
 from onnxopt.prune.checkpoint.vocabulary import Cut, choose_tokens, renumber_ids, rewrite_tokenizer
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.spec import Say
-from onnxopt.texts.files import read_kept
+from onnxopt.texts.files import read_texts
 
 
 class Opened(Protocol):
@@ -80,7 +80,7 @@ def cut_opened(opened: Opened, spec: PruneSpec) -> tuple[Cut, Pruned]:
     if spec.vocabulary is None:
         raise InputError("no texts are named", where="--prune vocab")
     config = opened.config
-    texts = read_kept(spec.vocabulary)
+    texts = read_texts(spec.vocabulary, "line")
     cut = choose_tokens(opened.folder, texts, int(config.get_text_config().vocab_size), spec.align)
     names = cut_vocabulary(opened.network, config, cut.kept)
     for one in (config, getattr(opened.network, "generation_config", None)):

@@ -97,8 +97,6 @@ class Generator:
         manifest = read_manifest(path)
         folder = tokenizer_folder(path, tokenizer)
         self.tokenizer = open_tokenizer(folder)
-        self.tokenizer.no_padding()
-        self.tokenizer.no_truncation()
         config = read_settings(folder, "config.json")
         self.settings = read_settings(folder, "generation_config.json")
         self.template = ChatTemplate.of(folder)

@@ -75,12 +75,12 @@ class TextModel:
         Raises:
             InputError: when it has no tokenizer or one that cannot be read.
         """
-        tokenizer = open_tokenizer(folder)
+        tokenizer = open_tokenizer(folder, as_saved=True)
         config = read_settings(folder, "config.json")
         settings = read_settings(folder, "tokenizer_config.json")
         sentence = read_settings(folder, "sentence_bert_config.json")
         pad = pad_of(tokenizer, settings, config)
-        tokenizer.no_padding()  # some checkpoints store a fixed length
+        tokenizer.no_padding()  # the id that it stores is known by now
         tokenizer.no_truncation()
         return cls(
             folder=folder,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import shutil
 from collections.abc import Sequence
@@ -20,7 +19,6 @@ from onnxopt.run.generate.decoder import Batch
 from onnxopt.run.generate.generator import Generator
 from onnxopt.run.generate.sampling import Sampling, choose_sampling
 from onnxopt.run.results import Continuations
-from onnxopt.texts.files import gather_prompts, read_prompts
 from tests.support.decoder import (
     CHAT,
     CONTEXT,
@@ -264,43 +262,6 @@ def test_end_tokens_come_from_the_generation_config_and_the_tokenizer(tmp_path: 
 def test_generators_can_be_had_from_the_root() -> None:
     assert onnxopt.Generator is Generator
     assert onnxopt.Sampling is Sampling
-
-
-def test_prompts_are_read_from_lines_and_from_json_lines(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes("\ufeffone  \r\n\n two\u2028half\nthree".encode())
-    assert read_prompts(tmp_path / "a.txt") == ["one  ", " two\u2028half", "three"]
-    (tmp_path / "a.jsonl").write_text('{"prompt": "one\\ntwo", "id": 3}\n\n{"prompt": "é"}\n', encoding="utf-8")
-    assert read_prompts(tmp_path / "a.jsonl") == ["one\ntwo", "é"]
-
-
-def test_prompts_are_read_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n"))
-    assert read_prompts(Path("-")) == ["one", "two"]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "reason"),
-    [
-        ("a.txt", b"\n \n", "holds no prompt"),
-        ("a.txt", b"\xff\xfe", "not UTF-8"),
-        ("a.jsonl", b'{"prompt": "a"}\n{"text": "b"}', 'line 2: holds no text under "prompt"'),
-        ("a.jsonl", b"plain", "line 1: is not valid JSON"),
-        ("a.jsonl", b"[1]", "line 1: holds no text"),
-    ],
-)
-def test_a_bad_file_of_prompts_is_refused(name: str, content: bytes, reason: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=reason):
-        read_prompts(tmp_path / name)
-
-
-def test_prompts_come_from_one_place(tmp_path: Path) -> None:
-    assert gather_prompts(["a"], None) == ["a"]
-    for given, file in (([], None), (["a"], tmp_path)):
-        with pytest.raises(InputError):
-            gather_prompts(given, file)
-    with pytest.raises(InputError, match="cannot be read"):
-        gather_prompts([], tmp_path)
 
 
 def test_sampling_is_chosen_by_what_was_said() -> None:
