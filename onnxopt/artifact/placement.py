@@ -7,7 +7,6 @@ copies between devices that it put in, and their times.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import Field, computed_field
 
 from onnxopt.errors import InputError
 from onnxopt.host.runtime_errors import runtime_errors, runtime_line
+from onnxopt.host.scratch import scratch_folder
 from onnxopt.records.record import Record
 from onnxopt.run.providers import CPU, Device
 from onnxopt.run.session import Session
@@ -101,8 +101,8 @@ def placement(
         InputError: when the model cannot be opened or run there.
     """
     path = Path(path)
-    with tempfile.TemporaryDirectory(prefix="onnxopt-") as room:
-        session = Session(path, device=device, config=_RECORD, profile=Path(room) / "run")
+    with scratch_folder() as room:
+        session = Session(path, device=device, config=_RECORD, profile=room / "run")
         feeds = _golden(path) if feeds is None else feeds
         if feeds:
             session.run(feeds)

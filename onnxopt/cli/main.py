@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -23,6 +26,11 @@ UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ i
 
 BUG_EXIT_CODE = 70
 INTERRUPTED_EXIT_CODE = 130
+TERMINATED_EXIT_CODE = 143
+
+
+class Terminated(BaseException):
+    """Somebody asked the process to end, as `kill` and `docker stop` do."""
 
 
 @app.callback(invoke_without_command=True)
@@ -42,13 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     started = time.perf_counter()
     try:
-        code = command.main(args=given, prog_name="onnxopt", standalone_mode=False)
+        with _terminated_as_interrupted():
+            code = command.main(args=given, prog_name="onnxopt", standalone_mode=False)
     except OnnxoptError as error:
         return _fail(str(error), error.exit_code)
     except UsageError as error:
         return _fail(str(getattr(error, "format_message", error.__str__)()), InputError.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted; nothing was written", INTERRUPTED_EXIT_CODE)
+    except Terminated:
+        return _fail("terminated; nothing was written", TERMINATED_EXIT_CODE)
     except BrokenPipeError:
         return 0
     except Exception as error:  # noqa: BLE001 - the last line of defence: a bug is said in one line too
@@ -59,7 +70,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"internal error after {time.perf_counter() - started:.0f} s: {type(error).__name__}: {error}; {hint}",
             BUG_EXIT_CODE,
         )
+    if code == INTERRUPTED_EXIT_CODE:  # typer makes this of an interrupt, and says nothing
+        return _fail("interrupted; nothing was written", code)
     return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM take back what was begun, as an interrupt does, in place of ending Python on the spot."""
+    if threading.current_thread() is not threading.main_thread():  # no other may say what signals do
+        yield
+        return
+
+    def end(*_: object) -> NoReturn:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(message: str, code: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from onnxopt.compress.recipe import CompressRecipe
 from onnxopt.compress.report import Compression, Step, record_of
 from onnxopt.distill.run import distill
 from onnxopt.errors import InputError
+from onnxopt.host.scratch import scratch_folder
 from onnxopt.judge.metrics import MetricBudget, cosine
 from onnxopt.judge.perplexity import measure_perplexity
 from onnxopt.load.source.source import resolve
@@ -55,8 +55,8 @@ def compress(recipe: CompressRecipe, out: Path, *, measure: bool = True, progres
         InputError: when a step does not fit the source.
         ProofError: when a step's artifact is not within its budget.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxopt-compress-") as scratch:
-        work = _Work(recipe, out, Path(scratch), progress or (lambda _: None))
+    with scratch_folder() as scratch:
+        work = _Work(recipe, out, scratch, progress or (lambda _: None))
         return work.go(measure=measure)
 
 

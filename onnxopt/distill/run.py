@@ -6,12 +6,12 @@ import json
 import logging
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from onnxopt.distill.settings import RECORD_NAME, Distillation, Settings
 from onnxopt.errors import InputError
+from onnxopt.host.scratch import scratch_folder
 from onnxopt.load.checkpoint.opened import open_checkpoint
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.spec import Say
@@ -52,7 +52,7 @@ def distill(
     """
     tell = say or (lambda _: None)
     check_folder(out)
-    with tempfile.TemporaryDirectory(prefix="onnxopt-student-") as scratch:
+    with scratch_folder() as scratch:
         folder = Path(student).expanduser()
         if not (folder / "config.json").is_file():
             if "=" not in student:
@@ -61,7 +61,7 @@ def distill(
                     where=student,
                     hint='write --student "layers=6", --student "ffn=25%", or name a folder',
                 )
-            folder = out.with_name(f"{out.name}.student") if options.get("save_every") else Path(scratch) / "student"
+            folder = out.with_name(f"{out.name}.student") if options.get("save_every") else scratch / "student"
             if not (resume and folder.is_dir()):
                 make_student(teacher, student, folder, task=options.get("task", ""), align=align, say=tell)
         settings = Settings.made(teacher=teacher, student=str(folder), **options)
@@ -69,7 +69,7 @@ def distill(
             from onnxopt.distill.train import train
 
             return train(settings, out, resume=resume, say=tell)
-        return _launch(settings, out, Path(scratch) / "job.json", processes, resume=resume, say=tell)
+        return _launch(settings, out, scratch / "job.json", processes, resume=resume, say=tell)
 
 
 def check_folder(out: Path) -> None:
@@ -128,17 +128,21 @@ def _launch(settings: Settings, out: Path, job: Path, processes: int, *, resume:
     say(f"accelerate starts {processes} processes")
     failure, tail = "", ""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:  # noqa: S603  our own command
-        for line in running.stdout or ():
-            try:
-                told = json.loads(line)
-            except ValueError:
-                logger.debug("%s", line.rstrip())
-                tail = line.strip() or tail
-                continue
-            if isinstance(told, dict) and "step" in told:
-                say(str(told["step"]))
-            elif isinstance(told, dict):
-                failure = str(told.get("error", ""))
+        try:
+            for line in running.stdout or ():
+                try:
+                    told = json.loads(line)
+                except ValueError:
+                    logger.debug("%s", line.rstrip())
+                    tail = line.strip() or tail
+                    continue
+                if isinstance(told, dict) and "step" in told:
+                    say(str(told["step"]))
+                elif isinstance(told, dict):
+                    failure = str(told.get("error", ""))
+        except BaseException:
+            running.terminate()  # the end of the block waits for it
+            raise
     if running.returncode:
         raise InputError(f"distilling failed: {failure or tail or f'exit code {running.returncode}'}")
     return Distillation.model_validate_json((out / RECORD_NAME).read_text(encoding="utf-8"))

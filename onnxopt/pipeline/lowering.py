@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import SMALL_CONSTANT_BYTES, dims
 from onnxopt.graph.files import MAX_IR_VERSION
+from onnxopt.host.scratch import scratch_folder
 from onnxopt.pipeline.orders import WITHOUT_PADDING
 from onnxopt.pipeline.profit import Profit, decide
 from onnxopt.probe.program import ProbeError
@@ -135,8 +135,8 @@ class _Lowering:
 
     def _measured(self, first: Driver, profit: Profit) -> tuple[Driver, bool]:
         """Return the fastest of all that was lowered, and whether anything was measured."""
-        with tempfile.TemporaryDirectory(prefix="onnxopt-profit-") as name:
-            folder = Path(name)
+        with scratch_folder() as name:
+            folder = name
             measured = False
             if self._ragged:
                 first, measured = self._padding(first, profit, folder / "padding")

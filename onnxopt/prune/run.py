@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -14,6 +13,7 @@ from pydantic import Field
 from onnxopt.errors import InputError
 from onnxopt.graph import initializer_bytes
 from onnxopt.host.folders import staged
+from onnxopt.host.scratch import scratch_folder
 from onnxopt.judge.metrics import MetricBudget
 from onnxopt.load.source.source import Source, resolve
 from onnxopt.prune.checkpoint.network import Pruned
@@ -160,10 +160,10 @@ def prune(
     first, later = split(spec, source)
     if later is None and first is not None:
         return prune_checkpoint(source, first, out, data=data, budget=budget, say=tell)
-    with tempfile.TemporaryDirectory(prefix="onnxopt-prune-") as scratch:
+    with scratch_folder() as scratch:
         parts: tuple[dict[str, Any], ...] = ()
         if first is not None:
-            folder = Path(scratch) / "checkpoint"
+            folder = scratch / "checkpoint"
             parts = prune_checkpoint(source, first, folder, data=data, budget=budget, say=tell).parts
             source = resolve(str(folder))
         if later is None:
@@ -241,8 +241,8 @@ def pruned_source(
     if first is None:
         yield source, later, ()
         return
-    with tempfile.TemporaryDirectory(prefix="onnxopt-pruned-") as scratch:
-        folder = Path(scratch) / source.name
+    with scratch_folder() as scratch:
+        folder = scratch / source.name
         record = prune_checkpoint(source, first, folder, data=data, budget=budget, say=say)
         recipe = source.recipe
         # the recipe's counts and weights are those of the whole model; its task and workload hold for the pruned one

@@ -7,7 +7,6 @@ from resampling whole rounds (the paired bootstrap, Efron 1979): what changes fr
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -18,6 +17,7 @@ import numpy as np
 
 from onnxopt.errors import InputError
 from onnxopt.host.machine import describe_machine, versions
+from onnxopt.host.scratch import scratch_folder
 from onnxopt.records.record import Record
 from onnxopt.run.session import MODEL_NAME
 from onnxopt.spec import Target, Workload
@@ -117,13 +117,13 @@ def bench(
     if not requests:
         raise InputError("no request shape to measure", hint="write for example --workload 1x16,8x128")
     names = _names(candidates)
-    with tempfile.TemporaryDirectory(prefix="onnxopt-bench-") as folder:
+    with scratch_folder() as folder:
         jobs = [
             write_job(
                 candidate.file,
                 [request.feeds[number] for request in requests],
                 Target(target.provider, threads),
-                Path(folder) / str(number),
+                folder / str(number),
             )
             for number, candidate in enumerate(candidates)
         ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from onnxopt.errors import ExportError
 from onnxopt.graph import dims
 from onnxopt.graph.cache import TOTAL, complete
 from onnxopt.host.quiet import quiet
+from onnxopt.host.scratch import scratch_folder
 from onnxopt.load.export.torch_model import TorchModel
 from onnxopt.load.export.untraced import capture
 from onnxopt.spec import Signature, TensorSpec
@@ -177,8 +177,8 @@ def _script(model: TorchModel, signature: Signature, tensors: tuple[Any, ...]) -
         spec.name: {index: axis for index, axis in enumerate(spec.axes) if isinstance(axis, str)}
         for spec in (*signature.inputs, *signature.outputs)
     }
-    with tempfile.TemporaryDirectory() as room:
-        file = Path(room) / "model.onnx"
+    with scratch_folder() as room:
+        file = room / "model.onnx"
         torch.onnx.export(
             model.flat,
             tensors,

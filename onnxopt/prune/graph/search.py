@@ -8,16 +8,15 @@ Source: the loop of measured speed against measured loss as in Yang et al. 2018 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxopt.errors import ProofError
 from onnxopt.graph.files import save_graph
+from onnxopt.host.scratch import scratch_folder
 from onnxopt.judge.metrics import MetricBudget
 from onnxopt.prune.graph.channels import prune_channels, read_moments
 from onnxopt.prune.spec import Amount, PruneSpec
@@ -148,9 +147,9 @@ def cut(model: ir.Model) -> None:
 def _time(model: ir.Model, bounds: Bounds) -> float:
     """Cut a model, which is changed, and return the milliseconds of its requests together."""
     cut(model)
-    with tempfile.TemporaryDirectory(prefix="onnxopt-search-") as folder:
-        path = save_graph(model, Path(folder) / "trial")
-        job = write_job(path, bounds.requests, bounds.target, Path(folder) / "inputs")
+    with scratch_folder() as folder:
+        path = save_graph(model, folder / "trial")
+        job = write_job(path, bounds.requests, bounds.target, folder / "inputs")
         (starts,) = run_rounds([job], ["trial"], rounds=ROUNDS, seconds=SECONDS, progress=None)
     medians = [np.median(np.concatenate(times)) for times in zip(*(one.times_ms for one in starts), strict=True)]
     return float(np.dot(medians, bounds.weights))
