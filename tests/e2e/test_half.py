@@ -1,4 +1,7 @@
-"""fp16 and bf16 for GPU targets, the whole road: real weights, proved tensor by tensor, run on a CPU."""
+"""fp16 and bf16 for GPU targets, the whole road: real weights, proved tensor by tensor, run on a CPU.
+
+Covers: quantize/sixteen_bits.py
+"""
 
 from __future__ import annotations
 

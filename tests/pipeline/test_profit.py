@@ -1,3 +1,8 @@
+"""A form of a kernel is chosen by what it was measured to take, here or in the table that ships.
+
+Covers: rewrite/forms.py, timing/rounds.py
+"""
+
 from __future__ import annotations
 
 import json

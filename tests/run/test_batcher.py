@@ -89,7 +89,7 @@ def test_a_batch_stays_within_its_limits(session: Session, limits: dict[str, int
 
 
 def test_a_wrong_request_fails_alone_and_before_it_waits(session: Session) -> None:
-    wrong = [
+    wrong: list[Feeds] = [
         {"input_ids": np.ones((1, 3), np.int32), "attention_mask": np.ones((1, 3), np.int64)},
         {"input_ids": np.ones((1, 3), np.int64)},
         {"input_ids": np.ones((1, 3), np.int64), "attention_mask": np.ones((1, 4), np.int64)},

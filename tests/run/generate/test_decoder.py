@@ -1,4 +1,7 @@
-"""Stepping a decoder: equal to the same network in NumPy, whatever the padding, the cache or the batch."""
+"""Stepping a decoder: equal to the same network in NumPy, whatever the padding, the cache or the batch.
+
+Covers: run/generate/cache_buffers.py
+"""
 
 from __future__ import annotations
 

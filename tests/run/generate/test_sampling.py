@@ -16,8 +16,8 @@ LOGITS = np.array([1.0, 3.0, 2.0, 3.0, -1.0], np.float32)
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
-    powers = np.exp(scores.astype(np.float64) - scores.max())
-    return powers / powers.sum()
+    powers: np.ndarray = np.exp(scores.astype(np.float64) - scores.max())
+    return np.asarray(powers / powers.sum())
 
 
 def shares(sampling: Sampling, logits: np.ndarray, draws: int = 20_000) -> np.ndarray:
