@@ -27,7 +27,7 @@ from onnxopt.load.reference import OrtReference
 from onnxopt.pipeline.pipeline import run_pipeline
 from onnxopt.proof.cases import cases_of
 from onnxopt.proof.observations import observations_of
-from onnxopt.spec import PADDINGS, Array, Target, TensorSpec
+from onnxopt.spec import PADDINGS, Array, Padding, Target, TensorSpec
 from tests.support.bad_models import good_model, save, write_good
 from tests.support.rules import parse
 
@@ -398,12 +398,12 @@ def test_follows_ids_to_a_table_behind_an_offset() -> None:
     seed=st.integers(0, 99),
 )
 def test_feeds_have_the_declared_shapes_and_do_not_change(
-    batch: int, sequence: int, past: int, padding: str, seed: int
+    batch: int, sequence: int, past: int, padding: Padding, seed: int
 ) -> None:
     feeder = decoder_feeder()
     sizes = {"batch_size": batch, "sequence_length": sequence, "past_sequence_length": past}
-    feeds = feeder.make(sizes, padding, seed)  # type: ignore[arg-type]
-    again = feeder.make(sizes, padding, seed)  # type: ignore[arg-type]
+    feeds = feeder.make(sizes, padding, seed)
+    again = feeder.make(sizes, padding, seed)
     for plan in feeder.plans:
         array = feeds[plan.spec.name]
         assert array.shape == plan.spec.shape(feeder.resolve(sizes))

@@ -6,6 +6,7 @@ Covers: rewrite/vocabulary.py
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import onnx_ir as ir
 import pytest
@@ -135,7 +136,10 @@ def test_the_nearest_miss_names_the_deepest_node() -> None:
     assert "expected Erf, found Exp" in miss.reason
 
 
-def expressions(depth: int) -> st.SearchStrategy[tuple[str, ...]]:
+Tree = tuple[Any, ...]  # a leaf is (name,), any other (operator, tree, tree)
+
+
+def expressions(depth: int) -> st.SearchStrategy[Tree]:
     leaf = st.sampled_from([("a",), ("b",)])
     if depth == 0:
         return leaf
@@ -143,22 +147,22 @@ def expressions(depth: int) -> st.SearchStrategy[tuple[str, ...]]:
     return st.one_of(leaf, st.tuples(st.sampled_from(["Add", "Mul", "Sub"]), inner, inner))
 
 
-def as_pattern(tree: tuple[object, ...], variables: dict[str, Var]) -> Pat:
+def as_pattern(tree: Tree, variables: dict[str, Var]) -> Pat:
     if len(tree) == 1:
         return variables[str(tree[0])]
     kind, left, right = tree
-    return Op(str(kind), (as_pattern(left, variables), as_pattern(right, variables)))  # type: ignore[arg-type]
+    return Op(str(kind), (as_pattern(left, variables), as_pattern(right, variables)))
 
 
-def as_text(tree: tuple[object, ...], swaps: itertools.cycle[bool]) -> tuple[str, list[str]]:
+def as_text(tree: Tree, swaps: itertools.cycle[bool]) -> tuple[str, list[str]]:
     """Write a tree as ONNX text, swapping the operands of commutative nodes at will."""
     lines: list[str] = []
 
-    def walk(part: tuple[object, ...]) -> str:
+    def walk(part: Tree) -> str:
         if len(part) == 1:
             return str(part[0])
         kind, left, right = part
-        names = [walk(left), walk(right)]  # type: ignore[arg-type]
+        names = [walk(left), walk(right)]
         if kind != "Sub" and next(swaps):
             names.reverse()
         lines.append(f"t{len(lines)} = {kind}({names[0]}, {names[1]})")

@@ -76,9 +76,9 @@ def test_similar_lengths_run_together_and_the_oldest_comes_first(session: Sessio
 
 
 @pytest.mark.parametrize(("limits", "shapes"), [({"max_batch": 2}, [2, 2, 1]), ({"max_tokens": 12}, [3, 2])])
-def test_a_batch_stays_within_its_limits(session: Session, limits: dict[str, int], shapes: list[int]) -> None:
+def test_a_batch_stays_within_its_limits(session: Session, limits: dict[str, Any], shapes: list[int]) -> None:
     gate = Gate(session)
-    with Batcher(session, runner=gate, max_wait_ms=0, **limits) as batcher:  # type: ignore[arg-type]
+    with Batcher(session, runner=gate, max_wait_ms=0, **limits) as batcher:
         first = batcher.submit(feeds(1, 1))
         assert gate.entered.wait(10)
         later = [batcher.submit(feeds(1, 4)) for _ in range(5)]
