@@ -127,7 +127,7 @@ class Bench:
             plain = runs.get(name.removesuffix(" graph"))
             if plain is None or plain is run:
                 continue
-            first, second = (np.asarray(one.first(), np.float64) for one in (plain, run))  # type: ignore[attr-defined]
+            first, second = (np.asarray(one.first(), np.float64) for one in (plain, run))  # type: ignore[attr-defined]  # set where a run is bound
             scale = float(np.abs(first).max()) or 1.0
             apart = float(np.abs(first - second).max()) / scale
             self.apart.setdefault(model, {}).setdefault(name, {})[label] = apart

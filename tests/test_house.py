@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -49,6 +50,7 @@ ROOMS = (
 )
 DOORS = ("__init__", "__main__")  # the public face, which imports on first use, and `python -m onnxopt`
 HEAVY = ("torch", "transformers", "onnxruntime", "onnx", "optimum", "pandas", "matplotlib")
+TYPED = ("onnxopt", "passes", "models", "tests", "bench", "tools", "examples", "training")
 MOST_LINES = 550
 MOST_STATEMENT_LINES = 60  # of a function, behind its docstring
 ONE_THOUGHT = {  # functions that are longer, with the reason
@@ -88,6 +90,7 @@ def module_of(path: Path) -> str:
 
 
 def tree_of(path: Path) -> ast.Module:
+    """A file as Python reads it; its path is that from the root of the repository."""
     return ast.parse((ROOT / path).read_text(encoding="utf-8"))
 
 
@@ -98,6 +101,27 @@ def imported(nodes: Iterator[ast.AST]) -> Iterator[str]:
             yield from (alias.name for alias in node.names if alias.name.startswith("onnxopt."))
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "onnxopt":
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def files_of_tests() -> list[Path]:
+    """Every file of tests, from the folder `tests`."""
+    return sorted(path.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py"))
+
+
+def place(path: Path) -> Path:
+    """Where a file lies inside the package, whose rooms `passes` and `models` lie at the top of the repository."""
+    return path.relative_to("onnxopt") if path.parts[0] == "onnxopt" else path
+
+
+def own_test(path: Path) -> Path:
+    """The file of tests that is about one file of the package: of the same folder and name."""
+    return place(path).parent / f"test_{path.name}"
+
+
+def covered_by(test: Path) -> set[str]:
+    """The files that a file of tests says it is about besides its own: `Covers: graph/files.py, graph/regions.py`."""
+    said = re.search(r"^Covers: (.*)", ast.get_docstring(tree_of("tests" / test)) or "", re.DOTALL | re.MULTILINE)
+    return set(re.split(r",\s+", said[1])) if said else set()
 
 
 def test_every_file_is_in_a_room() -> None:
@@ -148,6 +172,33 @@ def test_files_and_functions_can_be_read_in_one_sitting() -> None:
 def test_tests_mirror_the_rooms() -> None:
     folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and any(path.rglob("*.py"))}
     assert folders <= {*ROOMS, *BESIDE}
+
+
+def test_every_file_has_tests_of_its_own_or_is_named_by_others() -> None:
+    tests = files_of_tests()
+    sources = [path for path in files() if path.stem not in DOORS]
+    named = {name for test in tests for name in covered_by(test)}
+    assert named <= {str(place(path)) for path in sources}, "named, and not there"
+    assert not [str(path) for path in sources if own_test(path) not in tests and str(place(path)) not in named]
+
+
+def test_a_file_of_tests_is_named_after_what_lies_in_the_same_place_or_says_what_it_covers() -> None:
+    own = {own_test(path) for path in files()}
+    rooms = [test for test in files_of_tests() if test.parts[0] in ROOMS]
+    assert not [str(test) for test in rooms if test not in own and not covered_by(test)]
+
+
+def test_every_folder_of_tests_is_a_package() -> None:
+    """Names of files repeat from room to room; without packages they would be one module for Python and mypy."""
+    folders = {ROOT / "tests" / test.parent for test in files_of_tests()}
+    assert not [str(folder) for folder in folders if not (folder / "__init__.py").exists()]
+
+
+def test_what_is_typed_otherwise_says_why() -> None:
+    """A reason stands behind each `type: ignore[code]`; mypy itself refuses those that are not needed."""
+    typed = [path for top in TYPED for path in (ROOT / top).rglob("*.py")]
+    lines = [(path, line) for path in typed for line in path.read_text(encoding="utf-8").splitlines()]
+    assert not [f"{path}: {line}" for path, line in lines if re.search(r"# type: ignore(\[[^]]*\])?\s*$", line)]
 
 
 def test_passes_do_not_import_onnx_protobufs() -> None:

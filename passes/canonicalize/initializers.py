@@ -60,6 +60,11 @@ def _merge_equal(graph: ir.Graph, tensors: Tensors) -> None:
             graph.initializers.pop(name)
 
 
+def _stored_shape(value: ir.Value) -> tuple[int, ...]:
+    tensor = value.const_value
+    return () if tensor is None else tuple(int(dim) for dim in tensor.shape)  # type: ignore[arg-type]  # a tensor's
+
+
 def _tie_transposed(model: ir.Model) -> None:
     """Replace each large matrix that is the transpose of another by a Transpose of it; the embedding table is kept."""
     matrices = [
@@ -73,12 +78,12 @@ def _tie_transposed(model: ir.Model) -> None:
     ]
     sizes: dict[tuple[int, ...], list[ir.Value]] = {}
     for value in matrices:
-        sizes.setdefault(tuple(int(d) for d in value.const_value.shape), []).append(value)  # type: ignore[union-attr, arg-type]
+        sizes.setdefault(_stored_shape(value), []).append(value)
     gone: set[ir.Value] = set()
     for value in matrices:
         if value in gone or not _is_table(value):
             continue
-        rows, columns = (int(dim) for dim in value.const_value.shape)  # type: ignore[union-attr, arg-type]
+        rows, columns = _stored_shape(value)
         for other in sizes.get((columns, rows), []):
             if other is value or other in gone or other.dtype != value.dtype or _is_table(other):
                 continue

@@ -183,7 +183,8 @@ class QuantizeEmbedding(Rule):
             zeros = None if points is None else op.constant(points, "zero_points")
         else:
             codes = op.Reshape(twin.inputs[1], op.ints([len(stored), -1], "rows"))
-            scales, zeros = twin.inputs[2], twin.inputs[3] if len(twin.inputs) > 3 else None  # type: ignore[assignment]
+            scales = twin.inputs[2]  # type: ignore[assignment]  # a twin is one by its scales
+            zeros = twin.inputs[3] if len(twin.inputs) > 3 else None
         return op.contrib(
             "GatherBlockQuantized",
             codes,

@@ -1,4 +1,7 @@
-"""The artifact folder: complete or absent, the same bytes twice, and never in the place of something else."""
+"""The artifact folder: complete or absent, the same bytes twice, and never in the place of something else.
+
+Covers: artifact/golden.py, artifact/place.py, host/folders.py
+"""
 
 from __future__ import annotations
 

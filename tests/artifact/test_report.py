@@ -1,4 +1,7 @@
-"""The report: complete, self-contained, safe with other people's names, the same every time, and fit for a phone."""
+"""The report: complete, self-contained, safe with other people's names, the same every time, and fit for a phone.
+
+Covers: artifact/report_plots.py, artifact/report_rows.py
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Statistics of tensors of a running model: texts and images, in several passes, interrupted and gone on with."""
+"""Statistics of tensors of a running model: texts and images, in several passes, interrupted and gone on with.
+
+Covers: calibrate/state.py
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Each calibrator does what its name says, and the best of them is chosen on rows that none has seen."""
+"""Each calibrator does what its name says, and the best of them is chosen on rows that none has seen.
+
+Covers: qmath/affine.py
+"""
 
 from __future__ import annotations
 

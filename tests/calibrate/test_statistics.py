@@ -32,6 +32,7 @@ def test_pieces_give_what_the_whole_gives() -> None:
     np.testing.assert_array_equal(found.high, x.max(axis=0))
     np.testing.assert_allclose(found.mean, x.mean(axis=0, dtype=np.float64), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.moments, np.square(x, dtype=np.float64).mean(axis=0), rtol=1e-5)
+    assert found.gram is not None
     np.testing.assert_allclose(found.gram, x.T.astype(np.float64) @ x, rtol=1e-4, atol=1e-2)
 
 

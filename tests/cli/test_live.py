@@ -17,7 +17,7 @@ from onnxopt.cli.live import done_lines, print_summary, shipped_lines, size_text
 from onnxopt.cli.main import main
 from onnxopt.graph import op_counts
 from onnxopt.pipeline.inspection import inspect_model
-from onnxopt.records.manifest import Manifest, PartRecord, Shipped
+from onnxopt.records.manifest import FormName, Manifest, PartRecord, Shipped
 from onnxopt.records.measurements import Latency, Measurements, Race
 from onnxopt.records.quantization import LayerRecord, QuantizationRecord
 from onnxopt.spec import Signature, Target
@@ -154,10 +154,9 @@ def test_inspect_counts_weights_wherever_they_lie(tmp_path: Path) -> None:
     assert found.size_bytes == 4 * 96 * 96 + 3 * 384
 
 
-def race(form: str, low: float, high: float, *shapes: Latency, trouble: str = "", part: str = "") -> Race:
+def race(form: FormName, low: float, high: float, *shapes: Latency, trouble: str = "", part: str = "") -> Race:
     speedup = (low + high) / 2
-    facts = {"form": form, "low": low, "high": high, "shapes": shapes, "trouble": trouble, "part": part}
-    return Race(speedup=speedup, turns=6, **facts)  # type: ignore[arg-type]
+    return Race(form=form, speedup=speedup, low=low, high=high, turns=6, shapes=shapes, trouble=trouble, part=part)
 
 
 def measured(*races: Race) -> Measurements:

@@ -1,4 +1,7 @@
-"""Clients that `onnxopt package` adds: those whose runtime can be had run; of the others, two are compiled."""
+"""Clients that `onnxopt package` adds: those whose runtime can be had run; of the others, two are compiled.
+
+Covers: artifact/clients.py, artifact/io_json.py
+"""
 
 from __future__ import annotations
 
@@ -150,7 +153,7 @@ def page(minilm: Path) -> Iterator[str]:
 
 
 def click(page: str, folder: Path, room: Path, text: str) -> dict[str, Any]:
-    browser = next((found for name in NAMES if (found := shutil.which(name))), None)
+    browser = next((path for name in NAMES if (path := shutil.which(name))), None)
     if browser is None:
         pytest.skip("Chromium is not installed")
     script = install_script("click.mjs")
@@ -209,7 +212,7 @@ def test_the_genai_client_writes_what_is_expected(decoder: Path) -> None:
 
 def parsed(text: str) -> Any:
     """Read a config.pbtxt by Triton's own schema."""
-    from google.protobuf import text_format
+    from google.protobuf import text_format  # type: ignore[import-untyped]  # it comes with onnx, without types
 
     # by its file: the package around it wants gRPC
     package = importlib.util.find_spec("tritonclient")

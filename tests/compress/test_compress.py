@@ -1,4 +1,7 @@
-"""A recipe runs its steps in order, each judged on text that none has seen, and leaves one artifact and one report."""
+"""A recipe runs its steps in order, each judged on text that none has seen, and leaves one artifact and one report.
+
+Covers: cli/compress.py, compress/recipe.py, compress/report.py, compress/run.py
+"""
 
 from __future__ import annotations
 

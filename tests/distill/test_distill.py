@@ -1,4 +1,8 @@
-"""A student learns what its teacher does, the same on one process and on two, and comes out as a checkpoint."""
+"""A student learns what its teacher does, the same on one process and on two, and comes out as a checkpoint.
+
+Covers: distill/batches.py, distill/data.py, distill/look.py, distill/losses.py, distill/memory.py, distill/models.py,
+distill/run.py, distill/settings.py, distill/train.py, distill/worker.py, prune/checkpoint/student.py, texts/rows.py
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,14 @@ from onnxopt.errors import InputError
 from tests.support.command import onnxopt
 from tests.support.tiny import tiny_checkpoint
 
-COMMON = {"steps": 6, "batch": 8, "length": 32, "most_rows": 60, "evaluate_every": 2, "learning_rate": 2e-3}
+COMMON: dict[str, Any] = {
+    "steps": 6,
+    "batch": 8,
+    "length": 32,
+    "most_rows": 60,
+    "evaluate_every": 2,
+    "learning_rate": 2e-3,
+}
 
 
 def losses(record: Distillation) -> list[float]:
@@ -161,15 +172,15 @@ def test_soft_targets_are_the_divergence(top_k: int) -> None:
 def test_what_the_teacher_said_is_remembered(decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With answers kept, a second epoch learns the same and asks the teacher nothing."""
     from onnxopt.distill import train
+    from onnxopt.load.checkpoint.opened import answers
 
     options = {**COMMON, "most_rows": 18, "top_k": 8, "hold_out": 0.1}  # 16 rows, two updates each epoch
     plain = distill(str(decoder), tmp_path / "plain", student="layers=2", **options)
     asked: list[int] = []
-    answers = train.answers
 
-    def counted(network: object, *rest: object, **names: object) -> dict[str, object]:
-        asked.append(sum(one.numel() for one in network.parameters()))  # type: ignore[attr-defined]
-        return answers(network, *rest, **names)  # type: ignore[arg-type]
+    def counted(network: Any, *rest: Any, **names: Any) -> Any:
+        asked.append(sum(one.numel() for one in network.parameters()))
+        return answers(network, *rest, **names)
 
     monkeypatch.setattr(train, "answers", counted)
     kept = distill(str(decoder), tmp_path / "kept", student="layers=2", cache_teacher=True, **options)

@@ -1,4 +1,7 @@
-"""Bad input: one line, exit code 2, nothing written."""
+"""Bad input: one line, exit code 2, nothing written.
+
+Covers: cli/main.py, cli/shared.py
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A decoder in int8: prompts through integers on both sides, single tokens through weights in blocks, in one file."""
+"""A decoder in int8: prompts through integers on both sides, single tokens through weights in blocks, in one file.
+
+Covers: quantize/prompts.py, quantize/two_ways.py
+"""
 
 from __future__ import annotations
 

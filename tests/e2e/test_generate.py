@@ -1,4 +1,7 @@
-"""`onnxopt generate` and `onnxopt perplexity` as a user types them."""
+"""`onnxopt generate` and `onnxopt perplexity` as a user types them.
+
+Covers: cli/text.py, run/generate/beside.py
+"""
 
 from __future__ import annotations
 

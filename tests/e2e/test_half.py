@@ -1,8 +1,12 @@
-"""fp16 and bf16 for GPU targets, the whole road: real weights, proved tensor by tensor, run on a CPU."""
+"""fp16 and bf16 for GPU targets, the whole road: real weights, proved tensor by tensor, run on a CPU.
+
+Covers: quantize/sixteen_bits.py
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,12 +19,13 @@ from onnxopt.load.entry import load
 from onnxopt.load.source.source import resolve
 from onnxopt.road.optimize import optimize
 from onnxopt.run.session import Session
+from onnxopt.spec import Padding
 from tests.support.seq2seq import save_pair
 from tests.support.tiny import tiny_checkpoint
 
 
-def make(source: str | Path, out: Path, **options: object) -> Artifact:
-    return optimize(source, out=out, measure=False, **{"target": "cuda", "precision": "fp16", **options})  # type: ignore[arg-type]
+def make(source: str | Path, out: Path, **options: Any) -> Artifact:
+    return optimize(source, out=out, measure=False, **{"target": "cuda", "precision": "fp16", **options})
 
 
 def graph_of(artifact: Artifact) -> onnx.GraphProto:
@@ -56,9 +61,9 @@ def test_a_real_encoder_has_the_kernels_of_the_target(minilm: Artifact) -> None:
 
 
 @pytest.mark.parametrize("padding", ["none", "right", "left", "holes"])
-def test_a_real_encoder_answers_as_torch_does(minilm: Artifact, padding: str) -> None:
+def test_a_real_encoder_answers_as_torch_does(minilm: Artifact, padding: Padding) -> None:
     loaded = load(resolve("minilm"))
-    feeds = loaded.feeder.make({"batch": 3, "sequence": 41}, padding, seed=9)  # type: ignore[arg-type]
+    feeds = loaded.feeder.make({"batch": 3, "sequence": 41}, padding, seed=9)
     expected = loaded.reference.run(feeds)["sentence_embedding"]
     found = Session(minilm.model_path).run(feeds)["sentence_embedding"]
     assert (expected * found).sum(axis=-1).min() > 0.99998

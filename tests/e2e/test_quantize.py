@@ -1,4 +1,7 @@
-"""Quantization on the whole road: real MiniLM in int8, tiny models in everything, bad options in one line."""
+"""Quantization on the whole road: real MiniLM in int8, tiny models in everything, bad options in one line.
+
+Covers: cli/quantize.py, judge/gate.py, quantize/columns.py, records/quantization.py
+"""
 
 from __future__ import annotations
 

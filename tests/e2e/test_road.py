@@ -1,8 +1,13 @@
-"""The whole road on small models of several architectures, by both exporters and through the command line."""
+"""The whole road on small models of several architectures, by both exporters and through the command line.
+
+Covers: cli/graphs.py, cli/optimize.py, pipeline/explain.py, pipeline/inspection.py, proof/compare.py,
+records/events.py, records/ledger.py, road/optimize.py, road/plan.py, road/work.py, road/write.py
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +19,9 @@ from onnxopt.artifact.package import check_golden
 from onnxopt.cli.main import main
 from onnxopt.errors import ProofError
 from onnxopt.graph.files import save_graph
+from onnxopt.load.export.export import Exporter
 from onnxopt.rewrite import Builder, Match, Rule
+from onnxopt.rewrite.patterns import Ops, Pat
 from onnxopt.spec import Exact
 from tests.support.command import onnxopt as command
 from tests.support.tiny import tiny_checkpoint
@@ -24,9 +31,9 @@ KINDS = ("bert", "distilbert", "roberta", "vit")
 
 @pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_encoder_is_fused_completely_and_proved(kind: str, exporter: str, tmp_path: Path) -> None:
+def test_an_encoder_is_fused_completely_and_proved(kind: str, exporter: Exporter, tmp_path: Path) -> None:
     source = tiny_checkpoint(kind, tmp_path / kind)
-    artifact = onnxopt.optimize(source, out=tmp_path / "out", exporter=exporter, measure=False)  # type: ignore[arg-type]
+    artifact = onnxopt.optimize(source, out=tmp_path / "out", exporter=exporter, measure=False)
     blocks = {name: (count.fused, count.total) for name, count in artifact.manifest.blocks.items()}
     assert blocks == {"attention": (2, 2), "layer_norm": (5, 5), "gelu": (2, 2), "linear": (8, 8)}
     assert artifact.manifest.worst_relative_error is not None
@@ -97,10 +104,10 @@ def test_a_pass_that_lies_cannot_spoil_the_artifact(tmp_path: Path, monkeypatch:
         name = "test-drop-mask"
         numerics = Exact()
 
-        def patterns(self, op, q, k, v, mask):  # type: ignore[no-untyped-def]
+        def patterns(self, op: Ops, q: Pat, k: Pat, v: Pat, mask: Pat) -> Iterator[Pat]:
             yield op.Attention(q, k, v, mask)
 
-        def rewrite(self, op: Builder, match: Match, q, k, v):  # type: ignore[no-untyped-def]
+        def rewrite(self, op: Builder, match: Match, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
             return op.Attention(q, k, v, **{name: attr.value for name, attr in match.root.attributes.items()})
 
     monkeypatch.setitem(registry._registered, DropMask.name, DropMask)

@@ -1,4 +1,8 @@
-"""Encoder-decoders: made in two parts, fused, proved alone and together, and written with as transformers does it."""
+"""Encoder-decoders: made in two parts, fused, proved alone and together, and written with as transformers does it.
+
+Covers: load/export/torch_pair.py, proof/pair.py, run/generate/encoder_decoder.py, run/generate/row.py,
+run/inputs/sound.py
+"""
 
 from __future__ import annotations
 
@@ -34,9 +38,10 @@ def test_both_halves_answer_like_the_original(name: str, tmp_path: Path) -> None
     assert check_golden(artifact.path) == []
     decoder = manifest.parts["decoder"].signature
     crossing = {spec.name for spec in decoder.inputs if "encoder" in spec.name and spec.name.endswith(("key", "value"))}
-    given = {spec.name.replace("present", "past_key_values") for spec in manifest.parts["encoder"].signature.outputs}
+    encoder = manifest.parts["encoder"].signature
+    made = {spec.name.replace("present", "past_key_values") for spec in encoder.outputs}
     assert len(crossing) == 4  # keys and values of two layers
-    assert crossing <= given
+    assert crossing <= made
     with pytest.raises(InputError, match="is an encoder-decoder, two graphs"):
         Session(artifact.path)
     given = _given(name)

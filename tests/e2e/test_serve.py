@@ -1,4 +1,8 @@
-"""`onnxopt serve` as its callers see it: both protocols, every limit, a mixed load, and a graceful end."""
+"""`onnxopt serve` as its callers see it: both protocols, every limit, a mixed load, and a graceful end.
+
+Covers: cli/serving.py, serve/app.py, serve/kserve.py, serve/limits.py, serve/metrics.py, serve/openai.py,
+serve/problems.py, serve/shelf.py
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What is slower than the original is not shipped, and the command says so."""
+"""What is slower than the original is not shipped, and the command says so.
+
+Covers: road/evidence.py, road/forms.py, road/shipping.py
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,6 @@ from onnxopt.artifact.package import Artifact, check_golden
 from onnxopt.cli.main import main
 from onnxopt.errors import InputError
 from onnxopt.graph import op_counts
-from onnxopt.load.loaded import Loaded
 from onnxopt.pipeline import orders
 from onnxopt.records.ledger import Ledger
 from onnxopt.records.manifest import FormName, Shipped
@@ -24,9 +26,10 @@ from onnxopt.rewrite import Pass, registry
 from onnxopt.road import forms
 from onnxopt.road.shipping import Form, decide
 from onnxopt.run.generate.generator import Generator
-from onnxopt.spec import Exact, Signature
+from onnxopt.spec import Exact
 from onnxopt.timing import latency
 from tests.support.decoders import save_decoder
+from tests.support.loaded import loaded
 from tests.support.seq2seq import save_pair
 from tests.support.tiny import tiny_checkpoint
 
@@ -53,9 +56,11 @@ class Lengthen(Pass):
         nodes = [node for node in model.graph if node.op_type == "Relu"]
         for number in range(LONG if len(nodes) == 1 else 0):
             last = next(node for node in model.graph if node.op_type == "Mul" and node.outputs[0].is_graph_output())
-            more = ir.node("Relu", [last.inputs[0]], name=f"more_{number}")
+            read = last.inputs[0]
+            assert read is not None
+            more = ir.node("Relu", [read], name=f"more_{number}")
             more.outputs[0].name = f"more_{number}"
-            more.outputs[0].type, more.outputs[0].shape = last.inputs[0].type, last.inputs[0].shape
+            more.outputs[0].type, more.outputs[0].shape = read.type, read.shape
             model.graph.insert_before(last, [more])
             last.replace_input_with(0, more.outputs[0])
         return LONG if len(nodes) == 1 else 0
@@ -120,14 +125,14 @@ def speeds(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, tuple[float, f
     """Intervals by form, in place of races."""
     known: dict[str, tuple[float, float]] = {}
 
-    def race(before: Path, after: Path, requests: object, *, form: str, **_: object) -> Race:
+    def race(before: Path, after: Path, requests: object, *, form: FormName, **_: object) -> Race:
         del requests
         assert before.is_file()
         assert after.is_file()
         low, high = known.get(f"{form} {before.parent.parent.name}") or known[form]
         shape = Latency(shape={"batch": 1}, before_ms=1.0, after_ms=2 / (low + high), low=low, high=high)
         speedup = (low + high) / 2
-        return Race(form=form, speedup=speedup, low=low, high=high, turns=6, shapes=(shape,))  # type: ignore[arg-type]
+        return Race(form=form, speedup=speedup, low=low, high=high, turns=6, shapes=(shape,))
 
     monkeypatch.setattr(forms, "race", race)
     yield known
@@ -205,10 +210,8 @@ def test_where_the_original_is_no_choice_the_fastest_of_the_others_is_shipped(
     fused: tuple[float, float], shipped: FormName
 ) -> None:
     def form(name: FormName) -> Form:
-        loaded = Loaded(
-            name, ir.Model(ir.Graph([], [], nodes=[]), ir_version=10), Signature((), ()), None, None, "onnx"
-        )  # type: ignore[arg-type]
-        return Form(name, loaded, Path(name), Ledger(), ())
+        empty = ir.Model(ir.Graph([], [], nodes=[]), ir_version=10)
+        return Form(name, loaded(empty, name=name), Path(name), Ledger(), ())
 
     def compare(one: Form) -> Race:
         low, high = {"optimized": (0.6, 0.7), "fused": fused}[one.name]
@@ -280,7 +283,7 @@ def test_a_decoder_that_answers_for_padding_is_not_shipped_as_it_was_loaded(
 ) -> None:
     speeds |= {"optimized": (0.8, 0.9), "fused": (0.9, 0.95)}
     folder = save_decoder("gpt2", tmp_path / "gpt2")
-    last, every = (onnxopt.optimize(folder, out=tmp_path / kind, tune=False, logits=kind) for kind in ("last", "all"))  # type: ignore[arg-type]
+    last, every = (onnxopt.optimize(folder, out=tmp_path / kind, tune=False, logits=kind) for kind in ("last", "all"))
     assert last.manifest.shipped is not None
     assert last.manifest.shipped.form == "optimized"
     assert "answers for the last column of a row, padding or not" in last.manifest.shipped.reason

@@ -1,4 +1,7 @@
-"""Padded positions are nobody's answer, wherever they lie: in rows, in a cache, behind the last position."""
+"""Padded positions are nobody's answer, wherever they lie: in rows, in a cache, behind the last position.
+
+Covers: graph/roles.py
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Perplexity: the number that can be worked out by hand, the same on every road."""
+"""Perplexity: the number that can be worked out by hand, the same on every road.
+
+Covers: judge/language_models.py, texts/files.py, texts/windows.py
+"""
 
 from __future__ import annotations
 
@@ -85,7 +88,7 @@ def test_every_road_gives_the_number_of_numpy(text: Path, tmp_path: Path) -> Non
     hashes = set()
     for form in ("shared", "packed", "growing"):
         for logits in ("last", "all"):
-            found = measure_perplexity(folder_of(tmp_path, form, logits), text=text, window=40)  # type: ignore[arg-type]
+            found = measure_perplexity(folder_of(tmp_path, form, logits), text=text, window=40)
             assert found.predicted == len(losses)
             assert found.scores[0].loss == pytest.approx(losses.mean(), rel=1e-5)
             assert found.scores[0].low < found.scores[0].perplexity < found.scores[0].high
@@ -102,7 +105,7 @@ def test_with_a_stride_each_token_counts_once_with_more_before_it(text: Path, tm
         end = min(start + 40, len(ids))
         losses.append(tiny.nll(ids[start:end])[29:])
     for logits in ("last", "all"):
-        folder = folder_of(tmp_path, "shared", logits)  # type: ignore[arg-type]
+        folder = folder_of(tmp_path, "shared", logits)
         found = measure_perplexity(folder, text=text, window=40, stride=10)
         assert found.predicted == len(TEXT) - 1
         assert found.scores[0].loss == pytest.approx(np.concatenate(losses).mean(), rel=1e-5)
@@ -110,7 +113,7 @@ def test_with_a_stride_each_token_counts_once_with_more_before_it(text: Path, tm
 
 def test_the_batch_changes_nothing(text: Path, tmp_path: Path) -> None:
     for logits in ("last", "all"):
-        folder = folder_of(tmp_path, "growing", logits)  # type: ignore[arg-type]
+        folder = folder_of(tmp_path, "growing", logits)
         found = [measure_perplexity(folder, text=text, window=30, batch=size).scores[0].loss for size in (1, 3, 64)]
         assert found == pytest.approx([found[0]] * 3, rel=1e-6)
 
@@ -240,6 +243,7 @@ def test_the_original_is_asked_for_the_same_tokens(text: Path, tmp_path: Path) -
     assert ours.perplexity == pytest.approx(200)
     assert found.ratio == pytest.approx(ours.perplexity / original.perplexity)
     assert found.ratio_low is not None
+    assert found.ratio is not None
     assert found.ratio_high is not None
     assert found.ratio_low < found.ratio < found.ratio_high
     assert any(line.startswith("ratio") for line in found.lines())

@@ -1,4 +1,7 @@
-"""Inputs look as users send them, and are the same for the same seed."""
+"""Inputs look as users send them, and are the same for the same seed.
+
+Covers: texts/builtin.py
+"""
 
 from __future__ import annotations
 

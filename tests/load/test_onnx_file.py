@@ -1,9 +1,13 @@
-"""Importing a file: axes get names, inputs get sense, the file itself stays the reference."""
+"""Importing a file: axes get names, inputs get sense, the file itself stays the reference.
+
+Covers: load/graph_feeder.py, load/reference.py
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,7 +27,7 @@ from onnxopt.load.reference import OrtReference
 from onnxopt.pipeline.pipeline import run_pipeline
 from onnxopt.proof.cases import cases_of
 from onnxopt.proof.observations import observations_of
-from onnxopt.spec import PADDINGS, Target, TensorSpec
+from onnxopt.spec import PADDINGS, Array, Padding, Target, TensorSpec
 from tests.support.bad_models import good_model, save, write_good
 from tests.support.rules import parse
 
@@ -33,9 +37,9 @@ Dims = Sequence[int | str | None]
 
 def build(
     nodes: list[onnx.NodeProto],
-    inputs: dict[str, tuple[int, Dims]],
-    outputs: dict[str, tuple[int, Dims | None]],
-    weights: dict[str, np.ndarray] | None = None,
+    inputs: Mapping[str, tuple[int, Dims]],
+    outputs: Mapping[str, tuple[int, Dims | None]],
+    weights: Mapping[str, Array] | None = None,
 ) -> onnx.ModelProto:
     """A model at opset 17."""
     graph = helper.make_graph(
@@ -54,7 +58,7 @@ def build(
 def encoder(dims: Dims = (None, None), positions: int = 24) -> onnx.ModelProto:
     """Token embedding + learned positions, masked: the smallest thing that looks like an encoder."""
     rng = np.random.default_rng(0)
-    weights = {
+    weights: dict[str, Array] = {
         "word.weight": rng.standard_normal((50, 4)).astype(np.float32),
         "position.weight": rng.standard_normal((positions, 4)).astype(np.float32),
         "zero": np.array(0, dtype=np.int64),
@@ -322,7 +326,7 @@ def test_positions_count_tokens_that_are_not_padding() -> None:
 
 
 def test_names_the_open_axes_of_a_cache(tmp_path: Path) -> None:
-    weights = {
+    weights: dict[str, Array] = {
         "word.weight": np.ones((50, 8), dtype=np.float32),
         "heads": np.array([0, 0, 2, 4], dtype=np.int64),
         "middle": np.array([1, 3], dtype=np.int64),
@@ -394,12 +398,12 @@ def test_follows_ids_to_a_table_behind_an_offset() -> None:
     seed=st.integers(0, 99),
 )
 def test_feeds_have_the_declared_shapes_and_do_not_change(
-    batch: int, sequence: int, past: int, padding: str, seed: int
+    batch: int, sequence: int, past: int, padding: Padding, seed: int
 ) -> None:
     feeder = decoder_feeder()
     sizes = {"batch_size": batch, "sequence_length": sequence, "past_sequence_length": past}
-    feeds = feeder.make(sizes, padding, seed)  # type: ignore[arg-type]
-    again = feeder.make(sizes, padding, seed)  # type: ignore[arg-type]
+    feeds = feeder.make(sizes, padding, seed)
+    again = feeder.make(sizes, padding, seed)
     for plan in feeder.plans:
         array = feeds[plan.spec.name]
         assert array.shape == plan.spec.shape(feeder.resolve(sizes))
@@ -432,7 +436,7 @@ def test_weights_beside_the_file_may_be_of_any_size(tmp_path: Path) -> None:
 
 def pyramid(names: Dims) -> onnx.ModelProto:
     """An image halved twice, doubled twice and added to itself: it runs at multiples of 4 only."""
-    halve = {"kernel_shape": [2, 2], "strides": [2, 2]}
+    halve: dict[str, Any] = {"kernel_shape": [2, 2], "strides": [2, 2]}
     nodes = [
         helper.make_node("MaxPool", ["x"], ["half"], **halve),
         helper.make_node("MaxPool", ["half"], ["quarter"], **halve),

@@ -1,4 +1,8 @@
-"""Every recipe says what a recipe must say."""
+"""Every recipe says what a recipe must say.
+
+Covers: load/source/recipe.py, models/bert_base_uncased.py, models/distilbert_sst2.py, models/gpt2.py,
+models/minilm.py, models/roberta_base.py, models/smollm2_135m.py, models/vit_base.py
+"""
 
 from __future__ import annotations
 

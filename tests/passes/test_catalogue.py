@@ -1,4 +1,7 @@
-"""The catalogue is complete: every pass has its test, its documentation and its place in a pipeline."""
+"""The catalogue is complete: every pass has its test, its documentation and its place in a pipeline.
+
+Covers: pipeline/orders.py
+"""
 
 import inspect
 import sys
@@ -30,6 +33,7 @@ PIPELINES = {
     **{f"lower/{target}": set(names) for target, names in LOWER.items()},
 }
 PIPELINES["lower/cpu"] |= set(WITHOUT_PADDING)
+PIPELINES["lower/contrib"] = set(LOWER["cpu"]) & set(LOWER["cuda"])  # kernels that several targets share
 PARTS = ("Before::", "After::", "Meets:", "Numerics:", "Source:")
 
 

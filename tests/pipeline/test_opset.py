@@ -1,4 +1,7 @@
-"""Raising an opset: every changed operator keeps its answer, or the model keeps its opset and says why."""
+"""Raising an opset: every changed operator keeps its answer, or the model keeps its opset and says why.
+
+Covers: pipeline/opset_rules.py
+"""
 
 from __future__ import annotations
 

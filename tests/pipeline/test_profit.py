@@ -1,3 +1,8 @@
+"""A form of a kernel is chosen by what it was measured to take, here or in the table that ships.
+
+Covers: rewrite/forms.py, timing/rounds.py
+"""
+
 from __future__ import annotations
 
 import json
@@ -138,14 +143,21 @@ def test_the_shipped_table_decides_where_nothing_was_measured_and_says_where_it_
     assert Forms(made()).of(*KEY, ("kernel", "another")).form == "kernel", "the table names a form that is not there"
 
 
+def recorded_form(profit: Profit) -> str:
+    """The form that the shipped table names; there is one."""
+    found = profit.recorded(KEY, ("kernel", AS_IS))
+    assert found is not None
+    return found.form
+
+
 def test_the_most_alike_record_decides(table: list[dict[str, object]]) -> None:
     table.append(record("a", "kernel", threads=16))
     table.append(record("b", AS_IS, threads=3))
     table.append(record("c", "kernel", provider="cuda", threads=2))
-    assert made().recorded(KEY, ("kernel", AS_IS)).form == AS_IS  # type: ignore[union-attr]
+    assert recorded_form(made()) == AS_IS
     table.append(record("d", "kernel", threads=2, fills=[0.25]))
-    assert made(fill=0.25).recorded(KEY, ("kernel", AS_IS)).form == "kernel"  # type: ignore[union-attr]
-    assert made().recorded(KEY, ("kernel", AS_IS)).form == AS_IS  # type: ignore[union-attr]
+    assert recorded_form(made(fill=0.25)) == "kernel"
+    assert recorded_form(made()) == AS_IS
 
 
 def test_what_was_found_is_kept_for_the_next_run(table: list[dict[str, object]], tmp_path: Path) -> None:

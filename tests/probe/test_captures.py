@@ -1,8 +1,14 @@
-"""What is remembered of a model's values is what a run of the whole model gives, and its size is bounded."""
+"""What is remembered of a model's values is what a run of the whole model gives, and its size is bounded.
+
+Covers: probe/cut.py, probe/program.py, probe/runners.py
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -55,9 +61,9 @@ def test_what_is_known_is_given_back_and_what_lies_behind_it_runs_from_there(mod
         np.testing.assert_allclose(b, np.exp(x) @ WEIGHT.T, rtol=2e-5, atol=1e-3)
         np.testing.assert_allclose(c, np.tanh(b), rtol=1e-5, atol=1e-6)
     captures.forget()
-    (b,) = named(model, "b")
-    for values in captures.run(model, observations, [b]):
-        assert not np.allclose(values[b], np.exp(observations[0].feeds["x"]) @ WEIGHT.T)
+    (again,) = named(model, "b")
+    for values in captures.run(model, observations, [again]):
+        assert not np.allclose(values[again], np.exp(observations[0].feeds["x"]) @ WEIGHT.T)
         break
 
 
@@ -78,9 +84,12 @@ def test_no_more_is_remembered_than_allowed(model: ir.Model) -> None:
 def test_a_transposed_weight_is_read_as_it_lies(model: ir.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     operators: list[str] = []
     opened = program._open
-    monkeypatch.setattr(
-        program, "_open", lambda proto: operators.extend(node.op_type for node in proto.graph.node) or opened(proto)
-    )
+
+    def seen(proto: onnx.ModelProto) -> Any:
+        operators.extend(node.op_type for node in proto.graph.node)
+        return opened(proto)
+
+    monkeypatch.setattr(program, "_open", seen)
     feeds = observe(model)[0].feeds
     found = GraphRunner(model, turned=True).run(feeds)[0]["y"]
     assert "FusedMatMul" in operators

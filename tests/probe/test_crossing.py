@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -133,7 +134,7 @@ def test_what_is_known_of_a_decoder_says_its_crossings() -> None:
     assert (record.crossings, record.context_length) == ((), 48)
 
 
-ROPES = {
+ROPES: dict[str, tuple[dict[str, Any], bool]] = {
     "dynamic": ({"rope_type": "dynamic", "factor": 4.0}, True),
     "default": ({"rope_type": "default"}, False),
     "linear": ({"rope_type": "linear", "factor": 4.0}, False),

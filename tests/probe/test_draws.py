@@ -1,4 +1,7 @@
-"""Graphs that draw random numbers: everything but the drawing is proved, and the drawing stays."""
+"""Graphs that draw random numbers: everything but the drawing is proved, and the drawing stays.
+
+Covers: road/drawing.py
+"""
 
 from __future__ import annotations
 

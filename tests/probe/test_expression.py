@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxopt.probe.expression import Expressions, Tensors
+from onnxopt.spec import Array
 from tests.support.rules import parse
 
 HEAD = "g (float[batch,4] x, float[batch,4] z) => (float[batch,4] y) "
@@ -74,7 +75,7 @@ def test_nodes_out_of_order_are_not_judged() -> None:
 
 @pytest.mark.parametrize("kind", [np.float32, np.float16, ml_dtypes.bfloat16, np.int64, np.bool_])
 def test_tensors_are_told_apart_at_any_place(kind: type) -> None:
-    array = (np.random.default_rng(0).standard_normal((700, 900)) > 0).astype(kind)
+    array: Array = (np.random.default_rng(0).standard_normal((700, 900)) > 0).astype(kind)
     other = array.copy()
     other[411, 77] = 1 - other[411, 77] if kind is not np.bool_ else not other[411, 77]
     table = Tensors()

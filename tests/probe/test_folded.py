@@ -1,4 +1,7 @@
-"""What folding is proved by: the values that became constants are made again, and nothing else has changed."""
+"""What folding is proved by: the values that became constants are made again, and nothing else has changed.
+
+Covers: probe/memory.py
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -33,7 +34,7 @@ from onnxopt.probe.sidegraph import (
 from onnxopt.proof.observations import observations_of
 from onnxopt.proof.prepare import prepare
 from onnxopt.spec import Array
-from tests.support.rules import parse
+from tests.support.rules import Constant, parse
 
 CONSTANTS: dict[str, Array] = {
     "zero": np.array(0),
@@ -247,7 +248,7 @@ def test_what_a_mask_hangs_on_is_named() -> None:
     ],
 )
 def test_a_mask_of_floats_is_one_where_that_is_so_for_all_floats(inner: str, *, is_mask: bool) -> None:
-    half = {"half": np.float32(0.5)} if "half" in inner else {}
+    half: dict[str, Any] = {"half": np.array(0.5, np.float32)} if "half" in inner else {}
     graph, mask = model(f"{CACHED} {inner}", more=", float[batch,total_sequence] states", **half)
     assert isinstance(meaning_of_mask(graph, mask), MaskMeaning) == is_mask
 
@@ -291,7 +292,11 @@ def test_of_a_file_that_is_not_our_export_any_mask_may_hold_anything() -> None:
 def test_activations_among_the_scores_hide_nothing() -> None:
     """A bias that follows from queries, as DeBERTa's, is made of the model's inputs in the end."""
     body = "p = MatMul(x, table) s = Mul(p, half) y = Add(s, row)"
-    weights = {"table": np.ones((4, 4), np.float32), "half": np.float32(0.5), "row": np.ones(4, np.float32)}
+    weights: dict[str, Constant] = {
+        "table": np.ones((4, 4), np.float32),
+        "half": np.float32(0.5),
+        "row": np.ones(4, np.float32),
+    }
     graph = parse(f"g (float[batch,4] x) => (float y) {{ {body} }}", weights)
     assert origin_of_mask(graph.graph.outputs[0]) == MaskOrigin(None, ())
 
@@ -323,7 +328,7 @@ def test_a_stored_triangle_is_probed_at_its_length() -> None:
         f"{CACHED} {REAL} from_to = Concat<axis=0>(past, zero_one) to_to = Concat<axis=0>(total, total)"
         " part = Slice(table, from_to, to_to, axes) y = And(real, part)"
     )
-    more = {"zero_one": np.array([0]), "axes": np.array([2, 3])}
+    more: dict[str, Any] = {"zero_one": np.array([0]), "axes": np.array([2, 3])}
     triangle = np.tril(np.ones((64, 64), bool))[None, None]
     graph, mask = model(cut, table=triangle, **more)
     found = meaning_of_mask(graph, mask)
@@ -377,7 +382,7 @@ def test_probes_show_every_kind_of_padding() -> None:
 
 
 def test_lengths_that_tell_are_constants_ahead_of_comparisons_and_tables() -> None:
-    def lengths(nodes: str, **weights: Array) -> list[int]:
+    def lengths(nodes: str, **weights: Any) -> list[int]:
         graph, _ = model(f"{CACHED} {PLACES} {nodes}", **weights)
         return telling_lengths(tuple(graph.graph))
 
@@ -470,7 +475,7 @@ def test_a_side_graph_that_stops_takes_the_stop_as_its_input() -> None:
     graph, table = model(
         f"{CACHED} {COUNT} places = Identity(less) {NEWEST.replace('y', 'p')} f = Cast<to=1>(p) y = Cos(f)"
     )
-    positions = table.producer().inputs[0].producer().inputs[0]
+    positions = next(value for node in graph.graph for value in node.outputs if value.name == "p")
     positions.type = ir.TensorType(ir.DataType.INT64)
     side = SideGraph(graph, (table,), stop=(positions,))
     assert side.leaves == side.read == (positions,)
@@ -481,7 +486,7 @@ def test_a_side_graph_that_stops_takes_the_stop_as_its_input() -> None:
 
 def test_a_stop_does_not_hide_what_goes_around_it() -> None:
     graph, value = model(f"{CACHED} {COUNT} places = Identity(less) y = Add(places, sums)")
-    stop = value.producer().inputs[0]
+    stop = next(one for node in graph.graph for one in node.outputs if one.name == "places")
     side = SideGraph(graph, (value,), stop=(stop,))
     assert {leaf.name for leaf in side.leaves} == {"places", "attention_mask"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import ml_dtypes
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from onnxopt.graph import region
 from onnxopt.proof.contract import MOST_WIDENING, Verdict, by_rows, compare, is_switch, mask_inputs, noise_like, shaken
 from onnxopt.spec import Array, Exact, Lossy, Reassociated
-from tests.support.rules import parse
+from tests.support.rules import Constant, parse
 
 CONTRACT = Reassociated(rtol=2e-5, atol=2e-6)
 LOWEST = float(np.finfo(np.float32).min)
@@ -136,7 +137,7 @@ def test_a_bias_moves_and_what_it_hides_does_not() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16])
 def test_activations_move_by_two_units_of_their_own_precision(dtype: type) -> None:
-    before = np.random.default_rng(0).standard_normal((64, 64)).astype(dtype)
+    before: Array = np.random.default_rng(0).standard_normal((64, 64)).astype(dtype)
     (after,) = shaken({value("x"): before}, (), 0).values()
     assert after.dtype == before.dtype
     unit = {2: 2.0**-7 if dtype is ml_dtypes.bfloat16 else 2.0**-10}.get(before.dtype.itemsize, 2.0**-23)
@@ -150,12 +151,19 @@ def test_a_single_number_is_no_activation_to_draw_anew() -> None:
     assert list(noise_like(given, 10.0, 0).values()) == list(given.values())
 
 
+Given = dict[ir.Value, Array]
+
+
 def test_noise_follows_names_and_not_the_order_of_inputs() -> None:
     arrays = {name: np.random.default_rng(ord(name)).standard_normal(8).astype(np.float32) for name in "abc"}
     keys = {name: value(name) for name in arrays}
     for order in ("abc", "cab"):
         given = {keys[name]: arrays[name] for name in order}
-        for make in (lambda x: noise_like(x, 1.0, 3), lambda x: shaken(x, (), 3)):
+        makers: tuple[Callable[[Given], Given], ...] = (
+            lambda values: noise_like(values, 1.0, 3),
+            lambda values: shaken(values, (), 3),
+        )
+        for make in makers:
             expected = make({keys["b"]: arrays["b"]})[keys["b"]]
             np.testing.assert_array_equal(make(given)[keys["b"]], expected)
 
@@ -171,7 +179,7 @@ ROLES = {
 @pytest.mark.parametrize("body", ROLES.values(), ids=ROLES.keys())
 def test_a_mask_is_known_by_what_is_done_to_it(body: str) -> None:
     numbers = {"one": 1.0, "half": 0.5, "lowest": LOWEST, "ten_thousand": -1e4}
-    weights = {name: np.float32(number) for name, number in numbers.items() if name in body}
+    weights: dict[str, Constant] = {name: np.float32(number) for name, number in numbers.items() if name in body}
     model = parse(f"g (float[1,4,4] x, float[4,4] m) => (float y) {{ {body} }}", weights)
     nodes = list(model.graph)
     found = mask_inputs([region(nodes, nodes[-1].outputs)])

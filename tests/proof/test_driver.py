@@ -1,4 +1,7 @@
-"""The proof of each rewrite: a wrong pass is caught, blamed and undone; a right one stays."""
+"""The proof of each rewrite: a wrong pass is caught, blamed and undone; a right one stays.
+
+Covers: proof/prepare.py, proof/repro.py, rewrite/builder.py, rewrite/match.py, rewrite/rule.py
+"""
 
 from __future__ import annotations
 
@@ -211,7 +214,9 @@ def test_a_crashing_whole_graph_pass_leaves_the_graph_as_it_was() -> None:
 
         def run(self, model: ir.Model) -> int:
             node = model.graph.node(1)
-            node.outputs[0].replace_all_uses_with(node.inputs[0], replace_graph_outputs=True)
+            read = node.inputs[0]
+            assert read is not None
+            node.outputs[0].replace_all_uses_with(read, replace_graph_outputs=True)
             model.graph.remove(node)
             raise RuntimeError("half done")
 
@@ -248,7 +253,7 @@ def test_a_saturated_softmax_is_judged_by_its_own_sensitivity() -> None:
             yield op.Softmax(op.MatMul(op.Mul(x, scalar(300.0)), constant("weight")))
 
         def rewrite(self, op: Builder, x: ir.Value, weight: ir.Value) -> ir.Value:
-            return op.Softmax(op.Mul(op.MatMul(x, weight), op.constant(np.float32(300.0), "factor")))
+            return op.Softmax(op.Mul(op.MatMul(x, weight), op.constant(np.array(300.0, np.float32), "factor")))
 
     text = """
     g (float[batch,8] x) => (float[batch,8] y) <float big = {300.0}> {

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -75,7 +76,7 @@ def test_nothing_is_asked_of_cells_that_end_the_process(
         text = f"""g (float[steps,rows,3] x) => (float[steps,1,rows,5] y) {{
           y = If(yes)<then_branch = {body}, else_branch = {other}> }}"""
     weights = {"w": np.ones((1, gates * 5, 3), np.float32), "r": np.ones((1, gates * 5, 5), np.float32)}
-    given = weights | ({"yes": np.ones((), bool)} if inside else {})
+    given: dict[str, Any] = weights | ({"yes": np.ones((), bool)} if inside else {})
     loaded = load(tmp_path, text, **given)
     records, notes = tried_empty(loaded.reference.run, loaded, 1e-4)
     assert bool(records) == is_tried

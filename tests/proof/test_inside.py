@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ GELU = """
   one = Constant<value = float {{1}}>() gate = Add(bell, one) open_ = Mul({x}, gate)
   half = Constant<value = float {{0.5}}>() {y} = Mul(open_, half)"""
 
-WEIGHTS = {
+WEIGHTS: dict[str, Any] = {
     "gamma": numbers(6, seed=1),
     "beta": numbers(6, seed=2),
     "w": numbers(6, 6, seed=3),
@@ -120,7 +121,7 @@ def test_attention_inside_of_a_branch_is_one_operator(tmp_path: Path, heads: int
         else_branch = e () => (float[b,s,{width}] c) {{ c = Identity(x) }}
       >
     }}"""
-    weights = {f"w{n}": numbers(width, width, seed=seed, scale=0.3) for seed, n in enumerate("qkv")}
+    weights: dict[str, Any] = {f"w{n}": numbers(width, width, seed=seed, scale=0.3) for seed, n in enumerate("qkv")}
     taken = take(tmp_path, text, opset=18, **weights)
     assert "Attention" in taken.ops("then of choice")
     assert "Softmax" not in taken.ops("then of choice")
@@ -139,7 +140,11 @@ def test_a_convolution_inside_takes_in_what_follows_it(tmp_path: Path) -> None:
         else_branch = e () => (float[n,4,h,w] a) { c = Conv<pads = [1, 1, 1, 1]>(x, kernel) a = Relu(c) }
       >
     }"""
-    weights = {"kernel": numbers(4, 3, 3, 3), "scale": numbers(4, 1, 1, seed=1), "shift": numbers(4, 1, 1, seed=2)}
+    weights: dict[str, Any] = {
+        "kernel": numbers(4, 3, 3, 3),
+        "scale": numbers(4, 1, 1, seed=1),
+        "shift": numbers(4, 1, 1, seed=2),
+    }
     taken = take(tmp_path, text, **weights)
     assert taken.ops("then of choice") == ["Conv"]
     assert taken.ops("else of choice") == ["Conv", "Relu"]
@@ -181,7 +186,7 @@ def test_a_weight_lies_in_the_branch_that_alone_reads_it(tmp_path: Path) -> None
         else_branch = e () => (float[n,4,h,w] a) { c = Conv(x, shared) a = Relu(c) }
       >
     }"""
-    weights = {"shared": numbers(4, 2, 1, 1), "own": numbers(4, 4, 1, 1), "shift": numbers(4, 1, 1)}
+    weights: dict[str, Any] = {"shared": numbers(4, 2, 1, 1), "own": numbers(4, 4, 1, 1), "shift": numbers(4, 1, 1)}
     taken = take(tmp_path, text, **weights)
     assert taken.ops("then of choice") == ["Conv", "Conv"]
     assert list(taken.model.graph.initializers) == ["shared"]

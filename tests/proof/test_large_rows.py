@@ -1,4 +1,7 @@
-"""Where a row is an image or seconds of sound, few are run: counted in elements, since seconds hang on a machine."""
+"""Where a row is an image or seconds of sound, few are run: counted in elements, since seconds hang on a machine.
+
+Covers: proof/observations.py
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A proof is never void: wrong rewrites are refuted under every mask, and in every order that memory may bring."""
+"""A proof is never void: wrong rewrites are refuted under every mask, and in every order that memory may bring.
+
+Covers: graph/files.py, graph/regions.py
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A rewrite is held to no less than the model holds itself to, and nothing is widened without a reason or a cap."""
+"""A rewrite is held to no less than the model holds itself to, and nothing is widened without a reason or a cap.
+
+Covers: probe/rounding.py
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ import pytest
 
 from onnxopt.errors import ProofError
 from onnxopt.load.loaded import Loaded
+from onnxopt.load.reference import OrtReference
 from onnxopt.probe.rounding import rounds_otherwise
-from onnxopt.proof.cases import cases_of
+from onnxopt.proof.cases import Case, cases_of
 from onnxopt.proof.prepare import prepare
 from onnxopt.proof.tolerance import FACTOR, WIDEST, moved_by_itself, precision_error
 from onnxopt.proof.whole import prove
@@ -56,7 +60,7 @@ def test_a_model_that_moves_by_itself_is_held_to_its_own_movement(tmp_path: Path
     own = moved(loaded)
     assert 1e-4 < own < WIDEST / FACTOR
     notes: list[str] = []
-    case = [({"b": 8} if "b" in loaded.signature.axes else {"batch": 8}, "none")]
+    case: list[Case] = [({"b": 8} if "b" in loaded.signature.axes else {"batch": 8}, "none")]
     prove(shifted(loaded, own), loaded, Budget(1e-6), case, notes=notes)
     assert len(notes) == 1
     assert "rounding errors of its own operators move the original" in notes[0]
@@ -140,8 +144,10 @@ def test_rounding_otherwise_leaves_types_names_and_moved_values_alone(tmp_path: 
     assert rounds_otherwise(proto)
     assert [node.op_type for node in proto.graph.node].count("RandomUniformLike") == 1
     assert {value.name for value in proto.graph.output} == {"y", "z"}
+    assert isinstance(loaded.reference, OrtReference)
     other = loaded.reference.rounded_otherwise()
-    feeds = {"x": np.ones((3, 4), np.float32), "at": np.ones((3, 4), np.int64)}
+    assert other is not None
+    feeds: Feeds = {"x": np.ones((3, 4), np.float32), "at": np.ones((3, 4), np.int64)}
     found, expected = other.run(feeds), loaded.reference.run(feeds)
     assert 0 < np.abs(found["y"] / expected["y"] - 1).max() <= 2.0**-22
     assert np.array_equal(found["z"], expected["z"])
@@ -149,6 +155,7 @@ def test_rounding_otherwise_leaves_types_names_and_moved_values_alone(tmp_path: 
 
 def test_nothing_is_rounded_otherwise_in_a_graph_of_whole_numbers(tmp_path: Path) -> None:
     loaded = load(tmp_path, "g (int64[b,4] x) => (int64[b,4] y) { y = Add(x, x) }")
+    assert isinstance(loaded.reference, OrtReference)
     assert loaded.reference.rounded_otherwise() is None
 
 

@@ -1,3 +1,8 @@
+"""The proof of the whole: errors are relative, padded rows do not count, and every padding is a case of its own.
+
+Covers: qmath/compare.py
+"""
+
 from __future__ import annotations
 
 import math

@@ -81,6 +81,6 @@ def write_repro(folder: Path, model: onnx.ModelProto, verdict: Verdict) -> None:
     text = onnx.printer.to_text(model)
     (folder / "drawn.txt").write_text(f"# {said}\n{text}\n{verdict.trace}", encoding="utf-8")
     if verdict.case is not None:
-        np.savez_compressed(folder / "feeds.npz", **verdict.case.feeds)  # type: ignore[arg-type]
+        np.savez_compressed(folder / "feeds.npz", **verdict.case.feeds)  # type: ignore[arg-type]  # no input is called so
     safe = said.replace("\\", "/").replace('"""', "'''")
     (folder / "repro.py").write_text(SCRIPT.format(reason=safe), encoding="utf-8")

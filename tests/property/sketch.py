@@ -246,10 +246,10 @@ class Sketch:
             axes: which.
             steps: 1 when empty.
         """
-        bounds = [
-            self.ints(*part) if all(isinstance(item, int) for item in part) else self.shape_of(part)  # type: ignore[arg-type]
-            for part in (starts, ends)
-        ]
+        bounds = []
+        for part in (starts, ends):
+            numbers = [item for item in part if isinstance(item, int)]
+            bounds.append(self.ints(*numbers) if len(numbers) == len(part) else self.shape_of(part))
         extra = [self.ints(*steps)] if steps else []
         dims = tuple(self.fresh() if axis in axes else dim for axis, dim in enumerate(value.dims))
         return self.op("Slice", [value, *bounds, self.ints(*axes), *extra], dims, value.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -83,7 +85,7 @@ def test_what_can_be_told_from_the_rest_goes_first(unit: int) -> None:
     x = RNG.normal(size=(3000, 12)).astype(np.float32)
     x[:, 3:6] = x[:, 6:9] @ RNG.normal(size=(3, 3)) * 10  # large, and told by others
     weight = np.ones((12, 2), np.float32)
-    common = {"slices": [weight], "weight": weight, "moments": moments(x), "unit": unit}
+    common: dict[str, Any] = {"slices": [weight], "weight": weight, "moments": moments(x), "unit": unit}
     gone = np.setdiff1d(np.arange(12 // unit), choose("error", 3 // unit, **common))
     assert set(gone) <= ({3, 4, 5, 6, 7, 8} if unit == 1 else {1, 2})
     kept = choose("activation", 3 // unit, **common)

@@ -79,7 +79,8 @@ def test_the_search_comes_near_brute_force(*, symmetric: bool, weighted: bool) -
 
 def _error(blocks: np.ndarray, scales: np.ndarray, zeros: np.ndarray, h: np.ndarray) -> np.ndarray:
     codes = np.clip(np.rint(blocks / scales[:, None] + zeros[:, None]), 0, 15)
-    return (h * np.square(blocks - scales[:, None] * (codes - zeros[:, None]))).sum(-1)
+    squares: np.ndarray = np.square(blocks - scales[:, None] * (codes - zeros[:, None]))
+    return np.asarray((h * squares).sum(-1))
 
 
 def test_hqq_lowers_the_norm_it_is_made_for() -> None:

@@ -1,4 +1,7 @@
-"""Networks of convolutions: random ones of two kinds, their chains of integers, and the search among layers."""
+"""Networks of convolutions: random ones of two kinds, their chains of integers, and the search among layers.
+
+Covers: graph/convs.py
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ GENERATOR = np.random.default_rng(11)
 
 
 def weight(*shape: int) -> Array:
-    return (GENERATOR.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+    return np.asarray(GENERATOR.standard_normal(shape) / np.sqrt(np.prod(shape[1:])), np.float32)
 
 
 MOBILE = """

@@ -1,4 +1,7 @@
-"""The search for the bits of a decoder's layers, on gpt2-mini with its real weights."""
+"""The search for the bits of a decoder's layers, on gpt2-mini with its real weights.
+
+Covers: quantize/positions.py, quantize/run.py
+"""
 
 from __future__ import annotations
 

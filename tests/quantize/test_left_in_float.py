@@ -1,4 +1,7 @@
-"""A plan is not yet a result: layers whose rewrite was undone or turned down are told as float."""
+"""A plan is not yet a result: layers whose rewrite was undone or turned down are told as float.
+
+Covers: quantize/trials.py
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A weight behind axes of one is quantized like a matrix; where no layer is, nothing is judged and a line says so."""
+"""A weight behind axes of one is quantized like a matrix; where no layer is, nothing is judged and a line says so.
+
+Covers: quantize/run.py
+"""
 
 from __future__ import annotations
 

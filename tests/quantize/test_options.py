@@ -1,4 +1,7 @@
-"""What `--precision` means for a decoder."""
+"""What `--precision` means for a decoder.
+
+Covers: qmath/precision.py
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,8 @@ from onnxopt.spec import Provider, Target
 def test_layers_of_a_decoder_may_get(asked: str, choices: set[str], percent: int) -> None:
     precision = QuantizeOptions.parse_precision(asked, Target("cpu"))
     assert precision is not None
+    assert precision != "fp16"
+    assert precision != "bf16"
     options = QuantizeOptions(precision, asked=asked)
     assert {str(one) for one in options.of_decoder()} == choices
     assert options.default_budget("perplexity").limit == pytest.approx(1 + percent / 100)

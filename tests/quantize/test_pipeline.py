@@ -1,9 +1,13 @@
-"""Weights only through the whole pipeline of a real decoder, gpt2-mini."""
+"""Weights only through the whole pipeline of a real decoder, gpt2-mini.
+
+Covers: pipeline/pipeline.py
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -18,6 +22,7 @@ from onnxopt.pipeline.orders import carrying_out
 from onnxopt.pipeline.pipeline import run_pipeline
 from onnxopt.qmath.precision import Precision
 from onnxopt.quantize.weights import plan_weights
+from onnxopt.rewrite import Rewrite
 from onnxopt.spec import Provider, Target
 
 MODELS = Path(__file__).parents[2] / "models" / "weights" / "gpt2-mini"
@@ -42,12 +47,12 @@ def test_a_real_decoder_keeps_its_perplexity(
     target = Target(provider)
     before = perplexity(original.model, tmp_path / "before")
     size = initializer_bytes(original.model)
-    loaded = Loaded(**{**vars(original), "model": original.model.clone()})
+    loaded = replace(original, model=original.model.clone())
 
-    def quantize(model: ir.Model) -> list[object]:
+    def quantize(model: ir.Model) -> list[Rewrite]:
         return carrying_out(plan_weights(model, Precision.parse(precision)), target)
 
-    ledger = run_pipeline(loaded, target, quantize=quantize)  # type: ignore[arg-type]  # a list is a sequence
+    ledger = run_pipeline(loaded, target, quantize=quantize)
     assert not [item.reason for entry in ledger.entries for item in entry.rolled_back]
     ops = Counter(node.op_type for node in loaded.model.graph)
     if provider == "cpu":

@@ -1,4 +1,7 @@
-"""A layer that adds more than its bias keeps what it adds, however it is quantized."""
+"""A layer that adds more than its bias keeps what it adds, however it is quantized.
+
+Covers: passes/words/planned.py
+"""
 
 from __future__ import annotations
 

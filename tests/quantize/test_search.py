@@ -1,4 +1,7 @@
-"""The search for int8: cheap steps first, within the budget; switches that change nothing when they are off."""
+"""The search for int8: cheap steps first, within the budget; switches that change nothing when they are off.
+
+Covers: quantize/smooth.py, quantize/switchboard.py
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Weights that a file stores in few bits stay so, and quantizing takes their codes as they are."""
+"""Weights that a file stores in few bits stay so, and quantizing takes their codes as they are.
+
+Covers: graph/stored_weights.py
+"""
 
 from __future__ import annotations
 
@@ -113,7 +116,12 @@ def test_a_layer_that_is_kept_in_float_is_kept_small(tmp_path: Path) -> None:
       f = Cast<to=1>(q) w = Mul(f, s) p = MatMul(x, w) h = Relu(p)
       f2 = Cast<to=1>(q2) u = Mul(f2, s2) y = MatMul(h, u)
     }}"""
-    weights = {"q": INT8, "s": PER_COLUMN, "q2": INT8.T.copy(), "s2": np.full((1, ROWS), 0.002, np.float32)}
+    weights: dict[str, Array] = {
+        "q": INT8,
+        "s": PER_COLUMN,
+        "q2": INT8.T.copy(),
+        "s2": np.full((1, ROWS), 0.002, np.float32),
+    }
     made, path = optimized(parse(text, weights, opset=17), tmp_path, precision="int8-weights:32", keep="u")
     record = made.manifest.quantization
     assert sorted(one.precision for one in record.layers.values()) == ["fp32", "int8-weights:32"]

@@ -99,6 +99,7 @@ def test_the_bias_takes_back_the_mean_of_what_rounding_does() -> None:
     plan = plan_weights(parse(TEXT, weights()), INT4, seen=inputs)
     made = plan.linears["up"]
     assert made.blocks is not None
+    assert made.bias is not None
     mean = inputs["up"].mean
     before, after = (
         mean @ w + b for w, b in ((weights()["up"], weights()["bias"]), (dequantize(made.blocks), made.bias))

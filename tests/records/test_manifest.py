@@ -1,4 +1,7 @@
-"""The records of an artifact: what they keep, and how they refuse what is not theirs."""
+"""The records of an artifact: what they keep, and how they refuse what is not theirs.
+
+Covers: records/measurements.py, records/record.py, records/rewrites.py
+"""
 
 from __future__ import annotations
 

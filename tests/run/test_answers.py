@@ -1,4 +1,7 @@
-"""Trying an artifact by hand: every task on a model whose answer is known beforehand."""
+"""Trying an artifact by hand: every task on a model whose answer is known beforehand.
+
+Covers: run/inputs/image.py, run/inputs/text.py
+"""
 
 from __future__ import annotations
 

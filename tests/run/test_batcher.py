@@ -76,9 +76,9 @@ def test_similar_lengths_run_together_and_the_oldest_comes_first(session: Sessio
 
 
 @pytest.mark.parametrize(("limits", "shapes"), [({"max_batch": 2}, [2, 2, 1]), ({"max_tokens": 12}, [3, 2])])
-def test_a_batch_stays_within_its_limits(session: Session, limits: dict[str, int], shapes: list[int]) -> None:
+def test_a_batch_stays_within_its_limits(session: Session, limits: dict[str, Any], shapes: list[int]) -> None:
     gate = Gate(session)
-    with Batcher(session, runner=gate, max_wait_ms=0, **limits) as batcher:  # type: ignore[arg-type]
+    with Batcher(session, runner=gate, max_wait_ms=0, **limits) as batcher:
         first = batcher.submit(feeds(1, 1))
         assert gate.entered.wait(10)
         later = [batcher.submit(feeds(1, 4)) for _ in range(5)]
@@ -89,7 +89,7 @@ def test_a_batch_stays_within_its_limits(session: Session, limits: dict[str, int
 
 
 def test_a_wrong_request_fails_alone_and_before_it_waits(session: Session) -> None:
-    wrong = [
+    wrong: list[Feeds] = [
         {"input_ids": np.ones((1, 3), np.int32), "attention_mask": np.ones((1, 3), np.int64)},
         {"input_ids": np.ones((1, 3), np.int64)},
         {"input_ids": np.ones((1, 3), np.int64), "attention_mask": np.ones((1, 4), np.int64)},

@@ -1,4 +1,7 @@
-"""Where a model runs: options of the providers, ranges for TensorRT, a word for what is missing."""
+"""Where a model runs: options of the providers, ranges for TensorRT, a word for what is missing.
+
+Covers: artifact/placement.py
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Opening and running a model: what fits runs, everything else is one clear line."""
+"""Opening and running a model: what fits runs, everything else is one clear line.
+
+Covers: host/runtime_errors.py
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -23,7 +25,7 @@ CEIL = (
     "a = Sub(t, n) z = Concat<axis=0>(zero, zero, zero, zero, a, zero) h = Pad(x, z)"
 )
 # every way, with k in it, of a cut that is none at small sizes; what `h` has along axis 1, in Python
-CUTS = {
+CUTS: dict[str, tuple[str, Callable[[int, int], int]]] = {  # and how many rows are left of n
     "first k": ("h = Slice(x, zero, k, one)", min),
     "last k": ("b = Neg(k) h = Slice(x, b, n, one)", min),
     "min": ("m = Min(n, k) h = Slice(x, zero, m, one)", min),

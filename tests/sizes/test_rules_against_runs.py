@@ -1,4 +1,8 @@
-"""What the rules say of every operator, against what ONNX Runtime gives: ONNX's own cases with every axis left open."""
+"""What the rules say of every operator, against what ONNX Runtime gives: ONNX's own cases with every axis left open.
+
+Covers: sizes/facts.py, sizes/fallback.py, sizes/rules.py, sizes/rules_attention.py, sizes/rules_elementwise.py,
+sizes/rules_flow.py, sizes/rules_movement.py, sizes/rules_products.py, sizes/rules_resize.py, sizes/rules_sequence.py
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ def cases() -> list[Any]:
 
 def opened(proto: onnx.ModelProto) -> dict[str, tuple[str, int]]:
     """Give every dimension of every input a name of its own; return input and place by that name."""
-    places = {}
+    places: dict[str, tuple[str, int]] = {}
     for value in proto.graph.input:
         for place, dim in enumerate(value.type.tensor_type.shape.dim):
             name = f"a{len(places)}"

@@ -1,3 +1,8 @@
+"""Terms of sizes are written in one way, and are what plain arithmetic gives.
+
+Covers: sizes/check.py
+"""
+
 from __future__ import annotations
 
 import numpy as np

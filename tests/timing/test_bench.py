@@ -1,4 +1,7 @@
-"""Benchmarks: equal work for all, in processes of their own, with the noise in the numbers."""
+"""Benchmarks: equal work for all, in processes of their own, with the noise in the numbers.
+
+Covers: cli/bench.py, host/machine.py, timing/candidates.py, timing/worker.py
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Before and after in turns: what an interval shows, when more turns are run, and what else the machine did."""
+"""Before and after in turns: what an interval shows, when more turns are run, and what else the machine did.
+
+Covers: timing/busy.py
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import pytest
 from onnxopt.errors import InputError
 from onnxopt.probe.observe import Observation
 from onnxopt.records.measurements import Race
-from onnxopt.spec import Signature, Target, TensorSpec, Workload
+from onnxopt.spec import Feeds, Signature, Target, TensorSpec, Workload
 from onnxopt.timing import busy, latency
 from onnxopt.timing.busy import Load, Watch
 from onnxopt.timing.latency import race, summed_up, typed
@@ -21,7 +24,7 @@ from onnxopt.timing.rounds import Start, median_interval
 
 def test_inputs_get_the_types_of_the_result() -> None:
     signature = Signature((TensorSpec("ids", "int64", ("batch",)), TensorSpec("past", "float16", ("batch", 2))), ())
-    feeds = {"ids": np.arange(3), "past": np.ones((3, 2), np.float32)}
+    feeds: Feeds = {"ids": np.arange(3), "past": np.ones((3, 2), np.float32)}
     found = typed(feeds, signature)
     assert {name: array.dtype.name for name, array in found.items()} == {"ids": "int64", "past": "float16"}
     assert found["ids"] is feeds["ids"]
@@ -53,11 +56,11 @@ def raced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *batches: Batch, load
         return [starts(*(before for before, _ in turns)), starts(*(after for _, after in turns))]
 
     monkeypatch.setattr(latency, "run_rounds", run_rounds)
-    monkeypatch.setattr(latency.Watch, "load", lambda self: load)
-    files = [tmp_path / "a" / "model.onnx", tmp_path / "b" / "model.onnx"]
+    monkeypatch.setattr(Watch, "load", lambda self: load)
     said: list[str] = []
     found = race(
-        *files,
+        tmp_path / "a" / "model.onnx",
+        tmp_path / "b" / "model.onnx",
         REQUESTS,
         form="optimized",
         signature=SIGNATURE,
@@ -83,7 +86,8 @@ def test_a_graph_that_does_not_run_is_called_by_its_name(tmp_path: Path, monkeyp
     for failing, name in enumerate(("original", "fused")):  # noqa: B007 - read above
         with pytest.raises(InputError, match=f"timing the {name} graph: .*--workload") as caught:
             race(
-                *(tmp_path / folder / "model.onnx" for folder in "ab"),
+                tmp_path / "a" / "model.onnx",
+                tmp_path / "b" / "model.onnx",
                 REQUESTS,
                 form="fused",
                 signature=SIGNATURE,

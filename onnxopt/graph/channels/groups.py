@@ -164,7 +164,9 @@ class Channels:
 
 def _other(slot: Slot) -> int:
     shape = slot.value.shape
-    return int(shape[1 - slot.axis]) if shape is not None and len(shape) == 2 else -1  # type: ignore[arg-type]
+    if shape is None or len(shape) != 2:
+        return -1
+    return int(shape[1 - slot.axis])  # type: ignore[arg-type]  # a weight has no symbolic dimension
 
 
 def _smaller(model: ir.Model, value: ir.Value, axes: dict[int, npt.NDArray[np.bool_]], number: int) -> ir.Value:

@@ -475,7 +475,8 @@ class _Subject:
         counts = []
         for column in range(columns):
             own = np.arange(columns) == column
-            counts.append(max(together, self._count(spec.name, lambda value, own=own: alike(value) * own)))  # type: ignore[misc]
+            count = self._count(spec.name, lambda value, own=own: alike(value) * own)  # type: ignore[misc]  # a default
+            counts.append(max(together, count))
         corners = columns % 2 == 0 and self.answer({spec.name: alike(1) * (np.arange(columns) < columns // 2)}) is None
         return ExtraInput(spec, tuple(counts), corners)
 

@@ -82,7 +82,7 @@ def short_expressions(most: int = MAX_TERMS) -> Iterator[None]:
     try:
         yield
     finally:
-        ShapeEnv.evaluate_expr = plain  # type: ignore[method-assign]
+        ShapeEnv.evaluate_expr = plain  # type: ignore[method-assign]  # as it was
 
 
 @functools.lru_cache(maxsize=4096)

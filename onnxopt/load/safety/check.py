@@ -46,7 +46,7 @@ def check_onnx(path: Path) -> Checked:
         InputError: the file cannot be read, is not ONNX, or breaks one of the rules above.
     """
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it comes without types
 
     from onnxopt.load.safety.wire import WireScan
 

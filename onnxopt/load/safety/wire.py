@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from onnxopt.errors import InputError
 
 if TYPE_CHECKING:
-    from google.protobuf.descriptor import Descriptor  # type: ignore[import-untyped]
+    from google.protobuf.descriptor import Descriptor  # type: ignore[import-untyped]  # it comes without types
 
 VARINT, FIXED64, BYTES, GROUP_START, GROUP_END, FIXED32 = range(6)  # wire types
 MAX_DEPTH = 64  # messages inside messages; ONNX needs 3 per level of If, Loop or Scan, and protobuf itself stops at 100

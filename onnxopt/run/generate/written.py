@@ -50,7 +50,7 @@ class Speed(Record):
         """Tokens read per second; 0 when there were none."""
         return self.prefill_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
 
-    @computed_field  # type: ignore[prop-decorator]
+    @computed_field  # type: ignore[prop-decorator]  # same
     @property
     def decode_per_second(self) -> float:
         """Tokens written per second; 0 when there were none."""

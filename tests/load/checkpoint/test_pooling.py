@@ -18,14 +18,15 @@ def expected(mode: str, hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return the vector of one row, written for one row."""
     kept = hidden[mask == 1]
     places = np.flatnonzero(mask) + 1.0
-    return {
+    vectors: dict[str, np.ndarray] = {
         "cls": hidden[0],
         "max": kept.max(0),
         "mean": kept.mean(0),
         "mean_sqrt_len": kept.sum(0) / np.sqrt(len(kept)),
         "weightedmean": (kept * places[:, None]).sum(0) / places.sum(),
         "lasttoken": kept[-1],
-    }[mode]
+    }
+    return vectors[mode]
 
 
 @pytest.mark.parametrize("normalize", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from onnxopt.errors import ExportError
 from onnxopt.load.export.axes import PROOF_SIZES, PROOF_STEPS, axis_sizes, learn_ranges, prove_axes, range_notes
 from onnxopt.load.feeds import ImageFeeder
-from onnxopt.spec import AxisRange, Feeds, Signature, TensorSpec
+from onnxopt.spec import Array, AxisRange, Feeds, Signature, TensorSpec
 from tests.support.axes import write
 
 IDS = TensorSpec("input_ids", "int64", ("batch", "sequence"))
@@ -96,7 +97,7 @@ class Counted:
     def __init__(self) -> None:
         self.elements: list[int] = []
 
-    def run(self, feeds: Feeds) -> Feeds:
+    def run(self, feeds: Mapping[str, Array]) -> Feeds:
         self.elements.append(feeds["pixel_values"].size)
         return {"y": np.maximum(feeds["pixel_values"], 0)}
 
@@ -124,7 +125,7 @@ def test_sizes_at_which_a_file_answers_otherwise_are_no_sizes_of_it_and_said(ste
     """What is filled up to a multiple while it is traced runs at other sizes too, and gives other numbers."""
 
     class Filling(Counted):
-        def run(self, feeds: Feeds) -> Feeds:
+        def run(self, feeds: Mapping[str, Array]) -> Feeds:
             short = sum(-size % step for size in feeds["pixel_values"].shape[2:])
             return {"y": super().run(feeds)["y"] + np.float32(short)}
 

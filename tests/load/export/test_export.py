@@ -1,4 +1,7 @@
-"""Checkpoints become proved graphs, or one line that says why not."""
+"""Checkpoints become proved graphs, or one line that says why not.
+
+Covers: load/checkpoint/network.py, load/export/torch_model.py, load/export/trace.py, load/loaded.py
+"""
 
 from __future__ import annotations
 
@@ -199,7 +202,11 @@ def test_damaged_cache_is_made_again(tiny: Callable[..., Path]) -> None:
     source = resolve(str(tiny("bert")))
     first = export(source, exporter="torchscript")
     entry = first.assets[0].parent.parent
-    for damage in (lambda file: file.write_bytes(file.read_bytes()[:-9]), lambda file: file.unlink()):
+    damages: tuple[Callable[[Path], object], ...] = (
+        lambda file: file.write_bytes(file.read_bytes()[:-9]),
+        lambda file: file.unlink(),
+    )
+    for damage in damages:
         damage(entry / "model.onnx")
         said: list[str] = []
         again = export(source, exporter="torchscript", progress=said.append)

@@ -1,4 +1,7 @@
-"""What of a model's forward becomes an input is found by trying, and what would vanish is said or refused."""
+"""What of a model's forward becomes an input is found by trying, and what would vanish is said or refused.
+
+Covers: load/entry.py
+"""
 
 from __future__ import annotations
 
@@ -91,8 +94,8 @@ def own_model(forward: Callable[..., Any], **tables: int) -> Any:
     def run(self: Own, *args: Any, return_dict: bool = True, **given: Any) -> Any:
         return BaseModelOutput(last_hidden_state=forward(self, *args, **given))
 
-    run.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
-    Own.forward = run  # type: ignore[method-assign]
+    run.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]  # where `inspect` looks first
+    Own.forward = run
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         return Own().eval()
@@ -174,7 +177,7 @@ def test_arguments_are_found_whatever_they_are_called() -> None:
         odd: torch.Tensor | None = None,  # nothing that is made up runs
         loud: bool | None = None,
     ) -> torch.Tensor:
-        hidden = self.words(input_ids)
+        hidden: torch.Tensor = self.words(input_ids)
         if strokes is not None:
             high, low = self.tables["high"], self.tables["low"]
             hidden = hidden + high(strokes[..., 0]) + low(strokes[..., 1]) + high(strokes[..., 2])

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from onnxopt.errors import ExportError
 from onnxopt.load.export.untraced import MAX_TERMS, capture, short_expressions
 from onnxopt.spec import Signature, TensorSpec
 
-torch = pytest.importorskip("torch")
 FLOATS = Signature((TensorSpec("x", "float32", ("batch", "sequence", 8)),), ())
 EXAMPLE = {"batch": 3, "sequence": 5}
 OTHERS = ({"batch": 1, "sequence": 1}, {"batch": 2, "sequence": 11})
@@ -54,12 +54,11 @@ def exported(program: Any, **options: Any) -> Any:
     from onnxopt.host.quiet import quiet
 
     with quiet(), torch.no_grad():
-        model = torch.onnx.export(
-            program, dynamo=True, opset_version=23, optimize=False, verbose=False, **options
-        ).model_proto
+        made = torch.onnx.export(program, dynamo=True, opset_version=23, optimize=False, verbose=False, **options)
+    assert made is not None
     settings = onnxruntime.SessionOptions()
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(model.SerializeToString(), settings)
+    return onnxruntime.InferenceSession(made.model_proto.SerializeToString(), settings)
 
 
 def answers(session: Any, sizes: dict[str, int]) -> list[Any]:

@@ -1,4 +1,7 @@
-"""An axis may be called anything: a name that reads as an expression is a name and no more."""
+"""An axis may be called anything: a name that reads as an expression is a name and no more.
+
+Covers: sizes/words.py
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from onnxopt.artifact.stacks import served_model
 from onnxopt.graph import dims
 from onnxopt.load.graph_feeder import GraphFeeder, InputPlan
 from onnxopt.load.learn.roles import CANONICAL, canonical_names, renamed_feeder
+from onnxopt.load.loaded import Loaded
 from onnxopt.load.onnx_file import load_onnx
 from onnxopt.proof.prepare import prepare
 from onnxopt.sizes import Derivation
@@ -91,7 +95,7 @@ def test_what_is_written_of_inner_values_is_no_name_of_another_axis(tmp_path: Pa
     loaded = load_onnx(named(tmp_path, {"first": "x", "second": "x*2"}))
     inner = loaded.signature.inputs[0].axes[0]
     value = next(value for node in loaded.model.graph for value in node.outputs if value.name == "twice")
-    value.shape = type(value.shape or loaded.model.graph.inputs[0].shape)([f"{inner}*2", 4])  # type: ignore[misc]
+    value.shape = ir.Shape([f"{inner}*2", 4])
     written = served_model(loaded.model, loaded.signature, loaded.names)
     shapes = {value.name: value.shape for node in written.graph for value in node.outputs}
     assert shapes["twice"] is not None
@@ -112,6 +116,12 @@ def test_inner_names_are_plain_and_apart(drawn: tuple[str, ...], output: str) ->
     assert len(inner.resolve({})) == len(axes)
 
 
+def resolved(loaded: Loaded, sizes: dict[str, int]) -> dict[str, int]:
+    """The size of every axis, under the names that the user knows."""
+    assert isinstance(loaded.feeder, GraphFeeder)
+    return loaded.shown(loaded.feeder.resolve(loaded.known(sizes)))
+
+
 @pytest.mark.parametrize(("longest", "second", "plus"), [("a + c", "c", 0), ("a + 3", 3, 3)])
 def test_a_sum_that_is_one_follows_from_its_parts(longest: str, second: str | int, plus: int, tmp_path: Path) -> None:
     """Rows of two inputs side by side, added to a third."""
@@ -120,13 +130,13 @@ def test_a_sum_that_is_one_follows_from_its_parts(longest: str, second: str | in
     path = write(tmp_path / "m.onnx", text)
     onnx.save(renamed(onnx.load(path), {"whole": longest}), path)
     loaded = load_onnx(path)
-    sizes = loaded.shown(loaded.feeder.resolve(loaded.known({"a": 5, "c": 9})))
+    sizes = resolved(loaded, {"a": 5, "c": 9})
     assert sizes[longest] == 5 + (plus or 9)
 
 
 def test_a_sum_by_name_alone_has_sizes_of_its_own(tmp_path: Path) -> None:
     loaded = load_onnx(named(tmp_path, {"first": "a", "second": "a + 1"}))
-    sizes = loaded.shown(loaded.feeder.resolve(loaded.known({"a": 5, "a + 1": 9})))
+    sizes = resolved(loaded, {"a": 5, "a + 1": 9})
     assert sizes == {"a": 5, "a + 1": 9}
 
 

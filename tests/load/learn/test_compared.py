@@ -1,4 +1,7 @@
-"""An input that is compared with constants is filled so that every side of the comparisons runs."""
+"""An input that is compared with constants is filled so that every side of the comparisons runs.
+
+Covers: proof/reached.py
+"""
 
 from __future__ import annotations
 

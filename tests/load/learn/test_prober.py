@@ -1,9 +1,14 @@
-"""Axes are learned from what runs: ranges, steps, ties, sizes that are baked in; whatever they are called."""
+"""Axes are learned from what runs: ranges, steps, ties, sizes that are baked in; whatever they are called.
+
+Covers: load/learn/first_sizes.py, proof/observations.py
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +20,7 @@ from onnxopt.load.given import Given
 from onnxopt.load.loaded import Loaded
 from onnxopt.proof.cases import cases_of
 from onnxopt.proof.observations import chosen, observations_of
-from onnxopt.spec import AxisRange, Feeds
+from onnxopt.spec import Array, AxisRange, Feeds
 from tests.support.axes import load
 
 FIVE = np.array([5], np.int64)
@@ -143,11 +148,14 @@ def test_a_model_that_cannot_be_guessed_runs_on_what_the_user_gives(tmp_path: Pa
     text = """g (float[long,2] x, float[short,2] y) => (float[short,2] z) {
       n = Shape<start = 0, end = 1>(y) m = Mul(n, seven) k = Add(m, four) two = Constant<value_ints = [2]>()
       shape = Concat<axis = 0>(k, two) same = Reshape(x, shape) cut = Slice(same, zero, n) z = Add(cut, y) }"""
-    numbers = {"seven": np.array([7], np.int64), "four": np.array([4], np.int64), "zero": np.array([0], np.int64)}
+    numbers: dict[str, Any] = {
+        "seven": np.array([7], np.int64),
+        "four": np.array([4], np.int64),
+        "zero": np.array([0], np.int64),
+    }
     with pytest.raises(InputError, match=r"--feeds example\.npz"):
         load(tmp_path, text, **numbers)
-    example = {"x": np.ones((39, 2), np.float32), "y": np.full((5, 2), 3, np.float32)}
-    np.savez(tmp_path / "one.npz", **example)
+    np.savez(tmp_path / "one.npz", x=np.ones((39, 2), np.float32), y=np.full((5, 2), 3, np.float32))
     loaded = load(tmp_path, text, Given.parse(feeds=tmp_path / "one.npz"), **numbers)
     assert loaded.signature.inputs[0].axes == (39, 2)
     assert loaded.reference.run(loaded.feeder.make({}))["z"].shape == (5, 2)
@@ -178,7 +186,7 @@ def test_a_model_that_runs_nowhere_is_refused_with_the_options_that_help(tmp_pat
 
         name = "stubborn"
 
-        def run(self, feeds: Feeds) -> Feeds:
+        def run(self, feeds: Mapping[str, Array]) -> Feeds:
             raise InputError("no")
 
     with pytest.raises(InputError, match="does not run with inputs made up for it") as refused:
@@ -193,7 +201,8 @@ def test_an_axis_that_is_split_has_a_size_in_the_runs_before(tmp_path: Path) -> 
       flat = Reshape(z, shape) short = ReduceSum<keepdims = 0>(flat, axes) long = ReduceSum<keepdims = 0>(x, axes_x)
       y = Concat<axis = 0>(short, long) }"""
     shapes = {"shape": [-1, 4], "axes": [0], "axes_x": [0, 1]}
-    loaded = load(tmp_path, text, **{name: np.array(value, np.int64) for name, value in shapes.items()})
+    weights: dict[str, Any] = {name: np.array(value, np.int64) for name, value in shapes.items()}
+    loaded = load(tmp_path, text, **weights)
     assert len(loaded.signature.axes) == 4
     assert any(known.step > 1 for known in loaded.ranges.values())
     assert all(set(loaded.signature.axes) <= set(sizes) for sizes in loaded.proved_sizes)

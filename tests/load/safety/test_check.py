@@ -1,4 +1,7 @@
-"""Files from strangers: each bad one is refused in one line, before anything large is allocated."""
+"""Files from strangers: each bad one is refused in one line, before anything large is allocated.
+
+Covers: load/safety/files.py, load/safety/structure.py, load/safety/wire.py
+"""
 
 from __future__ import annotations
 

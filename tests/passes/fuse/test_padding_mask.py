@@ -1,3 +1,8 @@
+"""A mask over padded keys is found in every spelling, and what is no mask stays.
+
+Covers: passes/words/masks.py
+"""
+
 import re
 
 import numpy as np

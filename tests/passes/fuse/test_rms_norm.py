@@ -1,3 +1,8 @@
+"""RMSNorm in every spelling becomes one operator; what only looks like it stays.
+
+Covers: passes/words/norms.py
+"""
+
 from typing import Any
 
 import numpy as np

@@ -1,3 +1,9 @@
+"""Channels that are zero everywhere go, wherever a graph carries them; those that are seen stay.
+
+Covers: graph/channels/entries.py, graph/channels/groups.py, graph/channels/moves.py, graph/channels/sizes.py,
+graph/channels/walk.py
+"""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,9 +1,14 @@
-"""Checkpoints lose layers, channels and words, and are checkpoints again."""
+"""Checkpoints lose layers, channels and words, and are checkpoints again.
+
+Covers: load/checkpoint/opened.py, prune/checkpoint/heads.py, prune/checkpoint/network.py,
+prune/checkpoint/vocabulary.py
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +46,8 @@ KINDS = {
 }  # fmt: skip
 
 
-def network_of(kind: str) -> tuple[torch.nn.Module, transformers.PretrainedConfig, str]:
+def network_of(kind: str) -> tuple[Any, transformers.PretrainedConfig, str]:
+    """A network of transformers, its config, and the name of the field that holds the width of a feed-forward."""
     made, config, settings, field = KINDS[kind]
     torch.manual_seed(1)
     network = made(config(**settings)).eval()
@@ -58,7 +64,8 @@ def batches(count: int = 4) -> list[dict[str, torch.Tensor]]:
 
 def first(network: torch.nn.Module, feeds: dict[str, torch.Tensor]) -> torch.Tensor:
     with torch.inference_mode():
-        return network(**feeds)[0]
+        answer: torch.Tensor = network(**feeds)[0]
+    return answer
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -184,6 +191,7 @@ def make_tokenizer(kind: str, folder: Path) -> Path:
 
     corpus = english_text(60_000).split(". ")
     marks = ["[UNK]", "[CLS]", "[SEP]", "[PAD]"]
+    trainer: trainers.Trainer
     if kind == "WordPiece":
         made = Tokenizer(models.WordPiece(unk_token=marks[0]))
         made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()

@@ -1,4 +1,8 @@
-"""Fused graphs lose heads, channels and layers; what is left equals the original with those parts set to zero."""
+"""Fused graphs lose heads, channels and layers; what is left equals the original with those parts set to zero.
+
+Covers: prune/graph/channels.py, prune/graph/layers.py, prune/graph/search.py, prune/graph/stage.py,
+prune/graph/zeros.py, prune/judging.py, prune/run.py
+"""
 
 from __future__ import annotations
 
@@ -155,7 +159,8 @@ def test_channels_go_through_residuals(resnet: Path, tmp_path: Path) -> None:
     report = [note for note in artifact.manifest.notes if note.startswith("pruned channels")]
     assert report
     weights = [one.const_value for one in ir.load(artifact.path / "model.onnx").graph.initializers.values()]
-    widths = {int(one.shape[0]) for one in weights if one is not None and len(one.shape) == 4}
+    shapes = [one.numpy().shape for one in weights if one is not None]
+    widths = {shape[0] for shape in shapes if len(shape) == 4}
     assert widths == {12, 16, 48}, "a quarter of 16, 32 and 64, and multiples of 16 where there are more"
     whole = package.optimize(resnet, out=tmp_path / "whole", measure=False, target="portable")
     assert artifact.manifest.bytes_after < 0.8 * whole.manifest.bytes_after

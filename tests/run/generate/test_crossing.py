@@ -1,4 +1,7 @@
-"""Writing across a crossing of rotary tables: one text or many, at once or whenever they come."""
+"""Writing across a crossing of rotary tables: one text or many, at once or whenever they come.
+
+Covers: run/generate/decoder.py
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Stepping a decoder: equal to the same network in NumPy, whatever the padding, the cache or the batch."""
+"""Stepping a decoder: equal to the same network in NumPy, whatever the padding, the cache or the batch.
+
+Covers: run/generate/cache_buffers.py
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,18 @@ from onnxopt.records.manifest import DecodingRecord
 from onnxopt.run.generate import cache_buffers as stores
 from onnxopt.run.generate.decoder import Batch, Decoder, pays
 from onnxopt.run.session import Session
-from tests.support.decoder import CONTEXT, FORMS, VOCABULARY, Form, TinyDecoder, decoder_model, file_of
+from tests.support.decoder import CONTEXT, FORMS, VOCABULARY, Form, Positions, TinyDecoder, decoder_model, file_of
 
 TINY = TinyDecoder()
 ROWS = ([5, 9, 200], [1, 2, 3, 4, 5, 6, 7, 8], [77])
 
 
-def opened(tmp_path: Path, form: Form, logits: str = "last") -> Decoder:
-    model = decoder_model(TINY, form, logits)  # type: ignore[arg-type]
+def opened(tmp_path: Path, form: Form, logits: Positions = "last") -> Decoder:
+    model = decoder_model(TINY, form, logits)
     session = Session(file_of(tmp_path, model, f"{form}-{logits}.onnx"), threads=1)
     record = DecodingRecord(
-        shared_buffers=form != "growing", logits=logits, context_length=CONTEXT, vocabulary=VOCABULARY  # type: ignore[arg-type]
-    )  # fmt: skip
+        shared_buffers=form != "growing", logits=logits, context_length=CONTEXT, vocabulary=VOCABULARY
+    )
     return Decoder.of(session, record)
 
 

@@ -1,4 +1,7 @@
-"""Decoders that no artifact describes: where their rotary tables change is looked for in the file."""
+"""Decoders that no artifact describes: where their rotary tables change is looked for in the file.
+
+Covers: probe/crossing.py, run/generate/decoder.py
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -119,7 +123,7 @@ def test_texts_across_are_what_they_are_read_at_once(limit: int, start: str, tmp
     assert found == [whole(decoder, row, NEW) for row in rows]
 
 
-def artifact(folder: Path, start: str, limit: int, **options: tuple[int, ...]) -> Path:
+def artifact(folder: Path, start: str, limit: int, **options: Any) -> Path:
     model = lower(wide(start, limit).model(), "lower-last-token").model
     return decoder_artifact(folder, ir.to_proto(model), shared=False, context=LONGEST, ends=(), **options)
 

@@ -1,4 +1,7 @@
-"""Writing on from prompts: greedy equals NumPy, batches equal singles, texts end where they should."""
+"""Writing on from prompts: greedy equals NumPy, batches equal singles, texts end where they should.
+
+Covers: run/generate/written.py, run/results.py
+"""
 
 from __future__ import annotations
 

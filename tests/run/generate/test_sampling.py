@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ LOGITS = np.array([1.0, 3.0, 2.0, 3.0, -1.0], np.float32)
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
-    powers = np.exp(scores.astype(np.float64) - scores.max())
-    return powers / powers.sum()
+    powers: np.ndarray = np.exp(scores.astype(np.float64) - scores.max())
+    return np.asarray(powers / powers.sum())
 
 
 def shares(sampling: Sampling, logits: np.ndarray, draws: int = 20_000) -> np.ndarray:
@@ -142,9 +143,9 @@ def test_a_draw_lies_where_the_cumulative_distribution_passes_the_point(point: f
         ({"seed": -1}, "seed"),
     ],
 )
-def test_values_out_of_range_are_refused_by_name(options: dict[str, float], word: str) -> None:
+def test_values_out_of_range_are_refused_by_name(options: dict[str, Any], word: str) -> None:
     with pytest.raises(InputError, match=word):
-        Sampling(**options)  # type: ignore[arg-type]
+        Sampling(**options)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0)])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from onnxopt.spec import Array
-from tests.passes.lower.cpu.test_attention import HEADS, MASK, padded
+from tests.passes.lower.contrib.test_attention import HEADS, MASK, padded
 from tests.support.rules import Outcome, run_passes
 
 

@@ -1,3 +1,8 @@
+"""Attention with a cache goes into GroupQueryAttention, rotary tables and padding with it, or stays and says why.
+
+Covers: passes/lower/contrib/packing.py, passes/words/layout.py
+"""
+
 from dataclasses import replace
 from typing import Any
 
