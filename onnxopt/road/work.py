@@ -131,6 +131,7 @@ def _pipeline(loaded: Loaded, plan: Asked, requests: Sequence[Observation], say:
         profit=profit,
         progress=lambda stage, step, count: say(Event(stage, step, count)),
         repro_folder=plan.out.with_name(f"{plan.out.name}.rolled-back"),
+        own=plan.own,
     )
 
 
