@@ -70,7 +70,7 @@ def describe_pass(step: type[Rewrite]) -> Description:
     text = inspection.getdoc(module) or ""
     found = re.search(r"^Source:\s*(.*?)(?=\n\S|\Z)", text, re.DOTALL | re.MULTILINE)
     source = " ".join(found.group(1).split()) if found else ""
-    identity = (inspection.getdoc(step) or "").split("\n", 1)[0].strip()
+    identity = inspection.cleandoc(step.__doc__ or "").split("\n", 1)[0].strip()
     origin = str(step.origin) if step.origin is not None else ""
     return Description(
         step.name, step.stage, " ".join(identity.split()), str(step.numerics), step.min_opset, source, origin

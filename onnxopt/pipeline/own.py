@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from onnxopt.errors import OwnPassError
+from onnxopt.load.safety.structure import MAX_OPSET
 from onnxopt.pipeline.orders import CANONICALIZE, FUSE, TIDY
 from onnxopt.rewrite import Rewrite
 from onnxopt.rewrite.blame import place_of
@@ -29,6 +30,9 @@ def own_passes(named: Named | Iterable[Named] | None) -> tuple[type[Rewrite], ..
     loaded = load_own(named or ())
     orders: dict[str, list[str]] = {"canonicalize": [*CANONICALIZE], USUAL: [*FUSE]}
     for kind in loaded:
+        if kind.min_opset > MAX_OPSET:
+            what = f"min_opset of {kind.name} is {kind.min_opset}, and the newest that onnxopt knows is {MAX_OPSET}"
+            raise OwnPassError(what, where=place_of(kind), hint="write the opset that its new nodes need")
         kind.stage = _stage_of(kind, orders)
         orders[kind.stage].append(kind.name)
     return loaded

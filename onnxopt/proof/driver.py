@@ -105,7 +105,7 @@ class Driver:
                 else:
                     raise PassAuthorError(f"{step.name} is neither a Rule nor a Pass")
                 if step.origin is not None and _face(self.model) != face:
-                    raise PassAuthorError(f"{step.name} gave other names to inputs or outputs of the graph")
+                    raise PassAuthorError(f"{step.name} changed the names of the graph's inputs or outputs")
         finally:
             self._graph = self.model.graph
             entry.nodes_after = self.model.graph.num_nodes()

@@ -36,7 +36,7 @@ def blamed(step: Rewrite | type[Rewrite]) -> Iterator[None]:
         yield
     except OnnxoptError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, PassAuthorError):
             what = str(error) if kind.name in str(error) else f"{kind.name}: {error}"
             raise OwnPassError(what, where=place_of(kind), hint=MEND) from error

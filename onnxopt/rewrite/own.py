@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 from onnxopt.errors import OwnPassError, PassAuthorError, word
 from onnxopt.records.rewrites import PassOrigin
@@ -45,7 +45,7 @@ def load_own(named: Named | Iterable[Named]) -> tuple[type[Rewrite], ...]:
             as a pass must be.
     """
     wanted = [named] if isinstance(named, str | Path | type) else list(named)
-    loaded = [kind for one in dict.fromkeys(wanted) for kind in _loaded(one)]
+    loaded = [kind for one in {_key(one): one for one in wanted}.values() for kind in _loaded(one)]
     for kind in dict.fromkeys(loaded):
         check_pass(kind)
     taken: dict[str, type[Rewrite]] = dict(catalogue()) if loaded else {}
@@ -59,6 +59,16 @@ def load_own(named: Named | Iterable[Named]) -> tuple[type[Rewrite], ...]:
     return tuple(dict.fromkeys(loaded))
 
 
+def _key(one: Named) -> object:
+    """Return what is the same for two spellings of one file."""
+    return Path(one).resolve() if _is_file(one) else one
+
+
+def _is_file(one: Named) -> TypeGuard[str | Path]:
+    """Tell whether the path of a file is meant; every other word is that of a package or a module."""
+    return isinstance(one, Path) or (isinstance(one, str) and (one.endswith(".py") or "/" in one or "\\" in one))
+
+
 def _loaded(one: Named) -> list[type[Rewrite]]:
     """Load what one name stands for, and say of each class where it came from."""
     if isinstance(one, type):
@@ -66,7 +76,7 @@ def _loaded(one: Named) -> list[type[Rewrite]]:
     if not isinstance(one, str | Path):
         raise OwnPassError(f"{one!r} is no class of a pass", hint="give the class itself, or the path of its file")
     text = str(one)
-    if isinstance(one, Path) or text.endswith(".py") or "/" in text or "\\" in text:
+    if _is_file(one):
         path = Path(text)
         return [_from(kind, path.name) for kind in _passes_of(_run_file(path), str(path))]
     offered = [entry for entry in entry_points(group=GROUP) if entry.name == text]

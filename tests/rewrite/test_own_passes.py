@@ -236,6 +236,11 @@ def test_a_file_that_was_changed_is_read_anew(write: Callable[..., Path]) -> Non
     assert describe_pass(second).identity == "Twice the negative."
 
 
+def test_two_spellings_of_one_file_are_one_file(write: Callable[..., Path]) -> None:
+    path = write(GOOD)
+    assert len(own_passes([path, str(path.resolve()), f"../{path.parent.resolve().name}/{path}"])) == 1
+
+
 # ------------------------------------------------------------------------------------------------ where they come from
 
 
@@ -304,10 +309,10 @@ def test_a_registered_class_takes_no_name_of_onnxopts_own() -> None:
 # ------------------------------------------------------------------------------------------------------- where they run
 
 
-def placed(**facts: str) -> list[str]:
+def placed(**facts: Any) -> list[str]:
     """The order of the passes for the CPU with three of one's own, the one in the middle with some facts."""
 
-    def make(name: str, **more: str) -> type[Pass]:
+    def make(name: str, **more: Any) -> type[Pass]:
         return type("Own", (Pass,), {"name": name, "run": lambda self, model: 0, **more})
 
     own = own_passes([make("one"), make("two", **facts), make("three", **facts)])
@@ -349,11 +354,12 @@ def test_they_run_beside_the_pass_that_they_name(facts: dict[str, str], shown: l
             "two runs after lower-gelu, which is in stage lower/cpu; name a pass of canonicalize",
         ),
         ({"after": "fuse-gelu", "stage": "canonicalize"}, "which is in stage fuse; name a pass of canonicalize"),
+        ({"min_opset": 99}, "min_opset of two is 99, and the newest that onnxopt knows is "),
         ({"stage": "lower"}, "the stage of two is 'lower'; passes from outside run in canonicalize or fuse"),
         ({"after": "fuse-gelu", "before": "fuse-silu"}, "two names a pass before and one after"),
     ],
 )
-def test_a_place_that_there_is_not_is_said(facts: dict[str, str], said: str) -> None:
+def test_a_place_that_there_is_not_is_said(facts: dict[str, Any], said: str) -> None:
     with pytest.raises(OwnPassError) as error:
         placed(**facts)
     assert said in str(error.value)
@@ -473,6 +479,7 @@ def test_a_class_that_is_not_made_as_a_pass_must_be(write: Callable[..., Path], 
         (PATTERNS + MADE + "{}['w']\n", "{}['w']", "mine: rewrite raised KeyError: 'w'"),
         (PATTERNS + REWRITE + "def guard(self, x):\n    x.nothing()\n", "x.nothing", "mine: guard raised AttributeEr"),
         (PATTERNS + REWRITE + "def class_of(self, match):\n    1 / 0\n", "1 / 0", "mine: class_of raised ZeroDiv"),
+        (PATTERNS + REWRITE + "def guard(self):\n    raise SystemExit\n", "raise", "mine: guard raised SystemExit;"),
         (PATTERNS + MADE + "3\n", "@register", "mine: rewrite gives int, not a value"),
         (PATTERNS + MADE + "op\n", "@register", "mine: rewrite gives Builder, not a value"),
         (PATTERNS + MADE + "x, x\n", "@register", "mine built 2 outputs for 1"),
@@ -484,7 +491,7 @@ def test_a_class_that_is_not_made_as_a_pass_must_be(write: Callable[..., Path], 
         (OF_COS + MADE + "op.Cos(match.model.graph.outputs[0])\n", "@register", "mine: rewrite uses y, which is not"),
         (PATTERNS.replace("(x)", "(x, made=lambda found: found.nothing)") + REWRITE, "yield", "mine: <lambda> raised"),
         (PATTERNS + MADE + "op.Sin(op.Identity(x))\n", "@register", "mine did not come to rest after 64 sweeps"),
-        (OF_COS + GUARD + MADE + "op.Cos(x)\n", "@register", "mine gave other names to inputs or outputs of the graph"),
+        (OF_COS + GUARD + MADE + "op.Cos(x)\n", "@register", "mine changed the names of the graph's inputs or"),
     ],
 )
 def test_a_rule_that_fails_where_it_works(write: Callable[..., Path], methods: str, at: str, said: str) -> None:
@@ -507,7 +514,7 @@ def test_a_rule_that_fails_where_it_works(write: Callable[..., Path], methods: s
             "@register",
             "gives 0, and has",
         ),
-        ("model.graph.outputs[0].name = 'z'\nreturn 1", "@register", "mine gave other names to inputs or outputs"),
+        ("model.graph.outputs[0].name = 'z'\nreturn 1", "@register", "mine changed the names of the graph's inputs"),
     ],
 )
 def test_a_whole_graph_pass_that_fails(write: Callable[..., Path], body: str, at: str, said: str) -> None:
