@@ -13,7 +13,7 @@ from onnxopt.version import __version__ as __version__
 if TYPE_CHECKING:
     from onnxopt.artifact.package import Artifact
     from onnxopt.artifact.placement import placement
-    from onnxopt.errors import ExportError, InputError, OnnxoptError, ProofError
+    from onnxopt.errors import ExportError, InputError, OnnxoptError, OwnPassError, ProofError
     from onnxopt.judge.perplexity import measure_perplexity
     from onnxopt.proof.compare import compare_models
     from onnxopt.records.events import Event
@@ -37,6 +37,7 @@ _HOMES = {
     "Generator": "run.generate.generator",
     "InputError": "errors",
     "OnnxoptError": "errors",
+    "OwnPassError": "errors",
     "ProofError": "errors",
     "Sampling": "run.generate.sampling",
     "Session": "run.session",
@@ -60,6 +61,7 @@ __all__ = [  # noqa: RUF022 - the main thing first
     "Generator",
     "InputError",
     "OnnxoptError",
+    "OwnPassError",
     "ProofError",
     "Sampling",
     "Session",

@@ -43,6 +43,10 @@ class ProofError(OnnxoptError):
     exit_code = 1
 
 
+class OwnPassError(OnnxoptError):
+    """A pass of the user's own cannot be loaded, or fails where it works."""
+
+
 class PassAuthorError(Exception):
     """A pass breaks its own contract, such as a name used twice: a bug in onnxopt, not bad input."""
 

@@ -54,6 +54,7 @@ class PassRow:
         nodes: nodes added (negative: removed).
         bytes_saved: bytes of the file's own weights that went; negative for new ones that stayed.
         seconds: how long it took; None when not measured.
+        origin: for a pass from outside of onnxopt, where it came from; empty for any other.
     """
 
     name: str
@@ -68,11 +69,12 @@ class PassRow:
     nodes: int
     bytes_saved: int
     seconds: float | None
+    origin: str = ""
 
     @property
     def idle(self) -> bool:
-        """Whether it found nothing at all."""
-        return not (self.applied or self.refused or self.rolled_back)
+        """Whether it found nothing at all; of a pass that a user has named that is worth a word of its own."""
+        return not (self.applied or self.refused or self.rolled_back or self.origin)
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ def _pass_row(records: Sequence[PassRecord], seconds: float | None, bytes_saved:
         nodes=sum(record.nodes_after - record.nodes_before for record in records),
         bytes_saved=bytes_saved,
         seconds=seconds,
+        origin=str(records[0].origin or ""),
     )
 
 

@@ -13,6 +13,7 @@ from onnxopt.cli.shared import (
     BudgetOption,
     FeedsOption,
     JsonOption,
+    PassOption,
     QuietOption,
     TargetName,
     TargetOption,
@@ -33,6 +34,7 @@ from onnxopt.errors import ProofError
 def inspect(
     path: Annotated[Path, typer.Argument(help="An .onnx file or an artifact folder.")],
     target: TargetOption = TargetName.cpu,
+    own: PassOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -41,23 +43,26 @@ def inspect(
     configure_logging(verbose=verbose)
     from onnxopt.cli.live import LiveView, print_inspection
     from onnxopt.pipeline.inspection import inspect_model
+    from onnxopt.pipeline.own import own_passes
 
+    loaded = own_passes(own)
     with LiveView(err_console, enabled=not (quiet or as_json)) as view:
-        found = inspect_model(path, target_of(target), lambda stage, step: view.show(event_of(stage, step)))
+        found = inspect_model(path, target_of(target), lambda stage, step: view.show(event_of(stage, step)), loaded)
     if as_json:
         print_json(asdict(found))
     else:
         print_inspection(out_console, found)
 
 
-@app.command(epilog="Examples: `onnxopt passes` · `onnxopt passes --json`")
-def passes(as_json: JsonOption = False) -> None:
-    """List the passes: name, stage, before → after, numerics, source."""
+@app.command(epilog="Examples: `onnxopt passes` · `onnxopt passes --pass my_rules.py` · `onnxopt passes --json`")
+def passes(own: PassOption = None, as_json: JsonOption = False) -> None:
+    """List the passes: name, stage, before → after, numerics, source; yours behind those of onnxopt."""
     from onnxopt.cli.live import print_catalogue
     from onnxopt.pipeline.explain import describe_pass
+    from onnxopt.pipeline.own import own_passes
     from onnxopt.rewrite.registry import catalogue
 
-    rows = [describe_pass(step) for step in catalogue().values()]
+    rows = [describe_pass(step) for step in (*catalogue().values(), *own_passes(own))]
     if as_json:
         print_json([asdict(row) for row in rows])
     else:
@@ -65,12 +70,14 @@ def passes(as_json: JsonOption = False) -> None:
 
 
 @app.command(
-    epilog="Examples: `onnxopt explain model.onnx fuse-attention` · `onnxopt explain build/minilm fuse-gelu --json`"
+    epilog="Examples: `onnxopt explain model.onnx fuse-attention` · `onnxopt explain build/minilm fuse-gelu --json` · "
+    "`onnxopt explain model.onnx my-rule --pass my_rules.py`"
 )
 def explain(
     path: Annotated[Path, typer.Argument(help="An .onnx file or an artifact folder.")],
     name: Annotated[str, typer.Argument(metavar="PASS", help="A name from `onnxopt passes`.")],
     target: TargetOption = TargetName.cpu,
+    own: PassOption = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many misses to show.")] = 20,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -81,13 +88,16 @@ def explain(
     from onnxopt.cli.live import LiveView, print_verdicts
     from onnxopt.load.onnx_file import load_onnx
     from onnxopt.pipeline.explain import explain as run
+    from onnxopt.pipeline.own import own_passes
     from onnxopt.rewrite.registry import get
     from onnxopt.run.session import model_file
 
-    get(name)
+    yours = own_passes(own)
+    if name not in {kind.name for kind in yours}:
+        get(name)
     with LiveView(err_console, enabled=not (quiet or as_json)) as view:
         loaded = load_onnx(model_file(path), progress=lambda step: view.show(event_of("load", step)))
-        verdicts = run(loaded, name, target_of(target), lambda step: view.show(event_of("before it", step)))
+        verdicts = run(loaded, name, target_of(target), lambda step: view.show(event_of("before it", step)), yours)
     if as_json:
         print_json({"pass": name, "candidates": [asdict(verdict) for verdict in verdicts]})
     else:

@@ -213,6 +213,8 @@ def done_lines(manifest: Manifest) -> list[str]:
         lines.append(f"fused         {blocks or 'nothing to fuse'}")
     if rewrites:
         lines.append(f"{'tried' if is_original else 'rewritten':<13} {rewrites}")
+    origins = dict.fromkeys(f"{entry.name} from {entry.origin}" for entry in manifest.ledger if entry.origin)
+    lines += [f"own passes    {origin}" for origin in origins]
     if gone and not is_original:
         lines.append(f"initializers  {gone}")
     if manifest.sizes.derived:
@@ -278,6 +280,9 @@ def print_catalogue(console: Console, rows: Sequence[Description]) -> None:
             str(row.min_opset) if row.min_opset > 1 else "any",
         )
     console.print(table)
+    for row in rows:
+        if row.origin:
+            console.print(f"{row.name}: from {row.origin}", markup=False, soft_wrap=True)
     console.print("sources: onnxopt passes --json", style="dim")
 
 

@@ -15,6 +15,7 @@ from onnxopt.cli.shared import (
     JsonOption,
     LogitsName,
     PaddingName,
+    PassOption,
     QuietOption,
     TargetName,
     TargetOption,
@@ -32,7 +33,7 @@ from onnxopt.cli.shared import (
 
 @app.command(
     epilog="Examples: `onnxopt optimize minilm` · `onnxopt optimize ./my-bert -o out/my-bert` · "
-    "`onnxopt optimize model.onnx -t portable` · "
+    "`onnxopt optimize model.onnx -t portable` · `onnxopt optimize model.onnx --pass my_rules.py` · "
     '`onnxopt optimize minilm --precision int8 --budget "cosine>=0.995"` · '
     "`onnxopt optimize minilm -t cuda -p fp16`"
 )
@@ -138,6 +139,7 @@ def optimize(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let Python code of the checkpoint run.")
     ] = False,
+    own: PassOption = None,
     feeds: FeedsOption = None,
     axis: AxisOption = None,
     value: ValueOption = None,
@@ -181,6 +183,7 @@ def optimize(
             force_calibration=force_calibration,
             without=without,
             trust_remote_code=trust_remote_code,
+            passes=own,
             feeds=feeds,
             axes=axis,
             values=value,

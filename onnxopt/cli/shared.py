@@ -109,6 +109,14 @@ ValueOption = Annotated[
     list[str] | None,
     typer.Option("--value", help="What an input of an .onnx file takes: sr=16000,8000; repeatable."),
 ]
+PassOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pass",
+        help="Passes of your own: a .py file, a module, or what an installed package offers by that name; their code "
+        "runs. Repeatable.",
+    ),
+]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of one operator.")]
 TokenizerOption = Annotated[
     Path | None, typer.Option("--tokenizer", help="Folder of tokenizer.json; beside the model when not given.")

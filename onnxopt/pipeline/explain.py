@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import inspect as inspection
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from onnxopt.errors import InputError
 from onnxopt.load.loaded import Loaded
 from onnxopt.pipeline.opset import raise_opset_for
 from onnxopt.pipeline.orders import passes_of
+from onnxopt.pipeline.own import with_own
 from onnxopt.proof.driver import Driver
 from onnxopt.proof.observations import observations_of
 from onnxopt.proof.prepare import derivation_of, prepare
 from onnxopt.rewrite import Builder, Refusal, Rewrite, Rule
+from onnxopt.rewrite.blame import blamed
 from onnxopt.rewrite.patterns import Miss
-from onnxopt.rewrite.registry import get
+from onnxopt.rewrite.registry import get, name_of
 from onnxopt.spec import Target
 
 
@@ -50,6 +52,7 @@ class Description:
         numerics: its contract.
         min_opset: the opset that its result needs.
         source: where the identity comes from.
+        origin: for a pass from outside of onnxopt, where it came from; empty for any other.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Description:
     numerics: str
     min_opset: int
     source: str
+    origin: str = ""
 
 
 def describe_pass(step: type[Rewrite]) -> Description:
@@ -66,11 +70,20 @@ def describe_pass(step: type[Rewrite]) -> Description:
     text = inspection.getdoc(module) or ""
     found = re.search(r"^Source:\s*(.*?)(?=\n\S|\Z)", text, re.DOTALL | re.MULTILINE)
     source = " ".join(found.group(1).split()) if found else ""
-    identity = (inspection.getdoc(step) or "").split("\n", 1)[0].strip()
-    return Description(step.name, step.stage, " ".join(identity.split()), str(step.numerics), step.min_opset, source)
+    identity = inspection.cleandoc(step.__doc__ or "").split("\n", 1)[0].strip()
+    origin = str(step.origin) if step.origin is not None else ""
+    return Description(
+        step.name, step.stage, " ".join(identity.split()), str(step.numerics), step.min_opset, source, origin
+    )
 
 
-def explain(loaded: Loaded, name: str, target: Target, progress: Callable[[str], None] | None = None) -> list[Verdict]:
+def explain(
+    loaded: Loaded,
+    name: str,
+    target: Target,
+    progress: Callable[[str], None] | None = None,
+    own: Sequence[type[Rewrite]] = (),
+) -> list[Verdict]:
     """Run the passes in front of one pass, then ask that pass about every node at which it could start.
 
     Args:
@@ -78,6 +91,7 @@ def explain(loaded: Loaded, name: str, target: Target, progress: Callable[[str],
         name: the pass.
         target: whose pipeline to follow.
         progress: told the passes that run before.
+        own: passes from outside of onnxopt, of which it may be one.
 
     Returns:
         One verdict per candidate: what fires first, then the nearest misses.
@@ -85,21 +99,22 @@ def explain(loaded: Loaded, name: str, target: Target, progress: Callable[[str],
     Raises:
         InputError: the pass is not in the pipeline, or works on the graph as a whole.
     """
-    rule = get(name)
+    rule = get(next((kind for kind in own if kind.name == name), name))
     if not isinstance(rule, Rule):
         raise InputError(
             f"{name} changes the graph as a whole; it has no candidates to explain", hint="use `onnxopt inspect`"
         )
     driver = Driver(loaded.model, observations_of(loaded), derivation=derivation_of(loaded))
     prepare(loaded.model, driver.derivation)
-    for stage, names in passes_of(target).items():
+    for stage, steps in with_own(passes_of(target), own).items():
         if stage == "fuse":
-            raise_opset_for(driver, names)
-        for step in names:
-            if step == name:
-                return sorted(judge(rule, driver), key=lambda verdict: (not verdict.fires, -verdict.depth))
+            raise_opset_for(driver, steps)
+        for step in steps:
+            if name_of(step) == name:
+                with blamed(rule):
+                    return sorted(judge(rule, driver), key=lambda verdict: (not verdict.fires, -verdict.depth))
             if progress is not None:
-                progress(step)
+                progress(name_of(step))
             driver.apply(get(step))
     raise InputError(
         f"{name} is not part of the pipeline for {target.provider}", hint="choose its target with --target"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from onnxopt.graph import is_op, op_counts, opset
 from onnxopt.graph.blocks import count_blocks
 from onnxopt.load.onnx_file import load_onnx
 from onnxopt.pipeline.pipeline import run_pipeline
+from onnxopt.records.ledger import Ledger
+from onnxopt.rewrite import Rewrite
 from onnxopt.run.session import model_file
 from onnxopt.spec import Signature, Target
 
@@ -54,13 +56,19 @@ class Inspection:
     notes: tuple[str, ...]
 
 
-def inspect_model(path: Path, target: Target, progress: Callable[[str, str], None] | None = None) -> Inspection:
+def inspect_model(
+    path: Path,
+    target: Target,
+    progress: Callable[[str, str], None] | None = None,
+    own: Sequence[type[Rewrite]] = (),
+) -> Inspection:
     """Read a model and try the passes on it; nothing is written.
 
     Args:
         path: an .onnx file or an artifact folder.
         target: whose passes to try.
         progress: called with (stage, step).
+        own: passes from outside of onnxopt, to be tried too.
 
     Raises:
         InputError: the file is not usable.
@@ -72,7 +80,7 @@ def inspect_model(path: Path, target: Target, progress: Callable[[str, str], Non
     opsets, counts, sizes = {"": opset(model), **model.opset_imports}, op_counts(model), _bytes_by_operator(model)
     nodes, size, blocks, written = sum(counts.values()), sum(sizes.values()), count_blocks(model), model.ir_version
     producer = f"{model.producer_name or 'unknown'} {model.producer_version or ''}".strip()
-    ledger = run_pipeline(loaded, target, progress=lambda stage, step, _count: say(stage, step))
+    ledger = run_pipeline(loaded, target, progress=lambda stage, step, _count: say(stage, step), own=own)
     applied: Counter[str] = Counter()
     for entry in ledger.entries:
         applied[entry.title] += entry.applied
@@ -90,8 +98,18 @@ def inspect_model(path: Path, target: Target, progress: Callable[[str, str], Non
         would_apply={name: count for name, count in applied.items() if count},
         blocks_after={kind: str(count) for kind, count in count_blocks(model).items() if count.total},
         nodes_after=sum(op_counts(model).values()),
-        notes=tuple(ledger.notes),
+        notes=(*ledger.notes, *_undone(ledger)),
     )
+
+
+def _undone(ledger: Ledger) -> list[str]:
+    """Say what the proof turned down of passes from outside, whose makers look for it."""
+    return [
+        f"rolled back: {entry.title} at {item.node}: {item.reason}"
+        for entry in ledger.entries
+        if entry.origin is not None
+        for item in entry.rolled_back
+    ]
 
 
 def _bytes_by_operator(model: ir.Model) -> Counter[str]:

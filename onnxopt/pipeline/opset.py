@@ -20,8 +20,9 @@ from onnxopt.proof.driver import Driver
 from onnxopt.proof.prepare import prepare
 from onnxopt.qmath.compare import worst_error
 from onnxopt.rewrite import Rule
+from onnxopt.rewrite.blame import blamed
 from onnxopt.rewrite.patterns import Miss
-from onnxopt.rewrite.registry import get
+from onnxopt.rewrite.registry import Step, get
 from onnxopt.spec import Array, Feeds
 
 logger = logging.getLogger(__name__)
@@ -254,7 +255,7 @@ def _compare(raised: ir.Model, feeds: Sequence[Feeds], expected: Sequence[Mappin
                 raise _NotRaised(f"the converted graph gives another answer: {what}")
 
 
-def raise_opset_for(driver: Driver, names: Iterable[str]) -> None:
+def raise_opset_for(driver: Driver, names: Iterable[Step]) -> None:
     """Raise the opset as far as the passes that may have something to do here need it, and say so."""
     raise_to(driver, needed_opset(driver.model, names))
 
@@ -285,16 +286,24 @@ def put_model(model: ir.Model, other: ir.Model) -> None:
     model.ir_version = min(other.ir_version, MAX_IR_VERSION)
 
 
-def needed_opset(model: ir.Model, names: Iterable[str]) -> int:
+def needed_opset(model: ir.Model, names: Iterable[Step]) -> int:
     """Return the highest `min_opset` among the rules that match somewhere, in bodies too, whatever their guards say."""
     needed = opset(model)
     for name in names:
         rule = get(name)
         if not isinstance(rule, Rule) or rule.min_opset <= needed:
             continue
-        patterns, types = rule.compiled(), rule.root_types()
-        for node in all_nodes(model):
-            if node.op_type in types and next(iter(rule.find(node, patterns, model, Miss())), None) is not None:
+        with blamed(rule):
+            if _matches(rule, model):
                 needed = rule.min_opset
-                break
     return needed
+
+
+def _matches(rule: Rule, model: ir.Model) -> bool:
+    """Tell whether a rule matches somewhere, whatever its guard says."""
+    patterns, types = rule.compiled(), rule.root_types()
+    return any(
+        next(iter(rule.find(node, patterns, model, Miss())), None) is not None
+        for node in all_nodes(model)
+        if node.op_type in types
+    )

@@ -15,6 +15,7 @@ from onnxopt.load.loaded import Loaded
 from onnxopt.pipeline.lowering import lower
 from onnxopt.pipeline.opset import needed_opset, put_model, raise_opset_for, raise_to
 from onnxopt.pipeline.orders import AGAIN, BEFORE_GRIDS, COLUMNS, ON_GRIDS, TIDY, passes_of
+from onnxopt.pipeline.own import with_own
 from onnxopt.pipeline.profit import Profit
 from onnxopt.probe.annotate import declared
 from onnxopt.probe.observe import Observation
@@ -26,7 +27,7 @@ from onnxopt.proof.observations import generated, looks_through_windows, observa
 from onnxopt.proof.prepare import derivation_of, prepare
 from onnxopt.records.ledger import Ledger
 from onnxopt.rewrite import Rewrite
-from onnxopt.rewrite.registry import get
+from onnxopt.rewrite.registry import Step, get, name_of
 from onnxopt.sizes import Derivation
 from onnxopt.sizes.derive import claims
 from onnxopt.spec import Target, Workload
@@ -47,6 +48,7 @@ class Pipeline:
         profit: knows and measures the forms of regions; None takes those that passes name first.
         progress: called with (stage, pass, rewrites kept so far).
         repro_folder: where refuted rewrites leave their inputs.
+        own: passes from outside of onnxopt, which run where `pipeline.own` places them.
         ledger: what happened.
     """
 
@@ -56,6 +58,7 @@ class Pipeline:
     profit: Profit | None = None
     progress: Callable[[str, str, int], None] | None = None
     repro_folder: Path | None = None
+    own: Sequence[type[Rewrite]] = ()
     ledger: Ledger = field(default_factory=Ledger)
     _observations: Sequence[Observation] = ()
     _others: Sequence[Observation] = ()
@@ -73,7 +76,7 @@ class Pipeline:
         if self._cached:
             self.model.graph.metadata_props[CONTEXT_KEY] = str(self.loaded.origin.get("context_length", 0))
         self.model.graph.meta[FREE_KEY] = self.loaded.free
-        driver, stages = self._driver("canonicalize"), passes_of(self.target)
+        driver, stages = self._driver("canonicalize"), with_own(passes_of(self.target), self.own)
         prepare(self.model, self._derivation)
         self.loaded.signature = driver.signature = declared(self.loaded.signature, self.model, self._derivation)
         self.ledger.claims = claims(self.model, self._derivation)
@@ -195,6 +198,7 @@ def run_pipeline(
     quantize: Callable[[ir.Model], Sequence[Rewrite]] | None = None,
     progress: Callable[[str, str, int], None] | None = None,
     repro_folder: Path | None = None,
+    own: Sequence[type[Rewrite]] = (),
 ) -> Ledger:
     """Rewrite `loaded.model` in place for a target; see `Pipeline` for the arguments that it has too.
 
@@ -208,11 +212,12 @@ def run_pipeline(
             it.
         progress: called with (stage, pass, rewrites kept so far).
         repro_folder: where refuted rewrites leave their inputs.
+        own: passes from outside of onnxopt.
 
     Returns:
         The ledger of the run.
     """
-    pipeline = Pipeline(loaded, target, workload, profit, progress, repro_folder)
+    pipeline = Pipeline(loaded, target, workload, profit, progress, repro_folder, own)
     pipeline.canonicalize_and_fuse()
     if prune is not None:
         pipeline.prune(prune)
@@ -224,13 +229,13 @@ def run_pipeline(
     return pipeline.ledger
 
 
-def run_to_rest(driver: Driver, names: Sequence[str]) -> None:
+def run_to_rest(driver: Driver, names: Sequence[Step]) -> None:
     """Run passes in turns until a turn changes nothing; later turns are in the ledger only where they did something."""
     for turn in range(MOST_TURNS):
         start = len(driver.ledger.entries)
         refuted = {entry.name for entry in driver.ledger.entries if entry.rolled_back}
         for name in names:
-            if name not in refuted:
+            if name_of(name) not in refuted:
                 driver.apply(get(name))
         entries = driver.ledger.entries[start:]
         if turn:
@@ -239,7 +244,7 @@ def run_to_rest(driver: Driver, names: Sequence[str]) -> None:
             return
 
 
-def fuse(driver: Driver, names: Sequence[str], rewrite_bodies: Callable[[Driver, Work], object]) -> None:
+def fuse(driver: Driver, names: Sequence[Step], rewrite_bodies: Callable[[Driver, Work], object]) -> None:
     """Apply the passes that fuse, at an opset that is raised no further than those need that did something.
 
     Patterns match more than guards and proofs let through, so what is needed shows afterwards. Where the opset was
@@ -264,7 +269,8 @@ def fuse(driver: Driver, names: Sequence[str], rewrite_bodies: Callable[[Driver,
     fuse_all()
     if before is None or opset(model) == opset(before):
         return
-    used = [get(entry.name).min_opset for entry in ledger.entries[fused:] if entry.applied]
+    own = {name_of(step): step for step in names}
+    used = [get(own.get(entry.name, entry.name)).min_opset for entry in ledger.entries[fused:] if entry.applied]
     needed = max([opset(before), *used])
     if needed >= opset(model):
         return

@@ -36,6 +36,7 @@ from onnxopt.proof.regions import Candidate, Proof
 from onnxopt.proof.repro import write_repro
 from onnxopt.records.ledger import Ledger, PassEntry, Refused, RolledBack
 from onnxopt.rewrite import AS_IS, Builder, Forms, Pass, Refusal, Rewrite, Rule
+from onnxopt.rewrite.blame import blamed
 from onnxopt.rewrite.patterns import Miss
 from onnxopt.sizes import Derivation
 from onnxopt.sizes.emptiness import note_ranges
@@ -91,16 +92,20 @@ class Driver:
         """Run one pass to its fixed point and return its entry in the ledger."""
         if self.model.graph is not self._graph:
             self.forget()
-        entry = PassEntry(step.name, step.stage, str(step.numerics), nodes_before=self.model.graph.num_nodes())
+        nodes, face = self.model.graph.num_nodes(), _face(self.model)
+        entry = PassEntry(step.name, step.stage, str(step.numerics), nodes_before=nodes, origin=step.origin)
         started, size = time.perf_counter(), initializer_bytes(self.model)
         self._report(step.name, 0)
         try:
-            if isinstance(step, Rule):
-                self._apply_rule(step, entry)
-            elif isinstance(step, Pass):
-                self._apply_pass(step, entry)
-            else:
-                raise PassAuthorError(f"{step.name} is neither a Rule nor a Pass")
+            with blamed(step):
+                if isinstance(step, Rule):
+                    self._apply_rule(step, entry)
+                elif isinstance(step, Pass):
+                    self._apply_pass(step, entry)
+                else:
+                    raise PassAuthorError(f"{step.name} is neither a Rule nor a Pass")
+                if step.origin is not None and _face(self.model) != face:
+                    raise PassAuthorError(f"{step.name} changed the names of the graph's inputs or outputs")
         finally:
             self._graph = self.model.graph
             entry.nodes_after = self.model.graph.num_nodes()
@@ -286,11 +291,13 @@ class Driver:
         except PassAuthorError:
             raise
         except Exception as error:
-            if before is None:
+            if before is None or step.origin is not None:  # whose maker wants to see it
                 raise
             self._undo(before, entry, RolledBack("whole graph", f"{type(error).__name__}: {error}", math.inf))
             logger.warning("%s failed and was undone: %s", step.name, error)
             return
+        if step.origin is not None:
+            self._check_count(step, entry.applied, proved=before is not None)
         self._report(step.name, entry.applied)
         if not entry.applied:
             self.forms.met.pop((step.name, ""), None)  # it had nothing to choose
@@ -307,6 +314,13 @@ class Driver:
             if before is not None:
                 self._prove_whole(step, before, entry)
                 self._copy = None
+
+    def _check_count(self, step: Pass, count: object, *, proved: bool) -> None:
+        """Check what a pass from outside says it changed: where it says 0, nothing is compared."""
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise PassAuthorError(f"run of {step.name} gives {count!r}, not the number of its changes")
+        if not count and proved and self._expressions.of(self.model) != self._expression:
+            raise PassAuthorError(f"run of {step.name} gives 0, and has changed the graph")
 
     def _snapshot(self) -> ir.Model:
         """Return a copy of the model, or of one of the same expressions, from which `_replayed` lead to the model."""
@@ -420,6 +434,11 @@ class Driver:
     def _report(self, name: str, count: int) -> None:
         if self.progress is not None:
             self.progress(name, count)
+
+
+def _face(model: ir.Model) -> tuple[list[str | None], list[str | None]]:
+    """Return the names of a graph's inputs and outputs."""
+    return [value.name for value in model.graph.inputs], [value.name for value in model.graph.outputs]
 
 
 def _key(node: ir.Node) -> str:

@@ -26,7 +26,7 @@ from onnxopt.probe.runners import GraphRunner
 from onnxopt.proof.contract import compare
 from onnxopt.proof.driver import Driver
 from onnxopt.records.ledger import Ledger, PassEntry, RolledBack
-from onnxopt.rewrite.registry import get
+from onnxopt.rewrite.registry import Step, get
 from onnxopt.sizes import Derivation, Fact
 from onnxopt.sizes.derive import FACT_KEY
 from onnxopt.spec import Feeds, Reassociated
@@ -69,7 +69,7 @@ class _Worked:
         ]
 
 
-def for_bodies(names: Iterable[str]) -> tuple[str, ...]:
+def for_bodies(names: Iterable[Step]) -> tuple[Step, ...]:
     """Return the passes that may work on a body: those that know padding read it off the inputs of a whole model."""
     return tuple(name for name in names if not getattr(get(name), "touches_padding", False))
 

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from onnxopt.records.rewrites import PassOrigin
 from onnxopt.spec import SizeClaims
 
 
@@ -61,6 +62,7 @@ class PassEntry:
         bytes_saved: initializer bytes that disappeared (negative when some were added).
         choices: for rules with several forms, the form of each class of regions and the times it was chosen by.
         where: the body of an If, a Loop or a Scan that the pass worked on; empty for the main graph.
+        origin: where a pass from outside of onnxopt came from; None for any other.
     """
 
     name: str
@@ -76,6 +78,7 @@ class PassEntry:
     bytes_saved: int = 0
     choices: list[str] = field(default_factory=list)
     where: str = ""
+    origin: PassOrigin | None = None
 
     @property
     def title(self) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Any
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from onnxopt.records.record import Record
 from onnxopt.spec import Padding
@@ -54,6 +56,24 @@ class RollbackRecord(Record):
     error: float
 
 
+class PassOrigin(Record):
+    """Where a pass from outside of onnxopt came from.
+
+    Attributes:
+        named: how the user named it, a path by its last part: `my_rules.py`, `my_package.rules`.
+        file: name of the file that it was read from, without its folder; empty where it was typed into a notebook.
+        sha256: hexadecimal digest of that file's bytes; empty where there is none.
+    """
+
+    named: str
+    file: str = ""
+    sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
+
+    def __str__(self) -> str:
+        shown = f"sha256 {self.sha256[:12]}" if self.sha256 else "typed in"
+        return f"{self.named} ({shown})" if self.file in {"", self.named} else f"{self.named} ({self.file}, {shown})"
+
+
 class PassRecord(Record):
     """What one pass did: an entry of the ledger.
 
@@ -70,6 +90,7 @@ class PassRecord(Record):
         nodes_after: and after.
         bytes_saved: initializer bytes that disappeared; negative when some were added.
         seconds: how long it took. Written to `measurements.json`, never to the manifest.
+        origin: for a pass from outside of onnxopt, where it came from; not written for any other.
     """
 
     name: str
@@ -84,6 +105,13 @@ class PassRecord(Record):
     nodes_after: int = Field(default=0, ge=0)
     bytes_saved: int = 0
     seconds: float = Field(default=0.0, exclude=True)
+    origin: PassOrigin | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_empty_origin(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the origin out where there is none: a manifest says what is special, not what is not."""
+        written: dict[str, Any] = handler(self)
+        return {key: value for key, value in written.items() if key != "origin" or value is not None}
 
 
 class BlockCount(Record):

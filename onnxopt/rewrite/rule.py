@@ -24,7 +24,9 @@ from onnxopt.graph import (
     rank,
     unknown_in,
 )
+from onnxopt.records.rewrites import PassOrigin
 from onnxopt.rewrite.builder import Builder
+from onnxopt.rewrite.built import check_built
 from onnxopt.rewrite.match import Match, Refusal
 from onnxopt.rewrite.patterns import Miss, Ops, Pat, State, Var, match, roots
 from onnxopt.spec import Exact, Numerics
@@ -42,9 +44,13 @@ class Rewrite(ABC):
         enables: names of passes that profit from its result, for the catalogue.
         forms: what it can make of a region, the usual winner first, where that is a choice. A rule builds `op.form`; a
             pass over the whole graph has one form besides `AS_IS`.
-        stage: canonicalize, fuse, prune, quantize or lower/<target>; set at registration from the folder.
+        stage: canonicalize, fuse, prune, quantize or lower/<target>; set at registration from the folder. A pass from
+            outside of onnxopt may say `canonicalize` or `fuse`, which is meant where it says nothing.
         behind_lowering: a pass of the quantize stage whose kernel makes steps of rounding errors, so that nothing that
             is proved to rounding errors may come after it.
+        before: of a pass from outside of onnxopt, the pass in front of which it runs.
+        after: the same for the pass behind which it runs; one of the two at most.
+        origin: where a pass from outside of onnxopt came from, set when it is loaded; None for any other.
     """
 
     name: ClassVar[str]
@@ -54,6 +60,9 @@ class Rewrite(ABC):
     forms: ClassVar[tuple[str, ...]] = ()
     stage: ClassVar[str] = ""
     behind_lowering: ClassVar[bool] = False
+    before: ClassVar[str] = ""
+    after: ClassVar[str] = ""
+    origin: ClassVar[PassOrigin | None] = None
 
 
 class Rule(Rewrite):
@@ -123,6 +132,8 @@ class Rule(Rewrite):
         """Build the replacement; one value per output of the root, None for an output that nobody uses."""
         built = call(self.rewrite, match, op)
         outputs = built if isinstance(built, tuple) else (built,)
+        if self.origin is not None:
+            check_built(match, op, outputs)
         if len(outputs) > len(match.root.outputs):
             raise PassAuthorError(f"{self.name} built {len(outputs)} outputs for {len(match.root.outputs)}")
         padded = (*outputs, *[None] * (len(match.root.outputs) - len(outputs)))

@@ -40,6 +40,7 @@ def evidence_of(decision: Decision, before: Before) -> Evidence:
             nodes_after=entry.nodes_after,
             bytes_saved=entry.bytes_saved,
             seconds=entry.seconds,
+            origin=entry.origin,
         )
         for entry in ledger.entries
     )

@@ -23,12 +23,14 @@ from onnxopt.load.export.torch_pair import PAIR
 from onnxopt.load.given import Axes, Examples, Given, Values
 from onnxopt.load.loaded import Loaded
 from onnxopt.load.source.source import Source, Weights, resolve
+from onnxopt.pipeline.own import own_passes
 from onnxopt.proof.observations import trust_right_padding
 from onnxopt.proof.pair import prove_pair
 from onnxopt.prune.graph.stage import GraphPruning
 from onnxopt.prune.run import pruned_source
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.records.events import Event, Listener
+from onnxopt.rewrite.own import Named
 from onnxopt.road.drawing import drawing_again
 from onnxopt.road.forms import require_standard
 from onnxopt.road.plan import Asked, asked_precision
@@ -70,6 +72,7 @@ def optimize(
     force_calibration: bool = False,
     without: str = "",
     trust_remote_code: bool = False,
+    passes: Named | Iterable[Named] | None = None,
     feeds: Examples | None = None,
     axes: Axes | None = None,
     values: Values | None = None,
@@ -111,6 +114,8 @@ def optimize(
         without: inputs of a checkpoint that are left out though its answer may depend on them, such as `bbox`,
             separated by commas; the result says so.
         trust_remote_code: allow the checkpoint's own Python code to run.
+        passes: of your own, to run beside those of onnxopt and to be proved like them: each a `.py` file, a module, the
+            name under which an installed package offers some, or the class of one. Their code runs.
         feeds: of an .onnx file, inputs that run: an .npz file, a folder of them, or arrays by name.
         axes: of an .onnx file, the sizes of an axis: `name=8..4096:8` each, or ranges by name.
         values: of an .onnx file, what an input takes: `name=16000,8000` each, or values by name.
@@ -121,6 +126,7 @@ def optimize(
 
     Raises:
         InputError: the source, an option or the environment is not usable.
+        OwnPassError: one of `passes` cannot be loaded, or fails where it works.
         ExportError: the model cannot be exported.
         ProofError: the result is not within its budget; nothing was written.
     """
@@ -130,6 +136,7 @@ def optimize(
     goal = target if isinstance(target, Target) else Target.parse(target)
     if out is not None:
         check_output_folder(Path(out))
+    own = own_passes(passes)
     say(Event("load", f"looking for {source}"))
     found = resolve(str(source), weights=weights, revision=revision, trust_remote_code=trust_remote_code)
     if given and found.kind != "onnx":
@@ -159,7 +166,7 @@ def optimize(
         ways: dict[str, Any] = {"with_pooling": with_pooling, "with_cache": with_cache, "without": without}
         ways |= {"logits": logits, "exporter": exporter}
         pruning = _Pruning(found, spec, prune_data, held, task, ways)
-        plan = Asked(goal, wanted, allowed, folder, measure, tune, retune, options, half)
+        plan = Asked(goal, wanted, allowed, folder, measure, tune, retune, options, half, own)
         return _optimize_pruned(pruning, plan, started, say)
     if is_pair(found, task):
         if not with_cache:
@@ -169,7 +176,7 @@ def optimize(
         if options is not None or half is not None:
             what = "quantized" if options is not None else "converted to 16 bits"
             raise InputError(f"encoder-decoders are not {what} yet", where=str(source), hint="drop --precision")
-        plan = Asked(goal, wanted, allowed, folder, measure, tune, retune)
+        plan = Asked(goal, wanted, allowed, folder, measure, tune, retune, own=own)
         with tempfile.TemporaryDirectory(prefix="onnxopt-") as scratch:
             made = (
                 export(
@@ -197,7 +204,7 @@ def optimize(
     )
     if padding == "right":
         trust_right_padding(loaded, goal)
-    plan = Asked(goal, fit_workload(wanted, loaded), allowed, folder, measure, tune, retune, options, half)
+    plan = Asked(goal, fit_workload(wanted, loaded), allowed, folder, measure, tune, retune, options, half, own)
     with tempfile.TemporaryDirectory(prefix="onnxopt-") as scratch:
         return _finish(loaded, plan, Path(scratch), started, say)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from onnxopt.errors import InputError
 from onnxopt.judge.metrics import MetricBudget
 from onnxopt.quantize.options import HALF_IO, QuantizeOptions
 from onnxopt.quantize.sixteen_bits import HalfOptions
+from onnxopt.rewrite import Rewrite
 from onnxopt.spec import Budget, Target, Workload
 
 
@@ -66,3 +68,4 @@ class Asked:
     retune: bool
     quantize: QuantizeOptions | None = None
     half: HalfOptions | None = None
+    own: Sequence[type[Rewrite]] = ()  # passes from outside of onnxopt

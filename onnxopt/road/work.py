@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
 from onnxopt.artifact.golden import Golden
+from onnxopt.errors import ProofError
 from onnxopt.graph.cache import PAST, Cache, complete_all
 from onnxopt.graph.files import leave_ranks_open, save_graph
 from onnxopt.load.loaded import Loaded
@@ -91,7 +93,8 @@ def worked_on(
         say(Event(stage, step))
 
     bench = Workbench(before, requests, target, runs_on, plan.workload, plan.budget, scratch, tell)
-    result = bench.proved("optimized", loaded, pipeline.ledger, candidate)
+    with _suspecting_own(pipeline.ledger):
+        result = bench.proved("optimized", loaded, pipeline.ledger, candidate)
     if fused is not None and plan.quantize is not None:
         result = bench.quantized(result, fused, plan.quantize, is_timed=plan.measure and bench.is_timed)
     if plan.half is not None:
@@ -114,6 +117,21 @@ def worked_on(
     return Worked(decision, runs_on, evidence, golden, seconds, before.ops)
 
 
+@contextmanager
+def _suspecting_own(ledger: Ledger) -> Iterator[None]:
+    """Where the whole is not equal, name the passes from outside that had a part in it: those nobody else has tried."""
+    try:
+        yield
+    except ProofError as error:
+        kept = dict.fromkeys(
+            f"{entry.name} of {entry.origin.named}" for entry in ledger.entries if entry.applied and entry.origin
+        )
+        if not kept:
+            raise
+        hint = f"nothing was written; run it again without the passes of your own: {', '.join(kept)}"
+        raise ProofError(error.what, where=error.where, hint=hint) from error
+
+
 def _pipeline(loaded: Loaded, plan: Asked, requests: Sequence[Observation], say: Listener) -> Pipeline:
     """Return the passes over a model, told what is known of kernels and what may be measured."""
     profit = Profit(
@@ -131,6 +149,7 @@ def _pipeline(loaded: Loaded, plan: Asked, requests: Sequence[Observation], say:
         profit=profit,
         progress=lambda stage, step, count: say(Event(stage, step, count)),
         repro_folder=plan.out.with_name(f"{plan.out.name}.rolled-back"),
+        own=plan.own,
     )
 
 

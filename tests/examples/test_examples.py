@@ -63,6 +63,18 @@ def test_client_gets_what_the_session_gives() -> None:
     np.testing.assert_allclose(found, load("embed")["embed"](folder, TEXTS), atol=1e-5)
 
 
+def test_the_own_pass_is_applied_and_proved(tmp_path: Path) -> None:
+    rule, graph, error = started("own_pass", tmp_path / "new" / "out").splitlines()
+    assert rule.startswith("rule   fuse-log-sum-exp of own_pass.py (sha256 ")
+    assert rule.endswith(": 1 applied")
+    assert graph == "graph  ReduceLogSumExp"
+    assert float(error.split()[1]) < 1e-5
+    x = np.linspace(-40, 40, 60, dtype=np.float32).reshape(4, 15)
+    wanted = np.log(np.exp(x.astype(np.float64)).sum(-1, keepdims=True))
+    found = onnxopt.Session(tmp_path / "new" / "out" / "artifact").run({"x": x})["y"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
 def test_int8_tells_what_it_was_judged_by(tmp_path: Path) -> None:
     source = tiny_checkpoint("bert", tmp_path / "source")
     lines = load("int8_budget")["quantize"](str(source), "cosine>=0.9", tmp_path / "out", measure=False)

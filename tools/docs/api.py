@@ -15,7 +15,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "Run it": ("Artifact", "Session", "Batcher", "FixedShapes", "placement"),
     "Write text": ("Generator", "ContinuousBatcher", "Sampling"),
     "Compare": ("compare_models", "measure_perplexity"),
-    "Errors": ("OnnxoptError", "InputError", "ExportError", "ProofError"),
+    "Errors": ("OnnxoptError", "InputError", "ExportError", "ProofError", "OwnPassError"),
 }
 FOR_PASSES = ("Rule", "Pass", "Match", "Builder", "Refusal", "register", "Exact", "Reassociated", "Lossy")
 LONGEST_SIGNATURE = 88
