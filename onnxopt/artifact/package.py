@@ -22,7 +22,6 @@ Everything is written into a folder beside the destination and moved into place 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +47,7 @@ from onnxopt.graph import CONTRIB, attribute, is_op
 from onnxopt.graph.cache import Cache, encoded_name, served
 from onnxopt.graph.files import DATA_NAME
 from onnxopt.graph.sides import Crossings
-from onnxopt.host.folders import folder_in_place, sync
+from onnxopt.host.folders import sha256_of, staged, sync
 from onnxopt.host.machine import describe_machine, versions
 from onnxopt.load.loaded import Loaded
 from onnxopt.probe.annotate import name_outputs
@@ -60,7 +59,6 @@ from onnxopt.spec import Budget, Target, Workload
 
 EXTERNAL_DATA_BYTES = 1_500_000_000  # a protobuf file ends at 2 GiB; the graph itself and its readers need room
 _INLINE_BELOW_BYTES = 1024  # shapes and scalars stay in the graph, where shape inference can read them
-_PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -192,7 +190,7 @@ def write_artifact(
     """
     out = resolved(out)
     check_output_folder(out)
-    with folder_in_place(out) as folder:
+    with staged(out) as folder:
         graphs = [(half.file, half.model, half.loaded) for half in halves]
         model_files = []
         for name, graph, given in graphs or [(MODEL_NAME, model, loaded)]:
@@ -388,11 +386,7 @@ def _write(path: Path, content: bytes) -> None:
 
 def file_record(path: Path) -> FileRecord:
     """Return digest and size of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while piece := file.read(_PIECE_BYTES):
-            digest.update(piece)
-    return FileRecord(sha256=digest.hexdigest(), size_bytes=path.stat().st_size)
+    return FileRecord(sha256=sha256_of(path), size_bytes=path.stat().st_size)
 
 
 def _member(folder: Path, name: str) -> Path:

@@ -20,6 +20,7 @@ from onnxopt.artifact.golden import Golden
 from onnxopt.artifact.package import Artifact, check_golden, read_golden
 from onnxopt.artifact.place import check_output_folder
 from onnxopt.errors import InputError, PassAuthorError
+from onnxopt.host import folders
 from onnxopt.load.loaded import Loaded
 from onnxopt.records.manifest import Evidence, Manifest
 from onnxopt.records.measurements import Latency, Measurements
@@ -206,8 +207,11 @@ def test_checking_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+WRITING = ("package._write_model", "package.write_golden", "package.sync", "folders._sync_folder")
+
+
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(28, "No space left on device"), ValueError])
-@pytest.mark.parametrize("where", ["_write_model", "write_golden", "_sync", "_sync_folder"])
+@pytest.mark.parametrize("where", WRITING)
 @pytest.mark.parametrize("older", [False, True])
 def test_a_stop_at_any_moment_leaves_the_old_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException, where: str, *, older: bool
@@ -220,7 +224,8 @@ def test_a_stop_at_any_moment_leaves_the_old_state(
     def halt(*_: object) -> None:
         raise stop
 
-    monkeypatch.setattr(package, where, halt)
+    module, _, name = where.partition(".")
+    monkeypatch.setattr({"package": package, "folders": folders}[module], name, halt)
     with pytest.raises((KeyboardInterrupt, InputError, ValueError)):
         write(out, evidence=Evidence(notes=("newer",)))
     assert tree(tmp_path) == before
