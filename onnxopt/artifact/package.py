@@ -2,7 +2,7 @@
 
 An artifact::
 
-    model.onnx            the graph; weights too, up to EXTERNAL_DATA_BYTES
+    model.onnx            the graph; weights too, up to 1.5 GB
     model.onnx_data       the weights of a larger model, under the name that transformers.js looks for
     tokenizer.json, ...   tokenizer, processor and config files, in the folders the checkpoint had them in
     genai_config.json     for a decoder: what onnxruntime-genai must know of it
@@ -45,7 +45,7 @@ from onnxopt.artifact.stacks import GENAI_NAME, served_model, stack_files
 from onnxopt.errors import InputError, PassAuthorError
 from onnxopt.graph import CONTRIB, attribute, is_op
 from onnxopt.graph.cache import Cache, encoded_name, served
-from onnxopt.graph.files import DATA_NAME
+from onnxopt.graph.files import DATA_NAME, write_graph
 from onnxopt.graph.sides import Crossings
 from onnxopt.host.folders import sha256_of, staged, sync
 from onnxopt.host.machine import describe_machine, versions
@@ -56,9 +56,6 @@ from onnxopt.records.manifest import MANIFEST_NAME, DecodingRecord, Evidence, Fi
 from onnxopt.records.measurements import MEASUREMENTS_NAME, Measurements
 from onnxopt.run.session import MODEL_NAME, Session
 from onnxopt.spec import Budget, Target, Workload
-
-EXTERNAL_DATA_BYTES = 1_500_000_000  # a protobuf file ends at 2 GiB; the graph itself and its readers need room
-_INLINE_BELOW_BYTES = 1024  # shapes and scalars stay in the graph, where shape inference can read them
 
 
 @dataclass(frozen=True)
@@ -196,7 +193,8 @@ def write_artifact(
         for name, graph, given in graphs or [(MODEL_NAME, model, loaded)]:
             name_outputs(graph, given.signature)
             graph.metadata_props.update(_crossings(graph, loaded).to_metadata())
-            model_files += _write_model(served_model(graph, given.signature, given.names), folder, name)
+            written = write_graph(served_model(graph, given.signature, given.names), folder / name)
+            model_files += [path.name for path in written]
         _copy_assets(loaded, folder, taken=model_files)
         decoding = decoding_of(model, halves[-1].loaded if halves else loaded)
         signature = served(loaded.signature, loaded.names)
@@ -318,25 +316,6 @@ def read_golden(folder: Path) -> list[GoldenCase]:
 
 
 # What is in it
-
-
-def _write_model(model: ir.Model, folder: Path, name: str) -> list[str]:
-    """Write the graph and return the names of its files. The model in memory stays as it is."""
-    total = sum(
-        value.const_value.nbytes
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    )
-    path, beside = folder / name, f"{name}_data"
-    # with `external_data` set, tensors up to the threshold are read into the graph wherever they lay before
-    threshold = _INLINE_BELOW_BYTES if total > EXTERNAL_DATA_BYTES else total
-    ir.save(model, path, external_data=beside, size_threshold_bytes=threshold)
-    data = folder / beside
-    if total <= EXTERNAL_DATA_BYTES:
-        data.unlink(missing_ok=True)
-        return [name]
-    return [name, beside]
 
 
 def _copy_assets(loaded: Loaded, folder: Path, *, taken: Sequence[str]) -> None:

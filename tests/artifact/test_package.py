@@ -20,6 +20,7 @@ from onnxopt.artifact.golden import Golden
 from onnxopt.artifact.package import Artifact, check_golden, read_golden
 from onnxopt.artifact.place import check_output_folder
 from onnxopt.errors import InputError, PassAuthorError
+from onnxopt.graph import files
 from onnxopt.host import folders
 from onnxopt.load.loaded import Loaded
 from onnxopt.records.manifest import Evidence, Manifest
@@ -207,7 +208,7 @@ def test_checking_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-WRITING = ("package._write_model", "package.write_golden", "package.sync", "folders._sync_folder")
+WRITING = ("package.write_graph", "package.write_golden", "package.sync", "folders._sync_folder")
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(28, "No space left on device"), ValueError])
@@ -252,8 +253,8 @@ def test_a_stop_between_the_two_renames_brings_the_older_artifact_back(
 
 
 def test_a_large_model_has_its_weights_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(package, "EXTERNAL_DATA_BYTES", 8)
-    monkeypatch.setattr(package, "_INLINE_BELOW_BYTES", 8)
+    monkeypatch.setattr(files, "EXTERNAL_DATA_BYTES", 8)
+    monkeypatch.setattr(files, "SMALL_CONSTANT_BYTES", 8)
     artifact = write(tmp_path / "out")
     assert {"model.onnx", "model.onnx_data"} <= set(artifact.manifest.files)
     assert check_golden(artifact.path) == []
@@ -269,7 +270,10 @@ def test_weights_that_lay_elsewhere_are_taken_along(tmp_path: Path) -> None:
     loaded.model = ir.load(source / "m.onnx")
     artifact = write(tmp_path / "out", loaded)
     assert "model.onnx_data" not in artifact.manifest.files
-    assert isinstance(loaded.model.graph.initializers["table"].const_value, ir.ExternalTensor)
+    (source / "weights.bin").unlink()
+    held = loaded.model.graph.initializers["table"].const_value
+    assert held is not None
+    np.testing.assert_array_equal(held.numpy(), tiny().model.graph.initializers["table"].const_value.numpy())
     for file in source.iterdir():
         file.unlink()
     assert check_golden(artifact.path) == []
