@@ -2,7 +2,7 @@
 
 An artifact::
 
-    model.onnx            the graph; weights too, up to EXTERNAL_DATA_BYTES
+    model.onnx            the graph; weights too, up to 1.5 GB
     model.onnx_data       the weights of a larger model, under the name that transformers.js looks for
     tokenizer.json, ...   tokenizer, processor and config files, in the folders the checkpoint had them in
     genai_config.json     for a decoder: what onnxruntime-genai must know of it
@@ -22,7 +22,6 @@ Everything is written into a folder beside the destination and moved into place 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -46,9 +45,9 @@ from onnxopt.artifact.stacks import GENAI_NAME, served_model, stack_files
 from onnxopt.errors import InputError, PassAuthorError
 from onnxopt.graph import CONTRIB, attribute, is_op
 from onnxopt.graph.cache import Cache, encoded_name, served
-from onnxopt.graph.files import DATA_NAME
+from onnxopt.graph.files import DATA_NAME, write_graph
 from onnxopt.graph.sides import Crossings
-from onnxopt.host.folders import folder_in_place, sync
+from onnxopt.host.folders import sha256_of, staged, sync
 from onnxopt.host.machine import describe_machine, versions
 from onnxopt.load.loaded import Loaded
 from onnxopt.probe.annotate import name_outputs
@@ -57,10 +56,6 @@ from onnxopt.records.manifest import MANIFEST_NAME, DecodingRecord, Evidence, Fi
 from onnxopt.records.measurements import MEASUREMENTS_NAME, Measurements
 from onnxopt.run.session import MODEL_NAME, Session
 from onnxopt.spec import Budget, Target, Workload
-
-EXTERNAL_DATA_BYTES = 1_500_000_000  # a protobuf file ends at 2 GiB; the graph itself and its readers need room
-_INLINE_BELOW_BYTES = 1024  # shapes and scalars stay in the graph, where shape inference can read them
-_PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -192,13 +187,14 @@ def write_artifact(
     """
     out = resolved(out)
     check_output_folder(out)
-    with folder_in_place(out) as folder:
+    with staged(out) as folder:
         graphs = [(part.file, part.model, part.loaded) for part in parts]
         model_files = []
         for name, graph, given in graphs or [(MODEL_NAME, model, loaded)]:
             name_outputs(graph, given.signature)
             graph.metadata_props.update(_crossings(graph, loaded).to_metadata())
-            model_files += _write_model(served_model(graph, given.signature, given.names), folder, name)
+            written = write_graph(served_model(graph, given.signature, given.names), folder / name)
+            model_files += [path.name for path in written]
         _copy_assets(loaded, folder, taken=model_files)
         decoding = decoding_of(model, parts[-1].loaded if parts else loaded)
         signature = served(loaded.signature, loaded.names)
@@ -322,25 +318,6 @@ def read_golden(folder: Path) -> list[GoldenCase]:
 # What is in it
 
 
-def _write_model(model: ir.Model, folder: Path, name: str) -> list[str]:
-    """Write the graph and return the names of its files. The model in memory stays as it is."""
-    total = sum(
-        value.const_value.nbytes
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    )
-    path, beside = folder / name, f"{name}_data"
-    # with `external_data` set, tensors up to the threshold are read into the graph wherever they lay before
-    threshold = _INLINE_BELOW_BYTES if total > EXTERNAL_DATA_BYTES else total
-    ir.save(model, path, external_data=beside, size_threshold_bytes=threshold)
-    data = folder / beside
-    if total <= EXTERNAL_DATA_BYTES:
-        data.unlink(missing_ok=True)
-        return [name]
-    return [name, beside]
-
-
 def _copy_assets(loaded: Loaded, folder: Path, *, taken: Sequence[str]) -> None:
     reserved = {MODEL_NAME, DATA_NAME, MANIFEST_NAME, MEASUREMENTS_NAME, GENAI_NAME, IO_NAME, GOLDEN_FOLDER, *taken}
     for name, source in _placed(loaded).items():
@@ -388,11 +365,7 @@ def _write(path: Path, content: bytes) -> None:
 
 def file_record(path: Path) -> FileRecord:
     """Return digest and size of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while piece := file.read(_PIECE_BYTES):
-            digest.update(piece)
-    return FileRecord(sha256=digest.hexdigest(), size_bytes=path.stat().st_size)
+    return FileRecord(sha256=sha256_of(path), size_bytes=path.stat().st_size)
 
 
 def _member(folder: Path, name: str) -> Path:

@@ -9,10 +9,10 @@ import onnx_ir as ir
 from onnxopt.graph.nodes import SMALL_CONSTANT_BYTES
 from onnxopt.spec import Signature
 
-DATA_NAME = "model.onnx_data"
+DATA_SUFFIX = "_data"  # where transformers.js looks for the weights of a large model
+DATA_NAME = f"model.onnx{DATA_SUFFIX}"
 MAX_IR_VERSION = 11  # the newest that every ONNX Runtime we accept (1.23 on) reads
-
-LARGE_BYTES = 2**31 - 2**27  # protobuf cannot hold 2 GiB; from here on weights lie beside the graph
+EXTERNAL_DATA_BYTES = 1_500_000_000  # a protobuf file ends at 2 GiB; the graph itself and its readers need room
 
 
 def save_graph(model: ir.Model, folder: Path) -> Path:
@@ -23,19 +23,27 @@ def save_graph(model: ir.Model, folder: Path) -> Path:
         folder: made here.
     """
     folder.mkdir()
-    return write_graph(model, folder / "model.onnx")
+    return write_graph(model, folder / "model.onnx")[0]
 
 
-def write_graph(model: ir.Model, path: Path) -> Path:
-    """Write a model into a folder that is there, as `save_graph` does, and return the file."""
+def write_graph(model: ir.Model, path: Path) -> list[Path]:
+    """Write a model into a folder that is there, and return its files: the graph, and the weights of a large one.
+
+    Args:
+        model: what it computes stays; afterwards it holds its weights, or those of a large one lie where they lay.
+        path: of the graph; weights of more than `EXTERNAL_DATA_BYTES` go into a file beside it.
+    """
     model.ir_version = min(model.ir_version, MAX_IR_VERSION)
     size = _bytes_of_all(model)
     # shapes stay in the graph: the runtime reads those of a branch there alone
-    threshold = SMALL_CONSTANT_BYTES if size > LARGE_BYTES else max(size, SMALL_CONSTANT_BYTES)
+    threshold = SMALL_CONSTANT_BYTES if size > EXTERNAL_DATA_BYTES else max(size, SMALL_CONSTANT_BYTES)
     _take_in(model, threshold)
+    data = path.with_name(f"{path.name}{DATA_SUFFIX}")
     # without `external_data`, a weight that lies in another folder would be looked for in this one
-    ir.save(model, path, external_data=DATA_NAME, size_threshold_bytes=threshold)
-    return path
+    ir.save(model, path, external_data=data.name, size_threshold_bytes=threshold)
+    if data.exists() and not data.stat().st_size:
+        data.unlink()
+    return [one for one in (path, data) if one.exists()]
 
 
 def _bytes_of_all(model: ir.Model) -> int:

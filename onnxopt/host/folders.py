@@ -4,47 +4,84 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from onnxopt.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 _CHUNK_BYTES = 1 << 20
+CONTENTS_NAME = "contents.json"  # of a cache entry: the SHA-256 of its files
 
 
 def unwritable(out: Path, error: Exception) -> InputError:
     """Return the error for a folder that cannot be written, with the system's reason."""
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return InputError(f"cannot be written ({reason})", where=str(out), hint="choose another output folder")
+    return InputError(f"cannot be written ({_reason(error)})", where=str(out), hint="choose another output folder")
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
 @contextlib.contextmanager
-def folder_in_place(out: Path) -> Iterator[Path]:
-    """Give a fresh folder that becomes `out` when the block ends well, and vanishes in every other case."""
-    parents = [parent for parent in (out.parent, *out.parent.parents) if not parent.exists()]
+def staged(target: Path, *, cache: bool = False) -> Iterator[Path]:
+    """Give a fresh folder that becomes `target` when the block ends well, and vanishes in every other case.
+
+    An older `target` is replaced, and it is there again when that fails.
+
+    Args:
+        target: the folder to make.
+        cache: it is an entry of the user's cache: another process may make the same one meanwhile, and who is first
+            there stays.
+
+    Yields:
+        The folder to fill, beside `target` so that the move is one rename.
+
+    Raises:
+        InputError: when it cannot be written, or a file that is put into it cannot be read.
+    """
+    parents = [parent for parent in (target.parent, *target.parent.parents) if not parent.exists()]
     folder: Path | None = None
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".onnxopt-", suffix=".part", dir=out.parent))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".onnxopt-", suffix=".part", dir=target.parent))
         yield folder
         folder.chmod(0o777 & ~_umask())  # mkdtemp makes it private
-        _swap(folder, out)
+        _swap(folder, target, cache=cache)
     except BaseException as error:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
         for parent in parents:
             with contextlib.suppress(OSError):
                 parent.rmdir()
-        if isinstance(error, OSError):
-            raise unwritable(out, error) from error
+        told = _told(error, target, cache=cache) if isinstance(error, OSError) else None
+        if told is not None:
+            raise told from error
         raise
 
 
-def _swap(folder: Path, out: Path) -> None:
+def _told(error: OSError, target: Path, *, cache: bool) -> InputError | None:
+    """Return an error of the system in a user's words; None for one that is of neither reading nor writing here."""
+    if error.errno is None:  # other libraries raise what they like as one
+        return None
+    if error.filename is not None:
+        place, base = Path(os.fsdecode(error.filename)).absolute(), target.parent.absolute()
+        if not place.is_relative_to(base) and not base.is_relative_to(place):
+            denied = InputError(f"cannot be read ({_reason(error)})", where=str(place))
+            return denied if isinstance(error, PermissionError) else None
+    if cache:
+        reason = f"cannot write to the cache ({_reason(error)})"
+        return InputError(reason, where=str(target.parent), hint="set ONNXOPT_CACHE to another folder")
+    return unwritable(target, error)
+
+
+def _swap(folder: Path, out: Path, *, cache: bool) -> None:
     """Put `folder` in the place of `out`; an older folder comes back when that fails."""
     older: Path | None = None
     try:
@@ -53,11 +90,14 @@ def _swap(folder: Path, out: Path) -> None:
             older = aside / "old"
             out.rename(older)
         folder.rename(out)
-    except BaseException:
+    except BaseException as error:
         if older is not None:
             if older.exists() and not out.exists():
                 older.rename(out)
             shutil.rmtree(older.parent, ignore_errors=True)
+        if cache and isinstance(error, OSError) and out.is_dir():
+            shutil.rmtree(folder, ignore_errors=True)  # another process has made the same
+            return
         raise
     _sync_folder(out.parent)
     if older is not None:
@@ -106,38 +146,29 @@ def content_of(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
 
 
-@contextmanager
-def staged(target: Path) -> Iterator[Path]:
-    """Give a fresh folder that becomes `target` when the block ends well, and disappears when it does not.
-
-    An existing `target` is replaced. When another process finishes the same folder first, its result stays.
+def seal(entry: Path, inside: str = "") -> None:
+    """Write down what a cache entry holds, so that `sealed` sees when it is damaged.
 
     Args:
-        target: the folder to make.
-
-    Yields:
-        The folder to fill, beside `target` so that the move is one rename.
-
-    Raises:
-        InputError: when the cache cannot be written.
+        entry: the entry's folder, where the record is put.
+        inside: the folder in it that is recorded; the whole entry when empty.
     """
+    content = content_of(entry / inside)
+    content.pop(CONTENTS_NAME, None)
+    (entry / CONTENTS_NAME).write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def sealed(entry: Path, inside: str = "") -> bool:
+    """Return whether a cache entry has every file with the content it was sealed with, and no other."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        room = Path(tempfile.mkdtemp(prefix=".making-", dir=target.parent))
-    except OSError as error:
-        raise InputError(
-            f"cannot write to the cache: {error.strerror}", where=str(target.parent), hint="set ONNXOPT_CACHE"
-        ) from error
-    try:
-        fresh = room / "new"
-        fresh.mkdir()
-        yield fresh
-        if target.exists():
-            target.replace(room / "old")
-        try:
-            fresh.replace(target)
-        except OSError:
-            if not target.is_dir():
-                raise
-    finally:
-        shutil.rmtree(room, ignore_errors=True)
+        recorded = json.loads((entry / CONTENTS_NAME).read_text(encoding="utf-8"))
+        found = content_of(entry / inside)
+    except FileNotFoundError:
+        return False  # there is none
+    except (OSError, ValueError):
+        recorded, found = None, {}
+    if not inside:
+        found.pop(CONTENTS_NAME, None)
+    if recorded != found:
+        logger.info("the cache entry %s is damaged; it is made again", entry.name)
+    return bool(recorded == found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from onnxopt.errors import InputError, word
 from onnxopt.graph import constant_value
 from onnxopt.graph.cache import Cache, encoded_name
 from onnxopt.graph.exchange import CARRIERS, PLAIN, dtype_name
+from onnxopt.host.folders import sha256_of
 from onnxopt.load.given import Given
 from onnxopt.load.graph_feeder import GraphFeeder, InputPlan, input_kinds, plan_input
 from onnxopt.load.learn.axis_names import name_axes
@@ -409,18 +409,10 @@ def _origin(checked: Checked, path: Path) -> dict[str, Any]:
     proto = checked.proto
     return {
         "source": path.name,
-        "sha256": _sha256(checked.path),
-        "external_sha256": {location: _sha256(file) for location, file in sorted(checked.external.items())},
+        "sha256": sha256_of(checked.path),
+        "external_sha256": {location: sha256_of(file) for location, file in sorted(checked.external.items())},
         "producer": " ".join(part for part in (proto.producer_name, proto.producer_version) if part),
         "opset": {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
         "ir_version": proto.ir_version,
         "onnxruntime": ort.__version__,
     }
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

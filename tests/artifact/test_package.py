@@ -23,6 +23,7 @@ from onnxopt.artifact.golden import Golden
 from onnxopt.artifact.package import Artifact, check_golden, read_golden
 from onnxopt.artifact.place import check_output_folder
 from onnxopt.errors import InputError, PassAuthorError
+from onnxopt.graph import files
 from onnxopt.host import folders
 from onnxopt.load.loaded import Loaded
 from onnxopt.records.manifest import Evidence, Manifest
@@ -210,8 +211,11 @@ def test_checking_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+WRITING = ("package.write_graph", "package.write_golden", "package.sync", "folders._sync_folder")
+
+
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(28, "No space left on device"), ValueError])
-@pytest.mark.parametrize("where", ["_write_model", "write_golden", "sync", "_sync_folder"])
+@pytest.mark.parametrize("where", WRITING)
 @pytest.mark.parametrize("older", [False, True])
 def test_a_stop_at_any_moment_leaves_the_old_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException, where: str, *, older: bool
@@ -224,7 +228,8 @@ def test_a_stop_at_any_moment_leaves_the_old_state(
     def halt(*_: object) -> None:
         raise stop
 
-    monkeypatch.setattr(folders if where == "_sync_folder" else package, where, halt)
+    module, _, name = where.partition(".")
+    monkeypatch.setattr({"package": package, "folders": folders}[module], name, halt)
     with pytest.raises((KeyboardInterrupt, InputError, ValueError)):
         write(out, evidence=Evidence(notes=("newer",)))
     assert tree(tmp_path) == before
@@ -251,8 +256,8 @@ def test_a_stop_between_the_two_renames_brings_the_older_artifact_back(
 
 
 def test_a_large_model_has_its_weights_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(package, "EXTERNAL_DATA_BYTES", 8)
-    monkeypatch.setattr(package, "_INLINE_BELOW_BYTES", 8)
+    monkeypatch.setattr(files, "EXTERNAL_DATA_BYTES", 8)
+    monkeypatch.setattr(files, "SMALL_CONSTANT_BYTES", 8)
     artifact = write(tmp_path / "out")
     assert {"model.onnx", "model.onnx_data"} <= set(artifact.manifest.files)
     assert check_golden(artifact.path) == []
@@ -268,7 +273,10 @@ def test_weights_that_lay_elsewhere_are_taken_along(tmp_path: Path) -> None:
     loaded.model = ir.load(source / "m.onnx")
     artifact = write(tmp_path / "out", loaded)
     assert "model.onnx_data" not in artifact.manifest.files
-    assert isinstance(loaded.model.graph.initializers["table"].const_value, ir.ExternalTensor)
+    (source / "weights.bin").unlink()
+    held = loaded.model.graph.initializers["table"].const_value
+    assert held is not None
+    np.testing.assert_array_equal(held.numpy(), tiny().model.graph.initializers["table"].const_value.numpy())
     for file in source.iterdir():
         file.unlink()
     assert check_golden(artifact.path) == []

@@ -16,8 +16,8 @@ from unittest.mock import patch
 import numpy as np
 
 import onnxopt
-from onnxopt.artifact import package
 from onnxopt.artifact.package import Artifact
+from onnxopt.graph import files
 from onnxopt.graph.cache import Cache
 from onnxopt.load.checkpoint.folder import read_checkpoint
 from onnxopt.load.source.source import resolve
@@ -101,7 +101,7 @@ class Served:
 def make_served(kind: Kind, folder: Path) -> Served:
     """Make a checkpoint, its artifact, and the tokens; the Llama's weights lie beside the graph, as large ones do."""
     checkpoint = tiny_decoder(kind, folder / "checkpoint")
-    with patch.object(package, "EXTERNAL_DATA_BYTES", 1000 if kind == "llama" else package.EXTERNAL_DATA_BYTES):
+    with patch.object(files, "EXTERNAL_DATA_BYTES", 1000 if kind == "llama" else files.EXTERNAL_DATA_BYTES):
         artifact = onnxopt.optimize(checkpoint, out=folder / kind, measure=False)
     ids, tokens = zip(*(torch_tokens(checkpoint, prompt) for prompt in PROMPTS), strict=True)
     return Served(artifact.path, ids, tokens)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from onnxopt.errors import ExportError, InputError
-from onnxopt.host.folders import content_of, staged
+from onnxopt.host.folders import seal, sealed, staged
 from onnxopt.host.usercache import cache_root
 from onnxopt.load.checkpoint.folder import Checkpoint, load_config, read_checkpoint, weights_digest, write_assets
 from onnxopt.load.checkpoint.network import RANDOM_SEED
@@ -95,10 +95,10 @@ def export(
     options = {"task": asked, "form": asdict(form), "exporter": exporter, "weights": source.weights}
     key = _digest([_FORMAT, weights, dict(checkpoint.settings), options, _versions(), source.trust_remote_code])
     entry = cache_root() / "exports" / f"{source.name}{f'-{part}' if part else ''}-{key[:24]}"
-    if not (use_cache and _intact(entry)):
-        with staged(entry) as fresh:
+    if not (use_cache and sealed(entry)):
+        with staged(entry, cache=True) as fresh:
             model = _make(fresh, checkpoint, asked, form, exporter=exporter, say=say)
-            _seal(fresh)
+            seal(fresh)
         return _open(entry, checkpoint, weights, model)
     say("export found in the cache")
     return _open(entry, checkpoint, weights)
@@ -345,25 +345,6 @@ def _open(entry: Path, checkpoint: Checkpoint, weights: Mapping[str, str], model
         ranges={axis: AxisRange(**known) for axis, known in record["ranges"].items()},
         random_weights=source.weights == "random",
     )
-
-
-def _seal(folder: Path) -> None:
-    """Record the content of an entry, so that a damaged one is seen."""
-    (folder / "contents.json").write_text(json.dumps(content_of(folder)), encoding="utf-8")
-
-
-def _intact(entry: Path) -> bool:
-    """Return whether a cached export has the content it was written with."""
-    try:
-        recorded = json.loads((entry / "contents.json").read_text(encoding="utf-8"))
-        found = content_of(entry)
-        found.pop("contents.json", None)
-    except (OSError, ValueError):
-        return False
-    if recorded != found:
-        logger.info("the cached export %s is damaged; it is made again", entry.name)
-        return False
-    return True
 
 
 def _versions() -> dict[str, str]:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from onnxopt.errors import InputError
-from onnxopt.host.folders import content_of, sha256_of, staged
+from onnxopt.host.folders import CONTENTS_NAME, seal, sealed, sha256_of, staged
 from onnxopt.host.quiet import quiet
 from onnxopt.host.usercache import cache_root
 
-_CONTENTS, _ORIGIN = "contents.json", "origin.txt"
+_FILES, _ORIGIN = "files", "origin.txt"
 _TELLING = ("config.json", "tokenizer.json")
 _MAGIC = b"GGUF"
 
@@ -35,16 +35,16 @@ def convert_gguf(path: Path, *, progress: Callable[[str], None] | None = None) -
         if stream.read(len(_MAGIC)) != _MAGIC:
             raise InputError("is no GGUF file", where=str(path))
     entry = cache_root() / "converted" / f"{path.stem}-{sha256_of(path)[:16]}"
-    if _intact(entry):
+    if sealed(entry, _FILES):
         _remember(entry, path)
-        return entry / "files"
+        return entry / _FILES
     if progress:
         progress(f"dequantizing {path.name} to float32")
-    with staged(entry) as fresh:
-        _convert(path, fresh / "files")
-        (fresh / _CONTENTS).write_text(json.dumps(content_of(fresh / "files"), indent=1), encoding="utf-8")
+    with staged(entry, cache=True) as fresh:
+        _convert(path, fresh / _FILES)
+        seal(fresh, _FILES)
     _remember(entry, path)
-    return entry / "files"
+    return entry / _FILES
 
 
 def _remember(entry: Path, path: Path) -> None:
@@ -62,7 +62,7 @@ def gguf_behind(assets: Collection[Path]) -> Path | None:
     known = {path.name: sha256_of(path) for path in assets if path.name in _TELLING}
     for entry in sorted((cache_root() / "converted").glob("*/")):
         try:
-            recorded = json.loads((entry / _CONTENTS).read_text(encoding="utf-8"))
+            recorded = json.loads((entry / CONTENTS_NAME).read_text(encoding="utf-8"))
             path = Path((entry / _ORIGIN).read_text(encoding="utf-8"))
             alike = len(known) == len(_TELLING) and all(recorded.get(name) == digest for name, digest in known.items())
             if alike and sha256_of(path)[:16] == entry.name.rpartition("-")[2]:
@@ -70,15 +70,6 @@ def gguf_behind(assets: Collection[Path]) -> Path | None:
         except (OSError, ValueError):  # noqa: PERF203 - a damaged entry says nothing about the next
             continue
     return None
-
-
-def _intact(entry: Path) -> bool:
-    """Return whether every file has the size and content it was written with."""
-    try:
-        recorded = json.loads((entry / _CONTENTS).read_text(encoding="utf-8"))
-        return bool(recorded == content_of(entry / "files"))
-    except (OSError, ValueError):
-        return False
 
 
 def _convert(path: Path, target: Path) -> None:

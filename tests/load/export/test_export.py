@@ -28,6 +28,7 @@ from onnxopt.load.feeds import TextFeeder, Tokens
 from onnxopt.load.loaded import Loaded
 from onnxopt.load.source.source import resolve
 from onnxopt.spec import PADDINGS, Feeds, TensorSpec
+from tests.support.damage import flip_bit
 from tests.support.tiny import KINDS, tiny_checkpoint, tiny_tokenizer
 
 AXES = ("batch", "sequence")
@@ -203,6 +204,7 @@ def test_damaged_cache_is_made_again(tiny: Callable[..., Path]) -> None:
     first = export(source, exporter="torchscript")
     entry = first.assets[0].parent.parent
     damages: tuple[Callable[[Path], object], ...] = (
+        flip_bit,
         lambda file: file.write_bytes(file.read_bytes()[:-9]),
         lambda file: file.unlink(),
     )

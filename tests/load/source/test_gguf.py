@@ -15,6 +15,7 @@ from onnxopt.load.source.recipe import all_recipes
 from onnxopt.load.source.source import resolve
 from onnxopt.qmath.blocks import dequantize
 from onnxopt.quantize.checkpoint_grids import known_grids
+from tests.support.damage import flip_bit
 from tests.support.fused import fuse
 
 WIDTH, WORDS, INNER, LAYERS = 32, 200, 64, 2
@@ -120,9 +121,11 @@ def test_gguf_is_converted_once_and_again_when_damaged(tmp_path: Path) -> None:
     folder = convert_gguf(path, progress=said.append)
     assert convert_gguf(path, progress=said.append) == folder
     assert said == ["dequantizing tiny.gguf to float32"]
-    (folder / "model.safetensors").write_bytes(b"")
+    before = (folder / "model.safetensors").read_bytes()
+    flip_bit(folder / "model.safetensors")
     convert_gguf(path, progress=said.append)
     assert len(said) == 2
+    assert (folder / "model.safetensors").read_bytes() == before
     assert (folder / "model.safetensors").stat().st_size > 1000
 
 

@@ -1,0 +1,65 @@
+"""A graph is written in one way: small weights in it, those of a large one beside it, the model as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnxopt.graph import files
+from onnxopt.graph.files import MAX_IR_VERSION, save_graph, write_graph
+
+
+def model_of(sizes: tuple[int, ...]) -> ir.Model:
+    """Return a sum of an input and vectors, a number of elements each; a vector of one element is broadcast."""
+    total = ir.Value(name="x", shape=ir.Shape([max(sizes)]), type=ir.TensorType(ir.DataType.FLOAT))
+    inputs, nodes, weights = [total], [], []
+    for place, size in enumerate(sizes):
+        weight = ir.Value(
+            name=f"w{place}", const_value=ir.tensor(np.full(size, place + 1, np.float32), name=f"w{place}")
+        )
+        weights.append(weight)
+        nodes.append(ir.Node("", "Add", [total, weight]))
+        total = nodes[-1].outputs[0]
+    total.name = "y"
+    total.shape, total.type = ir.Shape([max(sizes)]), ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph(inputs, [total], nodes=nodes, initializers=weights, opset_imports={"": 18}, name="sum")
+    return ir.Model(graph, ir_version=MAX_IR_VERSION + 2)
+
+
+def weights_of(model: ir.Model) -> dict[str, np.ndarray]:
+    found = {name: value.const_value for name, value in model.graph.initializers.items()}
+    return {name: tensor.numpy().copy() for name, tensor in found.items() if tensor is not None}
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "encoder_model.onnx"])
+@pytest.mark.parametrize(("sizes", "beside"), [((700, 1), True), ((400, 1), False), ((250, 250, 1), False)])
+def test_only_large_weights_of_large_models_lie_beside(
+    name: str, sizes: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, beside: bool
+) -> None:
+    monkeypatch.setattr(files, "EXTERNAL_DATA_BYTES", 1800)
+    model = model_of(sizes)
+    before = weights_of(model)
+    written = write_graph(model, tmp_path / name)
+    assert [path.name for path in written] == [name, *([f"{name}_data"] if beside else [])]
+    assert set(tmp_path.iterdir()) == set(written), "no empty file is left"
+    read = ir.load(tmp_path / name)
+    assert read.ir_version == MAX_IR_VERSION
+    assert not isinstance(read.graph.initializers["w1"].const_value, ir.ExternalTensor)
+    for found in (weights_of(read), weights_of(model)):
+        assert {key: array.tolist() for key, array in found.items()} == {
+            key: array.tolist() for key, array in before.items()
+        }
+
+
+def test_a_graph_is_the_same_file_wherever_its_weights_lay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = ir.load(save_graph(model_of((700, 1)), tmp_path / "small"))
+    monkeypatch.setattr(files, "EXTERNAL_DATA_BYTES", 100)
+    parted = ir.load(save_graph(model_of((700, 1)), tmp_path / "large"))
+    monkeypatch.undo()
+    first, second = (save_graph(model, tmp_path / str(place)) for place, model in enumerate((whole, parted)))
+    assert first.read_bytes() == second.read_bytes()
+    (tmp_path / "large" / "model.onnx_data").unlink()
+    assert weights_of(parted)["w0"].tolist() == [1.0] * 700, "the model holds what lay there"
