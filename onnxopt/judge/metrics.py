@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +23,7 @@ SENTENCE = "sentence_embedding"
 LOGITS = "logits"
 RESAMPLES = 500
 IMAGE_RANK = 4
+LEAST_RATIO = 1e-9  # of perplexities: a loss is a finite number
 _BUDGET = re.compile(r"^\s*(perplexity|cosine|agreement|top-?1)\s*(<=|>=|[<>=])\s*([+-]?[\d.]+)\s*(%?)\s*$")
 
 
@@ -135,6 +137,14 @@ class Judge:
         """Return the metric over all samples."""
         mean = float(np.mean(scores))
         return float(np.exp(mean)) if self.metric == "perplexity" else mean
+
+    def loss(self, value: float) -> float:
+        """Return what a value has lost: 1 − cosine, 1 − agreement, or the logarithm of a ratio of perplexities."""
+        return math.log(max(value, LEAST_RATIO)) if self.metric == "perplexity" else 1.0 - value
+
+    def value_at(self, loss: float) -> float:
+        """Return the value that has lost so much."""
+        return math.exp(loss) if self.metric == "perplexity" else 1.0 - loss
 
     def interval(self, scores: Array, level: float = 0.95) -> tuple[float, float]:
         """Return a percentile bootstrap interval of the metric over samples (Efron & Tibshirani 1993, chapter 13)."""

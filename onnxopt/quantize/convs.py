@@ -24,19 +24,18 @@ from onnxopt.graph.linears import Linear, find_linears
 from onnxopt.judge.metrics import Judge, MetricBudget
 from onnxopt.probe.runners import GraphRunner
 from onnxopt.qmath.affine import kernels, wide_enough
+from onnxopt.qmath.knapsack import Option
 from onnxopt.qmath.precision import Affine, Plan, PlannedLinear, Precision, Scheme
 from onnxopt.quantize.columns import plan_layer
+from onnxopt.quantize.found import Found, found_of
 from onnxopt.quantize.search import (
     FLOAT_SECONDS,
     INT8_SECONDS,
     PASS_SECONDS,
-    Found,
-    Option,
     allowed_loss,
     decisions,
     fit,
     gentle,
-    loss_of,
     why,
 )
 from onnxopt.quantize.switchboard import dequantized
@@ -205,20 +204,20 @@ def search_convs(
         for label in labels
         if label not in {*kept, *layers}
     }
-    options, ranking = _rank(trial, layers, say)
-    fits = loss_of(judge, value) <= allowed_loss(trial, budget, strictness)
-    chosen, value, front = fit(options, trial, budget, strictness, say, all_fit=value if fits else None)
-    made = {label: option.planned for label, option in chosen.items()}
+    units, ranking = _rank(trial, layers, say)
+    fits = judge.loss(value) <= allowed_loss(trial, budget, strictness)
+    searched = fit(units, trial, budget, strictness, say, all_fit=value if fits else None)
+    made = searched.best.assignment.planned
     plan = network.plan({label for label, one in made.items() if one.precision.kind == "int8"}, trial.methods, made)
     order = sorted(ranking.values(), key=lambda one: -one.loss)
     told = tuple(one.model_copy(update={"precision": str(made[one.label].precision)}) for one in order)
     whole = replace(plan, linears={**kept, **made, **plan.linears})
-    return Found(whole, value, budget.holds(value), told, front)
+    return found_of(whole, searched, judge, budget, told)
 
 
 def _rank(
     trial: _Trial, layers: Mapping[str, PlannedLinear], say: Say
-) -> tuple[dict[str, list[Option]], dict[str, SensitivityRecord]]:
+) -> tuple[list[list[Option]], dict[str, SensitivityRecord]]:
     """Measure each layer alone, on as many samples as there is time for."""
     network = trial.network
     found = {
@@ -233,7 +232,7 @@ def _rank(
     }
     few = trial.fewer(1)
     started = time.perf_counter()
-    options: dict[str, list[Option]] = {}
+    units: list[list[Option]] = []
     ranking: dict[str, SensitivityRecord] = {}
     for number, (label, (x, products, edges)) in enumerate(found.items(), start=1):
         loss = 1.0 - few.value({label: layers[label]})
@@ -244,12 +243,14 @@ def _rank(
         say(f"sensitivity {number} of {len(found)}: {label} {max(loss, 0.0):.2g}")
         loss = max(loss, 0.0)
         careful = PlannedLinear(Precision(), f"costs {loss:.2g} in int8")
-        options[label] = [
-            Option(layers[label], loss, INT8_SECONDS * products),
-            Option(careful, 0.0, FLOAT_SECONDS * products + PASS_SECONDS * edges),
-        ]
+        units.append(
+            [
+                Option({label: layers[label]}, loss, INT8_SECONDS * products),
+                Option({label: careful}, 0.0, FLOAT_SECONDS * products + PASS_SECONDS * edges),
+            ]
+        )
         ranking[label] = SensitivityRecord(label=label, loss=loss, reason=why(network.fitted[x]))
-    return options, ranking
+    return units, ranking
 
 
 def _edges(network: _Network, conv: Convolution) -> float:

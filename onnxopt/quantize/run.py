@@ -26,13 +26,14 @@ from onnxopt.qmath.precision import Blocked, Plan, PlannedLinear, Precision, Sch
 from onnxopt.quantize.checkpoint_grids import known_grids
 from onnxopt.quantize.columns import plan_columns
 from onnxopt.quantize.convs import is_convolutional, search_convs
-from onnxopt.quantize.decoder import DecoderPlanner, DecoderSearch
+from onnxopt.quantize.decoder import DecoderPlanner
+from onnxopt.quantize.found import Found
 from onnxopt.quantize.options import QuantizeOptions, scheme_of
-from onnxopt.quantize.search import MARGIN, loss_of, search_columns
+from onnxopt.quantize.search import MARGIN, search_columns
 from onnxopt.quantize.trials import Save, carry_out, left_in_float
 from onnxopt.quantize.two_ways import Finished, with_prompts
 from onnxopt.quantize.weights import plan_tables, plan_weights
-from onnxopt.records.quantization import FrontRecord, LayerRecord, QuantizationRecord, SensitivityRecord
+from onnxopt.records.quantization import LayerRecord, QuantizationRecord
 from onnxopt.spec import Say
 from onnxopt.timing.latency import speedup_of
 
@@ -58,23 +59,6 @@ class Attempt:
     record: QuantizationRecord
     pipeline: Pipeline
     path: Path | None
-
-
-@dataclass(frozen=True)
-class _Decision:
-    """What a search decided on.
-
-    Attributes:
-        plan: by layer.
-        value: of the metric, on the samples that decided; None where nothing was searched for.
-        sensitivities: by layer, the most harmful first.
-        front: what was measured.
-    """
-
-    plan: Plan
-    value: float | None = None
-    sensitivities: tuple[SensitivityRecord, ...] = ()
-    front: tuple[FrontRecord, ...] = ()
 
 
 def quantize(
@@ -237,11 +221,11 @@ def _only_smaller(options: QuantizeOptions) -> bool:
 
 
 def _within(
-    decide: Callable[[float], _Decision],
+    decide: Callable[[float], Found],
     finish: Callable[[Plan, int], Finished],
     judge: Judge,
     share: float,
-) -> tuple[_Decision, Finished]:
+) -> tuple[Found, Finished]:
     """Search until the judge finds the result within the budget; return the last result where nothing is.
 
     Args:
@@ -255,7 +239,7 @@ def _within(
     for number in range(1, TRIES):
         if result.gate.holds or decision.value is None:  # what is not searched for does not change in another try
             break
-        share = stricter(share, loss_of(judge, decision.value), loss_of(judge, result.gate.value))
+        share = stricter(share, judge.loss(decision.value), judge.loss(result.gate.value))
         careful = decide(share)
         if _precisions(careful.plan) != _precisions(decision.plan):
             decision, result = careful, finish(careful.plan, number)
@@ -288,7 +272,7 @@ def _decider(
     keep: set[str],
     stored: Mapping[str, StoredWeight],
     say: Say,
-) -> Callable[[float], _Decision]:
+) -> Callable[[float], Found]:
     """Return what plans every layer, as the options and the kind of model have it.
 
     It is told what share of the loss that the budget allows a plan may have.
@@ -298,14 +282,14 @@ def _decider(
         planner = DecoderPlanner.of(
             model, data, options.of_decoder(), keep=keep, given=_exact_grids(fused), progress=say
         )
-        return lambda share: _of_decoder(planner.within(budget.limit**share))
+        return lambda share: planner.within(budget.limit**share)
     if isinstance(asked, Precision) and asked.kind.endswith("-weights"):
         given = _stored_grids(model, stored, asked.block_size) if asked.kind == "int8-weights" else {}
-        return lambda _: _Decision(plan_weights(model, asked, keep=keep, given=given, progress=say))
+        return lambda _: Found(plan_weights(model, asked, keep=keep, given=given, progress=say))
     if isinstance(asked, Precision) and asked.kind == "int8-dynamic":
-        return lambda _: _Decision(_dynamic(model, data, keep, scheme, say))
+        return lambda _: Found(_dynamic(model, data, keep, scheme, say))
 
-    def searched(share: float) -> _Decision:
+    def searched(share: float) -> Found:
         search = search_convs if is_convolutional(model) else search_columns
         found = search(
             model,
@@ -322,7 +306,7 @@ def _decider(
             plan_tables(model, keep) if fused.target.provider == "cpu" and share > LEAST_FOR_TABLES * MARGIN else {}
         )
         plan = replace(found.plan, linears={**found.plan.linears, **tables})
-        return _Decision(plan, found.value, found.sensitivities, found.front)
+        return replace(found, plan=plan)
 
     return searched
 
@@ -349,13 +333,6 @@ def _stored_grids(model: ir.Model, stored: Mapping[str, StoredWeight], block_siz
         if blocks is not None:
             found[linear.label] = blocks
     return found
-
-
-def _of_decoder(found: DecoderSearch) -> _Decision:
-    precisions = {label: str(planned.precision) for label, planned in found.plan}
-    harms = [SensitivityRecord(label=label, loss=harm, precision=precisions[label]) for label, harm in found.harms]
-    front = [FrontRecord(value=one.ratio, seconds=one.seconds, counts=dict(one.counts)) for one in found.front]
-    return _Decision(found.plan, found.ratio, tuple(harms), tuple(front))
 
 
 def _layer(planned: PlannedLinear, in_prompts: PlannedLinear | None, undone: str | None) -> LayerRecord:

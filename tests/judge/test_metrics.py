@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxopt.errors import InputError
-from onnxopt.judge.metrics import Judge, MetricBudget, cosine
+from onnxopt.judge.metrics import Judge, MetricBudget, MetricName, cosine
 from onnxopt.spec import Signature, TensorSpec
 
 
@@ -83,3 +83,10 @@ def test_cosine_of_nothing_with_nothing_is_one() -> None:
     assert cosine(np.zeros((1, 3)), np.zeros((1, 3)))[0] == 1.0
     assert cosine(np.zeros((1, 3)), np.ones((1, 3)))[0] == 0.0
     assert cosine(np.array([[1.0, 1.0]]), np.array([[2.0, 2.0]]))[0] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("metric", "value", "loss"), [("cosine", 0.97, 0.03), ("perplexity", 1.05, 0.04879)])
+def test_a_value_and_its_loss_stand_for_each_other(metric: MetricName, value: float, loss: float) -> None:
+    judge = Judge(metric, "logits")
+    assert judge.loss(value) == pytest.approx(loss, rel=1e-4)
+    assert judge.value_at(judge.loss(value)) == pytest.approx(value)
