@@ -15,13 +15,13 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.calibrate.collect import collect
-from onnxopt.calibrate.data import CalibrationData
 from onnxopt.calibrate.ranges import PLAIN, Method, nearest
 from onnxopt.calibrate.statistics import Statistics
 from onnxopt.graph import constant, is_op
 from onnxopt.graph.convs import GATES, Convolution, exchanged, find_convs
 from onnxopt.graph.linears import Linear, find_linears
-from onnxopt.judge.metrics import Judge, MetricBudget
+from onnxopt.judge.gate import Judge
+from onnxopt.judge.metrics import Metric
 from onnxopt.probe.runners import GraphRunner
 from onnxopt.qmath.affine import kernels, wide_enough
 from onnxopt.qmath.knapsack import Option
@@ -121,7 +121,7 @@ class _Trial:
     """Plans on one set of samples against the float network."""
 
     network: _Network
-    judge: Judge
+    metric: Metric
     batches: Sequence[Feeds]
     methods: tuple[Method, ...]
     reference: list[Array] = field(default_factory=list)
@@ -135,25 +135,23 @@ class _Trial:
         self.decisions = decisions(self.reference)
         found = self._outputs(emulate(self.network.model, plan)) if chosen else self.reference
         scores = [
-            self.judge.scores(one, expected, feeds)
+            self.metric.scores(one, expected, feeds)
             for one, expected, feeds in zip(found, self.reference, self.batches, strict=True)
         ]
-        return self.judge.value(np.concatenate(scores))
+        return self.metric.value(np.concatenate(scores))
 
     def _outputs(self, model: ir.Model) -> list[Array]:
         runner = GraphRunner(model)
-        return [runner.run(feeds)[0][self.judge.output] for feeds in self.batches]
+        return [runner.run(feeds)[0][self.metric.output] for feeds in self.batches]
 
     def fewer(self, count: int) -> _Trial:
         """Return the same on some samples, for ranking layers."""
-        return _Trial(self.network, gentle(self.judge), self.batches[:count], self.methods, self.reference[:count])
+        return _Trial(self.network, gentle(self.metric), self.batches[:count], self.methods, self.reference[:count])
 
 
 def search_convs(
     model: ir.Model,
-    data: CalibrationData,
     judge: Judge,
-    budget: MetricBudget,
     *,
     methods: tuple[Method, ...],
     keep: Collection[str] = (),
@@ -165,9 +163,7 @@ def search_convs(
 
     Args:
         model: fused, standard operators; not changed.
-        data: calibration samples.
-        judge: what is measured.
-        budget: how far it may fall.
+        judge: with the calibration samples; what is measured on them, and how far it may fall.
         methods: calibrators to compare.
         keep: labels that stay in float.
         strictness: below 1 asks for less loss than the budget allows, after a judge has turned a plan down.
@@ -175,6 +171,7 @@ def search_convs(
         progress: told what is done.
     """
     say = progress or (lambda _: None)
+    data, metric, budget = judge.data, judge.metric, judge.budget
     convs, linears = find_convs(model), find_linears(model)
     labels = [*(conv.label for conv in convs), *(linear.label for linear in linears)]
     kept = {label: PlannedLinear(Precision(), "kept by the user") for label in labels if label in keep}
@@ -191,7 +188,7 @@ def search_convs(
     batches = list(data.batches("choose", most=SAMPLES_TO_CHOOSE))
     best: tuple[float, _Trial, dict[str, PlannedLinear]] | None = None
     for tried in (methods, ("min-max",)) if len(methods) > 1 else (methods,):
-        layers, trial = network.layers(tried), _Trial(network, judge, batches, tried)
+        layers, trial = network.layers(tried), _Trial(network, metric, batches, tried)
         value = trial.value(layers)
         say(f"all layers in int8, {' or '.join(tried)}: {budget.metric} {value:.5f}")
         if best is None or value > best[0]:
@@ -205,14 +202,14 @@ def search_convs(
         if label not in {*kept, *layers}
     }
     units, ranking = _rank(trial, layers, say)
-    fits = judge.loss(value) <= allowed_loss(trial, budget, strictness)
+    fits = metric.loss(value) <= allowed_loss(trial, budget, strictness)
     searched = fit(units, trial, budget, strictness, say, all_fit=value if fits else None)
     made = searched.best.assignment.planned
     plan = network.plan({label for label, one in made.items() if one.precision.kind == "int8"}, trial.methods, made)
     order = sorted(ranking.values(), key=lambda one: -one.loss)
     told = tuple(one.model_copy(update={"precision": str(made[one.label].precision)}) for one in order)
     whole = replace(plan, linears={**kept, **made, **plan.linears})
-    return found_of(whole, searched, judge, budget, told)
+    return found_of(whole, searched, judge, told)
 
 
 def _rank(

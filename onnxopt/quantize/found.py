@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from onnxopt.judge.metrics import Judge, MetricBudget
+from onnxopt.judge.gate import Judge
 from onnxopt.qmath.knapsack import Searched
 from onnxopt.qmath.precision import Plan
 from onnxopt.records.quantization import FrontRecord, SensitivityRecord
@@ -47,7 +47,6 @@ def found_of(
     plan: Plan,
     searched: Searched,
     judge: Judge,
-    budget: MetricBudget,
     sensitivities: tuple[SensitivityRecord, ...],
 ) -> Found:
     """Return what a search by a judge's metric found.
@@ -55,9 +54,8 @@ def found_of(
     Args:
         plan: of its best assignment, with all that was not searched for.
         searched: what was measured.
-        judge: what losses are losses of.
-        budget: how far the metric may fall.
+        judge: of whose metric losses are measured.
         sensitivities: by layer, the most harmful first.
     """
-    value = judge.value_at(searched.best.loss)
-    return Found(plan, value, budget.holds(value), sensitivities, front_of(searched, judge.value_at))
+    value = judge.metric.value_at(searched.best.loss)
+    return Found(plan, value, judge.budget.holds(value), sensitivities, front_of(searched, judge.metric.value_at))

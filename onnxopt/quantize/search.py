@@ -23,11 +23,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.calibrate.collect import collect
-from onnxopt.calibrate.data import CalibrationData
 from onnxopt.calibrate.ranges import PLAIN, Method
 from onnxopt.calibrate.statistics import Statistics
 from onnxopt.graph.linears import Linear, find_linears
-from onnxopt.judge.metrics import Judge, MetricBudget
+from onnxopt.judge.gate import Judge
+from onnxopt.judge.metrics import Metric, MetricBudget
 from onnxopt.qmath.knapsack import Assignment, Option, Scaling, Search, Searched
 from onnxopt.qmath.precision import Plan, PlannedLinear, Precision, Scheme
 from onnxopt.quantize.columns import by_input, plan_layer
@@ -50,11 +50,11 @@ class Measured(Protocol):
     """Measures plans on one set of samples.
 
     Attributes:
-        judge: what is measured.
+        metric: what is measured.
         decisions: answers that are compared, once something has been measured.
     """
 
-    judge: Judge
+    metric: Metric
     decisions: int
 
     def value(self, plan: Mapping[str, PlannedLinear], /) -> float:
@@ -66,7 +66,7 @@ class _Trial:
     """Plans on one set of samples against the float model."""
 
     board: Switchboard
-    judge: Judge
+    metric: Metric
     batches: Sequence[Feeds]
     reference: list[Array] = field(default_factory=list)
     decisions: int = 0
@@ -76,13 +76,13 @@ class _Trial:
             self.reference = [self.board.run(feeds, {}) for feeds in self.batches]
         self.decisions = decisions(self.reference)
         scores = [
-            self.judge.scores(self.board.run(feeds, plan), expected, feeds)
+            self.metric.scores(self.board.run(feeds, plan), expected, feeds)
             for feeds, expected in zip(self.batches, self.reference, strict=True)
         ]
-        return self.judge.value(np.concatenate(scores))
+        return self.metric.value(np.concatenate(scores))
 
     def loss(self, plan: Mapping[str, PlannedLinear]) -> float:
-        return self.judge.loss(self.value(plan))
+        return self.metric.loss(self.value(plan))
 
 
 def decisions(outputs: Sequence[Array]) -> int:
@@ -90,16 +90,14 @@ def decisions(outputs: Sequence[Array]) -> int:
     return sum(output.size // max(output.shape[-1], 1) for output in outputs)
 
 
-def gentle(judge: Judge) -> Judge:
+def gentle(metric: Metric) -> Metric:
     """Return what ranks layers: whether a likeliest class changes says nothing about one layer on few samples."""
-    return Judge("cosine", judge.output) if judge.metric == "agreement" else judge
+    return Metric("cosine", metric.output) if metric.name == "agreement" else metric
 
 
 def search_columns(
     model: ir.Model,
-    data: CalibrationData,
     judge: Judge,
-    budget: MetricBudget,
     *,
     methods: tuple[Method, ...],
     keep: Collection[str] = (),
@@ -111,9 +109,7 @@ def search_columns(
 
     Args:
         model: fused, standard operators; not changed.
-        data: calibration samples.
-        judge: what is measured.
-        budget: how far it may fall.
+        judge: with the calibration samples; what is measured on them, and how far it may fall.
         methods: calibrators to compare.
         keep: labels that stay in float.
         scheme: what the target wants.
@@ -121,15 +117,16 @@ def search_columns(
         progress: told what is done.
     """
     say = progress or (lambda _: None)
+    data, metric, budget = judge.data, judge.metric, judge.budget
     linears = find_linears(model)
     wanted = [linear for linear in linears if linear.label not in keep]
     kept = {linear.label: PlannedLinear(Precision(), "kept by the user") for linear in linears if linear.label in keep}
     inputs = list(by_input(wanted))
     fitted = collect(model, inputs, data, "fit", progress=lambda step: say(f"calibrate: {step}"))
     held = collect(model, inputs, data, "choose", progress=lambda step: say(f"calibrate: {step}"))
-    board, batches = Switchboard(model, judge.output), list(data.batches("choose", most=SAMPLES_TO_CHOOSE))
-    trial = _Trial(board, judge, batches)
-    ranks = _Trial(board, gentle(judge), list(data.batches("choose", most=SAMPLES_TO_RANK)))
+    board, batches = Switchboard(model, metric.output), list(data.batches("choose", most=SAMPLES_TO_CHOOSE))
+    trial = _Trial(board, metric, batches)
+    ranks = _Trial(board, gentle(metric), list(data.batches("choose", most=SAMPLES_TO_RANK)))
     groups = [
         Group(readers, seen, held.get(x, seen).sample)
         for x, readers in by_input(wanted).items()
@@ -144,7 +141,7 @@ def search_columns(
         plain |= group.plain(methods, scheme)
     value = trial.value(plain)
     say(f"{len(plain)} int8: {budget.metric} {value:.5f}")
-    fits = judge.loss(value) <= allowed_loss(trial, budget, strictness)
+    fits = metric.loss(value) <= allowed_loss(trial, budget, strictness)
     options: dict[str, list[Option]] = {}
     ranking: dict[str, SensitivityRecord] = {}
     for number, group in enumerate(groups, start=1):
@@ -156,7 +153,7 @@ def search_columns(
     plan = searched.best.assignment.planned
     order = sorted(ranking.values(), key=lambda one: -one.loss)
     found = tuple(one.model_copy(update={"precision": str(plan[one.label].precision)}) for one in order)
-    return found_of(Plan({**kept, **plan}), searched, judge, budget, found)
+    return found_of(Plan({**kept, **plan}), searched, judge, found)
 
 
 @dataclass(frozen=True)
@@ -237,8 +234,8 @@ def allowed_loss(trial: Measured, budget: MetricBudget, strictness: float) -> fl
 
     Of choices among classes at least one: fewer samples than a budget of 99 % asks for cannot tell more.
     """
-    allowed = trial.judge.loss(budget.limit) * MARGIN * strictness
-    return max(allowed, strictness / max(trial.decisions, 1)) if trial.judge.metric == "agreement" else allowed
+    allowed = trial.metric.loss(budget.limit) * MARGIN * strictness
+    return max(allowed, strictness / max(trial.decisions, 1)) if trial.metric.name == "agreement" else allowed
 
 
 def fit(
@@ -262,17 +259,17 @@ def fit(
         say: told what is measured.
         all_fit: value of all first options together, when that is within the budget: there is nothing to search.
     """
-    judge, allowed = trial.judge, allowed_loss(trial, budget, strictness)
+    metric, allowed = trial.metric, allowed_loss(trial, budget, strictness)
 
     def measure(assignment: Assignment) -> float:
         value = trial.value(assignment.planned)
         say(f"{budget.metric} {value:.5f}, {assignment.counts}")
-        return judge.loss(value)
+        return metric.loss(value)
 
     search = Search(units, measure)
     if all_fit is not None:
-        search.know_fastest(judge.loss(all_fit))
+        search.know_fastest(metric.loss(all_fit))
         return search.within(allowed, lambda _: None)
-    in_loss = judge.metric != "agreement"
+    in_loss = metric.name != "agreement"
     start = allowed if in_loss else sum(own[0].loss for own in units)
     return search.within(allowed, Scaling(allowed, start, MOST_TRIES, in_loss=in_loss))
