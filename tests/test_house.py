@@ -54,7 +54,6 @@ TYPED = ("onnxopt", "passes", "models", "tests", "bench", "tools", "examples", "
 MOST_LINES = 550
 MOST_STATEMENT_LINES = 60  # of a function, behind its docstring
 ONE_THOUGHT = {  # functions that are longer, with the reason
-    "onnxopt.quantize.run.quantize": "to be parted with what travels together in quantizing",
     "onnxopt.road.optimize.optimize": "to be parted with the options of a run",
 }
 BESIDE = {  # folders of tests that are of no single room

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +23,7 @@ SENTENCE = "sentence_embedding"
 LOGITS = "logits"
 RESAMPLES = 500
 IMAGE_RANK = 4
+LEAST_RATIO = 1e-9  # of perplexities: a loss is a finite number
 _BUDGET = re.compile(r"^\s*(perplexity|cosine|agreement|top-?1)\s*(<=|>=|[<>=])\s*([+-]?[\d.]+)\s*(%?)\s*$")
 
 
@@ -79,19 +81,19 @@ DEFAULT_BUDGETS: dict[MetricName, MetricBudget] = {
 
 
 @dataclass(frozen=True)
-class Judge:
+class Metric:
     """Compares a candidate's answers with the reference's.
 
     Attributes:
-        metric: which number.
+        name: which number.
         output: the output it is taken from.
     """
 
-    metric: MetricName
+    name: MetricName
     output: str
 
     @classmethod
-    def of(cls, signature: Signature, *, classifies: bool = False) -> Judge:
+    def of(cls, signature: Signature, *, classifies: bool = False) -> Metric:
         """Choose by what a model gives.
 
         Args:
@@ -121,10 +123,10 @@ class Judge:
             feeds: the inputs; a language model's `input_ids` are what it should have predicted.
         """
         a, b = candidate.astype(np.float64), reference.astype(np.float64)
-        if self.metric == "perplexity":
+        if self.name == "perplexity":
             ids = feeds["input_ids"]
             return np.array([_loss(x, i) - _loss(y, i) for x, y, i in zip(a, b, ids, strict=True)])
-        if self.metric == "agreement":
+        if self.name == "agreement":
             same = a.argmax(axis=-1) == b.argmax(axis=-1)
             return np.asarray(same.reshape(len(a), -1).mean(axis=1), np.float64)
         last = a.shape[-1] if 1 < a.ndim < IMAGE_RANK else a[0].size  # of a map the rows may hold nothing
@@ -134,14 +136,22 @@ class Judge:
     def value(self, scores: Array) -> float:
         """Return the metric over all samples."""
         mean = float(np.mean(scores))
-        return float(np.exp(mean)) if self.metric == "perplexity" else mean
+        return float(np.exp(mean)) if self.name == "perplexity" else mean
+
+    def loss(self, value: float) -> float:
+        """Return what a value has lost: 1 − cosine, 1 − agreement, or the logarithm of a ratio of perplexities."""
+        return math.log(max(value, LEAST_RATIO)) if self.name == "perplexity" else 1.0 - value
+
+    def value_at(self, loss: float) -> float:
+        """Return the value that has lost so much."""
+        return math.exp(loss) if self.name == "perplexity" else 1.0 - loss
 
     def interval(self, scores: Array, level: float = 0.95) -> tuple[float, float]:
         """Return a percentile bootstrap interval of the metric over samples (Efron & Tibshirani 1993, chapter 13)."""
         draws = np.random.default_rng(0).integers(len(scores), size=(RESAMPLES, len(scores)))
         means = np.asarray(scores)[draws].mean(axis=1)
         low, high = np.percentile(means, [50 * (1 - level), 50 * (1 + level)])
-        return (float(np.exp(low)), float(np.exp(high))) if self.metric == "perplexity" else (float(low), float(high))
+        return (float(np.exp(low)), float(np.exp(high))) if self.name == "perplexity" else (float(low), float(high))
 
 
 def cosine(a: Array, b: Array) -> Array:

@@ -15,28 +15,27 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.calibrate.collect import collect
-from onnxopt.calibrate.data import CalibrationData
 from onnxopt.calibrate.ranges import PLAIN, Method, nearest
 from onnxopt.calibrate.statistics import Statistics
 from onnxopt.graph import constant, is_op
 from onnxopt.graph.convs import GATES, Convolution, exchanged, find_convs
 from onnxopt.graph.linears import Linear, find_linears
-from onnxopt.judge.metrics import Judge, MetricBudget
+from onnxopt.judge.gate import Judge
+from onnxopt.judge.metrics import Metric
 from onnxopt.probe.runners import GraphRunner
 from onnxopt.qmath.affine import kernels, wide_enough
+from onnxopt.qmath.knapsack import Option
 from onnxopt.qmath.precision import Affine, Plan, PlannedLinear, Precision, Scheme
 from onnxopt.quantize.columns import plan_layer
+from onnxopt.quantize.found import Found, found_of
 from onnxopt.quantize.search import (
     FLOAT_SECONDS,
     INT8_SECONDS,
     PASS_SECONDS,
-    Found,
-    Option,
     allowed_loss,
     decisions,
     fit,
     gentle,
-    loss_of,
     why,
 )
 from onnxopt.quantize.switchboard import dequantized
@@ -122,7 +121,7 @@ class _Trial:
     """Plans on one set of samples against the float network."""
 
     network: _Network
-    judge: Judge
+    metric: Metric
     batches: Sequence[Feeds]
     methods: tuple[Method, ...]
     reference: list[Array] = field(default_factory=list)
@@ -136,25 +135,23 @@ class _Trial:
         self.decisions = decisions(self.reference)
         found = self._outputs(emulate(self.network.model, plan)) if chosen else self.reference
         scores = [
-            self.judge.scores(one, expected, feeds)
+            self.metric.scores(one, expected, feeds)
             for one, expected, feeds in zip(found, self.reference, self.batches, strict=True)
         ]
-        return self.judge.value(np.concatenate(scores))
+        return self.metric.value(np.concatenate(scores))
 
     def _outputs(self, model: ir.Model) -> list[Array]:
         runner = GraphRunner(model)
-        return [runner.run(feeds)[0][self.judge.output] for feeds in self.batches]
+        return [runner.run(feeds)[0][self.metric.output] for feeds in self.batches]
 
     def fewer(self, count: int) -> _Trial:
         """Return the same on some samples, for ranking layers."""
-        return _Trial(self.network, gentle(self.judge), self.batches[:count], self.methods, self.reference[:count])
+        return _Trial(self.network, gentle(self.metric), self.batches[:count], self.methods, self.reference[:count])
 
 
 def search_convs(
     model: ir.Model,
-    data: CalibrationData,
     judge: Judge,
-    budget: MetricBudget,
     *,
     methods: tuple[Method, ...],
     keep: Collection[str] = (),
@@ -166,9 +163,7 @@ def search_convs(
 
     Args:
         model: fused, standard operators; not changed.
-        data: calibration samples.
-        judge: what is measured.
-        budget: how far it may fall.
+        judge: with the calibration samples; what is measured on them, and how far it may fall.
         methods: calibrators to compare.
         keep: labels that stay in float.
         strictness: below 1 asks for less loss than the budget allows, after a judge has turned a plan down.
@@ -176,6 +171,7 @@ def search_convs(
         progress: told what is done.
     """
     say = progress or (lambda _: None)
+    data, metric, budget = judge.data, judge.metric, judge.budget
     convs, linears = find_convs(model), find_linears(model)
     labels = [*(conv.label for conv in convs), *(linear.label for linear in linears)]
     kept = {label: PlannedLinear(Precision(), "kept by the user") for label in labels if label in keep}
@@ -192,7 +188,7 @@ def search_convs(
     batches = list(data.batches("choose", most=SAMPLES_TO_CHOOSE))
     best: tuple[float, _Trial, dict[str, PlannedLinear]] | None = None
     for tried in (methods, ("min-max",)) if len(methods) > 1 else (methods,):
-        layers, trial = network.layers(tried), _Trial(network, judge, batches, tried)
+        layers, trial = network.layers(tried), _Trial(network, metric, batches, tried)
         value = trial.value(layers)
         say(f"all layers in int8, {' or '.join(tried)}: {budget.metric} {value:.5f}")
         if best is None or value > best[0]:
@@ -205,20 +201,20 @@ def search_convs(
         for label in labels
         if label not in {*kept, *layers}
     }
-    options, ranking = _rank(trial, layers, say)
-    fits = loss_of(judge, value) <= allowed_loss(trial, budget, strictness)
-    chosen, value, front = fit(options, trial, budget, strictness, say, all_fit=value if fits else None)
-    made = {label: option.planned for label, option in chosen.items()}
+    units, ranking = _rank(trial, layers, say)
+    fits = metric.loss(value) <= allowed_loss(trial, budget, strictness)
+    searched = fit(units, trial, budget, strictness, say, all_fit=value if fits else None)
+    made = searched.best.assignment.planned
     plan = network.plan({label for label, one in made.items() if one.precision.kind == "int8"}, trial.methods, made)
     order = sorted(ranking.values(), key=lambda one: -one.loss)
     told = tuple(one.model_copy(update={"precision": str(made[one.label].precision)}) for one in order)
     whole = replace(plan, linears={**kept, **made, **plan.linears})
-    return Found(whole, value, budget.holds(value), told, front)
+    return found_of(whole, searched, judge, told)
 
 
 def _rank(
     trial: _Trial, layers: Mapping[str, PlannedLinear], say: Say
-) -> tuple[dict[str, list[Option]], dict[str, SensitivityRecord]]:
+) -> tuple[list[list[Option]], dict[str, SensitivityRecord]]:
     """Measure each layer alone, on as many samples as there is time for."""
     network = trial.network
     found = {
@@ -233,7 +229,7 @@ def _rank(
     }
     few = trial.fewer(1)
     started = time.perf_counter()
-    options: dict[str, list[Option]] = {}
+    units: list[list[Option]] = []
     ranking: dict[str, SensitivityRecord] = {}
     for number, (label, (x, products, edges)) in enumerate(found.items(), start=1):
         loss = 1.0 - few.value({label: layers[label]})
@@ -244,12 +240,14 @@ def _rank(
         say(f"sensitivity {number} of {len(found)}: {label} {max(loss, 0.0):.2g}")
         loss = max(loss, 0.0)
         careful = PlannedLinear(Precision(), f"costs {loss:.2g} in int8")
-        options[label] = [
-            Option(layers[label], loss, INT8_SECONDS * products),
-            Option(careful, 0.0, FLOAT_SECONDS * products + PASS_SECONDS * edges),
-        ]
+        units.append(
+            [
+                Option({label: layers[label]}, loss, INT8_SECONDS * products),
+                Option({label: careful}, 0.0, FLOAT_SECONDS * products + PASS_SECONDS * edges),
+            ]
+        )
         ranking[label] = SensitivityRecord(label=label, loss=loss, reason=why(network.fitted[x]))
-    return options, ranking
+    return units, ranking
 
 
 def _edges(network: _Network, conv: Convolution) -> float:

@@ -8,9 +8,9 @@ Three things are known of a layer in a precision:
 * its **noise** in every precision, tr(Eᵀ M E) with the second moment M of its input: harm in other precisions is
   estimated in proportion to it, since divergence grows with the square of a small disturbance.
 
-Harms of layers add up as long as they are small. So the assignment is a knapsack; it is solved greedily by harm saved
-per time added, and its result is measured: the budget on the sum of harms is moved until the measured divergence of the
-whole fits. What was measured on the way is the front that `--budget` chooses from.
+Harms of layers add up as long as they are small. So the assignment is a knapsack (`onnxopt.qmath.knapsack`), and its
+result is measured: the limit on the sum of harms is moved until the measured divergence of the whole fits. What was
+measured on the way is the front that `--budget` chooses from.
 
 exp(KL) is how much the perplexity of text drawn from the model's own predictions p would rise. Given text rises less,
 but a few thousand words of it hardly tell two plans apart: rounding makes one word likelier, the next one less.
@@ -22,7 +22,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -32,9 +32,12 @@ from onnxopt.calibrate.data import CalibrationData
 from onnxopt.graph.linears import Linear, find_linears, find_tables
 from onnxopt.probe.runners import GraphRunner
 from onnxopt.qmath.blocks import dequantize
+from onnxopt.qmath.knapsack import Assignment, Halving, Option, Search
 from onnxopt.qmath.precision import Blocked, Kind, Plan, PlannedLinear, Precision
+from onnxopt.quantize.found import Found, front_of
 from onnxopt.quantize.positions import all_positions
 from onnxopt.quantize.weights import LEAST_INPUTS, SeenInput, WeightMethod, plan_weights, round_weight, whole_blocks
+from onnxopt.records.quantization import SensitivityRecord
 from onnxopt.spec import Array, Feeds, Say
 
 LOGITS, IDS = "logits", "input_ids"
@@ -46,7 +49,7 @@ WEIGHT_SECONDS = {"int4-weights": 39e-12, "int8-weights": 56e-12}
 BLOCK_SECONDS, POINT_SECONDS = 0.75e-9, 0.85e-9
 FITTED, CHOOSING = 64, 8  # samples of calibration text for statistics, and for decisions
 DEPTHS = 3  # groups of layers that do the same at different depths
-STEPS = 7  # of the search for the budget on the sum of harms
+STEPS = 7  # of the search for the limit on the sum of harms
 
 
 class LanguageProbe:
@@ -116,7 +119,7 @@ def _log_softmax(logits: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Option:
+class Rounding:
     """A layer in one precision.
 
     Attributes:
@@ -130,41 +133,7 @@ class Option:
     seconds: float
 
 
-@dataclass(frozen=True)
-class FrontPoint:
-    """One assignment that was measured.
-
-    Attributes:
-        seconds: one token through all its linear layers.
-        ratio: perplexity over that of the original, by what the predictions diverge.
-        counts: how many layers have which precision.
-    """
-
-    seconds: float
-    ratio: float
-    counts: tuple[tuple[str, int], ...]
-
-
-@dataclass(frozen=True)
-class DecoderSearch:
-    """What a search found.
-
-    Attributes:
-        plan: the fastest that fits; the most careful one when nothing does.
-        fits: whether its perplexity is within the budget.
-        ratio: its perplexity over that of the original, on the samples that decided.
-        harms: estimated divergence of each layer in its chosen precision, by label, the worst first.
-        front: all that was measured, fastest first.
-    """
-
-    plan: Plan
-    fits: bool
-    ratio: float
-    harms: tuple[tuple[str, float], ...]
-    front: tuple[FrontPoint, ...]
-
-
-def options_of(
+def roundings_of(
     linear: Linear,
     precisions: Sequence[Precision],
     seen: SeenInput,
@@ -172,7 +141,7 @@ def options_of(
     *,
     method: WeightMethod = "auto",
     whole: bool = False,
-) -> list[Option]:
+) -> list[Rounding]:
     """Round a layer in every precision.
 
     Args:
@@ -190,25 +159,25 @@ def options_of(
         planned = round_weight(linear, precision, method, seen)
         error = weight - dequantize(planned.blocks) if planned.blocks is not None else np.zeros_like(weight)
         noise = (seen.moment @ error if seen.moment.ndim == 2 else seen.moment[:, None] * error) * error
-        found.append(Option(planned, float(noise.sum()), seconds(linear.rows, linear.columns, precision)))
+        found.append(Rounding(planned, float(noise.sum()), seconds(linear.rows, linear.columns, precision)))
     return found
 
 
 def harms_of(
-    probe: LanguageProbe, options: Mapping[str, Sequence[Option]], *, most: int = 1, progress: Say | None = None
+    probe: LanguageProbe, roundings: Mapping[str, Sequence[Rounding]], *, most: int = 1, progress: Say | None = None
 ) -> dict[str, float]:
-    """Measure what the first options do to the predictions, one group of alike layers at a time.
+    """Measure what the first roundings do to the predictions, one group of alike layers at a time.
 
     Returns:
         Divergence in nats by label, per unit of noise: that of the group.
     """
     found: dict[str, float] = {}
     started = time.perf_counter()
-    groups = alike([label for label, own in options.items() if own[0].planned.blocks is not None])
+    groups = alike([label for label, own in roundings.items() if own[0].planned.blocks is not None])
     for number, labels in enumerate(groups, start=1):
-        blocks = {label: options[label][0].planned.blocks for label in labels}
+        blocks = {label: roundings[label][0].planned.blocks for label in labels}
         harm = probe.divergence({label: dequantize(one) for label, one in blocks.items() if one}, most=most)
-        noise = sum(options[label][0].noise for label in labels)
+        noise = sum(roundings[label][0].noise for label in labels)
         found.update(dict.fromkeys(labels, max(harm, 0.0) / max(noise, 1e-30)))
         if progress is not None:
             left = (time.perf_counter() - started) / number * (len(groups) - number)
@@ -228,170 +197,41 @@ def alike(labels: Sequence[str]) -> list[list[str]]:
     return groups
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """An option for layers that are decided together.
+def units_of(
+    roundings: Mapping[str, Sequence[Rounding]], slopes: Mapping[str, float], groups: Sequence[Sequence[str]] = ()
+) -> list[list[Option]]:
+    """Return what is decided: the options of every group of layers, and of every layer alone.
 
-    Attributes:
-        members: option by label.
-        harm: estimated divergence of all.
-        seconds: of all.
-    """
-
-    members: Mapping[str, Option]
-    harm: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Knapsack:
-    """Options of layers, and what is known of their harm.
-
-    Attributes:
-        options: by label.
+    Args:
+        roundings: by label.
         slopes: harm per unit of noise, by label.
         groups: labels that must get the same precision, since they read the same tensor and may become one product;
             layers in no group are decided alone.
     """
-
-    options: Mapping[str, Sequence[Option]]
-    slopes: Mapping[str, float]
-    groups: Sequence[Sequence[str]] = ()
-
-    def assign(self, limit: float) -> dict[str, Option]:
-        """Choose so that the estimated harms add up to at most a limit, in the least time, greedily.
-
-        Args:
-            limit: on the sum of harms; the most careful choice when it cannot be kept.
-        """
-        fronts = [_front(own) for own in self._choices()]
-        places = [0] * len(fronts)
-        total = sum(own[0].harm for own in fronts)
-        while total > limit:
-            steps = [
-                (_gain(own[places[unit]], own[other]), unit, other)
-                for unit, own in enumerate(fronts)
-                for other in range(places[unit] + 1, len(own))
-            ]
-            if not steps:
-                break
-            _, unit, other = max(steps)
-            total -= fronts[unit][places[unit]].harm - fronts[unit][other].harm
-            places[unit] = other
-        self._take_back(fronts, places, limit - total)
-        chosen = [own[place] for own, place in zip(fronts, places, strict=True)]
-        return {label: option for one in chosen for label, option in one.members.items()}
-
-    @staticmethod
-    def _take_back(fronts: Sequence[Sequence[_Choice]], places: list[int], left: float) -> None:
-        """Undo steps that one large step behind them has made needless, the one that saves the most time first."""
-        while True:
-            steps = [
-                (own[place].seconds - own[other].seconds, unit, other)
-                for unit, (own, place) in enumerate(zip(fronts, places, strict=True))
-                for other in range(place)
-                if own[other].harm - own[place].harm <= left
-            ]
-            if not steps:
-                return
-            _, unit, other = max(steps)
-            left -= fronts[unit][other].harm - fronts[unit][places[unit]].harm
-            places[unit] = other
-
-    def harm(self, chosen: Mapping[str, Option]) -> float:
-        """Return the sum of the estimated harms."""
-        return sum(self.slopes[label] * option.noise for label, option in chosen.items())
-
-    def _choices(self) -> list[list[_Choice]]:
-        grouped = {label for group in self.groups for label in group}
-        units = [*self.groups, *([label] for label in self.options if label not in grouped)]
-        return [self._of(unit) for unit in units]
-
-    def _of(self, unit: Sequence[str]) -> list[_Choice]:
-        by_precision: dict[str, dict[str, Option]] = {}
-        for label in unit:
-            for option in self.options[label]:
-                own = by_precision.setdefault(str(option.planned.precision), {})
-                if label not in own or option.noise < own[label].noise:
-                    own[label] = option
-        return [
-            _Choice(members, self.harm(members), sum(option.seconds for option in members.values()))
-            for members in by_precision.values()
-            if len(members) == len(unit)
-        ]
+    grouped = {label for group in groups for label in group}
+    units = [*groups, *([label] for label in roundings if label not in grouped)]
+    return [_options_of(unit, roundings, slopes) for unit in units]
 
 
-def _front(choices: Sequence[_Choice]) -> list[_Choice]:
-    """Return what nothing else beats in both time and harm, fastest first."""
-    kept: list[_Choice] = []
-    for choice in sorted(choices, key=lambda one: (one.seconds, one.harm)):
-        if not kept or choice.harm < kept[-1].harm:
-            kept.append(choice)
-    return kept
-
-
-def _gain(now: _Choice, then: _Choice) -> float:
-    return (now.harm - then.harm) / max(then.seconds - now.seconds, 1e-12)
-
-
-class Search:
-    """Finds assignments within budgets; what was measured for one budget is known for the next.
-
-    Args:
-        probe: with the windows that decide.
-        knapsack: options and harms.
-        progress: told what was measured.
-
-    Attributes:
-        probe: as given.
-    """
-
-    def __init__(self, probe: LanguageProbe, knapsack: Knapsack, progress: Say | None = None) -> None:
-        self.probe, self._knapsack, self._say = probe, knapsack, progress or (lambda _: None)
-        self._tried: dict[tuple[str, ...], tuple[FrontPoint, dict[str, Option]]] = {}
-
-    def within(self, most_ratio: float) -> DecoderSearch:
-        """Find the fastest assignment whose measured divergence is within a budget of perplexity.
-
-        Args:
-            most_ratio: perplexity over that of the original, 1.02 for two percent more.
-        """
-        fastest, careful = self._knapsack.assign(math.inf), self._knapsack.assign(0.0)
-        low, high = self._knapsack.harm(careful), self._knapsack.harm(fastest)
-        if self._ratio(fastest) > most_ratio and self._ratio(careful) <= most_ratio:
-            for _ in range(STEPS):  # halved on a logarithmic scale: harms span orders of magnitude
-                middle = math.sqrt(max(low, 1e-9) * high)
-                if self._ratio(self._knapsack.assign(middle)) <= most_ratio:
-                    low = middle
-                else:
-                    high = middle
-        tried = list(self._tried.values())
-        fitting = [(point, chosen) for point, chosen in tried if point.ratio <= most_ratio]
-        best = min(fitting, key=lambda one: one[0].seconds) if fitting else min(tried, key=lambda one: one[0].ratio)
-        harms = {label: self._knapsack.slopes[label] * option.noise for label, option in best[1].items()}
-        return DecoderSearch(
-            Plan({label: option.planned for label, option in best[1].items()}),
-            bool(fitting),
-            best[0].ratio,
-            tuple(sorted(harms.items(), key=lambda item: -item[1])),
-            tuple(sorted((point for point, _ in tried), key=lambda point: point.seconds)),
+def _options_of(
+    unit: Sequence[str], roundings: Mapping[str, Sequence[Rounding]], slopes: Mapping[str, float]
+) -> list[Option]:
+    """Return an option for every precision that all layers have, each in the rounding with the least noise."""
+    by_precision: dict[str, dict[str, Rounding]] = {}
+    for label in unit:
+        for rounding in roundings[label]:
+            own = by_precision.setdefault(str(rounding.planned.precision), {})
+            if label not in own or rounding.noise < own[label].noise:
+                own[label] = rounding
+    return [
+        Option(
+            {label: one.planned for label, one in members.items()},
+            sum(slopes[label] * one.noise for label, one in members.items()),
+            sum(one.seconds for one in members.values()),
         )
-
-    def _ratio(self, chosen: dict[str, Option]) -> float:
-        key = tuple(f"{label} {option.planned.precision}" for label, option in sorted(chosen.items()))
-        if key not in self._tried:
-            point = _measured(self.probe, chosen)
-            self._tried[key] = point, chosen
-            self._say(f"{point.seconds * 1e3:.2f} ms, perplexity x{point.ratio:.4f}")
-        return self._tried[key][0].ratio
-
-
-def _measured(probe: LanguageProbe, chosen: Mapping[str, Option]) -> FrontPoint:
-    blocks = {label: option.planned.blocks for label, option in chosen.items()}
-    loss = probe.divergence({label: dequantize(one) for label, one in blocks.items() if one is not None})
-    names = [str(option.planned.precision) for option in chosen.values()]
-    counts = tuple((name, names.count(name)) for name in dict.fromkeys(sorted(names)))
-    return FrontPoint(sum(option.seconds for option in chosen.values()), math.exp(loss), counts)
+        for members in by_precision.values()
+        if len(members) == len(unit)
+    ]
 
 
 def recorded_seconds(rows: int, columns: int, precision: Precision) -> float:
@@ -401,7 +241,7 @@ def recorded_seconds(rows: int, columns: int, precision: Precision) -> float:
     return weights * WEIGHT_SECONDS[precision.kind] + blocks * (BLOCK_SECONDS if precision.symmetric else POINT_SECONDS)
 
 
-def all_options(
+def all_roundings(
     linears: Collection[Linear],
     seen: Mapping[str, SeenInput],
     precisions: Sequence[Precision],
@@ -410,21 +250,24 @@ def all_options(
     method: WeightMethod = "auto",
     tables: Collection[ir.Value] = (),
     progress: Say | None = None,
-) -> Iterator[tuple[str, list[Option]]]:
-    """Yield the options of every layer whose input has been seen."""
+) -> Iterator[tuple[str, list[Rounding]]]:
+    """Yield the roundings of every layer whose input has been seen."""
     for number, linear in enumerate(linears, start=1):
         if linear.label in seen:
             if progress is not None:
                 progress(f"rounding {number} of {len(linears)}: {linear.label}")
             whole = linear.weight in tables
-            yield linear.label, options_of(linear, precisions, seen[linear.label], seconds, method=method, whole=whole)
+            yield (
+                linear.label,
+                roundings_of(linear, precisions, seen[linear.label], seconds, method=method, whole=whole),
+            )
 
 
-def _exact(linear: Linear, blocks: Blocked, seconds: Callable[[int, int, Precision], float]) -> Option:
+def _exact(linear: Linear, blocks: Blocked, seconds: Callable[[int, int, Precision], float]) -> Rounding:
     kind: Kind = "int4-weights" if blocks.bits == 4 else "int8-weights"
     precision = Precision(kind, blocks.block_size, blocks.zero_points is None)
     planned = PlannedLinear(precision, "the checkpoint's own grid", blocks=blocks)
-    return Option(planned, 0.0, seconds(linear.rows, linear.columns, precision))
+    return Rounding(planned, 0.0, seconds(linear.rows, linear.columns, precision))
 
 
 @dataclass(frozen=True)
@@ -433,11 +276,17 @@ class DecoderPlanner:
 
     Attributes:
         model: fused; not changed.
-        search: among the options of its layers.
+        probe: with the windows that decide.
+        roundings: of its layers, by label.
+        slopes: harm per unit of noise, by label.
+        search: among what `units_of` makes of the two.
         keep: labels that stay in float.
     """
 
     model: ir.Model
+    probe: LanguageProbe
+    roundings: Mapping[str, Sequence[Rounding]]
+    slopes: Mapping[str, float]
     search: Search
     keep: Collection[str]
 
@@ -480,34 +329,62 @@ class DecoderPlanner:
                 seen[one.label] = SeenInput(moment, known.mean)
         del found
         tables = {table.weight for table in find_tables(whole)}
-        options = dict(all_options(linears, seen, precisions, seconds, method=method, tables=tables, progress=progress))
+        roundings = dict(
+            all_roundings(linears, seen, precisions, seconds, method=method, tables=tables, progress=progress)
+        )
         for one in linears:
             known_codes = (given or {}).get(one.label)
-            if known_codes is not None and one.label in options:
-                options[one.label].append(_exact(one, known_codes, seconds))
+            if known_codes is not None and one.label in roundings:
+                roundings[one.label].append(_exact(one, known_codes, seconds))
         probe = LanguageProbe(whole, list(data.batches("choose", most=CHOOSING)))
-        slopes = harms_of(probe, options, progress=progress)
+        slopes = harms_of(probe, roundings, progress=progress)
         readers: dict[ir.Value, list[str]] = {}
         for one in linears:
-            if one.label in options:
+            if one.label in roundings:
                 readers.setdefault(one.x, []).append(one.label)
-        return cls(model, Search(probe, Knapsack(options, slopes, list(readers.values())), progress), keep)
+        search = Search(units_of(roundings, slopes, list(readers.values())), lambda found: _diverged(probe, found, say))
+        return cls(model, probe, roundings, slopes, search, keep)
 
-    def within(self, most_ratio: float) -> DecoderSearch:
+    def within(self, most_ratio: float) -> Found:
         """Find the fastest precision of every linear layer within a budget of perplexity.
 
         Args:
             most_ratio: perplexity over that of the original, 1.02 for two percent more.
 
         Returns:
-            The plan, with every label, and what it was chosen from.
+            The plan, with every label, and what it was chosen from; its value is the ratio by what predictions diverge.
         """
+        allowed = math.log(most_ratio)
         try:
-            chosen = self.search.within(most_ratio)
+            searched = self.search.within(allowed, Halving(allowed, STEPS))
         finally:
-            self.search.probe.release()  # files that it maps may be written anew
+            self.probe.release()  # files that it maps may be written anew
+        chosen = searched.best.assignment.planned
         # tables, and the reasons of what stays in float, are those of a plan by layer
-        by_label = {label: one.precision for label, one in chosen.plan}
-        codes = {label: one.blocks for label, one in chosen.plan if one.blocks is not None}
+        by_label = {label: one.precision for label, one in chosen.items()}
+        codes = {label: one.blocks for label, one in chosen.items() if one.blocks is not None}
         rest = plan_weights(self.model, by_label, keep=self.keep, given=codes, head=None)
-        return replace(chosen, plan=Plan({**rest.linears, **chosen.plan.linears}))
+        return Found(
+            Plan({**rest.linears, **chosen}),
+            math.exp(searched.best.loss),
+            searched.fits,
+            self._harms(chosen),
+            front_of(searched, math.exp),
+        )
+
+    def _harms(self, chosen: Mapping[str, PlannedLinear]) -> tuple[SensitivityRecord, ...]:
+        """Return the estimated divergence of each layer in its chosen precision, the worst first."""
+        found = []
+        for label, planned in chosen.items():
+            noise = next(one.noise for one in self.roundings[label] if one.planned is planned)
+            harm = self.slopes[label] * noise
+            found.append(SensitivityRecord(label=label, loss=harm, precision=str(planned.precision)))
+        return tuple(sorted(found, key=lambda one: -one.loss))
+
+
+def _diverged(probe: LanguageProbe, assignment: Assignment, say: Say) -> float:
+    """Return the divergence of a model with all its chosen weights, in nats."""
+    blocks = {label: one.blocks for label, one in assignment.planned.items()}
+    loss = probe.divergence({label: dequantize(one) for label, one in blocks.items() if one is not None})
+    say(f"{assignment.seconds * 1e3:.2f} ms, perplexity x{math.exp(loss):.4f}")
+    return loss

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,28 +13,27 @@ import onnx_ir as ir
 from onnxopt.calibrate.data import SELF, CalibrationData, read_calibration
 from onnxopt.calibrate.own_text import write_own
 from onnxopt.graph import all_nodes, is_op
-from onnxopt.graph.cache import Cache
 from onnxopt.graph.convs import conv_of, find_convs
 from onnxopt.graph.linears import Selector, find_linears, find_tables, linear_of
 from onnxopt.graph.stored_weights import StoredWeight, pack_weights, unpack_weights
-from onnxopt.judge.gate import is_invariant, judge_result, require_metric
-from onnxopt.judge.metrics import Judge, MetricBudget
+from onnxopt.judge.gate import Judge, require_metric
+from onnxopt.judge.metrics import Metric
 from onnxopt.load.source.gguf import gguf_behind
 from onnxopt.pipeline.pipeline import Pipeline
-from onnxopt.probe.observe import Observation
 from onnxopt.qmath.precision import Blocked, Plan, PlannedLinear, Precision, Scheme
 from onnxopt.quantize.checkpoint_grids import known_grids
 from onnxopt.quantize.columns import plan_columns
 from onnxopt.quantize.convs import is_convolutional, search_convs
-from onnxopt.quantize.decoder import DecoderPlanner, DecoderSearch
+from onnxopt.quantize.decoder import DecoderPlanner
+from onnxopt.quantize.found import Found
 from onnxopt.quantize.options import QuantizeOptions, scheme_of
-from onnxopt.quantize.search import MARGIN, loss_of, search_columns
-from onnxopt.quantize.trials import Save, carry_out, left_in_float
+from onnxopt.quantize.search import MARGIN, search_columns
+from onnxopt.quantize.trials import carry_out, left_in_float
 from onnxopt.quantize.two_ways import Finished, with_prompts
 from onnxopt.quantize.weights import plan_tables, plan_weights
-from onnxopt.records.quantization import FrontRecord, LayerRecord, QuantizationRecord, SensitivityRecord
+from onnxopt.quantize.workplace import Workplace
+from onnxopt.records.quantization import LayerRecord, QuantizationRecord
 from onnxopt.spec import Say
-from onnxopt.timing.latency import speedup_of
 
 logger = logging.getLogger(__name__)
 
@@ -61,52 +60,58 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class _Decision:
-    """What a search decided on.
+class _Task:
+    """What is quantized, and how.
 
     Attributes:
-        plan: by layer.
-        value: of the metric, on the samples that decided; None where nothing was searched for.
-        sensitivities: by layer, the most harmful first.
-        front: what was measured.
+        fused: the float graph before it is lowered; not changed.
+        options: what was asked.
+        judge: of the results.
+        place: where they are tried.
+        keep: labels of layers that stay in float.
+        stored: weights that the file has in few bits, and that are stored so again where they stay.
     """
 
-    plan: Plan
-    value: float | None = None
-    sensitivities: tuple[SensitivityRecord, ...] = ()
-    front: tuple[FrontRecord, ...] = ()
+    fused: Pipeline
+    options: QuantizeOptions
+    judge: Judge
+    place: Workplace
+    keep: set[str]
+    stored: Mapping[str, StoredWeight]
+
+    def finish(self, plan: Plan, number: int) -> Finished:
+        """Carry a plan out and have it judged."""
+        trial = self.fused.fork()
+        carry_out(trial, plan)
+        pack_weights(trial.model, self.stored)
+        path = self.place.write(trial.model, f"quantized-{number}")
+        gate = self.judge.judged(path, self.place.say)
+        self.place.say(str(gate))
+        return Finished(trial, plan, path, gate)
+
+    @property
+    def wants_both_ways(self) -> bool:
+        """A second way for prompts is for kernels with integers on both sides, which the CPU provider has."""
+        return self.options.both_ways and self.fused.target.provider == "cpu" and self.judge.is_of_language
 
 
-def quantize(
-    fused: Pipeline,
-    options: QuantizeOptions,
-    *,
-    original: Path,
-    as_float: Path,
-    scratch: Path,
-    save: Save,
-    requests: Sequence[Observation],
-    say: Say,
-) -> Attempt:
+def quantize(fused: Pipeline, options: QuantizeOptions, place: Workplace, *, original: Path, as_float: Path) -> Attempt:
     """Quantize a fused graph inside its budget.
 
     Args:
         fused: before it is lowered; not changed.
         options: what was asked.
+        place: where results are tried.
         original: the model as it was loaded.
         as_float: the finished float graph, which is shipped when quantization does not pay.
-        scratch: for files.
-        save: writes a graph into a new folder.
-        requests: the workload; empty to measure no time.
-        say: told what is done.
 
     Raises:
         InputError: an option does not fit the model.
     """
     loaded = fused.loaded
-    judge = Judge.of(loaded.signature, classifies=_classifies(fused.model))
-    budget = options.budget or options.default_budget(judge.metric)
-    require_metric(judge, budget)
+    metric = Metric.of(loaded.signature, classifies=_classifies(fused.model))
+    budget = options.budget or options.default_budget(metric.name)
+    require_metric(metric, budget)  # before anything takes time
     fused.raise_to_quantize()
     stored = unpack_weights(fused.model)
     labels = [*(conv.label for conv in find_convs(fused.model)), *(one.label for one in find_linears(fused.model))]
@@ -116,74 +121,63 @@ def quantize(
         reason = "no layer was found: it has no product with a constant float32 matrix and no such convolution"
         return Attempt(_unquantized(options.asked, reason, fused.model, Plan()), fused, None)
     if options.calibration == SELF:
-        data = write_own(loaded, as_float, samples=options.samples, say=say)
+        data = write_own(loaded, as_float, samples=options.samples, say=place.say)
     else:
         data = read_calibration(loaded, options.calibration, samples=options.samples, force=options.force)
-    decide = _decider(fused, data, judge, budget, options, keep=keep, stored=stored, say=say)
-
-    def finish(plan: Plan, number: int) -> Finished:
-        trial = fused.fork()
-        carry_out(trial, plan)
-        pack_weights(trial.model, stored)
-        path = save(trial.model, scratch / f"quantized-{number}")
-        gate = judge_result(loaded, path, original, data, budget, judge=judge, say=say)
-        say(str(gate))
-        return Finished(trial, plan, path, gate)
-
-    share = DECODER_SHARE if _is_language_model(fused, judge) else MARGIN
-    decision, step = _within(decide, finish, judge, share)
-    trial, path, gate = step.pipeline, step.path, step.gate
-    if not _is_quantized(trial):
+    task = _Task(fused, options, Judge(loaded, original, data, metric, budget), place, keep, stored)
+    decision, step = _within(_decider(task), task)
+    if not _is_quantized(step.pipeline):
         found = Counter(planned.reason for _, planned in decision.plan if planned.reason)
         why = f" ({found.most_common(1)[0][0]})" if found else ""
         record = _unquantized(options.asked, f"no layer was quantized{why}", fused.model, decision.plan)
-        return Attempt(record, trial, None)
-    reason = "" if gate.holds else f"beyond its budget: {gate}"
-    prompts: Mapping[str, PlannedLinear] = {}
-    if not reason and _wants_both_ways(options, fused, judge):
-        ways = with_prompts(
-            fused,
-            step,
-            data,
-            judge,
-            budget,
-            keep=keep,
-            original=original,
-            scratch=scratch,
-            save=save,
-            requests=requests,
-            say=say,
-        )
-        if ways is not None:
-            trial, path, gate, prompts = ways.finished.pipeline, ways.finished.path, ways.finished.gate, ways.prompts
-    timed = requests and not reason
-    gain = speedup_of(as_float, path, requests, fused.target, say, workload=fused.workload) if timed else None
-    if gain is not None and gain.speedup < LEAST_SPEEDUP and not _only_smaller(options):
+        return Attempt(record, step.pipeline, None)
+    return _settled(task, decision, step, as_float)
+
+
+def _settled(task: _Task, decision: Found, step: Finished, as_float: Path) -> Attempt:
+    """Give a judged graph its second way where it may have one, time it, and ship it where it is inside its budget.
+
+    Args:
+        task: what is quantized.
+        decision: what the search decided on.
+        step: the judged graph; of a language model the one for single tokens.
+        as_float: the file of the float graph, which is shipped otherwise.
+    """
+    both = (
+        with_prompts(task.fused, step, task.judge, task.place, keep=task.keep)
+        if (step.gate.holds and task.wants_both_ways)
+        else None
+    )
+    made, prompts = (step, {}) if both is None else (both.finished, both.prompts)
+    reason = "" if step.gate.holds else f"beyond its budget: {step.gate}"
+    gain = None if reason else task.place.speedup(as_float, made.path, task.fused)
+    if gain is not None and gain.speedup < LEAST_SPEEDUP and not _only_smaller(task.options):
         reason = f"not faster than the float graph on this machine ({gain.speedup:.2f}x)"
-    undone = left_in_float(step.pipeline, fused.model, decision.plan)
+    model = task.fused.model
+    undone = left_in_float(step.pipeline, model, decision.plan)
     record = QuantizationRecord(
-        asked=options.asked,
+        asked=task.options.asked,
         shipped=not reason,
         reason=reason,
-        calibration=data.record,
-        gate=gate,
+        calibration=task.judge.data.record,
+        gate=made.gate,
         layers={
             label: _layer(planned, prompts.get(label), undone.get(label))
-            for label, planned in (*decision.plan, *_left(fused.model, decision.plan))
+            for label, planned in (*decision.plan, *_left(model, decision.plan))
         },
         sensitivities=tuple(
             one.model_copy(update={"precision": str(Precision())}) if one.label in undone else one
             for one in decision.sensitivities
         ),
         front=decision.front,
-        invariant=is_invariant(path, loaded, data),
+        invariant=task.judge.is_invariant(made.path),
         speedup=gain.speedup if gain is not None else None,
         speedup_low=gain.low if gain is not None else None,
         speedup_high=gain.high if gain is not None else None,
     )
     if reason:
         logger.warning("the graph stays in float: %s", reason)
-    return Attempt(record, trial, None if reason else path)
+    return Attempt(record, made.pipeline, None if reason else made.path)
 
 
 def _is_quantized(trial: Pipeline) -> bool:
@@ -222,43 +216,28 @@ def _classifies(model: ir.Model) -> bool:
     return value is not None and is_op(value.producer(), "Softmax", "LogSoftmax")
 
 
-def _is_language_model(trial: Pipeline, judge: Judge) -> bool:
-    return Cache.of(trial.loaded.signature) is not None and judge.metric == "perplexity"
-
-
-def _wants_both_ways(options: QuantizeOptions, fused: Pipeline, judge: Judge) -> bool:
-    """A second way for prompts is for kernels with integers on both sides, which the CPU provider has."""
-    return options.both_ways and fused.target.provider == "cpu" and _is_language_model(fused, judge)
-
-
 def _only_smaller(options: QuantizeOptions) -> bool:
     """Weights in fewer bits were asked for by name: they are worth having for their size alone."""
     return isinstance(options.precision, Precision) and options.precision.kind.endswith("-weights")
 
 
-def _within(
-    decide: Callable[[float], _Decision],
-    finish: Callable[[Plan, int], Finished],
-    judge: Judge,
-    share: float,
-) -> tuple[_Decision, Finished]:
+def _within(decide: Callable[[float], Found], task: _Task) -> tuple[Found, Finished]:
     """Search until the judge finds the result within the budget; return the last result where nothing is.
 
     Args:
         decide: searches within a share of the loss that is allowed.
-        finish: carries a plan out and has it judged.
-        judge: what is measured.
-        share: of the first search.
+        task: carries a plan out and has it judged.
     """
+    share, metric = DECODER_SHARE if task.judge.is_of_language else MARGIN, task.judge.metric
     decision = decide(share)
-    result = finish(decision.plan, 0)
+    result = task.finish(decision.plan, 0)
     for number in range(1, TRIES):
         if result.gate.holds or decision.value is None:  # what is not searched for does not change in another try
             break
-        share = stricter(share, loss_of(judge, decision.value), loss_of(judge, result.gate.value))
+        share = stricter(share, metric.loss(decision.value), metric.loss(result.gate.value))
         careful = decide(share)
         if _precisions(careful.plan) != _precisions(decision.plan):
-            decision, result = careful, finish(careful.plan, number)
+            decision, result = careful, task.finish(careful.plan, number)
     return decision, result
 
 
@@ -278,51 +257,31 @@ def _precisions(plan: Plan) -> dict[str, str]:
     return {label: f"{one.precision} {one.factors is not None}" for label, one in plan}
 
 
-def _decider(
-    fused: Pipeline,
-    data: CalibrationData,
-    judge: Judge,
-    budget: MetricBudget,
-    options: QuantizeOptions,
-    *,
-    keep: set[str],
-    stored: Mapping[str, StoredWeight],
-    say: Say,
-) -> Callable[[float], _Decision]:
+def _decider(task: _Task) -> Callable[[float], Found]:
     """Return what plans every layer, as the options and the kind of model have it.
 
     It is told what share of the loss that the budget allows a plan may have.
     """
+    fused, options, judge, keep, say = task.fused, task.options, task.judge, task.keep, task.place.say
     asked, scheme, model = options.precision, scheme_of(fused.target), fused.model
-    if _is_language_model(fused, judge):
-        planner = DecoderPlanner.of(
-            model, data, options.of_decoder(), keep=keep, given=_exact_grids(fused), progress=say
-        )
-        return lambda share: _of_decoder(planner.within(budget.limit**share))
+    if judge.is_of_language:
+        given = _exact_grids(fused)
+        planner = DecoderPlanner.of(model, judge.data, options.of_decoder(), keep=keep, given=given, progress=say)
+        return lambda share: planner.within(judge.budget.limit**share)
     if isinstance(asked, Precision) and asked.kind.endswith("-weights"):
-        given = _stored_grids(model, stored, asked.block_size) if asked.kind == "int8-weights" else {}
-        return lambda _: _Decision(plan_weights(model, asked, keep=keep, given=given, progress=say))
+        known = _stored_grids(model, task.stored, asked.block_size) if asked.kind == "int8-weights" else {}
+        return lambda _: Found(plan_weights(model, asked, keep=keep, given=known, progress=say))
     if isinstance(asked, Precision) and asked.kind == "int8-dynamic":
-        return lambda _: _Decision(_dynamic(model, data, keep, scheme, say))
+        return lambda _: Found(_dynamic(model, judge.data, keep, scheme, say))
 
-    def searched(share: float) -> _Decision:
-        search = search_convs if is_convolutional(model) else search_columns
+    def searched(share: float) -> Found:
+        search, strictness = search_convs if is_convolutional(model) else search_columns, share / MARGIN
         found = search(
-            model,
-            data,
-            judge,
-            budget,
-            methods=options.methods,
-            keep=keep,
-            strictness=share / MARGIN,
-            scheme=scheme,
-            progress=say,
+            model, judge, methods=options.methods, keep=keep, strictness=strictness, scheme=scheme, progress=say
         )
-        tables = (
-            plan_tables(model, keep) if fused.target.provider == "cpu" and share > LEAST_FOR_TABLES * MARGIN else {}
-        )
-        plan = replace(found.plan, linears={**found.plan.linears, **tables})
-        return _Decision(plan, found.value, found.sensitivities, found.front)
+        wants_tables = fused.target.provider == "cpu" and strictness > LEAST_FOR_TABLES
+        tables = plan_tables(model, keep) if wants_tables else {}
+        return replace(found, plan=replace(found.plan, linears={**found.plan.linears, **tables}))
 
     return searched
 
@@ -349,13 +308,6 @@ def _stored_grids(model: ir.Model, stored: Mapping[str, StoredWeight], block_siz
         if blocks is not None:
             found[linear.label] = blocks
     return found
-
-
-def _of_decoder(found: DecoderSearch) -> _Decision:
-    precisions = {label: str(planned.precision) for label, planned in found.plan}
-    harms = [SensitivityRecord(label=label, loss=harm, precision=precisions[label]) for label, harm in found.harms]
-    front = [FrontRecord(value=one.ratio, seconds=one.seconds, counts=dict(one.counts)) for one in found.front]
-    return _Decision(found.plan, found.ratio, tuple(harms), tuple(front))
 
 
 def _layer(planned: PlannedLinear, in_prompts: PlannedLinear | None, undone: str | None) -> LayerRecord:

@@ -4,7 +4,8 @@ Every layer has alternatives, from fast to careful: int8 on one grid per tensor,
 (`onnxopt.quantize.smooth`), float. What one layer alone costs in accuracy at the output is measured by one run of the
 whole model with only that layer switched (`onnxopt.quantize.switchboard`); such losses add up as long as they are
 small. So layers are made more careful in the order of what that gains over what it costs in time, until the estimate
-is within the budget; then the whole plan is measured, and the estimate corrected, until it fits.
+is within the budget; then the whole plan is measured, and the estimate corrected, until it fits
+(`onnxopt.qmath.knapsack`).
 
 What every plan costs in time is an estimate too, of the products' arithmetic and of passes over activations, in the
 ratios measured on one thread of an AVX-512 VNNI processor (onnxruntime 1.31.1; 128 x 384 x 1536: u8 x s8 411 us,
@@ -14,7 +15,6 @@ one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -23,16 +23,18 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.calibrate.collect import collect
-from onnxopt.calibrate.data import CalibrationData
 from onnxopt.calibrate.ranges import PLAIN, Method
 from onnxopt.calibrate.statistics import Statistics
 from onnxopt.graph.linears import Linear, find_linears
-from onnxopt.judge.metrics import Judge, MetricBudget
+from onnxopt.judge.gate import Judge
+from onnxopt.judge.metrics import Metric, MetricBudget
+from onnxopt.qmath.knapsack import Assignment, Option, Scaling, Search, Searched
 from onnxopt.qmath.precision import Plan, PlannedLinear, Precision, Scheme
 from onnxopt.quantize.columns import by_input, plan_layer
+from onnxopt.quantize.found import Found, found_of
 from onnxopt.quantize.smooth import choose_smoothing, divided
 from onnxopt.quantize.switchboard import Switchboard
-from onnxopt.records.quantization import FrontRecord, SensitivityRecord
+from onnxopt.records.quantization import SensitivityRecord
 from onnxopt.spec import Array, Feeds, Say
 
 INT8_SECONDS = 411e-6 / (128 * 384 * 1536)  # per multiplication
@@ -42,47 +44,17 @@ SAMPLES_TO_CHOOSE = 32
 SAMPLES_TO_RANK = 12  # for one layer alone: orders them; what is chosen is measured on more
 MARGIN = 0.8  # of the loss that a budget allows: the judge looks at other samples
 MOST_TRIES = 6
-NEARLY = 0.8  # of the allowed loss is near enough
-STEP_DOWN = 0.4  # of the sum of the losses, where the budget is in other units
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search found.
-
-    Attributes:
-        plan: the fastest that fits, or the most careful one.
-        value: of the metric, on the samples that chose.
-        fits: whether it is within the budget.
-        sensitivities: by layer, the most harmful first.
-        front: plans that were measured, fastest first.
-    """
-
-    plan: Plan
-    value: float
-    fits: bool
-    sensitivities: tuple[SensitivityRecord, ...] = ()
-    front: tuple[FrontRecord, ...] = ()
-
-
-@dataclass(frozen=True)
-class Option:
-    """One way to compute a layer: its loss alone, and its time by the estimate."""
-
-    planned: PlannedLinear
-    loss: float
-    seconds: float
 
 
 class Measured(Protocol):
     """Measures plans on one set of samples.
 
     Attributes:
-        judge: what is measured.
+        metric: what is measured.
         decisions: answers that are compared, once something has been measured.
     """
 
-    judge: Judge
+    metric: Metric
     decisions: int
 
     def value(self, plan: Mapping[str, PlannedLinear], /) -> float:
@@ -94,7 +66,7 @@ class _Trial:
     """Plans on one set of samples against the float model."""
 
     board: Switchboard
-    judge: Judge
+    metric: Metric
     batches: Sequence[Feeds]
     reference: list[Array] = field(default_factory=list)
     decisions: int = 0
@@ -104,13 +76,13 @@ class _Trial:
             self.reference = [self.board.run(feeds, {}) for feeds in self.batches]
         self.decisions = decisions(self.reference)
         scores = [
-            self.judge.scores(self.board.run(feeds, plan), expected, feeds)
+            self.metric.scores(self.board.run(feeds, plan), expected, feeds)
             for feeds, expected in zip(self.batches, self.reference, strict=True)
         ]
-        return self.judge.value(np.concatenate(scores))
+        return self.metric.value(np.concatenate(scores))
 
     def loss(self, plan: Mapping[str, PlannedLinear]) -> float:
-        return loss_of(self.judge, self.value(plan))
+        return self.metric.loss(self.value(plan))
 
 
 def decisions(outputs: Sequence[Array]) -> int:
@@ -118,21 +90,14 @@ def decisions(outputs: Sequence[Array]) -> int:
     return sum(output.size // max(output.shape[-1], 1) for output in outputs)
 
 
-def gentle(judge: Judge) -> Judge:
+def gentle(metric: Metric) -> Metric:
     """Return what ranks layers: whether a likeliest class changes says nothing about one layer on few samples."""
-    return Judge("cosine", judge.output) if judge.metric == "agreement" else judge
-
-
-def loss_of(judge: Judge, value: float) -> float:
-    """Return what a metric has lost: 1 − cosine, 1 − agreement, or the logarithm of a ratio of perplexities."""
-    return math.log(max(value, 1e-9)) if judge.metric == "perplexity" else 1.0 - value
+    return Metric("cosine", metric.output) if metric.name == "agreement" else metric
 
 
 def search_columns(
     model: ir.Model,
-    data: CalibrationData,
     judge: Judge,
-    budget: MetricBudget,
     *,
     methods: tuple[Method, ...],
     keep: Collection[str] = (),
@@ -144,9 +109,7 @@ def search_columns(
 
     Args:
         model: fused, standard operators; not changed.
-        data: calibration samples.
-        judge: what is measured.
-        budget: how far it may fall.
+        judge: with the calibration samples; what is measured on them, and how far it may fall.
         methods: calibrators to compare.
         keep: labels that stay in float.
         scheme: what the target wants.
@@ -154,15 +117,16 @@ def search_columns(
         progress: told what is done.
     """
     say = progress or (lambda _: None)
+    data, metric, budget = judge.data, judge.metric, judge.budget
     linears = find_linears(model)
     wanted = [linear for linear in linears if linear.label not in keep]
     kept = {linear.label: PlannedLinear(Precision(), "kept by the user") for linear in linears if linear.label in keep}
     inputs = list(by_input(wanted))
     fitted = collect(model, inputs, data, "fit", progress=lambda step: say(f"calibrate: {step}"))
     held = collect(model, inputs, data, "choose", progress=lambda step: say(f"calibrate: {step}"))
-    board, batches = Switchboard(model, judge.output), list(data.batches("choose", most=SAMPLES_TO_CHOOSE))
-    trial = _Trial(board, judge, batches)
-    ranks = _Trial(board, gentle(judge), list(data.batches("choose", most=SAMPLES_TO_RANK)))
+    board, batches = Switchboard(model, metric.output), list(data.batches("choose", most=SAMPLES_TO_CHOOSE))
+    trial = _Trial(board, metric, batches)
+    ranks = _Trial(board, gentle(metric), list(data.batches("choose", most=SAMPLES_TO_RANK)))
     groups = [
         Group(readers, seen, held.get(x, seen).sample)
         for x, readers in by_input(wanted).items()
@@ -177,7 +141,7 @@ def search_columns(
         plain |= group.plain(methods, scheme)
     value = trial.value(plain)
     say(f"{len(plain)} int8: {budget.metric} {value:.5f}")
-    fits = loss_of(judge, value) <= allowed_loss(trial, budget, strictness)
+    fits = metric.loss(value) <= allowed_loss(trial, budget, strictness)
     options: dict[str, list[Option]] = {}
     ranking: dict[str, SensitivityRecord] = {}
     for number, group in enumerate(groups, start=1):
@@ -185,11 +149,11 @@ def search_columns(
         _weigh(
             group, plain, smooth=not fits, scheme=scheme, methods=methods, trial=ranks, options=options, ranking=ranking
         )
-    chosen, value, front = fit(options, trial, budget, strictness, say, all_fit=value if fits else None)
-    plan = {label: option.planned for label, option in chosen.items()}
+    searched = fit(list(options.values()), trial, budget, strictness, say, all_fit=value if fits else None)
+    plan = searched.best.assignment.planned
     order = sorted(ranking.values(), key=lambda one: -one.loss)
     found = tuple(one.model_copy(update={"precision": str(plan[one.label].precision)}) for one in order)
-    return Found(Plan({**kept, **plan}), value, budget.holds(value), found, front)
+    return found_of(Plan({**kept, **plan}), searched, judge, found)
 
 
 @dataclass(frozen=True)
@@ -233,13 +197,13 @@ def _weigh(
     for linear in group.readers:
         label, products = linear.label, linear.rows * linear.columns
         losses = [max(trial.loss({label: plain[label]}), 0.0)]
-        found = [Option(plain[label], losses[0], INT8_SECONDS * products)]
+        found = [Option({label: plain[label]}, losses[0], INT8_SECONDS * products)]
         if label in careful:
             losses.append(max(trial.loss({label: careful[label]}), 0.0))
             seconds = INT8_SECONDS * products + PASS_SECONDS * linear.rows
-            found.append(Option(careful[label], losses[1], seconds))
+            found.append(Option({label: careful[label]}, losses[1], seconds))
         reason = f"costs {losses[0]:.2g} in int8"
-        found.append(Option(PlannedLinear(Precision(), reason), 0.0, FLOAT_SECONDS * products))
+        found.append(Option({label: PlannedLinear(Precision(), reason)}, 0.0, FLOAT_SECONDS * products))
         options[label] = found
         ranking[label] = SensitivityRecord(
             label=label,
@@ -270,82 +234,42 @@ def allowed_loss(trial: Measured, budget: MetricBudget, strictness: float) -> fl
 
     Of choices among classes at least one: fewer samples than a budget of 99 % asks for cannot tell more.
     """
-    allowed = loss_of(trial.judge, budget.limit) * MARGIN * strictness
-    return max(allowed, strictness / max(trial.decisions, 1)) if trial.judge.metric == "agreement" else allowed
+    allowed = trial.metric.loss(budget.limit) * MARGIN * strictness
+    return max(allowed, strictness / max(trial.decisions, 1)) if trial.metric.name == "agreement" else allowed
 
 
 def fit(
-    options: Mapping[str, list[Option]],
+    units: Sequence[Sequence[Option]],
     trial: Measured,
     budget: MetricBudget,
     strictness: float,
     say: Say,
     *,
     all_fit: float | None = None,
-) -> tuple[dict[str, Option], float, tuple[FrontRecord, ...]]:
-    """Return the fastest choice whose measured value is within the budget, its value, and what was measured.
+) -> Searched:
+    """Return the fastest choice whose measured loss is within the budget, and what was measured.
 
-    `all_fit` is the value of all first options together, when that is within the budget: there is nothing to search.
     Losses of layers that choose classes are those of `gentle`: then their sum is lowered until the classes agree.
+
+    Args:
+        units: the options of each layer, the fastest first.
+        trial: measures them together.
+        budget: how far the metric may fall.
+        strictness: below 1 asks for less loss than the budget allows.
+        say: told what is measured.
+        all_fit: value of all first options together, when that is within the budget: there is nothing to search.
     """
-    first = {label: own[0] for label, own in options.items()}
+    metric, allowed = trial.metric, allowed_loss(trial, budget, strictness)
+
+    def measure(assignment: Assignment) -> float:
+        value = trial.value(assignment.planned)
+        say(f"{budget.metric} {value:.5f}, {assignment.counts}")
+        return metric.loss(value)
+
+    search = Search(units, measure)
     if all_fit is not None:
-        return first, all_fit, (_point(first, all_fit),)
-    allowed = allowed_loss(trial, budget, strictness)
-    agreeing = trial.judge.metric == "agreement"
-    limit, tried = sum(own[0].loss for own in options.values()) if agreeing else allowed, []
-    best: tuple[dict[str, Option], float] | None = None
-    low, high = 0.0, math.inf  # limits that were within the budget, and beyond it
-    for _ in range(MOST_TRIES):
-        chosen = assign(options, limit)
-        value = trial.value({label: option.planned for label, option in chosen.items()})
-        tried.append(_point(chosen, value))
-        loss = loss_of(trial.judge, value)
-        say(f"{budget.metric} {value:.5f}, {tried[-1].counts}")
-        if loss > allowed:
-            high = limit
-            best = best if low else (chosen, value)  # the most careful so far, until something fits
-            if all(option is options[label][-1] for label, option in chosen.items()):
-                break
-            limit = (low + high) / 2 if low else limit * (STEP_DOWN if agreeing else min(0.9 * allowed / loss, 0.8))
-            continue
-        low, best = limit, (chosen, value)
-        # losses alone were measured on few samples: where much is left of the budget they say too much
-        if agreeing or loss > NEARLY * allowed or all(one is options[label][0] for label, one in chosen.items()):
-            break
-        limit = min(limit * min(0.9 * allowed / max(loss, 1e-12), 2.0), (low + high) / 2)
-    if best is None:
-        raise ValueError("nothing was tried")
-    return best[0], best[1], tuple(sorted(tried, key=lambda point: point.seconds))
-
-
-def assign(options: Mapping[str, Sequence[Option]], limit: float) -> dict[str, Option]:
-    """Choose an option per layer so that the losses add up to at most a limit, in the least time.
-
-    Greedy: the step with the most loss saved per time added comes first, as for a fractional knapsack (Dantzig 1957).
-    """
-    places = dict.fromkeys(options, 0)
-    total = sum(own[0].loss for own in options.values())
-    while total > limit:
-        steps = [
-            ((own[place].loss - own[other].loss) / max(own[other].seconds - own[place].seconds, 1e-12), label, other)
-            for label, own in options.items()
-            if (place := places[label]) < len(own)
-            for other in range(place + 1, len(own))
-            if own[other].loss < own[place].loss
-        ]
-        if not steps:
-            break
-        _, label, other = max(steps)
-        total -= options[label][places[label]].loss - options[label][other].loss
-        places[label] = other
-    return {label: own[places[label]] for label, own in options.items()}
-
-
-def _point(chosen: Mapping[str, Option], value: float) -> FrontRecord:
-    counts: dict[str, int] = {}
-    for option in chosen.values():
-        smooth = " smoothed" if option.planned.factors is not None else ""
-        name = f"{option.planned.precision}{smooth}"
-        counts[name] = counts.get(name, 0) + 1
-    return FrontRecord(value=value, seconds=sum(option.seconds for option in chosen.values()), counts=counts)
+        search.know_fastest(metric.loss(all_fit))
+        return search.within(allowed, lambda _: None)
+    in_loss = metric.name != "agreement"
+    start = allowed if in_loss else sum(own[0].loss for own in units)
+    return search.within(allowed, Scaling(allowed, start, MOST_TRIES, in_loss=in_loss))

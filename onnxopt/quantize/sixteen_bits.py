@@ -15,8 +15,8 @@ from onnxopt.calibrate.data import BUILTIN, CalibrationData, read_calibration
 from onnxopt.errors import InputError, ProofError
 from onnxopt.graph import initializer_bytes
 from onnxopt.graph.cache import Cache
-from onnxopt.judge.gate import judge_result, require_metric
-from onnxopt.judge.metrics import Judge, MetricBudget
+from onnxopt.judge.gate import Judge, require_metric
+from onnxopt.judge.metrics import Metric, MetricBudget
 from onnxopt.load.loaded import Feeder, Loaded
 from onnxopt.passes.quantize.half_precision import HalfPrecision
 from onnxopt.pipeline.orders import TIDY
@@ -97,7 +97,7 @@ def check_half(loaded: Loaded, options: HalfOptions) -> None:
         InputError: the budget bounds another metric, or there is no such thing for a model with a cache.
     """
     if options.budget is not None:
-        require_metric(Judge.of(loaded.signature), options.budget)
+        require_metric(Metric.of(loaded.signature), options.budget)
     if Cache.of(loaded.signature) is not None and options.kind == "bf16":
         raise InputError(
             "bf16 is not made for models with a cache: NumPy and the clients cannot hand over bfloat16",
@@ -145,7 +145,8 @@ def to_half(
     reason = reason or _beyond(loaded, narrowed, options.kind, say)
     gate: GateRecord | None = None
     if not reason and options.budget is not None and data is not None:
-        gate = judge_result(narrowed, save(found.model), original, data, options.budget, say=say)
+        judge = Judge(narrowed, original, data, Metric.of(narrowed.signature), options.budget)
+        gate = judge.judged(save(found.model), say)
         reason = "" if gate.holds else f"beyond its budget: {gate}"
     _enter(ledger, loaded.model, found, time.perf_counter() - started)
     if reason:

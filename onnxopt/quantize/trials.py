@@ -1,9 +1,6 @@
-"""Carry out a plan of precisions on a fused graph, and time what came of it beside another graph."""
+"""Carry out a plan of precisions on a fused graph, and tell what of it could not be done."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
 
 import onnx_ir as ir
 
@@ -12,8 +9,6 @@ from onnxopt.graph.linears import find_linears, find_tables, parts_of
 from onnxopt.pipeline.orders import carrying_out
 from onnxopt.pipeline.pipeline import Pipeline
 from onnxopt.qmath.precision import Plan, Precision
-
-Save = Callable[[ir.Model, Path], Path]
 
 
 def carry_out(trial: Pipeline, plan: Plan) -> None:

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnxopt.calibrate.data import CalibrationData
 from onnxopt.graph.by_length import by_length
-from onnxopt.judge.gate import judge_result
-from onnxopt.judge.metrics import Judge, MetricBudget
+from onnxopt.judge.gate import Judge
 from onnxopt.pipeline.orders import carrying_out
 from onnxopt.pipeline.pipeline import Pipeline
-from onnxopt.probe.observe import Observation
 from onnxopt.qmath.precision import Plan, PlannedLinear
 from onnxopt.quantize.options import scheme_of
 from onnxopt.quantize.prompts import prompt_layers
-from onnxopt.quantize.trials import Save, left_in_float
+from onnxopt.quantize.trials import left_in_float
+from onnxopt.quantize.workplace import Workplace
 from onnxopt.records.quantization import GateRecord
-from onnxopt.spec import Say
-from onnxopt.timing.latency import speedup_of
 
 logger = logging.getLogger(__name__)
 
@@ -59,45 +55,28 @@ class TwoWays:
 
 
 def with_prompts(
-    fused: Pipeline,
-    step: Finished,
-    data: CalibrationData,
-    judge: Judge,
-    budget: MetricBudget,
-    *,
-    keep: Collection[str],
-    original: Path,
-    scratch: Path,
-    save: Save,
-    requests: Sequence[Observation],
-    say: Say,
+    fused: Pipeline, step: Finished, judge: Judge, place: Workplace, *, keep: Collection[str]
 ) -> TwoWays | None:
     """Put a graph for prompts beside one for single tokens.
 
     Args:
         fused: the float graph before it is lowered; not changed.
         step: the graph for single tokens, inside the budget; its pipeline gets the graph of both.
-        data: calibration samples.
-        judge: what results are judged by.
-        budget: that each of the two must keep.
+        judge: of the results; each of the two must keep its budget.
+        place: where results are tried.
         keep: labels that stay as they are.
-        original: the model as it was loaded.
-        scratch: for files.
-        save: writes a graph into a new folder.
-        requests: the workload; empty to measure no time.
-        say: told what is done.
 
     Returns:
         None where no choice of layers keeps the budget, or the graph of both is not faster.
     """
-    layers = prompt_layers(fused.model, data, keep=keep, scheme=scheme_of(fused.target), progress=say)
+    layers = prompt_layers(fused.model, judge.data, keep=keep, scheme=scheme_of(fused.target), progress=place.say)
     for number, floor in enumerate(layers.floors(SHARES)):
         plan = layers.plan(floor, step.plan)
         trial = fused.fork()
         trial.lower_and_quantize(carrying_out(plan, trial.target))
-        path = save(trial.model, scratch / f"prompts-{number}")
-        gate = judge_result(fused.loaded, path, original, data, budget, judge=judge, say=say)
-        say(f"prompts with {_count(plan)} layers in int8: {gate}")
+        path = place.write(trial.model, f"prompts-{number}")
+        gate = judge.judged(path, place.say)
+        place.say(f"prompts with {_count(plan)} layers in int8: {gate}")
         if not gate.holds:
             continue
         both = step.pipeline.fork()
@@ -106,10 +85,8 @@ def with_prompts(
             f"inputs of more than {LONGEST_STEP} tokens go through products of 8-bit integers, shorter ones through "
             "weights in blocks: both stand in one If"
         )
-        together = save(both.model, scratch / "both-ways")
-        gain = (
-            speedup_of(step.path, together, requests, fused.target, say, workload=fused.workload) if requests else None
-        )
+        together = place.write(both.model, "both-ways")
+        gain = place.speedup(step.path, together, fused)
         if gain is not None and gain.speedup <= 1.0:
             logger.info("a graph for prompts does not pay on this workload (%s)", gain)
             return None

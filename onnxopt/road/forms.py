@@ -22,6 +22,7 @@ from onnxopt.proof.whole import is_packed, prove
 from onnxopt.quantize.options import QuantizeOptions
 from onnxopt.quantize.run import quantize
 from onnxopt.quantize.sixteen_bits import HalfOptions, rounding_run, to_half
+from onnxopt.quantize.workplace import Workplace
 from onnxopt.records.ledger import Ledger
 from onnxopt.records.manifest import FormName
 from onnxopt.records.measurements import Race
@@ -153,16 +154,9 @@ class Workbench:
             options: what was asked.
             is_timed: whether the two are measured.
         """
-        attempt = quantize(
-            fused,
-            options,
-            original=self.before.path,
-            as_float=result.form.path,
-            scratch=self.scratch,
-            save=save_graph,
-            requests=self.requests if is_timed else (),
-            say=lambda step: self.tell("quantize", step),
-        )
+        requests = self.requests if is_timed else ()
+        place = Workplace(self.scratch, save_graph, requests, lambda step: self.tell("quantize", step))
+        attempt = quantize(fused, options, place, original=self.before.path, as_float=result.form.path)
         if attempt.path is None:
             return replace(result, quantization=attempt.record)
         made = attempt.pipeline

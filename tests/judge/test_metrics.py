@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxopt.errors import InputError
-from onnxopt.judge.metrics import Judge, MetricBudget, cosine
+from onnxopt.judge.metrics import Metric, MetricBudget, MetricName, cosine
 from onnxopt.spec import Signature, TensorSpec
 
 
@@ -59,28 +59,35 @@ def signature(*outputs: tuple[str, int]) -> Signature:
     ],
 )
 def test_a_model_is_judged_by_what_it_gives(outputs: tuple[tuple[str, int], ...], metric: str, output: str) -> None:
-    assert Judge.of(signature(*outputs)) == Judge(metric, output)  # type: ignore[arg-type]  # a name of a metric
+    assert Metric.of(signature(*outputs)) == Metric(metric, output)  # type: ignore[arg-type]  # a name of a metric
 
 
 def test_perplexity_is_relative_to_the_reference() -> None:
     generator = np.random.default_rng(0)
     logits, ids = generator.standard_normal((2, 6, 9)), generator.integers(0, 9, (2, 6))
-    judge = Judge("perplexity", "logits")
-    assert judge.value(judge.scores(logits, logits, {"input_ids": ids})) == pytest.approx(1.0)
+    metric = Metric("perplexity", "logits")
+    assert metric.value(metric.scores(logits, logits, {"input_ids": ids})) == pytest.approx(1.0)
     best = logits.copy()
     np.put_along_axis(best[:, :-1], ids[:, 1:, None], 20.0, axis=2)
-    assert judge.value(judge.scores(best, logits, {"input_ids": ids})) < 0.5
-    low, high = judge.interval(judge.scores(best, logits, {"input_ids": ids}))
-    assert low <= judge.value(judge.scores(best, logits, {"input_ids": ids})) <= high
+    assert metric.value(metric.scores(best, logits, {"input_ids": ids})) < 0.5
+    low, high = metric.interval(metric.scores(best, logits, {"input_ids": ids}))
+    assert low <= metric.value(metric.scores(best, logits, {"input_ids": ids})) <= high
 
 
 def test_agreement_counts_samples() -> None:
-    judge = Judge("agreement", "logits")
+    metric = Metric("agreement", "logits")
     a, b = np.array([[1.0, 2], [3, 1]]), np.array([[0.0, 5], [1, 9]])
-    assert judge.value(judge.scores(a, b, {})) == 0.5
+    assert metric.value(metric.scores(a, b, {})) == 0.5
 
 
 def test_cosine_of_nothing_with_nothing_is_one() -> None:
     assert cosine(np.zeros((1, 3)), np.zeros((1, 3)))[0] == 1.0
     assert cosine(np.zeros((1, 3)), np.ones((1, 3)))[0] == 0.0
     assert cosine(np.array([[1.0, 1.0]]), np.array([[2.0, 2.0]]))[0] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("name", "value", "loss"), [("cosine", 0.97, 0.03), ("perplexity", 1.05, 0.04879)])
+def test_a_value_and_its_loss_stand_for_each_other(name: MetricName, value: float, loss: float) -> None:
+    metric = Metric(name, "logits")
+    assert metric.loss(value) == pytest.approx(loss, rel=1e-4)
+    assert metric.value_at(metric.loss(value)) == pytest.approx(value)

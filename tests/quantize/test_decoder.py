@@ -19,17 +19,18 @@ from onnxopt.load.source.source import resolve
 from onnxopt.probe.runners import GraphRunner
 from onnxopt.proof.observations import observations_of
 from onnxopt.qmath.blocks import dequantize, quantize
+from onnxopt.qmath.knapsack import Assignment, Halving, Option, Search, Searched, assign
 from onnxopt.qmath.precision import PlannedLinear, Precision
 from onnxopt.quantize.decoder import (
+    STEPS,
     DecoderPlanner,
-    DecoderSearch,
-    Knapsack,
     LanguageProbe,
-    Option,
-    Search,
+    Rounding,
     alike,
     recorded_seconds,
+    units_of,
 )
+from onnxopt.quantize.found import Found
 from onnxopt.quantize.positions import all_positions
 from onnxopt.quantize.run import stricter
 from tests.support.fused import fuse
@@ -60,59 +61,63 @@ def test_all_positions_are_answered_as_the_last_was(loaded: Loaded) -> None:
 
 
 @pytest.fixture(scope="module")
-def searches(loaded: Loaded, data: CalibrationData) -> dict[float, DecoderSearch]:
+def searches(loaded: Loaded, data: CalibrationData) -> dict[float, Found]:
     planner = DecoderPlanner.of(loaded.model, data, CHOICES)
     return {ratio: planner.within(ratio) for ratio in (2.0, 0.5)}
 
 
 def test_a_wide_budget_takes_the_fastest_and_one_that_nothing_keeps_the_nearest(
-    searches: dict[float, DecoderSearch],
+    searches: dict[float, Found],
 ) -> None:
     wide, none = searches[2.0], searches[0.5]
     assert (wide.fits, none.fits) == (True, False)
     assert len(wide.front) == 1
     found = {label: str(one.precision) for label, one in wide.plan}
     assert set(found.values()) <= {"int4-weights:128", "int4-weights:64", "int8-weights:64", "fp32"}
-    nearest = min(none.front, key=lambda one: one.ratio)
-    counts = dict(nearest.counts)
+    nearest = min(none.front, key=lambda one: one.value)
     own = [str(one.precision) for label, one in none.plan if not label.endswith("#table")]
-    assert counts == {name: own.count(name) for name in set(own)}
+    assert nearest.counts == {name: own.count(name) for name in set(own)}
 
 
 @dataclass
 class Additive:
-    """Stands in for a model: it diverges by the sum of what the given weights differ from 1."""
+    """Stands in for a model: it diverges by the sum of what the chosen weights differ from 1."""
 
     runs: int = 0
 
-    def divergence(self, replaced: dict[str, np.ndarray]) -> float:
+    def __call__(self, assignment: Assignment) -> float:
         self.runs += 1
-        return sum(float(np.square(weight - 1).mean()) for weight in replaced.values())
+        weights = [dequantize(one.blocks) for one in assignment.planned.values() if one.blocks is not None]
+        return sum(float(np.square(weight - 1).mean()) for weight in weights)
 
 
-def two_ways() -> Knapsack:
+def two_ways() -> list[list[Option]]:
     """Return twenty layers, each fast and harmful or slow and less so."""
     ones = np.ones((32, 4), np.float32)
-    options, slopes = {}, {}
+    roundings, slopes = {}, {}
     for number in range(20):
         own = []
         for size, seconds in ((0.01 * (number + 1), 1.0), (0.001 * (number + 1), 2.0)):
             blocks = replace(quantize(ones, 8, 32), scales=np.full((4, 1), (1 - size) / -128, np.float32))
             precision = Precision("int8-weights" if seconds > 1 else "int4-weights", 32)
-            own.append(Option(PlannedLinear(precision, blocks=blocks), size**2, seconds))
-        options[str(number)], slopes[str(number)] = own, 1.0
-    return Knapsack(options, slopes)
+            own.append(Rounding(PlannedLinear(precision, blocks=blocks), size**2, seconds))
+        roundings[str(number)], slopes[str(number)] = own, 1.0
+    return units_of(roundings, slopes)
+
+
+def within(search: Search, ratio: float) -> Searched:
+    return search.within(math.log(ratio), Halving(math.log(ratio), STEPS))
 
 
 def test_the_search_keeps_its_budget_in_the_least_time() -> None:
     found = {}
     for ratio in (1.5, 1.1, 1.02, 1.0001, 1.0):
         probe = Additive()
-        one = Search(probe, two_ways()).within(ratio)  # type: ignore[arg-type]  # the one method used
-        kinds = [planned.precision.kind for _, planned in one.plan]
+        one = within(Search(two_ways(), probe), ratio)
+        kinds = [planned.precision.kind for planned in one.best.assignment.planned.values()]
         found[ratio] = (one.fits, sum(2.0 if kind == "int8-weights" else 1.0 for kind in kinds))
         assert probe.runs <= 12
-        assert all(point.ratio <= ratio for point in one.front) == (len(one.front) == 1 and one.fits)
+        assert all(math.exp(point.loss) <= ratio for point in one.front) == (len(one.front) == 1 and one.fits)
     assert [fits for fits, _ in found.values()] == [True, True, True, False, False]
     seconds = [time for _, time in found.values()]
     assert seconds == sorted(seconds)
@@ -120,25 +125,12 @@ def test_the_search_keeps_its_budget_in_the_least_time() -> None:
     assert 20.0 < seconds[1] < seconds[2] < 40.0
 
 
-def test_what_was_measured_for_one_budget_is_known_for_the_next() -> None:
-    probe = Additive()
-    search = Search(probe, two_ways())  # type: ignore[arg-type]  # the one method used
-    wide, runs = search.within(1.1), probe.runs
-    assert search.within(1.1).ratio == wide.ratio
-    assert probe.runs == runs
-    narrow = search.within(1.02)
-    assert 1.0 < narrow.ratio <= 1.02 < wide.ratio <= 1.1
-    assert len(narrow.front) == probe.runs  # every assignment once
-
-
-def test_harms_are_ranked_and_add_up(
-    searches: dict[float, DecoderSearch], loaded: Loaded, data: CalibrationData
-) -> None:
+def test_harms_are_ranked_and_add_up(searches: dict[float, Found], loaded: Loaded, data: CalibrationData) -> None:
     found = searches[2.0]
-    values = [harm for _, harm in found.harms]
+    values = [one.loss for one in found.sensitivities]
     assert values == sorted(values, reverse=True)
     probe = LanguageProbe(all_positions(loaded.model), list(data.batches("choose", most=2)))
-    linears = {label for label, _ in found.harms}
+    linears = {one.label for one in found.sensitivities}
     swaps = {label: dequantize(one.blocks) for label, one in found.plan if one.blocks is not None and label in linears}
     assert probe.divergence({}) < 1e-9
     assert 0.3 * sum(values) < probe.divergence(swaps) < 3 * sum(values)
@@ -146,45 +138,21 @@ def test_harms_are_ranked_and_add_up(
     assert probe.divergence(ruined) > 1
 
 
-def test_the_knapsack_buys_the_most_harm_for_its_time() -> None:
-    def option(noise: float, seconds: float, block: int) -> Option:
-        return Option(PlannedLinear(Precision("int4-weights", block)), noise, seconds)
-
-    options = {
-        "cheap to mend": [option(4.0, 1.0, 128), option(0.5, 1.1, 64), option(9.0, 5.0, 32)],
-        "dear to mend": [option(4.0, 1.0, 128), option(0.5, 3.0, 64)],
-    }
-    knapsack = Knapsack(options, dict.fromkeys(options, 1.0))
-    assert [one.seconds for one in knapsack.assign(math.inf).values()] == [1.0, 1.0]
-    assert [one.seconds for one in knapsack.assign(5.0).values()] == [1.1, 1.0]
-    assert [one.seconds for one in knapsack.assign(0.0).values()] == [1.1, 3.0]
-
-
-def test_what_a_large_step_has_made_needless_is_taken_back() -> None:
-    def option(noise: float, seconds: float, block: int) -> Option:
-        return Option(PlannedLinear(Precision("int4-weights", block)), noise, seconds)
-
-    options = {
-        "small": [option(2.0, 1.0, 128), option(0.5, 1.5, 64)],  # 3 of noise a second: first
-        "large": [option(9.0, 1.0, 128), option(0.0, 5.0, 64)],
-    }
-    knapsack = Knapsack(options, dict.fromkeys(options, 1.0))
-    assert [one.seconds for one in knapsack.assign(2.0).values()] == [1.0, 5.0]
-    assert [one.seconds for one in knapsack.assign(1.0).values()] == [1.5, 5.0]
-
-
 def test_layers_that_may_become_one_product_get_one_precision() -> None:
-    def option(text: str, noise: float, seconds: float) -> Option:
-        return Option(PlannedLinear(Precision.parse(text)), noise, seconds)
+    def rounding(text: str, noise: float, seconds: float) -> Rounding:
+        return Rounding(PlannedLinear(Precision.parse(text)), noise, seconds)
 
     fast, slow = "int4-weights:128", "int8-weights:128"
-    options = {
-        "q": [option(fast, 4.0, 1.0), option(slow, 0.1, 2.0)],
-        "k": [option(fast, 0.2, 1.0), option(slow, 0.1, 2.0)],
-        "o": [option(fast, 0.2, 1.0), option(slow, 0.1, 2.0)],
+    roundings = {
+        "q": [rounding(fast, 4.0, 1.0), rounding(slow, 0.1, 2.0)],
+        "k": [rounding(fast, 0.2, 1.0), rounding(slow, 0.1, 2.0)],
+        "o": [rounding(fast, 0.2, 1.0), rounding(slow, 0.1, 2.0)],
     }
-    chosen = Knapsack(options, dict.fromkeys(options, 1.0), [["q", "k"]]).assign(1.0)
-    assert [str(chosen[label].planned.precision) for label in "qko"] == [slow, slow, fast]
+    units = units_of(roundings, dict.fromkeys(roundings, 1.0), [["q", "k"]])
+    chosen = assign(units, 1.0).planned
+    assert [str(chosen[label].precision) for label in "qko"] == [slow, slow, fast]
+    assert [option.seconds for option in units[0]] == [2.0, 4.0]
+    assert [option.loss for option in units[0]] == pytest.approx([4.2, 0.2])
 
 
 def test_the_checkpoints_own_grid_is_one_more_option() -> None:
@@ -192,9 +160,10 @@ def test_the_checkpoints_own_grid_is_one_more_option() -> None:
     planned = [
         PlannedLinear(Precision("int8-weights", 32), why, blocks=own) for why in ("", "the checkpoint's own grid")
     ]
-    options = {"head": [Option(planned[0], 2.0, 1.0), Option(planned[1], 0.0, 1.0)]}
-    chosen = Knapsack(options, {"head": 1.0}).assign(math.inf)["head"]
-    assert chosen.planned.reason == "the checkpoint's own grid"
+    roundings = {"head": [Rounding(planned[0], 2.0, 1.0), Rounding(planned[1], 0.0, 1.0)]}
+    for slope in (1.0, 0.0):  # without any harm, too
+        chosen = assign(units_of(roundings, {"head": slope}), math.inf).planned["head"]
+        assert chosen.reason == "the checkpoint's own grid"
 
 
 def test_layers_of_one_kind_and_depth_are_measured_together() -> None:

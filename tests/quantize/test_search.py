@@ -1,4 +1,4 @@
-"""The search for int8: cheap steps first, within the budget; switches that change nothing when they are off.
+"""The search for int8: smoothing, statistics of what is divided, switches that change nothing when they are off.
 
 Covers: quantize/smooth.py, quantize/switchboard.py
 """
@@ -7,43 +7,15 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-import pytest
 
 from onnxopt.calibrate.ranges import choose
 from onnxopt.calibrate.statistics import Statistics
 from onnxopt.qmath.affine import columns
 from onnxopt.qmath.precision import Affine, PlannedLinear, Precision
-from onnxopt.quantize.search import Option, assign
 from onnxopt.quantize.smooth import choose_smoothing, divided
 from onnxopt.quantize.switchboard import Switchboard
 from onnxopt.spec import Array
 from tests.support.rules import parse
-
-
-def option(loss: float, seconds: float) -> Option:
-    return Option(PlannedLinear(Precision("int8")), loss, seconds)
-
-
-OPTIONS = {
-    "harmless": [option(0.001, 1.0), option(0.0, 4.0)],
-    "cheap to mend": [option(0.05, 1.0), option(0.001, 1.1), option(0.0, 4.0)],
-    "dear to mend": [option(0.05, 1.0), option(0.0, 9.0)],
-}
-
-
-@pytest.mark.parametrize(
-    ("limit", "losses"),
-    [(1.0, (0.001, 0.05, 0.05)), (0.06, (0.001, 0.001, 0.05)), (0.01, (0.001, 0.001, 0.0)), (0.0, (0.0, 0.0, 0.0))],
-)
-def test_layers_are_mended_in_the_order_of_what_it_gains_over_its_time(limit: float, losses: tuple[float, ...]) -> None:
-    chosen = assign(OPTIONS, limit)
-    assert tuple(one.loss for one in chosen.values()) == losses
-    assert sum(losses) <= limit or limit == 0.0
-
-
-def test_a_limit_that_nothing_meets_gives_the_most_careful_choice() -> None:
-    chosen = assign({"a": [option(0.5, 1.0), option(0.2, 2.0)]}, 0.1)
-    assert chosen["a"].loss == 0.2
 
 
 def tensor(outlier: float) -> Array:

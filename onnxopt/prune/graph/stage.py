@@ -13,7 +13,7 @@ from onnxopt.calibrate.data import BUILTIN, Part, read_calibration
 from onnxopt.errors import InputError
 from onnxopt.graph import initializer_bytes
 from onnxopt.graph.cache import PAST, SEQUENCE, complete
-from onnxopt.judge.metrics import Judge, MetricBudget
+from onnxopt.judge.metrics import Metric, MetricBudget
 from onnxopt.load.loaded import Loaded
 from onnxopt.pipeline.orders import PRUNE, TIDY
 from onnxopt.probe.program import ProbeError
@@ -90,21 +90,21 @@ class GraphPruning:
         model, notes = driver.model, driver.ledger.notes
         self.bytes_before = initializer_bytes(model)
         fit, held = self._feeds("fit", notes), self._feeds("judge", notes)
-        judge = Judge.of(self.loaded.signature)
-        fit, held, before = _that_run(GraphRunner(model), fit, held, judge.output)
-        if judge.metric == "perplexity" and any(
+        metric = Metric.of(self.loaded.signature)
+        fit, held, before = _that_run(GraphRunner(model), fit, held, metric.output)
+        if metric.name == "perplexity" and any(
             len(feeds["input_ids"][0]) != answer.shape[1] for feeds, answer in zip(held, before, strict=True)
         ):
-            judge = Judge("cosine", judge.output)  # logits of the last position predict nothing that is known
+            metric = Metric("cosine", metric.output)  # logits of the last position predict nothing that is known
 
         def judged(one: ir.Model | GraphRunner) -> float:
             runner = one if isinstance(one, GraphRunner) else GraphRunner(one)
-            after = _answers(runner, held, judge.output)
-            scores = [judge.scores(new, old, feeds) for new, old, feeds in zip(after, before, held, strict=True)]
-            return judge.value(np.concatenate(scores))
+            after = _answers(runner, held, metric.output)
+            scores = [metric.scores(new, old, feeds) for new, old, feeds in zip(after, before, held, strict=True)]
+            return metric.value(np.concatenate(scores))
 
         if self.spec.searched:
-            self._search(model, fit, judge, judged, notes)
+            self._search(model, fit, metric, judged, notes)
         if "layers" in self.spec.amounts:
             self.report.append(drop_layers(model, self.spec, fit, self.say))
             prepare(model, driver.derivation)
@@ -114,7 +114,7 @@ class GraphPruning:
             notes.append(NO_GAIN)
         driver.forget()
         reference = GraphRunner(model.clone())
-        self.metric = judge.metric, judged(reference)
+        self.metric = metric.name, judged(reference)
         notes.extend(self.notes())
         hold(*self.metric, self.budget, spec=str(self.spec))
         driver.apply_all(map(get, (*PRUNE, *TIDY)))
@@ -123,13 +123,13 @@ class GraphPruning:
         )
 
     def _search(
-        self, model: ir.Model, fit: list[Feeds], judge: Judge, judged: Callable[[ir.Model], float], notes: list[str]
+        self, model: ir.Model, fit: list[Feeds], metric: Metric, judged: Callable[[ir.Model], float], notes: list[str]
     ) -> None:
         """Put what was found in place of what was left open."""
         if self.budget is None:
             said = f"{self.spec.searched[0]}=auto goes as far as a budget allows"
             raise InputError(said, where="--prune", hint="add --prune-budget, such as cosine>=0.97")
-        check_metric(judge.metric, self.budget)
+        check_metric(metric.name, self.budget)
         workload = fit_workload(self.workload, self.loaded)
         make = self.loaded.feeder.make
         requests = [make(shape, "none", seed=seed) for seed, shape in enumerate(workload.shapes)]
@@ -139,7 +139,7 @@ class GraphPruning:
         found = min(trials, key=lambda trial: trial.ms)
         notes.append(
             f"{open_spec} found to be {self.spec} in {len(trials) - 1} trials: {trials[0].ms:.2f} ms before, "
-            f"{found.ms:.2f} ms after, {judge.metric} {found.value:.4f} within {self.budget}"
+            f"{found.ms:.2f} ms after, {metric.name} {found.value:.4f} within {self.budget}"
         )
 
     def notes(self) -> list[str]:

@@ -1,0 +1,50 @@
+"""Where quantized graphs are tried: a folder, who writes them there, what they are timed by, and who is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxopt.pipeline.pipeline import Pipeline
+from onnxopt.probe.observe import Observation
+from onnxopt.records.measurements import Race
+from onnxopt.spec import Say
+from onnxopt.timing.latency import speedup_of
+
+Save = Callable[[ir.Model, Path], Path]
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where quantized graphs are tried.
+
+    Attributes:
+        scratch: a folder for files.
+        save: writes a graph into a new folder, and returns its file.
+        requests: the workload; empty to measure no time.
+        say: told what is done.
+    """
+
+    scratch: Path
+    save: Save
+    requests: Sequence[Observation]
+    say: Say
+
+    def write(self, model: ir.Model, name: str) -> Path:
+        """Write a graph into a new folder of that name, and return its file."""
+        return self.save(model, self.scratch / name)
+
+    def speedup(self, before: Path, after: Path, made_for: Pipeline) -> Race | None:
+        """Time two graphs in turns; None where no time is measured.
+
+        Args:
+            before: the .onnx file that is compared with.
+            after: the other one.
+            made_for: with the target where both run, and the workload.
+        """
+        if not self.requests:
+            return None
+        return speedup_of(before, after, self.requests, made_for.target, self.say, workload=made_for.workload)
