@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,7 @@ class Measured:
         return self.factor * assignment.loss + self.least
 
 
-RULES = {
+RULES: dict[str, Callable[[float], Rule]] = {
     "halving": lambda allowed: Halving(allowed, 7),
     "scaling": lambda allowed: Scaling(allowed, allowed, 6),
     "lowering": lambda allowed: Scaling(allowed, 0.153, 6, in_loss=False),

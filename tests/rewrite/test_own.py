@@ -1,4 +1,7 @@
-"""Passes from outside of onnxopt: where they come from, what is wrong with them, and what they do to a graph."""
+"""Passes from outside of onnxopt: where they come from, what is wrong with them, and what they do to a graph.
+
+Covers: pipeline/own.py, rewrite/blame.py, rewrite/built.py, rewrite/own_checks.py
+"""
 
 from __future__ import annotations
 
@@ -287,7 +290,7 @@ def test_a_class_in_python_needs_no_file_of_its_own() -> None:
 
     assert own_passes(Halve) == own_passes([Halve]) == (Halve,)
     assert Halve.origin is not None
-    assert Halve.origin.file == "test_own_passes.py"
+    assert Halve.origin.file == "test_own.py"
     assert own_passes(None) == own_passes([]) == ()
 
 
@@ -302,7 +305,7 @@ def test_a_registered_class_takes_no_name_of_onnxopts_own() -> None:
             return 0
 
     assert type(get("fuse-gelu")) is catalogue()["fuse-gelu"] is not Mine
-    with pytest.raises(OwnPassError, match=r"test_own_passes\.py:\d+: the pass name 'fuse-gelu' is taken by onnxopt"):
+    with pytest.raises(OwnPassError, match=r"test_own\.py:\d+: the pass name 'fuse-gelu' is taken by onnxopt"):
         own_passes(Mine)
 
 
