@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,7 @@ class Measured:
         return self.factor * assignment.loss + self.least
 
 
-RULES = {
+RULES: dict[str, Callable[[float], Rule]] = {
     "halving": lambda allowed: Halving(allowed, 7),
     "scaling": lambda allowed: Scaling(allowed, allowed, 6),
     "lowering": lambda allowed: Scaling(allowed, 0.153, 6, in_loss=False),
@@ -146,8 +146,7 @@ RULES = {
 @pytest.mark.parametrize("allowed", [0.01, 0.05, 0.12])
 def test_every_rule_finds_what_fits_and_says_so(name: str, factor: float, allowed: float) -> None:
     measured = Measured(factor)
-    rule: Rule = RULES[name](allowed)
-    found = Search(SEARCHED, measured).within(allowed, rule)
+    found = Search(SEARCHED, measured).within(allowed, RULES[name](allowed))
     assert found.fits
     assert found.best.loss <= allowed
     assert found.best.loss == factor * found.best.assignment.loss

@@ -1,6 +1,6 @@
 """The search for the bits of a decoder's layers, on gpt2-mini with its real weights.
 
-Covers: quantize/positions.py, quantize/run.py
+Covers: quantize/found.py, quantize/positions.py, quantize/run.py, quantize/workplace.py
 """
 
 from __future__ import annotations
