@@ -102,6 +102,15 @@ def imported(nodes: Iterator[ast.AST]) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def typed_files() -> list[Path]:
+    """Every file that mypy reads, from the root of the repository."""
+    return sorted(path.relative_to(ROOT) for top in TYPED for path in (ROOT / top).rglob("*.py"))
+
+
+def lines_of(path: Path) -> list[str]:
+    return (ROOT / path).read_text(encoding="utf-8").splitlines()
+
+
 def files_of_tests() -> list[Path]:
     """Every file of tests, from the folder `tests`."""
     return sorted(path.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py"))
@@ -154,11 +163,8 @@ def test_every_room_and_file_says_what_it_is_for() -> None:
 
 
 def test_files_and_functions_can_be_read_in_one_sitting() -> None:
-    long: list[str] = []
+    long = [f"{path}: {lines} lines" for path in typed_files() if (lines := len(lines_of(path))) > MOST_LINES]
     for path in files():
-        lines = (ROOT / path).read_text(encoding="utf-8").count("\n")
-        if lines > MOST_LINES:
-            long.append(f"{path}: {lines} lines")
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 body = node.body[1:] if ast.get_docstring(node) else node.body
@@ -195,8 +201,7 @@ def test_every_folder_of_tests_is_a_package() -> None:
 
 def test_what_is_typed_otherwise_says_why() -> None:
     """A reason stands behind each `type: ignore[code]`; mypy itself refuses those that are not needed."""
-    typed = [path for top in TYPED for path in (ROOT / top).rglob("*.py")]
-    lines = [(path, line) for path in typed for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [(path, line) for path in typed_files() for line in lines_of(path)]
     assert not [f"{path}: {line}" for path, line in lines if re.search(r"# type: ignore(\[[^]]*\])?\s*$", line)]
 
 

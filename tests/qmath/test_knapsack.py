@@ -146,8 +146,7 @@ RULES: dict[str, Callable[[float], Rule]] = {
 @pytest.mark.parametrize("allowed", [0.01, 0.05, 0.12])
 def test_every_rule_finds_what_fits_and_says_so(name: str, factor: float, allowed: float) -> None:
     measured = Measured(factor)
-    rule: Rule = RULES[name](allowed)
-    found = Search(SEARCHED, measured).within(allowed, rule)
+    found = Search(SEARCHED, measured).within(allowed, RULES[name](allowed))
     assert found.fits
     assert found.best.loss <= allowed
     assert found.best.loss == factor * found.best.assignment.loss
