@@ -454,7 +454,11 @@ GUARD = "def guard(self, match):\n    match.model.graph.inputs[0].name = 'other'
         (rule("def patterns(self, op, x):\n    yield op.Mul(x, 2.0)\n" + REWRITE), "def patterns", "2.0 is no pattern"),
         (rule("def patterns(self, op, x):\n    yield op.Sin(x, _nam=1)\n" + REWRITE), "yield", "patterns raised TypeE"),
         (rule("def run(self, model): ...\n").replace("Rule", "Pass").replace("run", "go"), "@register", "has no run"),
-        (rule("def run(self): ...\n").replace("Rule", "Pass"), "def run", "cannot be called with a model alone"),
+        (rule("def run(self): ...\n").replace("Rule", "Pass"), "def run", "run of mine cannot be called as it is"),
+        (rule(PATTERNS + REWRITE + "def class_of(self): ...\n"), "def class_of", "write def class_of(self, match), or"),
+        (rule(PATTERNS + REWRITE + "def build(self, x): ...\n"), "def build", "write def build(self, match, op), or"),
+        (rule(PATTERNS + REWRITE + "guard = 3\n"), "@register", "guard of mine is no method; write def guard(self"),
+        (rule(PATTERNS + REWRITE + "root_types = 3\n"), "@register", "root_types of mine cannot be called"),
         (
             rule("def run(self, m): ...\ndef __init__(self): ...\n").replace("Rule", "Pass"),
             "@register",
