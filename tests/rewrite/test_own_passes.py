@@ -1,4 +1,7 @@
-"""Passes from outside of onnxopt: where they come from, what is wrong with them, and what they do to a graph."""
+"""Passes from outside of onnxopt: where they come from, what is wrong with them, and what they do to a graph.
+
+Covers: rewrite/own.py, rewrite/own_checks.py, rewrite/blame.py, rewrite/built.py, pipeline/own.py
+"""
 
 from __future__ import annotations
 
