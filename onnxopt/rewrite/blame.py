@@ -78,7 +78,8 @@ def place_in(error: BaseException, root: str) -> str:
 
 def place_of(kind: type, method: str = "") -> str:
     """Return file and line of a class, or of one of its methods; what is known of it where it was typed in."""
-    thing = inspect.unwrap(getattr(kind, method)) if method else kind
+    made = inspect.unwrap(getattr(kind, method)) if method else kind
+    thing = made if inspect.isfunction(made) else kind
     try:
         return f"{shown(inspect.getfile(thing))}:{inspect.getsourcelines(thing)[1]}"
     except (OSError, TypeError, IndexError):

@@ -27,15 +27,16 @@ def check_built(match: Match, op: Builder, outputs: Sequence[object]) -> None:
         if output is not None and not isinstance(output, ir.Value):
             raise PassAuthorError(f"rewrite gives {type(output).__name__}, not a value made by op")
     used = [value for node in op.nodes for value in node.inputs] + [one for one in outputs if isinstance(one, ir.Value)]
-    made, earlier = set(op.nodes), _earlier(match)
-    for value in dict.fromkeys(used):
-        if value is None or value in op.initializers:
-            continue
+    known = {*op.initializers, *(value for node in op.nodes for value in node.outputs)}
+    known.update(value for node, _ in match.nodes for value in node.inputs if value is not None)  # the root needs them
+    strangers = [value for value in dict.fromkeys(used) if value is not None and value not in known]
+    earlier = _earlier(match) if strangers else set()
+    for value in strangers:
         node = value.producer()
-        if node in made or node in earlier or (node is None and value.graph is match.model.graph):
-            continue
-        root = match.root.name or match.root.op_type
-        raise PassAuthorError(f"rewrite uses {value.name or 'a value'}, which is not there in front of {root}")
+        is_there = node in earlier if node is not None else value.graph is match.model.graph
+        if not is_there:
+            root = match.root.name or match.root.op_type
+            raise PassAuthorError(f"rewrite uses {value.name or 'a value'}, which is not there in front of {root}")
 
 
 def _earlier(match: Match) -> set[ir.Node]:

@@ -19,6 +19,7 @@ from onnxopt.spec import Exact, Lossy, Reassociated
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")  # names of nodes and folders are made of it
 STAGES = ("canonicalize", "fuse")
 ALWAYS_THERE = {"match", "op"}
+BY_NAME = ("patterns", "guard", "rewrite")  # methods whose parameters name what they want
 
 
 def check_pass(kind: type[Rewrite]) -> None:
@@ -43,9 +44,12 @@ def check_pass(kind: type[Rewrite]) -> None:
     with blamed(kind):
         step = kind()
     if isinstance(step, Rule):
+        _check_calls(step, Rule)
         _check_rule(step)
     elif isinstance(step, Pass):
-        _check_whole(step)
+        _check_calls(step, Pass)
+        if not isinstance(getattr(step, "refusals", None), list):
+            raise _wrong(kind, f"{kind.name} has no list of refusals", "call super().__init__() in its __init__")
 
 
 def _check_facts(kind: type[Rewrite]) -> None:
@@ -71,21 +75,32 @@ def _check_facts(kind: type[Rewrite]) -> None:
         raise _wrong(kind, f"{name} names a pass before and one after", "name one of the two")
 
 
-def _check_whole(step: Pass) -> None:
-    """Check a pass over the whole graph."""
+def _check_calls(step: Rewrite, base: type[Rewrite]) -> None:
+    """Check that the driver can call each method that a class has in place of its base's.
+
+    A method of its own may by chance have the name of one that the driver calls, such as `find` or `build`.
+    """
     kind = type(step)
-    if not isinstance(getattr(step, "refusals", None), list):
-        raise _wrong(kind, f"{kind.name} has no list of refusals", "call super().__init__() in its __init__")
-    try:
-        inspect.signature(step.run).bind(None)
-    except TypeError as error:
-        what = f"run of {kind.name} cannot be called with a model alone"
-        raise _wrong(kind, what, "write def run(self, model)", "run") from error
+    for name, inherited in vars(base).items():
+        if name in BY_NAME or name.startswith("_") or not inspect.isfunction(inherited):
+            continue
+        if inspect.getattr_static(kind, name) is inherited:
+            continue
+        wanted = list(inspect.signature(inherited).parameters.values())[1:]
+        try:
+            inspect.signature(getattr(step, name)).bind(*(None for one in wanted if one.default is one.empty))
+        except (TypeError, ValueError) as error:
+            asked = ", ".join(["self", *(one.name for one in wanted)])
+            what = f"{name} of {kind.name} cannot be called as it is by onnxopt"
+            raise _wrong(kind, what, f"write def {name}({asked}), or give it another name", name) from error
 
 
 def _check_rule(rule: Rule) -> None:
     """Check that a rule has patterns, and that its methods ask for what these bind."""
     kind = type(rule)
+    for name in BY_NAME:
+        if not callable(getattr(rule, name)):
+            raise _wrong(kind, f"{name} of {kind.name} is no method", f"write def {name}(self, ...)")
     asked = _parameters(rule.patterns, kind, "patterns")
     if asked[:1] != ["op"]:
         hint = "write def patterns(self, op, x, ...): op makes nodes, the others are variables"
