@@ -10,6 +10,7 @@ import numpy as np
 from onnxopt.calibrate.data import CalibrationData
 from onnxopt.errors import InputError
 from onnxopt.graph.cache import PAST, Cache
+from onnxopt.graph.roles import mask_of
 from onnxopt.judge.metrics import DEFAULT_BUDGETS, Judge, MetricBudget
 from onnxopt.load.loaded import Loaded
 from onnxopt.records.quantization import GateRecord
@@ -117,7 +118,7 @@ def is_invariant(candidate: Path, loaded: Loaded, data: CalibrationData) -> bool
 
     The batch has one sample of each of several lengths, padded on the right.
     """
-    mask = next((spec for spec in loaded.signature.inputs if "mask" in spec.name and len(spec.axes) == 2), None)
+    mask = mask_of(loaded.signature)
     rows = [data.rows[place] for place in data.part("judge")[:6]] if data.rows else []
     if mask is None or PAST in loaded.signature.axes or len({len(row) for row in rows}) < 2:
         return None
