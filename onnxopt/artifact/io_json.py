@@ -27,10 +27,11 @@ from typing import Any
 
 from onnxopt.artifact.stacks import Words
 from onnxopt.errors import InputError
+from onnxopt.graph.roles import fixed_length, input_meaning
 from onnxopt.records.manifest import DecodingRecord
 from onnxopt.records.record import ProvedRange
 from onnxopt.spec import Signature, TensorSpec
-from onnxopt.texts.tokenizer import TOKENIZER_NAME, input_meaning, read_settings, token_limit, tokenizer_pad
+from onnxopt.texts.tokenizer import TOKENIZER_NAME, read_settings, token_limit, tokenizer_pad
 
 IO_NAME = "io.json"
 _POOLINGS = ("mean", "cls", "max", "lasttoken")
@@ -147,7 +148,7 @@ def _tokenizer(folder: Path, signature: Signature) -> dict[str, Any] | None:
         return None
     settings = _settings(folder, "tokenizer_config.json")
     try:
-        pad, limit = tokenizer_pad(folder), token_limit(folder, signature.inputs)
+        pad, limit = tokenizer_pad(folder), fixed_length(signature.inputs) or token_limit(folder)
     except InputError:
         return None  # a tokenizer that the library cannot read is described by its own files alone
     return {

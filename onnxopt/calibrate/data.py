@@ -17,6 +17,7 @@ import numpy as np
 
 from onnxopt.errors import InputError
 from onnxopt.graph.cache import PAST, SEQUENCE, Cache, complete
+from onnxopt.graph.roles import meanings_of
 from onnxopt.load.loaded import Loaded
 from onnxopt.records.quantization import CalibrationRecord
 from onnxopt.spec import Array, Feeds
@@ -100,15 +101,16 @@ def feeds_of(loaded: Loaded, ids: Array) -> Feeds:
     sizes = complete({"batch": batch, SEQUENCE: length, PAST: 0})
     made: Feeds = {}
     read = False  # a second input of numbers for each token holds something else: languages, say
+    meanings = meanings_of(loaded.signature)
     for spec in loaded.signature.inputs:
-        name = spec.name.lower()
-        if name.startswith("past_key_values"):
+        meaning = meanings[spec.name]
+        if meaning == "past":
             array: Array = np.zeros(spec.shape(sizes))
-        elif "mask" in name:
+        elif meaning == "mask":
             array = np.ones((batch, length))
-        elif "token_type" in name and len(spec.axes) == 2:
+        elif meaning == "types" and len(spec.axes) == 2:
             array = np.zeros((batch, length))
-        elif "position" in name:
+        elif meaning == "positions":
             array = np.broadcast_to(np.arange(length), (batch, length))
         elif len(spec.axes) == 2 and "int" in spec.dtype and not read:
             array, read = ids, True

@@ -96,10 +96,11 @@ def prune(
 ) -> None:
     """Make a model smaller: layers, channels, heads, vocabulary; the rest is refitted, nothing is trained."""
     configure_logging(verbose=verbose)
-    from onnxopt.cli.live import LiveView, size_text
+    from onnxopt.cli.live import LiveView
     from onnxopt.judge.metrics import MetricBudget
     from onnxopt.prune.run import prune as run
     from onnxopt.prune.spec import PruneSpec
+    from onnxopt.records.numbers import size_text
 
     spec = PruneSpec.parse(
         what,

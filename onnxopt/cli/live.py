@@ -15,6 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from onnxopt.load.export.forward_inputs import LEFT_OUT
+from onnxopt.records.numbers import size_text
 from onnxopt.records.savings import savings
 
 if TYPE_CHECKING:
@@ -114,15 +115,6 @@ def print_rows(console: Console, title: str, rows: Sequence[Sequence[str]]) -> N
     for row in rows[1:]:
         table.add_row(*row)
     console.print(table)
-
-
-def size_text(count: float) -> str:
-    """Write a number of bytes with a unit."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
 
 
 def shipped_lines(manifest: Manifest, measurements: Measurements | None) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
+from onnxopt.records.numbers import size_text
 from onnxopt.records.record import Record
 
 
@@ -58,7 +59,7 @@ class Compression(Record):
         shapes = list(first.latency_ms)
         rows = [["step", "size", self.metric, *shapes]]
         for step in self.steps:
-            size = f"{step.size_bytes / 2**20:.1f} MiB ({step.size_bytes / first.size_bytes:.0%})"
+            size = f"{size_text(step.size_bytes)} ({step.size_bytes / first.size_bytes:.0%})"
             times = [
                 f"{step.latency_ms[shape]:.2f} ms ({first.latency_ms[shape] / step.latency_ms[shape]:.2f}×)"
                 for shape in shapes

@@ -1,13 +1,15 @@
-"""Which input is the mask, and what an axis that is called so usually is."""
+"""What inputs and axes that are called so usually are: which is the mask, which counts tokens."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 from onnxopt.spec import Signature, TensorSpec
 
 Role = Literal["batch", "sequence", "past", "total", "other"]
+Meaning = Literal["ids", "mask", "types", "positions", "past", ""]
 _BATCH = re.compile(r"batch|^(n|b|bs)$")
 _SEQUENCE = re.compile(r"seq|tok|^(s|l|t|len|length)$")
 _PAST = re.compile(r"past|cache")
@@ -27,6 +29,35 @@ def role_of(axis: str) -> Role:
     return "sequence" if _SEQUENCE.search(name) else "other"
 
 
+def input_meaning(name: str) -> Meaning:
+    """Return what transformers' name of an input stands for: ids, mask, types, positions, past, or nothing."""
+    name = name.lower()
+    if name.startswith("past"):
+        return "past"
+    if "mask" in name:
+        return "mask"
+    if "token_type" in name:
+        return "types"
+    if "position" in name:
+        return "positions"
+    return "ids" if name in {"input_ids", "ids", "input", "tokens"} or name.endswith("input_ids") else ""
+
+
+def meanings_of(signature: Signature) -> dict[str, Meaning]:
+    """Return what each input stands for, by its name; the mask may be one that was found by trying."""
+    mask = mask_of(signature)
+    return {
+        spec.name: "mask" if mask is not None and spec.name == mask.name else input_meaning(spec.name)
+        for spec in signature.inputs
+    }
+
+
+def fixed_length(inputs: Sequence[TensorSpec]) -> int:
+    """Return the tokens of a row where the graph prescribes them, else 0."""
+    rows = (spec.axes for spec in inputs if input_meaning(spec.name) == "ids" and len(spec.axes) == 2)
+    return next((axes[1] for axes in rows if isinstance(axes[1], int)), 0)
+
+
 def mask_of(signature: Signature) -> TensorSpec | None:
     """Return the padding mask [batch, sequence], None when there is none; with a cache it covers the past too.
 
@@ -34,7 +65,8 @@ def mask_of(signature: Signature) -> TensorSpec | None:
     """
     if signature.mask is not None:
         return next((spec for spec in signature.inputs if spec.name == signature.mask), None)
-    return next((spec for spec in signature.inputs if "mask" in spec.name and len(spec.axes) == 2), None)
+    named = (spec for spec in signature.inputs if input_meaning(spec.name) == "mask")
+    return next((spec for spec in named if len(spec.axes) == 2), None)
 
 
 def own_axis(name: str, index: int) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from onnxopt.calibrate.data import CalibrationData
 from onnxopt.errors import InputError
 from onnxopt.graph.cache import PAST, Cache
+from onnxopt.graph.roles import mask_of
 from onnxopt.judge.metrics import DEFAULT_BUDGETS, Metric, MetricBudget
 from onnxopt.load.loaded import Loaded
 from onnxopt.records.quantization import GateRecord
@@ -95,7 +96,7 @@ class Judge:
             candidate: an .onnx file.
         """
         signature, data = self.loaded.signature, self.data
-        mask = next((spec for spec in signature.inputs if "mask" in spec.name and len(spec.axes) == 2), None)
+        mask = mask_of(signature)
         rows = [data.rows[place] for place in data.part("judge")[:6]] if data.rows else []
         if mask is None or PAST in signature.axes or len({len(row) for row in rows}) < 2:
             return None

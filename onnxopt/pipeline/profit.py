@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from onnxopt.errors import InputError
+from onnxopt.graph.roles import input_meaning
 from onnxopt.host.machine import describe_machine, versions
 from onnxopt.host.usercache import cache_root
 from onnxopt.probe.observe import Observation
@@ -300,7 +301,7 @@ def _positions(shape: Sequence[Sequence[Any]]) -> float:
 
 
 def _fill(feeds: Feeds) -> float:
-    masks = [array for name, array in feeds.items() if "mask" in name and array.size]
+    masks = [array for name, array in feeds.items() if input_meaning(name) == "mask" and array.size]
     return round(float(np.mean([float((mask != 0).mean()) for mask in masks])), 2) if masks else 1.0
 
 

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from onnxopt.errors import InputError
-from onnxopt.spec import Array, Feeds, TensorSpec
+from onnxopt.graph.roles import mask_of
+from onnxopt.spec import Array, Feeds, Signature, TensorSpec
 
 
 class Filler:
@@ -38,8 +39,8 @@ class Filler:
         firsts = {spec.axes[0] if spec.axes else 0 for spec in (*inputs, *outputs)}
         first = firsts.pop() if len(firsts) == 1 else 0
         self.batch = first if isinstance(first, str) and first != "?" else ""
-        self._mask = next((spec.name for spec in inputs if "mask" in spec.name.lower() and len(spec.axes) == 2), "")
-        length = self._inputs[self._mask].axes[1] if self._mask else 0
+        mask = mask_of(Signature(tuple(inputs), tuple(outputs)))
+        length = mask.axes[1] if mask is not None else 0
         self.length = length if isinstance(length, str) and length != "?" else ""
 
     def sizes(self, feeds: Mapping[str, Array]) -> dict[str, int]:

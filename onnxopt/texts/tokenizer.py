@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from onnxopt.errors import InputError
-from onnxopt.spec import Array, TensorSpec
+from onnxopt.spec import Array
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -150,22 +150,11 @@ def tokenizer_pad(folder: Path) -> int:
     return pad_of(open_tokenizer(folder, as_saved=True), settings, read_settings(folder, "config.json"))
 
 
-def token_limit(folder: Path, inputs: Sequence[TensorSpec]) -> int:
-    """Return the longest sequence that the model of a folder takes, or 0 when nothing says."""
+def token_limit(folder: Path) -> int:
+    """Return the longest sequence that the files of a model allow, or 0 when nothing says."""
     names = ("config.json", "tokenizer_config.json", "sentence_bert_config.json")
     config, settings, sentence = (read_settings(folder, name) for name in names)
-    return limit_of(inputs, config, settings, sentence)
-
-
-def input_meaning(name: str) -> str:
-    """Return what transformers' name of an input stands for: ids, mask, types, positions, past, or nothing."""
-    name = name.lower()
-    if name.startswith("past"):
-        return "past"
-    for part, meaning in (("mask", "mask"), ("token_type", "types"), ("position", "positions")):
-        if part in name:
-            return meaning
-    return "ids" if name in {"input_ids", "ids", "input", "tokens"} or name.endswith("input_ids") else ""
+    return limit_of(config, settings, sentence)
 
 
 def known_mask(tokenizer: Tokenizer) -> str:
@@ -184,20 +173,12 @@ def pad_of(tokenizer: Tokenizer, settings: Mapping[str, Any], config: Mapping[st
     return 0
 
 
-def limit_of(
-    inputs: Sequence[TensorSpec],
-    config: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    sentence: Mapping[str, Any],
-) -> int:
-    """Return the longest sequence the model takes, or 0 when nothing says.
+def limit_of(config: Mapping[str, Any], settings: Mapping[str, Any], sentence: Mapping[str, Any]) -> int:
+    """Return the longest sequence the model takes, or 0 when nothing says; a size that its graph fixes comes before.
 
-    The graph's own fixed size comes before everything; then what sentence-transformers was told; then the smaller of
-    the tokenizer's limit and the model's table of positions, whose first rows RoBERTa and its kin leave unused.
+    What sentence-transformers was told comes first; then the smaller of the tokenizer's limit and the model's table of
+    positions, whose first rows RoBERTa and its kin leave unused.
     """
-    for spec in inputs:
-        if input_meaning(spec.name) == "ids" and len(spec.axes) == 2 and isinstance(spec.axes[1], int):
-            return spec.axes[1]
     positions = config.get("max_position_embeddings") or config.get("n_positions") or 0
     if "roberta" in str(config.get("model_type", "")) or config.get("model_type") in {
         "camembert",

@@ -18,7 +18,6 @@ from onnxopt.artifact.report import render_report
 from onnxopt.artifact.report_rows import operator_rows, pass_rows
 from onnxopt.records.manifest import Manifest, Shipped
 from onnxopt.records.measurements import Latency, Measurements, Race
-from onnxopt.records.numbers import error_text, size_text
 from onnxopt.records.quantization import QuantizationRecord
 from onnxopt.records.rewrites import BlockCount, PassRecord, ProofRecord, RefusalRecord, RollbackRecord
 from onnxopt.spec import PADDINGS, Budget, Signature, Target, TensorSpec, Workload
@@ -314,11 +313,6 @@ def test_operators_stand_with_the_most_frequent_first() -> None:
         ("Add", 1, 2, 25.0),
     ]
     assert rows[1].after_share == 50.0
-
-
-def test_words_for_numbers() -> None:
-    assert [error_text(e) for e in (0.0, 1.5e-7, math.nan, None)] == ["0", "1.5e-07", "not comparable", "not compared"]
-    assert [size_text(size) for size in (12, 1536, 2**31)] == ["12 B", "1.5 KiB", "2.00 GiB"]
 
 
 @pytest.mark.browser

@@ -6,13 +6,14 @@ Covers: texts/tokenizer.py
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from onnxopt.calibrate.data import CalibrationData, read_calibration
+from onnxopt.calibrate.data import CalibrationData, feeds_of, read_calibration
 from onnxopt.errors import InputError
 from onnxopt.load.entry import load
 from onnxopt.load.loaded import Loaded
@@ -166,3 +167,14 @@ def test_little_or_random_data_must_be_forced_and_is_marked(encoder: Loaded, tmp
     with pytest.raises(InputError, match="random calibration data"):
         read_calibration(encoder, "random")
     assert read_calibration(encoder, "random", force=True).record.meaningless
+
+
+def test_a_mask_of_another_name_is_filled_as_one(encoder: Loaded) -> None:
+    inputs = tuple(
+        replace(spec, name="valid") if spec.name == "attention_mask" else spec for spec in encoder.signature.inputs
+    )
+    other = replace(encoder, signature=replace(encoder.signature, inputs=inputs[::-1], mask="valid"))
+    feeds = feeds_of(other, np.array([[7, 8, 9], [4, 5, 6]]))
+    assert feeds["valid"].tolist() == [[1, 1, 1], [1, 1, 1]]
+    assert feeds["input_ids"].tolist() == [[7, 8, 9], [4, 5, 6]]
+    assert not feeds["token_type_ids"].any()

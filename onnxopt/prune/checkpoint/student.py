@@ -5,34 +5,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from onnxopt.errors import InputError
 from onnxopt.host.folders import staged
 from onnxopt.host.quiet import quiet
 from onnxopt.load.checkpoint.folder import assets_of
+from onnxopt.load.checkpoint.opened import Opened
 from onnxopt.prune.checkpoint.heads import shrink_heads
 from onnxopt.prune.checkpoint.network import Pruned, choose_layers, cut_vocabulary, keep_layers, shrink_ffn
 from onnxopt.prune.checkpoint.vocabulary import Cut, choose_tokens, renumber_ids, rewrite_tokenizer
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.spec import Say
 from onnxopt.texts.files import read_texts
-
-
-class Opened(Protocol):
-    """A checkpoint in torch: its network, config, and the folder of its files."""
-
-    @property
-    def network(self) -> Any:
-        """Transformers' module."""
-
-    @property
-    def config(self) -> Any:
-        """Its config."""
-
-    @property
-    def folder(self) -> Path:
-        """Where its files are."""
 
 
 def prune_opened(opened: Opened, spec: PruneSpec, batches: Sequence[Mapping[str, Any]], say: Say) -> list[Pruned]:

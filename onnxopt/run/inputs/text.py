@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxopt.errors import InputError
+from onnxopt.graph.roles import fixed_length, input_meaning
 from onnxopt.run.session import Session
 from onnxopt.spec import Array, Feeds, TensorSpec
 from onnxopt.texts.tokenizer import (
-    input_meaning,
     known_mask,
     limit_of,
     open_tokenizer,
@@ -87,7 +87,7 @@ class TextModel:
             session=session,
             tokenizer=tokenizer,
             config=config,
-            limit=limit_of(session.inputs, config, settings, sentence),
+            limit=fixed_length(session.inputs) or limit_of(config, settings, sentence),
             pad=pad,
             pads_left=settings.get("padding_side") == "left",
             lowers=bool(sentence.get("do_lower_case", False)),
