@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxopt.errors import InputError
 from onnxopt.prune.graph.zeros import smallest_gone, two_of_four
 from onnxopt.prune.selection import (
     RIDGE,
@@ -21,7 +20,6 @@ from onnxopt.prune.selection import (
     removal_errors,
     transfer,
 )
-from onnxopt.prune.spec import Amount, PruneSpec
 
 RNG = np.random.default_rng(3)
 
@@ -107,33 +105,6 @@ def test_a_budget_goes_where_it_costs_least() -> None:
     assert allocate([cheap, dear], sizes, 16) == [2, 0]
     assert allocate([cheap, dear], sizes, 24) == [2, 1]
     assert allocate([cheap, dear], sizes, 1000) == [3, 3]
-
-
-@pytest.mark.parametrize(
-    ("text", "members", "align", "gone"),
-    [("25%", 768, 16, 192), ("33%", 1536, 16, 512), ("33%", 1536, 64, 512), ("2", 12, 1, 2), ("99%", 64, 16, 48)],
-)
-def test_sizes_that_stay_are_aligned(text: str, members: int, align: int, gone: int) -> None:
-    assert Amount.parse(text, "").of(members, align) == gone
-
-
-def test_a_specification_is_read_and_written() -> None:
-    spec = PruneSpec.parse("ffn=25%, heads=2,layers=3:last,zeros=2:4")
-    assert (
-        str(spec) == "heads=2,ffn=25%,layers=3:last,zeros=2:4" or str(spec) == "ffn=25%,heads=2,layers=3:last,zeros=2:4"
-    )
-    assert spec.layer_order == "last"
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "ffn", "ffn=", "ffn=0", "ffn=100%", "ffn=x", "ffn=2,ffn=3", "wings=2", "layers=2:best", "vocab=all",
-     "vocab=keep:absent.txt", "zeros=3:4"],
-)  # fmt: skip
-def test_what_cannot_be_read_is_said_in_one_line(text: str) -> None:
-    with pytest.raises(InputError) as caught:
-        PruneSpec.parse(text)
-    assert "\n" not in str(caught.value)
 
 
 def test_zeros_are_the_smallest() -> None:

@@ -65,6 +65,9 @@ def test_options_beside_it_are_checked_too() -> None:
     ("amount", "members", "align", "gone"),
     [
         ("25%", 64, 1, 16),
+        ("25%", 768, 16, 192),
+        ("33%", 1536, 16, 512),
+        ("33%", 1536, 64, 512),
         ("25%", 100, 16, 36),  # 75 would stay; 64 is the multiple below
         ("1%", 64, 16, 16),
         ("90%", 64, 16, 48),  # one block stays
