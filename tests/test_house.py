@@ -53,9 +53,7 @@ HEAVY = ("torch", "transformers", "onnxruntime", "onnx", "optimum", "pandas", "m
 TYPED = ("onnxopt", "passes", "models", "tests", "bench", "tools", "examples", "training")
 MOST_LINES = 550
 MOST_STATEMENT_LINES = 60  # of a function, behind its docstring
-ONE_THOUGHT = {  # functions that are longer, with the reason
-    "onnxopt.road.optimize.optimize": "to be parted with the options of a run",
-}
+ONE_THOUGHT: dict[str, str] = {}  # functions that are longer, with the reason
 BESIDE = {  # folders of tests that are of no single room
     "bench": "the benchmarks and their tables",
     "docs": "the documents and what makes them",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from onnxopt.cli.options import help_of, taking
 from onnxopt.cli.shared import (
     JsonOption,
     QuietOption,
@@ -21,6 +23,8 @@ from onnxopt.cli.shared import (
     print_json,
 )
 from onnxopt.errors import InputError
+from onnxopt.road.described import described
+from onnxopt.road.options import PruneOptions
 
 if TYPE_CHECKING:
     from onnxopt.records.record import Record
@@ -42,19 +46,7 @@ class MixedName(str, Enum):
     fp16 = "fp16"
 
 
-class ImportanceName(str, Enum):
-    """How what goes is chosen."""
-
-    error = "error"
-    activation = "activation"
-    magnitude = "magnitude"
-
-
-class AllocationName(str, Enum):
-    """How much each layer loses."""
-
-    uniform = "uniform"
-    sensitivity = "sensitivity"
+WHAT = next(one for one in described(PruneOptions) if one.name == "what")
 
 
 @app.command(
@@ -64,59 +56,38 @@ class AllocationName(str, Enum):
     '`onnxopt prune minilm "vocab=keep:texts.txt" -o build/minilm-own-words` · '
     '`onnxopt prune resnet.onnx "channels=25%" --data images/ -o build/resnet-narrow`'
 )
+@taking(one for one in described(PruneOptions) if one.name != WHAT.name)
 def prune(
     source: Annotated[str, typer.Argument(help="Sample or recipe name, Hub id, checkpoint folder, or .onnx file.")],
     what: Annotated[
         str,
         typer.Argument(
             metavar="WHAT",
-            help="ffn=25%, heads=2, layers=2 (or layers=2:last, layers=2:random), channels=25%, vocab=keep:texts.txt, "
-            "zeros=2:4; with commas. ffn=auto, heads=auto, channels=auto: as much as makes it fastest within --budget.",
+            help=help_of(WHAT),
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write: a checkpoint, or model.onnx.")],
-    data: Annotated[str, typer.Option("--data", help="Calibration data: builtin, a file or a folder.")] = "builtin",
-    importance: Annotated[
-        ImportanceName, typer.Option("--importance", help="By the error left, by activations, or by weights alone.")
-    ] = ImportanceName.error,
-    compensate: Annotated[
-        bool, typer.Option("--compensate/--no-compensate", help="Refit what stays by least squares.")
-    ] = True,
-    align: Annotated[int, typer.Option("--align", min=1, help="Sizes that stay are multiples of this.")] = 16,
-    allocation: Annotated[
-        AllocationName, typer.Option("--allocation", help="The same share everywhere, or more where it costs less.")
-    ] = AllocationName.uniform,
-    budget: Annotated[
-        str | None, typer.Option("--budget", help="What must be left on held-out data, such as cosine>=0.97.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of what is drawn.")] = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
+    **given: Any,
 ) -> None:
     """Make a model smaller: layers, channels, heads, vocabulary; the rest is refitted, nothing is trained."""
     configure_logging(verbose=verbose)
     from onnxopt.cli.live import LiveView
-    from onnxopt.judge.metrics import MetricBudget
     from onnxopt.prune.run import prune as run
-    from onnxopt.prune.spec import PruneSpec
     from onnxopt.records.numbers import size_text
+    from onnxopt.road.goal import left_of, spec_of
 
-    spec = PruneSpec.parse(
-        what,
-        importance=importance.value,
-        compensate=compensate,
-        align=align,
-        allocation=allocation.value,
-        seed=seed,
-    )
+    options = PruneOptions(what=what, **given)
+    spec, left = spec_of(what, options), left_of(replace(options, budget=options.budget or None))
     with LiveView(err_console, enabled=not (quiet or as_json)) as view:
         record = run(
             source,
             spec,
             out,
-            data=data,
-            budget=MetricBudget.parse(budget) if budget else None,
+            data=options.data,
+            budget=left,
             say=lambda step: view.say("prune", step),
         )
     share = 1 - record.bytes_after / max(record.bytes_before, 1)

@@ -74,6 +74,21 @@ class ExporterName(str, Enum):
     torchscript = "torchscript"
 
 
+class ImportanceName(str, Enum):
+    """How what goes is chosen."""
+
+    error = "error"
+    activation = "activation"
+    magnitude = "magnitude"
+
+
+class AllocationName(str, Enum):
+    """How much each layer loses."""
+
+    uniform = "uniform"
+    sensitivity = "sensitivity"
+
+
 TargetOption = Annotated[TargetName, typer.Option("--target", "-t", help="Where the model will run.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the result and errors.")]

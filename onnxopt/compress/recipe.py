@@ -6,32 +6,40 @@
     data = "builtin"                    # what to calibrate and teach with: builtin, or a file of text or JSON entries
     evaluate = "held-out.txt"           # what to judge on; a part of `data` that nothing else sees, when not given
 
-    [prune]
-    what = "ffn=25%"                    # as in `onnxopt prune`
+    [prune]                             # what `onnxopt prune` takes
+    what = "ffn=25%"
     importance = "error"
-    budget = "perplexity<=+20%"         # what must be left; needed for ffn=auto
+    budget = "perplexity<=+20%"         # needed for ffn=auto
 
-    [distill]
-    steps = 200                         # any option of `onnxopt distill`; leave the table out to teach nothing
+    [distill]                           # what `onnxopt distill` takes; leave the table out to teach nothing
+    steps = 200
 
-    [quantize]
-    precision = "int8"                  # leave the table out to stay in float32
+    [quantize]                          # precision, budget, calibration, ...; leave the table out to stay in float32
+    precision = "int8"
 
-    [package]
+    [package]                           # where the artifact will run and what will be asked of it
     target = "cpu"
     workload = "1x16,8x128"
+
+    [load]                              # how the source becomes a graph
+    task = "text-generation"
+
+    [tune]                              # measure kernels for the last artifact; leave the table out to measure none
+
+The options of a table are those of Python and of the command line, under their names in Python.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, Field, ValidationError
-
 from onnxopt.errors import InputError
-from onnxopt.records.record import Record
+from onnxopt.road.options import LoadOptions, PackageOptions, PrecisionOptions, PruneOptions, TuneOptions
+from onnxopt.road.tables import of_table
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -41,54 +49,35 @@ else:
 _MAX_BYTES = 1 << 20
 
 
-class PruneTable(Record):
-    """`[prune]`: as the options of `onnxopt prune`."""
-
-    what: str
-    importance: str = "error"
-    compensate: bool = True
-    align: int = Field(default=16, ge=1)
-    allocation: str = "uniform"
-    seed: int = 0
-    budget: str = ""
+# What holds in a table that is there and does not say otherwise.
+_IN_RECIPES: Mapping[str, Mapping[str, Any]] = {"prune": {"data": ""}, "quantize": {"precision": "int8"}}
 
 
-class QuantizeTable(Record):
-    """`[quantize]`: a precision, and how far the metric may fall by it."""
-
-    precision: str = "int8"
-    budget: str = ""
-
-
-class PackageTable(Record):
-    """`[package]`: where the artifact will run and what will be asked of it."""
-
-    target: str = "cpu"
-    workload: str = ""
-
-
-class CompressRecipe(Record):
+@dataclass(frozen=True)
+class CompressRecipe:
     """A recipe.
 
     Attributes:
         source: what to compress.
         data: `builtin`, or a file of text or JSON entries.
         evaluate: a file of the same kinds; empty for a part of `data`.
-        prune: what to take out.
+        load: how the source, and what each step leaves of it, becomes a graph.
+        prune: what to take out, or nothing; it is calibrated with `data` where it has none of its own.
         distill: options of `onnxopt distill`, or nothing.
         quantize: precision, or nothing.
+        tune: what may be measured for the last artifact; nothing where there is no such table.
         package: target and workload.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
     data: str = "builtin"
     evaluate: str = ""
-    prune: PruneTable | None = None
+    load: LoadOptions = field(default_factory=LoadOptions)
+    prune: PruneOptions | None = None
     distill: dict[str, Any] | None = None
-    quantize: QuantizeTable | None = None
-    package: PackageTable = PackageTable()
+    quantize: PrecisionOptions | None = None
+    tune: TuneOptions | None = None
+    package: PackageOptions = field(default_factory=PackageOptions)
 
     @classmethod
     def read(cls, path: Path) -> CompressRecipe:
@@ -101,9 +90,10 @@ class CompressRecipe(Record):
             raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from error
         except (ValueError, RecursionError) as error:
             raise InputError(f"is not TOML ({error})", where=str(path)) from error
-        try:
-            return cls(**content)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise InputError(f"{place}: {first['msg']}", where=str(path)) from error
+        for table, options in _IN_RECIPES.items():
+            if isinstance(content.get(table), dict):
+                content[table] = {**options, **content[table]}
+        recipe = of_table(cls, content, where=str(path))
+        if recipe.prune is not None and recipe.prune.what is None:
+            raise InputError("[prune] names no what", where=str(path), hint='write what = "ffn=25%"')
+        return recipe

@@ -17,14 +17,15 @@ from onnxopt.compress.report import Compression, Step, record_of
 from onnxopt.distill.run import distill
 from onnxopt.errors import InputError
 from onnxopt.host.scratch import scratch_folder
-from onnxopt.judge.metrics import MetricBudget, cosine
+from onnxopt.judge.metrics import cosine
 from onnxopt.judge.perplexity import measure_perplexity
 from onnxopt.load.source.source import resolve
 from onnxopt.prune.run import prune as prune_source
 from onnxopt.prune.run import split
-from onnxopt.prune.spec import PruneSpec
 from onnxopt.records.events import Event
-from onnxopt.road.optimize import optimize
+from onnxopt.road.goal import left_of, spec_of
+from onnxopt.road.optimize import make
+from onnxopt.road.options import Options, PrecisionOptions, PruneOptions, TuneOptions
 from onnxopt.run.inputs.text import TextModel
 from onnxopt.run.session import Session
 from onnxopt.spec import Array, Workload
@@ -98,14 +99,15 @@ class _Work:
     artifacts: list[Artifact] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     metric: tuple[str, str] = ("", "")
-    options: dict[str, Any] = field(default_factory=dict)
+    pruning: PruneOptions = field(default_factory=PruneOptions)  # what the graph of every artifact loses on its way
 
     def go(self, *, measure: bool) -> Compression:
         """Run the steps in order."""
         recipe = self.recipe
         self._texts()
         current = recipe.source
-        spec = self._spec()
+        asked = recipe.prune or PruneOptions()
+        spec, left = None if asked.what is None else spec_of(asked.what, asked), left_of(asked)
         on_graph = spec is not None and split(spec, resolve(current))[1] is not None
         if recipe.distill is not None and spec is not None and (on_graph or spec.vocabulary):
             raise InputError(
@@ -123,14 +125,14 @@ class _Work:
                     current,
                     spec,
                     folder,
-                    data=self.data,
-                    budget=self._prune_budget(),
+                    data=self._calibration(),
+                    budget=left,
                     say=lambda step: self.say(Event("prune", step)),
                 )
                 current, details = str(folder), json.loads(record.to_json())
             else:
                 # on the graph, on its way to the artifact
-                self.options = {"prune": spec, "prune_data": self.data, "prune_budget": self._prune_budget()}
+                self.pruning = PruneOptions(what=spec, data=self._calibration(), budget=left)
             self._step("prune", str(spec), current, details, started)
         if recipe.distill is not None:
             started = time.perf_counter()
@@ -150,19 +152,12 @@ class _Work:
             self._step("distill", what, current, json.loads(taught.to_json()), started)
         if recipe.quantize is not None:
             started = time.perf_counter()
-            self._step("quantize", recipe.quantize.precision, current, {}, started, quantize=True)
+            self._step("quantize", recipe.quantize.precision, current, {}, started, quantize=recipe.quantize)
         return self._finish(measure=measure)
 
-    def _spec(self) -> PruneSpec | None:
-        table = self.recipe.prune
-        if table is None:
-            return None
-        options = table.model_dump(exclude={"what", "budget"})
-        return PruneSpec.parse(table.what, **options)
-
-    def _prune_budget(self) -> MetricBudget | None:
-        table = self.recipe.prune
-        return MetricBudget.parse(table.budget) if table is not None and table.budget else None
+    def _calibration(self) -> str:
+        """What pruning is calibrated with: its own data, or those of the recipe that no step is judged on."""
+        return (self.recipe.prune.data if self.recipe.prune is not None else "") or self.data
 
     def _texts(self) -> None:
         """Part the data into what steps may see and what judges them."""
@@ -187,21 +182,19 @@ class _Work:
         details: dict[str, Any],
         started: float,
         *,
-        quantize: bool = False,
+        quantize: PrecisionOptions | None = None,
     ) -> None:
         """Make an artifact of what a step left, and judge it."""
-        package = self.recipe.package
-        last = self._is_last(name)
-        artifact = optimize(
-            current,
-            out=self.out if last else self.scratch / f"artifact-{name}",
-            target=package.target,
-            workload=package.workload or None,
-            measure=False,
-            progress=self.say,
-            **self.options,
-            **(self._precision() if quantize else {}),
+        recipe, last = self.recipe, self._is_last(name)
+        options = Options(
+            package=recipe.package,
+            quantize=quantize or PrecisionOptions(),
+            load=recipe.load,
+            tune=recipe.tune if recipe.tune is not None and last else TuneOptions(measure=False),
+            prune=self.pruning,
         )
+        out = self.out if last else self.scratch / f"artifact-{name}"
+        artifact = make(current, options, out=out, progress=self.say)
         self.artifacts.append(artifact)
         self.original = self.original or artifact
         self.say(Event("judge", f"{name} on held-out text"))
@@ -215,12 +208,6 @@ class _Work:
                 details=details,
             )
         )
-
-    def _precision(self) -> dict[str, Any]:
-        table = self.recipe.quantize
-        if table is None:
-            return {}
-        return {"precision": table.precision, **({"budget": table.budget} if table.budget else {})}
 
     def _is_last(self, name: str) -> bool:
         recipe = self.recipe
@@ -262,7 +249,8 @@ class _Work:
 
     def _timed(self, found: Compression) -> Compression:
         """Time the artifacts of all steps, in turns where they take the same inputs."""
-        workload = Workload.parse(self.recipe.package.workload) if self.recipe.package.workload else None
+        asked = self.recipe.package.workload
+        workload = Workload.parse(asked) if isinstance(asked, str) else asked
         shapes = workload.shapes if workload else self.artifacts[0].manifest.workload.shapes
         paths = [artifact.path for artifact in self.artifacts]
         same = len({artifact.manifest.signature for artifact in self.artifacts}) == 1

@@ -28,7 +28,7 @@ from onnxopt.records.ledger import Ledger
 from onnxopt.records.manifest import Evidence
 from onnxopt.road.evidence import evidence_of
 from onnxopt.road.forms import Before, Workbench, require_standard
-from onnxopt.road.plan import Asked
+from onnxopt.road.goal import Goal
 from onnxopt.road.shipping import Decision
 from onnxopt.run.session import Session
 from onnxopt.spec import Feeds, Target
@@ -67,23 +67,23 @@ class Worked:
 
 
 def worked_on(
-    loaded: Loaded, plan: Asked, scratch: Path, say: Listener, *, prune: Callable[[Driver], None] | None = None
+    loaded: Loaded, goal: Goal, scratch: Path, say: Listener, *, prune: Callable[[Driver], None] | None = None
 ) -> Worked:
     """Rewrite, prove and measure a loaded model."""
-    target = plan.target
+    target = goal.target
     if isinstance(loaded.reference, OrtReference):  # a file is held to what it gives where it is going to run
         loaded.reference = loaded.reference.with_threads(target.threads)
-    if plan.half is not None:
-        check_half(loaded, plan.half)
+    if goal.half is not None:
+        check_half(loaded, goal.half)
     before = Before.of(default_export(loaded), scratch / "original")
-    _note_ahead(loaded, plan)
-    requests = requests_of(loaded, plan.workload)
-    pipeline = _pipeline(loaded, plan, requests, say)
+    _note_ahead(loaded, goal)
+    requests = requests_of(loaded, goal.workload)
+    pipeline = _pipeline(loaded, goal, requests, say)
     pipeline.canonicalize_and_fuse()
     if prune is not None:
         pipeline.prune(prune)
     # kept where it may have to be gone on with, or back to; its weights are those of the graph, where they stay
-    fused = pipeline.fork() if plan.quantize is not None or (plan.measure and target.provider in TIMED) else None
+    fused = pipeline.fork() if goal.quantize is not None or (goal.tune.measure and target.provider in TIMED) else None
     pipeline.lower()
     require_standard(loaded.model, target)
     candidate = save_graph(leave_ranks_open(loaded.model, loaded.signature), scratch / "candidate")
@@ -92,19 +92,19 @@ def worked_on(
     def tell(stage: str, step: str) -> None:
         say(Event(stage, step))
 
-    bench = Workbench(before, requests, target, runs_on, plan.workload, plan.budget, scratch, tell)
+    bench = Workbench(before, requests, target, runs_on, goal.workload, goal.budget, scratch, tell)
     with _suspecting_own(pipeline.ledger):
         result = bench.proved("optimized", loaded, pipeline.ledger, candidate)
-    if fused is not None and plan.quantize is not None:
-        result = bench.quantized(result, fused, plan.quantize, is_timed=plan.measure and bench.is_timed)
-    if plan.half is not None:
-        result = bench.halved(result, plan.half)
+    if fused is not None and goal.quantize is not None:
+        result = bench.quantized(result, fused, goal.quantize, is_timed=goal.tune.measure and bench.is_timed)
+    if goal.half is not None:
+        result = bench.halved(result, goal.half)
     form, quantization, is_lossy = result.form, result.quantization, result.is_lossy
     error = QUANTIZED_GOLDEN_ERROR if is_lossy else _golden_error(target)
     golden = list(_golden(form.loaded, result.run, error))
     del result  # no session beside those that are measured
     decision = Decision(form)
-    if plan.measure and bench.is_timed:
+    if goal.tune.measure and bench.is_timed:
         asked = "it is in fewer bits, as asked for" if is_lossy else "it is pruned, as asked for" if prune else ""
         decision = bench.fastest(form, None if is_lossy else fused, asked)
     if decision.form is not form:
@@ -132,31 +132,31 @@ def _suspecting_own(ledger: Ledger) -> Iterator[None]:
         raise ProofError(error.what, where=error.where, hint=hint) from error
 
 
-def _pipeline(loaded: Loaded, plan: Asked, requests: Sequence[Observation], say: Listener) -> Pipeline:
+def _pipeline(loaded: Loaded, goal: Goal, requests: Sequence[Observation], say: Listener) -> Pipeline:
     """Return the passes over a model, told what is known of kernels and what may be measured."""
     profit = Profit(
-        plan.target,
+        goal.target,
         requests,
-        plan.workload.weights,
-        measure=plan.measure and plan.tune and plan.target.provider == "cpu",
-        fresh=plan.retune,
+        goal.workload.weights,
+        measure=goal.tune.measure and goal.tune.tune and goal.target.provider == "cpu",
+        fresh=goal.tune.retune,
         progress=lambda step: say(Event("choose", step)),
     )
     return Pipeline(
         loaded,
-        plan.target,
-        workload=plan.workload,
+        goal.target,
+        workload=goal.workload,
         profit=profit,
         progress=lambda stage, step, count: say(Event(stage, step, count)),
-        repro_folder=plan.out.with_name(f"{plan.out.name}.rolled-back"),
-        own=plan.own,
+        repro_folder=goal.out.with_name(f"{goal.out.name}.rolled-back"),
+        own=goal.own,
     )
 
 
-def _note_ahead(loaded: Loaded, plan: Asked) -> None:
+def _note_ahead(loaded: Loaded, goal: Goal) -> None:
     """Remember of the graph as it was loaded what the proof at the end must know, and say what that will not reach."""
     note_turning(loaded)
-    loaded.notes.extend(branches_not_run(loaded, cases_of(loaded, plan.workload)))
+    loaded.notes.extend(branches_not_run(loaded, cases_of(loaded, goal.workload)))
 
 
 def default_export(loaded: Loaded) -> ir.Model:

@@ -17,16 +17,16 @@ from onnxopt.records.events import Event, Listener
 from onnxopt.records.manifest import Evidence
 from onnxopt.records.measurements import Measurements
 from onnxopt.records.rewrites import BlockCount, ProofRecord
-from onnxopt.road.plan import Asked
+from onnxopt.road.goal import Goal
 from onnxopt.road.work import Worked
 from onnxopt.spec import Signature
 
 
 def write_result(
-    parts: Sequence[Worked], plan: Asked, started: float, say: Listener, *, proof: Sequence[ProofRecord] = ()
+    parts: Sequence[Worked], goal: Goal, started: float, say: Listener, *, proof: Sequence[ProofRecord] = ()
 ) -> Artifact:
     """Write one finished graph as an artifact, or the two of an encoder-decoder with their common proof."""
-    say(Event("package", str(plan.out)))
+    say(Event("package", str(goal.out)))
     seconds: dict[str, float] = defaultdict(float)
     for part in parts:
         for name, spent in part.seconds.items():
@@ -51,12 +51,12 @@ def write_result(
     before = sum((Counter(part.ops_before) for part in parts), Counter[str]())
     after = sum((Counter(op_counts(part.loaded.model)) for part in parts), Counter[str]())
     return write_artifact(
-        plan.out,
+        goal.out,
         whole.model,
         whole,
-        target=plan.target,
-        workload=plan.workload,
-        budget=plan.budget,
+        target=goal.target,
+        workload=goal.workload,
+        budget=goal.budget,
         evidence=_together(parts, proof) if pair else parts[0].evidence,
         golden=() if pair else parts[0].golden,
         measurements=measurements,

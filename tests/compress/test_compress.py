@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from onnxopt.compress import run
 from onnxopt.compress.recipe import CompressRecipe
 from onnxopt.compress.report import Compression, record_of
 from onnxopt.compress.run import _Work, compress
 from onnxopt.errors import InputError, ProofError
+from onnxopt.judge.metrics import MetricBudget
+from onnxopt.prune.spec import PruneSpec
 from onnxopt.records.manifest import Manifest
+from onnxopt.road.options import Options, PrecisionOptions, PruneOptions, TuneOptions
 from onnxopt.texts.files import read_labelled
 from tests.support.command import onnxopt
 from tests.support.tiny import tiny_checkpoint
@@ -87,6 +92,10 @@ def test_an_embedder_is_judged_by_cosine_and_timed(tmp_path: Path) -> None:
         ("[prune]\nwhat = 'ffn=25%'", "source"),
         ("source = 'gpt2-mini'\nsorce = 1", "sorce"),
         ("source = 'gpt2-mini'\n[prune]\nhow = 1", "what"),
+        ("source = 'gpt2-mini'\n[prune]\nseed = 1", "names no what"),
+        ("source = 'gpt2-mini'\n[prune]\nwhat = 'ffn=25%'\nalign = 0", "the alignment is 0"),
+        ("source = 'gpt2-mini'\n[load]\nlogits = 'first'", "write 'last' or 'all'"),
+        ("source = 'gpt2-mini'\n[load]\nrevision = 'main'", "has no option 'revision'"),
         ("source = 'gpt2-mini'\nevaluate = 'absent.txt'", "cannot be read"),
     ],
 )
@@ -125,3 +134,49 @@ def test_entries_stay_entries_in_what_steps_see_and_what_judges(tmp_path: Path) 
     seen, held = read_labelled(work.data), read_labelled(work.held)
     assert [*seen, *held] == [(f"row\n{number}", number) for number in range(40)]
     assert 1 <= len(held) <= 5
+
+
+def test_each_artifact_is_made_with_the_tables_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the last one may be quantized and measured; what the graph loses goes with each from there on."""
+    recipe = tmp_path / "flow.toml"
+    text = tmp_path / "own.txt"
+    text.write_text("some words of mine\n" * 9)
+    recipe.write_text(
+        f"""source = "gpt2-mini"
+        [load]
+        logits = "all"
+        [prune]
+        what = "heads=1"
+        data = "{text}"
+        budget = "perplexity<=+90%"
+        [quantize]
+        keep = "head"
+        budget = ""
+        [tune]
+        retune = true
+        [package]
+        target = "portable"
+        """
+    )
+    made: list[Options] = []
+
+    def make(source: str, options: Options, **_: object) -> object:
+        made.append(options)
+        return SimpleNamespace(path=Path(source), manifest=SimpleNamespace(bytes_after=1))
+
+    monkeypatch.setattr(run, "make", make)
+    monkeypatch.setattr(run._Work, "_judge", lambda *_: 1.0)
+    found = compress(CompressRecipe.read(recipe), tmp_path / "out", measure=False)
+    assert [step.name for step in found.steps] == ["original", "prune", "quantize"]
+    assert {(one.load.logits, one.package.target) for one in made} == {("all", "portable")}
+    original, pruned, quantized = made
+    assert original.prune == PruneOptions()
+    assert (
+        pruned.prune
+        == quantized.prune
+        == PruneOptions(what=PruneSpec.parse("heads=1"), data=str(text), budget=MetricBudget("perplexity", 1.9))
+    )
+    assert original.tune == pruned.tune == TuneOptions(measure=False)
+    assert quantized.tune == TuneOptions(retune=True)
+    assert original.quantize == pruned.quantize == PrecisionOptions()
+    assert quantized.quantize == PrecisionOptions(precision="int8", keep="head")

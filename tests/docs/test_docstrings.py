@@ -16,7 +16,7 @@ FOLDERS = ("onnxopt", "passes", "models", "tools")
 ROOM = 22
 WIDTH = 118
 
-_BEGINS = re.compile(r"\||[*-] |\d+\. |\w[\w .`*,()]*: |\w+:$")  # an entry of a list begins a line of its own
+_BEGINS = re.compile(r"\||[*-] |\d+\. |(?:\*\*)?\w[\w .`*,()]*: |\w+:$")  # an entry of a list begins a line of its own
 
 
 def torn(text: str, indent: int = 0) -> list[str]:

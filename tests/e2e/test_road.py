@@ -1,7 +1,7 @@
 """The whole road on small models of several architectures, by both exporters and through the command line.
 
 Covers: cli/graphs.py, cli/optimize.py, pipeline/explain.py, pipeline/inspection.py, proof/compare.py,
-records/events.py, records/ledger.py, road/optimize.py, road/plan.py, road/work.py, road/write.py
+records/events.py, records/ledger.py, road/optimize.py, road/work.py, road/write.py
 """
 
 from __future__ import annotations
