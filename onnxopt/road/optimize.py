@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import time
 from collections.abc import Iterator
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from onnxopt.road.options import Keywords
-
-logger = logging.getLogger(__name__)
 
 
 @spelled_out
