@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from onnxopt.artifact.package import Artifact
 from onnxopt.artifact.place import check_output_folder
 from onnxopt.errors import InputError
 from onnxopt.graph import CONTRIB, STANDARD_DOMAINS
+from onnxopt.host.scratch import scratch_folder
 from onnxopt.judge.metrics import MetricBudget
 from onnxopt.load.entry import load, names_in
 from onnxopt.load.export.export import export, is_pair
@@ -85,7 +85,6 @@ def make(source: str, options: Options, *, out: Path | None = None, progress: Li
     Raises:
         InputError: the source, an option or the environment is not usable.
         OwnPassError: one of `passes` cannot be loaded, or fails where it works.
-        OwnPassError: one of `passes` cannot be loaded, or fails where it works.
         ExportError: the model cannot be exported.
         ProofError: the result is not within its budget; nothing was written.
     """
@@ -103,8 +102,8 @@ def make(source: str, options: Options, *, out: Path | None = None, progress: Li
         what = "--feeds, --axis and --value are for .onnx files: inputs of a checkpoint are known"
         raise InputError(what, where=source, hint="drop them; shapes are asked for with --workload")
     goal = Goal.of(options, target, found, out, own)
-    with tempfile.TemporaryDirectory(prefix="onnxopt-") as folder:
-        run = _Run(found, options, given, goal, Path(folder), started, say)
+    with scratch_folder() as folder:
+        run = _Run(found, options, given, goal, folder, started, say)
         prune = options.prune
         if prune.what is not None:
             return run.pruned(spec_of(prune.what, prune), left_of(prune))
