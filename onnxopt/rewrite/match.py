@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx_ir as ir
 
 from onnxopt.errors import PassAuthorError
 from onnxopt.graph import Region, constant, number, region
 from onnxopt.spec import Array
+
+Fact = TypeVar("Fact")
 
 
 class Refusal(Exception):  # noqa: N818 - a decision, not an error
@@ -40,6 +42,7 @@ class Match:
         named: nodes bound by `_name`.
         nodes: the nodes of the region and whether each may be shared.
         facts: what `guard` found out for `rewrite`.
+        noted_facts: the same, one of each class; `note` and `noted` keep it.
         probes: arrays that the replaced region must also be compared on, besides captured and random ones.
         spelled: the nodes that the pattern names; a rule may take others into the region.
     """
@@ -50,8 +53,24 @@ class Match:
     named: dict[str, ir.Node]
     nodes: tuple[tuple[ir.Node, bool], ...]
     facts: dict[str, Any] = field(default_factory=dict)
+    noted_facts: dict[type, object] = field(default_factory=dict)
     probes: tuple[dict[ir.Value, Array], ...] = ()
     spelled: tuple[ir.Node, ...] = ()
+
+    def note(self, fact: object) -> None:
+        """Keep what `guard` found out for `rewrite`: an object of a class that the pass has for it, one of each class."""
+        self.noted_facts[type(fact)] = fact
+
+    def noted(self, kind: type[Fact]) -> Fact:
+        """Return what `guard` noted of a class.
+
+        Raises:
+            PassAuthorError: it noted nothing of that class.
+        """
+        found = self.noted_facts.get(kind)
+        if not isinstance(found, kind):
+            raise PassAuthorError(f"guard noted no {kind.__name__}; call match.note({kind.__name__}(...)) in it")
+        return found
 
     def require(self, condition: object, reason: str, where: ir.Value | ir.Node | None = None) -> None:
         """Refuse with a reason unless the condition holds."""
