@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from onnxopt.judge.perplexity import measure_perplexity
 from onnxopt.load.source.source import resolve
 from onnxopt.prune.run import prune as prune_source
 from onnxopt.prune.run import split
-from onnxopt.records.events import Event
+from onnxopt.records.events import Event, Listener
 from onnxopt.road.goal import left_of, spec_of
 from onnxopt.road.optimize import make
 from onnxopt.road.options import Options, PrecisionOptions, PruneOptions, TuneOptions
@@ -37,10 +37,10 @@ WINDOW, WINDOWS = 128, 24  # of a language model's perplexity
 TEXTS = 256  # of everything else
 ROUNDS, SECONDS = 3, 12.0
 
-Say = Callable[[Event], None]
 
-
-def compress(recipe: CompressRecipe, out: Path, *, measure: bool = True, progress: Say | None = None) -> Compression:
+def compress(
+    recipe: CompressRecipe, out: Path, *, measure: bool = True, progress: Listener | None = None
+) -> Compression:
     """Run a recipe and write its artifact, with `<out>.compression.json` and `.html` beside it.
 
     Args:
@@ -92,7 +92,7 @@ class _Work:
     recipe: CompressRecipe
     out: Path
     scratch: Path
-    say: Say
+    say: Listener
     data: str = ""
     held: Path = Path()
     original: Artifact | None = None

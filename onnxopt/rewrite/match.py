@@ -58,7 +58,7 @@ class Match:
     spelled: tuple[ir.Node, ...] = ()
 
     def note(self, fact: object) -> None:
-        """Keep what `guard` found out for `rewrite`: an object of a class that the pass has for it, one of each class."""
+        """Keep what `guard` found out for `rewrite`: an object of a class of the pass, one of each class."""
         self.noted_facts[type(fact)] = fact
 
     def noted(self, kind: type[Fact]) -> Fact:
