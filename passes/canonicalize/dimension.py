@@ -16,6 +16,7 @@ Source: ONNX operator Shape-15; the dimensions are derived for every size.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -25,6 +26,14 @@ from onnxopt.rewrite.patterns import Ops, Pat
 from onnxopt.rewrite.registry import register
 from onnxopt.rewrite.vocabulary import constant
 from onnxopt.spec import Exact
+
+
+@dataclass(frozen=True)
+class Span:
+    """The axes of x that are read, from the first to behind the last."""
+
+    start: int
+    end: int
 
 
 @register
@@ -64,11 +73,19 @@ class ReadDimension(Rule):
             place = (index or (0,))[0] % rank
             found = range(place, place + 1)
         match.require(len(found) > 0, "no dimension at all", x)
-        match.facts.update(start=found.start, end=found.stop)
+        match.note(Span(found.start, found.stop))
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
         """One node."""
-        return op.Shape(x, start=match.facts["start"], end=match.facts["end"])
+        span = match.noted(Span)
+        return op.Shape(x, start=span.start, end=span.end)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes that are read."""
+
+    sizes: tuple[int, ...]
 
 
 @register
@@ -91,11 +108,20 @@ class ReadKnownDimension(Rule):
         wanted = (shape or ())[start:end]
         match.needs(all(isinstance(dim, int) for dim in wanted), "an axis is dynamic")
         match.needs(not match.root.outputs[0].is_graph_output(), "the shape is an output")
-        match.facts["sizes"] = wanted
+        match.note(Sizes(tuple(dim for dim in wanted if isinstance(dim, int))))
 
     def rewrite(self, op: Builder, match: Match) -> ir.Value:
         """Say it."""
-        return op.ints(match.facts["sizes"], "sizes")
+        return op.ints(match.noted(Sizes).sizes, "sizes")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The graph input that has the axes, and which of its axes they are."""
+
+    source: ir.Value
+    start: int
+    end: int
 
 
 @register
@@ -125,13 +151,14 @@ class ReadDimensionFromInput(Rule):
             have = known_dims(value) or ()
             for axis in range(len(have) - len(wanted) + 1):
                 if have[axis : axis + len(wanted)] == wanted:
-                    match.facts.update(source=value, start=axis, end=axis + len(wanted))
+                    match.note(Asked(value, axis, axis + len(wanted)))
                     return
         match.require(condition=False, reason=f"no input has the axes {list(wanted)}", where=x)
 
     def rewrite(self, op: Builder, match: Match) -> ir.Value:
         """Ask the input."""
-        return op.Shape(match.facts["source"], start=match.facts["start"], end=match.facts["end"])
+        asked = match.noted(Asked)
+        return op.Shape(asked.source, start=asked.start, end=asked.end)
 
 
 def _bounds(node: ir.Node, rank: int) -> tuple[int, int]:

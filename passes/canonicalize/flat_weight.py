@@ -19,6 +19,7 @@ Source: ONNX operator MatMul-13, which broadcasts the axes in front of a matrix 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -30,6 +31,13 @@ from onnxopt.rewrite.patterns import Ops, Pat
 from onnxopt.rewrite.registry import register
 from onnxopt.rewrite.vocabulary import constant
 from onnxopt.spec import Reassociated
+
+
+@dataclass(frozen=True)
+class Lost:
+    """How many axes the result has from the weight alone."""
+
+    axes: int
 
 
 @register
@@ -56,7 +64,7 @@ class FlattenWeight(Rule):
             "the weight is read by other operators too",
             weight,
         )
-        match.facts["lost"] = max(0, len(shape) - (rank(x) or 0))
+        match.note(Lost(max(0, len(shape) - (rank(x) or 0))))
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value, weight: ir.Value) -> ir.Value:
         """The same numbers as a matrix; what the weight alone added to the rank of the result is put back."""
@@ -64,5 +72,5 @@ class FlattenWeight(Rule):
         matrix = op.constant(array.reshape(array.shape[-2:]), "weight")
         name_after(matrix, [weight])
         product = op.MatMul(x, matrix)
-        lost = match.facts["lost"]
+        lost = match.noted(Lost).axes
         return unsqueeze(op, product, range(lost), "lost") if lost else product

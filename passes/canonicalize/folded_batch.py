@@ -18,6 +18,7 @@ Source: ONNX operator MatMul-13: a stack of matrices may have any number of axes
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -30,6 +31,20 @@ from onnxopt.spec import Reassociated
 ELEMENTWISE = ("Add", "Sub", "Mul", "Div")
 LARGEST_EXPRESSION = 40
 LARGEST_WALK = 80  # nodes looked at for it: the sum of all layers before is no expression of a batch
+
+
+@dataclass(frozen=True)
+class Folded:
+    """The nodes that compute on the folded batch, back to the folds."""
+
+    members: tuple[ir.Node, ...]
+
+
+@dataclass(frozen=True)
+class Leading:
+    """The two axes that are folded into one."""
+
+    axes: tuple[Dim, ...]
 
 
 @register
@@ -52,7 +67,7 @@ class UnfoldBatch(Rule):
             if len(members) + len(sizes) <= LARGEST_EXPRESSION:
                 # what reads the size of the product to unfold it is not needed any more
                 kept = {**dict.fromkeys(sizes, True), **{member: is_op(member, "Reshape") for member in members}}
-                found.facts["members"] = members
+                found.note(Folded(tuple(members)))
                 found.nodes = (*kept.items(), *found.nodes)
                 yield found
 
@@ -61,13 +76,13 @@ class UnfoldBatch(Rule):
         shape = known_dims(match.root.outputs[0])
         match.needs(rank(x) == 3 and shape is not None and len(shape) == 4, "not a batch of matrices that is unfolded")
         match.needs((dims(x) or ())[1:] == (shape or ())[2:], "the matrices are cut")
-        members = match.facts["members"]
+        members = match.noted(Folded).members
         match.needs(any(is_op(member, "MatMul", "Softmax") for member in members), "nothing is multiplied in between")
-        match.facts["leading"] = (shape or ())[:2]
+        match.note(Leading((shape or ())[:2]))
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
         """The same expression on what lies before the folds."""
-        return _lift(op, x, match.facts["leading"], set(match.facts["members"]), {})
+        return _lift(op, x, match.noted(Leading).axes, set(match.noted(Folded).members), {})
 
 
 def _expression(value: ir.Value | None) -> Iterator[ir.Node]:

@@ -16,6 +16,7 @@ Source: ONNX operators Reshape-23 and Transpose-23; a Reshape that keeps the las
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -24,6 +25,13 @@ from onnxopt.rewrite import Builder, Match, Rule
 from onnxopt.rewrite.patterns import Ops, Pat
 from onnxopt.rewrite.registry import register
 from onnxopt.spec import Exact
+
+
+@dataclass(frozen=True)
+class Turned:
+    """The axes of x with the last two swapped."""
+
+    perm: tuple[int, ...]
 
 
 @register
@@ -49,8 +57,8 @@ class UnfoldTranspose(Rule):
         match.require(
             dims(match.root.outputs[0]) == (*leading, *last[::-1]), "the axes are not unfolded again", match.root
         )
-        match.facts["perm"] = [*range(len(leading)), len(leading) + 1, len(leading)]
+        match.note(Turned((*range(len(leading)), len(leading) + 1, len(leading))))
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
         """One node."""
-        return op.Transpose(x, perm=match.facts["perm"])
+        return op.Transpose(x, perm=match.noted(Turned).perm)

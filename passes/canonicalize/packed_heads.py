@@ -21,6 +21,7 @@ Source: the packed axis lies outside of heads and sizes, so a part of it is a pa
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -36,6 +37,17 @@ from onnxopt.spec import Exact
 PACKED = 2  # of [batch, n, parts, heads, size]
 TOKENS = 3  # axes of x
 SIZES_ARE_AN_INPUT = 13
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Which of the parts is taken, how each is cut into heads, and the order of the axes that are left."""
+
+    part: int
+    parts: int
+    heads: int
+    size: int
+    turned: tuple[int, ...]
 
 
 @register
@@ -75,19 +87,19 @@ class SplitPackedHeads(Rule):
             "the leading axes are not known to stay",
             x,
         )
-        turned = [axis - (axis > PACKED) for axis in order if axis != PACKED]
-        match.facts.update(part=part, parts=parts, heads=heads, size=size, turned=turned)
+        turned = tuple(axis - (axis > PACKED) for axis in order if axis != PACKED)
+        match.note(Packed(part or 0, parts, heads, size, turned))
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
         """The Split is the same for all parts, and merged later."""
-        heads, size, turned = (match.facts[name] for name in ("heads", "size", "turned"))
-        widths = [heads * size] * match.facts["parts"]
+        packed = match.noted(Packed)
+        widths = [packed.heads * packed.size] * packed.parts
         if opset(match.model) < SIZES_ARE_AN_INPUT:
             taken = op.node("Split", [x], {"axis": PACKED, "split": widths}, outputs=len(widths))
         else:
             taken = op.node("Split", [x, op.ints(widths, "widths")], {"axis": PACKED}, outputs=len(widths))
-        split = op.Reshape(taken[match.facts["part"]], op.ints([0, 0, heads, size], "heads"))
-        return split if turned == sorted(turned) else op.Transpose(split, perm=turned)
+        split = op.Reshape(taken[packed.part], op.ints([0, 0, packed.heads, packed.size], "heads"))
+        return split if packed.turned == tuple(sorted(packed.turned)) else op.Transpose(split, perm=packed.turned)
 
 
 def _part(match: Match, axis: int, parts: Dim) -> int | None:

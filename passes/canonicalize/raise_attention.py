@@ -20,6 +20,7 @@ Source: ONNX Runtime's operators Attention, MultiHeadAttention, GroupQueryAttent
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -34,6 +35,14 @@ from onnxopt.spec import Reassociated
 
 NUMERICS = Reassociated(rtol=2e-5, atol=2e-6)
 ENABLES = ("fuse-attention", "fuse-padding-mask", "lower-attention")
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The widths of queries, keys and values, and what the kernel does with its scores."""
+
+    widths: tuple[int, ...]
+    scores: Scores
 
 
 @register
@@ -78,9 +87,9 @@ class RaiseAttention(Rule):
         match.require(isinstance(width, int), "the width of the projection is not known", weight)
         sizes = tuple(given(node, "qkv_hidden_sizes", ())) or (int(width or 0) // 3,) * 3
         match.require(sizes[0] == sizes[1], "queries and keys have different widths")
-        match.facts["sizes"] = sizes
-        match.facts["scores"] = _scores(match, x, (sizes[0], sizes[2]))
+        scores = _scores(match, x, (sizes[0], sizes[2]))
         _require_mask(match, maybe_mask, x, x)
+        match.note(Heads(sizes, scores))
 
     def rewrite(
         self,
@@ -93,14 +102,14 @@ class RaiseAttention(Rule):
         maybe_added: ir.Value | None,
     ) -> ir.Value:
         """One product for queries, keys and values."""
-        packed = op.MatMul(x, weight)
+        heads, packed = match.noted(Heads), op.MatMul(x, weight)
         known = constant(maybe_bias)
         if maybe_bias is not None and (known is None or known.any()):
             packed = op.Add(packed, maybe_bias)
-        q, k, v = split_last(op, packed, match.facts["sizes"], "widths")
+        q, k, v = split_last(op, packed, heads.widths, "widths")
         q.type = x.type
         allowed = None if maybe_mask is None else allowed_keys(op, maybe_mask, x)
-        return attend(op, q, k, v, match.facts["scores"], allowed=allowed, bias=maybe_added)
+        return attend(op, q, k, v, heads.scores, allowed=allowed, bias=maybe_added)
 
 
 @register
@@ -163,9 +172,9 @@ class RaiseMultiHeadAttention(Rule):
         match.require(widths[0] == widths[1], "queries and keys have different widths", q)
         causal = given(match.root, "unidirectional", 0)
         match.require(not causal or same_dimension(q, maybe_k, 1), "causal, with keys of another sequence", q)
-        match.facts["widths"] = [int(width or 0) for width in widths]
-        match.facts["scores"] = _scores(match, q, (int(widths[0] or 0), int(widths[2] or 0)))
+        scores = _scores(match, q, (int(widths[0] or 0), int(widths[2] or 0)))
         _require_mask(match, maybe_mask, q, maybe_k)
+        match.note(Heads(tuple(int(width or 0) for width in widths), scores))
 
     def rewrite(
         self,
@@ -179,12 +188,12 @@ class RaiseMultiHeadAttention(Rule):
         maybe_added: ir.Value | None,
     ) -> ir.Value:
         """The bias is that of all three, one behind the other."""
-        k, v, kind = maybe_k, maybe_v, q.type
+        heads, k, v, kind = match.noted(Heads), maybe_k, maybe_v, q.type
         if maybe_bias is not None:
-            q, k, v = (op.Add(side, part) for side, part in zip((q, k, v), _parts(op, match, maybe_bias), strict=True))
+            q, k, v = (op.Add(side, part) for side, part in zip((q, k, v), _parts(op, heads, maybe_bias), strict=True))
             q.type = kind
         allowed = None if maybe_mask is None else allowed_keys(op, maybe_mask, maybe_k)
-        return attend(op, q, k, v, match.facts["scores"], allowed=allowed, bias=maybe_added)
+        return attend(op, q, k, v, heads.scores, allowed=allowed, bias=maybe_added)
 
 
 @register
@@ -219,8 +228,8 @@ class RaiseGroupQueryAttention(Rule):
             same = same_dimension(maybe_k, q, 1) and (dims(maybe_k) or (0,))[-1] == groups * size
             alike = maybe_v is not None and same_shape(maybe_v, maybe_k)
             match.require(same and alike, "keys are not those of the same tokens", maybe_k)
-        match.facts["sizes"] = (heads * size, groups * size, groups * size)
-        match.facts["scores"] = _scores(match, q, (heads * size, heads * size), groups)
+        scores = _scores(match, q, (heads * size, heads * size), groups)
+        match.note(Heads((heads * size, groups * size, groups * size), scores))
 
     def rewrite(
         self,
@@ -233,17 +242,17 @@ class RaiseGroupQueryAttention(Rule):
         maybe_added: ir.Value | None,
     ) -> ir.Value:
         """A causal row never looks behind itself, so its length says nothing; `last` is the last real key."""
-        scores, kind = match.facts["scores"], q.type
+        heads, kind = match.noted(Heads), q.type
         if maybe_k is None or maybe_v is None:
-            q, maybe_k, maybe_v = split_last(op, q, match.facts["sizes"], "widths")
+            q, maybe_k, maybe_v = split_last(op, q, heads.widths, "widths")
             q.type = kind
         allowed = None
-        if not scores.causal:
+        if not heads.scores.causal:
             flat = op.Reshape(last, op.ints([-1], "flat"))  # [batch], or [batch, 1] in some exports
             lengths = op.Add(flat, op.constant(np.array(1, np.int32), "next"))
             lengths.shape = ir.Shape([None])
             allowed = allowed_keys(op, lengths, maybe_k)
-        return attend(op, q, maybe_k, maybe_v, scores, allowed=allowed, bias=maybe_added)
+        return attend(op, q, maybe_k, maybe_v, heads.scores, allowed=allowed, bias=maybe_added)
 
 
 def _scores(match: Match, x: ir.Value, widths: tuple[int, int], kv_heads: int = 0) -> Scores:
@@ -274,9 +283,9 @@ def _require_mask(match: Match, mask: ir.Value | None, q: ir.Value, keys: ir.Val
     match.require(dims(mask) in allowed, f"the mask has shape {dims(mask)}, which is no length and no switch", mask)
 
 
-def _parts(op: Builder, match: Match, bias: ir.Value) -> tuple[ir.Value, ...]:
+def _parts(op: Builder, heads: Heads, bias: ir.Value) -> tuple[ir.Value, ...]:
     """Cut a bias into those of queries, keys and values."""
-    widths, known = match.facts["widths"], constant(bias)
+    widths, known = heads.widths, constant(bias)
     if known is None:
         return split_last(op, bias, widths, "widths")
     cuts = np.cumsum(widths)[:-1]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -29,6 +30,13 @@ from onnxopt.rewrite.vocabulary import FLOATS, reduced, scalar
 from onnxopt.spec import Reassociated
 
 AXES_ARE_AN_INPUT = 18
+
+
+@dataclass(frozen=True)
+class Summed:
+    """The axes that are summed, from 0."""
+
+    axes: tuple[int, ...]
 
 
 @register
@@ -60,11 +68,11 @@ class RaiseMean(Rule):
         divisor = match.values["count" if "count" in match.values else "inverse"]
         left = len(shape) if attribute(match.named["sum"], "keepdims") else len(shape) - len(axes or ())
         match.needs(len(dims(divisor) or ()) <= left, "the divisor adds an axis")
-        match.facts["axes"] = axes
+        match.note(Summed(axes or ()))
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
         """One operator."""
-        axes, keepdims = match.facts["axes"], attribute(match.named["sum"], "keepdims")
+        axes, keepdims = match.noted(Summed).axes, attribute(match.named["sum"], "keepdims")
         if opset(match.model) < AXES_ARE_AN_INPUT:
             return op.ReduceMean(x, axes=axes, keepdims=keepdims)
         return op.ReduceMean(x, op.ints(axes, "axes"), keepdims=keepdims)

@@ -20,6 +20,7 @@ Source: ONNX Runtime's operators FusedMatMul, TransposeMatMul, FusedGemm, FusedC
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -30,6 +31,13 @@ from onnxopt.rewrite import Builder, Match, Rule
 from onnxopt.rewrite.patterns import Ops, Pat
 from onnxopt.rewrite.registry import register
 from onnxopt.spec import Reassociated
+
+
+@dataclass(frozen=True)
+class Turned:
+    """The axes of each operand in the order that they are multiplied in; None where none moves."""
+
+    perms: tuple[tuple[int, ...] | None, ...]
 
 
 @register
@@ -47,32 +55,34 @@ class RaiseFusedMatMul(Rule):
 
     def guard(self, match: Match, a: ir.Value, b: ir.Value) -> None:
         """What is transposed must have axes to exchange."""
+        perms = []
         for side, value in (("A", a), ("B", b)):
             flips = given(match.root, f"trans{side}", 0), given(match.root, f"transBatch{side}", 0)
             match.require(
                 not any(flips) or (rank(value) or 0) >= 2, f"{side} is transposed, its rank is not known", value
             )
-            match.facts[side] = _permutation(rank(value) or 0, *flips)
+            perms.append(_permutation(rank(value) or 0, *flips))
+        match.note(Turned(tuple(perms)))
 
     def rewrite(self, op: Builder, match: Match, a: ir.Value, b: ir.Value) -> ir.Value:
         """Move the axes, multiply, scale."""
         sides = [
-            value if match.facts[side] is None else op.Transpose(value, perm=match.facts[side])
-            for side, value in (("A", a), ("B", b))
+            value if perm is None else op.Transpose(value, perm=perm)
+            for value, perm in zip((a, b), match.noted(Turned).perms, strict=True)
         ]
         alpha = float(given(match.root, "alpha", 1.0))
         product = op.MatMul(*sides)
         return product if alpha == 1.0 else op.Mul(product, number_like(op, a, alpha, "alpha"))
 
 
-def _permutation(width: int, last: int, batch: int) -> list[int] | None:
+def _permutation(width: int, last: int, batch: int) -> tuple[int, ...] | None:
     """The axes of a transposed operand; None when none moves."""
     axes = list(range(width))
     if batch and width > 2:
         axes = [*axes[1:-1], 0, axes[-1]]
     if last:
         axes = [*axes[:-2], axes[-1], axes[-2]]
-    return None if axes == sorted(axes) else axes
+    return None if axes == sorted(axes) else tuple(axes)
 
 
 @register

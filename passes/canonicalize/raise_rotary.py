@@ -18,6 +18,7 @@ Source: Su et al. 2021, arXiv:2104.09864; ONNX Runtime's operator RotaryEmbeddin
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -27,6 +28,16 @@ from onnxopt.rewrite import Builder, Match, Rule
 from onnxopt.rewrite.patterns import Ops, Pat
 from onnxopt.rewrite.registry import register
 from onnxopt.spec import Reassociated
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How many heads, 0 where x may have an axis of them, of which size, how much of it turns, and whether in pairs."""
+
+    count: int
+    size: int
+    turned: int
+    paired: int
 
 
 @register
@@ -55,13 +66,13 @@ class RaiseRotaryEmbedding(Rule):
         match.require(turned <= size, f"the tables turn {turned} of {size}", cos)
         paired = given(node, "interleaved", 0)
         match.require(not paired or opset(match.model) >= 23, f"opset {opset(match.model)} has no paired rotation")
-        match.facts.update(heads=heads, size=size, turned=turned, paired=paired)
+        match.note(Heads(heads, size, turned, paired))
 
     def rewrite(
         self, op: Builder, match: Match, x: ir.Value, positions: ir.Value, cos: ir.Value, sin: ir.Value
     ) -> ir.Value:
         """A single position is that of the first token of every row."""
-        facts, sequence = match.facts, (rank(x) or 3) - 2
+        heads, sequence = match.noted(Heads), (rank(x) or 3) - 2
         if rank(positions) == 1:
             row = op.Add(count_up(op, x, sequence, "places"), positions)
             shape = op.Concat(length_of(op, x, 0, "batch"), length_of(op, x, sequence, "sequence"), axis=0)
@@ -72,19 +83,19 @@ class RaiseRotaryEmbedding(Rule):
                 cos,
                 sin,
                 positions,
-                interleaved=facts["paired"],
-                num_heads=facts["heads"] if rank(x) == 3 else None,
-                rotary_embedding_dim=facts["turned"] if facts["turned"] < facts["size"] else None,
+                interleaved=heads.paired,
+                num_heads=heads.count if rank(x) == 3 else None,
+                rotary_embedding_dim=heads.turned if heads.turned < heads.size else None,
             )
-        return _spelled(op, match, x, positions, (cos, sin))
+        return _spelled(op, heads, x, positions, (cos, sin))
 
 
 def _spelled(
-    op: Builder, match: Match, x: ir.Value, positions: ir.Value, tables: tuple[ir.Value, ir.Value]
+    op: Builder, heads: Heads, x: ir.Value, positions: ir.Value, tables: tuple[ir.Value, ir.Value]
 ) -> ir.Value:
     """Turn the first half of what is turned against the second; tables are [batch, sequence, half]."""
-    size, turned, heads = (match.facts[name] for name in ("size", "turned", "heads"))
-    split = x if rank(x) == 4 else op.Reshape(x, op.ints([0, 0, heads, size], "heads"))
+    count, size, turned = heads.count, heads.size, heads.turned
+    split = x if rank(x) == 4 else op.Reshape(x, op.ints([0, 0, count, size], "heads"))
     axis = 1 if rank(x) == 4 else 2
     cos, sin = (
         unsqueeze(op, op.Gather(table, positions, axis=0), [axis], f"{name}_axis")
@@ -95,4 +106,4 @@ def _spelled(
     left = op.Sub(op.Mul(first, cos), op.Mul(second, sin))
     right = op.Add(op.Mul(second, cos), op.Mul(first, sin))
     y = op.Concat(left, right, *rest, axis=-1)
-    return y if rank(x) == 4 else op.Reshape(y, op.ints([0, 0, heads * size], "tokens"))
+    return y if rank(x) == 4 else op.Reshape(y, op.ints([0, 0, count * size], "tokens"))

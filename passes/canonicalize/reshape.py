@@ -17,6 +17,7 @@ Source: ONNX operator Reshape-23: 0 copies the dimension at the same place of th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -48,6 +49,13 @@ def infers_beside_empty(model: ir.Model, x: ir.Value, target: list[int]) -> bool
     return -1 in target and any(size == 0 and may_be_empty(model, x, axis) for axis, size in enumerate(target))
 
 
+@dataclass(frozen=True)
+class Target:
+    """The shape of the result as a Reshape takes it."""
+
+    sizes: tuple[int, ...]
+
+
 @register
 class MakeReshapeStatic(Rule):
     """Reshape(x, computed shape)  →  Reshape(x, constant)."""
@@ -75,11 +83,19 @@ class MakeReshapeStatic(Rule):
         match.require(0 not in (*(before or ()), *(after or ())), "the tensor is empty")
         inferred = infers_beside_empty(match.model, x, target or [])
         match.require(not inferred, "a size cannot be inferred where another may be 0", x)
-        match.facts["target"] = target
+        match.note(Target(tuple(target or ())))
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
         """Same data, constant target."""
-        return op.Reshape(x, op.ints(match.facts["target"], "shape"))
+        return op.Reshape(x, op.ints(match.noted(Target).sizes, "shape"))
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The final shape as a Reshape of x takes it, None for the one given; and whether x has it already."""
+
+    target: tuple[int, ...] | None
+    same: bool
 
 
 @register
@@ -101,7 +117,7 @@ class MergeReshapes(Rule):
         """The final shape must be expressible from the first input."""
         before, after = dims(x), dims(match.root.outputs[0])
         match.require(before is not None and after is not None, "the rank is not known")
-        match.facts["same"] = known_dims(x) is not None and before == after
+        same = known_dims(x) is not None and before == after
         target = constant_target(before or (), after or ())
         if target is not None and infers_beside_empty(match.model, x, target):
             target = None
@@ -115,11 +131,11 @@ class MergeReshapes(Rule):
         match.require(
             target is not None or not is_op(match.root, "Reshape") or plain is not None or copies, "allowzero is set"
         )
-        match.facts["target"] = target
+        match.note(Merged(None if target is None else tuple(target), same))
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value, shape: ir.Value) -> ir.Value:
         """One step."""
-        if match.facts["same"]:
+        merged = match.noted(Merged)
+        if merged.same:
             return x
-        target = match.facts["target"]
-        return op.Reshape(x, op.ints(target, "shape") if target is not None else shape)
+        return op.Reshape(x, op.ints(merged.target, "shape") if merged.target is not None else shape)

@@ -16,6 +16,7 @@ Source: ONNX operator Transpose-23; perm∘perm.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -24,6 +25,13 @@ from onnxopt.rewrite import Builder, Match, Rule
 from onnxopt.rewrite.patterns import Ops, Pat
 from onnxopt.rewrite.registry import register
 from onnxopt.spec import Exact
+
+
+@dataclass(frozen=True)
+class Turned:
+    """The axes of x in the order that both Transposes give them."""
+
+    perm: tuple[int, ...]
 
 
 @register
@@ -42,8 +50,8 @@ class MergeTransposes(Rule):
         """Both permutations must be written out."""
         inner, outer = attribute(match.named["inner"], "perm"), attribute(match.root, "perm")
         match.require(inner is not None and outer is not None, "a Transpose without perm reverses an unknown rank")
-        match.facts["perm"] = [inner[axis] for axis in outer]
+        match.note(Turned(tuple(inner[axis] for axis in outer)))
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
         """Compose."""
-        return op.Transpose(x, perm=match.facts["perm"])
+        return op.Transpose(x, perm=match.noted(Turned).perm)
