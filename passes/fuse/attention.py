@@ -28,6 +28,7 @@ Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; ONNX operator Attention-23
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,33 @@ FAR_BELOW = {np.dtype(np.float16): -6e4}
 FAR_BELOW_OTHERS = -1e30
 LARGEST_NEAR = 1e18  # times the largest int64, it is far from finfo.min; nobody hides keys by numbers in between
 ABOVE_LOWEST = 0.999  # of finfo.min, and no number that a row of it would be told apart from
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the scores are multiplied by, and where they are capped, 0 for nowhere."""
+
+    scale: float
+    softcap: float
+
+
+@dataclass(frozen=True)
+class Mask:
+    """All that is done to the scores.
+
+    Attributes:
+        shape: of all parts together.
+        exact: rows that see nothing have an answer too, which must stay.
+        kept: the numbers that are written over scores stay as they are.
+        lowest: it may add finfo.min.
+        undefined: a row of -inf has an answer that is not a number.
+    """
+
+    shape: tuple[Dim, ...]
+    exact: bool = False
+    kept: bool = False
+    lowest: bool = False
+    undefined: bool = False
 
 
 @register
@@ -113,7 +141,7 @@ class FuseAttention(Rule):
             _require_heads(match, q, keys, v)
         axis = attribute(match.named["softmax"], "axis")
         match.require(axis in (-1, (rank(q) or 0) - 1), f"the weights of axis {axis} sum to one, not of the keys", v)
-        _require_masks(match, v)
+        mask = _require_masks(match, v)
         scale = 1.0
         for name, sign in (
             ("scale_q", 1),
@@ -130,9 +158,9 @@ class FuseAttention(Rule):
                 found is None or found > 0, f"the scores are scaled by {found}; Attention takes a positive scale"
             )
             scale *= found**sign if found is not None else 1.0
-        match.facts["scale"] = scale
-        _require_sink(match)
-        match.facts["softcap"] = _softcap(match)
+        _require_sink(match, mask)
+        match.note(mask)
+        match.note(Scores(scale, _softcap(match)))
 
     def rewrite(
         self, op: Builder, match: Match, q: ir.Value, k: ir.Value | None, v: ir.Value, turned: ir.Value | None
@@ -146,8 +174,9 @@ class FuseAttention(Rule):
         sink = match.values.get("sink")
         if sink is not None:
             return _with_sink(op, match, key, sink)
-        mask = _full_rows(op, _mask(op, match), match.facts["mask"], q)
-        given = {"scale": match.facts["scale"], "softcap": match.facts["softcap"] or None}
+        mask = _full_rows(op, _mask(op, match), match.noted(Mask).shape, q)
+        scores = match.noted(Scores)
+        given = {"scale": scores.scale, "softcap": scores.softcap or None}
         if width == 4:
             return op.Attention(q, key, v, mask, **given)
         head = op.ints([1], "head")
@@ -155,7 +184,7 @@ class FuseAttention(Rule):
         return op.Squeeze(op.Attention(*apart, **given), head)
 
 
-def _require_sink(match: Match) -> None:
+def _require_sink(match: Match, mask: Mask) -> None:
     """A sink has a place of its own behind the keys, on four axes, and takes its weight along."""
     sink = match.values.get("sink")
     match.require((sink is None) == ("cut" not in match.named), "the weights are cut, or one is left over", sink)
@@ -163,7 +192,7 @@ def _require_sink(match: Match) -> None:
         return
     shape = dims(sink) or ()
     match.require(rank(match.values["q"]) == 4 and len(shape) == 4 and shape[-1] == 1, "more than one sink", sink)
-    match.require(match.facts["mask"], "a sink without a mask", sink)
+    match.require(mask.shape, "a sink without a mask", sink)
     match.require(not number(match.values.get("cap")), "a sink beside soft-capped scores", sink)
 
 
@@ -173,7 +202,7 @@ def _with_sink(op: Builder, match: Match, key: ir.Value, sink: ir.Value) -> ir.V
     mask = op.Expand(_mask(op, match), op.Shape(sink))
     keys, values = op.Pad(key, last), op.Pad(match.values["v"], last)
     wide = op.Concat(mask, sink, axis=-1)
-    return op.Attention(match.values["q"], keys, values, wide, scale=match.facts["scale"])
+    return op.Attention(match.values["q"], keys, values, wide, scale=match.noted(Scores).scale)
 
 
 def _softcap(match: Match) -> float:
@@ -231,8 +260,8 @@ def _steps(op: Ops, scores: Pat, step: int) -> Iterator[Pat]:
     yield op.Add(scores, Var(f"bias_{step}"))
 
 
-def _require_masks(match: Match, v: ir.Value) -> None:
-    """Masks hide keys for good, and broadcast to [batch, heads, queries, keys]."""
+def _require_masks(match: Match, v: ir.Value) -> Mask:
+    """Masks hide keys for good, and broadcast to [batch, heads, queries, keys]; return what they are together."""
     shape: tuple[Dim, ...] = ()
     parts: dict[str, ir.Value] = {}
     for step in STEPS:
@@ -253,15 +282,13 @@ def _require_masks(match: Match, v: ir.Value) -> None:
     keys = (dims(v) or ())[-2]
     match.require(not shape or shape[-1] != 1 or keys == 1, "the mask has one entry for all keys")
     match.require(None not in shape[-2:], "how many rows or keys the mask has is not known")
-    match.facts.update(mask=shape, exact=False, kept=False, lowest=False, undefined=False)
     origins = {name: origin_of_mask(part) for name, part in parts.items()}
     if any(origin.free is not None for origin in origins.values()):
-        _require_exact(match, origins)
-    else:
-        _require_order(match, origins)
+        return _require_exact(match, origins, shape)
+    return _require_order(match, origins, shape)
 
 
-def _require_order(match: Match, origins: Mapping[str, MaskOrigin]) -> None:
+def _require_order(match: Match, origins: Mapping[str, MaskOrigin], shape: tuple[Dim, ...]) -> Mask:
     """Of several things that hide keys each must stay as far below the others as it is.
 
     A row of padding sees nothing where order hides the rest of its keys, and is shared among those that are hidden
@@ -269,10 +296,11 @@ def _require_order(match: Match, origins: Mapping[str, MaskOrigin]) -> None:
     written over a score becomes -1e30, and what else hides keys must be much nearer, or beyond that.
 
     Args:
-        match: gets the facts `kept` and `lowest`.
+        match: the attention.
         origins: of `bias_1`, `masked_1`, `allowed_1` and so on, from the product outwards.
+        shape: of the mask.
     """
-    kind = _kind(match)
+    kind, kept = _kind(match), False
     far = FAR_BELOW.get(kind, FAR_BELOW_OTHERS)
     fills = {name: number(match.values[f"fill_{name[-1]}"]) or 0.0 for name in origins if not name.startswith("bias")}
     over = {name for name in fills if match.values.get(f"zero_{name[-1]}") is None}
@@ -288,10 +316,11 @@ def _require_order(match: Match, origins: Mapping[str, MaskOrigin]) -> None:
         if not changed or not rest:
             continue
         if fill <= far:
-            match.facts.update(kept=True, lowest=True)
+            kept = True
             continue
         nearer = sum(size for size in rest if size <= -far)
         match.require(2 * nearer <= -fill, "scores that are written over are hidden otherwise too")
+    return Mask(shape, kept=kept, lowest=kept)
 
 
 def _kind(match: Match) -> np.dtype[Any]:
@@ -300,7 +329,7 @@ def _kind(match: Match) -> np.dtype[Any]:
     return np.dtype(q.dtype.numpy() if q is not None and q.dtype is not None else np.float32)
 
 
-def _require_exact(match: Match, origins: Mapping[str, MaskOrigin]) -> None:
+def _require_exact(match: Match, origins: Mapping[str, MaskOrigin], shape: tuple[Dim, ...]) -> Mask:
     """What hides keys may hold anything: rows that see nothing have an answer too, and it must stay.
 
     What is added stays as it is. A score that is written over gets -1e30 instead of its own number, so nothing may be
@@ -308,8 +337,9 @@ def _require_exact(match: Match, origins: Mapping[str, MaskOrigin]) -> None:
     is not a number; where these are guarded, they are zeros, as the operator's, and where a sink takes all.
 
     Args:
-        match: gets the facts `exact`, `lowest` and `undefined`.
+        match: the attention.
         origins: of `bias_1`, `masked_1`, `allowed_1` and so on, from the product outwards.
+        shape: of the mask.
     """
     place = next(origin.free for origin in origins.values() if origin.free is not None)
     fills = {name: number(match.values[f"fill_{name[-1]}"]) for name in origins if not name.startswith("bias")}
@@ -325,7 +355,7 @@ def _require_exact(match: Match, origins: Mapping[str, MaskOrigin]) -> None:
     match.require(fits, "scores that are written over are hidden otherwise too", place)
     defined = "guarded" in match.named or match.values.get("sink") is not None
     lowest = any(_may_be_lowest(origins[name], fills.get(name)) for name in rest)
-    match.facts.update(exact=True, lowest=lowest, undefined=endless and not defined)
+    return Mask(shape, exact=True, lowest=lowest, undefined=endless and not defined)
 
 
 def _may_be_lowest(origin: MaskOrigin, fill: float | None) -> bool:
@@ -351,14 +381,14 @@ def _mask(op: Builder, match: Match) -> ir.Value | None:
 
     A score that is written over gets a weight of zero in both ways, or, in a row of nothing else, equal weights.
     """
-    values, kind = match.values, _kind(match)
+    values, kind, mask = match.values, _kind(match), match.noted(Mask)
     total: ir.Value | None = None
     for step in STEPS:
         part = values.get(f"bias_{step}")
         written = number(values.get(f"fill_{step}"))
         if written is not None:
             added = values.get(f"zero_{step}") is not None
-            kept = match.facts["kept"] or (added and match.facts["exact"])
+            kept = mask.kept or (added and mask.exact)
             below = written if kept else _fill(written, kind, added=added)
             fill = op.constant(np.array(below, dtype=kind), f"fill_{step}")
             zero = op.constant(np.zeros((), dtype=kind), f"zero_{step}")
@@ -371,11 +401,11 @@ def _mask(op: Builder, match: Match) -> ir.Value | None:
     outer = (number(values.get("scale_all")) or 1.0) / (number(values.get("divide_all")) or 1.0)
     if total is not None and outer != 1.0:
         total = op.Mul(total, op.constant(np.array(outer, dtype=kind), "scale_all"))
-    if total is not None and match.facts["lowest"]:
+    if total is not None and mask.lowest:
         lowest = op.constant(np.array(np.finfo(kind).min, dtype=kind), "lowest")
         above = op.constant(np.array(ABOVE_LOWEST * np.finfo(kind).min, dtype=kind), "above_lowest")
         total = op.Where(op.Equal(total, lowest), above, total)
-    if total is not None and match.facts["undefined"]:
+    if total is not None and mask.undefined:
         largest = op.ReduceMax(total, op.ints([-1], "keys"), keepdims=1)
         endless = op.constant(np.array(-np.inf, dtype=kind), "endless")
         nan = op.constant(np.array(np.nan, dtype=kind), "nan")

@@ -17,6 +17,7 @@ Source: ONNX operator Attention-23, inputs of rank 3.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -28,6 +29,14 @@ from onnxopt.rewrite.registry import register
 from onnxopt.spec import Reassociated
 
 BETWEEN = (0, 2, 1, 3)  # [batch, sequence, heads, size] <-> [batch, heads, sequence, size]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How many heads the queries are cut into, and the keys and values."""
+
+    queries: int
+    keys: int
 
 
 @register
@@ -50,10 +59,11 @@ class FuseAttentionHeads(Rule):
 
     def guard(self, match: Match, q: ir.Value, k: ir.Value, v: ir.Value) -> None:
         """Every split must cut the last axis into heads, and the merge must undo it."""
-        counts = {}
+        counts: dict[str, int] = {}
         for name, value in (("q", q), ("k", k), ("v", v)):
-            counts[name] = _heads(value, match.named[f"split_{name}"])
-            match.require(counts[name] is not None, f"{name} is not cut into heads along its last axis", value)
+            found = _heads(value, match.named[f"split_{name}"])
+            match.require(found is not None, f"{name} is not cut into heads along its last axis", value)
+            counts[name] = found or 0
         match.require(counts["k"] == counts["v"], "keys and values have different numbers of heads", k)
         merged, tokens = dims(match.root.outputs[0]) or (), dims(q) or ()
         match.require(
@@ -62,14 +72,16 @@ class FuseAttentionHeads(Rule):
             match.root,
         )
         match.require("q_num_heads" not in match.named["attention"].attributes, "the attention works on tokens already")
-        match.facts.update(q_num_heads=counts["q"], kv_num_heads=counts["k"])
+        match.note(Heads(counts["q"], counts["k"]))
 
     def rewrite(
         self, op: Builder, match: Match, q: ir.Value, k: ir.Value, v: ir.Value, maybe_mask: ir.Value | None
     ) -> ir.Value:
         """Inputs of rank 3."""
+        heads = match.noted(Heads)
         attributes = {name: attr.value for name, attr in match.named["attention"].attributes.items()}
-        return op.Attention(q, k, v, maybe_mask, **{**attributes, **match.facts})
+        attributes |= {"q_num_heads": heads.queries, "kv_num_heads": heads.keys}
+        return op.Attention(q, k, v, maybe_mask, **attributes)
 
 
 def _heads(tokens: ir.Value, reshape: ir.Node) -> int | None:

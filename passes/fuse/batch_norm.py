@@ -18,6 +18,7 @@ Source: ONNX operator BatchNormalization-15 with training_mode 0. A normalizatio
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -30,6 +31,14 @@ from onnxopt.rewrite.patterns import Ops, Pat, Var
 from onnxopt.rewrite.registry import register
 from onnxopt.rewrite.vocabulary import FLOATS, constant, either
 from onnxopt.spec import Array, Reassociated
+
+
+@dataclass(frozen=True)
+class Product:
+    """What is normalized: the operator, and its node."""
+
+    kind: str
+    node: ir.Node
 
 
 @register
@@ -61,8 +70,7 @@ class FoldBatchNorm(Rule):
             match.require(
                 rank(x) == 2 and rank(weight) == 2, "the channels of the product are not on its second axis", x
             )
-        match.facts["kind"] = kind
-        match.facts["channels"] = channels = match.array("gamma").size
+        channels = match.array("gamma").size
         bias = array_of(match.values.get("bias"))
         match.require(
             bias is None or bias.size == 1 or (bias.size == channels and bias.shape[-1] == channels),
@@ -70,10 +78,12 @@ class FoldBatchNorm(Rule):
         )
         found = _channels(match.named[kind], kind, dims(weight) or ())
         match.require(found == channels, f"the product has {found} channels, the normalization {channels}", weight)
+        match.note(Product(kind, match.named[kind]))
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
         """New weights and a bias."""
-        kind, node = match.facts["kind"], match.named[match.facts["kind"]]
+        product = match.noted(Product)
+        kind, node = product.kind, product.node
         gamma, beta, mean, variance = (
             match.array(name).astype(np.float64) for name in ("gamma", "beta", "mean", "variance")
         )

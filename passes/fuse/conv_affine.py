@@ -18,6 +18,7 @@ Source: the CPU session does so too when it opens a graph (ConvMulFusion, ConvAd
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -32,6 +33,13 @@ from onnxopt.rewrite.vocabulary import FLOATS, constant, either
 from onnxopt.spec import Array, Reassociated
 
 KINDS = ("Conv", "ConvTranspose")
+
+
+@dataclass(frozen=True)
+class PerChannel:
+    """The constant behind the convolution, one number for each channel."""
+
+    by: Array
 
 
 class _Behind(Rule):
@@ -52,12 +60,14 @@ class _Behind(Rule):
         shape = dims(weight) or ()
         channels = result_channels(match.named["conv"], shape)
         match.require(channels is not None, "the filters have no known channels", weight)
-        match.facts["by"] = by = per_channel(match.array("by"), channels or 0, len(shape))
+        by = per_channel(match.array("by"), channels or 0, len(shape))
         match.needs(by is not None, "what comes behind is not one number per channel")
+        if by is not None:
+            match.note(PerChannel(by))
 
     def channels(self, match: Match) -> tuple[Array, Array, Array]:
         """Return the weight, the bias, and the constant as [channels], in float64."""
-        by, bias = match.facts["by"], array_of(match.values.get("maybe_bias"))
+        by, bias = match.noted(PerChannel).by, array_of(match.values.get("maybe_bias"))
         own = np.zeros(len(by)) if bias is None else bias.astype(np.float64)
         return match.array("weight"), own, by
 

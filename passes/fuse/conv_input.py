@@ -19,6 +19,7 @@ Source: a convolution is linear in its input; a factor commutes with padding by 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -37,6 +38,21 @@ KINDS = ("Conv", "ConvTranspose")
 SHIFTS = ("Add", "Sub")
 
 
+@dataclass(frozen=True)
+class Shift:
+    """What is added to each channel."""
+
+    by: Array
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What each channel is multiplied by, and the shift behind it when that stands in front."""
+
+    factor: Array
+    moved: Array | None
+
+
 class _Before(Rule):
     """One constant per channel in front of a convolution."""
 
@@ -47,8 +63,8 @@ class _Before(Rule):
         make: Callable[..., Pat] = getattr(op, kind)
         return make(x, constant("weight"), Var("maybe_bias", optional=True), _name="conv")
 
-    def check(self, match: Match, x: ir.Value, weight: ir.Value) -> None:
-        """Weights of its own, and constants of one number per channel of x or one for all."""
+    def check(self, match: Match, x: ir.Value, weight: ir.Value) -> dict[str, Array]:
+        """Weights of its own, and constants of one number per channel of x or one for all; return these by name."""
         match.require(weight.dtype in FLOATS, f"the weight is {weight.dtype}", weight)
         match.require(len(weight.uses()) == 1, "the weight is shared", weight)
         shape = dims(weight) or ()
@@ -57,10 +73,14 @@ class _Before(Rule):
         match.require(rank(x) == len(shape), f"x has rank {rank(x)}, the filters {len(shape)}", x)
         found = (dims(x) or (None, None))[1]
         match.require(found == channels, f"x has {found} channels, the convolution reads {channels}", x)
+        constants: dict[str, Array] = {}
         for name in ("by", "shift"):
             if name in match.values:
-                match.facts[name] = taken = per_channel(match.array(name), channels or 0, len(shape))
+                taken = per_channel(match.array(name), channels or 0, len(shape))
                 match.needs(taken is not None, "what comes before is not one number per channel")
+                if taken is not None:
+                    constants[name] = taken
+        return constants
 
     def rebuilt(self, op: Builder, match: Match, x: ir.Value, weight: Array, bias: ir.Value | None) -> ir.Value:
         """The convolution of x with other weights."""
@@ -87,21 +107,21 @@ class FoldShiftBeforeConv(_Before):
         """No padding, here and wherever else the shifted value is read, so that it goes."""
         match.needs(not is_padded(match.named["conv"]), "the zeros that pad the input are not shifted")
         match.require(maybe_bias is None or array_of(maybe_bias) is not None, "the bias is computed", maybe_bias)
-        self.check(match, x, weight)
+        constants = self.check(match, x, weight)
         shifted = next(match.named[kind] for kind in SHIFTS if kind in match.named).outputs[0]
         match.needs(
             only_convolved(shifted) and not any(is_op(use.node, "ConvTranspose") for use in shifted.uses()),
             "something else reads the shifted value",
         )
         match.needs(not any(is_padded(use.node) for use in shifted.uses()), "the shifted value is padded elsewhere")
+        match.note(Shift(constants["by"] if "Add" in match.named else -constants["by"]))
 
     def rewrite(
         self, op: Builder, match: Match, x: ir.Value, weight: ir.Value, maybe_bias: ir.Value | None
     ) -> ir.Value:
         """What the filters make of the shift goes into the bias."""
         filters, node = match.array("weight"), match.named["conv"]
-        shift = match.facts["by"] if "Add" in match.named else -match.facts["by"]
-        bias = result_of_constant(node, filters.astype(np.float64), shift)
+        bias = result_of_constant(node, filters.astype(np.float64), match.noted(Shift).by)
         own = array_of(maybe_bias)
         bias = bias if own is None else bias + own.astype(np.float64)
         attributes = {name: attr.value for name, attr in node.attributes.items()}
@@ -128,7 +148,7 @@ class FoldScaleBeforeConv(_Before):
 
     def guard(self, match: Match, x: ir.Value, weight: ir.Value) -> None:
         """Nothing but convolutions reads what is scaled, so that it goes, and s can be divided by."""
-        self.check(match, x, weight)
+        constants = self.check(match, x, weight)
         scaled = match.named["scale" if "scale" in match.named else "quotient"].outputs[0]
         shifted = [match.named[sign].outputs[0] for sign in SHIFTS if sign in match.named]
         match.needs(
@@ -136,21 +156,22 @@ class FoldScaleBeforeConv(_Before):
             and (not shifted or (len(scaled.uses()) == 1 and not scaled.is_graph_output())),
             "something else reads the scaled value",
         )
-        by, kept = match.facts["by"], match.array("weight").dtype
+        by, kept = constants["by"], match.array("weight").dtype
         factor = by if "scale" in match.named else _inverse(by)
         match.require(np.isfinite(factor.astype(kept)).all(), "it divides by zero")
-        match.facts["factor"] = factor
+        moved = None
         if shifted:
-            moved = (match.facts["shift"] * _inverse(factor)).astype(kept)
+            moved = (constants["shift"] * _inverse(factor)).astype(kept)
             match.require(np.isfinite(moved).all(), "the shift cannot be divided by the factor")
-            match.facts["moved"] = moved
+        match.note(Scale(factor, moved))
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value, maybe_bias: ir.Value | None) -> ir.Value:
         """New weights; a shift is divided by the factor."""
-        filters = scale_inputs(match.named["conv"], match.array("weight").astype(np.float64), match.facts["factor"])
-        if "moved" in match.facts:
+        scale = match.noted(Scale)
+        filters = scale_inputs(match.named["conv"], match.array("weight").astype(np.float64), scale.factor)
+        if scale.moved is not None:
             sign = next(kind for kind in SHIFTS if kind in match.named)
-            moved = match.facts["moved"].reshape(-1, *[1] * (filters.ndim - 2))
+            moved = scale.moved.reshape(-1, *[1] * (filters.ndim - 2))
             x = op.node(sign, [x, op.constant(moved, "shift")], {})[0]
         return self.rebuilt(op, match, x, filters, maybe_bias)
 

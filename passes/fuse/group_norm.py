@@ -18,6 +18,7 @@ Source: Wu & He 2018, arXiv:1803.08494; ONNX operator GroupNormalization-21.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -30,6 +31,13 @@ from onnxopt.rewrite.registry import register
 from onnxopt.rewrite.vocabulary import constant, either, mean_last, scalar, square_root, squared
 from onnxopt.sizes.derive import same_dimension, same_shape
 from onnxopt.spec import Reassociated
+
+
+@dataclass(frozen=True)
+class Groups:
+    """How many groups the channels are in."""
+
+    number: int
 
 
 @register
@@ -74,11 +82,11 @@ class FuseGroupNorm(Rule):
             shape = dims(match.values[name]) or ()
             match.require(shape[-len(wanted) :] == wanted, f"{name} has shape {shape}, needs {wanted}")
             match.require(all(dim == 1 for dim in shape[: -len(wanted)]), f"{name} has shape {shape}, needs {wanted}")
-        match.facts["groups"] = groups
+        match.note(Groups(groups))
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
         """γ and β as vectors."""
         norm = match.named.get("norm")
         epsilon = match.number("epsilon") if norm is None else attribute(norm, "epsilon")
         gamma, beta = (op.constant(match.array(name).reshape(-1), name) for name in ("gamma", "beta"))
-        return op.GroupNormalization(x, gamma, beta, num_groups=match.facts["groups"], epsilon=epsilon)
+        return op.GroupNormalization(x, gamma, beta, num_groups=match.noted(Groups).number, epsilon=epsilon)

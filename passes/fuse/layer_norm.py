@@ -25,6 +25,7 @@ Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450, eq. 4; ONNX operator LayerNor
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -36,6 +37,13 @@ from onnxopt.rewrite.patterns import Ops, Pat
 from onnxopt.rewrite.registry import register
 from onnxopt.rewrite.vocabulary import FLOATS, constant, either, kept, product, reduced, scalar, square_root, squared
 from onnxopt.spec import Reassociated
+
+
+@dataclass(frozen=True)
+class Along:
+    """The axis that is normalized."""
+
+    axis: int
 
 
 def require_along(match: Match, x: ir.Value, axis: int, *names: str) -> None:
@@ -116,11 +124,11 @@ class FuseLayerNorm(Rule):
             x,
         )
         require_along(match, x, axis or 0, "gamma", "beta")
-        match.facts["axis"] = axis
+        match.note(Along(axis or 0))
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value, gamma: ir.Value) -> ir.Value:
         """One node with the graph's own ε, between Transposes where the axis is not the last."""
-        beta, axis, last = match.values.get("beta"), match.facts["axis"], (rank(x) or 0) - 1
+        beta, axis, last = match.values.get("beta"), match.noted(Along).axis, (rank(x) or 0) - 1
         order = [*(other for other in range(last + 1) if other != axis), axis]
         vectors = [None if value is None else as_vector(op, match, value) for value in (gamma, beta)]
         turned = x if axis == last else op.Transpose(x, perm=order)

@@ -18,6 +18,7 @@ Source: ONNX operator OneHot-11: from −n to −1 an index counts from the end;
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -31,6 +32,13 @@ from onnxopt.rewrite.vocabulary import FLOATS, constant, scalar
 from onnxopt.spec import Array, Exact
 
 INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)  # what Gather takes
+
+
+@dataclass(frozen=True)
+class Table:
+    """How many rows the table has."""
+
+    rows: int
 
 
 @register
@@ -69,8 +77,8 @@ class FuseOneHot(Rule):
         match.require(
             np.isfinite(match.array("table")).all(), "the table holds infinities, times zero no number", table
         )
-        match.facts["rows"] = rows
         match.probes = tuple({index: _around(index, rows, seed)} for seed in range(2))
+        match.note(Table(rows))
 
     def _by_the_operator(self, match: Match, index: ir.Value) -> None:
         """The vectors lie along the axis that the product sums over, so they are as long as the table."""
@@ -92,7 +100,7 @@ class FuseOneHot(Rule):
     def rewrite(self, op: Builder, match: Match, index: ir.Value) -> ir.Value:
         """A row of zeros behind the table is what an index outside of it finds."""
         kind = np.int64 if index.dtype == ir.DataType.INT64 else np.int32
-        rows = op.constant(np.array(match.facts["rows"], kind), "rows")
+        rows = op.constant(np.array(match.noted(Table).rows, kind), "rows")
         zero = op.constant(np.array(0, kind), "zero")
         if "one_hot" in match.named:
             index = op.Where(op.Less(index, zero), op.Add(index, rows), index)

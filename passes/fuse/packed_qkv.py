@@ -18,6 +18,7 @@ Source: [x Wq, x Wk, x Wv] = x [Wq Wk Wv].
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -27,6 +28,13 @@ from onnxopt.rewrite import Builder, Match, Rule
 from onnxopt.rewrite.patterns import Ops, Pat
 from onnxopt.rewrite.registry import register
 from onnxopt.spec import Reassociated
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The columns of queries, keys and values."""
+
+    each: tuple[int, ...]
 
 
 @register
@@ -46,11 +54,11 @@ class PackQKV(Rule):
         """Matrices and vectors; the attention works on tokens."""
         match.require(rank(x) == 3, f"x has rank {rank(x)}, needs 3", x)
         match.require("q_num_heads" in match.root.attributes, "the attention works on heads, not tokens")
-        match.facts["widths"] = require_projections(match)
+        match.note(Widths(tuple(int(width or 0) for width in require_projections(match))))
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value, maybe_mask: ir.Value | None) -> ir.Value:
         """One product, split again."""
-        widths, packed = match.facts["widths"], one_product(op, match, x)
+        widths, packed = match.noted(Widths).each, one_product(op, match, x)
         q, k, v = op.node("Split", [packed, op.ints(widths, "widths")], {"axis": -1}, outputs=3)
         attributes = {name: attr.value for name, attr in match.root.attributes.items()}
         return op.Attention(q, k, v, maybe_mask, **attributes)

@@ -23,6 +23,7 @@ Source: the subgraph that computes the mask is cut out and run on probe masks (r
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -37,6 +38,14 @@ from onnxopt.rewrite.patterns import match as match_pattern
 from onnxopt.rewrite.registry import register
 from onnxopt.rewrite.vocabulary import scalar
 from onnxopt.spec import Reassociated
+
+
+@dataclass(frozen=True)
+class Padding:
+    """The mask of the tokens, and the number that hidden keys get where they get one."""
+
+    source: ir.Value
+    fill: float | None
 
 
 def padding_bias(op: Ops, mask: Pat) -> Pat:
@@ -80,11 +89,12 @@ class FusePaddingMask(Rule):
         match.require(not meaning.window, f"the mask is a window of {meaning.window} keys", mask)
         match.require(not meaning.slopes, "keys get a bias by their place", mask)
         match.require((known_dims(meaning.source) or ())[1:] != (TOTAL,), "the mask covers a cache", mask)
-        match.facts.update(source=meaning.source, fill=meaning.fill)
+        match.note(Padding(meaning.source, meaning.fill))
 
     def rewrite(self, op: Builder, match: Match, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
         """Write [batch, 1, queries, keys] booleans."""
-        source = match.facts["source"]
+        padding = match.noted(Padding)
+        source = padding.source
         booleans = op.Cast(source, to=ir.DataType.BOOL.value)
         batch, keys = op.Shape(source, start=0, end=1), op.Shape(source, start=1, end=2)
         axis = -2
@@ -92,10 +102,10 @@ class FusePaddingMask(Rule):
         queries = keys if (dims(q) or ())[axis] == (dims(source) or ())[1] else op.Shape(q, start=axis, end=axis + 1)
         shape = op.Concat(batch, op.ints([1], "one"), queries, keys, axis=0)
         mask = op.Expand(op.Unsqueeze(booleans, op.ints([1, 2], "axes")), shape)
-        if match.facts["fill"] is not None:
+        if padding.fill is not None:
             kind = q.dtype.numpy() if q.dtype is not None else np.dtype(np.float32)
             zero = op.constant(np.zeros((), kind), "zero")
-            fill = op.constant(np.array(match.facts["fill"], kind), "fill")
+            fill = op.constant(np.array(padding.fill, kind), "fill")
             mask = op.Where(mask, zero, fill)
         attributes = {name: attr.value for name, attr in match.root.attributes.items()}
         return op.Attention(q, k, v, mask, **attributes)

@@ -22,6 +22,7 @@ Source: Su et al. 2021, arXiv:2104.09864, eq. 34; ONNX operator RotaryEmbedding-
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -39,6 +40,17 @@ from onnxopt.spec import Array, Reassociated
 SWAPPED = (0, 2, 1, 3)  # [batch, sequence, heads, size] <-> [batch, heads, sequence, size]
 ENDLESS = 2**31 - 1
 ROUNDING = 2.0**-22  # of a table: the runtime's cosine of one angle depends on its place among others by 2**-24
+
+
+@dataclass(frozen=True)
+class Turned:
+    """Heads, how many of their entries are turned and how (in pairs), and how their tables are stored."""
+
+    heads: ir.Value
+    rotated: int
+    paired: int
+    twice: bool
+    swapped: bool
 
 
 @register
@@ -79,30 +91,33 @@ class FuseRotary(Rule):
         match.require(isinstance(width, int) and width == (dims(sin) or (None,))[-1], "the tables differ in width", cos)
         twice = "apart" not in match.named and whole is None
         rotated = int(width or 0) * (1 if twice else 2)
-        match.facts.update(heads=heads, rotated=rotated, twice=twice, interleaved="pairs" in match.named)
+        paired = int("pairs" in match.named)
+        if heads is None:
+            return
         if whole is not None:
             parts = (_taken(match, "part", 0), _taken(match, "rest", 1))
             fits = parts == (range(rotated), range(rotated, size))
             match.require(fits, "the rest of a head is not what the tables leave", heads)
-            match.facts["interleaved"] = attribute(match.named["turned"], "interleaved")
+            paired = int(attribute(match.named["turned"], "interleaved"))
+            match.note(Turned(heads, rotated, paired, twice=twice, swapped=False))
             return
         match.require(rotated == size, f"tables for {rotated} of {size} entries of a head", cos)
-        self._turned(match, heads)
+        self._turned(match, heads, rotated)
         tables = [dims(table) or () for table in (cos, sin)]
         # GPT-J turns [batch, sequence, heads, size]
         counted = isinstance(shape[2], int)
         swapped = counted and all(len(one) == 4 and _spans_heads(_swap(one), _swap(shape)) for one in tables)
-        match.facts["swapped"] = swapped
         for table, one in zip((cos, sin), tables, strict=True):
             match.require(swapped or _spans_heads(one, shape), f"a table is {one}", table)
-        reason = _repeats(match.model, cos, sin, pairs=match.facts["interleaved"]) if twice else ""
+        reason = _repeats(match.model, cos, sin, pairs=bool(paired)) if twice else ""
         match.require(not reason, reason, cos)
+        match.note(Turned(heads, rotated, paired, twice=twice, swapped=swapped))
 
-    def _turned(self, match: Match, heads: ir.Value | None) -> None:
+    def _turned(self, match: Match, heads: ir.Value, rotated: int) -> None:
         """Require that the halves, or the pairs, of a head are turned against each other."""
-        rotated, half = match.facts["rotated"], match.facts["rotated"] // 2
+        half = rotated // 2
         found = (_taken(match, "low", 0), _taken(match, "high", 1))
-        if not match.facts["interleaved"]:
+        if "pairs" not in match.named:
             match.require(found == (range(half), range(half, rotated)), "the parts are not the halves", heads)
             return
         match.require(found == (range(0, rotated, 2), range(1, rotated, 2)), "the parts are not the pairs", heads)
@@ -111,22 +126,22 @@ class FuseRotary(Rule):
 
     def rewrite(self, op: Builder, match: Match, cos: ir.Value, sin: ir.Value, whole: ir.Value | None) -> ir.Value:
         """The tables become [batch, sequence, angles]."""
-        facts = match.facts
-        paired = int(facts["interleaved"])
+        found = match.noted(Turned)
+        paired = found.paired
         if whole is not None:
             heads = op.Transpose(whole, perm=SWAPPED) if "swapped" in match.named else whole
-            turned = op.RotaryEmbedding(heads, cos, sin, interleaved=paired, rotary_embedding_dim=facts["rotated"])
+            turned = op.RotaryEmbedding(heads, cos, sin, interleaved=paired, rotary_embedding_dim=found.rotated)
             return op.Transpose(turned, perm=SWAPPED) if "swapped" in match.named else turned
         cut = None
-        if facts["twice"]:
-            ends, step = (ENDLESS, 2) if paired else (facts["rotated"] // 2, 1)
+        if found.twice:
+            ends, step = (ENDLESS, 2) if paired else (found.rotated // 2, 1)
             cut = [op.ints([n], name) for n, name in ((0, "from"), (ends, "to"), (-1, "axis"), (step, "step"))]
-        if facts["swapped"]:
-            tables = [_angles(op, table, cut, facts["heads"], heads_at=2) for table in (cos, sin)]
-            turned = op.RotaryEmbedding(op.Transpose(facts["heads"], perm=SWAPPED), *tables, interleaved=paired)
+        if found.swapped:
+            tables = [_angles(op, table, cut, found.heads, heads_at=2) for table in (cos, sin)]
+            turned = op.RotaryEmbedding(op.Transpose(found.heads, perm=SWAPPED), *tables, interleaved=paired)
             return op.Transpose(turned, perm=SWAPPED)
-        tables = [_angles(op, table, cut, facts["heads"]) for table in (cos, sin)]
-        return op.RotaryEmbedding(facts["heads"], *tables, interleaved=paired)
+        tables = [_angles(op, table, cut, found.heads) for table in (cos, sin)]
+        return op.RotaryEmbedding(found.heads, *tables, interleaved=paired)
 
 
 def _two(op: Ops, x: Pat, first: str, second: str) -> Iterator[tuple[Pat, Pat]]:

@@ -18,6 +18,7 @@ Source: ONNX operator Softmax-13, of one axis since then; its kernel takes the m
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -29,6 +30,13 @@ from onnxopt.rewrite.patterns import Const, Ops, Pat
 from onnxopt.rewrite.registry import register
 from onnxopt.rewrite.vocabulary import FLOATS, either, kept, reduced, scalar
 from onnxopt.spec import Reassociated
+
+
+@dataclass(frozen=True)
+class Along:
+    """The axis whose weights sum to one; the last is -1."""
+
+    axis: int
 
 
 @register
@@ -68,8 +76,8 @@ class FuseSoftmax(Rule):
             "the maximum and the sum are not known to keep their axis",
             x,
         )
-        match.facts["axis"] = axis if axis != axes - 1 else -1
+        match.note(Along(-1 if axis == axes - 1 else axis or 0))
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
         """One operator over the same axis."""
-        return op.Softmax(x, axis=match.facts["axis"])
+        return op.Softmax(x, axis=match.noted(Along).axis)

@@ -16,14 +16,24 @@ Source: ONNX DynamicQuantizeLinear-11 and MatMulInteger-10.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import onnx_ir as ir
 
 from onnxopt.graph.linears import name_after
-from onnxopt.passes.words.planned import Planned, facts_of, is_float
+from onnxopt.passes.words.planned import Planned, PlannedLayer, is_float
 from onnxopt.qmath.precision import Kind
 from onnxopt.rewrite import Builder, Match
 from onnxopt.rewrite.registry import register
-from onnxopt.spec import SQNR, Lossy
+from onnxopt.spec import SQNR, Array, Lossy
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The weight in int8, and a scale for each of its columns."""
+
+    codes: Array
+    scales: Array
 
 
 @register
@@ -39,20 +49,20 @@ class QuantizeLinearDynamic(Planned):
     def guard(self, match: Match) -> None:
         """The plan must have the layer's weight."""
         super().guard(match)
-        linear, planned = facts_of(match)
-        x = linear.x
+        layer = match.noted(PlannedLayer)
+        x, columns = layer.linear.x, layer.planned.columns
         match.require(is_float(x), f"x is {x.dtype}; only float32 is quantized", x)
-        match.require(planned.columns is not None, "the plan has no weight", x)
-        match.facts["columns"] = planned.columns
+        match.require(columns is not None, "the plan has no weight", x)
+        if columns is not None:
+            match.note(Columns(*columns))
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
         """The integers first, the scales behind them."""
-        linear, _ = facts_of(match)
-        codes, scales = match.facts["columns"]
+        linear, columns = match.noted(PlannedLayer).linear, match.noted(Columns)
         integers, scale, zero_point = op.node("DynamicQuantizeLinear", [x], {}, outputs=3)
-        stored = op.constant(codes, "weight")
+        stored = op.constant(columns.codes, "weight")
         name_after(stored, [linear.weight])
         sums = op.Cast(op.MatMulInteger(integers, stored, zero_point), to=ir.DataType.FLOAT.value)
-        product = op.Mul(sums, op.Mul(scale, op.constant(scales, "weight_scale")))
+        product = op.Mul(sums, op.Mul(scale, op.constant(columns.scales, "weight_scale")))
         bias = self.bias(op, match)
         return self.with_rest(op, match, product if bias is None else op.Add(product, bias))

@@ -18,6 +18,7 @@ Source: ONNX QuantizeLinear-13 and DequantizeLinear-13; a bias in int32 on the g
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -31,7 +32,17 @@ from onnxopt.rewrite import Builder, Match, Rule
 from onnxopt.rewrite.patterns import Ops, Pat, Var
 from onnxopt.rewrite.registry import register
 from onnxopt.rewrite.vocabulary import constant as any_constant
-from onnxopt.spec import SQNR, Lossy
+from onnxopt.spec import SQNR, Array, Lossy
+
+
+@dataclass(frozen=True)
+class PlannedConv:
+    """A convolution, its weight in int8 with a scale for each channel, and the bias it is to get if not its own."""
+
+    conv: Convolution
+    codes: Array
+    scales: Array
+    bias: Array | None
 
 
 @register
@@ -66,18 +77,20 @@ class QuantizeConv(Rule):
         if conv is None:
             return
         planned = self.plan.get(conv.label, "int8")
-        match.needs(planned is not None and planned.columns is not None, "not planned")
+        columns = planned.columns if planned is not None else None
+        match.needs(columns is not None, "not planned")
         match.require(is_float(x), f"x is {x.dtype}; only float32 is quantized", x)
         match.require(x.name in self.plan.grids, "the plan has no grid for its input", x)
         match.require(conv.result.name in self.plan.grids, "the plan has no grid for its result", match.root)
-        match.facts.update(conv=conv, planned=planned)
+        if planned is not None and columns is not None:
+            match.note(PlannedConv(conv, *columns, planned.bias))
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
         """Everything through its grid, the convolution in float."""
-        conv, planned = match.facts["conv"], match.facts["planned"]
-        codes, scales = planned.columns
+        planned = match.noted(PlannedConv)
+        conv, scales = planned.conv, planned.scales
         grid = self.plan.grids[x.name or ""]
-        stored, steps = op.constant(codes, "weight"), op.constant(scales, "weight_scale")
+        stored, steps = op.constant(planned.codes, "weight"), op.constant(scales, "weight_scale")
         name_after(stored, [conv.weight])
         inputs = [through_grid(op, x, grid), op.DequantizeLinear(stored, steps, axis=0)]
         bias = planned.bias if planned.bias is not None else constant(conv.bias)

@@ -17,15 +17,26 @@ Source: ONNX QuantizeLinear-21 and DequantizeLinear-21; grids and weights come f
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph.linears import name_after
-from onnxopt.passes.words.planned import Planned, facts_of, is_float, through_grid
-from onnxopt.qmath.precision import Kind
+from onnxopt.passes.words.planned import Planned, PlannedLayer, is_float, through_grid
+from onnxopt.qmath.precision import Affine, Kind
 from onnxopt.rewrite import Builder, Match
 from onnxopt.rewrite.registry import register
-from onnxopt.spec import SQNR, Lossy
+from onnxopt.spec import SQNR, Array, Lossy
+
+
+@dataclass(frozen=True)
+class Grids:
+    """The grid of the input, and the weight in int8 with a scale for each of its columns."""
+
+    activation: Affine
+    codes: Array
+    scales: Array
 
 
 @register
@@ -41,22 +52,23 @@ class QuantizeLinearStatic(Planned):
     def guard(self, match: Match) -> None:
         """The plan must have the layer's grid and its weight."""
         super().guard(match)
-        linear, planned = facts_of(match)
-        x = linear.x
+        layer = match.noted(PlannedLayer)
+        x, grid, columns = layer.linear.x, layer.planned.activation, layer.planned.columns
         match.require(is_float(x), f"x is {x.dtype}; only float32 is quantized", x)
-        match.require(planned.activation is not None and planned.columns is not None, "the plan has no grid", x)
-        match.facts.update(grid=planned.activation, columns=planned.columns)
+        match.require(grid is not None and columns is not None, "the plan has no grid", x)
+        if grid is not None and columns is not None:
+            match.note(Grids(grid, *columns))
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
         """Through the grids, then the product in float."""
-        linear, planned = facts_of(match)
-        grid, (codes, scales) = match.facts["grid"], match.facts["columns"]
-        if planned.factors is not None:
-            x = op.Mul(x, op.constant((1 / planned.factors).astype(np.float32), "smooth"))
-        rounded = through_grid(op, x, grid)
-        stored = op.constant(codes, "weight")
-        name_after(stored, [linear.weight])
-        weight = op.DequantizeLinear(stored, op.constant(scales, "weight_scale"), axis=1)
+        layer, grids = match.noted(PlannedLayer), match.noted(Grids)
+        factors = layer.planned.factors
+        if factors is not None:
+            x = op.Mul(x, op.constant((1 / factors).astype(np.float32), "smooth"))
+        rounded = through_grid(op, x, grids.activation)
+        stored = op.constant(grids.codes, "weight")
+        name_after(stored, [layer.linear.weight])
+        weight = op.DequantizeLinear(stored, op.constant(grids.scales, "weight_scale"), axis=1)
         product = op.MatMul(rounded, weight)
         bias = self.bias(op, match)
         return self.with_rest(op, match, product if bias is None else op.Add(product, bias))

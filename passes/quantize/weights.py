@@ -22,14 +22,14 @@ Source: ONNX Runtime contrib operators MatMulNBits (codes [out, blocks, bytes], 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import CONTRIB, constant, dims, is_op
 from onnxopt.graph.linears import find_tables, name_after, parts_of
-from onnxopt.passes.words.planned import Planned, facts_of
+from onnxopt.passes.words.planned import Planned, PlannedLayer
 from onnxopt.qmath.blocks import pack
 from onnxopt.qmath.precision import Blocked, Kind, Plan, PlannedLinear
 from onnxopt.rewrite import Builder, Match, Rule
@@ -44,6 +44,13 @@ INT8_COMPUTE = 4  # of MatMulNBits
 FLOOR_4_BITS, FLOOR_8_BITS = 6.0, 20.0
 
 
+@dataclass(frozen=True)
+class Codes:
+    """The weight in blocks that the plan has."""
+
+    blocked: Blocked
+
+
 def side_by_side(parts: Sequence[Blocked]) -> Blocked:
     """Return the codes of one product that gives the columns of several."""
     points = [part.zero_points for part in parts if part.zero_points is not None]
@@ -55,11 +62,6 @@ def side_by_side(parts: Sequence[Blocked]) -> Blocked:
     )
 
 
-def blocks_of(match: Match) -> Blocked:
-    """Return the codes that the guard has seen."""
-    return match.facts["planned"].blocks  # type: ignore[no-any-return]  # the guard has seen them
-
-
 class InBlocks(Planned):
     """X @ W + b  →  MatMulNBits(X, codes, scales, zero points, b)."""
 
@@ -68,10 +70,14 @@ class InBlocks(Planned):
     def guard(self, match: Match) -> None:
         """The plan must have codes of the layer's shape."""
         super().guard(match)
-        linear, planned = facts_of(match)
-        match.require(planned.blocks is not None, "the plan has no codes for it", match.root)
-        shape = planned.blocks.codes.shape if planned.blocks is not None else ()
+        layer = match.noted(PlannedLayer)
+        linear, blocked = layer.linear, layer.planned.blocks
+        match.require(blocked is not None, "the plan has no codes for it", match.root)
+        if blocked is None:
+            return
+        shape = blocked.codes.shape
         match.require(shape == (linear.columns, linear.rows), f"the plan's codes are {list(shape)}", linear.weight)
+        match.note(Codes(blocked))
 
     def planned(self, label: str) -> PlannedLinear | None:
         """Return the plan of a layer, put together from those of its parts when it is packed."""
@@ -87,8 +93,7 @@ class InBlocks(Planned):
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
         """One node, and an Add where the layer adds more than its bias."""
-        linear, _ = facts_of(match)
-        blocked = blocks_of(match)
+        linear, blocked = match.noted(PlannedLayer).linear, match.noted(Codes).blocked
         stored = packed_codes(blocked)
         codes = op.constant(stored, "codes")
         name_after(codes, [linear.weight])
@@ -169,11 +174,11 @@ class QuantizeEmbedding(Rule):
         match.require(blocked.codes.shape == dims(table.weight), "the plan's codes are for another table", table.weight)
         whole = blocked.codes.shape[1] % blocked.block_size == 0
         match.require(whole, f"a row is not whole blocks of {blocked.block_size}", table.weight)
-        match.facts["planned"] = planned
+        match.note(Codes(blocked))
 
     def rewrite(self, op: Builder, match: Match, ids: ir.Value) -> ir.Value:
         """Read the codes of the last layer where they are the same."""
-        blocked = blocks_of(match)
+        blocked = match.noted(Codes).blocked
         stored = packed_codes(blocked)
         points = None if blocked.zero_points is None else pack(blocked.zero_points, blocked.bits)
         twin = _twin(match.model, stored, blocked.scales)

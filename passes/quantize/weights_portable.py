@@ -22,8 +22,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph.linears import name_after
-from onnxopt.passes.quantize.weights import FLOOR_4_BITS, FLOOR_8_BITS, InBlocks, blocks_of
-from onnxopt.passes.words.planned import facts_of
+from onnxopt.passes.quantize.weights import FLOOR_4_BITS, FLOOR_8_BITS, Codes, InBlocks
+from onnxopt.passes.words.planned import PlannedLayer
 from onnxopt.rewrite import Builder, Match
 from onnxopt.rewrite.registry import register
 from onnxopt.spec import Array, Lossy
@@ -39,8 +39,7 @@ class _Standard(InBlocks):
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value) -> ir.Value:
         """Symmetric codes are signed, so that they need no zero point."""
-        linear, _ = facts_of(match)
-        blocked = blocks_of(match)
+        linear, blocked = match.noted(PlannedLayer).linear, match.noted(Codes).blocked
         stored, points = blocked.codes, blocked.zero_points
         if points is None:
             middle = 1 << (blocked.bits - 1)

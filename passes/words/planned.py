@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +14,14 @@ from onnxopt.qmath.precision import Affine, Kind, Plan, PlannedLinear
 from onnxopt.rewrite import Builder, Match, Rule
 from onnxopt.rewrite.patterns import Ops, Pat
 from onnxopt.rewrite.vocabulary import constant as any_constant
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """A linear layer and what the plan has for it."""
+
+    linear: Linear
+    planned: PlannedLinear
 
 
 class Planned(Rule):
@@ -46,7 +55,9 @@ class Planned(Rule):
         match.needs(linear is not None, "no linear layer, or its bias comes behind")
         planned = self.planned(linear.label) if linear is not None else None
         match.needs(planned is not None, "not planned")
-        match.facts["linear"], match.facts["planned"] = linear, planned
+        if linear is None or planned is None:
+            return
+        match.note(PlannedLayer(linear, planned))
         rest = _rest(match)
         match.require(rest is None or attribute(match.root, "beta") == 1.0, "what is added is scaled", rest)
 
@@ -56,8 +67,9 @@ class Planned(Rule):
 
     def bias(self, op: Builder, match: Match) -> ir.Value | None:
         """Return the bias: the plan's, or the layer's own."""
-        linear, planned = facts_of(match)
-        return linear.bias if planned.bias is None else op.constant(planned.bias.astype(np.float32), "bias")
+        layer = match.noted(PlannedLayer)
+        bias = layer.planned.bias
+        return layer.linear.bias if bias is None else op.constant(bias.astype(np.float32), "bias")
 
     def with_rest(self, op: Builder, match: Match, product: ir.Value) -> ir.Value:
         """Return the layer's result: a Gemm may add a matrix, such as the residual, where others have their bias."""
@@ -67,14 +79,11 @@ class Planned(Rule):
 
 def _rest(match: Match) -> ir.Value | None:
     """Return what a Gemm adds that is no bias of its columns."""
-    if not is_op(match.root, "Gemm") or len(match.root.inputs) < 3 or facts_of(match)[0].bias is not None:
+    if not is_op(match.root, "Gemm") or len(match.root.inputs) < 3:
+        return None
+    if match.noted(PlannedLayer).linear.bias is not None:
         return None
     return match.root.inputs[2]
-
-
-def facts_of(match: Match) -> tuple[Linear, PlannedLinear]:
-    """Return what the guard of a planned layer has found."""
-    return match.facts["linear"], match.facts["planned"]
 
 
 def is_float(value: ir.Value) -> bool:

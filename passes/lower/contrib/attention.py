@@ -19,6 +19,7 @@ Source: ONNX Runtime contrib operator Attention; the mask stays raw and two-dime
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -33,6 +34,15 @@ from onnxopt.rewrite.registry import register
 from onnxopt.rewrite.vocabulary import constant as any_constant
 from onnxopt.rewrite.vocabulary import either
 from onnxopt.spec import Reassociated
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How many heads there are, the widths of queries, keys and values, and what masked scores get."""
+
+    count: int
+    widths: tuple[int, ...]
+    fill: float | None
 
 
 @register
@@ -54,9 +64,9 @@ class LowerAttention(Rule):
 
     def class_of(self, match: Match) -> str:
         """Heads and their size, and whether there is a mask."""
-        heads, sizes = match.facts["heads"], match.facts["sizes"]
+        heads = match.noted(Heads)
         mask = "padding mask" if match.values.get("keys") is not None else "no mask"
-        return f"{heads} heads of {sizes[0] // heads}, {mask}"
+        return f"{heads.count} heads of {heads.widths[0] // heads.count}, {mask}"
 
     def guard(self, match: Match, x: ir.Value, keys: ir.Value | None, widths: ir.Value) -> None:
         """float32, as many key heads as query heads, nothing that the kernel does not know."""
@@ -70,20 +80,21 @@ class LowerAttention(Rule):
         sizes = integers(widths) or ()
         match.require(len(sizes) == 3 and sizes[0] == sizes[1], "queries and keys have different widths")
         match.require(keys is None or len(dims(keys) or ()) == 2, "the mask is not [batch, keys]", keys)
-        match.facts.update(heads=heads, sizes=sizes, filter=filter_value(match, keys))
+        match.note(Heads(heads, sizes, filter_value(match, keys)))
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value, keys: ir.Value | None, weight: ir.Value) -> ir.Value:
         """The kernel wants a bias, and the mask as int32."""
-        heads, sizes = match.facts["heads"], match.facts["sizes"]
+        heads = match.noted(Heads)
+        sizes = heads.widths
         bias = constant(match.values.get("bias"))
         filled = op.constant(np.zeros(sum(sizes), np.float32) if bias is None else bias, "bias")
         scale = attribute(match.root, "scale")
-        default = (sizes[0] // heads) ** -0.5
+        default = (sizes[0] // heads.count) ** -0.5
         mask = raw_mask(op, keys) if keys is not None else None
         shared = {
-            "num_heads": heads,
+            "num_heads": heads.count,
             "scale": None if scale is None or abs(scale - default) < 1e-6 * default else scale,
-            "mask_filter_value": match.facts["filter"],
+            "mask_filter_value": heads.fill,
         }
         if op.form == "MultiHeadAttention":
             packed = op.Add(op.MatMul(x, weight), filled)

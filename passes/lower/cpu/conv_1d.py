@@ -19,6 +19,7 @@ Source: ONNX Runtime's kernels for blocked channels take two axes only (NchwcTra
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -35,6 +36,13 @@ BLOCK = 16  # channels side by side with AVX-512; with AVX2 there are 8
 SPARE = 2  # the axis in front of the one that is convolved
 AXES_ARE_AN_INPUT = 13
 PER_AXIS = ("kernel_shape", "strides", "dilations")  # each gets a 1 for the spare axis, and pads get two zeros
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Whether each channel is convolved apart."""
+
+    apart: bool
 
 
 @register
@@ -59,13 +67,13 @@ class LowerConv1d(Rule):
         results, inputs, _ = (int(size or 0) for size in shape)
         groups = groups_of(match.root)
         apart = groups > 1 and inputs == 1 and results == groups
-        match.facts["kind"] = "each channel apart" if apart else "channels together"
         filled = results % BLOCK == 0 if apart else results // groups % BLOCK == 0 and inputs % BLOCK == 0
         match.needs(filled, f"the channels do not fill blocks of {BLOCK}")
+        match.note(Channels(apart))
 
     def class_of(self, match: Match) -> str:
         """Filters of one channel each gain more than others."""
-        return str(match.facts["kind"])
+        return "each channel apart" if match.noted(Channels).apart else "channels together"
 
     def rewrite(
         self, op: Builder, match: Match, x: ir.Value, weight: ir.Value, maybe_bias: ir.Value | None

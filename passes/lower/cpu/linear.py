@@ -19,6 +19,7 @@ Source: the CPU session fuses MatMul and Add into Gemm for matrices only (onnxru
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -29,6 +30,13 @@ from onnxopt.rewrite.patterns import Ops, Pat
 from onnxopt.rewrite.registry import register
 from onnxopt.rewrite.vocabulary import linear
 from onnxopt.spec import Reassociated
+
+
+@dataclass(frozen=True)
+class Result:
+    """The shape of the result, where the inputs of the graph have all of its axes."""
+
+    shape: tuple[int | str, ...] | None
 
 
 @register
@@ -48,22 +56,24 @@ class LowerLinear(Rule):
     def guard(self, match: Match, x: ir.Value, weight: ir.Value, bias: ir.Value) -> None:
         """float32, more than two axes."""
         match.require(x.dtype == ir.DataType.FLOAT, f"x is {x.dtype}; the CPU kernel takes float32", x)
-        shape = dims(weight) or ()
-        match.require(len(shape) == 2, "the weight is not a matrix", weight)
-        match.require(dims(bias) == shape[1:], f"the bias has shape {dims(bias)}", bias)
+        matrix = dims(weight) or ()
+        match.require(len(matrix) == 2, "the weight is not a matrix", weight)
+        match.require(dims(bias) == matrix[1:], f"the bias has shape {dims(bias)}", bias)
         match.require(rank(x) is not None, "how many axes x has is not known", x)
         match.needs((rank(x) or 0) > 2, "x is a matrix already")
         out = known_dims(match.root.outputs[0])
-        match.facts["out"] = out if out is not None and _in_inputs(match.model, out) else None
-        told = match.facts["out"] is not None or opset(match.model) >= ALLOWS_ZERO
+        shape = out if out is not None and _in_inputs(match.model, out) else None
+        told = shape is not None or opset(match.model) >= ALLOWS_ZERO
         match.require(told, f"no input has the axes of x, and below opset {ALLOWS_ZERO} no Reshape keeps a 0", x)
+        match.note(Result(shape))
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value, weight: ir.Value, bias: ir.Value) -> ir.Value:
         """Rows in, rows out."""
         width, columns = (int(size) for size in dims(weight) or () if isinstance(size, int))
         product = op.Gemm(op.Reshape(x, op.ints([-1, width], "rows")), weight, bias)
-        if match.facts["out"] is not None:
-            return op.reshape(product, match.facts["out"], "shape")
+        shape = match.noted(Result).shape
+        if shape is not None:
+            return op.reshape(product, shape, "shape")
         leading = op.sizes(with_leading_axes_of(x), 0, len(dims(x) or ()) - 1, "leading")
         return op.Reshape(product, op.Concat(leading, op.ints([columns], "columns"), axis=0), allowzero=1)
 

@@ -21,6 +21,7 @@ Source: ONNX Runtime contrib operators QLinearAdd, QLinearMul, QLinearSigmoid, Q
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -34,6 +35,13 @@ from onnxopt.spec import SQNR, Lossy
 
 Grid = tuple[ir.Value, ir.Value, ir.Value]  # codes, scale, zero point
 SIX, UNIT = 6 / 255, 1 / 255
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The grid of each tensor that goes in, or the number that it is."""
+
+    each: tuple[tuple[Grid | None, float | None], ...]
 
 
 @register
@@ -53,7 +61,7 @@ class LowerQuantizedBetween(Rule):
 
     def guard(self, match: Match) -> None:
         """Every tensor that goes in is on a grid per tensor."""
-        inner, match.facts["zero"] = match.named["inner"], constant(match.values.get("result_zero"))
+        inner = match.named["inner"]
         match.require(match.root.outputs[0].dtype == ir.DataType.UINT8, "the kernels are for uint8", match.root)
         match.needs(len(match.root.inputs) > 2, "the grid has no zero point")
         tensors = inner.inputs if inner.op_type in ("Add", "Mul", "Concat") else inner.inputs[:1]
@@ -64,7 +72,6 @@ class LowerQuantizedBetween(Rule):
         match.needs(any(grids), "it reads constants only")
         if inner.op_type == "Concat":
             match.needs(all(grids), "it reads a constant")
-        match.facts["inputs"] = list(zip(grids, constants, strict=True))
         if "act" in match.named or inner.op_type == "HardSigmoid":
             match.require(
                 _is(match.values.get("result_zero"), 0), "the grid goes below 0, which the activation does not", inner
@@ -79,10 +86,11 @@ class LowerQuantizedBetween(Rule):
                 and _equal(grid[2], match.values.get("result_zero"))
             )
             match.needs(same, "the result has another grid")
+        match.note(Inputs(tuple(zip(grids, constants, strict=True))))
 
     def rewrite(self, op: Builder, match: Match) -> ir.Value:
         """One kernel, two for HardSwish."""
-        inner, given = match.named["inner"], match.facts["inputs"]
+        inner, given = match.named["inner"], match.noted(Inputs).each
         end = match.values["result_scale"], match.values["result_zero"]
         kind, attributes = inner.op_type, {name: attr.value for name, attr in inner.attributes.items()}
         inputs = [grid or _constant(op, own, place) for place, (grid, own) in enumerate(given)]

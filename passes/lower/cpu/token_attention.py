@@ -17,6 +17,7 @@ Source: ONNX Runtime contrib operator MultiHeadAttention; without a mask its CPU
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -28,6 +29,15 @@ from onnxopt.rewrite import AS_IS, Builder, Match, Rule
 from onnxopt.rewrite.patterns import Ops, Pat
 from onnxopt.rewrite.registry import register
 from onnxopt.spec import Reassociated
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How many heads there are, the width of all together, and what masked scores get."""
+
+    count: int
+    width: int
+    fill: float | None
 
 
 @register
@@ -46,9 +56,9 @@ class LowerTokenAttention(Rule):
 
     def class_of(self, match: Match) -> str:
         """Heads and their size, and whether there is a mask."""
-        heads, width = match.facts["heads"], match.facts["width"]
+        heads = match.noted(Heads)
         mask = "padding mask" if match.values.get("keys") is not None else "no mask"
-        return f"{heads} heads of {width // heads}, {mask}"
+        return f"{heads.count} heads of {heads.width // heads.count}, {mask}"
 
     def guard(self, match: Match, q: ir.Value, k: ir.Value, v: ir.Value, keys: ir.Value | None) -> None:
         """float32 tokens, as many key heads as query heads, nothing that the kernel does not know."""
@@ -64,18 +74,18 @@ class LowerTokenAttention(Rule):
         width = (dims(q) or (None,))[-1]
         match.require(isinstance(width, int) and width == (dims(k) or (None,))[-1], "widths differ or are unknown", k)
         match.require(keys is None or len(dims(keys) or ()) == 2, "the mask is not [batch, keys]", keys)
-        match.facts.update(heads=heads, width=width, filter=filter_value(match, keys))
+        match.note(Heads(heads, int(width or 0), filter_value(match, keys)))
 
     def rewrite(
         self, op: Builder, match: Match, q: ir.Value, k: ir.Value, v: ir.Value, keys: ir.Value | None
     ) -> ir.Value:
         """The mask as int32."""
-        heads = match.facts["heads"]
-        scale, default = attribute(match.root, "scale"), (match.facts["width"] // heads) ** -0.5
+        heads = match.noted(Heads)
+        scale, default = attribute(match.root, "scale"), (heads.width // heads.count) ** -0.5
         return op.contrib(
             "MultiHeadAttention",
             *(q, k, v, None, raw_mask(op, keys) if keys is not None else None),
-            num_heads=heads,
+            num_heads=heads.count,
             scale=None if scale is None or abs(scale - default) < 1e-6 * default else scale,
-            mask_filter_value=match.facts["filter"],
+            mask_filter_value=heads.fill,
         )
