@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import onnx_ir as ir
 
@@ -41,8 +41,7 @@ class Match:
         values: what the pattern's variables are bound to.
         named: nodes bound by `_name`.
         nodes: the nodes of the region and whether each may be shared.
-        facts: what `guard` found out for `rewrite`.
-        noted_facts: the same, one of each class; `note` and `noted` keep it.
+        facts: what `guard` found out for `rewrite`, by class; `note` and `noted` keep it.
         probes: arrays that the replaced region must also be compared on, besides captured and random ones.
         spelled: the nodes that the pattern names; a rule may take others into the region.
     """
@@ -52,14 +51,13 @@ class Match:
     values: dict[str, ir.Value | None]
     named: dict[str, ir.Node]
     nodes: tuple[tuple[ir.Node, bool], ...]
-    facts: dict[str, Any] = field(default_factory=dict)
-    noted_facts: dict[type, object] = field(default_factory=dict)
+    facts: dict[type, object] = field(default_factory=dict)
     probes: tuple[dict[ir.Value, Array], ...] = ()
     spelled: tuple[ir.Node, ...] = ()
 
     def note(self, fact: object) -> None:
         """Keep what `guard` found out for `rewrite`: an object of a class of the pass, one of each class."""
-        self.noted_facts[type(fact)] = fact
+        self.facts[type(fact)] = fact
 
     def noted(self, kind: type[Fact]) -> Fact:
         """Return what `guard` noted of a class.
@@ -67,7 +65,7 @@ class Match:
         Raises:
             PassAuthorError: it noted nothing of that class.
         """
-        found = self.noted_facts.get(kind)
+        found = self.facts.get(kind)
         if not isinstance(found, kind):
             raise PassAuthorError(f"guard noted no {kind.__name__}; call match.note({kind.__name__}(...)) in it")
         return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import ClassVar
@@ -84,6 +85,21 @@ def test_a_promise_covers_what_is_said_of_sizes() -> None:
     assert not promise.leaves_out({"x": np.zeros((3, 0), np.float32), "other": np.zeros(0)})
 
 
+@dataclass(frozen=True)
+class Constant:
+    """What a shape was in every run."""
+
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Followed:
+    """The axes of an input that a shape followed."""
+
+    source: ir.Value
+    part: slice
+
+
 class SizeAsSeen(Rule):
     """Shape(x)  →  what it was at a few small sizes: a constant, or the same axes of an input. Unsound on purpose."""
 
@@ -98,28 +114,26 @@ class SizeAsSeen(Rule):
     def guard(self, match: Match, x: ir.Value) -> None:
         match.require(not x.is_graph_input(), "it reads an input already", x)
         match.require(not match.root.outputs[0].is_graph_output(), "the shape is an output", match.root)
-        told = match.root.outputs[0]
         runner = ShapeRunner(match.model, [x])
         runs = [runner.run(item.feeds)[0][x] for item in self.observations]
         seen = [shape[slice(*_part(match.root, len(shape)))] for shape in runs]
-        match.facts["told"] = told
         if len(set(seen)) == 1:
-            match.facts["sizes"] = seen[0]
+            match.note(Constant(tuple(seen[0])))
             return
         for value in match.model.graph.inputs:
             for axis in range(len(value.shape or ()) - len(seen[0]) + 1):
                 part = slice(axis, axis + len(seen[0]))
                 had = [item.feeds[value.name or ""].shape[part] for item in self.observations]
                 if had == seen:
-                    match.facts.update(source=value, part=part)
+                    match.note(Followed(value, part))
                     return
         match.require(condition=False, reason="it follows nothing that was seen", where=x)
 
     def rewrite(self, op: Builder, match: Match) -> ir.Value:
-        if "sizes" in match.facts:
-            return op.ints(match.facts["sizes"], "sizes")
-        part = match.facts["part"]
-        return op.Shape(match.facts["source"], start=part.start, end=part.stop)
+        if Constant in match.facts:
+            return op.ints(list(match.noted(Constant).sizes), "sizes")
+        found = match.noted(Followed)
+        return op.Shape(found.source, start=found.part.start, end=found.part.stop)
 
 
 def _part(node: ir.Node, rank: int) -> tuple[int, int]:
