@@ -73,7 +73,8 @@ def test_an_artifact_for_the_cpu_becomes_portable_and_comes_back(checkpoint: Pat
     for artifact in (portable, back):
         assert undone(artifact) == []
         assert onnxopt.compare_models(cpu.path, artifact.path).equal
-    again = onnxopt.optimize(cpu.model_path, out=tmp_path / "again", measure=False)
+    # a file does not say that its mask holds only 0 and 1; its user does
+    again = onnxopt.optimize(cpu.model_path, out=tmp_path / "again", measure=False, values=["attention_mask=0,1"])
     counts = [len(onnx.load(artifact.model_path).graph.node) for artifact in (cpu, again, back)]
     assert counts[1] <= counts[0]
     assert blocks(again) == blocks(back) == blocks(cpu)
