@@ -30,13 +30,18 @@ NOT_EXPORTED = {
     ("unispeech", "dynamo-18"),
 }
 
+# What is not fused, and why: of a short sound nothing may be left behind the convolutions, as far as is derived of
+# sizes, and the kernel of Attention fails on no rows.
+LEFT = {("wav2vec2", "torchscript-17"): {"attention"}}
+
 
 def check(record: Record) -> None:
     assert record.failed == ""
     assert record.rolled_back == []
     assert record.worst_error is not None
     assert record.worst_error < WORST_ERROR
-    assert record.expected == record.fused
+    left = LEFT.get((record.architecture, record.exporter), set())
+    assert {kind: 0 if kind in left else count for kind, count in record.expected.items()} == record.fused
 
 
 def test_there_are_forty_architectures_of_every_family() -> None:
