@@ -18,7 +18,7 @@ from onnxopt.load.export.torch_model import TorchModel, TorchReference
 from onnxopt.load.feeds import ImageFeeder, TextFeeder, Tokens
 from onnxopt.load.loaded import Feeder, Loaded
 from onnxopt.load.reference import OrtReference
-from onnxopt.spec import Signature, TensorSpec
+from onnxopt.spec import AxisRange, Signature, TensorSpec
 from tests.census.architectures import POSITIONS, VOCABULARY, Architecture
 from tests.support.tiny import spread_weights
 
@@ -248,4 +248,15 @@ def load(one: Architecture, exported: Exported, path: Path | None = None) -> Loa
         feeder=feeder_of(one, exported.signature, exported.example),
         task="census",
         proved_sizes=exported.proved_sizes,
+        ranges=ranges_of(one),
     )
+
+
+def ranges_of(one: Architecture) -> dict[str, AxisRange]:
+    """Return the sizes that a model takes, which the road learns by running a file: a sound fills every window."""
+    if one.inputs != "wave":
+        return {}
+    least = 1
+    for kernel, stride in reversed(list(zip(one.settings["conv_kernel"], one.settings["conv_stride"], strict=True))):
+        least = (least - 1) * stride + kernel
+    return {"samples": AxisRange(least=least)}

@@ -30,17 +30,13 @@ NOT_EXPORTED = {
     ("unispeech", "dynamo-18"),
 }
 
-# What is not fused at present: the file stays at opset 20, and fuse-attention needs 23. A fault: it was fused before.
-LEFT = {("wav2vec2", "torchscript-17"): {"attention"}}
-
 
 def check(record: Record) -> None:
     assert record.failed == ""
     assert record.rolled_back == []
     assert record.worst_error is not None
     assert record.worst_error < WORST_ERROR
-    left = LEFT.get((record.architecture, record.exporter), set())
-    assert {kind: 0 if kind in left else count for kind, count in record.expected.items()} == record.fused
+    assert record.expected == record.fused
 
 
 def test_there_are_forty_architectures_of_every_family() -> None:
