@@ -1,4 +1,4 @@
-"""The user's cache folder: where it is, content hashes, and folders that appear whole or not at all."""
+"""Where the cache folder of the user is."""
 
 from __future__ import annotations
 
