@@ -15,16 +15,15 @@ Source: block layouts of ggml (`ggml-common.h`: block_q4_0, block_q4_1, block_q5
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from onnxopt.errors import InputError
-from onnxopt.graph.linears import find_linears
+from onnxopt.graph.linears import Linear
 from onnxopt.qmath.blocks import quantize
 from onnxopt.qmath.precision import Blocked
 from onnxopt.spec import Array
@@ -50,12 +49,12 @@ class KnownGrid:
     exact: bool
 
 
-def known_grids(path: Path, model: ir.Model) -> dict[str, KnownGrid]:
+def known_grids(path: Path, linears: Iterable[Linear]) -> dict[str, KnownGrid]:
     """Return the grids of the linear layers whose rows all come from one kind of block of a GGUF file, by label.
 
     Args:
         path: the file.
-        model: made from it; its weights are still float.
+        linears: of a model made from it; their weights are still float.
 
     Raises:
         InputError: the file is no GGUF, or the package that reads it is missing.
@@ -76,7 +75,7 @@ def known_grids(path: Path, model: ir.Model) -> dict[str, KnownGrid]:
         places.update({row.tobytes(): (number, index) for index, row in enumerate(rows)})
     cache: dict[int, Decoded] = {}
     found: dict[str, KnownGrid] = {}
-    for linear in find_linears(model):
+    for linear in linears:
         rows = np.ascontiguousarray(linear.matrix().T, np.float32)
         where = [places.get(row.tobytes()) for row in rows]
         known = [place for place in where if place is not None]

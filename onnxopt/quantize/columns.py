@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -12,7 +12,7 @@ from onnxopt.calibrate.data import CalibrationData
 from onnxopt.calibrate.ranges import METHODS, PLAIN, Method, choose
 from onnxopt.calibrate.statistics import Statistics
 from onnxopt.graph import constant
-from onnxopt.graph.linears import Linear, find_linears
+from onnxopt.graph.linears import Linear
 from onnxopt.qmath.affine import columns, rounded
 from onnxopt.qmath.precision import Affine, Kind, Plan, PlannedLinear, Precision, Scheme
 from onnxopt.spec import Array, Say
@@ -28,10 +28,10 @@ def by_input(linears: Sequence[Linear]) -> dict[ir.Value, list[Linear]]:
 
 def plan_columns(
     model: ir.Model,
+    linears: Sequence[Linear],
     data: CalibrationData,
     *,
     kind: Kind = "int8",
-    chosen: Collection[str] | None = None,
     methods: tuple[Method, ...] = METHODS,
     scheme: Scheme = PLAIN,
     progress: Say | None = None,
@@ -40,14 +40,13 @@ def plan_columns(
 
     Args:
         model: fused, standard operators; not changed.
+        linears: the layers of it that are quantized.
         data: calibration samples.
         kind: `int8` or `int8-dynamic`.
-        chosen: labels to quantize; all when None.
         methods: calibrators to compare.
         scheme: what the target wants.
         progress: told what is done.
     """
-    linears = [linear for linear in find_linears(model) if chosen is None or linear.label in chosen]
     inputs = list(by_input(linears))
     fitted = collect(model, inputs, data, "fit", progress=progress)
     held = collect(model, inputs, data, "choose", progress=progress)

@@ -19,7 +19,8 @@ from onnxopt.calibrate.ranges import PLAIN, Method, nearest
 from onnxopt.calibrate.statistics import Statistics
 from onnxopt.graph import constant, is_op
 from onnxopt.graph.convs import GATES, Convolution, exchanged, find_convs
-from onnxopt.graph.linears import Linear, find_linears
+from onnxopt.graph.layers import Layers
+from onnxopt.graph.linears import find_linears
 from onnxopt.judge.gate import Judge
 from onnxopt.judge.metrics import Metric
 from onnxopt.probe.runners import GraphRunner
@@ -48,27 +49,20 @@ SAMPLES_TO_CHOOSE = 32
 UNIT = {False: Affine(1 / 255, 0), True: Affine(1 / 127, 0, "int8")}  # what a gate gives
 
 
-def is_convolutional(model: ir.Model) -> bool:
-    """Tell whether a model is a network of convolutions, and not a transformer with a stem of one."""
-    return len(find_convs(model)) > len(find_linears(model))
-
-
 @dataclass
 class _Network:
-    """A network with what is known of its tensors."""
+    """The layers of a network that may be quantized, with what is known of their tensors."""
 
-    model: ir.Model
-    convs: Sequence[Convolution]
-    linears: Sequence[Linear]
+    layers: Layers
     fitted: Mapping[ir.Value, Statistics]
     held: Mapping[ir.Value, Statistics]
     scheme: Scheme
 
     def plan(self, chosen: Collection[str], methods: tuple[Method, ...], known: Mapping[str, PlannedLinear]) -> Plan:
         """Return the plan in which some layers are in int8; `known` is what has been worked out already."""
-        convs = [conv for conv in self.convs if conv.label in chosen]
-        linears = [linear for linear in self.linears if linear.label in chosen]
-        leaders = exchanged(self.model, convs, [linear.x for linear in linears])
+        convs = [conv for conv in self.layers.convs if conv.label in chosen]
+        linears = [linear for linear in self.layers.linears if linear.label in chosen]
+        leaders = exchanged(self.layers.model, convs, [linear.x for linear in linears])
         grids = {value: self._grid(leader, methods) for value, leader in leaders.items()}
         made = {label: planned for label, planned in known.items() if label in chosen}
         for linear in linears:  # one grid for all readers of a tensor
@@ -77,13 +71,13 @@ class _Network:
             )
         return Plan(made, {value.name or "": grid for value, grid in grids.items()}, self.scheme.symmetric)
 
-    def layers(self, methods: tuple[Method, ...]) -> dict[str, PlannedLinear]:
+    def in_int8(self, methods: tuple[Method, ...]) -> dict[str, PlannedLinear]:
         """Return every layer in int8."""
         found: dict[str, PlannedLinear] = {}
-        for conv in self.convs:
+        for conv in self.layers.convs:
             if conv.x in self.fitted:
                 found[conv.label] = self._convolution(conv, self._grid(conv.x, methods))
-        for linear in self.linears:
+        for linear in self.layers.linears:
             seen = self.fitted.get(linear.x)
             if seen is not None and seen.rows:
                 sample = self.held[linear.x].sample if linear.x in self.held else seen.sample
@@ -131,9 +125,9 @@ class _Trial:
         chosen = {label for label, planned in linears.items() if planned.precision.kind == "int8"}
         plan = self.network.plan(chosen, self.methods, linears)
         if not self.reference:
-            self.reference = self._outputs(self.network.model)
+            self.reference = self._outputs(self.network.layers.model)
         self.decisions = decisions(self.reference)
-        found = self._outputs(emulate(self.network.model, plan)) if chosen else self.reference
+        found = self._outputs(emulate(self.network.layers.model, plan)) if chosen else self.reference
         scores = [
             self.metric.scores(one, expected, feeds)
             for one, expected, feeds in zip(found, self.reference, self.batches, strict=True)
@@ -150,7 +144,7 @@ class _Trial:
 
 
 def search_convs(
-    model: ir.Model,
+    layers: Layers,
     judge: Judge,
     *,
     methods: tuple[Method, ...],
@@ -162,7 +156,7 @@ def search_convs(
     """Find the fastest static int8 plan of a network of convolutions within a budget.
 
     Args:
-        model: fused, standard operators; not changed.
+        layers: of a fused graph of standard operators, which is not changed.
         judge: with the calibration samples; what is measured on them, and how far it may fall.
         methods: calibrators to compare.
         keep: labels that stay in float.
@@ -172,36 +166,33 @@ def search_convs(
     """
     say = progress or (lambda _: None)
     data, metric, budget = judge.data, judge.metric, judge.budget
-    convs, linears = find_convs(model), find_linears(model)
-    labels = [*(conv.label for conv in convs), *(linear.label for linear in linears)]
-    kept = {label: PlannedLinear(Precision(), "kept by the user") for label in labels if label in keep}
-    convs = [conv for conv in convs if conv.label not in keep]
-    linears = [linear for linear in linears if linear.label not in keep]
-    rows = list(dict.fromkeys(linear.x for linear in linears))
-    pictures = [value for value in exchanged(model, convs, rows) if value not in rows]
+    kept = {label: PlannedLinear(Precision(), "kept by the user") for label in layers.labels if label in keep}
+    wanted = layers.without(keep)
+    rows = list(dict.fromkeys(linear.x for linear in wanted.linears))
+    pictures = [value for value in exchanged(wanted.model, wanted.convs, rows) if value not in rows]
     tensors = [*pictures, *rows]
     fitted, held = (
-        collect(model, tensors, data, part, images=pictures, progress=lambda step: say(f"calibrate: {step}"))
+        collect(wanted.model, tensors, data, part, images=pictures, progress=lambda step: say(f"calibrate: {step}"))
         for part in ("fit", "choose")
     )
-    network = _Network(model, convs, linears, fitted, held, scheme)
+    network = _Network(wanted, fitted, held, scheme)
     batches = list(data.batches("choose", most=SAMPLES_TO_CHOOSE))
     best: tuple[float, _Trial, dict[str, PlannedLinear]] | None = None
     for tried in (methods, ("min-max",)) if len(methods) > 1 else (methods,):
-        layers, trial = network.layers(tried), _Trial(network, metric, batches, tried)
-        value = trial.value(layers)
+        made, trial = network.in_int8(tried), _Trial(network, metric, batches, tried)
+        value = trial.value(made)
         say(f"all layers in int8, {' or '.join(tried)}: {budget.metric} {value:.5f}")
         if best is None or value > best[0]:
-            best = value, trial, layers
+            best = value, trial, made
     if best is None:
         raise ValueError("no calibrator was named")
-    value, trial, layers = best
+    value, trial, in_int8 = best
     kept |= {
         label: PlannedLinear(Precision(), "its input was never computed")
-        for label in labels
-        if label not in {*kept, *layers}
+        for label in layers.labels
+        if label not in {*kept, *in_int8}
     }
-    units, ranking = _rank(trial, layers, say)
+    units, ranking = _rank(trial, in_int8, say)
     fits = metric.loss(value) <= allowed_loss(trial, budget, strictness)
     searched = fit(units, trial, budget, strictness, say, all_fit=value if fits else None)
     made = searched.best.assignment.planned
@@ -213,36 +204,36 @@ def search_convs(
 
 
 def _rank(
-    trial: _Trial, layers: Mapping[str, PlannedLinear], say: Say
+    trial: _Trial, in_int8: Mapping[str, PlannedLinear], say: Say
 ) -> tuple[list[list[Option]], dict[str, SensitivityRecord]]:
     """Measure each layer alone, on as many samples as there is time for."""
     network = trial.network
     found = {
         conv.label: (conv.x, float(np.prod(conv.shape)) * network.fitted[conv.result].rows, _edges(network, conv))
-        for conv in network.convs
-        if conv.label in layers
+        for conv in network.layers.convs
+        if conv.label in in_int8
     }
     found |= {
         one.label: (one.x, float(one.rows * one.columns) * rows, float(one.rows + one.columns) * rows)
-        for one in network.linears
-        if one.label in layers and (rows := network.fitted[one.x].rows)
+        for one in network.layers.linears
+        if one.label in in_int8 and (rows := network.fitted[one.x].rows)
     }
     few = trial.fewer(1)
     started = time.perf_counter()
     units: list[list[Option]] = []
     ranking: dict[str, SensitivityRecord] = {}
     for number, (label, (x, products, edges)) in enumerate(found.items(), start=1):
-        loss = 1.0 - few.value({label: layers[label]})
+        loss = 1.0 - few.value({label: in_int8[label]})
         if number == 1:
             one = max(time.perf_counter() - started, 1e-3)
             few = trial.fewer(max(1, min(RANK_SAMPLES, int(RANK_SECONDS / (one * len(found))))))
-            loss = 1.0 - few.value({label: layers[label]})
+            loss = 1.0 - few.value({label: in_int8[label]})
         say(f"sensitivity {number} of {len(found)}: {label} {max(loss, 0.0):.2g}")
         loss = max(loss, 0.0)
         careful = PlannedLinear(Precision(), f"costs {loss:.2g} in int8")
         units.append(
             [
-                Option({label: layers[label]}, loss, INT8_SECONDS * products),
+                Option({label: in_int8[label]}, loss, INT8_SECONDS * products),
                 Option({label: careful}, 0.0, FLOAT_SECONDS * products + PASS_SECONDS * edges),
             ]
         )

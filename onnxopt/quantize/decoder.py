@@ -29,7 +29,8 @@ import onnx_ir as ir
 
 from onnxopt.calibrate.collect import collect
 from onnxopt.calibrate.data import CalibrationData
-from onnxopt.graph.linears import Linear, find_linears, find_tables
+from onnxopt.graph.layers import Layers
+from onnxopt.graph.linears import Linear
 from onnxopt.probe.runners import GraphRunner
 from onnxopt.qmath.blocks import dequantize
 from onnxopt.qmath.knapsack import Assignment, Halving, Option, Search
@@ -56,14 +57,14 @@ class LanguageProbe:
     """A language model with weights that can be replaced for one run.
 
     Args:
-        model: float, with `logits` of all positions; not changed.
+        layers: of a float graph with `logits` of all positions, which is not changed.
         windows: inputs without padding; what the last `input_ids` of a window predicts is not known.
     """
 
-    def __init__(self, model: ir.Model, windows: Sequence[Feeds]) -> None:
-        self.linears = {linear.label: linear for linear in find_linears(model)}
+    def __init__(self, layers: Layers, windows: Sequence[Feeds]) -> None:
+        self.linears = {linear.label: linear for linear in layers.linears}
         self.windows = list(windows)
-        self._model = model
+        self._model = layers.model
         self._runner: GraphRunner | None = None
         self._base: list[Array] = []
 
@@ -275,7 +276,7 @@ class DecoderPlanner:
     """Plans for one decoder, within any budget; rounding and ranking, which take long, are done once.
 
     Attributes:
-        model: fused; not changed.
+        layers: of the fused graph, which is not changed.
         probe: with the windows that decide.
         roundings: of its layers, by label.
         slopes: harm per unit of noise, by label.
@@ -283,7 +284,7 @@ class DecoderPlanner:
         keep: labels that stay in float.
     """
 
-    model: ir.Model
+    layers: Layers
     probe: LanguageProbe
     roundings: Mapping[str, Sequence[Rounding]]
     slopes: Mapping[str, float]
@@ -293,7 +294,7 @@ class DecoderPlanner:
     @classmethod
     def of(
         cls,
-        model: ir.Model,
+        layers: Layers,
         data: CalibrationData,
         precisions: Sequence[Precision],
         *,
@@ -306,7 +307,7 @@ class DecoderPlanner:
         """Round every linear layer in every precision, and measure what that does to the predictions.
 
         Args:
-            model: fused, with a cache, its logits of the last position or of all; not changed.
+            layers: of a fused graph with a cache, its logits of the last position or of all; it is not changed.
             data: calibration text; `fit` gives statistics, `choose` decides.
             precisions: of weights only, those that layers may get.
             keep: labels that stay in float.
@@ -316,8 +317,9 @@ class DecoderPlanner:
             progress: told what is done.
         """
         say = progress or (lambda _: None)
-        whole = all_positions(model)
-        linears = [one for one in find_linears(whole) if one.label not in keep and one.rows >= LEAST_INPUTS]
+        on_all = Layers.of(all_positions(layers.model))
+        whole = on_all.model
+        linears = [one for one in on_all.without(keep).linears if one.rows >= LEAST_INPUTS]
         inputs = list(dict.fromkeys(one.x for one in linears))
         grams = inputs if any(one.kind == "int4-weights" for one in precisions) else []  # 8 bits do without
         found = collect(whole, inputs, data, "fit", grams=grams, most=FITTED, progress=lambda s: say(f"calibrate: {s}"))
@@ -328,7 +330,7 @@ class DecoderPlanner:
                 moment = known.moments if known.gram is None else known.gram / known.rows
                 seen[one.label] = SeenInput(moment, known.mean)
         del found
-        tables = {table.weight for table in find_tables(whole)}
+        tables = {table.weight for table in on_all.tables}
         roundings = dict(
             all_roundings(linears, seen, precisions, seconds, method=method, tables=tables, progress=progress)
         )
@@ -336,14 +338,14 @@ class DecoderPlanner:
             known_codes = (given or {}).get(one.label)
             if known_codes is not None and one.label in roundings:
                 roundings[one.label].append(_exact(one, known_codes, seconds))
-        probe = LanguageProbe(whole, list(data.batches("choose", most=CHOOSING)))
+        probe = LanguageProbe(on_all, list(data.batches("choose", most=CHOOSING)))
         slopes = harms_of(probe, roundings, progress=progress)
         readers: dict[ir.Value, list[str]] = {}
         for one in linears:
             if one.label in roundings:
                 readers.setdefault(one.x, []).append(one.label)
         search = Search(units_of(roundings, slopes, list(readers.values())), lambda found: _diverged(probe, found, say))
-        return cls(model, probe, roundings, slopes, search, keep)
+        return cls(layers, probe, roundings, slopes, search, keep)
 
     def within(self, most_ratio: float) -> Found:
         """Find the fastest precision of every linear layer within a budget of perplexity.
@@ -363,7 +365,7 @@ class DecoderPlanner:
         # tables, and the reasons of what stays in float, are those of a plan by layer
         by_label = {label: one.precision for label, one in chosen.items()}
         codes = {label: one.blocks for label, one in chosen.items() if one.blocks is not None}
-        rest = plan_weights(self.model, by_label, keep=self.keep, given=codes, head=None)
+        rest = plan_weights(self.layers, by_label, keep=self.keep, given=codes, head=None)
         return Found(
             Plan({**rest.linears, **chosen}),
             math.exp(searched.best.loss),

@@ -13,8 +13,9 @@ import onnx_ir as ir
 from onnxopt.calibrate.data import SELF, CalibrationData, read_calibration
 from onnxopt.calibrate.own_text import write_own
 from onnxopt.graph import all_nodes, is_op
-from onnxopt.graph.convs import conv_of, find_convs
-from onnxopt.graph.linears import Selector, find_linears, find_tables, linear_of
+from onnxopt.graph.convs import conv_of
+from onnxopt.graph.layers import Layers
+from onnxopt.graph.linears import Selector, linear_of
 from onnxopt.graph.stored_weights import StoredWeight, pack_weights, unpack_weights
 from onnxopt.judge.gate import Judge, require_metric
 from onnxopt.judge.metrics import Metric
@@ -23,7 +24,7 @@ from onnxopt.pipeline.pipeline import Pipeline
 from onnxopt.qmath.precision import Blocked, Plan, PlannedLinear, Precision, Scheme
 from onnxopt.quantize.checkpoint_grids import known_grids
 from onnxopt.quantize.columns import plan_columns
-from onnxopt.quantize.convs import is_convolutional, search_convs
+from onnxopt.quantize.convs import search_convs
 from onnxopt.quantize.decoder import DecoderPlanner
 from onnxopt.quantize.found import Found
 from onnxopt.quantize.options import QuantizeOptions, scheme_of
@@ -65,6 +66,7 @@ class _Task:
 
     Attributes:
         fused: the float graph before it is lowered; not changed.
+        layers: of that graph.
         options: what was asked.
         judge: of the results.
         place: where they are tried.
@@ -73,6 +75,7 @@ class _Task:
     """
 
     fused: Pipeline
+    layers: Layers
     options: QuantizeOptions
     judge: Judge
     place: Workplace
@@ -114,22 +117,22 @@ def quantize(fused: Pipeline, options: QuantizeOptions, place: Workplace, *, ori
     require_metric(metric, budget)  # before anything takes time
     fused.raise_to_quantize()
     stored = unpack_weights(fused.model)
-    labels = [*(conv.label for conv in find_convs(fused.model)), *(one.label for one in find_linears(fused.model))]
-    tables = [table.label for table in find_tables(fused.model)]
-    keep = Selector(options.keep).choose(labels, tables) if options.keep else set()
-    if not labels:
+    layers = Layers.of(fused.model)
+    tables = [table.label for table in layers.tables]
+    keep = Selector(options.keep).choose(layers.labels, tables) if options.keep else set()
+    if not layers.labels:
         reason = "no layer was found: it has no product with a constant float32 matrix and no such convolution"
-        return Attempt(_unquantized(options.asked, reason, fused.model, Plan()), fused, None)
+        return Attempt(_unquantized(options.asked, reason, layers, Plan()), fused, None)
     if options.calibration == SELF:
         data = write_own(loaded, as_float, samples=options.samples, say=place.say)
     else:
         data = read_calibration(loaded, options.calibration, samples=options.samples, force=options.force)
-    task = _Task(fused, options, Judge(loaded, original, data, metric, budget), place, keep, stored)
+    task = _Task(fused, layers, options, Judge(loaded, original, data, metric, budget), place, keep, stored)
     decision, step = _within(_decider(task), task)
     if not _is_quantized(step.pipeline):
         found = Counter(planned.reason for _, planned in decision.plan if planned.reason)
         why = f" ({found.most_common(1)[0][0]})" if found else ""
-        record = _unquantized(options.asked, f"no layer was quantized{why}", fused.model, decision.plan)
+        record = _unquantized(options.asked, f"no layer was quantized{why}", layers, decision.plan)
         return Attempt(record, step.pipeline, None)
     return _settled(task, decision, step, as_float)
 
@@ -144,7 +147,7 @@ def _settled(task: _Task, decision: Found, step: Finished, as_float: Path) -> At
         as_float: the file of the float graph, which is shipped otherwise.
     """
     both = (
-        with_prompts(task.fused, step, task.judge, task.place, keep=task.keep)
+        with_prompts(task.fused, task.layers, step, task.judge, task.place, keep=task.keep)
         if (step.gate.holds and task.wants_both_ways)
         else None
     )
@@ -153,8 +156,7 @@ def _settled(task: _Task, decision: Found, step: Finished, as_float: Path) -> At
     gain = None if reason else task.place.speedup(as_float, made.path, task.fused)
     if gain is not None and gain.speedup < LEAST_SPEEDUP and not _only_smaller(task.options):
         reason = f"not faster than the float graph on this machine ({gain.speedup:.2f}x)"
-    model = task.fused.model
-    undone = left_in_float(step.pipeline, model, decision.plan)
+    undone = left_in_float(step.pipeline, task.layers, decision.plan)
     record = QuantizationRecord(
         asked=task.options.asked,
         shipped=not reason,
@@ -163,7 +165,7 @@ def _settled(task: _Task, decision: Found, step: Finished, as_float: Path) -> At
         gate=made.gate,
         layers={
             label: _layer(planned, prompts.get(label), undone.get(label))
-            for label, planned in (*decision.plan, *_left(model, decision.plan))
+            for label, planned in (*decision.plan, *_left(task.layers, decision.plan))
         },
         sensitivities=tuple(
             one.model_copy(update={"precision": str(Precision())}) if one.label in undone else one
@@ -185,24 +187,24 @@ def _is_quantized(trial: Pipeline) -> bool:
     return any(entry.applied for entry in trial.ledger.entries if entry.name.startswith("quantize-"))
 
 
-def _unquantized(asked: str, reason: str, model: ir.Model, plan: Plan) -> QuantizationRecord:
+def _unquantized(asked: str, reason: str, layers: Layers, plan: Plan) -> QuantizationRecord:
     """Return the record of a model none of whose layers was quantized: nothing was judged."""
     logger.warning("the float graph is shipped: %s", reason)
-    layers = {
+    records = {
         label: LayerRecord(precision=str(Precision()), reason=planned.reason)
-        for label, planned in (*plan, *_left(model, plan))
+        for label, planned in (*plan, *_left(layers, plan))
     }
-    return QuantizationRecord(asked=asked, shipped=False, reason=reason, layers=layers)
+    return QuantizationRecord(asked=asked, shipped=False, reason=reason, layers=records)
 
 
-def _left(model: ir.Model, plan: Plan) -> Iterator[tuple[str, PlannedLinear]]:
+def _left(layers: Layers, plan: Plan) -> Iterator[tuple[str, PlannedLinear]]:
     """Yield the layers that a plan says nothing about, with the reason."""
-    for conv in find_convs(model):
+    for conv in layers.convs:
         if conv.label not in plan.linears:
             reason = "a convolution beside linear layers, or not in static int8"
             yield conv.label, PlannedLinear(Precision(), reason)
-    for node in all_nodes(model):
-        layer = None if node.graph is model.graph else linear_of(node) or conv_of(node)
+    for node in all_nodes(layers.model):
+        layer = None if node.graph is layers.model.graph else linear_of(node) or conv_of(node)
         if layer is not None and layer.label not in plan.linears:
             yield layer.label, PlannedLinear(Precision(), "it lies inside a branch or a loop")
 
@@ -263,46 +265,46 @@ def _decider(task: _Task) -> Callable[[float], Found]:
     It is told what share of the loss that the budget allows a plan may have.
     """
     fused, options, judge, keep, say = task.fused, task.options, task.judge, task.keep, task.place.say
-    asked, scheme, model = options.precision, scheme_of(fused.target), fused.model
+    asked, scheme, layers = options.precision, scheme_of(fused.target), task.layers
     if judge.is_of_language:
-        given = _exact_grids(fused)
-        planner = DecoderPlanner.of(model, judge.data, options.of_decoder(), keep=keep, given=given, progress=say)
+        given = _exact_grids(fused, layers)
+        planner = DecoderPlanner.of(layers, judge.data, options.of_decoder(), keep=keep, given=given, progress=say)
         return lambda share: planner.within(judge.budget.limit**share)
     if isinstance(asked, Precision) and asked.kind.endswith("-weights"):
-        known = _stored_grids(model, task.stored, asked.block_size) if asked.kind == "int8-weights" else {}
-        return lambda _: Found(plan_weights(model, asked, keep=keep, given=known, progress=say))
+        known = _stored_grids(layers, task.stored, asked.block_size) if asked.kind == "int8-weights" else {}
+        return lambda _: Found(plan_weights(layers, asked, keep=keep, given=known, progress=say))
     if isinstance(asked, Precision) and asked.kind == "int8-dynamic":
-        return lambda _: Found(_dynamic(model, judge.data, keep, scheme, say))
+        return lambda _: Found(_dynamic(layers, judge.data, keep, scheme, say))
 
     def searched(share: float) -> Found:
-        search, strictness = search_convs if is_convolutional(model) else search_columns, share / MARGIN
+        search, strictness = search_convs if layers.is_convolutional else search_columns, share / MARGIN
         found = search(
-            model, judge, methods=options.methods, keep=keep, strictness=strictness, scheme=scheme, progress=say
+            layers, judge, methods=options.methods, keep=keep, strictness=strictness, scheme=scheme, progress=say
         )
         wants_tables = fused.target.provider == "cpu" and strictness > LEAST_FOR_TABLES
-        tables = plan_tables(model, keep) if wants_tables else {}
+        tables = plan_tables(layers, keep) if wants_tables else {}
         return replace(found, plan=replace(found.plan, linears={**found.plan.linears, **tables}))
 
     return searched
 
 
-def _dynamic(model: ir.Model, data: CalibrationData, keep: set[str], scheme: Scheme, say: Say) -> Plan:
-    chosen = [linear.label for linear in find_linears(model) if linear.label not in keep]
-    plan = plan_columns(model, data, kind="int8-dynamic", chosen=chosen, scheme=scheme, progress=say)
+def _dynamic(layers: Layers, data: CalibrationData, keep: set[str], scheme: Scheme, say: Say) -> Plan:
+    chosen = layers.without(keep).linears
+    plan = plan_columns(layers.model, chosen, data, kind="int8-dynamic", scheme=scheme, progress=say)
     return Plan({**plan.linears, **{label: PlannedLinear(Precision(), "kept by the user") for label in sorted(keep)}})
 
 
-def _exact_grids(fused: Pipeline) -> dict[str, Blocked]:
+def _exact_grids(fused: Pipeline, layers: Layers) -> dict[str, Blocked]:
     """Return the codes of a checkpoint that was a GGUF file, where a kernel can hold them exactly."""
     source = gguf_behind(fused.loaded.assets)
-    grids = known_grids(source, fused.model) if source is not None else {}
+    grids = known_grids(source, layers.linears) if source is not None else {}
     return {label: grid.blocks for label, grid in grids.items() if grid.exact}
 
 
-def _stored_grids(model: ir.Model, stored: Mapping[str, StoredWeight], block_size: int) -> dict[str, Blocked]:
+def _stored_grids(layers: Layers, stored: Mapping[str, StoredWeight], block_size: int) -> dict[str, Blocked]:
     """Return the codes that a file has of its weights, in blocks, where a kernel can hold them exactly."""
     found: dict[str, Blocked] = {}
-    for linear in find_linears(model):
+    for linear in layers.linears:
         weight = stored.get(linear.weight.name or "")
         blocks = None if weight is None else weight.blocks(block_size, transposed=linear.transposed)
         if blocks is not None:

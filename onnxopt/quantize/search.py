@@ -20,12 +20,12 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
-import onnx_ir as ir
 
 from onnxopt.calibrate.collect import collect
 from onnxopt.calibrate.ranges import PLAIN, Method
 from onnxopt.calibrate.statistics import Statistics
-from onnxopt.graph.linears import Linear, find_linears
+from onnxopt.graph.layers import Layers
+from onnxopt.graph.linears import Linear
 from onnxopt.judge.gate import Judge
 from onnxopt.judge.metrics import Metric, MetricBudget
 from onnxopt.qmath.knapsack import Assignment, Option, Scaling, Search, Searched
@@ -96,7 +96,7 @@ def gentle(metric: Metric) -> Metric:
 
 
 def search_columns(
-    model: ir.Model,
+    layers: Layers,
     judge: Judge,
     *,
     methods: tuple[Method, ...],
@@ -108,7 +108,7 @@ def search_columns(
     """Find the fastest static int8 plan within a budget.
 
     Args:
-        model: fused, standard operators; not changed.
+        layers: of a fused graph of standard operators, which is not changed.
         judge: with the calibration samples; what is measured on them, and how far it may fall.
         methods: calibrators to compare.
         keep: labels that stay in float.
@@ -118,13 +118,12 @@ def search_columns(
     """
     say = progress or (lambda _: None)
     data, metric, budget = judge.data, judge.metric, judge.budget
-    linears = find_linears(model)
-    wanted = [linear for linear in linears if linear.label not in keep]
-    kept = {linear.label: PlannedLinear(Precision(), "kept by the user") for linear in linears if linear.label in keep}
+    wanted = layers.without(keep).linears
+    kept = {one.label: PlannedLinear(Precision(), "kept by the user") for one in layers.linears if one.label in keep}
     inputs = list(by_input(wanted))
-    fitted = collect(model, inputs, data, "fit", progress=lambda step: say(f"calibrate: {step}"))
-    held = collect(model, inputs, data, "choose", progress=lambda step: say(f"calibrate: {step}"))
-    board, batches = Switchboard(model, metric.output), list(data.batches("choose", most=SAMPLES_TO_CHOOSE))
+    fitted = collect(layers.model, inputs, data, "fit", progress=lambda step: say(f"calibrate: {step}"))
+    held = collect(layers.model, inputs, data, "choose", progress=lambda step: say(f"calibrate: {step}"))
+    board, batches = Switchboard(layers, metric.output), list(data.batches("choose", most=SAMPLES_TO_CHOOSE))
     trial = _Trial(board, metric, batches)
     ranks = _Trial(board, gentle(metric), list(data.batches("choose", most=SAMPLES_TO_RANK)))
     groups = [

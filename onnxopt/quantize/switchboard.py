@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxopt.graph.layers import Layers
 from onnxopt.graph.linears import Linear, find_linears
 from onnxopt.probe.runners import GraphRunner
 from onnxopt.qmath.precision import Affine, Plan, PlannedLinear
@@ -35,16 +36,16 @@ class Switchboard:
     """A model with its linears on switches.
 
     Args:
-        model: fused, standard operators; not changed.
+        layers: of a fused graph of standard operators, which is not changed.
         output: the output that is wanted.
     """
 
-    def __init__(self, model: ir.Model, output: str) -> None:
-        copy = model.clone()
+    def __init__(self, layers: Layers, output: str) -> None:
+        copy = layers.model.clone()
         self._switches = {
             linear.label: _install(copy, number, linear) for number, linear in enumerate(find_linears(copy))
         }
-        self._shared = {linear.label for linear in find_linears(model) if len(linear.weight.uses()) > 1}
+        self._shared = {linear.label for linear in layers.linears if len(linear.weight.uses()) > 1}
         self._output = output
         keep = [value for value in copy.graph.outputs if value.name == output]
         copy.graph.outputs[:] = keep

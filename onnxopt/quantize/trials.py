@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import onnx_ir as ir
-
-from onnxopt.graph.convs import find_convs
-from onnxopt.graph.linears import find_linears, find_tables, parts_of
+from onnxopt.graph.layers import Layers
+from onnxopt.graph.linears import parts_of
 from onnxopt.pipeline.orders import carrying_out
 from onnxopt.pipeline.pipeline import Pipeline
 from onnxopt.qmath.precision import Plan, Precision
@@ -19,17 +17,18 @@ def carry_out(trial: Pipeline, plan: Plan) -> None:
     trial.quantize_lowered(steps)
 
 
-def left_in_float(trial: Pipeline, fused: ir.Model, plan: Plan) -> dict[str, str]:
+def left_in_float(trial: Pipeline, fused: Layers, plan: Plan) -> dict[str, str]:
     """Return the layers that a plan has in fewer bits and that stayed in float all the same, with the reason.
 
     A rewrite that fails its proof is rolled back, and a guard may turn a layer down: what a plan says is not yet done.
 
     Args:
         trial: behind `carry_out`.
-        fused: the graph before.
+        fused: the layers of the graph before.
         plan: what was to be done.
     """
-    roots = _labels(fused) | _labels(trial.model)
+    after = Layers.of(trial.model)
+    roots = fused.label_by_node() | after.label_by_node()
     reasons: dict[str, str] = {}
     for entry in trial.ledger.entries:
         if entry.stage != "quantize":
@@ -40,18 +39,10 @@ def left_in_float(trial: Pipeline, fused: ir.Model, plan: Plan) -> dict[str, str
             label = roots.get(node, "")
             for one in [label] if label in plan.linears else parts_of(label):
                 reasons.setdefault(one, reason)
-    standing = {one.label for one in find_linears(trial.model)} | {one.label for one in find_tables(trial.model)}
+    standing = {one.label for one in after.linears} | {one.label for one in after.tables}
     planned = [label for label, one in plan if one.precision != Precision()]
     return {
         label: reasons.get(label, "no pass could carry it out")
         for label in planned
         if label in reasons or label in standing
     }
-
-
-def _labels(model: ir.Model) -> dict[str, str]:
-    """Return the label of each layer that a plan may name, by the name under which a ledger has it."""
-    layers = [(one.root, one.label) for one in find_linears(model)]
-    layers += [(one.root, one.label) for one in find_convs(model)]
-    layers += [(one.node, one.label) for one in find_tables(model)]
-    return {node.name or node.op_type: label for node, label in layers}

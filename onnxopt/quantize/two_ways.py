@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxopt.graph.by_length import by_length
+from onnxopt.graph.layers import Layers
 from onnxopt.judge.gate import Judge
 from onnxopt.pipeline.orders import carrying_out
 from onnxopt.pipeline.pipeline import Pipeline
@@ -55,12 +56,13 @@ class TwoWays:
 
 
 def with_prompts(
-    fused: Pipeline, step: Finished, judge: Judge, place: Workplace, *, keep: Collection[str]
+    fused: Pipeline, layers: Layers, step: Finished, judge: Judge, place: Workplace, *, keep: Collection[str]
 ) -> TwoWays | None:
     """Put a graph for prompts beside one for single tokens.
 
     Args:
         fused: the float graph before it is lowered; not changed.
+        layers: of that graph.
         step: the graph for single tokens, inside the budget; its pipeline gets the graph of both.
         judge: of the results; each of the two must keep its budget.
         place: where results are tried.
@@ -69,9 +71,9 @@ def with_prompts(
     Returns:
         None where no choice of layers keeps the budget, or the graph of both is not faster.
     """
-    layers = prompt_layers(fused.model, judge.data, keep=keep, scheme=scheme_of(fused.target), progress=place.say)
-    for number, floor in enumerate(layers.floors(SHARES)):
-        plan = layers.plan(floor, step.plan)
+    candidates = prompt_layers(fused.model, judge.data, keep=keep, scheme=scheme_of(fused.target), progress=place.say)
+    for number, floor in enumerate(candidates.floors(SHARES)):
+        plan = candidates.plan(floor, step.plan)
         trial = fused.fork()
         trial.lower_and_quantize(carrying_out(plan, trial.target))
         path = place.write(trial.model, f"prompts-{number}")
@@ -91,7 +93,7 @@ def with_prompts(
             logger.info("a graph for prompts does not pay on this workload (%s)", gain)
             return None
         worse = gate if gate.value > step.gate.value else step.gate
-        undone = left_in_float(trial, fused.model, plan)
+        undone = left_in_float(trial, layers, plan)
         return TwoWays(
             Finished(both, step.plan, together, worse),
             {label: one for label, one in plan if one.precision.kind == "int8" and label not in undone},

@@ -20,7 +20,8 @@ import onnx_ir as ir
 
 from onnxopt.errors import InputError
 from onnxopt.graph import constant, dims
-from onnxopt.graph.linears import Linear, find_linears, find_tables
+from onnxopt.graph.layers import Layers
+from onnxopt.graph.linears import Linear
 from onnxopt.qmath.blocks import METHODS, dequantize, quantize
 from onnxopt.qmath.gptq import gptq
 from onnxopt.qmath.precision import Blocked, Kind, Plan, PlannedLinear, Precision
@@ -50,7 +51,7 @@ class SeenInput:
 
 
 def plan_weights(
-    model: ir.Model,
+    layers: Layers,
     precision: Precision | Mapping[str, Precision],
     *,
     method: WeightMethod = "auto",
@@ -63,7 +64,7 @@ def plan_weights(
     """Decide on codes for every linear layer and table.
 
     Args:
-        model: fused or lowered; not changed.
+        layers: of a fused or lowered graph.
         precision: `int8-weights` or `int4-weights` for all layers, or one per label; other layers stay in float.
         method: how weights are rounded; `auto` is `gptq` for 4 bits where inputs have been seen, else `mse`.
         keep: labels that stay in float.
@@ -78,7 +79,7 @@ def plan_weights(
     Raises:
         InputError: the precision is not of weights only, or `gptq` has not seen an input.
     """
-    linears, tables = find_linears(model), find_tables(model)
+    linears, tables = layers.linears, layers.tables
     shared = {table.weight: table.label for table in tables}
     made: dict[str, PlannedLinear] = {}
     for number, linear in enumerate(linears, start=1):
@@ -198,16 +199,16 @@ def _table(
     return _own_table(weight)
 
 
-def plan_tables(model: ir.Model, keep: Collection[str] = ()) -> dict[str, PlannedLinear]:
+def plan_tables(layers: Layers, keep: Collection[str] = ()) -> dict[str, PlannedLinear]:
     """Plan the tables of an encoder whose layers are in int8: in 8 bits, with a scale per block of a row.
 
     Args:
-        model: fused or lowered; not changed.
+        layers: of a fused or lowered graph.
         keep: labels that stay in float.
     """
-    shared = {linear.weight for linear in find_linears(model)}
+    shared = {linear.weight for linear in layers.linears}
     made: dict[str, PlannedLinear] = {}
-    for table in find_tables(model):
+    for table in layers.tables:
         if table.label in keep:
             made[table.label] = PlannedLinear(Precision(), "kept by the user")
         elif table.weight in shared:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from onnxopt.errors import InputError
+from onnxopt.graph.linears import find_linears
 from onnxopt.qmath.blocks import dequantize, quantize, sqnr_db
 from onnxopt.quantize.checkpoint_grids import known_grids
 from onnxopt.spec import Array
@@ -38,7 +39,7 @@ def weight(seed: int = 0) -> Array:
 def test_grids_around_zero_come_back_exactly(kind: str, bits: int, tmp_path: Path) -> None:
     restored = written(tmp_path / "m.gguf", kind, weight())
     moved = restored[np.random.default_rng(1).permutation(40)]  # as importers move rotary halves
-    (grid,) = known_grids(tmp_path / "m.gguf", parse(TEXT, {"w": moved.T})).values()
+    (grid,) = known_grids(tmp_path / "m.gguf", find_linears(parse(TEXT, {"w": moved.T}))).values()
     assert (grid.kind, grid.exact, grid.blocks.bits, grid.blocks.block_size) == (kind, True, bits, 32)
     assert grid.blocks.zero_points is None
     np.testing.assert_array_equal(dequantize(grid.blocks), moved.T)
@@ -47,7 +48,7 @@ def test_grids_around_zero_come_back_exactly(kind: str, bits: int, tmp_path: Pat
 @pytest.mark.parametrize(("kind", "steps"), [("Q4_1", 17), ("Q5_1", 8)])
 def test_grids_with_a_minimum_are_held_in_finer_steps(kind: str, steps: int, tmp_path: Path) -> None:
     restored = written(tmp_path / "m.gguf", kind, weight())
-    (grid,) = known_grids(tmp_path / "m.gguf", parse(TEXT, {"w": restored.T})).values()
+    (grid,) = known_grids(tmp_path / "m.gguf", find_linears(parse(TEXT, {"w": restored.T}))).values()
     assert (grid.kind, grid.exact, grid.blocks.bits) == (kind, False, 8)
     step = np.repeat(grid.blocks.scales, 32, axis=1).T * steps
     assert (np.abs(dequantize(grid.blocks) - restored.T) <= step / steps / 2 * 1.001).all()
@@ -58,7 +59,7 @@ def test_grids_with_a_minimum_are_held_in_finer_steps(kind: str, steps: int, tmp
 
 def test_blocks_on_one_side_of_zero_are_rounded(tmp_path: Path) -> None:
     restored = written(tmp_path / "m.gguf", "Q4_1", weight() * 0.01 + 3)
-    (grid,) = known_grids(tmp_path / "m.gguf", parse(TEXT, {"w": restored.T})).values()
+    (grid,) = known_grids(tmp_path / "m.gguf", find_linears(parse(TEXT, {"w": restored.T}))).values()
     assert np.abs(dequantize(grid.blocks) - restored.T).max() < 3 / 255
 
 
@@ -66,12 +67,12 @@ def test_weights_of_another_model_are_not_taken(tmp_path: Path) -> None:
     restored = written(tmp_path / "m.gguf", "Q8_0", weight())
     other = restored.copy()
     other[7, 7] += 1e-3
-    assert known_grids(tmp_path / "m.gguf", parse(TEXT, {"w": other.T})) == {}
+    assert known_grids(tmp_path / "m.gguf", find_linears(parse(TEXT, {"w": other.T}))) == {}
     written(tmp_path / "f.gguf", "F16", weight())
-    assert known_grids(tmp_path / "f.gguf", parse(TEXT, {"w": restored.T})) == {}
+    assert known_grids(tmp_path / "f.gguf", find_linears(parse(TEXT, {"w": restored.T}))) == {}
 
 
 def test_a_broken_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUX" + bytes(64))
     with pytest.raises(InputError, match="no GGUF file"):
-        known_grids(tmp_path / "m.gguf", parse(TEXT, {"w": weight().T}))
+        known_grids(tmp_path / "m.gguf", find_linears(parse(TEXT, {"w": weight().T})))

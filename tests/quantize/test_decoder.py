@@ -13,6 +13,7 @@ import pytest
 
 from onnxopt.calibrate.data import CalibrationData, read_calibration
 from onnxopt.graph.cache import CONTEXT_KEY
+from onnxopt.graph.layers import Layers
 from onnxopt.load.entry import load
 from onnxopt.load.loaded import Loaded
 from onnxopt.load.source.source import resolve
@@ -62,7 +63,7 @@ def test_all_positions_are_answered_as_the_last_was(loaded: Loaded) -> None:
 
 @pytest.fixture(scope="module")
 def searches(loaded: Loaded, data: CalibrationData) -> dict[float, Found]:
-    planner = DecoderPlanner.of(loaded.model, data, CHOICES)
+    planner = DecoderPlanner.of(Layers.of(loaded.model), data, CHOICES)
     return {ratio: planner.within(ratio) for ratio in (2.0, 0.5)}
 
 
@@ -129,7 +130,7 @@ def test_harms_are_ranked_and_add_up(searches: dict[float, Found], loaded: Loade
     found = searches[2.0]
     values = [one.loss for one in found.sensitivities]
     assert values == sorted(values, reverse=True)
-    probe = LanguageProbe(all_positions(loaded.model), list(data.batches("choose", most=2)))
+    probe = LanguageProbe(Layers.of(all_positions(loaded.model)), list(data.batches("choose", most=2)))
     linears = {one.label for one in found.sensitivities}
     swaps = {label: dequantize(one.blocks) for label, one in found.plan if one.blocks is not None and label in linears}
     assert probe.divergence({}) < 1e-9

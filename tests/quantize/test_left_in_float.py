@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from onnxopt.graph.layers import Layers
 from onnxopt.load.onnx_file import load_onnx
 from onnxopt.pipeline.pipeline import Pipeline
 from onnxopt.probe.observe import Observation
@@ -57,7 +58,7 @@ def told(plan: Plan) -> dict[str, str]:
     pipeline = fused()
     trial = pipeline.fork()
     carry_out(trial, plan)
-    undone = left_in_float(trial, pipeline.model, plan)
+    undone = left_in_float(trial, Layers.of(pipeline.model), plan)
     records = {label: _layer(one, None, undone.get(label)) for label, one in plan}
     return {label: f"{record.precision} {record.reason}".strip() for label, record in records.items()}
 

@@ -14,6 +14,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxopt.graph import STANDARD_DOMAINS, initializer_bytes
+from onnxopt.graph.layers import Layers
 from onnxopt.judge.perplexity import measure_perplexity
 from onnxopt.load.entry import load
 from onnxopt.load.loaded import Loaded
@@ -50,7 +51,7 @@ def test_a_real_decoder_keeps_its_perplexity(
     loaded = replace(original, model=original.model.clone())
 
     def quantize(model: ir.Model) -> list[Rewrite]:
-        return carrying_out(plan_weights(model, Precision.parse(precision)), target)
+        return carrying_out(plan_weights(Layers.of(model), Precision.parse(precision)), target)
 
     ledger = run_pipeline(loaded, target, quantize=quantize)
     assert not [item.reason for entry in ledger.entries for item in entry.rolled_back]

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxopt.calibrate.ranges import choose
 from onnxopt.calibrate.statistics import Statistics
+from onnxopt.graph.layers import Layers
 from onnxopt.qmath.affine import columns
 from onnxopt.qmath.precision import Affine, PlannedLinear, Precision
 from onnxopt.quantize.smooth import choose_smoothing, divided
@@ -79,7 +80,7 @@ def test_switches_that_are_off_change_no_bit_and_on_they_round() -> None:
 
     model = two()
     x = np.random.default_rng(3).standard_normal((2, 5, 16)).astype(np.float32)
-    board = Switchboard(model, "y")
+    board = Switchboard(Layers.of(model), "y")
     assert board.labels == ["first", "second"]
     expected = GraphRunner(model).run({"x": x})[0]["y"]
     assert np.array_equal(expected, board.run({"x": x}, {}))

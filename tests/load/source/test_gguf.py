@@ -103,8 +103,8 @@ def test_the_grids_of_the_file_are_found_behind_the_checkpoint(tmp_path: Path) -
     assert gguf_behind(loaded.assets) == path
     assert gguf_behind([asset for asset in loaded.assets if asset.name != "config.json"]) is None
     fuse(loaded)
-    grids = known_grids(path, loaded.model)
     linears = find_linears(loaded.model)
+    grids = known_grids(path, linears)
     assert len(grids) == len(linears) == 7 * LAYERS + 1
     for linear in linears:
         assert grids[linear.label].exact
