@@ -11,12 +11,18 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import table
 from bench.peers import ROOT
+from onnxopt.spec import Say
+
+if TYPE_CHECKING:
+    from onnxopt.load.checkpoint.opened import Opened
+    from onnxopt.prune.checkpoint.network import Batch
 
 RESULT = ROOT / "bench" / "results" / "distill.json"
 WORK = ROOT / "build" / "distill"
@@ -49,13 +55,9 @@ def teach(wanted: argparse.Namespace) -> dict[str, Any]:
     """Run the whole and write what was found after each stage."""
     import torch
 
-    from onnxopt.distill.run import distill
     from onnxopt.host.machine import describe_machine
     from onnxopt.load.checkpoint.opened import open_checkpoint
-    from onnxopt.prune.checkpoint.network import choose_layers, keep_layers
-    from onnxopt.prune.checkpoint.student import write_opened
     from onnxopt.prune.judging import ask, read_samples
-    from onnxopt.prune.spec import PruneSpec
 
     began = time.perf_counter()
     gpu = torch.cuda.is_available()
@@ -79,13 +81,9 @@ def teach(wanted: argparse.Namespace) -> dict[str, Any]:
     samples = read_samples(teacher, wanted.judge)
     found["tokens"] = sum(int(one["attention_mask"].sum()) for one in samples.judge)
     found["builtin"]["teacher"] = ask(teacher, samples.judge).level
-    student = open_checkpoint(TEACHER)
-    spec = PruneSpec.parse(f"layers={LAYERS}")
-    kept, _ = choose_layers(student.network, student.config, LAYERS, spec, samples.fit[:2])
-    keep_layers(student.network, student.config, kept)
+    student, kept = pruned(samples.fit[:2])
     found["kept"] = kept
     found["builtin"]["pruned"] = ask(student, samples.judge).level
-    write_opened(student, WORK / "student")
     note(f"{len(kept)} layers stay; perplexity on the built-in text: {found['builtin']}")
     keep()
     steps = wanted.steps
@@ -95,6 +93,47 @@ def teach(wanted: argparse.Namespace) -> dict[str, Any]:
         steps = max(LOOKS, int(0.92 * rate * left))
         note(f"{rate:.2f} updates a second, so {steps}")
     del teacher, student
+    found["distillation"] = distilled(wanted, steps, data, evaluate, gpu=gpu, say=note)
+    keep()
+    found["builtin"]["distilled"] = ask(open_checkpoint(str(WORK / "taught")), samples.judge).level
+    note(f"perplexity on the built-in text: {found['builtin']}")
+    keep()
+    return found
+
+
+def pruned(texts: Sequence[Batch]) -> tuple[Opened, list[int]]:
+    """Return the teacher with the layers alone that some texts miss the most, which is also written, and their numbers.
+
+    Args:
+        texts: inputs that layers are chosen by.
+    """
+    from onnxopt.load.checkpoint.opened import open_checkpoint
+    from onnxopt.prune.checkpoint.network import choose_layers, keep_layers
+    from onnxopt.prune.checkpoint.student import write_opened
+    from onnxopt.prune.spec import PruneSpec
+
+    student = open_checkpoint(TEACHER)
+    kept, _ = choose_layers(student.network, student.config, LAYERS, PruneSpec.parse(f"layers={LAYERS}"), texts)
+    keep_layers(student.network, student.config, kept)
+    write_opened(student, WORK / "student")
+    return student, kept
+
+
+def distilled(
+    wanted: argparse.Namespace, steps: int, data: Sequence[Path], evaluate: Path, *, gpu: bool, say: Say
+) -> dict[str, Any]:
+    """Teach the written student, and return the record without the places of files.
+
+    Args:
+        wanted: the command's options.
+        steps: updates.
+        data: files to learn from.
+        evaluate: the file to judge on.
+        gpu: in bfloat16, then.
+        say: told what is done.
+    """
+    from onnxopt.distill.run import distill
+
     record = distill(
         TEACHER,
         WORK / "taught",
@@ -110,19 +149,15 @@ def teach(wanted: argparse.Namespace) -> dict[str, Any]:
         mixed_precision="bf16" if gpu else "no",
         evaluate_every=max(1, steps // LOOKS),
         most_rows=wanted.most_rows,
-        say=note,
+        say=say,
     )
-    found["distillation"] = told = json.loads(record.to_json())
-    told["settings"] |= {  # where files lay is nobody's business
+    told: dict[str, Any] = json.loads(record.to_json())
+    told["settings"] |= {
         "student": "student",
         "data": [Path(name).name for name in told["settings"]["data"]],
         "evaluate": Path(told["settings"]["evaluate"]).name,
     }
-    keep()
-    found["builtin"]["distilled"] = ask(open_checkpoint(str(WORK / "taught")), samples.judge).level
-    note(f"perplexity on the built-in text: {found['builtin']}")
-    keep()
-    return found
+    return told
 
 
 def gather(folder: Path) -> tuple[list[Path], Path]:
