@@ -16,15 +16,22 @@ _EQUAL_SIZES = (1, 3, 16, 32, 64, 128, 224, 512, 1024, 16000)  # of all axes, wh
 HEAVY_ELEMENTS = 1 << 14  # of one row, of all inputs that have it: more than a small image has
 FEW_ROWS = (1, 3, 4, 5, 6)  # to try beside `FEW` where rows are large
 FEW, SIDE = 2, 64  # a usual size of rows in a batch, and of an image that is halved five times
+MOST_TRIED = 1 << 25  # elements of all inputs: a quarter of a gigabyte while they are made
 
 
 def attempts(feeder: GraphFeeder, likely: Sequence[int]) -> Iterator[dict[str, int]]:
-    """Yield sizes of every axis that does not follow from others, the likeliest first.
+    """Yield sizes of every axis that does not follow from others, the likeliest first; none that fill the memory.
 
     Args:
         feeder: what is known so far.
         likely: numbers of the graph that may be sizes, tried last.
     """
+    specs = [plan.spec for plan in feeder.plans]
+    return (sizes for sizes in _guesses(feeder, likely) if elements_of(specs, sizes) <= MOST_TRIED)
+
+
+def _guesses(feeder: GraphFeeder, likely: Sequence[int]) -> Iterator[dict[str, int]]:
+    """Yield sizes as `attempts` does, however large the inputs are."""
     free = free_axes(feeder)
     for example in feeder.examples:
         yield {**dict.fromkeys(free, 1), **sizes_of(feeder, example)}

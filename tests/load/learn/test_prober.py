@@ -17,6 +17,8 @@ from onnxopt.artifact.stacks import served_model
 from onnxopt.errors import InputError
 from onnxopt.graph.cache import served
 from onnxopt.load.given import Given
+from onnxopt.load.graph_feeder import GraphFeeder
+from onnxopt.load.learn.first_sizes import MOST_TRIED, attempts
 from onnxopt.load.loaded import Loaded
 from onnxopt.proof.cases import cases_of
 from onnxopt.proof.observations import chosen, observations_of
@@ -242,3 +244,15 @@ def test_an_axis_that_ends_near_its_usual_size_is_free_below_it(most: int, tmp_p
       n = Shape<start = 0, end = 1>(x) cut = Slice(table, zero, n) y = Add(x, cut) }"""
     loaded = load(tmp_path, text, table=np.ones((most, 8), np.float32), zero=np.array([0], np.int64))
     assert loaded.range_of(loaded.signature.axes[0]) == AxisRange(1, 1, most)
+
+
+def test_no_size_is_tried_that_would_fill_the_memory(tmp_path: Path) -> None:
+    """A number of the graph, taken for all four sizes of an image at once, would make inputs of gigabytes."""
+    loaded = load(tmp_path, "g (float[a,3,b,c] x) => (float[a,3,b,c] y) { y = Relu(x) }")
+    feeder = loaded.feeder
+    assert isinstance(feeder, GraphFeeder)
+    rows, height, width = feeder.axes
+    tried = [(one[rows], one[height], one[width]) for one in attempts(feeder, [40, 335, 2000])]
+    assert (40, 40, 40) in tried
+    assert (335, 335, 335) not in tried
+    assert max(3 * a * b * c for a, b, c in tried) <= MOST_TRIED
