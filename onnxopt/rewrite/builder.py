@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import CONTRIB, PASS_KEY, constant_value, known_dims, opset
+from onnxopt.graph.cache import PAST
 from onnxopt.rewrite.match import Refusal
 from onnxopt.spec import Array
 
@@ -91,11 +92,16 @@ class Builder:
         can be told).
 
         Raises:
-            Refusal: no graph input has a wanted axis, or a wanted size is 0, beside which none can be inferred.
+            Refusal: no graph input has a wanted axis, a wanted size is 0, beside which none can be inferred, or that of
+                a past may be, which cannot be told.
         """
         if 0 in wanted:
             raise Refusal("the tensor is empty")
-        read = sum(isinstance(dim, str) for dim in wanted) > 1 and opset(self.model) >= ALLOWS_ZERO
+        named = sum(isinstance(dim, str) for dim in wanted)
+        told = opset(self.model) >= ALLOWS_ZERO
+        if named > 1 and PAST in wanted and not told:
+            raise Refusal(f"a past may be empty, and below opset {ALLOWS_ZERO} no Reshape keeps a 0")
+        read = named > 1 and told
         return self.node("Reshape", [value, self.dimensions(wanted, name)], {"allowzero": 1 if read else None})[0]
 
     def dimensions(self, wanted: Sequence[int | str], name: str) -> ir.Value:

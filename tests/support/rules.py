@@ -145,7 +145,8 @@ def observe(model: ir.Model, feeds: Mapping[str, Sequence[Array]] | None = None)
 
 
 def _sizes(index: int, batch: int, sequence: int) -> dict[str, int]:
-    return {"batch": batch, "sequence": sequence, "rows": batch * 5 + 9, "height": 17 + 2 * index}
+    others = {"rows": batch * 5 + 9, "height": 17 + 2 * index, "past_sequence": 3 * index}
+    return {"batch": batch, "sequence": sequence, **others}
 
 
 def _feeds(model: ir.Model, sizes: Mapping[str, int], seed: int) -> Feeds:

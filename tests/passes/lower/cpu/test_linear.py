@@ -105,6 +105,19 @@ def test_holds_back_where_no_reshape_keeps_an_empty_axis() -> None:
     assert outcome.reasons == ["no input has the axes of x, and below opset 14 no Reshape keeps a 0"]
 
 
+@pytest.mark.parametrize("shape", ["batch,past_sequence,4", "past_sequence,batch,4"])
+@pytest.mark.parametrize("opset", [11, 13, 14, 18])
+def test_the_rows_of_a_past_may_be_none(shape: str, opset: int) -> None:
+    text = f"g (float[{shape}] x) => (float y) {{ p = MatMul(x, w) y = Add(p, b) }}"
+    outcome = run_passes(text, "lower-linear", weights={"w": weight(4, 6), "b": weight(6)}, opset=opset)
+    assert (outcome.entry.applied, outcome.rolled_back) == (int(opset >= 14), [])
+    if opset < 14:
+        assert outcome.reasons == ["a past may be empty, and below opset 14 no Reshape keeps a 0"]
+    sizes = (0, 3) if shape.startswith("past") else (3, 0)
+    feeds = {"x": np.ones((*sizes, 4), np.float32)}
+    assert GraphRunner(outcome.model).run(feeds)[0]["y"].shape == (*sizes, 6)
+
+
 @pytest.mark.parametrize("opset", [11, 13, 14, 15, 18])
 @pytest.mark.parametrize("shape", ["batch,sequence,4", "batch,3,sequence,4", "2,batch,sequence,4"])
 def test_sizes_are_read_as_the_opset_of_the_file_says_it(opset: int, shape: str) -> None:
