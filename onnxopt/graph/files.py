@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from onnxopt.graph.nodes import SMALL_CONSTANT_BYTES
+from onnxopt.graph.nodes import SMALL_CONSTANT_BYTES, all_nodes
 from onnxopt.spec import Signature
 
 DATA_SUFFIX = "_data"  # where transformers.js looks for the weights of a large model
@@ -34,6 +34,7 @@ def write_graph(model: ir.Model, path: Path) -> list[Path]:
         path: of the graph; weights of more than `EXTERNAL_DATA_BYTES` go into a file beside it.
     """
     model.ir_version = min(model.ir_version, MAX_IR_VERSION)
+    _open_empty_axes(model)
     size = _bytes_of_all(model)
     # shapes stay in the graph: the runtime reads those of a branch there alone
     threshold = SMALL_CONSTANT_BYTES if size > EXTERNAL_DATA_BYTES else max(size, SMALL_CONSTANT_BYTES)
@@ -63,6 +64,19 @@ def _take_in(model: ir.Model, most_bytes: int) -> None:
             tensor = value.const_value
             if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= most_bytes:
                 value.const_value = ir.Tensor(tensor.numpy().copy(), name=tensor.name, dtype=tensor.dtype)
+
+
+def _open_empty_axes(model: ir.Model) -> None:
+    """Let the runtime find out for itself which inner tensors are empty.
+
+    Told that an axis is 0, ONNX Runtime 1.32 takes a target of Reshape that copies it, beside a size that it cannot
+    follow, for a 0 beside a -1, and does not open the file.
+    """
+    for node in all_nodes(model):
+        for value in node.outputs:
+            shape = value.shape
+            if shape is not None and 0 in shape.dims and not value.is_graph_output():
+                value.shape = ir.Shape([None if size == 0 else size for size in shape.dims])
 
 
 def leave_ranks_open(model: ir.Model, signature: Signature) -> ir.Model:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 
 from onnxopt.graph import files
 from onnxopt.graph.files import MAX_IR_VERSION, save_graph, write_graph
+from tests.support.rules import parse
 
 
 def model_of(sizes: tuple[int, ...]) -> ir.Model:
@@ -63,3 +65,39 @@ def test_a_graph_is_the_same_file_wherever_its_weights_lay(tmp_path: Path, monke
     assert first.read_bytes() == second.read_bytes()
     (tmp_path / "large" / "model.onnx_data").unlink()
     assert weights_of(parted)["w0"].tolist() == [1.0] * 700, "the model holds what lay there"
+
+
+CUT = """
+g (float[batch,s,6] x, float[rows,s,6] z) => (float[n,0,6] y) {
+  w = Add(x, z)
+  cut = Slice(w, last, last, one)
+  parted = Reshape(cut, heads)
+  batch = Shape<start = 0, end = 1>(cut)
+  target = Concat<axis = 0>(batch, none, six)
+  y = Reshape(parted, target)
+}"""
+
+
+def opens(path: Path) -> bool:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        ort.InferenceSession(path, options)
+    except ort.capi.onnxruntime_pybind11_state.Fail:
+        return False
+    return True
+
+
+def test_a_graph_with_an_empty_tensor_opens_whatever_is_known_of_it(tmp_path: Path) -> None:
+    numbers = {"last": [900], "one": [1], "heads": [0, 0, 2, 3], "none": [0], "six": [6]}
+    model = parse(CUT, {name: np.array(value, np.int64) for name, value in numbers.items()})
+    known = {"cut": [None, 0, 6], "parted": [None, 0, 2, 3]}
+    for node in model.graph:
+        shape = known.get(node.outputs[0].name or "")
+        if shape is not None:
+            node.outputs[0].shape, node.outputs[0].type = ir.Shape(shape), ir.TensorType(ir.DataType.FLOAT)
+    ir.save(model, tmp_path / "as-known.onnx")
+    assert not opens(tmp_path / "as-known.onnx"), "the runtime mends it: shapes may be written as they are known"
+    [path] = write_graph(model, tmp_path / "model.onnx")
+    assert opens(path)
+    assert list(ir.load(path).graph.outputs[0].shape or ()) == ["n", 0, 6], "what is declared is kept"
