@@ -12,7 +12,9 @@ Keys::
     tokenizer      file, pad_id, padding_side, max_length (0: no limit), lowercase; absent without a tokenizer
     preprocessing  sentences in order
     postprocessing sentences in order
-    pooling        how the sentence embedding in the graph is made, where there is one
+    pooling        how the sentence embedding in the graph is made, where there is one and its checkpoint says it
+    normalized     whether that has length 1; only where its checkpoint says how it is made
+    scores         what the logits of a classifier are made into: `softmax`, `sigmoid`, or `none`
     labels         names of classes by index, as config.json has them
     decoding       shared_buffers, logits, context_length, crossings, endless_from, eos_token_id and the contract of the
                    cache; of decoders only
@@ -28,13 +30,15 @@ from typing import Any
 from onnxopt.artifact.stacks import Words
 from onnxopt.errors import InputError
 from onnxopt.graph.roles import fixed_length, input_meaning
+from onnxopt.load.checkpoint.pooling import described_pooling
 from onnxopt.records.manifest import DecodingRecord
 from onnxopt.records.record import ProvedRange
+from onnxopt.run.scores import Scores, scores_of
 from onnxopt.spec import Signature, TensorSpec
 from onnxopt.texts.tokenizer import TOKENIZER_NAME, read_settings, token_limit, tokenizer_pad
 
 IO_NAME = "io.json"
-_POOLINGS = ("mean", "cls", "max", "lasttoken")
+SENTENCE = "sentence_embedding"
 _CROSSINGS = {
     "reread": "a text that grows beyond one of the crossings is read anew from its first token, with an empty past; "
     "rows of one batch lie on the same side of each",
@@ -44,12 +48,16 @@ _CROSSINGS = {
 _ENDLESS = (
     "context_length must be kept: the graph also runs beyond it, with rotary tables that are not those of such a text"
 )
+_WHOLE = ("text-classification", "image-classification", "audio-classification", "zero-shot-classification")
 _AFTER = {
-    "text-classification": "softmax over the last axis of logits; labels by index",
     "token-classification": "softmax over the last axis of logits, per token; labels by index",
     "fill-mask": "softmax over the last axis of logits at the position of the mask token",
     "question-answering": "the answer runs from the best start to the best end not before it",
-    "image-classification": "softmax over the last axis of logits; labels by index",
+}
+_SCORES = {
+    "softmax": "softmax over the last axis of logits; labels by index",
+    "sigmoid": "sigmoid of each logit; labels by index, of which several may be right",
+    "none": "none: the logits are the answer",
 }
 
 
@@ -75,22 +83,25 @@ def io_description(
     config = _settings(folder, "config.json")
     tokenizer = _tokenizer(folder, signature)
     pad = tokenizer["pad_id"] if tokenizer else 0
+    scores = _scores(task, config, signature)
     content: dict[str, Any] = {
         "format": 1,
         "name": name,
         "task": task,
         "inputs": [_input(spec, pad) for spec in signature.inputs],
-        "outputs": [_tensor(spec) | {"meaning": _output(spec)} for spec in signature.outputs],
+        "outputs": [_tensor(spec) | {"meaning": _output(spec, scores)} for spec in signature.outputs],
     }
     if proved:
         content["sizes"] = {axis: found.model_dump() for axis, found in proved.items()}
     if tokenizer:
         content["tokenizer"] = tokenizer
     content["preprocessing"] = _before(folder, tokenizer)
-    content["postprocessing"] = _after(task, signature, decoding)
     pooling = _pooling(folder, signature)
-    if pooling:
-        content["pooling"] = pooling
+    content["postprocessing"] = _after(task, signature, decoding, pooling, scores)
+    if pooling is not None:
+        content["pooling"], content["normalized"] = pooling
+    if scores is not None:
+        content["scores"] = scores
     labels = config.get("id2label")
     if isinstance(labels, Mapping) and "classification" in task:
         content["labels"] = {str(index): str(label) for index, label in labels.items()}
@@ -130,17 +141,26 @@ def _input(spec: TensorSpec, pad: int) -> dict[str, Any]:
     return _tensor(spec) | {"meaning": meaning} | ({"pad": padded[meaning]} if meaning in padded else {})
 
 
-def _output(spec: TensorSpec) -> str:
+def _output(spec: TensorSpec, scores: Scores | None) -> str:
     known = {
-        "sentence_embedding": "one vector per row, pooled and normalized in the graph",
+        SENTENCE: "one vector per row, pooled in the graph",
         "last_hidden_state": "one vector per token; rows at padded positions mean nothing",
         "token_embeddings": "one vector per token; rows at padded positions mean nothing",
         "pooler_output": "one vector per row",
-        "logits": "scores before softmax",
+        "logits": "the answer" if scores == "none" else f"scores before {scores or 'softmax'}",
         "start_logits": "score of each token as the start of the answer",
         "end_logits": "score of each token as the end of the answer",
     }
     return "cache" if spec.name.startswith("present") else known.get(spec.name, "")
+
+
+def _scores(task: str, config: Mapping[str, Any], signature: Signature) -> Scores | None:
+    """Return what the logits of a classifier of whole inputs become; None for every other model."""
+    logits = next((spec for spec in signature.outputs if spec.name == "logits"), None)
+    if task not in _WHOLE or logits is None or not logits.axes:
+        return None
+    last = logits.axes[-1]
+    return scores_of(config, last if isinstance(last, int) else None)
 
 
 def _tokenizer(folder: Path, signature: Signature) -> dict[str, Any] | None:
@@ -173,17 +193,25 @@ def _before(folder: Path, tokenizer: Mapping[str, Any] | None) -> list[str]:
     return steps
 
 
-def _after(task: str, signature: Signature, decoding: DecodingRecord | None) -> list[str]:
+def _after(
+    task: str,
+    signature: Signature,
+    decoding: DecodingRecord | None,
+    pooling: tuple[str, bool] | None,
+    scores: Scores | None,
+) -> list[str]:
     if decoding is not None:
         return ["take the best or a drawn token of the last position's logits", "feed it with the present as the past"]
-    if "sentence_embedding" in {spec.name for spec in signature.outputs}:
-        return ["none: sentence_embedding is ready to compare by dot product or cosine"]
+    if SENTENCE in {spec.name for spec in signature.outputs}:
+        if pooling is not None and pooling[1]:
+            return [f"none: {SENTENCE} has length 1, ready to compare by dot product"]
+        return [f"none: {SENTENCE} is ready to compare by cosine; divide by its length before a dot product"]
+    if scores is not None:
+        return [_SCORES[scores]]
     return [_AFTER[task]] if task in _AFTER else []
 
 
-def _pooling(folder: Path, signature: Signature) -> str:
-    if "sentence_embedding" not in {spec.name for spec in signature.outputs}:
-        return ""
-    said = _settings(folder, "1_Pooling/config.json")
-    named = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens", "lasttoken": "lasttoken"}
-    return next((kind for kind in _POOLINGS if said.get(f"pooling_mode_{named[kind]}") is True), "mean")
+def _pooling(folder: Path, signature: Signature) -> tuple[str, bool] | None:
+    """Return how a checkpoint says that the embedding in the graph is made, and whether it has length 1 then."""
+    found = described_pooling(folder) if SENTENCE in {spec.name for spec in signature.outputs} else None
+    return None if found is None else ("+".join(found.modes), found.normalize)

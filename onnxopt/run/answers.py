@@ -29,6 +29,7 @@ from onnxopt.run.results import (
     TokenLabels,
     Word,
 )
+from onnxopt.run.scores import as_scores, scores_of, softmax
 from onnxopt.run.session import Session
 from onnxopt.spec import Array, Feeds, Target
 from onnxopt.texts.tokenizer import MASKS, read_settings
@@ -192,13 +193,7 @@ def classification(
         config: content of config.json: `id2label`, `problem_type`.
         notes: sentences a user should read.
     """
-    kind = config.get("problem_type")
-    if kind == "regression":
-        scores = logits.astype(np.float64)
-    elif kind == "multi_label_classification" or logits.shape[-1] == 1:
-        scores = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    else:
-        scores = softmax(logits)
+    scores = as_scores(logits, scores_of(config, logits.shape[-1]))
     names = _label_names(config, logits.shape[-1])
     rows = (sorted(zip(names, row, strict=True), key=lambda pair: -pair[1]) for row in scores.tolist())
     return Classification(
@@ -369,13 +364,6 @@ def _run_images(folder: Path, session: Session, config: Mapping[str, Any], reque
 
 
 # Shared
-
-
-def softmax(logits: Array) -> Array:
-    """Return float64 probabilities over the last axis."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    powers = np.exp(shifted)
-    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
 def _logits(outputs: Feeds, session: Session) -> Array:

@@ -24,7 +24,7 @@ from onnxopt.spec import Target
 from tests.support.artifacts import shared_artifact
 from tests.support.browser import NAMES
 from tests.support.command import onnxopt
-from tests.support.node import BUILD, install_script
+from tests.support.node import install_script, link_modules
 
 MOCKS = Path(__file__).parent / "mocks"
 
@@ -45,15 +45,6 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(*command: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=180, check=False, cwd=cwd)
-
-
-def link_modules(folder: Path) -> Path:
-    """Give a client the packages that are installed for the tests, in place of its own `npm install`."""
-    install_script()
-    modules = folder / "node_modules"
-    if not modules.exists():
-        modules.symlink_to(BUILD / "node_modules")
-    return folder
 
 
 def damage(folder: Path) -> Path:

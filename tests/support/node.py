@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from onnxopt.artifact.clients import add_client
+
 SOURCE = Path(__file__).parents[1] / "clients" / "node"
 TEMPLATE = Path(__file__).parents[2] / "onnxopt" / "artifact" / "templates" / "clients" / "node"
 BUILD = Path(__file__).parents[2] / "build" / "node-clients"
@@ -50,6 +52,24 @@ def transformers_js(*arguments: str) -> Any:
     answer = json.loads(done.stdout)
     assert answer["version"] == "4.3.1"
     return answer["found"]
+
+
+def run_client(artifact: Path, *texts: str) -> list[str]:
+    """Add the Node client to an artifact and return the lines that it prints for texts."""
+    add_client(artifact, "node")
+    client = link_modules(artifact / "clients" / "node")
+    done = _node(client / "run.mjs", *texts)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def link_modules(folder: Path) -> Path:
+    """Give a client the packages that are installed for the tests, in place of its own `npm install`."""
+    install_script()
+    modules = folder / "node_modules"
+    if not modules.exists():
+        modules.symlink_to(BUILD / "node_modules")
+    return folder
 
 
 def _node(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from onnxopt.errors import InputError
 from onnxopt.load.checkpoint.folder import read_json_object
 
 # The order in which several modes are concatenated, with the two ways in which checkpoints spell them.
@@ -76,7 +77,20 @@ def read_pooling(folder: Path | None) -> tuple[Pooling | None, str]:
         return None, f"no sentence_embedding output: {reason}"
 
 
-def _read(folder: Path, modules: Path) -> Pooling | None:
+def described_pooling(folder: Path) -> Pooling | None:
+    """Read how a checkpoint pools where its weights may be gone; None where it does not say it.
+
+    Args:
+        folder: with the small files of a checkpoint, such as those of an artifact.
+    """
+    modules = folder / "modules.json"
+    try:
+        return _read(folder, modules, with_weights=False) if modules.is_file() else None
+    except (_UnsupportedError, InputError):
+        return None
+
+
+def _read(folder: Path, modules: Path, *, with_weights: bool = True) -> Pooling | None:
     try:
         steps = json.loads(modules.read_text(encoding="utf-8"))
         kinds = [(str(step["type"]).rsplit(".", 1)[-1], str(step["path"])) for step in steps]
@@ -89,7 +103,7 @@ def _read(folder: Path, modules: Path) -> Pooling | None:
         if kind == "Pooling":
             modes = _modes(_inside(folder, path) / "config.json")
         elif kind == "Dense" and modes and not normalize:
-            dense.append(_dense(_inside(folder, path)))
+            dense.append(_dense(_inside(folder, path), with_weights=with_weights))
         elif kind == "Normalize" and modes:
             normalize = True
         elif kind != "Transformer":
@@ -118,10 +132,10 @@ def _modes(path: Path) -> tuple[str, ...]:
     return tuple(mode for mode in MODES if mode in modes)
 
 
-def _dense(folder: Path) -> Dense:
+def _dense(folder: Path, *, with_weights: bool) -> Dense:
     settings = read_json_object(folder / "config.json")
     weights = folder / "model.safetensors"
-    if not weights.is_file():
+    if with_weights and not weights.is_file():
         raise _UnsupportedError(f"{folder.name} has no model.safetensors")
     activation = str(settings.get("activation_function", "torch.nn.modules.linear.Identity")).rsplit(".", 1)[-1]
     if activation not in ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU"):
