@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from onnxopt.errors import InputError
-from onnxopt.host.claims import claimed, sweep
-from onnxopt.host.folders import unwritable
+from onnxopt.host.claims import sweep
+from onnxopt.host.folders import check_writable, unwritable
 from onnxopt.records.manifest import MANIFEST_NAME, Manifest
 
 # files that an operating system leaves in a folder it has shown
@@ -30,15 +30,7 @@ def check_output_folder(out: Path) -> None:
     _check_replaceable(out)
     if os.path.ismount(out):
         raise InputError("a mount point cannot be replaced", where=str(out), hint="name a folder inside it")
-    base = next(parent for parent in out.parents if parent.exists())
-    if not base.is_dir():
-        raise InputError(f"{base} is a file, not a folder", where=str(out), hint="choose another output folder")
-    try:
-        # os.access does not tell on read-only file systems and for root; trying does
-        with claimed(base, "part"):
-            pass
-    except OSError as error:
-        raise unwritable(out, error) from error
+    check_writable(out)
 
 
 def resolved(out: Path) -> Path:

@@ -34,6 +34,45 @@ def unwritable(out: Path, error: Exception) -> InputError:
     return InputError(what, where=str(out), hint=advice_of(error, "choose another output folder"))
 
 
+def check_writable(target: Path) -> None:
+    """Make sure that a folder can be made, without leaving anything behind; call it before long work.
+
+    What killed processes left beside it goes now, before its room is needed.
+
+    Args:
+        target: the folder; neither it nor what it lies in need be there.
+
+    Raises:
+        InputError: when it cannot be written.
+    """
+    sweep(target.parent)
+    base = next(parent for parent in target.absolute().parents if parent.exists())
+    if not base.is_dir():
+        raise InputError(f"{base} is a file, not a folder", where=str(target), hint="choose another output folder")
+    try:
+        # os.access does not tell on read-only file systems and for root; trying does
+        with claimed(base, "part"):
+            pass
+    except OSError as error:
+        raise unwritable(target, error) from error
+
+
+@contextlib.contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Let errors of writing a file or folder end the block in a user's words.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        yield
+    except Exception as error:
+        told = _told(error, place, cache=False)
+        if told is not None:
+            raise told from error
+        raise
+
+
 @contextlib.contextmanager
 def staged(target: Path, *, cache: bool = False) -> Iterator[Path]:
     """Give a fresh folder that becomes `target` when the block ends well, and vanishes in every other case.

@@ -31,13 +31,23 @@ def scratch_folder() -> Iterator[Path]:
         folder = claim.enter_context(claimed(room, "scratch"))
     except OSError as error:
         raise _told(error, room) from error
-    with claim:
-        try:
-            yield folder
-        except Exception as error:
-            if _is_of(error, folder):
-                raise _told(error, room) from error
-            raise
+    with claim, told_of(folder):
+        yield folder
+
+
+@contextmanager
+def told_of(folder: Path) -> Iterator[None]:
+    """Let errors of writing into a scratch folder end the block in a user's words.
+
+    Raises:
+        InputError: nothing can be written there, or not as much as was to be.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _is_of(error, folder):
+            raise _told(error, folder.parent) from error
+        raise
 
 
 def lasting_folder() -> Path:

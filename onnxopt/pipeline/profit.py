@@ -26,7 +26,7 @@ import numpy as np
 from onnxopt.errors import InputError
 from onnxopt.graph.roles import input_meaning
 from onnxopt.host.machine import describe_machine, versions
-from onnxopt.host.usercache import cache_root
+from onnxopt.host.usercache import cache_root, keep_file
 from onnxopt.probe.observe import Observation
 from onnxopt.rewrite import Choice, Key, Source
 from onnxopt.spec import Array, Feeds, Target
@@ -168,13 +168,8 @@ class Profit:
                 for (name, kind), choice in choices.items()
             ],
         }
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_suffix(f".{time.time_ns()}")
-            aside.write_text(json.dumps(data), encoding="utf-8")
-            aside.replace(path)
-        except OSError as error:
-            logger.info("the profit cache cannot be written: %s", error)
+        text = json.dumps(data)
+        keep_file(path, lambda fresh: fresh.write_text(text, encoding="utf-8"))
 
     def race(self, models: Mapping[str, Path], seconds: float) -> dict[str, list[list[float]]]:
         """Time models with one signature in turns, and drop those that are clearly slower than the first on the way.

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from onnxopt.errors import InputError
 from onnxopt.graph import initializer_bytes
-from onnxopt.host.folders import staged
+from onnxopt.host.folders import check_writable, staged
 from onnxopt.host.scratch import scratch_folder
 from onnxopt.judge.metrics import MetricBudget
 from onnxopt.load.source.source import Source, resolve
@@ -116,14 +116,13 @@ def prune_checkpoint(
         say("cutting the vocabulary")
         cut, part = cut_opened(opened, spec)
         parts.append(part)
-    write_opened(opened, out, cut)
     record = _record(source, spec, parts, 4 * before, 4 * opened.parameters).model_copy(
         update={"metric": metric, "value": value}
     )
     if metric:
         said = f"pruned: {metric} {value:.4f} of the original's on held-out text"
         record = record.model_copy(update={"notes": (*record.notes, said)})
-    (out / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
+    write_opened(opened, out, cut, beside={RECORD_NAME: record.to_json()})
     return record
 
 
@@ -156,6 +155,7 @@ def prune(
     tell = say or (lambda _: None)
     if out.exists() and not (out / RECORD_NAME).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("is there already", where=str(out), hint="name a new folder with --out")
+    check_writable(out)
     source = resolve(text)
     first, later = split(spec, source)
     if later is None and first is not None:

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 
 from onnxopt.errors import InputError
-from onnxopt.host import disk
 from onnxopt.host.disk import NoRoomError, advice_of, code_of, is_short, needing, reason_of
 from onnxopt.host.folders import CacheError, staged
 from onnxopt.host.scratch import scratch_folder
@@ -24,7 +23,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder for temporary files on a disk with 3000 bytes left."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=3000))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=3000))
     return tmp_path
 
 
@@ -81,7 +80,7 @@ def test_a_full_output_inside_a_scratch_block_is_the_outputs(room: Path) -> None
 
 def test_an_error_of_another_place_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # whose disk has room: it was something else
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 40))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 40))
     with pytest.raises(OSError, match="No space"), scratch_folder():
         raise FULL
     with pytest.raises(PermissionError), scratch_folder():
