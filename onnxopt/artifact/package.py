@@ -94,6 +94,7 @@ class Part:
             nodes_after=found.nodes_after,
             golden=f"{GOLDEN_FOLDER}/{self.name}",
             shipped=found.shipped,
+            forms=found.forms,
         )
 
 

@@ -59,6 +59,7 @@ class Profit:
         seconds: time left for measuring.
         fresh: takes nothing for known, neither from the user's cache nor from the shipped table.
         progress: told what is measured.
+        pinned: forms that another build has; they go before everything else that is known, and nothing is measured.
         trouble: why the last race told nothing; empty when it did.
     """
 
@@ -69,6 +70,7 @@ class Profit:
     seconds: float = SECONDS
     fresh: bool = False
     progress: Callable[[str], None] | None = None
+    pinned: Mapping[Key, str] | None = None
     trouble: str = field(default="", init=False)
 
     def digest(self, facts: Sequence[object]) -> str:
@@ -94,6 +96,8 @@ class Profit:
             key: pass and class.
             forms: what it can become.
         """
+        if self.pinned is not None and self.pinned.get(key) in forms:
+            return Choice(self.pinned[key], "pinned")
         if self.fresh:
             return None
         best: tuple[tuple[float, ...], Choice] | None = None
@@ -127,7 +131,7 @@ class Profit:
 
     def known(self, digest: str) -> dict[Key, Choice] | None:
         """Return what was found for exactly this model, workload and machine, here or in the shipped table."""
-        if self.fresh:
+        if self.fresh or self.pinned is not None:
             return None
         path = _cache_file(digest)
         try:

@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -46,7 +47,7 @@ STOPS = {"SIGKILL": -9, "SIGINT": 130, "SIGTERM": 143}  # and the exit code of e
 PLACES = ("output", "cache", "temporary files")
 DISK_SHARE = 0.2  # of the trials
 LATE, LATE_SHARE = 0.85, 0.4  # of a command's time, and of the moments
-BEFORE_FIRST_LINE = 0.25  # seconds that the interpreter takes, in which no program can answer a signal
+POLL_SECONDS = 0.005
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Trial:
         seed: draws it again.
         job: the command.
         how: `SIGKILL`, `SIGINT`, `SIGTERM`, or the place that was full.
-        at: seconds after its start, or kilobytes of the disk.
+        at: seconds after its first line, or kilobytes of the disk.
         older: a result lay in its place before.
         warm: the cache was filled before.
         code: exit code.
@@ -111,19 +112,17 @@ class Exam:
         self._known: dict[str, Whole] = {}
 
     def whole(self, job: Job) -> Whole:
-        """Run a command to its end, with a warm cache for the time."""
+        """Run a command to its end, once; it fills the cache that warm trials begin with."""
         if job.name not in self._known:
-            out, taken = self.room / "whole" / job.name, 0.0
-            for _ in range(2):  # the second one finds the files of libraries in memory, and ours in the cache
-                shutil.rmtree(out, ignore_errors=True)
-                job.prepare(self.inputs, out)
-                began = time.perf_counter()
-                running = self._start(job, out, self.warm_cache, self.room)
-                error = running.communicate(timeout=MOST_SECONDS)[1]
-                taken = time.perf_counter() - began
-                if running.returncode:
-                    raise RuntimeError(f"{job.name} ends with {running.returncode}: {error}")
-            self._known[job.name] = Whole(taken, content(out))
+            out = self.room / "whole" / job.name
+            shutil.rmtree(out, ignore_errors=True)
+            job.prepare(self.inputs, out)
+            running = self._start(job, out, self.warm_cache, self.room)
+            began = self._heard(running)
+            error = running.communicate(timeout=MOST_SECONDS)[1]
+            if running.returncode:
+                raise RuntimeError(f"{job.name} ends with {running.returncode}: {error}")
+            self._known[job.name] = Whole(time.perf_counter() - began, content(out))
         return self._known[job.name]
 
     @property
@@ -138,10 +137,8 @@ class Exam:
         older, warm = rng.random() < 0.5, rng.random() < 0.5
         if rng.random() < DISK_SHARE:
             return Trial(seed, job.name, rng.choice(PLACES), float(round(2 ** rng.uniform(2, 12))), older, warm)
-        taken = max(self.whole(job).seconds, 2 * BEFORE_FIRST_LINE)
         # results are written near the end, which many moments shall meet
-        first, last = (LATE, 1.05) if rng.random() < LATE_SHARE else (BEFORE_FIRST_LINE / taken, 1.0)
-        moment = taken * rng.uniform(first, last)
+        moment = self.whole(job).seconds * rng.uniform(LATE if rng.random() < LATE_SHARE else 0.0, 1.0)
         return Trial(seed, job.name, rng.choice(tuple(STOPS)), round(moment, 3), older, warm)
 
     def run(self, trial: Trial) -> Trial:
@@ -177,8 +174,19 @@ class Exam:
         command = [sys.executable, "-m", "onnxopt", *map(str, job.arguments(self.inputs, out)), "--json"]
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
 
+    def _heard(self, running: subprocess.Popen[str]) -> float:
+        """Wait until a command hears signals: before, it is the interpreter that starts. Return when that was."""
+        status, bit = Path(f"/proc/{running.pid}/status"), 1 << (signal.SIGTERM - 1)
+        while running.poll() is None:
+            caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status.read_text(encoding="ascii"), re.MULTILINE)
+            if caught is None or int(caught[1], 16) & bit:
+                break
+            time.sleep(POLL_SECONDS)
+        return time.perf_counter()
+
     def _stop(self, trial: Trial, job: Job, out: Path, cache: Path, temporary: Path) -> None:
         running = self._start(job, out, cache, temporary)
+        self._heard(running)
         try:
             error = running.communicate(timeout=trial.at)[1]
         except subprocess.TimeoutExpired:

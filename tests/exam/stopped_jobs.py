@@ -105,22 +105,22 @@ class Job:
 
 
 JOBS = (
-    Job("optimize", 7, lambda i, out: ("optimize", i.graph, "--no-measure", "-o", out)),
+    Job("optimize", 9, lambda i, out: ("optimize", i.graph, "--no-measure", "-o", out)),
     Job(
         "calibrate",
-        5,
+        6,
         lambda i, out: (
             *("optimize", i.graph, "--no-measure", "-p", "int8", "--calibration", i.feeds),
             *("--budget", "cosine>=0.9", "-o", out),
         ),
     ),
-    Job("package", 6, lambda _, out: ("package", out, "--for", "node", "--for", "triton"), packages=True),
-    Job("prune graph", 4, lambda i, out: ("prune", i.graph, "zeros=2:4", "--data", i.feeds, "-o", out)),
-    Job("optimize checkpoint", 2, lambda i, out: ("optimize", i.bert, "--no-measure", "-o", out)),
-    Job("prune", 2, lambda i, out: ("prune", i.bert, "ffn=50%", "-o", out)),
+    Job("package", 8, lambda _, out: ("package", out, "--for", "node", "--for", "triton"), packages=True),
+    Job("prune graph", 6, lambda i, out: ("prune", i.graph, "zeros=2:4", "--data", i.feeds, "-o", out)),
+    Job("optimize checkpoint", 1, lambda i, out: ("optimize", i.bert, "--no-measure", "-o", out)),
+    Job("prune", 1, lambda i, out: ("prune", i.bert, "ffn=50%", "-o", out)),
     Job(
         "distill",
-        2,
+        1,
         lambda i, out: ("distill", i.bert, "--student", "layers=1", "--steps", "3", "--length", "16", "-o", out),
     ),
     Job("compress", 1, lambda i, out: ("compress", i.recipe, "--no-measure", "-o", out)),
