@@ -27,6 +27,9 @@ def hear_nothing() -> None:
     """Ignore what would stop the process: it has come to its end, and what it says of it stands."""
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, signal.SIG_IGN)
+    # CPython remembers an interrupt inside of code that was made from text, as dataclasses are, and ends itself by the
+    # signal though it was answered; the next such code that ends well lets it forget (Python/pythonrun.c)
+    eval("None")  # noqa: S307  # our own text
 
 
 def stopped(error: BaseException) -> tuple[str, int]:

@@ -136,7 +136,8 @@ class Profit:
         path = _cache_file(digest)
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            return {(str(e["pass"]), str(e["kind"])): _choice_of(e, "cache", "") for e in data["choices"]}
+            if data.pop("sum", "") == _sum(data):  # else it is damaged
+                return {(str(e["pass"]), str(e["kind"])): _choice_of(e, "cache", "") for e in data["choices"]}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass
         for record in records():
@@ -172,7 +173,7 @@ class Profit:
                 for (name, kind), choice in choices.items()
             ],
         }
-        text = json.dumps(data)
+        text = json.dumps({**data, "sum": _sum(data)})
         keep_file(path, lambda fresh: fresh.write_text(text, encoding="utf-8"))
 
     def race(self, models: Mapping[str, Path], seconds: float) -> dict[str, list[list[float]]]:
@@ -302,6 +303,11 @@ def _positions(shape: Sequence[Sequence[Any]]) -> float:
 def _fill(feeds: Feeds) -> float:
     masks = [array for name, array in feeds.items() if input_meaning(name) == "mask" and array.size]
     return round(float(np.mean([float((mask != 0).mean()) for mask in masks])), 2) if masks else 1.0
+
+
+def _sum(data: Mapping[str, Any]) -> str:
+    """Return a digest of what is kept, by which a flipped bit is seen."""
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()
 
 
 def _cache_file(digest: str) -> Path:

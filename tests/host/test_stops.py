@@ -53,6 +53,30 @@ def test_a_stop_while_the_command_loads_is_one_line(name: str, code: int, word: 
     assert (done.returncode, done.stderr) == (code, f"error: {word}; nothing was written\n")
 
 
+INSIDE_OF_TEXT = """
+import signal, sys
+import onnxopt.__main__ as entry
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+class Loads:
+    def find_spec(self, name, *_):
+        if name == "onnxopt.cli.main":
+            sys.meta_path.remove(self)
+            exec("import os, signal; os.kill(os.getpid(), signal.SIGINT); [None for _ in range(1000)]")
+sys.meta_path.insert(0, Loads())
+sys.exit(entry.run())
+"""
+
+
+def test_an_interrupt_inside_of_code_made_from_text_ends_with_the_same_code(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(INSIDE_OF_TEXT, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "script"], capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (130, "error: interrupted; nothing was written\n")
+
+
 def test_only_the_main_thread_says_what_signals_do() -> None:
     before = signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(target=hear_terminate)
