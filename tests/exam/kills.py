@@ -2,6 +2,7 @@
 
 python -m tests.exam.kills --trials 130 --seed 0              # into tests/exam/results/kills.json
 python -m tests.exam.kills --trials 130 --seed 0 --resume     # go on where an interrupted one stopped
+python -m tests.exam.kills --only package --room build/kills-2 --seed 1000   # beside it; its journal goes in by --also
 python -m tests.exam.kills --table docs/reference/robustness.md
 
 Each trial is drawn from a number of its own: a command, and either a moment over the time that it takes and a signal
@@ -334,6 +335,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULT)
     parser.add_argument("--room", type=Path, default=ROOM, help="folder for inputs and trials")
     parser.add_argument("--resume", action="store_true", help="go on where the journal ends; the record has all")
+    parser.add_argument("--only", nargs="*", default=[], help="commands to draw from, such as package; all of them")
+    parser.add_argument("--also", type=Path, nargs="*", default=[], help="journals of other rooms, for the record")
     parser.add_argument("--table", type=Path, help="write the table of the record into a page and stop")
     asked = parser.parse_args(arguments)
     if asked.table:
@@ -346,6 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked.room.mkdir(parents=True, exist_ok=True)
     seeds = range(asked.seed, asked.seed + asked.trials)
     trials = [trial for trial in read_journal(asked.room / JOURNAL) if trial.seed in seeds]
+    jobs = [job for job in JOBS if not asked.only or job.name in asked.only]
     known, exam = {trial.seed for trial in trials}, Exam(asked.room)
     with (asked.room / JOURNAL).open("a", encoding="utf-8") as journal:
         if journal.tell():
@@ -353,10 +357,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for seed in seeds:
             if seed in known:
                 continue
-            trials.append(exam.run(exam.drawn(seed)))
+            trials.append(exam.run(exam.drawn(seed, jobs)))
             journal.write(json.dumps(asdict(trials[-1])) + "\n")
             journal.flush()
             _print(" ".join(map(str, asdict(trials[-1]).values())))
+    trials += [trial for journal in asked.also for trial in read_journal(journal)]
     record = recorded(sorted(trials, key=lambda trial: trial.seed))
     asked.results.parent.mkdir(parents=True, exist_ok=True)
     asked.results.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

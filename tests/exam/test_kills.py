@@ -77,7 +77,8 @@ def test_an_interrupted_campaign_goes_on_where_it_stopped(tmp_path: Path, monkey
         def __init__(self, room: Path) -> None:
             self.room = room
 
-        def drawn(self, seed: int) -> Trial:
+        def drawn(self, seed: int, jobs: list[stopped_jobs.Job]) -> Trial:
+            assert jobs == list(JOBS)
             return Trial(seed, "optimize", "SIGKILL", 1.0, older=False, warm=False)
 
         def run(self, trial: Trial) -> Trial:
