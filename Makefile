@@ -14,7 +14,7 @@ DONE := $(VENV)/.onnxopt-ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup optimize test test-slow test-node lint format types check docs catalogue peers bench record cost \
-	bench-decode bench-quantized bench-encoder bench-convs bench-shrink bench-cuda bench-serve census exam campaign real \
+	bench-decode bench-quantized bench-encoder bench-convs bench-shrink bench-cuda bench-serve census exam campaign campaign-kill real \
 	build clean distclean
 
 help: ## List the targets
@@ -118,6 +118,10 @@ exam: $(DONE) ## Take ONNX's own backend cases through optimize for cpu and port
 
 campaign: $(DONE) ## Optimize N=10000 random graphs from SEED=0 on, JOBS=2 at a time, RESUME=1 to go on, and record what became of them (long)
 	$(BIN)/python -m tests.exam.campaign --graphs $(or $(N),10000) --seed $(or $(SEED),0) $(if $(JOBS),--jobs $(JOBS)) $(if $(RESUME),--resume)
+
+campaign-kill: $(DONE) ## Stop commands at N=130 random moments or fill their disks from SEED=0 on, RESUME=1 to go on, and record it (long)
+	$(BIN)/python -m tests.exam.kills --trials $(or $(N),130) --seed $(or $(SEED),0) $(if $(RESUME),--resume)
+	$(BIN)/python -m tests.exam.kills --table docs/reference/robustness.md
 
 real: $(DONE) ## Optimize the .onnx files of some packages, ONLY=part of a name, compare, time and record them (long)
 	$(BIN)/python -m tests.exam.real $(if $(ONLY),--only "$(ONLY)")

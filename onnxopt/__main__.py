@@ -1,7 +1,25 @@
-"""`python -m onnxopt`."""
+"""The command `onnxopt`, and `python -m onnxopt`: whatever stops it from its first line on is said in a line."""
+
+from __future__ import annotations
 
 import sys
 
-from onnxopt.cli.main import main
+from onnxopt.host.stops import Terminated, hear_nothing, hear_terminate, say, stopped
 
-sys.exit(main())
+
+def run() -> int:
+    """Run the command line and return its exit code."""
+    try:
+        hear_terminate()
+        from onnxopt.cli.main import main  # loads for a while
+
+        code = main()
+    except (KeyboardInterrupt, Terminated) as stop:
+        line, code = stopped(stop)
+        say(line)
+    hear_nothing()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(run())

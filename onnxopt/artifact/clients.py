@@ -21,9 +21,12 @@ from typing import Any
 
 from onnxopt.artifact.io_json import IO_NAME, io_bytes, io_description
 from onnxopt.artifact.package import Artifact, file_record, read_golden
+from onnxopt.artifact.place import resolved
 from onnxopt.artifact.stacks import GENAI_NAME
 from onnxopt.errors import InputError
 from onnxopt.graph.files import DATA_NAME
+from onnxopt.host.claims import alone_in
+from onnxopt.host.folders import staged, sync, write_whole
 from onnxopt.records.manifest import MANIFEST_NAME, FileRecord, Manifest
 from onnxopt.run.session import MODEL_NAME
 from onnxopt.spec import TensorSpec
@@ -74,7 +77,9 @@ class Client:
 
 
 def add_client(artifact: str | Path, stack: str) -> Client:
-    """Write a client into an artifact and list its files in the manifest.
+    """Add a client to an artifact and list its files in the manifest.
+
+    At any moment, and whatever ends the process, the artifact is whole: as it was, or with the client.
 
     Args:
         artifact: the folder.
@@ -85,28 +90,67 @@ def add_client(artifact: str | Path, stack: str) -> Client:
     """
     if stack not in STACKS:
         raise InputError(f"unknown stack {stack!r}", hint=f"use one of {', '.join(STACKS)}")
-    opened = Artifact.open(artifact)
-    folder, manifest = opened.path, opened.manifest
-    _check(stack, folder, manifest)
-    place = folder / CLIENTS_FOLDER / stack
-    try:
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-        if stack == "triton":
-            _write_triton(place, folder, manifest)
+    folder = resolved(Path(artifact))
+    inside = f"{CLIENTS_FOLDER}/{stack}"
+    Artifact.open(folder, without=f"{inside}/")
+    if os.path.ismount(folder):
+        raise InputError("is a mount point, which cannot be replaced", where=str(folder), hint="package a folder in it")
+    # the artifact is made anew, of links to its files, so that it is whole at any moment, with or without the client
+    with alone_in(folder):
+        manifest = Artifact.open(folder, without=f"{inside}/").manifest
+        _check(stack, folder, manifest)
+        with staged(folder) as fresh:
+            _link_all(folder, fresh, leave=folder / inside)
+            _write_client(fresh, folder, stack, manifest)
+            files = tuple(sorted(_files_below(fresh / inside, fresh)))
+            _record(fresh, manifest, stack, (*files, IO_NAME))
+            sync(fresh)
+    return Client(stack, Path(artifact) / inside, _RUN[stack], files)
+
+
+def _write_client(fresh: Path, folder: Path, stack: str, manifest: Manifest) -> None:
+    """Write a client, and what programs without Python must know, into an artifact that is being made.
+
+    Args:
+        fresh: where it is made.
+        folder: the artifact as it is.
+        stack: one of `STACKS`.
+        manifest: of the artifact.
+    """
+    place = fresh / CLIENTS_FOLDER / stack
+    place.mkdir(parents=True)
+    if stack == "triton":
+        _write_triton(place, folder, manifest)
+    else:
+        _copy(resources.files("onnxopt.artifact") / "templates" / "clients" / stack, place)
+    if stack in _COMPILED:
+        (place / "golden.tsv").write_text("\n".join(_golden_lines(folder)) + "\n", encoding="utf-8", newline="\n")
+    if stack == "genai":
+        _write_expected(place, folder)
+    given = manifest.name, manifest.task, manifest.signature, manifest.decoding
+    write_whole(fresh / IO_NAME, io_bytes(io_description(folder, *given, proved=manifest.proved)))
+
+
+def _link_all(source: Path, target: Path, *, leave: Path) -> None:
+    """Give every file of a folder a second name in another one; `leave` is left out."""
+    for path in sorted(source.iterdir()):
+        there = target / path.name
+        if path == leave:
+            continue
+        if path.is_symlink():
+            there.symlink_to(path.readlink())
+        elif path.is_dir():
+            there.mkdir(exist_ok=True)
+            _link_all(path, there, leave=leave)
         else:
-            _copy(resources.files("onnxopt.artifact") / "templates" / "clients" / stack, place)
-        if stack in _COMPILED:
-            (place / "golden.tsv").write_text("\n".join(_golden_lines(folder)) + "\n", encoding="utf-8", newline="\n")
-        if stack == "genai":
-            _write_expected(place, folder)
-        content = io_description(folder, manifest.name, manifest.task, manifest.signature, manifest.decoding)
-        (folder / IO_NAME).write_bytes(io_bytes(content))
-        files = tuple(sorted(path.relative_to(folder).as_posix() for path in place.rglob("*") if path.is_file()))
-        _record(folder, manifest, stack, (*files, IO_NAME))
-    except OSError as error:
-        raise InputError(f"cannot be written ({error.strerror})", where=str(place)) from error
-    return Client(stack, place, _RUN[stack], files)
+            _link(path, there)
+
+
+def _files_below(place: Path, folder: Path) -> Iterator[str]:
+    """Yield the files below a place by their path in a folder."""
+    for path in place.rglob("*"):
+        if path.is_file():
+            yield path.relative_to(folder).as_posix()
 
 
 def _check(stack: str, folder: Path, manifest: Manifest) -> None:
@@ -178,9 +222,7 @@ def _record(folder: Path, manifest: Manifest, stack: str, names: tuple[str, ...]
     kept = {name: record for name, record in manifest.files.items() if not name.startswith(beginning)}
     added: dict[str, FileRecord] = {name: file_record(folder / name) for name in names}
     changed = manifest.model_copy(update={"files": dict(sorted({**kept, **added}.items()))})
-    fresh = folder / f".{MANIFEST_NAME}.part"
-    fresh.write_text(changed.to_json(), encoding="utf-8", newline="\n")
-    fresh.replace(folder / MANIFEST_NAME)
+    write_whole(folder / MANIFEST_NAME, changed.to_json())
 
 
 # Triton

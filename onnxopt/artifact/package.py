@@ -54,6 +54,7 @@ from onnxopt.probe.annotate import name_outputs
 from onnxopt.probe.crossing import crossings_of
 from onnxopt.records.manifest import MANIFEST_NAME, DecodingRecord, Evidence, FileRecord, Manifest, PartRecord
 from onnxopt.records.measurements import MEASUREMENTS_NAME, Measurements
+from onnxopt.records.record import REMAKE
 from onnxopt.run.session import MODEL_NAME, Session
 from onnxopt.spec import Budget, Target, Workload
 
@@ -93,6 +94,7 @@ class Part:
             nodes_after=found.nodes_after,
             golden=f"{GOLDEN_FOLDER}/{self.name}",
             shipped=found.shipped,
+            forms=found.forms,
         )
 
 
@@ -119,8 +121,12 @@ class Artifact:
         return Measurements.read(self.path)
 
     @classmethod
-    def open(cls, path: str | Path) -> Artifact:
+    def open(cls, path: str | Path, *, without: str = "") -> Artifact:
         """Open an artifact folder.
+
+        Args:
+            path: the folder.
+            without: files whose names begin so are of no matter, because they are about to be replaced.
 
         Raises:
             InputError: when it is none, or a file of it is missing or has another size.
@@ -128,11 +134,15 @@ class Artifact:
         folder = Path(path)
         manifest = Manifest.read(folder)
         for name, record in manifest.files.items():
+            if without and name.startswith(without):
+                continue
             path = _member(folder, name)
             size = path.stat().st_size if path.is_file() else None
             if size != record.size_bytes:
                 found = "missing" if size is None else f"{size} bytes long, the manifest says {record.size_bytes}"
-                raise InputError(f"is {found}", where=str(path), hint="make the artifact again")
+                part = PurePosixPath(name).parts
+                again = f"package it again with --for {part[1]}" if part[0] == "clients" and part[2:] else REMAKE
+                raise InputError(f"is {found}", where=str(path), hint=again)
         return cls(folder, manifest)
 
     def session(self, *, target: Target | None = None, threads: int | None = None) -> Session:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from onnxopt.errors import InputError
-from onnxopt.host.folders import unwritable
+from onnxopt.host.claims import sweep
+from onnxopt.host.folders import check_writable, unwritable
 from onnxopt.records.manifest import MANIFEST_NAME, Manifest
 
 # files that an operating system leaves in a folder it has shown
@@ -17,7 +17,7 @@ _DROPPINGS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 def check_output_folder(out: Path) -> None:
     """Make sure that an artifact can be written, without leaving anything behind.
 
-    Call it before long work.
+    Call it before long work: what killed processes left beside the folder goes now, before its room is needed.
 
     Args:
         out: the folder that the artifact shall become.
@@ -26,17 +26,11 @@ def check_output_folder(out: Path) -> None:
         InputError: when it is a file, holds anything but an artifact, or cannot be written.
     """
     out = resolved(out)
+    sweep(out.parent)
     _check_replaceable(out)
     if os.path.ismount(out):
         raise InputError("a mount point cannot be replaced", where=str(out), hint="name a folder inside it")
-    base = next(parent for parent in out.parents if parent.exists())
-    if not base.is_dir():
-        raise InputError(f"{base} is a file, not a folder", where=str(out), hint="choose another output folder")
-    try:
-        # os.access does not tell on read-only file systems and for root; trying does
-        Path(tempfile.mkdtemp(prefix=".onnxopt-", dir=base)).rmdir()
-    except OSError as error:
-        raise unwritable(out, error) from error
+    check_writable(out)
 
 
 def resolved(out: Path) -> Path:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import tempfile
 import time
 import zipfile
 import zlib
@@ -20,7 +19,8 @@ import onnx_ir as ir
 
 from onnxopt.calibrate.data import CalibrationData
 from onnxopt.calibrate.statistics import Statistics
-from onnxopt.host.usercache import cache_root
+from onnxopt.host.kept import keep, let_go
+from onnxopt.host.usercache import cache_root, keep_file
 from onnxopt.spec import Array
 
 logger = logging.getLogger(__name__)
@@ -72,16 +72,18 @@ class CalibrationState:
             arrays |= {f"{value.name}\n{part}": array for part, array in seen.state().items()}
         if sum(array.nbytes for array in arrays.values()) > MOST_BYTES:
             return
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self._path.parent, suffix=".npz", delete=False) as file:
+
+        def write(fresh: Path) -> None:
+            with fresh.open("wb") as file:
                 np.savez(file, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
-            Path(file.name).replace(self._path)
-        except OSError as error:
-            logger.warning("the state of the calibration is not kept: %s", error)
+
+        keep_file(self._path, write)
+        if self._path.is_file():
+            keep(str(self._path), "the calibration so far, in the cache: the same command goes on from there")
 
     def forget(self) -> None:
         """Remove the file: the calibration has come to its end."""
+        let_go(str(self._path))
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Annotated, NoReturn
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from onnxopt.cli.shared import app, err_console, out_console
 from onnxopt.errors import InputError, OnnxoptError
+from onnxopt.host.disk import CLOSED, FULL, advice_of, code_of, reason_of
+from onnxopt.host.stops import INTERRUPTED_EXIT_CODE, Terminated, hear_terminate, stopped
 
 COMMANDS = ("optimize", "graphs", "bench", "text", "serving", "compress", "quantize")  # in the order of the help page
 for _name in COMMANDS:
@@ -25,12 +29,7 @@ for _name in COMMANDS:
 UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 BUG_EXIT_CODE = 70
-INTERRUPTED_EXIT_CODE = 130
-TERMINATED_EXIT_CODE = 143
-
-
-class Terminated(BaseException):
-    """Somebody asked the process to end, as `kill` and `docker stop` do."""
+_WRITERS = (__name__, "onnxopt.cli.shared", "rich.console")  # what writes to the consoles
 
 
 @app.callback(invoke_without_command=True)
@@ -52,26 +51,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _terminated_as_interrupted():
             code = command.main(args=given, prog_name="onnxopt", standalone_mode=False)
+            sys.stdout.flush()
     except OnnxoptError as error:
         return _fail(str(error), error.exit_code)
     except UsageError as error:
         return _fail(str(getattr(error, "format_message", error.__str__)()), InputError.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; nothing was written", INTERRUPTED_EXIT_CODE)
-    except Terminated:
-        return _fail("terminated; nothing was written", TERMINATED_EXIT_CODE)
+    except (KeyboardInterrupt, Terminated, typer.Abort) as stop:
+        return _fail(*stopped(stop))
     except BrokenPipeError:
         return 0
     except Exception as error:  # noqa: BLE001 - the last line of defence: a bug is said in one line too
         if {"-v", "--verbose"} & set(given):
             traceback.print_exc()
+        if (full := _of_a_disk(error)) is not None:
+            return _fail(str(full), full.exit_code)
         hint = "run it again with --verbose for the traceback and report it"
         return _fail(
             f"internal error after {time.perf_counter() - started:.0f} s: {type(error).__name__}: {error}; {hint}",
             BUG_EXIT_CODE,
         )
     if code == INTERRUPTED_EXIT_CODE:  # typer makes this of an interrupt, and says nothing
-        return _fail("interrupted; nothing was written", code)
+        return _fail(*stopped(KeyboardInterrupt()))
     return code if isinstance(code, int) else 0
 
 
@@ -81,19 +81,43 @@ def _terminated_as_interrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # no other may say what signals do
         yield
         return
-
-    def end(*_: object) -> NoReturn:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, end)
+    before = signal.getsignal(signal.SIGTERM)
+    hear_terminate()
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
+def _of_a_disk(error: Exception) -> InputError | None:
+    """Return an error of the system about a disk in a user's words, None for any other; few know where it was."""
+    name = error.filename if isinstance(error, OSError) else None
+    if code_of(error) not in (FULL if name is None else (*FULL, *CLOSED)):
+        return None
+    if name is None and _is_output(error):
+        return InputError(f"cannot be written ({reason_of(error, Path())})", where="the output")
+    place = Path(os.fsdecode(name)) if isinstance(name, (str, bytes)) else None
+    hint = "point --out, TMPDIR or ONNXOPT_CACHE to another disk, whichever is full or closed"
+    what = f"cannot be written ({reason_of(error, place or Path())})"
+    return InputError(what, where=str(place or "a file"), hint=advice_of(error, hint))
+
+
+def _is_output(error: Exception) -> bool:
+    """Tell whether it is a console that takes no more; what is left for it is thrown away then."""
+    *_, last = traceback.walk_tb(error.__traceback__)
+    if last[0].f_globals.get("__name__") not in _WRITERS:
+        return False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # noqa: PERF203  # there are two
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return True
+
+
 def _fail(message: str, code: int) -> int:
-    err_console.print(f"error: {' '.join(message.split())}", style="red", markup=False, soft_wrap=True)
+    with suppress(OSError):  # the disk of a log may be the one that is full
+        err_console.print(f"error: {' '.join(message.split())}", style="red", markup=False, soft_wrap=True)
     return code
 
 

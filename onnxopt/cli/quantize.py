@@ -24,6 +24,7 @@ def sensitivity(
 ) -> None:
     """Rank the linear layers by what quantizing each alone costs at the output, and say why."""
     from onnxopt.artifact.report_plots import ranking_plot
+    from onnxopt.host.folders import write_whole, writing
     from onnxopt.records.manifest import Manifest
 
     manifest = Manifest.read(path)
@@ -37,7 +38,8 @@ def sensitivity(
     if plot is not None:
         if plot.suffix != ".svg":
             raise InputError("the plot is written as SVG", where=str(plot), hint="name a file that ends in .svg")
-        plot.write_text(ranking_plot(manifest), encoding="utf-8")
+        with writing(plot):
+            write_whole(plot, ranking_plot(manifest))
     if as_json:
         print_json([json.loads(one.to_json()) for one in found.sensitivities])
         return

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from onnxopt.host.quiet import NOTES
+
 if TYPE_CHECKING:
     from onnxopt.records.events import Event
     from onnxopt.spec import Target
@@ -157,11 +159,21 @@ def print_json(data: Any) -> None:
     sys.stdout.write(json.dumps(data, indent=2, default=str) + "\n")
 
 
+class _Notes(logging.Handler):
+    """Tells a user what is noted, whatever is shown at the moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        err_console.print(f"note: {record.getMessage()}", markup=False, soft_wrap=True)
+
+
 def configure_logging(*, verbose: bool) -> None:
-    """Send log records to standard error; without `verbose` only errors."""
+    """Send log records to standard error; without `verbose` only errors, and notes in words of their own."""
     logging.basicConfig(
         level=logging.INFO if verbose else logging.ERROR, format="%(name)s: %(message)s", stream=sys.stderr
     )
     logging.getLogger("onnxopt").setLevel(logging.DEBUG if verbose else logging.ERROR)
+    notes = logging.getLogger(NOTES)
+    notes.setLevel(logging.WARNING)
+    notes.handlers, notes.propagate = [_Notes()], False
     if not verbose:
         warnings.simplefilter("ignore")

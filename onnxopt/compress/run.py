@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from onnxopt.artifact.package import Artifact
+from onnxopt.artifact.place import check_output_folder
 from onnxopt.compress.recipe import CompressRecipe
 from onnxopt.compress.report import Compression, Step, record_of
 from onnxopt.distill.run import distill
 from onnxopt.errors import InputError
+from onnxopt.host.folders import write_whole, writing
 from onnxopt.host.scratch import scratch_folder
 from onnxopt.judge.metrics import cosine
 from onnxopt.judge.perplexity import measure_perplexity
@@ -56,6 +58,7 @@ def compress(
         InputError: when a step does not fit the source.
         ProofError: when a step's artifact is not within its budget.
     """
+    check_output_folder(out)
     with scratch_folder() as scratch:
         work = _Work(recipe, out, scratch, progress or (lambda _: None))
         return work.go(measure=measure)
@@ -243,8 +246,10 @@ class _Work:
         )
         if measure:
             found = self._timed(found)
-        record_of(self.out).write_text(found.to_json(), encoding="utf-8")
-        record_of(self.out).with_suffix(".html").write_text(found.to_html(), encoding="utf-8")
+        record = record_of(self.out)
+        with writing(record):
+            write_whole(record, found.to_json())
+            write_whole(record.with_suffix(".html"), found.to_html())
         return found
 
     def _timed(self, found: Compression) -> Compression:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,9 +10,18 @@ from typing import Any
 import numpy as np
 
 from onnxopt.errors import InputError
+from onnxopt.host.disk import needing
 from onnxopt.spec import Array
 
 MOST_BYTES = 64 << 30
+
+
+def _reserve(handle: int, size: int) -> None:
+    """Give a file its size and its room on the disk: one that fills up under a map would end the process (SIGBUS)."""
+    if hasattr(os, "posix_fallocate") and size:
+        os.posix_fallocate(handle, 0, size)
+    else:
+        os.truncate(handle, size)
 
 
 @dataclass
@@ -40,7 +50,8 @@ class Memory:
         self.known = np.zeros(self.rows, bool)
         kind = np.dtype([("best", np.float32, (self.top_k,)), ("index", np.int32, (self.top_k,))])
         with tempfile.TemporaryFile(prefix="onnxopt-teacher-") as file:  # the map keeps it until it goes itself
-            file.truncate(size)
+            with needing(size):
+                _reserve(file.fileno(), size)
             self._map = np.memmap(file, dtype=kind, mode="r+", shape=(self.rows, self.length))
 
     def recall(self, index: Array, width: int, device: Any) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from onnxopt.distill.settings import RECORD_NAME, Distillation, Settings
 from onnxopt.errors import InputError
+from onnxopt.host.folders import check_writable, write_whole, writing
 from onnxopt.host.scratch import scratch_folder
 from onnxopt.load.checkpoint.opened import open_checkpoint
 from onnxopt.prune.spec import PruneSpec
@@ -73,11 +74,12 @@ def distill(
 
 
 def check_folder(out: Path) -> None:
-    """Refuse to replace a folder that no distillation wrote."""
+    """Refuse to replace a folder that no distillation wrote, and one that cannot be written."""
     if out.is_dir() and any(out.iterdir()) and not (out / RECORD_NAME).is_file():
         raise InputError("is a folder with other content", where=str(out), hint="name a new folder with --out")
     if out.exists() and not out.is_dir():
         raise InputError("is a file", where=str(out), hint="name a new folder with --out")
+    check_writable(out)
 
 
 def make_student(teacher: str, text: str, folder: Path, *, task: str, align: int, say: Say) -> None:
@@ -110,7 +112,8 @@ def make_student(teacher: str, text: str, folder: Path, *, task: str, align: int
 def write_job(settings: Settings, out: Path, path: Path) -> None:
     """Write a job that every process of `onnxopt.distill.worker` reads."""
     content = {"settings": settings.model_dump(mode="json"), "out": str(out.absolute())}
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with writing(path):
+        write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def _launch(settings: Settings, out: Path, job: Path, processes: int, *, resume: bool, say: Say) -> Distillation:

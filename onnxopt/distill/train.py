@@ -27,7 +27,9 @@ from onnxopt.distill.memory import Memory
 from onnxopt.distill.models import losses_of, make_learner, show_attention
 from onnxopt.distill.settings import RECORD_NAME, Distillation, Point, Settings
 from onnxopt.errors import InputError
-from onnxopt.host.folders import staged
+from onnxopt.host.disk import needing
+from onnxopt.host.folders import staged, write_whole, writing
+from onnxopt.host.kept import keep, let_go
 from onnxopt.host.quiet import quiet
 from onnxopt.load.checkpoint.folder import assets_of
 from onnxopt.load.checkpoint.opened import Opened, answers, open_checkpoint
@@ -422,12 +424,19 @@ class _Run:
 
     def _save(self, step: int, learner: Any, schedule: Any) -> None:
         """Keep all that is needed to go on, in place of what was kept before."""
-        from safetensors.torch import save_file
-
         del learner
         folder = self.state_folder / f"step-{step}"
-        self.engine.save_state(str(folder))
+        with writing(folder):
+            self.engine.save_state(str(folder))
         if self.engine.is_main_process:
+            self._save_progress(folder, step, schedule)
+        self.engine.wait_for_everyone()
+
+    def _save_progress(self, folder: Path, step: int, schedule: Any) -> None:
+        """Write what only one process knows, the file that makes the state whole last; older states go then."""
+        from safetensors.torch import save_file
+
+        with writing(folder):
             save_file({name: one.contiguous() for name, one in self._untied().items()}, folder / "best.safetensors")
             state = {
                 "step": step,
@@ -437,11 +446,11 @@ class _Run:
                 "curve": [point.model_dump() for point in self.curve],
                 "settings": self.settings.model_dump(mode="json"),
             }
-            (folder / "progress.json").write_text(json.dumps(state), encoding="utf-8")
-            for old in self.state_folder.glob("step-*"):
-                if old != folder:
-                    shutil.rmtree(old, ignore_errors=True)
-        self.engine.wait_for_everyone()
+            write_whole(folder / "progress.json", json.dumps(state))
+        keep(str(self.state_folder), f"the state of step {step} in {self.state_folder}: --resume goes on from there")
+        for old in self.state_folder.glob("step-*"):
+            if old != folder:
+                shutil.rmtree(old, ignore_errors=True)
 
     def _untied(self) -> dict[str, Any]:
         return {name: one.clone() for name, one in self.weights.items()}
@@ -478,11 +487,12 @@ class _Run:
         self.say(f"writing {self.out}")
         network = self.student.network
         network.load_state_dict(self.weights)
-        with staged(self.out) as folder:
+        with staged(self.out) as folder, needing(4 * sum(one.numel() for one in network.parameters())):
             for path in assets_of(self.teacher.folder):
                 copy = folder / path.relative_to(self.teacher.folder)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy)
             network.save_pretrained(folder)
             (folder / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
+        let_go(str(self.state_folder))
         shutil.rmtree(self.state_folder, ignore_errors=True)

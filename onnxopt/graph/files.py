@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxopt.graph.nodes import SMALL_CONSTANT_BYTES, all_nodes
+from onnxopt.host.disk import needing
 from onnxopt.spec import Signature
 
 DATA_SUFFIX = "_data"  # where transformers.js looks for the weights of a large model
@@ -40,8 +41,9 @@ def write_graph(model: ir.Model, path: Path) -> list[Path]:
     threshold = SMALL_CONSTANT_BYTES if size > EXTERNAL_DATA_BYTES else max(size, SMALL_CONSTANT_BYTES)
     _take_in(model, threshold)
     data = path.with_name(f"{path.name}{DATA_SUFFIX}")
-    # without `external_data`, a weight that lies in another folder would be looked for in this one
-    ir.save(model, path, external_data=data.name, size_threshold_bytes=threshold)
+    with needing(size):
+        # without `external_data`, a weight that lies in another folder would be looked for in this one
+        ir.save(model, path, external_data=data.name, size_threshold_bytes=threshold)
     if data.exists() and not data.stat().st_size:
         data.unlink()
     return [one for one in (path, data) if one.exists()]

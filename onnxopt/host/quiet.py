@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+NOTES = "onnxopt.note"  # the logger of what a user should know though nothing failed
+
 
 class _Depth:
     """How many blocks keep log lines back, over all threads, and what was kept back before the first of them."""

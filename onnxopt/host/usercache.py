@@ -1,9 +1,21 @@
-"""Where the cache folder of the user is."""
+"""Where the cache folder of the user is, and how entries are put there; a cache that takes none is no failure."""
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+from onnxopt.host.disk import reason_of
+from onnxopt.host.folders import CacheError, appearing, seal, staged
+from onnxopt.host.quiet import NOTES
+from onnxopt.host.scratch import lasting_folder, told_of
+
+Made = TypeVar("Made")
+
+_said: set[Path] = set()  # caches of which it was said that they cannot be written
 
 
 def cache_root() -> Path:
@@ -12,3 +24,60 @@ def cache_root() -> Path:
         return Path(own).expanduser().absolute()
     shared = os.environ.get("XDG_CACHE_HOME")
     return (Path(shared) if shared else Path.home() / ".cache").expanduser().absolute() / "onnxopt"
+
+
+def make_entry(entry: Path, make: Callable[[Path], Made], *, inside: str = "") -> tuple[Path, Made]:
+    """Make an entry of the cache; where it cannot be written, in a folder that stays until this process ends.
+
+    Args:
+        entry: its folder.
+        make: fills a folder; called once more where the cache turns out to be full.
+        inside: what of it is sealed; the whole entry when empty.
+
+    Returns:
+        Where the entry lies, and what `make` returned.
+
+    Raises:
+        InputError: neither the cache nor the folder for temporary files takes it.
+    """
+    try:
+        with staged(entry, cache=True) as fresh:
+            made = make(fresh)
+            seal(fresh, inside)
+    except CacheError as error:
+        note_unwritable(error)
+    else:
+        return entry, made
+    room = lasting_folder()
+    folder = room / entry.name
+    with told_of(room):
+        folder.mkdir()
+        return folder, make(folder)
+
+
+def keep_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Put a file into the cache, whole or not at all; where it cannot be written, nothing is kept.
+
+    Args:
+        path: the file; its folder is made when missing.
+        write: fills a file.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with appearing(path) as fresh:
+            write(fresh)
+    except OSError as error:
+        what = f"{path.parent}: cannot write to the cache ({reason_of(error, path.parent)})"
+        note_unwritable(f"{what}; set ONNXOPT_CACHE to another folder")
+
+
+def note_unwritable(words: object) -> None:
+    """Say once that the cache cannot be written and that work goes on without.
+
+    Args:
+        words: what is the matter, and what helps.
+    """
+    root = cache_root()
+    if root not in _said:
+        _said.add(root)
+        logging.getLogger(NOTES).warning("%s; what it would keep is made anew by every run", words)

@@ -73,10 +73,12 @@ class _Lowering:
         profit = self._profit
         digest = profit.digest(self._facts()) if profit is not None else ""
         known = profit.known(digest) if profit is not None else None
-        to_measure = known is None and profit is not None and profit.measure and profit.seconds > 0
+        may_measure = profit is not None and profit.measure and profit.seconds > 0 and profit.pinned is None
+        to_measure = known is None and may_measure
         if not to_measure and not self._ragged:
             self._driver.forms = Forms(profit, known)
             self._driver.apply_all(map(get, self._names[KEPT]))
+            self._record()
             return
         self._before = self._driver.model.clone()
         result = self._lowered(Forms(profit, known))
@@ -272,6 +274,11 @@ class _Lowering:
         if PADDING in chosen and chosen[PADDING].form == KEPT:
             driver.ledger.notes.append(f"remove-padding: {chosen[PADDING]}")
         driver.forget()
+        self._record()
+
+    def _record(self) -> None:
+        """Write down which forms the lowered graph has, for who repeats this build."""
+        self._driver.ledger.forms = {key: choice.form for key, choice in self._driver.forms.chosen.items()}
 
 
 def _label(key: Key, form: str) -> str:

@@ -26,7 +26,7 @@ import numpy as np
 from onnxopt.errors import InputError
 from onnxopt.graph.roles import input_meaning
 from onnxopt.host.machine import describe_machine, versions
-from onnxopt.host.usercache import cache_root
+from onnxopt.host.usercache import cache_root, keep_file
 from onnxopt.probe.observe import Observation
 from onnxopt.rewrite import Choice, Key, Source
 from onnxopt.spec import Array, Feeds, Target
@@ -59,6 +59,7 @@ class Profit:
         seconds: time left for measuring.
         fresh: takes nothing for known, neither from the user's cache nor from the shipped table.
         progress: told what is measured.
+        pinned: forms that another build has; they go before everything else that is known, and nothing is measured.
         trouble: why the last race told nothing; empty when it did.
     """
 
@@ -69,6 +70,7 @@ class Profit:
     seconds: float = SECONDS
     fresh: bool = False
     progress: Callable[[str], None] | None = None
+    pinned: Mapping[Key, str] | None = None
     trouble: str = field(default="", init=False)
 
     def digest(self, facts: Sequence[object]) -> str:
@@ -94,6 +96,8 @@ class Profit:
             key: pass and class.
             forms: what it can become.
         """
+        if self.pinned is not None and self.pinned.get(key) in forms:
+            return Choice(self.pinned[key], "pinned")
         if self.fresh:
             return None
         best: tuple[tuple[float, ...], Choice] | None = None
@@ -127,12 +131,13 @@ class Profit:
 
     def known(self, digest: str) -> dict[Key, Choice] | None:
         """Return what was found for exactly this model, workload and machine, here or in the shipped table."""
-        if self.fresh:
+        if self.fresh or self.pinned is not None:
             return None
         path = _cache_file(digest)
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            return {(str(e["pass"]), str(e["kind"])): _choice_of(e, "cache", "") for e in data["choices"]}
+            if data.pop("sum", "") == _sum(data):  # else it is damaged
+                return {(str(e["pass"]), str(e["kind"])): _choice_of(e, "cache", "") for e in data["choices"]}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass
         for record in records():
@@ -168,13 +173,8 @@ class Profit:
                 for (name, kind), choice in choices.items()
             ],
         }
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_suffix(f".{time.time_ns()}")
-            aside.write_text(json.dumps(data), encoding="utf-8")
-            aside.replace(path)
-        except OSError as error:
-            logger.info("the profit cache cannot be written: %s", error)
+        text = json.dumps({**data, "sum": _sum(data)})
+        keep_file(path, lambda fresh: fresh.write_text(text, encoding="utf-8"))
 
     def race(self, models: Mapping[str, Path], seconds: float) -> dict[str, list[list[float]]]:
         """Time models with one signature in turns, and drop those that are clearly slower than the first on the way.
@@ -303,6 +303,11 @@ def _positions(shape: Sequence[Sequence[Any]]) -> float:
 def _fill(feeds: Feeds) -> float:
     masks = [array for name, array in feeds.items() if input_meaning(name) == "mask" and array.size]
     return round(float(np.mean([float((mask != 0).mean()) for mask in masks])), 2) if masks else 1.0
+
+
+def _sum(data: Mapping[str, Any]) -> str:
+    """Return a digest of what is kept, by which a flipped bit is seen."""
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()
 
 
 def _cache_file(digest: str) -> Path:

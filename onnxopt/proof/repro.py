@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import Region, detach
+from onnxopt.host.disk import reason_of
 from onnxopt.spec import Array
+
+logger = logging.getLogger(__name__)
 
 
 def write_repro(
@@ -29,10 +33,22 @@ def write_repro(
         values: an array for each input value of the regions; None writes nothing.
 
     Returns:
-        The folder written, or None.
+        The folder written; None also where it cannot be.
     """
     if folder is None or values is None:
         return None
+    try:
+        return _written(folder, name, regions, model, values)
+    except OSError as error:  # what helps to look into it is not worth the run
+        reason = reason_of(error, folder)
+        logger.warning("%s: what was rolled back is not kept there: %s", folder, reason)
+        return None
+
+
+def _written(
+    folder: Path, name: str, regions: tuple[Region, Region], model: ir.Model, values: dict[ir.Value, Array]
+) -> Path:
+    """Write the files of `write_repro`."""
     label = re.sub(r"[^A-Za-z0-9_.-]+", "_", regions[0].outputs[0].name or "match")[-80:]
     target = folder / f"{name}-{label}"
     target.mkdir(parents=True, exist_ok=True)

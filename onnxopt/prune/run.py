@@ -12,10 +12,11 @@ from pydantic import Field
 
 from onnxopt.errors import InputError
 from onnxopt.graph import initializer_bytes
-from onnxopt.host.folders import staged
+from onnxopt.host.folders import check_writable, staged
 from onnxopt.host.scratch import scratch_folder
 from onnxopt.judge.metrics import MetricBudget
 from onnxopt.load.source.source import Source, resolve
+from onnxopt.load.source.unchanged import Seen
 from onnxopt.prune.checkpoint.network import Pruned
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.records.record import Record
@@ -80,7 +81,14 @@ def _config_has_heads(source: Source) -> bool:
 
 
 def prune_checkpoint(
-    source: Source, spec: PruneSpec, out: Path, *, data: str = "builtin", budget: MetricBudget | None = None, say: Say
+    source: Source,
+    spec: PruneSpec,
+    out: Path,
+    *,
+    data: str = "builtin",
+    budget: MetricBudget | None = None,
+    say: Say,
+    seen: Seen | None = None,
 ) -> PruneRecord:
     """Prune a checkpoint into a folder that transformers and `optimize` read.
 
@@ -91,8 +99,10 @@ def prune_checkpoint(
         data: calibration text.
         budget: what must be left of the answers.
         say: told what happens.
+        seen: the files as they were first; None where somebody else looks after that.
 
     Raises:
+        InputError: they have changed meanwhile.
         ProofError: when less is left; nothing is written.
     """
     from onnxopt.load.checkpoint.opened import open_checkpoint
@@ -116,14 +126,15 @@ def prune_checkpoint(
         say("cutting the vocabulary")
         cut, part = cut_opened(opened, spec)
         parts.append(part)
-    write_opened(opened, out, cut)
+    if seen is not None:
+        seen.require_same()
     record = _record(source, spec, parts, 4 * before, 4 * opened.parameters).model_copy(
         update={"metric": metric, "value": value}
     )
     if metric:
         said = f"pruned: {metric} {value:.4f} of the original's on held-out text"
         record = record.model_copy(update={"notes": (*record.notes, said)})
-    (out / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
+    write_opened(opened, out, cut, beside={RECORD_NAME: record.to_json()})
     return record
 
 
@@ -156,10 +167,12 @@ def prune(
     tell = say or (lambda _: None)
     if out.exists() and not (out / RECORD_NAME).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("is there already", where=str(out), hint="name a new folder with --out")
+    check_writable(out)
     source = resolve(text)
+    seen = Seen.of(source)
     first, later = split(spec, source)
     if later is None and first is not None:
-        return prune_checkpoint(source, first, out, data=data, budget=budget, say=tell)
+        return prune_checkpoint(source, first, out, data=data, budget=budget, say=tell, seen=seen)
     with scratch_folder() as scratch:
         parts: tuple[dict[str, Any], ...] = ()
         if first is not None:
@@ -168,7 +181,7 @@ def prune(
             source = resolve(str(folder))
         if later is None:
             raise InputError("nothing to prune is named", where="--prune")
-        return _prune_graph(source, later, out, parts, data=data, budget=budget, say=tell)
+        return _prune_graph(source, later, out, parts, data=data, budget=budget, say=tell, seen=seen)
 
 
 def _prune_graph(
@@ -180,6 +193,7 @@ def _prune_graph(
     data: str,
     budget: MetricBudget | None,
     say: Say,
+    seen: Seen,
 ) -> PruneRecord:
     from onnxopt.graph.files import write_graph
     from onnxopt.load.entry import load
@@ -200,6 +214,7 @@ def _prune_graph(
             "notes": tuple(note for note in ledger.notes if note not in loaded.notes),
         }
     )
+    seen.require_same()
     with staged(out) as fresh:
         write_graph(loaded.model, fresh / "model.onnx")
         (fresh / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")

@@ -7,7 +7,6 @@ back to float in the order of what that gains over its time, as in `onnxopt.quan
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -43,8 +42,10 @@ from onnxopt.quantize.switchboard import dequantized
 from onnxopt.records.quantization import SensitivityRecord
 from onnxopt.spec import Array, Feeds, Say
 
-RANK_SECONDS = 30.0  # for measuring each layer alone
+RANK_SECONDS = 30.0  # for measuring each layer alone, about
 RANK_SAMPLES = 8
+START_SECONDS = 0.1  # of a run of a layer alone: its graph is written and opened
+SLOWER = 8.0  # a run with the runtime's optimizations off, than its products alone with them on
 SAMPLES_TO_CHOOSE = 32
 UNIT = {False: Affine(1 / 255, 0), True: Affine(1 / 127, 0, "int8")}  # what a gate gives
 
@@ -192,7 +193,7 @@ def search_convs(
         for label in layers.labels
         if label not in {*kept, *in_int8}
     }
-    units, ranking = _rank(trial, in_int8, say)
+    units, ranking = _rank(trial, in_int8, len(data.part("fit")), say)
     fits = metric.loss(value) <= allowed_loss(trial, budget, strictness)
     searched = fit(units, trial, budget, strictness, say, all_fit=value if fits else None)
     made = searched.best.assignment.planned
@@ -203,10 +204,23 @@ def search_convs(
     return found_of(whole, searched, judge, told)
 
 
+def ranked_on(products: float, layers: int) -> int:
+    """Return how many samples each layer is ranked on: as many as there is about time for.
+
+    What a run computes says it, not the clock: another build is to rank on as many.
+
+    Args:
+        products: multiplications of one sample.
+        layers: how many there are.
+    """
+    one = START_SECONDS + SLOWER * FLOAT_SECONDS * products
+    return max(1, min(RANK_SAMPLES, int(RANK_SECONDS / (one * max(layers, 1)))))
+
+
 def _rank(
-    trial: _Trial, in_int8: Mapping[str, PlannedLinear], say: Say
+    trial: _Trial, in_int8: Mapping[str, PlannedLinear], fitted: int, say: Say
 ) -> tuple[list[list[Option]], dict[str, SensitivityRecord]]:
-    """Measure each layer alone, on as many samples as there is time for."""
+    """Measure each layer alone, on as many samples as there is time for; `fitted` samples are in the statistics."""
     network = trial.network
     found = {
         conv.label: (conv.x, float(np.prod(conv.shape)) * network.fitted[conv.result].rows, _edges(network, conv))
@@ -218,16 +232,11 @@ def _rank(
         for one in network.layers.linears
         if one.label in in_int8 and (rows := network.fitted[one.x].rows)
     }
-    few = trial.fewer(1)
-    started = time.perf_counter()
+    few = trial.fewer(ranked_on(sum(products for _, products, _ in found.values()) / max(fitted, 1), len(found)))
     units: list[list[Option]] = []
     ranking: dict[str, SensitivityRecord] = {}
     for number, (label, (x, products, edges)) in enumerate(found.items(), start=1):
         loss = 1.0 - few.value({label: in_int8[label]})
-        if number == 1:
-            one = max(time.perf_counter() - started, 1e-3)
-            few = trial.fewer(max(1, min(RANK_SAMPLES, int(RANK_SECONDS / (one * len(found))))))
-            loss = 1.0 - few.value({label: in_int8[label]})
         say(f"sensitivity {number} of {len(found)}: {label} {max(loss, 0.0):.2g}")
         loss = max(loss, 0.0)
         careful = PlannedLinear(Precision(), f"costs {loss:.2g} in int8")

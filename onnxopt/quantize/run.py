@@ -32,8 +32,8 @@ from onnxopt.quantize.search import MARGIN, search_columns
 from onnxopt.quantize.trials import carry_out, left_in_float
 from onnxopt.quantize.two_ways import Finished, with_prompts
 from onnxopt.quantize.weights import plan_tables, plan_weights
-from onnxopt.quantize.workplace import Workplace
-from onnxopt.records.quantization import LayerRecord, QuantizationRecord
+from onnxopt.quantize.workplace import SLOWER, Workplace
+from onnxopt.records.quantization import IN_PROMPTS, LayerRecord, QuantizationRecord
 from onnxopt.spec import Say
 
 logger = logging.getLogger(__name__)
@@ -146,16 +146,18 @@ def _settled(task: _Task, decision: Found, step: Finished, as_float: Path) -> At
         step: the judged graph; of a language model the one for single tokens.
         as_float: the file of the float graph, which is shipped otherwise.
     """
+    settled = task.place.settled
     both = (
         with_prompts(task.fused, task.layers, step, task.judge, task.place, keep=task.keep)
-        if (step.gate.holds and task.wants_both_ways)
+        if (step.gate.holds and task.wants_both_ways and (settled is None or settled.both_ways))
         else None
     )
     made, prompts = (step, {}) if both is None else (both.finished, both.prompts)
     reason = "" if step.gate.holds else f"beyond its budget: {step.gate}"
     gain = None if reason else task.place.speedup(as_float, made.path, task.fused)
     if gain is not None and gain.speedup < LEAST_SPEEDUP and not _only_smaller(task.options):
-        reason = f"not faster than the float graph on this machine ({gain.speedup:.2f}x)"
+        reason = f"{SLOWER} ({gain.speedup:.2f}x)"
+    reason = reason or (settled.slower if settled is not None else "")
     undone = left_in_float(step.pipeline, task.layers, decision.plan)
     record = QuantizationRecord(
         asked=task.options.asked,
@@ -319,5 +321,5 @@ def _layer(planned: PlannedLinear, in_prompts: PlannedLinear | None, undone: str
     reason = planned.reason
     if in_prompts is not None:
         smoothed = " smoothed" if in_prompts.factors is not None else ""
-        reason = f"{f'{reason}; ' if reason else ''}{in_prompts.precision}{smoothed} in prompts"
+        reason = f"{f'{reason}; ' if reason else ''}{in_prompts.precision}{smoothed} {IN_PROMPTS}"
     return LayerRecord(precision=str(planned.precision), reason=reason, smoothed=planned.factors is not None)

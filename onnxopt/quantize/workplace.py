@@ -11,10 +11,35 @@ import onnx_ir as ir
 from onnxopt.pipeline.pipeline import Pipeline
 from onnxopt.probe.observe import Observation
 from onnxopt.records.measurements import Race
+from onnxopt.records.quantization import IN_PROMPTS, QuantizationRecord
 from onnxopt.spec import Say
 from onnxopt.timing.latency import speedup_of
 
 Save = Callable[[ir.Model, Path], Path]
+
+
+SLOWER = "not faster than the float graph on this machine"
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What another build found out about a graph in fewer bits by measuring.
+
+    Attributes:
+        slower: why the float graph was shipped where that was the time; empty otherwise.
+        both_ways: the graph has a second way for prompts.
+    """
+
+    slower: str = ""
+    both_ways: bool = False
+
+
+def settled_by(record: QuantizationRecord | None) -> Settled:
+    """Return what a build found out by measuring, from what its manifest says of quantization."""
+    if record is None:
+        return Settled()
+    both = any(layer.reason.endswith(IN_PROMPTS) for layer in record.layers.values())
+    return Settled(record.reason if record.reason.startswith(SLOWER) else "", both)
 
 
 @dataclass(frozen=True)
@@ -26,12 +51,14 @@ class Workplace:
         save: writes a graph into a new folder, and returns its file.
         requests: the workload; empty to measure no time.
         say: told what is done.
+        settled: what another build measured, where that is taken over; `requests` is empty then.
     """
 
     scratch: Path
     save: Save
     requests: Sequence[Observation]
     say: Say
+    settled: Settled | None = None
 
     def write(self, model: ir.Model, name: str) -> Path:
         """Write a graph into a new folder of that name, and return its file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,11 +99,13 @@ class Ledger:
         entries: of the passes.
         notes: the sentences.
         claims: what was known of the sizes of the graph as it was loaded.
+        forms: of kernels in the lowered graph: by pass and class of regions, what they became. Set anew, not changed.
     """
 
     entries: list[PassEntry] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     claims: SizeClaims = field(default_factory=SizeClaims)
+    forms: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     def applied(self, name: str) -> int:
         """Return how often a pass was applied in the whole run."""

@@ -58,6 +58,20 @@ class Shipped(Record):
     reason: str = ""
 
 
+class FormRecord(Record):
+    """The form that a class of regions has, where a pass has several; the notes say why. `--forms-from` repeats it.
+
+    Attributes:
+        name: the pass.
+        kind: the class of regions, in the pass's words; empty where it has one class only.
+        form: what they became.
+    """
+
+    name: str
+    kind: str = ""
+    form: str
+
+
 class Evidence(Record):
     """What a run found out about its result: the part of the manifest that the pipeline fills.
 
@@ -76,6 +90,7 @@ class Evidence(Record):
         quantization: how the graph was quantized; None for one in float. The proof is then that of the float graph that
             was quantized, and the gate in here is that of the result.
         shipped: which form of the graph the files hold; None for the two of an encoder-decoder, whose parts say it.
+        forms: the forms of kernels in it; None for the two of an encoder-decoder, and where none were recorded.
     """
 
     proof: tuple[ProofRecord, ...] = ()
@@ -90,6 +105,7 @@ class Evidence(Record):
     sizes: SizeClaims = Field(default_factory=SizeClaims)
     quantization: QuantizationRecord | None = None
     shipped: Shipped | None = None
+    forms: tuple[FormRecord, ...] | None = None
 
     @property
     def worst_relative_error(self) -> float | None:
@@ -131,6 +147,7 @@ class PartRecord(Record):
         nodes_after: nodes of the graph as written.
         golden: folder of its golden cases.
         shipped: which form of the graph the file holds.
+        forms: the forms of kernels in it; None where none were recorded.
     """
 
     file: str
@@ -140,6 +157,7 @@ class PartRecord(Record):
     nodes_after: int = Field(default=0, ge=0)
     golden: str
     shipped: Shipped | None = None
+    forms: tuple[FormRecord, ...] | None = None
 
 
 class Manifest(Evidence):
@@ -205,14 +223,29 @@ class Manifest(Evidence):
         if not folder.is_dir():
             what = "is a file, not an artifact folder" if folder.exists() else "no such folder"
             raise InputError(what, where=str(folder), hint="name a folder that `onnxopt optimize` wrote")
-        data = read_object(folder / MANIFEST_NAME)
+        return cls.read_file(folder / MANIFEST_NAME)
+
+    @classmethod
+    def read_file(cls, path: Path) -> Manifest:
+        """Read a manifest, wherever it lies.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The validated manifest.
+
+        Raises:
+            InputError: when the file or the schema is not what an artifact has.
+        """
+        data = read_object(path)
         if data.get("producer") != "onnxopt":
-            raise InputError("not a manifest of onnxopt", where=str(folder / MANIFEST_NAME), hint=REMAKE)
+            raise InputError("not a manifest of onnxopt", where=str(path), hint=REMAKE)
         version = data.get("schema_version")
         if version != SCHEMA_VERSION:
             raise InputError(
                 f"manifest schema version {version}, this onnxopt reads {SCHEMA_VERSION}",
-                where=str(folder / MANIFEST_NAME),
+                where=str(path),
                 hint="update onnxopt or make the artifact again",
             )
-        return validated(cls, data, folder / MANIFEST_NAME)
+        return validated(cls, data, path)

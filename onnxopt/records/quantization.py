@@ -10,6 +10,8 @@ from pydantic import Field
 from onnxopt.records.record import Record
 from onnxopt.records.speed import speed_text
 
+IN_PROMPTS = "in prompts"  # ends what is said of a layer that has a second way
+
 
 class CalibrationRecord(Record):
     """What a model was calibrated with, for the manifest.
@@ -180,7 +182,7 @@ class QuantizationRecord(Record):
                 f"; tried {became}" if self.gate or self.half else ""
             )
         lines = [f"precision     {self.asked}: {became}"]
-        prompts = sum(one.reason.endswith("in prompts") for one in self.layers.values())
+        prompts = sum(one.reason.endswith(IN_PROMPTS) for one in self.layers.values())
         if prompts:
             lines.append(f"              {prompts} layers in int8 on both sides where prompts are read")
         if self.half is not None:

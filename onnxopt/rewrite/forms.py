@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 AS_IS = "as it is"  # the form that a pass leaves alone
-Source = Literal["measured", "cache", "recorded", "first"]
+Source = Literal["measured", "cache", "recorded", "pinned", "first"]
 Key = tuple[str, str]  # a pass, and the class of its regions
 
 
@@ -17,7 +17,8 @@ class Choice:
 
     Attributes:
         form: its name; `AS_IS` keeps the region.
-        source: measured now, measured before, taken from the shipped table, or the first that the pass names.
+        source: measured now, measured before, taken from the shipped table, taken over from another build, or the
+            first that the pass names.
         times_ms: of the whole model in each form, median milliseconds, one per shape of the workload.
         disagree: on some shape another form is clearly faster.
         where: the machine that the shipped table was measured on.

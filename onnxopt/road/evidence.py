@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnxopt.graph import op_counts
 from onnxopt.graph.blocks import KINDS, count_blocks
 from onnxopt.proof.cases import proved_ranges
-from onnxopt.records.manifest import Evidence
+from onnxopt.records.manifest import Evidence, FormRecord
 from onnxopt.records.rewrites import BlockCount, PassRecord, RefusalRecord, RollbackRecord
 from onnxopt.road.forms import Before
 from onnxopt.road.shipping import Decision
@@ -63,4 +63,5 @@ def evidence_of(decision: Decision, before: Before) -> Evidence:
         notes=tuple(notes),
         sizes=ledger.claims,
         shipped=decision.shipped,
+        forms=tuple(FormRecord(name=name, kind=kind, form=form) for (name, kind), form in sorted(ledger.forms.items())),
     )

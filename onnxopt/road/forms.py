@@ -27,7 +27,8 @@ from onnxopt.records.ledger import Ledger
 from onnxopt.records.manifest import FormName
 from onnxopt.records.measurements import Race
 from onnxopt.records.quantization import QuantizationRecord
-from onnxopt.road.shipping import Decision, Form, decide
+from onnxopt.road.pinned import Pinned
+from onnxopt.road.shipping import AS_OPTIMIZED, Decision, Form, decide
 from onnxopt.run.session import Session
 from onnxopt.spec import Budget, Feeds, Signature, Target, Workload
 from onnxopt.timing.latency import race
@@ -101,6 +102,7 @@ class Workbench:
         budget: how far an answer may move.
         scratch: a folder for files.
         tell: told what is done.
+        pinned: what another build measured, where that is taken over.
     """
 
     before: Before
@@ -111,6 +113,7 @@ class Workbench:
     budget: Budget
     scratch: Path
     tell: Tell
+    pinned: Pinned | None = None
 
     @property
     def is_timed(self) -> bool:
@@ -154,8 +157,9 @@ class Workbench:
             options: what was asked.
             is_timed: whether the two are measured.
         """
-        requests = self.requests if is_timed else ()
-        place = Workplace(self.scratch, save_graph, requests, lambda step: self.tell("quantize", step))
+        settled = self.pinned.settled if self.pinned is not None else None
+        requests = self.requests if is_timed and settled is None else ()
+        place = Workplace(self.scratch, save_graph, requests, lambda step: self.tell("quantize", step), settled)
         attempt = quantize(fused, options, place, original=self.before.path, as_float=result.form.path)
         if attempt.path is None:
             return replace(result, quantization=attempt.record)
@@ -198,6 +202,28 @@ class Workbench:
         if not asked:
             others["original"] = lambda: self._original(form)
         return decide(form, others, self._raced, asked=asked)
+
+    def as_pinned(self, form: Form, fused: Pipeline | None, *, measure: bool) -> Decision:
+        """Make the form that another build ships, whatever is faster here.
+
+        Args:
+            form: what the passes made.
+            fused: the graph before it was lowered, where that is a step.
+            measure: tell the times of it beside the original.
+
+        Raises:
+            InputError: this build has no such form.
+        """
+        shipped = self.pinned.shipped if self.pinned is not None else AS_OPTIMIZED
+        if shipped.form == "fused" and fused is None:
+            raise InputError(
+                f"it ships the fused graph, which {self.target.provider} does not have", where="--forms-from"
+            )
+        if shipped.form == "fused" and fused is not None:
+            form = self._fused(fused)
+        elif shipped.form == "original":
+            return Decision(self._original(form), shipped)
+        return Decision(form, shipped, (self._raced(form),) if measure else ())
 
     def _raced(self, form: Form) -> Race:
         return race(

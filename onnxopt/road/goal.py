@@ -16,6 +16,7 @@ from onnxopt.quantize.options import HALF_IO, QuantizeOptions
 from onnxopt.quantize.sixteen_bits import HalfOptions
 from onnxopt.rewrite import Rewrite
 from onnxopt.road.options import Options, PackageOptions, PrecisionOptions, PruneOptions, TuneOptions
+from onnxopt.road.pinned import Pins
 from onnxopt.spec import Budget, Target, Workload
 
 
@@ -32,6 +33,7 @@ class Goal:
         quantize: what is asked of integers; None for nothing.
         half: what is asked of 16 bits; None for nothing.
         own: passes from outside of onnxopt.
+        pins: the measured choices of another build, where they are taken over.
     """
 
     target: Target
@@ -42,10 +44,18 @@ class Goal:
     quantize: QuantizeOptions | None = None
     half: HalfOptions | None = None
     own: Sequence[type[Rewrite]] = ()
+    pins: Pins | None = None
 
     @classmethod
     def of(
-        cls, options: Options, target: Target, source: Source, out: Path | None, own: Sequence[type[Rewrite]] = ()
+        cls,
+        options: Options,
+        target: Target,
+        source: Source,
+        out: Path | None,
+        own: Sequence[type[Rewrite]] = (),
+        *,
+        pins: Pins | None = None,
     ) -> Goal:
         """Read the options for a source; what they leave open is as its recipe has it.
 
@@ -55,6 +65,7 @@ class Goal:
             source: what was found under the user's name for it.
             out: the folder; `build/<name>` when None.
             own: passes from outside of onnxopt, loaded.
+            pins: of `options.tune.forms_from`, read.
 
         Raises:
             InputError: one of them cannot be read, or the folder is not ours to write.
@@ -74,6 +85,7 @@ class Goal:
             quantize,
             half,
             own,
+            pins,
         )
 
 

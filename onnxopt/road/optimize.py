@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from onnxopt.load.export.torch_pair import PAIR
 from onnxopt.load.given import Given
 from onnxopt.load.loaded import Loaded
 from onnxopt.load.source.source import Source, resolve
+from onnxopt.load.source.unchanged import Seen
 from onnxopt.pipeline.own import own_passes
 from onnxopt.proof.observations import trust_right_padding
 from onnxopt.proof.pair import prove_pair
@@ -27,12 +28,14 @@ from onnxopt.prune.graph.stage import GraphPruning
 from onnxopt.prune.run import pruned_source
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.records.events import Event, Listener
+from onnxopt.records.rewrites import ProofRecord
 from onnxopt.road.described import spelled_out
 from onnxopt.road.drawing import drawing_again
 from onnxopt.road.forms import require_standard
 from onnxopt.road.goal import Goal, left_of, spec_of, target_of
 from onnxopt.road.options import Options
-from onnxopt.road.work import worked_on
+from onnxopt.road.pinned import Pins
+from onnxopt.road.work import Worked, worked_on
 from onnxopt.road.write import write_result
 from onnxopt.run.session import Session
 from onnxopt.timing.requests import fit_workload
@@ -96,18 +99,21 @@ def make(source: str, options: Options, *, out: Path | None = None, progress: Li
     if out is not None:
         check_output_folder(out)
     own = own_passes(options.rewrite.passes)
+    pins = Pins.read(options, target)
     say(Event("load", f"looking for {source}"))
     found = resolve(source, weights=which.weights, revision=which.revision, trust_remote_code=which.trust_remote_code)
+    seen = Seen.of(found)
     if given and found.kind != "onnx":
         what = "--feeds, --axis and --value are for .onnx files: inputs of a checkpoint are known"
         raise InputError(what, where=source, hint="drop them; shapes are asked for with --workload")
-    goal = Goal.of(options, target, found, out, own)
+    goal = Goal.of(options, target, found, out, own, pins=pins)
     with scratch_folder() as folder:
-        run = _Run(found, options, given, goal, folder, started, say)
-        prune = options.prune
-        if prune.what is not None:
-            return run.pruned(spec_of(prune.what, prune), left_of(prune))
-        return run.pair() if is_pair(found, how.task) else run.whole()
+        run = _Run(found, seen, options, given, goal, folder, started, say)
+        try:
+            return run.go()
+        except Exception:
+            seen.require_same()  # then that is why
+            raise
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,7 @@ class _Run:
 
     Attributes:
         source: what was found.
+        seen: its files as they were then.
         options: as the user wrote them.
         given: what the user says of an .onnx file.
         goal: what is to be reached.
@@ -125,12 +132,20 @@ class _Run:
     """
 
     source: Source
+    seen: Seen
     options: Options
     given: Given
     goal: Goal
     scratch: Path
     started: float
     say: Listener
+
+    def go(self) -> Artifact:
+        """Take the road that the source and the options ask for."""
+        prune = self.options.prune
+        if prune.what is not None:
+            return self.pruned(spec_of(prune.what, prune), left_of(prune))
+        return self.pair() if is_pair(self.source, self.options.load.task) else self.whole()
 
     def whole(self) -> Artifact:
         """Rewrite, prove, measure and write a model of one graph."""
@@ -142,7 +157,7 @@ class _Run:
             drawing = drawing_again(worked.loaded, self.scratch / "drawing", worked.runs_on)
             form = replace(worked.decision.form, loaded=drawing)
             worked = replace(worked, decision=replace(worked.decision, form=form), golden=[])
-        return write_result([worked], goal, self.started, self.say)
+        return self._written([worked], goal)
 
     def pruned(self, spec: PruneSpec, budget: MetricBudget | None) -> Artifact:
         """Prune a checkpoint before it is exported, its graph after it is fused, and go on as with any other model.
@@ -167,14 +182,14 @@ class _Run:
             workload, goal = self.goal.workload, self._fitted(loaded)
             step = None if later is None else GraphPruning(loaded, later, data, budget, tell, workload=workload)
             worked = worked_on(loaded, goal, self.scratch, self.say, prune=step)
-            return write_result([worked], goal, self.started, self.say)
+            return self._written([worked], goal)
 
     def pair(self) -> Artifact:
         """Rewrite, prove, measure and write an encoder-decoder; each part alone, then both together."""
         parts = []
         for name, loaded in zip(PAIR, self._parts(), strict=True):
             (self.scratch / name).mkdir()
-            parts.append(worked_on(loaded, self._fitted(loaded), self.scratch / name, self.say))
+            parts.append(worked_on(loaded, self._fitted(loaded), self.scratch / name, self.say, part=name))
         encode, decode = (
             Session(part.decision.form.path, target=part.runs_on, label=part.loaded.name).run for part in parts
         )
@@ -185,7 +200,14 @@ class _Run:
             self.goal.budget,
             progress=lambda step: self.say(Event("verify", step)),
         )
-        return write_result(parts, self._fitted(encoder), self.started, self.say, proof=proof)
+        return self._written(parts, self._fitted(encoder), proof)
+
+    def _written(self, parts: Sequence[Worked], goal: Goal, proof: Sequence[ProofRecord] = ()) -> Artifact:
+        """Write what came out, unless the source is another one by now."""
+        beside = parts[0].loaded.origin.get("external_sha256", {})
+        folder = self.source.path.parent if self.source.path is not None else Path()
+        self.seen.require_same({folder / name: digest for name, digest in beside.items()})
+        return write_result(parts, goal, self.started, self.say, proof=proof)
 
     def _loaded(self, source: Source) -> Loaded:
         """Export a checkpoint or import a file, and believe what was said of its rows."""

@@ -164,11 +164,14 @@ class TuneOptions(Stage):
         tune: choose kernels by measuring them in this model, at most a minute, where nothing is known of it; without,
             or where nothing is measured, a table of earlier measurements decides.
         retune: measure kernels anew, whatever is known.
+        forms_from: the `manifest.json` of another build, or its folder, whose measured choices are taken over: the same
+            source, options and versions then give the same `model.onnx` on any machine.
     """
 
     measure: bool = True
     tune: bool = True
     retune: bool = False
+    forms_from: str | Path | None = None
 
 
 @dataclass(frozen=True)
@@ -227,6 +230,7 @@ class Keywords(TypedDict, total=False):
     measure: bool
     tune: bool
     retune: bool
+    forms_from: str | Path | None
     prune: str | PruneSpec | None
     prune_data: str
     prune_budget: str | MetricBudget | None

@@ -29,6 +29,7 @@ from onnxopt.records.manifest import Evidence
 from onnxopt.road.evidence import evidence_of
 from onnxopt.road.forms import Before, Workbench, require_standard
 from onnxopt.road.goal import Goal
+from onnxopt.road.pinned import Pinned
 from onnxopt.road.shipping import Decision
 from onnxopt.run.session import Session
 from onnxopt.spec import Feeds, Target
@@ -67,10 +68,29 @@ class Worked:
 
 
 def worked_on(
-    loaded: Loaded, goal: Goal, scratch: Path, say: Listener, *, prune: Callable[[Driver], None] | None = None
+    loaded: Loaded,
+    goal: Goal,
+    scratch: Path,
+    say: Listener,
+    *,
+    prune: Callable[[Driver], None] | None = None,
+    part: str = "",
 ) -> Worked:
-    """Rewrite, prove and measure a loaded model."""
-    target = goal.target
+    """Rewrite, prove and measure a loaded model.
+
+    Args:
+        loaded: the model; it is changed.
+        goal: what is to be reached.
+        scratch: a folder for files.
+        say: told what happens.
+        prune: makes the fused graph smaller.
+        part: which graph of an encoder-decoder it is; empty for a model of one graph.
+
+    Raises:
+        ProofError: the result is not within its budget.
+        InputError: an option does not fit the model.
+    """
+    target, pinned = goal.target, goal.pins.of(part) if goal.pins is not None else None
     if isinstance(loaded.reference, OrtReference):  # a file is held to what it gives where it is going to run
         loaded.reference = loaded.reference.with_threads(target.threads)
     if goal.half is not None:
@@ -78,12 +98,13 @@ def worked_on(
     before = Before.of(default_export(loaded), scratch / "original")
     _note_ahead(loaded, goal)
     requests = requests_of(loaded, goal.workload)
-    pipeline = _pipeline(loaded, goal, requests, say)
+    pipeline = _pipeline(loaded, goal, requests, say, pinned)
     pipeline.canonicalize_and_fuse()
     if prune is not None:
         pipeline.prune(prune)
     # kept where it may have to be gone on with, or back to; its weights are those of the graph, where they stay
-    fused = pipeline.fork() if goal.quantize is not None or (goal.tune.measure and target.provider in TIMED) else None
+    may_go_back = target.provider in TIMED and (goal.tune.measure or pinned is not None)
+    fused = pipeline.fork() if goal.quantize is not None or may_go_back else None
     pipeline.lower()
     require_standard(loaded.model, target)
     candidate = save_graph(leave_ranks_open(loaded.model, loaded.signature), scratch / "candidate")
@@ -92,7 +113,7 @@ def worked_on(
     def tell(stage: str, step: str) -> None:
         say(Event(stage, step))
 
-    bench = Workbench(before, requests, target, runs_on, goal.workload, goal.budget, scratch, tell)
+    bench = Workbench(before, requests, target, runs_on, goal.workload, goal.budget, scratch, tell, pinned)
     with _suspecting_own(pipeline.ledger):
         result = bench.proved("optimized", loaded, pipeline.ledger, candidate)
     if fused is not None and goal.quantize is not None:
@@ -103,8 +124,12 @@ def worked_on(
     error = QUANTIZED_GOLDEN_ERROR if is_lossy else _golden_error(target)
     golden = list(_golden(form.loaded, result.run, error))
     del result  # no session beside those that are measured
+    if pinned is not None:
+        pinned.require_same(form.ledger.forms)
     decision = Decision(form)
-    if goal.tune.measure and bench.is_timed:
+    if pinned is not None:
+        decision = bench.as_pinned(form, fused, measure=goal.tune.measure and bench.is_timed)
+    elif goal.tune.measure and bench.is_timed:
         asked = "it is in fewer bits, as asked for" if is_lossy else "it is pruned, as asked for" if prune else ""
         decision = bench.fastest(form, None if is_lossy else fused, asked)
     if decision.form is not form:
@@ -132,7 +157,9 @@ def _suspecting_own(ledger: Ledger) -> Iterator[None]:
         raise ProofError(error.what, where=error.where, hint=hint) from error
 
 
-def _pipeline(loaded: Loaded, goal: Goal, requests: Sequence[Observation], say: Listener) -> Pipeline:
+def _pipeline(
+    loaded: Loaded, goal: Goal, requests: Sequence[Observation], say: Listener, pinned: Pinned | None
+) -> Pipeline:
     """Return the passes over a model, told what is known of kernels and what may be measured."""
     profit = Profit(
         goal.target,
@@ -141,6 +168,7 @@ def _pipeline(loaded: Loaded, goal: Goal, requests: Sequence[Observation], say: 
         measure=goal.tune.measure and goal.tune.tune and goal.target.provider == "cpu",
         fresh=goal.tune.retune,
         progress=lambda step: say(Event("choose", step)),
+        pinned=pinned.kernels if pinned is not None else None,
     )
     return Pipeline(
         loaded,

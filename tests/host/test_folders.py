@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from onnxopt.errors import InputError
 from onnxopt.host import folders
-from onnxopt.host.folders import CONTENTS_NAME, seal, sealed, staged
+from onnxopt.host.folders import CONTENTS_NAME, appearing, seal, sealed, staged, write_whole
 from onnxopt.host.usercache import cache_root
 
 
@@ -28,6 +29,59 @@ def test_staged_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert target.stat().st_mode & 0o777 == 0o777 & ~folders._umask()
 
 
+@pytest.mark.parametrize("can", [True, False])
+def test_two_processes_may_write_one_folder_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, can: bool
+) -> None:
+    if not can:
+        monkeypatch.setattr(folders, "exchanged", lambda *_: False)
+
+    def write(text: str) -> None:
+        for _ in range(20):
+            with staged(tmp_path / "out") as fresh:
+                for name in ("a", "b"):
+                    (fresh / name).write_text(text, encoding="utf-8")
+
+    threads = [threading.Thread(target=write, args=(text,)) for text in ("1", "2")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {(tmp_path / "out" / name).read_text(encoding="utf-8") for name in ("a", "b")} in ({"1"}, {"2"})
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_is_no_folder_is_never_replaced_by_one(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "out"
+    if kind == "file":
+        target.write_text("mine", encoding="utf-8")
+    else:
+        (tmp_path / "mine").write_text("mine", encoding="utf-8")
+        target.symlink_to("mine")
+    with pytest.raises(InputError, match=os.strerror(errno.ENOTDIR)), staged(target):
+        pass
+    assert target.read_text(encoding="utf-8") == "mine"
+    assert not list(tmp_path.glob(".onnxopt*"))
+
+
+@pytest.mark.parametrize("stop", [OSError, KeyboardInterrupt])
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, stop: type[BaseException]) -> None:
+    path = tmp_path / "record.json"
+    for text in ("first", "second"):
+        write_whole(path, text)
+        assert path.read_text(encoding="utf-8") == text
+    assert path.stat().st_mode & 0o777 == 0o666 & ~folders._umask()
+    with pytest.raises(stop), appearing(path) as fresh:
+        fresh.write_text("half", encoding="utf-8")
+        raise stop
+    assert path.read_text(encoding="utf-8") == "second"
+    assert [one.name for one in tmp_path.iterdir()] == ["record.json"]
+    (tmp_path / ".onnxopt-k1lled_0.part").write_text("half", encoding="utf-8")
+    write_whole(path, b"third")
+    assert [one.name for one in tmp_path.iterdir()] == ["record.json"], "what a killed process left goes"
+
+
 def test_folders_that_were_made_for_nothing_go(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="stop"), staged(tmp_path / "a" / "b" / "c"):
         raise ValueError("stop")
@@ -39,7 +93,7 @@ def test_who_is_first_stays_in_a_cache_alone(tmp_path: Path, monkeypatch: pytest
 
     def other(self: Path, target: Path) -> Path:
         """Let another process make the folder a moment before."""
-        if self.suffix == ".part":
+        if self.suffix == ".part" and not target.exists():
             target.mkdir()
             (target / "theirs").touch()
         return rename(self, target)
@@ -48,8 +102,9 @@ def test_who_is_first_stays_in_a_cache_alone(tmp_path: Path, monkeypatch: pytest
     with staged(tmp_path / "entry", cache=True) as fresh:
         (fresh / "mine").touch()
     assert [path.name for path in (tmp_path / "entry").iterdir()] == ["theirs"]
-    with pytest.raises(InputError, match="cannot be written"), staged(tmp_path / "out") as fresh:
+    with staged(tmp_path / "out") as fresh:
         (fresh / "mine").touch()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"], "who is last is what a user asked for last"
     assert {path.name for path in tmp_path.iterdir()} == {"entry", "out"}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,12 +46,14 @@ def test_what_a_killed_process_left_is_removed_by_the_next_one_and_what_lives_is
         killed.wait()
         assert (left / "half").is_file()
         (room / "onnxopt-notes").mkdir()  # of somebody else
-        (room / f"onnxopt-{os.getpid()}-1-x").mkdir()  # of a process that had this number before
+        (room / "onnxopt-notes.scratch").mkdir()  # same
+        (room / "onnxopt-k1lled_0.scratch").symlink_to(kept)
         with scratch_folder():
             assert (kept / "half").is_file()
             assert not left.exists()
             assert (room / "onnxopt-notes").is_dir()
-            assert not (room / f"onnxopt-{os.getpid()}-1-x").exists()
+            assert (room / "onnxopt-notes.scratch").is_dir()
+            assert (room / "onnxopt-k1lled_0.scratch").is_symlink()
     finally:
         for one in (living, killed):
             one.kill()

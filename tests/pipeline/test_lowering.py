@@ -17,6 +17,7 @@ from onnxopt.probe.observe import Observation
 from onnxopt.probe.runners import GraphRunner
 from onnxopt.proof.driver import Driver
 from onnxopt.proof.prepare import prepare
+from onnxopt.rewrite import Key
 from onnxopt.spec import Signature, Target, TensorSpec, Workload
 from tests.passes.lower.cpu.test_padding import WEIGHTS, ids, layer, masks
 from tests.support.rules import observe, parse
@@ -46,6 +47,7 @@ class Lowered:
     notes: list[str]
     raced: list[list[str]]
     error: float
+    forms: Mapping[Key, str]
 
 
 def run(
@@ -55,6 +57,7 @@ def run(
     fills: tuple[float, ...] = (),
     measure: bool = True,
     race: Race | None = None,
+    pinned: Mapping[Key, str] | None = None,
 ) -> Lowered:
     """Lower a layer of an encoder where forms cost what we say."""
     model = parse(layer("Gelu (r)").replace("mask", "attention_mask"), WEIGHTS)
@@ -72,13 +75,19 @@ def run(
     driver = Driver(model, observations, signature=SIGNATURE)
     requests = [Observation({"batch": 1, "sequence": 4}, {"attention_mask": np.array([[1, 1, 0, 0]])})]
     workload = Workload(({"batch": 1, "sequence": 4},), fills)
-    lower(driver, LOWER["cpu"], workload, Profit(Target("cpu", 2), requests, measure=measure), "a layer")
+    lower(driver, LOWER["cpu"], workload, _profit(requests, measure, pinned), "a layer")
     feeds = observations[-1].feeds
     before, after = (GraphRunner(m).run(feeds)[0]["y"] for m in (original, model))
     real = feeds["attention_mask"] != 0
     choices = [f"{entry.name}: {choice}" for entry in driver.ledger.entries for choice in entry.choices]
     error = float(np.abs(before - after)[real].max())
-    return Lowered([n.op_type for n in model.graph], choices, driver.ledger.notes, raced, error)
+    return Lowered(
+        [n.op_type for n in model.graph], choices, driver.ledger.notes, raced, error, dict(driver.ledger.forms)
+    )
+
+
+def _profit(requests: list[Observation], measure: bool, pinned: Mapping[Key, str] | None) -> Profit:  # noqa: FBT001  # of one caller
+    return Profit(Target("cpu", 2), requests, measure=measure, pinned=pinned)
 
 
 def test_every_other_form_races_against_what_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +109,25 @@ def test_a_clear_winner_takes_the_place(monkeypatch: pytest.MonkeyPatch) -> None
     assert "MultiHeadAttention" in found.ops
     assert len(found.raced) == 1
     assert found.error < 1e-5
+
+
+@pytest.mark.parametrize("fills", [(), (0.4,)])
+def test_forms_that_are_taken_over_are_those_that_were_measured(
+    monkeypatch: pytest.MonkeyPatch, fills: tuple[float, ...]
+) -> None:
+    def first(name: str) -> float:
+        return 0.8 if "MultiHead" in name or "gelu" in name else 1.0
+
+    found = run(monkeypatch, first, fills=fills)
+    again = run(monkeypatch, lambda _: 1.0, fills=fills, pinned=found.forms)
+    assert again.raced == []
+    assert again.forms == found.forms
+    assert again.ops == found.ops
+    assert not [line for line in again.told if "pinned" not in line]
+    usual = run(monkeypatch, lambda _: 1.0, fills=fills, pinned=dict.fromkeys(found.forms, "of another version"))
+    assert usual.raced == []
+    assert usual.forms != found.forms, "what does not fit is as usual; who asked for it sees that"
+    assert "of another version" not in usual.forms.values()
 
 
 def test_several_winners_are_put_together_only_where_that_is_faster_still(monkeypatch: pytest.MonkeyPatch) -> None:

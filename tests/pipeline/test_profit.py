@@ -178,6 +178,22 @@ def test_what_was_found_is_kept_for_the_next_run(table: list[dict[str, object]],
     assert shipped[KEY].source == "recorded"
 
 
+def test_a_flipped_bit_anywhere_in_what_was_kept_is_as_good_as_nothing(
+    table: list[dict[str, object]], tmp_path: Path
+) -> None:
+    assert table == []
+    one = made(measure=True)
+    digest = one.digest(["a model"])
+    one.remember(digest, {KEY: Choice(AS_IS, "measured", {"kernel": (2.25,), AS_IS: (1.5,)})}, "a model")
+    (file,) = tmp_path.rglob("*.json")
+    content = file.read_bytes()
+    for place in range(len(content)):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        assert made().known(digest) is None, place
+    file.write_bytes(content)
+    assert made().known(digest) is not None
+
+
 def models(folder: Path) -> dict[str, Path]:
     """A quick model, one that does the same work fifty times over, one that does not run."""
     multiply = "\n".join(f"a{n + 1} = MatMul (a{n}, w)" for n in range(50))

@@ -19,7 +19,7 @@ from onnxopt.passes.quantize.static_conv import QuantizeConv
 from onnxopt.probe.runners import GraphRunner
 from onnxopt.qmath.affine import kernels
 from onnxopt.qmath.precision import Affine, Plan, PlannedLinear, Precision
-from onnxopt.quantize.convs import emulate
+from onnxopt.quantize.convs import emulate, ranked_on
 from onnxopt.records.quantization import QuantizationRecord
 from onnxopt.road.optimize import optimize
 from onnxopt.spec import Array
@@ -250,3 +250,10 @@ def test_the_emulation_rounds_what_the_graph_rounds() -> None:
     found = GraphRunner(outcome.model).run(feeds)[0]["y"]
     assert np.abs(found - emulated).max() <= 0.03 * 1.01, "one step at most"
     assert (np.abs(found - emulated) > 1e-6).mean() < 0.02
+
+
+@pytest.mark.parametrize(("products", "layers", "samples"), [(0, 1, 8), (1e6, 37, 8), (3e8, 60, 3), (5e9, 150, 1)])
+def test_layers_are_ranked_on_as_many_samples_as_a_network_computes_fast(
+    products: float, layers: int, samples: int
+) -> None:
+    assert ranked_on(products, layers) == samples

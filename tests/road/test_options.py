@@ -53,6 +53,7 @@ values = { rate = 8000 }
 measure = false
 tune = false
 retune = true
+forms_from = "manifest.json"
 [prune]
 what = "heads=1"
 data = "b.txt"
@@ -81,6 +82,7 @@ GIVEN: Keywords = {
     "measure": False,
     "tune": False,
     "retune": True,
+    "forms_from": "manifest.json",
     "prune": "heads=1",
     "prune_data": "b.txt",
     "prune_budget": "cosine>=0.9",

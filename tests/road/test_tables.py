@@ -56,7 +56,10 @@ def test_a_table_becomes_options(kind: type, table: dict[str, Any], made: object
         ({"name": "x", "load": {"with_cache": 1}}, "a.toml: with_cache in [load] is 1; write true or false"),
         ({"name": "x", "load": {"axes": [8]}}, "a.toml: axes in [load] is [8]; write a list of texts or a table"),
         ({"name": "x", "load": {"task": 2}}, "a.toml: task in [load] is 2; write text"),
-        ({"name": "x", "tune": {"rate": 1}}, "a.toml: [tune] has no option 'rate'; it takes measure, tune, retune"),
+        (
+            {"name": "x", "tune": {"rate": 1}},
+            "a.toml: [tune] has no option 'rate'; it takes measure, tune, retune, forms_from",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_line(table: dict[str, Any], said: str) -> None:

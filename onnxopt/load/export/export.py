@@ -14,8 +14,8 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from onnxopt.errors import ExportError, InputError
-from onnxopt.host.folders import seal, sealed, staged
-from onnxopt.host.usercache import cache_root
+from onnxopt.host.folders import sealed
+from onnxopt.host.usercache import cache_root, make_entry
 from onnxopt.load.checkpoint.folder import Checkpoint, load_config, read_checkpoint, weights_digest, write_assets
 from onnxopt.load.checkpoint.network import RANDOM_SEED
 from onnxopt.load.checkpoint.pooling import Pooling, read_pooling
@@ -96,9 +96,9 @@ def export(
     key = _digest([_FORMAT, weights, dict(checkpoint.settings), options, _versions(), source.trust_remote_code])
     entry = cache_root() / "exports" / f"{source.name}{f'-{part}' if part else ''}-{key[:24]}"
     if not (use_cache and sealed(entry)):
-        with staged(entry, cache=True) as fresh:
-            model = _make(fresh, checkpoint, asked, form, exporter=exporter, say=say)
-            seal(fresh)
+        entry, model = make_entry(
+            entry, lambda fresh: _make(fresh, checkpoint, asked, form, exporter=exporter, say=say)
+        )
         return _open(entry, checkpoint, weights, model)
     say("export found in the cache")
     return _open(entry, checkpoint, weights)

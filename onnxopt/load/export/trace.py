@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnxopt.errors import ExportError
 from onnxopt.graph import dims
 from onnxopt.graph.cache import TOTAL, complete
+from onnxopt.host.disk import needing
 from onnxopt.host.quiet import quiet
 from onnxopt.host.scratch import scratch_folder
 from onnxopt.load.export.torch_model import TorchModel
@@ -222,7 +223,8 @@ def _clean(graph: ir.Model, signature: Signature) -> None:
 def _write(graph: ir.Model, path: Path) -> None:
     """Save the graph; the weights beside it when they do not fit into one protobuf."""
     size = sum(one.const_value.nbytes for one in graph.graph.initializers.values() if one.const_value is not None)
-    ir.save(graph, path, external_data=f"{path.name}.data" if size > EMBEDDED_LIMIT_BYTES else None)
+    with needing(size):
+        ir.save(graph, path, external_data=f"{path.name}.data" if size > EMBEDDED_LIMIT_BYTES else None)
 
 
 def _reason(error: BaseException, signature: Signature) -> str:

