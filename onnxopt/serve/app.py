@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import time
@@ -17,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from onnxopt.errors import InputError
+from onnxopt.errors import InputError, OnnxoptError
 from onnxopt.serve import kserve, openai
 from onnxopt.serve.limits import Limits
 from onnxopt.serve.metrics import CONTENT_TYPE, Metrics
@@ -27,6 +28,8 @@ from onnxopt.serve.shelf import Opening, Shelf, open_model
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+
+logger = logging.getLogger(__name__)
 
 _BACKLOG = 2048
 
@@ -79,7 +82,7 @@ def create_app(
 
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
-    for kind in (Problem, InputError, TimeoutError):
+    for kind in (Problem, OnnxoptError, TimeoutError):
         app.add_exception_handler(kind, on_error)
     app.add_middleware(_Gate, limits=limits, metrics=metrics)
     return app
@@ -117,8 +120,14 @@ class _Gate:
 
         try:
             await self._guarded(scope, receive, counting)
+        except Exception as error:
+            logger.exception("a fault of the server at %s", scope["path"])
+            self._metrics.errors.labels(_route(scope)).inc()
+            if status:
+                raise  # half an answer is sent: all that is left is to end the connection
+            await answer(problem_of(error), scope["path"])(scope, receive, counting)
         finally:
-            route = getattr(scope.get("route"), "path", "other")
+            route = _route(scope)
             if status:
                 self._metrics.requests.labels(route, str(status)).inc()
                 self._metrics.seconds.labels(route).observe(time.perf_counter() - started)
@@ -133,7 +142,7 @@ class _Gate:
             problem = Problem(
                 413, f"the body is larger than {self._limits.max_body_bytes} bytes", code="body_too_large"
             )
-            await answer(problem, scope["path"])(scope, receive, send)
+            await answer(problem, scope["path"], closes=True)(scope, receive, send)
             return
         gone, handed, begun = asyncio.Event(), False, False
 
@@ -185,6 +194,10 @@ class _Gate:
             size += len(parts[-1])
             if size > most or not message.get("more_body", False):
                 return b"".join(parts)
+
+
+def _route(scope: Scope) -> str:
+    return getattr(scope.get("route"), "path", "other")
 
 
 class _Server(uvicorn.Server):

@@ -2,24 +2,30 @@
 
 Source: KServe, "Open Inference Protocol (V2)", required API; tensors as JSON, and as bytes behind the JSON with the
 header `Inference-Header-Content-Length` (Triton's binary tensor data extension, which tritonclient uses by default).
+
+A key that the protocol does not have is refused. Of parameters, those that would change the answer are refused
+(shared memory, classification), and all others are accepted and ignored, as the protocol leaves them to servers.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from onnxopt.serve.problems import Problem
+from onnxopt.errors import word
+from onnxopt.serve.problems import Json, Problem, place_of
 from onnxopt.serve.shelf import Served, Shelf
 from onnxopt.spec import Array, Feeds, TensorSpec
 
+MAX_DIGITS = 19  # of a number that is a size
 router = APIRouter(prefix="/v2")
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
@@ -31,6 +37,9 @@ DATATYPES = {
     "float64": "FP64",
     "bfloat16": "BF16",
 }
+MAX_RANK = 32  # NumPy's arrays have 64 axes at most, and no model comes near
+_Size = Annotated[int, Field(ge=0, lt=1 << 63)]
+_UNSUPPORTED = frozenset({"classification", "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"})
 _DTYPES = {name: dtype for dtype, name in DATATYPES.items()}
 
 
@@ -40,19 +49,25 @@ class _Parameters(BaseModel):
     binary_data: bool = False
     binary_data_size: int | None = Field(default=None, ge=0)
 
+    @model_validator(mode="after")
+    def _only_supported(self) -> _Parameters:
+        for name in _UNSUPPORTED & set(self.model_extra or {}):
+            raise ValueError(f"{name} is not supported")
+        return self
+
 
 class _Tensor(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="forbid")
 
     name: str
-    shape: list[int]
+    shape: Annotated[list[_Size], Field(fail_fast=True, max_length=MAX_RANK)]
     datatype: str
     data: list[Any] | None = None
     parameters: _Parameters = _Parameters()
 
 
 class _Output(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="forbid")
 
     name: str
     parameters: _Parameters | None = None
@@ -67,12 +82,38 @@ class _Options(BaseModel):
 class _Inference(BaseModel):
     """Body of an inference request."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="forbid")
 
     id: str | None = None
-    inputs: list[_Tensor]
-    outputs: list[_Output] | None = None
+    inputs: Annotated[list[_Tensor], Field(fail_fast=True)]
+    outputs: Annotated[list[_Output], Field(fail_fast=True)] | None = None
     parameters: _Options = _Options()
+
+    @property
+    def wanted(self) -> list[str] | None:
+        """Names of the outputs that are asked for; None for all of them, which an empty list asks for as well."""
+        return [output.name for output in self.outputs] if self.outputs else None
+
+
+def _inlined(schema: Any, known: Mapping[str, Any]) -> Any:
+    """Return a JSON schema with what it refers to put in its place, as a part of another document needs it."""
+    if isinstance(schema, list):
+        return [_inlined(one, known) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(known[schema["$ref"].rpartition("/")[2]], known)
+    return {key: _inlined(value, known) for key, value in schema.items() if key != "$defs"}
+
+
+# the handler reads the body itself, since bytes may follow the JSON
+_SCHEMA = _Inference.model_json_schema()
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": _inlined(_SCHEMA, _SCHEMA["$defs"])}},
+    }
+}
 
 
 @router.get("")
@@ -80,7 +121,7 @@ async def server() -> Response:
     """Describe the server."""
     from onnxopt.version import __version__
 
-    return JSONResponse({"name": "onnxopt", "version": __version__, "extensions": ["binary_tensor_data"]})
+    return Json({"name": "onnxopt", "version": __version__, "extensions": ["binary_tensor_data"]})
 
 
 @router.get("/health/live")
@@ -95,7 +136,7 @@ async def health() -> Response:
 async def metadata(request: Request, name: str) -> Response:
     """Describe inputs and outputs of a model; -1 is any size."""
     served = _served(request, name)
-    return JSONResponse(
+    return Json(
         {
             "name": name,
             "versions": ["1"],
@@ -114,25 +155,45 @@ async def ready(request: Request, name: str) -> Response:
     return Response()
 
 
-@router.post("/models/{name}/infer")
-@router.post("/models/{name}/versions/1/infer")
+@router.post("/models/{name}/infer", openapi_extra=_BODY)
+@router.post("/models/{name}/versions/1/infer", openapi_extra=_BODY)
 async def infer(request: Request, name: str) -> Response:
     """Run a model."""
     served = _served(request, name)
     body = await request.body()
-    given = request.headers.get(LENGTH_HEADER)
+    size = _json_size(request.headers.get(LENGTH_HEADER), len(body))
+    asked = _asked(body[:size])
+    feeds = _feeds(served, asked.inputs, body[size:])
+    found = await served.run(feeds, asked.wanted)
+    return _answered(served, asked, found)
+
+
+def _json_size(said: str | None, whole: int) -> int:
+    """Return how many bytes of a body are JSON, as its header says."""
+    if said is None:
+        return whole
+    if not (said.isascii() and said.isdigit() and len(said) < MAX_DIGITS and int(said) <= whole):
+        raise Problem(400, f"the header {LENGTH_HEADER} is not a number from 0 to {whole}, the size of the body")
+    return int(said)
+
+
+def _asked(body: bytes) -> _Inference:
     try:
-        size = len(body) if given is None else int(given)
-        asked = _Inference.model_validate(json.loads(body[:size]))
+        asked = _Inference.model_validate(json.loads(body))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise Problem(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = place_of(first["loc"])
+        raise Problem(422, f"{place}: {first['msg']}" if place else first["msg"]) from error
     except (ValueError, RecursionError) as error:
         raise Problem(400, "the body is not valid JSON") from error
-    feeds = _feeds(served, asked.inputs, body[size:])
-    names = None if asked.outputs is None else [output.name for output in asked.outputs]
-    found = await served.run(feeds, names)
-    return _answered(served, asked, found, names)
+    for kind, names in (
+        ("input", [one.name for one in asked.inputs]),
+        ("output", [one.name for one in asked.outputs or ()]),
+    ):
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise Problem(422, f"{kind} {word(twice)!r} is there twice")
+    return asked
 
 
 def _served(request: Request, name: str) -> Served:
@@ -149,11 +210,9 @@ def _feeds(served: Served, tensors: Sequence[_Tensor], raw: bytes) -> Feeds:
     feeds: Feeds = {}
     at = 0
     for tensor in tensors:
-        dtype = _DTYPES.get(tensor.datatype)
+        name, dtype = word(tensor.name), _DTYPES.get(tensor.datatype)
         if dtype is None:
-            raise Problem(422, f"input {tensor.name!r}: unknown datatype {tensor.datatype!r}")
-        if any(size < 0 for size in tensor.shape):
-            raise Problem(422, f"input {tensor.name!r}: the shape {tensor.shape} has a negative size")
+            raise Problem(422, f"input {name!r}: unknown datatype {word(tensor.datatype)!r}")
         count, size = math.prod(tensor.shape), tensor.parameters.binary_data_size
         if size is None:
             array = _from_json(tensor, dtype)
@@ -161,8 +220,11 @@ def _feeds(served: Served, tensors: Sequence[_Tensor], raw: bytes) -> Feeds:
             array = _from_bytes(tensor, dtype, raw[at : at + size])
             at += size
         if array.size != count:
-            raise Problem(422, f"input {tensor.name!r}: {array.size} elements, the shape {tensor.shape} has {count}")
-        feeds[tensor.name] = array.reshape(tensor.shape)
+            raise Problem(422, f"input {name!r}: {array.size} elements, the shape {tensor.shape} has {count}")
+        try:
+            feeds[tensor.name] = array.reshape(tensor.shape)
+        except ValueError as error:  # without elements, but of sizes whose product no machine can count
+            raise Problem(422, f"input {name!r}: the shape {tensor.shape} is too large") from error
     if at != len(raw):
         raise Problem(422, f"{len(raw)} bytes behind the JSON, the inputs speak of {at}")
     served.session.check(feeds)
@@ -170,26 +232,42 @@ def _feeds(served: Served, tensors: Sequence[_Tensor], raw: bytes) -> Feeds:
 
 
 def _from_json(tensor: _Tensor, dtype: str) -> Array:
+    name = word(tensor.name)
     if tensor.data is None or dtype == "bfloat16":
-        raise Problem(422, f"input {tensor.name!r} has no data that JSON can hold")
-    try:
-        plain = np.array(tensor.data)
-    except ValueError as error:
-        raise Problem(422, f"input {tensor.name!r}: the data is not a regular array") from error
+        raise Problem(422, f"input {name!r} has no data that JSON can hold")
+    numbers = flat_numbers(tensor.data)
+    if numbers is None:
+        raise Problem(422, f"input {name!r}: the data is not a regular array of numbers")
     wanted = np.dtype(dtype)
-    if plain.size and (plain.dtype.kind not in "biuf" or (wanted.kind in "iu" and plain.dtype.kind == "f")):
-        raise Problem(422, f"input {tensor.name!r}: the data is not {tensor.datatype}")
-    if wanted.kind in "iu" and plain.size:
-        bounds = np.iinfo(wanted)
-        if int(plain.min()) < bounds.min or int(plain.max()) > bounds.max:
-            raise Problem(422, f"input {tensor.name!r}: a number does not fit into {tensor.datatype}")
-    return plain.astype(wanted).ravel()
+    if wanted.kind in "iu" and float in set(map(type, numbers)):
+        raise Problem(422, f"input {name!r}: the data is not {tensor.datatype}")
+    try:
+        with np.errstate(over="ignore"):  # what becomes infinite is refused in the next lines
+            array = np.array(numbers, wanted)
+    except OverflowError as error:
+        raise Problem(422, f"input {name!r}: a number does not fit into {tensor.datatype}") from error
+    if wanted.kind == "f" and not np.isfinite(array).all():
+        raise Problem(422, f"input {name!r}: a number is not finite in {tensor.datatype}")
+    return array
+
+
+def flat_numbers(data: Sequence[Any]) -> list[Any] | None:
+    """Return the numbers of nested lists in row-major order; None where the lists are not regular or hold other things.
+
+    NumPy is not asked: it makes strings of all entries where one is a string, each as long as the longest.
+    """
+    level: Sequence[Any] = data
+    while level and type(level[0]) is list:
+        if set(map(type, level)) != {list} or len(set(map(len, level))) != 1:
+            return None
+        level = list(itertools.chain.from_iterable(level))
+    return list(level) if set(map(type, level)) <= {int, float, bool} else None
 
 
 def _from_bytes(tensor: _Tensor, dtype: str, raw: bytes) -> Array:
     kind = _bfloat16() if dtype == "bfloat16" else np.dtype(dtype).newbyteorder("<")
     if len(raw) % kind.itemsize or len(raw) != tensor.parameters.binary_data_size:
-        raise Problem(422, f"input {tensor.name!r}: {len(raw)} bytes are no {tensor.datatype}")
+        raise Problem(422, f"input {word(tensor.name)!r}: {len(raw)} bytes are no {tensor.datatype}")
     array = np.frombuffer(raw, kind)
     return array if dtype == "bfloat16" else array.astype(dtype)
 
@@ -201,9 +279,10 @@ def _bfloat16() -> np.dtype[Any]:
     return kind
 
 
-def _answered(served: Served, asked: _Inference, found: Mapping[str, Array], names: Sequence[str] | None) -> Response:
+def _answered(served: Served, asked: _Inference, found: Mapping[str, Array]) -> Response:
     """Return outputs as JSON, or as bytes behind it where that was asked for."""
     as_bytes = {output.name for output in asked.outputs or () if output.parameters and output.parameters.binary_data}
+    names = asked.wanted
     order = [spec.name for spec in served.session.outputs] if names is None else names
     tensors: list[dict[str, Any]] = []
     raw: list[bytes] = []
@@ -225,7 +304,7 @@ def _answered(served: Served, asked: _Inference, found: Mapping[str, Array], nam
     if asked.id is not None:
         content["id"] = asked.id
     if not raw:
-        return JSONResponse(content)
+        return Json(content)
     head = json.dumps(content).encode()
     return Response(
         head + b"".join(raw), media_type="application/octet-stream", headers={LENGTH_HEADER: str(len(head))}

@@ -20,6 +20,12 @@ class Metrics:
         self.seconds = Histogram(
             "onnxopt_request_seconds", "Time to the end of the answer.", ("route",), buckets=_SECONDS, registry=registry
         )
+        self.errors = Counter(
+            "onnxopt_errors",
+            "Requests that met a fault of the server, also in a stream.",
+            ("route",),
+            registry=registry,
+        )
         self.cancelled = Counter(
             "onnxopt_requests_cancelled", "Requests whose caller went away.", ("route",), registry=registry
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from onnxopt.errors import InputError
+from onnxopt.errors import InputError, word
 from onnxopt.host.threads import available_threads
 from onnxopt.records.manifest import Manifest
 from onnxopt.run.batcher import Batcher
@@ -23,13 +24,15 @@ from onnxopt.serve.limits import Limits
 from onnxopt.serve.metrics import Metrics
 from onnxopt.serve.problems import Problem
 from onnxopt.spec import Array, Feeds
+from onnxopt.texts.bounded import encode, read_beginning
 from onnxopt.texts.tokenizer import TOKENIZER_NAME, open_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+TokenRow = tuple[list[int], list[int]]  # ids and segments of a row
+
 _EMBEDDINGS = ("sentence_embedding", "pooler_output", "image_embeds", "text_embeds")
-_INLINE_LETTERS = 4096  # a text up to this is tokenized at once; longer ones on a thread
 
 
 @dataclass
@@ -41,35 +44,49 @@ class Encodes:
         cutting: the same tokenizer, which cuts to what the model takes.
         output: name of the embedding.
         size: its numbers.
+        vocabulary: tokens that the model knows; 0 when nothing says.
     """
 
     text: TextModel
     cutting: Tokenizer
     output: str
     size: int
+    vocabulary: int = 0
 
-    async def ids(self, text: str, *, truncate: bool) -> tuple[list[int], list[int]]:
-        """Return tokens and segments of a text.
+    def read(self, items: Sequence[str | Sequence[int]], *, truncate: bool) -> list[TokenRow]:
+        """Return tokens and segments of texts, or of rows of tokens.
 
         Raises:
-            InputError: when it is empty, or longer than the model takes.
+            InputError: when one is empty, longer than the model takes, or has a token that the model does not know.
         """
+        return [
+            self._text(one, cut=truncate) if isinstance(one, str) else self._row(one, cut=truncate) for one in items
+        ]
+
+    def _text(self, text: str, *, cut: bool) -> TokenRow:
         if not text.strip():
             raise InputError("the text is empty", hint="write at least one word")
-        tokenizer = self.cutting if truncate else self.text.tokenizer
-        plain = text.lower() if self.text.lowers else text
-        if len(plain) > _INLINE_LETTERS:
-            encoding = await asyncio.to_thread(tokenizer.encode, plain)
-        else:
-            encoding = tokenizer.encode(plain)
-        self.fits(len(encoding.ids))
-        return encoding.ids, encoding.type_ids
+        begun = read_beginning(self.text.tokenizer, text.lower() if self.text.lowers else text, self.text.limit)
+        if cut and self._beyond(len(begun.encoding.ids)):
+            encoding = encode(self.cutting, begun.text)
+            return encoding.ids, encoding.type_ids
+        self._fits(len(begun.encoding.ids), begun.count)
+        return begun.encoding.ids, begun.encoding.type_ids
 
-    def fits(self, tokens: int) -> None:
+    def _row(self, row: Sequence[int], *, cut: bool) -> TokenRow:
+        check_tokens(row, self.vocabulary)
+        ids = list(row[: self.text.limit] if cut and self.text.limit else row)
+        self._fits(len(ids), str(len(ids)))
+        return ids, [0] * len(ids)
+
+    def _beyond(self, tokens: int) -> bool:
+        return bool(self.text.limit) and tokens > self.text.limit
+
+    def _fits(self, tokens: int, said: str) -> None:
         """Refuse what is longer than the model takes."""
-        if self.text.limit and tokens > self.text.limit:
+        if self._beyond(tokens):
             raise InputError(
-                f"the text has {tokens} tokens, the model takes {self.text.limit}",
+                f"the text has {said} tokens, the model takes {self.text.limit}",
                 hint='shorten it, or send "truncate": true',
             )
 
@@ -86,6 +103,7 @@ class Served:
         batcher: joins requests; None where rows cannot be joined, and for decoders.
         encodes: text into embeddings; None where the model has none.
         writes: text after text; None but for decoders.
+        created: when its file was written, in seconds since 1970; the folder may be gone by the time somebody asks.
     """
 
     name: str
@@ -95,11 +113,10 @@ class Served:
     batcher: Batcher | None = None
     encodes: Encodes | None = None
     writes: ContinuousBatcher | None = None
+    created: int = dataclasses.field(init=False)
 
-    @property
-    def created(self) -> int:
-        """When its file was written, in seconds since 1970."""
-        return int(self.session.path.stat().st_mtime)
+    def __post_init__(self) -> None:
+        self.created = int(self.session.path.stat().st_mtime)
 
     async def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> Feeds:
         """Run the model for one request, together with others where that is possible."""
@@ -145,7 +162,7 @@ def open_model(path: Path, name: str, limits: Limits, metrics: Metrics, how: Ope
         workers = available_threads() if how.device in {"auto", "cpu"} and threads is None else 1
     if threads is None and workers > 1:
         threads = max(1, available_threads() // workers)
-    session = Session(path, device=how.device, threads=threads)
+    session = Session(path, device=how.device, threads=threads, label=name)
     if manifest is None and cache_of(session) is not None:
         return Served(name, path, manifest, session)
     served = Served(name, path, manifest, session)
@@ -169,7 +186,7 @@ def open_model(path: Path, name: str, limits: Limits, metrics: Metrics, how: Ope
 
 
 def _decoder(path: Path, name: str, manifest: Manifest, *, limits: Limits, metrics: Metrics, how: Opening) -> Served:
-    session = Session(path, device=how.device, threads=how.threads)
+    session = Session(path, device=how.device, threads=how.threads, label=name)
     writes = ContinuousBatcher(Generator(path, session=session), max_rows=how.max_rows, max_queue=limits.max_queue)
     metrics.watch(name, lambda: writes.waiting, lambda: writes.active)
     return Served(name, path, manifest, session, writes=writes)
@@ -183,7 +200,32 @@ def _encodes(text: TextModel) -> Encodes | None:
     cutting = open_tokenizer(text.folder)
     if text.limit:
         cutting.enable_truncation(text.limit)
-    return Encodes(text, cutting, output, int(pooled[output].axes[1]))
+    return Encodes(text, cutting, output, int(pooled[output].axes[1]), vocabulary_of(text.config))
+
+
+def vocabulary_of(config: Mapping[str, Any]) -> int:
+    """Return how many tokens an encoder knows, as its config.json says; 0 when it does not."""
+    inner = config.get("text_config")
+    said = config.get("vocab_size") or (inner.get("vocab_size") if isinstance(inner, Mapping) else 0)
+    return said if isinstance(said, int) and said > 0 else 0
+
+
+def check_tokens(row: Sequence[int], vocabulary: int) -> None:
+    """Make sure that the model knows each token.
+
+    Args:
+        row: tokens that a caller gave.
+        vocabulary: how many there are; 0 when nothing says, and then whatever an int64 can hold is let through.
+
+    Raises:
+        InputError: when the row is empty, or a token is none.
+    """
+    if not row:
+        raise InputError("a row of tokens is empty", hint="send at least one")
+    least, most = min(row), max(row)
+    if least < 0 or most >= (vocabulary or 1 << 63):
+        known = f"the model knows 0 to {vocabulary - 1}" if vocabulary else "tokens start at 0"
+        raise InputError(f"there is no token {word(str(least if least < 0 else most))}; {known}")
 
 
 class Shelf:
@@ -201,7 +243,10 @@ class Shelf:
         found = self.models.get(name)
         if found is None:
             raise Problem(
-                404, f"no model {name!r}, there is {', '.join(self.models)}", code="model_not_found", param="model"
+                404,
+                f"no model {word(name)!r}, there is {', '.join(self.models)}",
+                code="model_not_found",
+                param="model",
             )
         return found
 
