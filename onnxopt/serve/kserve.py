@@ -9,8 +9,6 @@ A key that the protocol does not have is refused. Of parameters, those that woul
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -18,11 +16,15 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
 from onnxopt.errors import word
+from onnxopt.serve.answers import Numbers, count_letters, encoded, with_numbers
+from onnxopt.serve.parsing import Readers
 from onnxopt.serve.problems import Json, Problem, place_of
+from onnxopt.serve.reader import BEYOND, TENSORS, Packed
 from onnxopt.serve.shelf import Served, Shelf
+from onnxopt.serve.texts import off_loop
 from onnxopt.spec import Array, Feeds, TensorSpec
 
 MAX_DIGITS = 19  # of a number that is a size
@@ -39,6 +41,12 @@ DATATYPES = {
 }
 MAX_RANK = 32  # NumPy's arrays have 64 axes at most, and no model comes near
 _Size = Annotated[int, Field(ge=0, lt=1 << 63)]
+# as the reader packs it, nested or flat as it was sent
+_Data = Annotated[
+    Packed | None,
+    Field(fail_fast=True),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": {}}, {"type": "null"}], "default": None}),
+]
 _UNSUPPORTED = frozenset({"classification", "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"})
 _DTYPES = {name: dtype for dtype, name in DATATYPES.items()}
 
@@ -62,7 +70,7 @@ class _Tensor(BaseModel):
     name: str
     shape: Annotated[list[_Size], Field(fail_fast=True, max_length=MAX_RANK)]
     datatype: str
-    data: list[Any] | None = None
+    data: _Data = None
     parameters: _Parameters = _Parameters()
 
 
@@ -162,10 +170,11 @@ async def infer(request: Request, name: str) -> Response:
     served = _served(request, name)
     body = await request.body()
     size = _json_size(request.headers.get(LENGTH_HEADER), len(body))
-    asked = _asked(body[:size])
+    readers: Readers = request.app.state.readers
+    asked = _asked(await readers.read(body[:size], TENSORS))
     feeds = _feeds(served, asked.inputs, body[size:])
     found = await served.run(feeds, asked.wanted)
-    return _answered(served, asked, found)
+    return await _answered(served, asked, found)
 
 
 def _json_size(said: str | None, whole: int) -> int:
@@ -177,15 +186,13 @@ def _json_size(said: str | None, whole: int) -> int:
     return int(said)
 
 
-def _asked(body: bytes) -> _Inference:
+def _asked(body: Any) -> _Inference:
     try:
-        asked = _Inference.model_validate(json.loads(body))
+        asked = _Inference.model_validate(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = place_of(first["loc"])
         raise Problem(422, f"{place}: {first['msg']}" if place else first["msg"]) from error
-    except (ValueError, RecursionError) as error:
-        raise Problem(400, "the body is not valid JSON") from error
     for kind, names in (
         ("input", [one.name for one in asked.inputs]),
         ("output", [one.name for one in asked.outputs or ()]),
@@ -235,33 +242,21 @@ def _from_json(tensor: _Tensor, dtype: str) -> Array:
     name = word(tensor.name)
     if tensor.data is None or dtype == "bfloat16":
         raise Problem(422, f"input {name!r} has no data that JSON can hold")
-    numbers = flat_numbers(tensor.data)
-    if numbers is None:
+    kind, raw = tensor.data
+    if not kind:
         raise Problem(422, f"input {name!r}: the data is not a regular array of numbers")
     wanted = np.dtype(dtype)
-    if wanted.kind in "iu" and float in set(map(type, numbers)):
+    if wanted.kind in "iu" and kind == "d":
         raise Problem(422, f"input {name!r}: the data is not {tensor.datatype}")
-    try:
-        with np.errstate(over="ignore"):  # what becomes infinite is refused in the next lines
-            array = np.array(numbers, wanted)
-    except OverflowError as error:
-        raise Problem(422, f"input {name!r}: a number does not fit into {tensor.datatype}") from error
+    plain = np.frombuffer(raw, "?" if kind == "?" else f"={kind}") if kind != BEYOND else None
+    bounds = np.iinfo(wanted) if wanted.kind in "iu" else None
+    if plain is None or (bounds and plain.size and (int(plain.min()) < bounds.min or int(plain.max()) > bounds.max)):
+        raise Problem(422, f"input {name!r}: a number does not fit into {tensor.datatype}")
+    with np.errstate(over="ignore"):  # what becomes infinite is refused in the next lines
+        array = plain.astype(wanted)
     if wanted.kind == "f" and not np.isfinite(array).all():
         raise Problem(422, f"input {name!r}: a number is not finite in {tensor.datatype}")
     return array
-
-
-def flat_numbers(data: Sequence[Any]) -> list[Any] | None:
-    """Return the numbers of nested lists in row-major order; None where the lists are not regular or hold other things.
-
-    NumPy is not asked: it makes strings of all entries where one is a string, each as long as the longest.
-    """
-    level: Sequence[Any] = data
-    while level and type(level[0]) is list:
-        if set(map(type, level)) != {list} or len(set(map(len, level))) != 1:
-            return None
-        level = list(itertools.chain.from_iterable(level))
-    return list(level) if set(map(type, level)) <= {int, float, bool} else None
 
 
 def _from_bytes(tensor: _Tensor, dtype: str, raw: bytes) -> Array:
@@ -279,7 +274,7 @@ def _bfloat16() -> np.dtype[Any]:
     return kind
 
 
-def _answered(served: Served, asked: _Inference, found: Mapping[str, Array]) -> Response:
+async def _answered(served: Served, asked: _Inference, found: Mapping[str, Array]) -> Response:
     """Return outputs as JSON, or as bytes behind it where that was asked for."""
     as_bytes = {output.name for output in asked.outputs or () if output.parameters and output.parameters.binary_data}
     names = asked.wanted
@@ -298,14 +293,14 @@ def _answered(served: Served, asked: _Inference, found: Mapping[str, Array]) -> 
         elif array.dtype.kind == "f" and not np.isfinite(array).all():
             raise Problem(422, f"output {name!r} is not finite, which only binary_data can hold")
         else:
-            tensor["data"] = array.ravel().tolist()
+            tensor["data"] = Numbers(array)
         tensors.append(tensor)
     content = {"model_name": served.name, "model_version": "1", "outputs": tensors}
     if asked.id is not None:
         content["id"] = asked.id
     if not raw:
-        return Json(content)
-    head = json.dumps(content).encode()
+        return await with_numbers(content)
+    head = await off_loop(lambda: encoded(content), letters=count_letters(content))
     return Response(
         head + b"".join(raw), media_type="application/octet-stream", headers={LENGTH_HEADER: str(len(head))}
     )

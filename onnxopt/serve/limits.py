@@ -19,6 +19,7 @@ class Limits:
         max_wait_ms: how long a request waits for others.
         max_new_tokens: the most tokens to write for one prompt; more is 422.
         timeout_s: how long a request may take; longer is 503.
+        body_timeout_s: how long the body of a request may take to come; longer is 408.
         grace_s: how long a stopping server goes on with what it has taken.
     """
 
@@ -29,6 +30,7 @@ class Limits:
     max_wait_ms: float = 2.0
     max_new_tokens: int = 4096
     timeout_s: float = 300.0
+    body_timeout_s: float = 60.0
     grace_s: float = 30.0
 
     def __post_init__(self) -> None:

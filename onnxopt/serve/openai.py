@@ -21,16 +21,18 @@ from fastapi.responses import Response, StreamingResponse
 
 from onnxopt.run.generate.continuous import ContinuousBatcher, Writing
 from onnxopt.run.generate.written import Finish, Generated
+from onnxopt.serve.answers import Numbers, with_numbers
 from onnxopt.serve.bodies import ChatBody, CompletionBody, EmbeddingsBody, TextBody
 from onnxopt.serve.limits import Limits
 from onnxopt.serve.metrics import Metrics
+from onnxopt.serve.parsing import ReadRoute
 from onnxopt.serve.problems import Json, Problem, problem_of
 from onnxopt.serve.shelf import Served, Shelf
 from onnxopt.serve.texts import off_loop, read_chat, read_prompts
 from onnxopt.spec import Array
 
 logger = logging.getLogger(__name__)
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", route_class=ReadRoute)
 
 _FINISH: Mapping[Finish, str] = {"end": "stop", "stop": "stop", "length": "length", "context": "length"}
 _DEFAULT_TOKENS = 16  # of /v1/completions, as OpenAI has it
@@ -71,7 +73,7 @@ async def embeddings(request: Request, body: EmbeddingsBody) -> Response:
         for index, vector in enumerate(vectors)
     ]
     usage = {"prompt_tokens": used, "total_tokens": used}
-    return Json({"object": "list", "data": data, "model": body.model, "usage": usage})
+    return await with_numbers({"object": "list", "data": data, "model": body.model, "usage": usage})
 
 
 @router.post("/completions")
@@ -155,11 +157,10 @@ async def _all(pending: Sequence[Any]) -> list[Any]:
             task.cancel()
 
 
-def _written(vector: Array, form: str) -> list[float] | str:
+def _written(vector: Array, form: str) -> Numbers | str:
     if form == "base64":
         return base64.b64encode(np.ascontiguousarray(vector, "<f4").tobytes()).decode()
-    numbers: list[float] = vector.astype(np.float64).tolist()
-    return numbers
+    return Numbers(vector)
 
 
 # Text

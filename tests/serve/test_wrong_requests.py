@@ -1,6 +1,6 @@
 """Nothing that a caller sends is a fault of the server: every wrong request has its own code and line, in JSON.
 
-Covers: serve/bodies.py, serve/problems.py, serve/texts.py
+Covers: serve/bodies.py, serve/gate.py, serve/problems.py, serve/texts.py
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import pytest
 from onnxopt.run.generate.generator import Generator
 from onnxopt.serve.app import create_app
 from onnxopt.serve.problems import Problem, answer, problem_of
+from tests.serve.conftest import LIMITS
 from tests.support.asgi import Caller
 
 HALF = "\ud83d"
@@ -179,6 +180,17 @@ def test_a_fault_is_json_counted_and_leaves_the_server_there(
     assert 'onnxopt_errors_total{route="/v1/completions"} 1.0' in numbers
     assert 'onnxopt_requests_cancelled_total{route="/v1/completions"}' not in numbers
     assert caller.ask("/v1/completions", words()).status == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v2/models/vectors/infer"])
+def test_a_body_that_is_too_large_is_refused(caller: Caller, path: str) -> None:
+    found = caller.ask(path, raw=b" " * (LIMITS.max_body_bytes + 1))
+    assert found.status == 413
+    assert found.said == "the body is larger than 1048576 bytes"
+    assert "connection" not in found.headers  # it was received, so that the next request may follow
+    told = caller.ask(path, raw=b" ", Content_Length=str(100 * LIMITS.max_body_bytes))
+    assert told.status == 413
+    assert told.headers["connection"] == "close"
 
 
 def test_folders_are_left_out_of_what_is_said() -> None:
