@@ -7,13 +7,43 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from fastapi import Request
 
-from onnxopt.serve.problems import Json
+from onnxopt.records.numbers import size_text
+from onnxopt.serve.gate import HELD
+from onnxopt.serve.memory import Holding
+from onnxopt.serve.problems import Json, Problem
 from onnxopt.serve.texts import off_loop
 from onnxopt.spec import Array
 
+# of a number: the array, Python's float or integer, its letters, and these once more as one body
+JSON_BYTES = 8 + 32 + 2 * 22
+# of a byte: the array, and the whole body
+COPIES = 3
 _PIECE = 4096  # numbers, which take about 3 ms
 _LETTERS_PER_NUMBER = 20  # of a float as Python writes it
+
+
+def hold_answer(request: Request, size: int) -> None:
+    """Keep memory for an answer until it is sent.
+
+    Args:
+        request: whose answer.
+        size: bytes that making and sending it takes.
+
+    Raises:
+        Problem: when no answer may take so many.
+        BusyError: when the answers of others take too many.
+    """
+    answers: Holding = request.app.state.answers
+    if size > answers.most:
+        raise Problem(
+            413,
+            f"the answer would take {size_text(size)} of memory, one may have {size_text(answers.most)}; ask for fewer "
+            "rows or outputs, or for bytes instead of JSON",
+            code="answer_too_large",
+        )
+    request.scope[HELD].enter_context(answers.hold(size))
 
 
 class Numbers:

@@ -16,9 +16,12 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from onnxopt.errors import InputError, OnnxoptError
+from onnxopt.host.memory import few_arenas, resident_bytes
+from onnxopt.probe.memory import release_memory
 from onnxopt.serve import kserve, openai
 from onnxopt.serve.gate import Gate
 from onnxopt.serve.limits import Limits
+from onnxopt.serve.memory import Holding, MemoryPlan, default_memory
 from onnxopt.serve.metrics import CONTENT_TYPE, Metrics
 from onnxopt.serve.parsing import Readers
 from onnxopt.serve.problems import Problem, answer, on_error, on_invalid
@@ -48,12 +51,20 @@ def create_app(
     from onnxopt.version import __version__
 
     limits, how, metrics = limits or Limits(), how or Opening(), Metrics()
-    models = []
+    few_arenas()
+    opened = []
     for name, path in folders.items():
         if progress:
             progress(f"opening {name}")
-        models.append(open_model(path, name, limits, metrics, how))
-    shelf, readers = Shelf(models), Readers(limits.max_body_bytes)
+        opened.append(open_model(path, name, how))
+    readers = Readers(limits.max_body_bytes)
+    release_memory()
+    at_rest = resident_bytes() + readers.memory_bytes
+    plan = MemoryPlan.of(limits.memory_bytes or default_memory(), at_rest, len(opened))
+    if progress:
+        progress(plan.line())
+    metrics.watch_memory(plan)
+    shelf = Shelf([one.serve(plan.model, limits, metrics, how) for one in opened])
 
     @contextlib.asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
@@ -64,6 +75,7 @@ def create_app(
     app = FastAPI(title="onnxopt", version=__version__, lifespan=life)
     app.state.shelf, app.state.limits, app.state.metrics = shelf, limits, metrics
     app.state.readers = readers
+    app.state.plan, app.state.answers = plan, Holding(plan.answers, "answers")
     app.include_router(openai.router)
     app.include_router(kserve.router)
 
@@ -79,7 +91,7 @@ def create_app(
     app.add_exception_handler(HTTPException, _on_http)
     for kind in (Problem, OnnxoptError, TimeoutError):
         app.add_exception_handler(kind, on_error)
-    app.add_middleware(Gate, limits=limits, metrics=metrics)
+    app.add_middleware(Gate, limits=limits, metrics=metrics, bodies=Holding(plan.bodies, "bodies"))
     return app
 
 

@@ -8,7 +8,9 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from onnxopt.run.batcher import BusyError
 from onnxopt.serve.limits import Limits
+from onnxopt.serve.memory import Held, Holding
 from onnxopt.serve.metrics import Metrics
 from onnxopt.serve.problems import Problem, answer, problem_of
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+HELD = "onnxopt.held"  # of a scope: what is given back when its request has ended
+BYTES_PER_BYTE = 3  # of a body: its parts, the whole, and what was read of it
 _MOST_DIGITS = 19  # of the size of a body
 _DRAINED = 8  # a body that is so many times too large is still received, or its sender would not read the answer
 
@@ -28,10 +32,12 @@ class Gate:
         app: what answers.
         limits: size and time.
         metrics: where to count.
+        bodies: the memory of requests that were received.
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics) -> None:
-        self._app, self._limits, self._metrics = app, limits, metrics
+    def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics, bodies: Holding) -> None:
+        self._app, self._limits, self._metrics, self._bodies = app, limits, metrics, bodies
+        self._most = min(limits.max_body_bytes, bodies.most // BYTES_PER_BYTE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass on what is none."""
@@ -47,7 +53,9 @@ class Gate:
             await send(message)
 
         try:
-            await self._guarded(scope, receive, counting)
+            with contextlib.ExitStack() as held:
+                scope[HELD] = held
+                await self._guarded(scope, receive, counting)
         except Exception as error:
             logger.exception("a fault of the server at %s", scope["path"])
             self._metrics.errors.labels(_route(scope)).inc()
@@ -66,13 +74,11 @@ class Gate:
         try:
             body = await asyncio.wait_for(self._body(scope, receive), self._limits.body_timeout_s)
         except asyncio.TimeoutError:
-            late_body = Problem(408, f"the body did not come within {self._limits.body_timeout_s:g} s", code="timeout")
-            await answer(late_body, scope["path"], closes=True)(scope, receive, send)
+            slow = Problem(408, f"the body did not come within {self._limits.body_timeout_s:g} s", code="timeout")
+            await answer(slow, scope["path"], closes=True)(scope, receive, send)
             return
-        except _TooLargeError as error:
-            message = f"the body is larger than {self._limits.max_body_bytes} bytes"
-            large = Problem(413, message, code="body_too_large")
-            await answer(large, scope["path"], closes=not error.whole)(scope, receive, send)
+        except _RefusedError as error:
+            await answer(error.problem, scope["path"], closes=not error.whole)(scope, receive, send)
             return
         if body is None:
             return
@@ -114,42 +120,60 @@ class Gate:
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
         """Return the body; None when the caller went away.
 
+        A refused body is still received and dropped, up to some times the limit: a connection that ends under who is
+        sending takes the answer with it.
+
         Raises:
-            _TooLargeError: when it is larger than allowed.
+            _RefusedError: when it is larger than allowed, or those of others take too much memory.
         """
-        most = self._limits.max_body_bytes
         told = dict(scope["headers"]).get(b"content-length", b"0")
-        said = int(told) if told.isdigit() and len(told) < _MOST_DIGITS else most + 1
-        if said > _DRAINED * most:
-            raise _TooLargeError(whole=False)
-        parts, size = [], 0
-        while True:
+        said = int(told) if told.isdigit() and len(told) < _MOST_DIGITS else self._most + 1
+        held: Held = scope[HELD].enter_context(self._bodies.hold(0))
+        # all at once: bodies that come at the same time would take the memory from each other, and none have enough
+        refused = self._refused(held, said)
+        if refused and said > _DRAINED * self._most:
+            raise _RefusedError(refused, whole=False)
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more and size <= _DRAINED * self._most:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
             part, more = message.get("body", b""), message.get("more_body", False)
             size += len(part)
-            if max(size, said) <= most:
-                parts.append(part)
-            else:
+            refused = refused or self._refused(held, size)
+            if refused:
                 parts.clear()
-            if not more or size > _DRAINED * most:
-                break
-        if max(size, said) > most:
-            raise _TooLargeError(whole=not more)
+            else:
+                parts.append(part)
+        if refused:
+            raise _RefusedError(refused, whole=not more)
         return b"".join(parts)
 
+    def _refused(self, held: Held, size: int) -> Problem | None:
+        """Hold the memory of a body of some size; return why that cannot be."""
+        if size > self._most:
+            held.release()
+            return Problem(413, f"the body is larger than {self._most} bytes", code="body_too_large")
+        try:
+            held.grow(max(0, BYTES_PER_BYTE * size - held.size))
+        except BusyError as error:
+            held.release()
+            return problem_of(error)
+        return None
 
-class _TooLargeError(Exception):
-    """A body is larger than allowed.
+
+class _RefusedError(Exception):
+    """A body is not taken.
 
     Args:
+        problem: why.
         whole: whether all of it was received.
     """
 
-    def __init__(self, *, whole: bool) -> None:
+    def __init__(self, problem: Problem, *, whole: bool) -> None:
         super().__init__()
-        self.whole = whole
+        self.problem, self.whole = problem, whole
 
 
 def _route(scope: Scope) -> str:

@@ -19,7 +19,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
 from onnxopt.errors import word
-from onnxopt.serve.answers import Numbers, count_letters, encoded, with_numbers
+from onnxopt.serve.answers import COPIES, JSON_BYTES, Numbers, count_letters, encoded, hold_answer, with_numbers
 from onnxopt.serve.parsing import Readers
 from onnxopt.serve.problems import Json, Problem, place_of
 from onnxopt.serve.reader import BEYOND, TENSORS, Packed
@@ -48,6 +48,7 @@ _Data = Annotated[
     WithJsonSchema({"anyOf": [{"type": "array", "items": {}}, {"type": "null"}], "default": None}),
 ]
 _UNSUPPORTED = frozenset({"classification", "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"})
+_ITEM_BYTES = {dtype: 1 if dtype == "bool" else int("".join(filter(str.isdigit, dtype))) // 8 for dtype in DATATYPES}
 _DTYPES = {name: dtype for dtype, name in DATATYPES.items()}
 
 
@@ -173,6 +174,7 @@ async def infer(request: Request, name: str) -> Response:
     readers: Readers = request.app.state.readers
     asked = _asked(await readers.read(body[:size], TENSORS))
     feeds = _feeds(served, asked.inputs, body[size:])
+    hold_answer(request, _answer_bytes(served, asked, feeds))
     found = await served.run(feeds, asked.wanted)
     return await _answered(served, asked, found)
 
@@ -274,9 +276,37 @@ def _bfloat16() -> np.dtype[Any]:
     return kind
 
 
+def _answer_bytes(served: Served, asked: _Inference, feeds: Feeds) -> int:
+    """Return how many bytes of memory the answer to a request takes, as far as shapes tell.
+
+    An axis of an output that no input has is taken to be as long as the longest that one has.
+    """
+    open_axes = {
+        axis: size
+        for spec in served.session.inputs
+        for axis, size in zip(spec.axes, feeds[spec.name].shape if spec.name in feeds else (), strict=False)
+        if isinstance(axis, str)
+    }
+    longest, total = max(open_axes.values(), default=1), 0
+    wanted, raw = asked.wanted, _as_bytes(asked)
+    for spec in served.session.outputs:
+        if wanted is None or spec.name in wanted:
+            sizes = (axis if isinstance(axis, int) else open_axes.get(axis, longest) for axis in spec.axes)
+            per_element = COPIES * _ITEM_BYTES.get(spec.dtype, 8) if raw is None or spec.name in raw else JSON_BYTES
+            total += math.prod(sizes) * per_element
+    return total
+
+
+def _as_bytes(asked: _Inference) -> set[str] | None:
+    """Return the outputs that are wanted as bytes; None for all."""
+    if asked.parameters.binary_data_output and asked.wanted is None:
+        return None
+    return {output.name for output in asked.outputs or () if output.parameters and output.parameters.binary_data}
+
+
 async def _answered(served: Served, asked: _Inference, found: Mapping[str, Array]) -> Response:
     """Return outputs as JSON, or as bytes behind it where that was asked for."""
-    as_bytes = {output.name for output in asked.outputs or () if output.parameters and output.parameters.binary_data}
+    as_bytes = _as_bytes(asked)
     names = asked.wanted
     order = [spec.name for spec in served.session.outputs] if names is None else names
     tensors: list[dict[str, Any]] = []
@@ -284,7 +314,7 @@ async def _answered(served: Served, asked: _Inference, found: Mapping[str, Array
     for name in order:
         array = found[name]
         tensor: dict[str, Any] = {"name": name, "datatype": DATATYPES[array.dtype.name], "shape": list(array.shape)}
-        if name in as_bytes or (asked.parameters.binary_data_output and names is None):
+        if as_bytes is None or name in as_bytes:
             plain = array if array.dtype.kind == "V" else array.astype(array.dtype.newbyteorder("<"), copy=False)
             raw.append(np.ascontiguousarray(plain).tobytes())
             tensor["parameters"] = {"binary_data_size": len(raw[-1])}

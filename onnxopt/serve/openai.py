@@ -21,7 +21,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from onnxopt.run.generate.continuous import ContinuousBatcher, Writing
 from onnxopt.run.generate.written import Finish, Generated
-from onnxopt.serve.answers import Numbers, with_numbers
+from onnxopt.serve.answers import COPIES, JSON_BYTES, Numbers, hold_answer, with_numbers
 from onnxopt.serve.bodies import ChatBody, CompletionBody, EmbeddingsBody, TextBody
 from onnxopt.serve.limits import Limits
 from onnxopt.serve.metrics import Metrics
@@ -63,6 +63,8 @@ async def embeddings(request: Request, body: EmbeddingsBody) -> Response:
         raise Problem(422, f"the model gives {encodes.size} dimensions", code="unsupported_value", param="dimensions")
     inputs = _items(body.input, _limits(request), "input")
     rows = await off_loop(lambda: encodes.read(inputs, truncate=body.truncate), letters=_letters(inputs))
+    by_number = JSON_BYTES if body.encoding_format == "float" else 4 * COPIES
+    hold_answer(request, len(rows) * encodes.size * by_number)
     pending = [served.run(encodes.text.feeds(*row), [encodes.output]) for row in rows]
     vectors = [found[encodes.output][0] for found in await _all(pending)]
     if not all(np.isfinite(vector).all() for vector in vectors):

@@ -24,7 +24,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from onnxopt.errors import OnnxoptError, word
-from onnxopt.run.batcher import BusyError, ClosedError
+from onnxopt.run.batcher import BusyError, ClosedError, TooLargeError
 
 RETRY_AFTER_S = "1"
 _KINDS = {400: "invalid_request_error", 404: "not_found_error", 429: "rate_limit_error", 503: "unavailable_error"}
@@ -32,6 +32,8 @@ _MOST_LETTERS = 1000  # of a message
 _FIELD = re.compile(r"[a-z][a-z0-9_]*")  # else it is the name of a type, one of several that a field may have
 # the folders before the name of a file; names of nodes look alike, but do not end so
 _FOLDERS = re.compile(r"(?<![\w.])(?:/[^/\s'\"]+)*/(?=[\w.+-]+\.(?:onnx|data|bin|json|jinja|txt|so|py|cc|h)\b)")
+# what the runtime says when the system gives it nothing
+_NO_MEMORY = re.compile(r"[Ff]ailed to allocate|bad_?\s?alloc|[Oo]ut of memory")
 _TYPES = frozenset({"str", "int", "float", "bool"})
 
 
@@ -65,6 +67,10 @@ def problem_of(error: BaseException) -> Problem:
         return error
     if isinstance(error, BusyError):
         return Problem(429, str(error), code="queue_full")
+    if isinstance(error, TooLargeError):
+        return Problem(413, str(error), code="too_large")
+    if isinstance(error, MemoryError) or (isinstance(error, OnnxoptError) and _NO_MEMORY.search(error.what)):
+        return Problem(503, "the server has no memory left for it", code="out_of_memory")
     if isinstance(error, ClosedError):
         return Problem(503, str(error), code="shutting_down")
     if isinstance(error, TimeoutError):

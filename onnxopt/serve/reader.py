@@ -25,7 +25,7 @@ MOST_VALUES = 1 << 18  # 256 texts of 1024 tokens
 MOST_KEYS = 1000  # of one object
 MOST_DEPTH = 64
 # memory for each byte of a body, of short words as the keys of an object, which need the most, and for the process
-BYTES_PER_BYTE, BYTES_AT_REST = 24, 128 << 20
+BYTES_PER_BYTE, BYTES_AT_REST = 24, 64 << 20
 
 BEYOND = "beyond"  # the kind of integers that fit into none of 64 bits
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from onnxopt.errors import InputError
 from onnxopt.run.generate.generator import Generator
-from onnxopt.serve.shelf import check_tokens
+from onnxopt.serve.encodes import check_tokens
 from onnxopt.texts.bounded import read_beginning
 
 INLINE_LETTERS = 4096  # what takes less than handing it to a thread would

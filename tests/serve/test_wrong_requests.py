@@ -1,6 +1,6 @@
 """Nothing that a caller sends is a fault of the server: every wrong request has its own code and line, in JSON.
 
-Covers: serve/bodies.py, serve/gate.py, serve/problems.py, serve/texts.py
+Covers: serve/bodies.py, serve/encodes.py, serve/gate.py, serve/problems.py, serve/texts.py
 """
 
 from __future__ import annotations
