@@ -76,6 +76,9 @@ def serve(
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", min=1, help="The most tokens to write for a prompt; then 422.")
     ] = 4096,
+    max_connections: Annotated[
+        int, typer.Option("--max-connections", min=1, help="Open at the same time; then idle ones end, else 503.")
+    ] = 1024,
     memory: Annotated[
         str,
         typer.Option(
@@ -108,6 +111,7 @@ def serve(
         max_batch=max_batch,
         max_wait_ms=max_wait_ms,
         max_new_tokens=max_new_tokens,
+        max_connections=max_connections,
         memory_bytes=parse_size(memory) if memory else 0,
         timeout_s=timeout,
         grace_s=grace,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
@@ -19,6 +20,7 @@ from onnxopt.errors import InputError, OnnxoptError
 from onnxopt.host.memory import few_arenas, resident_bytes
 from onnxopt.probe.memory import release_memory
 from onnxopt.serve import kserve, openai
+from onnxopt.serve.connections import HEAD_BYTES, Connection
 from onnxopt.serve.gate import Gate
 from onnxopt.serve.limits import Limits
 from onnxopt.serve.memory import Holding, MemoryPlan, default_memory
@@ -130,7 +132,14 @@ def serve(app: FastAPI, *, host: str, port: int, ready: Callable[[str], None] | 
     """
     limits: Limits = app.state.limits
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=max(1, int(limits.grace_s)), lifespan="on"
+        app,
+        http=functools.partial(Connection, limits=limits),  # type: ignore[arg-type]  # it makes one, as the class does
+        ws="none",
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=max(1, int(limits.grace_s)),
+        lifespan="on",
     )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio sends small pieces at once (TCP_NODELAY) only where the protocol is named; else an answer waits 40 ms

@@ -8,7 +8,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from onnxopt.run.batcher import BusyError
+from onnxopt.run.batcher import BusyError, ClosedError
 from onnxopt.serve.limits import Limits
 from onnxopt.serve.memory import Held, Holding
 from onnxopt.serve.metrics import Metrics
@@ -56,6 +56,11 @@ class Gate:
             with contextlib.ExitStack() as held:
                 scope[HELD] = held
                 await self._guarded(scope, receive, counting)
+        except asyncio.CancelledError:
+            if status:
+                raise
+            stopped = ClosedError("the server has stopped", hint="try again elsewhere")
+            await answer(problem_of(stopped), scope["path"], closes=True)(scope, receive, counting)
         except Exception as error:
             logger.exception("a fault of the server at %s", scope["path"])
             self._metrics.errors.labels(_route(scope)).inc()
