@@ -76,6 +76,15 @@ def serve(
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", min=1, help="The most tokens to write for a prompt; then 422.")
     ] = 4096,
+    max_connections: Annotated[
+        int, typer.Option("--max-connections", min=1, help="Open at the same time; then idle ones end, else 503.")
+    ] = 1024,
+    memory: Annotated[
+        str,
+        typer.Option(
+            "--memory", help="Memory of the whole server, such as 2GB; else 75% of what the machine or cgroup allows."
+        ),
+    ] = "",
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds for one request; then 503.")] = 300.0,
     grace: Annotated[
         float, typer.Option("--grace", min=1.0, help="Seconds to finish what was accepted after SIGTERM.")
@@ -91,6 +100,7 @@ def serve(
         raise InputError(
             f"the package {error.name} is not installed", where="serve", hint="pip install 'onnxopt[serve]'"
         ) from error
+    from onnxopt.host.memory import parse_size
     from onnxopt.serve.limits import Limits
     from onnxopt.serve.shelf import Opening, named_folders
 
@@ -101,6 +111,8 @@ def serve(
         max_batch=max_batch,
         max_wait_ms=max_wait_ms,
         max_new_tokens=max_new_tokens,
+        max_connections=max_connections,
+        memory_bytes=parse_size(memory) if memory else 0,
         timeout_s=timeout,
         grace_s=grace,
     )

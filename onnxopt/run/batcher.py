@@ -3,21 +3,22 @@
 Requests wait in a queue until a batch is full, or the oldest of them has waited long enough. A batch is made of
 requests of similar length: lengths fall into buckets, the bucket of the oldest request comes next, and rows are padded
 to the longest one in the batch only. Where the tables of positions change with the length, requests on two sides of a
-crossing do not run together. What can be seen to be wrong with a request is said before it is queued; when a
-batch fails all the same, its requests are run one by one, so that only the wrong one fails. A request that is cancelled
-before its batch starts is left out.
+crossing do not run together. A request of more rows than run together is run in parts, each behind what came meanwhile.
+What can be seen to be wrong with a request is said before it is queued; when a batch fails all the same, its requests
+are run one by one, so that only the wrong one fails. A request that is cancelled before its batch starts is left out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import bisect
+import contextlib
 import dataclasses
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from typing import Protocol
 
 import numpy as np
@@ -34,6 +35,7 @@ MAX_QUEUE = 1024
 MAX_TOKENS = {"cpu": 1024, "cuda": 16384}
 # upper ends of the buckets; beyond the last one, its multiples
 BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+_SHORTEN = "shorten it, or give the server more memory (--memory)"
 
 
 class BusyError(InputError):
@@ -42,6 +44,10 @@ class BusyError(InputError):
 
 class ClosedError(InputError):
     """The batcher takes no more requests."""
+
+
+class TooLargeError(InputError):
+    """There is not enough memory for even the smallest part of a request."""
 
 
 class Runs(Protocol):
@@ -107,6 +113,7 @@ class _Request:
     side: int
     rows: int
     length: int
+    elements: int
     bucket: int
     future: Future[Feeds]
     since: float
@@ -127,6 +134,8 @@ class Batcher:
         pad: id at padded positions.
         left: put padding before the tokens.
         longest: the most tokens a row may have; 0 for no limit.
+        most_rows: told the elements of a row, all inputs together, it returns how many such rows may run at once for
+            their memory; without it as many as `max_batch`.
         runner: what runs the filled batches; the session itself when not given. `FixedShapes` gives it fixed shapes.
         on_batch: told rows, real tokens, places and seconds of each run.
 
@@ -147,6 +156,7 @@ class Batcher:
         pad: int = 0,
         left: bool = False,
         longest: int = 0,
+        most_rows: Callable[[int], int] | None = None,
         runner: Runs | None = None,
         on_batch: Callable[[int, int, int, float], None] | None = None,
     ) -> None:
@@ -173,10 +183,10 @@ class Batcher:
         self._max_batch, self._max_wait, self._max_queue = max_batch, max_wait_ms / 1e3, max_queue
         self._max_tokens = max_tokens or MAX_TOKENS.get(session.device, max(MAX_TOKENS.values()))
         self._buckets, self._longest = tuple(buckets), longest
-        self._on_batch = on_batch
+        self._on_batch, self._most_rows, self._workers = on_batch, most_rows or (lambda _: max_batch), workers
         self._queue: deque[_Request] = deque()
         self._state = threading.Condition()
-        self._open = True
+        self._open, self._dropped = True, False
         self._threads = [
             threading.Thread(target=self._work, name=f"onnxopt-batcher-{number}", daemon=True)
             for number in range(workers)
@@ -206,21 +216,40 @@ class Batcher:
         """Queue a request.
 
         Args:
-            feeds: one array per input; one row or several, which stay together.
+            feeds: one array per input; one row or several. More than run together are run in parts.
             outputs: names of the wanted outputs; all without it.
             timeout: seconds to wait for a place in the queue.
 
         Returns:
             The outputs to come, as `Session.run` gives them for this request alone. Cancelling works until its batch
-            starts.
+            starts, and between two parts.
 
         Raises:
             InputError: when the request does not fit the model.
+            TooLargeError: when not even one of its rows fits into the memory.
             BusyError: when the queue stayed full.
             ClosedError: after `close`.
         """
         request = self._request(feeds, outputs)
+        most = self._together_at_most(request.elements)
+        if request.rows > most:
+            return _InParts(request, most, self._part, self._workers, timeout).future
+        return self._enqueue(request, timeout)
+
+    def _part(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None, timeout: float | None) -> Future[Feeds]:
+        """Queue a part of a request that was begun."""
+        return self._enqueue(self._request(feeds, outputs), timeout)
+
+    def _enqueue(self, request: _Request, timeout: float | None) -> Future[Feeds]:
+        """Put a request into the queue; without a timeout also into a full or a closed one, for what was begun."""
         with self._state:
+            if timeout is None:
+                if self._dropped:
+                    request.future.cancel()
+                else:
+                    self._queue.append(request)
+                self._state.notify_all()
+                return request.future
             if not self._state.wait_for(lambda: len(self._queue) < self._max_queue or not self._open, timeout):
                 raise BusyError(f"{self._max_queue} requests wait already", hint="try again later")
             if not self._open:
@@ -264,7 +293,7 @@ class Batcher:
             timeout: seconds to wait for the workers.
         """
         with self._state:
-            self._open = False
+            self._open, self._dropped = False, not drain
             if not drain:
                 while self._queue:
                     self._queue.popleft().future.cancel()
@@ -273,6 +302,17 @@ class Batcher:
             thread.join(timeout)
 
     # The queue
+
+    def _together_at_most(self, elements: int) -> int:
+        """Return how many rows of so many elements run together.
+
+        Raises:
+            TooLargeError: when it is none.
+        """
+        most = min(self._max_batch, self._most_rows(elements))
+        if most < 1:
+            raise TooLargeError(f"a row of {elements} elements takes more memory than a run may have", hint=_SHORTEN)
+        return most
 
     def _request(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None) -> _Request:
         self.session.check(feeds)
@@ -295,6 +335,7 @@ class Batcher:
             side=self._crossings.side(length),
             rows=rows,
             length=length,
+            elements=-(-sum(array.size for array in feeds.values()) // rows),
             bucket=self._bucket(length),
             future=Future(),
             since=time.monotonic(),
@@ -312,14 +353,16 @@ class Batcher:
         alike = [one for one in self._queue if self._alike(one, oldest)]
         # sorted, so that rows of one batch differ in length as little as they can; the oldest is always among them
         alike[1:] = sorted(alike[1:], key=lambda one: (abs(one.length - oldest.length), one.since))
-        picked, rows, width = [oldest], oldest.rows, oldest.length
+        picked, rows, width, elements = [oldest], oldest.rows, oldest.length, oldest.elements
         for one in alike[1:]:
-            wider = max(width, one.length)
-            if rows + one.rows > self._max_batch or (rows + one.rows) * wider > self._max_tokens:
+            wider, larger = max(width, one.length), max(elements, one.elements)
+            most = min(self._max_batch, self._most_rows(larger))
+            if rows + one.rows > most or (rows + one.rows) * wider > self._max_tokens:
                 return picked, True
             picked.append(one)
-            rows, width = rows + one.rows, wider
-        return picked, rows >= self._max_batch or (rows + 1) * width > self._max_tokens
+            rows, width, elements = rows + one.rows, wider, larger
+        most = min(self._max_batch, self._most_rows(elements))
+        return picked, rows >= most or (rows + 1) * width > self._max_tokens
 
     @staticmethod
     def _alike(one: _Request, other: _Request) -> bool:
@@ -401,6 +444,93 @@ class Batcher:
                 return None
             named.update(one.outputs)
         return [spec.name for spec in self.session.outputs if spec.name in named]
+
+
+class _InParts:
+    """A request of more rows than run together: a few parts wait at a time, and each end lets the next one come.
+
+    So others are answered between two parts, and who gives the request up gives up the parts that have not begun.
+
+    Args:
+        whole: the request, whose rows are the first axis of every input.
+        most: rows of a part.
+        enqueue: queues inputs for outputs of these names; without a timeout also into a full queue.
+        waiting: parts that wait or run at the same time.
+        timeout: seconds to wait for a place in the queue.
+
+    Attributes:
+        future: the outputs of all rows to come.
+
+    Raises:
+        BusyError: when the queue stayed full.
+        ClosedError: after `close`.
+    """
+
+    def __init__(
+        self,
+        whole: _Request,
+        most: int,
+        enqueue: Callable[[Mapping[str, Array], Sequence[str] | None, float | None], Future[Feeds]],
+        waiting: int,
+        timeout: float,
+    ) -> None:
+        self.future: Future[Feeds] = Future()
+        self._whole, self._most, self._enqueue = whole, most, enqueue
+        self._starts = iter(range(0, whole.rows, most))
+        self._parts: list[Future[Feeds]] = []
+        self._found: dict[int, Feeds] = {}
+        self._lock = threading.Lock()
+        self.future.add_done_callback(lambda _: self._give_up())
+        self._next(timeout)
+        for _ in range(waiting - 1):
+            self._next(None)
+
+    def _next(self, timeout: float | None) -> None:
+        """Let the next part wait for its run."""
+        with self._lock:
+            start = next(self._starts, None)
+        if start is None:
+            return
+        rows = {name: array[start : start + self._most] for name, array in self._whole.feeds.items()}
+        part = self._enqueue(rows, self._whole.outputs, timeout)
+        self._parts.append(part)
+        part.add_done_callback(lambda done: self._ended(start, done))
+        if self.future.done():  # while the part was put there
+            part.cancel()
+
+    def _give_up(self) -> None:
+        """Take back the parts that have not begun."""
+        for part in self._parts:
+            part.cancel()
+
+    def _ended(self, start: int, part: Future[Feeds]) -> None:
+        """Keep what a part gave, and go on, or end."""
+        if self.future.done():  # given up, or another part has failed
+            return
+        error = CancelledError() if part.cancelled() else part.exception()
+        if error is not None:
+            self._settle(error)
+            return
+        with self._lock:
+            self._found[start] = part.result()
+            missing = len(self._found) * self._most < self._whole.rows
+        if missing:
+            self._next(None)
+            return
+        try:
+            found = [self._found[place] for place in sorted(self._found)]
+            whole = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+        except ValueError as failed:  # outputs whose sizes hang on what is in the rows
+            self._settle(failed)
+            return
+        self._settle(whole)
+
+    def _settle(self, outcome: Feeds | BaseException) -> None:
+        with contextlib.suppress(InvalidStateError):  # it was given up, or settled, at the same moment
+            if isinstance(outcome, BaseException):
+                self.future.set_exception(outcome)
+            else:
+                self.future.set_result(outcome)
 
 
 def _settled(future: Future[Feeds]) -> Feeds | OnnxoptError:

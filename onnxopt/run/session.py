@@ -201,12 +201,13 @@ class Session:
         self._exchange = Exchange.of(session)
         return open_it(*carried_file(self.path, self._exchange)) if self._exchange.needed else session
 
-    def run(self, feeds: Mapping[str, Value], outputs: Sequence[str] | None = None) -> Feeds:
+    def run(self, feeds: Mapping[str, Value], outputs: Sequence[str] | None = None, *, shrink: bool = False) -> Feeds:
         """Run the model once.
 
         Args:
             feeds: one array per input, by name.
             outputs: names of the wanted outputs; all without it.
+            shrink: give the memory of the run back behind it, which the runtime else keeps for the next one.
 
         Returns:
             The wanted outputs by name.
@@ -223,7 +224,7 @@ class Session:
                 raise InputError(f"no output {name!r}, there is {', '.join(known)}", where=self._label)
         given = self._exchange.give({name: _contiguous(value) for name, value in feeds.items()})
         try:
-            values = self._session.run(self._exchange.names(names), given)
+            values = self._session.run(self._exchange.names(names), given, _run_options(shrink=shrink))
         except runtime_errors() as error:
             self._check_equal(feeds)
             raise InputError(f"onnxruntime failed: {runtime_line(error)}", where=self._label) from error
@@ -383,6 +384,16 @@ def _input(value: ir.Value) -> TensorSpec:
     axes = () if value.shape is None else tuple(axis if isinstance(axis, int) else axis.value for axis in value.shape)
     dtype = "" if value.dtype is None else value.dtype.numpy().name
     return TensorSpec(value.name or "", dtype, tuple("?" if axis is None else axis for axis in axes))
+
+
+def _run_options(*, shrink: bool) -> onnxruntime.RunOptions | None:
+    if not shrink:
+        return None
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def _graph_options(number: int | None) -> onnxruntime.RunOptions | None:

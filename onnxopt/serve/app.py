@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import signal
 import socket
-import time
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
@@ -17,16 +16,18 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from onnxopt.errors import InputError
+from onnxopt.errors import InputError, OnnxoptError
+from onnxopt.host.memory import few_arenas, resident_bytes
+from onnxopt.probe.memory import release_memory
 from onnxopt.serve import kserve, openai
+from onnxopt.serve.connections import HEAD_BYTES, Connection
+from onnxopt.serve.gate import Gate
 from onnxopt.serve.limits import Limits
+from onnxopt.serve.memory import Holding, MemoryPlan, default_memory
 from onnxopt.serve.metrics import CONTENT_TYPE, Metrics
-from onnxopt.serve.problems import Problem, answer, on_error, on_invalid, problem_of
+from onnxopt.serve.parsing import Readers
+from onnxopt.serve.problems import Problem, answer, on_error, on_invalid
 from onnxopt.serve.shelf import Opening, Shelf, open_model
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
 
 _BACKLOG = 2048
 
@@ -52,20 +53,31 @@ def create_app(
     from onnxopt.version import __version__
 
     limits, how, metrics = limits or Limits(), how or Opening(), Metrics()
-    models = []
+    few_arenas()
+    opened = []
     for name, path in folders.items():
         if progress:
             progress(f"opening {name}")
-        models.append(open_model(path, name, limits, metrics, how))
-    shelf = Shelf(models)
+        opened.append(open_model(path, name, how))
+    readers = Readers(limits.max_body_bytes)
+    release_memory()
+    at_rest = resident_bytes() + readers.memory_bytes
+    plan = MemoryPlan.of(limits.memory_bytes or default_memory(), at_rest, len(opened))
+    if progress:
+        progress(plan.line())
+    metrics.watch_memory(plan)
+    shelf = Shelf([one.serve(plan.model, limits, metrics, how) for one in opened])
 
     @contextlib.asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(shelf.close)
+        await readers.close()
 
     app = FastAPI(title="onnxopt", version=__version__, lifespan=life)
     app.state.shelf, app.state.limits, app.state.metrics = shelf, limits, metrics
+    app.state.readers = readers
+    app.state.plan, app.state.answers = plan, Holding(plan.answers, "answers")
     app.include_router(openai.router)
     app.include_router(kserve.router)
 
@@ -79,9 +91,9 @@ def create_app(
 
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
-    for kind in (Problem, InputError, TimeoutError):
+    for kind in (Problem, OnnxoptError, TimeoutError):
         app.add_exception_handler(kind, on_error)
-    app.add_middleware(_Gate, limits=limits, metrics=metrics)
+    app.add_middleware(Gate, limits=limits, metrics=metrics, bodies=Holding(plan.bodies, "bodies"))
     return app
 
 
@@ -89,102 +101,6 @@ async def _on_http(request: object, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101  # registered for this class alone
     path: str = request.url.path  # type: ignore[attr-defined]  # a request of starlette
     return answer(Problem(error.status_code, str(error.detail), code="http"), path)
-
-
-class _Gate:
-    """Read the body within its limit, end the work for a caller who went away or waits too long, and count.
-
-    Args:
-        app: what answers.
-        limits: size and time.
-        metrics: where to count.
-    """
-
-    def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics) -> None:
-        self._app, self._limits, self._metrics = app, limits, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started, status = time.perf_counter(), 0
-
-        async def counting(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._guarded(scope, receive, counting)
-        finally:
-            route = getattr(scope.get("route"), "path", "other")
-            if status:
-                self._metrics.requests.labels(route, str(status)).inc()
-                self._metrics.seconds.labels(route).observe(time.perf_counter() - started)
-            else:
-                self._metrics.cancelled.labels(route).inc()
-
-    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await self._body(scope, receive)
-        if body is None:
-            return
-        if len(body) > self._limits.max_body_bytes:
-            problem = Problem(
-                413, f"the body is larger than {self._limits.max_body_bytes} bytes", code="body_too_large"
-            )
-            await answer(problem, scope["path"])(scope, receive, send)
-            return
-        gone, handed, begun = asyncio.Event(), False, False
-
-        async def replay() -> Message:
-            nonlocal handed
-            if not handed:
-                handed = True
-                return {"type": "http.request", "body": body, "more_body": False}
-            await gone.wait()
-            return {"type": "http.disconnect"}
-
-        async def watch() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            gone.set()
-
-        async def sending(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
-        work = asyncio.ensure_future(self._app(scope, replay, sending))
-        watcher = asyncio.ensure_future(watch())
-        try:
-            await asyncio.wait({work, watcher}, timeout=self._limits.timeout_s, return_when=asyncio.FIRST_COMPLETED)
-            late = not work.done() and not gone.is_set()
-            if not work.done():
-                work.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await work
-            if late and not begun:
-                await answer(problem_of(TimeoutError()), scope["path"])(scope, receive, send)
-        finally:
-            work.cancel()
-            watcher.cancel()
-
-    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """Return the body, at most one byte beyond the limit; None when the caller went away."""
-        most = self._limits.max_body_bytes
-        told = dict(scope["headers"]).get(b"content-length", b"0")
-        if told.isdigit() and int(told) > most:
-            return b"\0" * (most + 1)
-        parts, size = [], 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > most or not message.get("more_body", False):
-                return b"".join(parts)
 
 
 class _Server(uvicorn.Server):
@@ -216,7 +132,14 @@ def serve(app: FastAPI, *, host: str, port: int, ready: Callable[[str], None] | 
     """
     limits: Limits = app.state.limits
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=max(1, int(limits.grace_s)), lifespan="on"
+        app,
+        http=functools.partial(Connection, limits=limits),  # type: ignore[arg-type]  # it makes one, as the class does
+        ws="none",
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=max(1, int(limits.grace_s)),
+        lifespan="on",
     )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio sends small pieces at once (TCP_NODELAY) only where the protocol is named; else an answer waits 40 ms

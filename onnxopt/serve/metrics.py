@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from onnxopt.host.memory import resident_bytes
+from onnxopt.serve.memory import MemoryPlan
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -20,6 +24,12 @@ class Metrics:
         self.seconds = Histogram(
             "onnxopt_request_seconds", "Time to the end of the answer.", ("route",), buckets=_SECONDS, registry=registry
         )
+        self.errors = Counter(
+            "onnxopt_errors",
+            "Requests that met a fault of the server, also in a stream.",
+            ("route",),
+            registry=registry,
+        )
         self.cancelled = Counter(
             "onnxopt_requests_cancelled", "Requests whose caller went away.", ("route",), registry=registry
         )
@@ -33,6 +43,8 @@ class Metrics:
         self.places = Counter(
             "onnxopt_batch_places", "Tokens and padding of runs of the model.", ("model",), registry=registry
         )
+        self._planned = Gauge("onnxopt_memory_plan_bytes", "Who may use how much.", ("part",), registry=registry)
+        self._resident = Gauge("onnxopt_memory_resident_bytes", "What the server holds.", registry=registry)
         self._waiting = Gauge("onnxopt_waiting", "Requests that wait.", ("model",), registry=registry)
         self._writing = Gauge("onnxopt_writing", "Texts that are being written.", ("model",), registry=registry)
 
@@ -41,6 +53,12 @@ class Metrics:
         self._waiting.labels(model).set_function(waiting)
         if writing is not None:
             self._writing.labels(model).set_function(writing)
+
+    def watch_memory(self, plan: MemoryPlan) -> None:
+        """Tell what the server may use and, whenever somebody asks, what it does."""
+        for name, size in dataclasses.asdict(plan).items():
+            self._planned.labels(name).set(size)
+        self._resident.set_function(resident_bytes)
 
     def on_batch(self, model: str) -> Callable[[int, int, int, float], None]:
         """Return what a batcher tells of each run."""

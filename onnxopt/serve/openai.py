@@ -1,7 +1,7 @@
 """The OpenAI interface: embeddings, completions, chat completions with streaming, models.
 
-Fields that change the answer and are not supported are refused; `user`, `metadata` and the like are accepted and
-ignored. Without `temperature` a text is written as the checkpoint's generation_config.json says, else greedily.
+What a request may hold, `onnxopt.serve.bodies` says. Without `temperature` a text is written as the checkpoint's
+generation_config.json says, else greedily.
 """
 
 from __future__ import annotations
@@ -9,147 +9,46 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi.responses import Response, StreamingResponse
 
 from onnxopt.run.generate.continuous import ContinuousBatcher, Writing
-from onnxopt.run.generate.sampling import Sampling, choose_sampling
 from onnxopt.run.generate.written import Finish, Generated
+from onnxopt.serve.answers import COPIES, JSON_BYTES, Numbers, hold_answer, with_numbers
+from onnxopt.serve.bodies import ChatBody, CompletionBody, EmbeddingsBody, TextBody
 from onnxopt.serve.limits import Limits
 from onnxopt.serve.metrics import Metrics
-from onnxopt.serve.problems import Problem, problem_of
-from onnxopt.serve.shelf import Encodes, Served, Shelf
+from onnxopt.serve.parsing import ReadRoute
+from onnxopt.serve.problems import Json, Problem, problem_of
+from onnxopt.serve.shelf import Served, Shelf
+from onnxopt.serve.texts import off_loop, read_chat, read_prompts
 from onnxopt.spec import Array
 
-router = APIRouter(prefix="/v1")
+logger = logging.getLogger(__name__)
+router = APIRouter(prefix="/v1", route_class=ReadRoute)
 
-_HARMLESS = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
-_NEUTRAL: tuple[object, ...] = (None, 0, 0.0, False, [], {}, "text", {"type": "text"})  # values that ask for nothing
 _FINISH: Mapping[Finish, str] = {"end": "stop", "stop": "stop", "length": "length", "context": "length"}
 _DEFAULT_TOKENS = 16  # of /v1/completions, as OpenAI has it
-
-Tokens = list[int]
-
-
-class _Body(BaseModel):
-    """What every request has."""
-
-    model_config = ConfigDict(extra="allow")
-
-    model: str
-
-    def refuse_unknown(self) -> None:
-        """Refuse fields that would change the answer."""
-        for name, value in (self.model_extra or {}).items():
-            if name not in _HARMLESS and value not in _NEUTRAL:
-                raise Problem(422, f"{name} is not supported", code="unsupported_parameter", param=name)
-
-
-class EmbeddingsBody(_Body):
-    """Body of /v1/embeddings; `truncate` cuts long texts instead of refusing them."""
-
-    input: str | list[str] | Tokens | list[Tokens]
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = None
-    truncate: bool = False
-
-
-class StreamOptions(BaseModel):
-    """What comes with a stream."""
-
-    include_usage: bool = False
-
-
-class _TextBody(_Body):
-    """What completions and chats share."""
-
-    max_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = Field(default=None, ge=0.0, le=100.0)
-    top_p: float | None = Field(default=None, gt=0.0, le=1.0)
-    top_k: int | None = Field(default=None, ge=0)
-    min_p: float | None = Field(default=None, ge=0.0, le=1.0)
-    repetition_penalty: float | None = Field(default=None, gt=0.0)
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    n: int = Field(default=1, ge=1, le=16)
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-
-    @property
-    def stops(self) -> list[str]:
-        """Strings that end a text."""
-        return [self.stop] if isinstance(self.stop, str) else self.stop or []
-
-    def sampling(self, settings: Mapping[str, Any], index: int) -> Sampling:
-        """Return how tokens of the index-th choice are drawn."""
-        sample = self.temperature != 0 and (settings.get("do_sample") is True or self.temperature is not None)
-        seed = None if self.seed is None else abs(self.seed) + index
-        if not sample:
-            return choose_sampling(
-                settings, sample=False, temperature=0.0, repetition_penalty=self.repetition_penalty, seed=seed
-            )
-        return Sampling.from_settings(
-            settings,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-            seed=secrets.randbelow(2**32) if seed is None else seed,
-        )
-
-
-class CompletionBody(_TextBody):
-    """Body of /v1/completions."""
-
-    prompt: str | list[str] | Tokens | list[Tokens]
-
-
-class ChatPart(BaseModel):
-    """A part of a message; only text is read."""
-
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(BaseModel):
-    """A message of a conversation."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    role: str
-    content: str | list[ChatPart]
-
-    def plain(self) -> dict[str, str]:
-        """Return the message as the template wants it."""
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": self.role, "content": content}
-
-
-class ChatBody(_TextBody):
-    """Body of /v1/chat/completions."""
-
-    messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+_MARK_LETTERS = 16  # what a template writes around a message, about
 
 
 @router.get("/models")
 async def models(request: Request) -> Response:
     """List the models."""
-    return JSONResponse({"object": "list", "data": [_card(model) for model in _shelf(request).models.values()]})
+    return Json({"object": "list", "data": [_card(model) for model in _shelf(request).models.values()]})
 
 
 @router.get("/models/{name}")
 async def model(request: Request, name: str) -> Response:
     """Describe one model."""
-    return JSONResponse(_card(_shelf(request).get(name)))
+    return Json(_card(_shelf(request).get(name)))
 
 
 @router.post("/embeddings")
@@ -162,25 +61,30 @@ async def embeddings(request: Request, body: EmbeddingsBody) -> Response:
         raise Problem(422, f"the model {body.model!r} gives no embedding", code="wrong_task", param="model")
     if body.dimensions not in {None, encodes.size}:
         raise Problem(422, f"the model gives {encodes.size} dimensions", code="unsupported_value", param="dimensions")
-    inputs = _items(body.input, _limits(request))
-    rows = [await _tokens(encodes, one, truncate=body.truncate) for one in inputs]
+    inputs = _items(body.input, _limits(request), "input")
+    rows = await off_loop(lambda: encodes.read(inputs, truncate=body.truncate), letters=_letters(inputs))
+    by_number = JSON_BYTES if body.encoding_format == "float" else 4 * COPIES
+    hold_answer(request, len(rows) * encodes.size * by_number)
     pending = [served.run(encodes.text.feeds(*row), [encodes.output]) for row in rows]
     vectors = [found[encodes.output][0] for found in await _all(pending)]
+    if not all(np.isfinite(vector).all() for vector in vectors):
+        raise Problem(422, "an embedding is not finite, which JSON cannot hold", code="not_finite")
     used = sum(len(ids) for ids, _ in rows)
     data = [
         {"object": "embedding", "index": index, "embedding": _written(vector, body.encoding_format)}
         for index, vector in enumerate(vectors)
     ]
     usage = {"prompt_tokens": used, "total_tokens": used}
-    return JSONResponse({"object": "list", "data": data, "model": body.model, "usage": usage})
+    return await with_numbers({"object": "list", "data": data, "model": body.model, "usage": usage})
 
 
 @router.post("/completions")
 async def completions(request: Request, body: CompletionBody) -> Response:
     """Write on from prompts."""
     writes = _writer(request, body)
-    prompts = _items(body.prompt, _limits(request))
-    return await _write(request, body, writes, prompts, most=body.max_tokens or _DEFAULT_TOKENS, chat=False)
+    prompts = _items(body.prompt, _limits(request), "prompt")
+    rows = await off_loop(lambda: read_prompts(writes.generator, prompts), letters=_letters(prompts))
+    return await _write(request, body, writes, rows, most=body.max_tokens or _DEFAULT_TOKENS, chat=False)
 
 
 @router.post("/chat/completions")
@@ -189,7 +93,9 @@ async def chat_completions(request: Request, body: ChatBody) -> Response:
     writes = _writer(request, body)
     if writes.generator.template is None:
         raise Problem(422, f"the model {body.model!r} has no chat template", code="wrong_task", param="model")
-    ids = writes.generator.encode_chat([message.plain() for message in body.messages])
+    conversation = body.plain()
+    letters = sum(_MARK_LETTERS + len(message["content"]) for message in conversation)
+    ids = await off_loop(lambda: read_chat(writes.generator, conversation), letters=letters)
     context = writes.generator.decoder.context_length
     most = min(_limits(request).max_new_tokens, max(1, context - len(ids)) if context else 1 << 30)
     return await _write(
@@ -207,7 +113,7 @@ def _limits(request: Request) -> Limits:
     return limits
 
 
-def _writer(request: Request, body: _TextBody) -> ContinuousBatcher:
+def _writer(request: Request, body: TextBody) -> ContinuousBatcher:
     body.refuse_unknown()
     writes = _shelf(request).get(body.model).writes
     if writes is None:
@@ -219,27 +125,28 @@ def _card(model: Served) -> dict[str, Any]:
     return {"id": model.name, "object": "model", "created": model.created, "owned_by": "onnxopt"}
 
 
-def _items(given: str | Sequence[str] | Tokens | Sequence[Tokens], limits: Limits) -> list[str | Tokens]:
-    """Return texts or rows of tokens, one or many as they were given."""
+def _items(
+    given: str | Sequence[str] | list[int] | Sequence[list[int]], limits: Limits, field: str
+) -> list[str | list[int]]:
+    """Return texts or rows of tokens, one or many as they were given in a field."""
     if isinstance(given, str) or (given and isinstance(given[0], int)):
         items: list[Any] = [given]
     else:
         items = list(given)
     if not items:
-        raise Problem(422, "there is nothing in it", code="empty", param="input")
+        raise Problem(422, "there is nothing in it", code="empty", param=field)
     if len(items) > limits.max_items:
-        raise Problem(413, f"{len(items)} texts in one request, at most {limits.max_items}", code="too_many_inputs")
+        raise Problem(
+            413,
+            f"{len(items)} texts in one request, at most {limits.max_items}",
+            code="too_many_inputs",
+            param=field,
+        )
     return items
 
 
-async def _tokens(encodes: Encodes, one: str | Tokens, *, truncate: bool) -> tuple[list[int], list[int]]:
-    if isinstance(one, str):
-        return await encodes.ids(one, truncate=truncate)
-    if not one or min(one) < 0:
-        raise Problem(422, "a row of tokens is empty or has a negative one", code="invalid_value", param="input")
-    ids = one[: encodes.text.limit] if truncate and encodes.text.limit else one
-    encodes.fits(len(ids))
-    return ids, [0] * len(ids)
+def _letters(items: Sequence[str | Sequence[int]]) -> int:
+    return sum(len(one) for one in items)
 
 
 async def _all(pending: Sequence[Any]) -> list[Any]:
@@ -252,11 +159,10 @@ async def _all(pending: Sequence[Any]) -> list[Any]:
             task.cancel()
 
 
-def _written(vector: Array, form: str) -> list[float] | str:
+def _written(vector: Array, form: str) -> Numbers | str:
     if form == "base64":
         return base64.b64encode(np.ascontiguousarray(vector, "<f4").tobytes()).decode()
-    numbers: list[float] = vector.astype(np.float64).tolist()
-    return numbers
+    return Numbers(vector)
 
 
 # Text
@@ -265,7 +171,7 @@ def _written(vector: Array, form: str) -> list[float] | str:
 class _Form:
     """How answers of one request are spelled: completions and chats differ in names only."""
 
-    def __init__(self, body: _TextBody, *, chat: bool) -> None:
+    def __init__(self, body: TextBody, *, chat: bool) -> None:
         self.chat = chat
         self.head = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}",
@@ -311,9 +217,9 @@ def _usage(written: Sequence[Generated], choices: int) -> dict[str, int]:
 
 async def _write(
     request: Request,
-    body: _TextBody,
+    body: TextBody,
     writes: ContinuousBatcher,
-    prompts: Sequence[str | Tokens],
+    prompts: Sequence[list[int]],
     *,
     most: int,
     chat: bool,
@@ -349,7 +255,7 @@ async def _write(
             writing.cancel()
     usage = _usage(written, body.n)
     _count(request.app.state.metrics, body.model, usage)
-    return JSONResponse(form.whole(written, usage))
+    return Json(form.whole(written, usage))
 
 
 def _count(metrics: Metrics, model: str, usage: Mapping[str, int]) -> None:
@@ -375,8 +281,11 @@ async def _stream(
             async for piece in pieces:
                 events.put_nowait(form.piece(index, piece, None))
             events.put_nowait(form.piece(index, None, _FINISH[writing.future.result().finish]))
-        except Exception as error:  # noqa: BLE001 - the status line is sent; an event is all that is left to say it
+        except Exception as error:
             problem = problem_of(error)
+            if problem.status == 500:
+                logger.exception("a fault of the server in a stream")
+                metrics.errors.labels("stream").inc()
             events.put_nowait({"error": {"message": problem.message, "code": problem.code}})
         finally:
             events.put_nowait(None)

@@ -3,75 +3,115 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from onnxopt.errors import InputError
+from onnxopt.errors import InputError, word
 from onnxopt.host.threads import available_threads
 from onnxopt.records.manifest import Manifest
-from onnxopt.run.batcher import Batcher
+from onnxopt.records.numbers import size_text
+from onnxopt.run.batcher import Batcher, BusyError, ClosedError, TooLargeError
+from onnxopt.run.cost import Cost, elements_of
 from onnxopt.run.generate.beside import read_manifest
-from onnxopt.run.generate.continuous import ContinuousBatcher
+from onnxopt.run.generate.continuous import PREFILL_TOKENS, ContinuousBatcher
 from onnxopt.run.generate.decoder import cache_of
 from onnxopt.run.generate.generator import Generator
 from onnxopt.run.inputs.text import TextModel
 from onnxopt.run.padding import Filler
 from onnxopt.run.session import Session
+from onnxopt.serve.encodes import Encodes, encodes_of
 from onnxopt.serve.limits import Limits
 from onnxopt.serve.metrics import Metrics
 from onnxopt.serve.problems import Problem
+from onnxopt.serve.weighing import token_bytes, weigh_decoder, weigh_encoder
 from onnxopt.spec import Array, Feeds
-from onnxopt.texts.tokenizer import TOKENIZER_NAME, open_tokenizer
+from onnxopt.texts.tokenizer import TOKENIZER_NAME
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+# a run that takes more gives its memory back: what the runtime keeps would else grow with every new shape
+_SHRINKING_BYTES = 32 << 20
+# of a decoder's share, for its cache; a quarter of the rest is for single runs, which KServe's protocol asks for
+_CACHE_SHARE, _SINGLE_SHARE = 0.5, 0.125
+_CACHE_MARGIN = 1.25  # a layer's buffer and its successor are there together when rows join or leave
+_LEAST_CHUNK = 16  # tokens of a prompt that are read at once
 
-_EMBEDDINGS = ("sentence_embedding", "pooler_output", "image_embeds", "text_embeds")
-_INLINE_LETTERS = 4096  # a text up to this is tokenized at once; longer ones on a thread
 
-
-@dataclass
-class Encodes:
-    """Text into an embedding.
+@dataclass(frozen=True)
+class Weighed:
+    """A session that knows what its runs take.
 
     Attributes:
-        text: the tokenizer and what the model wants of it.
-        cutting: the same tokenizer, which cuts to what the model takes.
-        output: name of the embedding.
-        size: its numbers.
+        session: the model.
+        cost: memory of a run.
+        budget: bytes that a run may take.
     """
 
-    text: TextModel
-    cutting: Tokenizer
-    output: str
-    size: int
+    session: Session
+    cost: Cost
+    budget: int
 
-    async def ids(self, text: str, *, truncate: bool) -> tuple[list[int], list[int]]:
-        """Return tokens and segments of a text.
+    def most_rows(self, elements: int) -> int:
+        """Return how many rows of so many elements, all inputs together, may run at once.
 
         Raises:
-            InputError: when it is empty, or longer than the model takes.
+            TooLargeError: when not even one may.
         """
-        if not text.strip():
-            raise InputError("the text is empty", hint="write at least one word")
-        tokenizer = self.cutting if truncate else self.text.tokenizer
-        plain = text.lower() if self.text.lowers else text
-        if len(plain) > _INLINE_LETTERS:
-            encoding = await asyncio.to_thread(tokenizer.encode, plain)
-        else:
-            encoding = tokenizer.encode(plain)
-        self.fits(len(encoding.ids))
-        return encoding.ids, encoding.type_ids
-
-    def fits(self, tokens: int) -> None:
-        """Refuse what is longer than the model takes."""
-        if self.text.limit and tokens > self.text.limit:
-            raise InputError(
-                f"the text has {tokens} tokens, the model takes {self.text.limit}",
-                hint='shorten it, or send "truncate": true',
+        most = self.cost.rows_within(self.budget, elements)
+        if most < 1:
+            size = size_text(self.cost.run_bytes(1, elements))
+            raise TooLargeError(
+                f"a row of {elements} elements takes about {size} of memory, a run may have {size_text(self.budget)}",
+                hint="shorten it, or start the server with more --memory",
             )
+        return most
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> Feeds:
+        """Run the model; a large run keeps no memory for the next one."""
+        rows = max((len(array) for array in feeds.values() if array.ndim), default=1)
+        size = self.cost.run_bytes(rows, elements_of(feeds, rows))
+        return self.session.run(feeds, outputs, shrink=size > _SHRINKING_BYTES)
+
+
+class Single:
+    """Runs of a model whose rows cannot be joined: one after another, on a thread.
+
+    Args:
+        weighed: the model.
+        max_queue: how many may wait.
+    """
+
+    def __init__(self, weighed: Weighed, max_queue: int) -> None:
+        self._weighed, self._max_queue = weighed, max_queue
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="onnxopt-single")
+        self.waiting = 0
+        self._open = True
+
+    async def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> Feeds:
+        """Run the model once; a cancelled task takes its run back until it begins.
+
+        Raises:
+            TooLargeError: when it would take more memory than a run may.
+            BusyError: when too many wait.
+            ClosedError: after `close`.
+        """
+        self._weighed.session.check(feeds)
+        self._weighed.most_rows(elements_of(feeds, 1))
+        if not self._open:
+            raise ClosedError("the server is shutting down", hint="try again elsewhere")
+        if self.waiting >= self._max_queue:
+            raise BusyError(f"{self._max_queue} requests wait already", hint="try again later")
+        self.waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._weighed.run, feeds, outputs)
+        finally:
+            self.waiting -= 1
+
+    def close(self) -> None:
+        """Answer what was taken and end."""
+        self._open = False
+        self._thread.shutdown()
 
 
 @dataclass
@@ -80,36 +120,37 @@ class Served:
 
     Attributes:
         name: what callers call it.
-        path: its folder.
-        manifest: what it says of itself; None for a plain file.
         session: its model.
+        cost: memory of its runs.
         batcher: joins requests; None where rows cannot be joined, and for decoders.
+        single: runs requests one by one where nothing joins them; else None.
         encodes: text into embeddings; None where the model has none.
         writes: text after text; None but for decoders.
+        created: when its file was written, in seconds since 1970; the folder may be gone by the time somebody asks.
     """
 
     name: str
-    path: Path
-    manifest: Manifest | None
     session: Session
+    cost: Cost
     batcher: Batcher | None = None
+    single: Single | None = None
     encodes: Encodes | None = None
     writes: ContinuousBatcher | None = None
+    created: int = dataclasses.field(init=False)
 
-    @property
-    def created(self) -> int:
-        """When its file was written, in seconds since 1970."""
-        return int(self.session.path.stat().st_mtime)
+    def __post_init__(self) -> None:
+        self.created = int(self.session.path.stat().st_mtime)
 
     async def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> Feeds:
         """Run the model for one request, together with others where that is possible."""
         if self.batcher is not None:
             return await self.batcher.arun(feeds, outputs=outputs)
-        return await asyncio.to_thread(self.session.run, feeds, outputs)
+        assert self.single is not None  # noqa: S101  # one of the two is there
+        return await self.single.run(feeds, outputs)
 
     def close(self) -> None:
         """Answer what was taken and end."""
-        for worker in (self.batcher, self.writes):
+        for worker in (self.batcher, self.single, self.writes):
             if worker is not None:
                 worker.close()
 
@@ -131,59 +172,101 @@ class Opening:
     max_rows: int = 8
 
 
-def open_model(path: Path, name: str, limits: Limits, metrics: Metrics, how: Opening) -> Served:
-    """Open an artifact for serving.
+@dataclass(frozen=True)
+class Opened:
+    """An artifact that is open, weighed, and not served yet: how much memory it may use is known when all are open.
+
+    Attributes:
+        name: what callers call it.
+        session: its model.
+        cost: memory of its runs.
+        workers: runs at the same time.
+        text: its tokenizer, where it is an encoder with one.
+        generator: where it is a decoder.
+    """
+
+    name: str
+    session: Session
+    cost: Cost
+    workers: int
+    text: TextModel | None = None
+    generator: Generator | None = None
+
+    def serve(self, share: int, limits: Limits, metrics: Metrics, how: Opening) -> Served:
+        """Begin to take requests, with a share of the memory in bytes."""
+        if self.generator is not None:
+            return self._decoder(self.generator, share, limits, metrics, how)
+        served = Served(self.name, self.session, self.cost)
+        weighed = Weighed(self.session, self.cost, share // self.workers)
+        if Filler(self.session.inputs, self.session.outputs).batch:
+            served.batcher = self._batcher(weighed, limits, metrics)
+            metrics.watch(self.name, lambda: served.batcher.waiting if served.batcher else 0)
+        else:
+            served.single = self._single(dataclasses.replace(weighed, budget=share), limits, metrics)
+        if self.text is not None:
+            served.encodes = encodes_of(self.text)
+        return served
+
+    def _batcher(self, weighed: Weighed, limits: Limits, metrics: Metrics) -> Batcher:
+        text = self.text
+        return Batcher(
+            self.session,
+            max_batch=limits.max_batch,
+            max_wait_ms=limits.max_wait_ms,
+            max_queue=limits.max_queue,
+            workers=self.workers,
+            pad=text.pad if text else 0,
+            left=text.pads_left if text else False,
+            longest=text.limit if text else 0,
+            most_rows=weighed.most_rows,
+            runner=weighed,
+            on_batch=metrics.on_batch(self.name),
+        )
+
+    def _single(self, weighed: Weighed, limits: Limits, metrics: Metrics) -> Single:
+        single = Single(weighed, limits.max_queue)
+        metrics.watch(self.name, lambda: single.waiting)
+        return single
+
+    def _decoder(self, generator: Generator, share: int, limits: Limits, metrics: Metrics, how: Opening) -> Served:
+        decoder = generator.decoder
+        single = Single(Weighed(self.session, self.cost, int(_SINGLE_SHARE * share)), limits.max_queue)
+        reading = int((1 - _CACHE_SHARE - _SINGLE_SHARE) * share)
+        inputs = len(self.session.inputs) - len(decoder.cache.inputs)  # elements of a token
+        chunk = max(_LEAST_CHUNK, self.cost.elements_within(reading) // inputs)
+        writes = ContinuousBatcher(
+            generator,
+            max_rows=how.max_rows,
+            max_queue=limits.max_queue,
+            prefill_tokens=min(PREFILL_TOKENS, chunk),
+            cache_tokens=int(_CACHE_SHARE * share / _CACHE_MARGIN / token_bytes(decoder.cache)),
+            chunk_tokens=chunk,
+        )
+        metrics.watch(self.name, lambda: writes.waiting + single.waiting, lambda: writes.active)
+        return Served(self.name, self.session, self.cost, single=single, writes=writes)
+
+
+def open_model(path: Path, name: str, how: Opening) -> Opened:
+    """Open an artifact and see what its runs take.
 
     Raises:
         InputError: when it cannot be opened.
     """
-    manifest = read_manifest(path)
+    manifest: Manifest | None = read_manifest(path)
     if manifest is not None and manifest.decoding is not None:
-        return _decoder(path, name, manifest, limits=limits, metrics=metrics, how=how)
+        session = Session(path, device=how.device, threads=how.threads, label=name)
+        generator = Generator(path, session=session)
+        return Opened(name, session, weigh_decoder(generator.decoder), workers=1, generator=generator)
     workers, threads = how.workers, how.threads
     if workers is None:
         workers = available_threads() if how.device in {"auto", "cpu"} and threads is None else 1
     if threads is None and workers > 1:
         threads = max(1, available_threads() // workers)
-    session = Session(path, device=how.device, threads=threads)
-    if manifest is None and cache_of(session) is not None:
-        return Served(name, path, manifest, session)
-    served = Served(name, path, manifest, session)
-    text = TextModel.open(session.path.parent, session) if (session.path.parent / TOKENIZER_NAME).is_file() else None
-    if Filler(session.inputs, session.outputs).batch:
-        served.batcher = Batcher(
-            session,
-            max_batch=limits.max_batch,
-            max_wait_ms=limits.max_wait_ms,
-            max_queue=limits.max_queue,
-            workers=workers,
-            pad=text.pad if text else 0,
-            left=text.pads_left if text else False,
-            longest=text.limit if text else 0,
-            on_batch=metrics.on_batch(name),
-        )
-        metrics.watch(name, lambda: served.batcher.waiting if served.batcher else 0)
-    if text is not None:
-        served.encodes = _encodes(text)
-    return served
-
-
-def _decoder(path: Path, name: str, manifest: Manifest, *, limits: Limits, metrics: Metrics, how: Opening) -> Served:
-    session = Session(path, device=how.device, threads=how.threads)
-    writes = ContinuousBatcher(Generator(path, session=session), max_rows=how.max_rows, max_queue=limits.max_queue)
-    metrics.watch(name, lambda: writes.waiting, lambda: writes.active)
-    return Served(name, path, manifest, session, writes=writes)
-
-
-def _encodes(text: TextModel) -> Encodes | None:
-    pooled = {spec.name: spec for spec in text.session.outputs if len(spec.axes) == 2 and isinstance(spec.axes[1], int)}
-    output = next((name for name in _EMBEDDINGS if name in pooled), None)
-    if output is None:
-        return None
-    cutting = open_tokenizer(text.folder)
-    if text.limit:
-        cutting.enable_truncation(text.limit)
-    return Encodes(text, cutting, output, int(pooled[output].axes[1]))
+    session = Session(path, device=how.device, threads=threads, label=name)
+    plain_decoder = manifest is None and cache_of(session) is not None
+    has_tokenizer = (session.path.parent / TOKENIZER_NAME).is_file() and not plain_decoder
+    text = TextModel.open(session.path.parent, session) if has_tokenizer else None
+    return Opened(name, session, weigh_encoder(session, text), workers=workers, text=text)
 
 
 class Shelf:
@@ -201,7 +284,10 @@ class Shelf:
         found = self.models.get(name)
         if found is None:
             raise Problem(
-                404, f"no model {name!r}, there is {', '.join(self.models)}", code="model_not_found", param="model"
+                404,
+                f"no model {word(name)!r}, there is {', '.join(self.models)}",
+                code="model_not_found",
+                param="model",
             )
         return found
 

@@ -19,7 +19,7 @@ from onnxopt import Batcher, FixedShapes, Session
 from onnxopt.errors import InputError
 from onnxopt.probe.crossing import crossings_of
 from onnxopt.proof.prepare import prepare
-from onnxopt.run.batcher import BusyError, ClosedError
+from onnxopt.run.batcher import BusyError, ClosedError, TooLargeError
 from onnxopt.spec import Array, Feeds
 from tests.support.pool import feeds, session
 from tests.support.rules import parse
@@ -299,3 +299,83 @@ def test_requests_on_two_sides_of_a_crossing_do_not_run_together(limit: int, tmp
     for request, answer in zip(requests, answers, strict=True):
         same(opened.run(request), answer)
     assert batcher.stats.batches == 2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_more_rows_than_run_together_are_run_in_parts(session: Session, workers: int) -> None:
+    request = feeds(23, 9, 5)
+    gate = Gate(session)
+    gate.open.set()
+    with Batcher(session, runner=gate, max_batch=5, workers=workers) as batcher:
+        answer = batcher.run(request, outputs=None)
+    assert sorted(gate.shapes, reverse=True) == [(5, 9)] * 4 + [(3, 9)]
+    expected = session.run(request)
+    assert list(answer) == list(expected)
+    for name, array in expected.items():
+        np.testing.assert_allclose(answer[name], array, rtol=1e-5, atol=1e-6)
+
+
+def test_others_are_answered_between_two_parts(session: Session) -> None:
+    gate = Gate(session)
+    with Batcher(session, runner=gate, max_batch=2, max_wait_ms=0) as batcher:
+        large = batcher.submit(feeds(6, 4))
+        assert gate.entered.wait(10)
+        small = batcher.submit(feeds(1, 40))
+        gate.open.set()
+        small.result(10)
+        large.result(10)
+    assert gate.shapes == [(2, 4), (1, 40), (2, 4), (2, 4)]
+
+
+def test_who_gives_up_a_large_request_gives_up_the_parts_that_have_not_begun(session: Session) -> None:
+    gate = Gate(session)
+    with Batcher(session, runner=gate, max_batch=1, max_wait_ms=0) as batcher:
+        large = batcher.submit(feeds(50, 4))
+        assert gate.entered.wait(10)
+        assert large.cancel()
+        gate.open.set()
+        batcher.run(feeds(1, 7))
+    assert gate.shapes == [(1, 4), (1, 7)]
+
+
+def test_a_part_that_fails_fails_its_request_and_no_other(session: Session) -> None:
+    gate = Gate(session, fails=lambda given: bool((given["input_ids"] == 9).any()))
+    gate.open.set()
+    request = feeds(6, 4)
+    request["input_ids"][:] = 1
+    request["input_ids"][3] = 9
+    with Batcher(session, runner=gate, max_batch=2) as batcher:
+        with pytest.raises(InputError, match="the model fails on this one"):
+            batcher.run(request)
+        assert batcher.run(feeds(1, 4))
+
+
+def test_parts_end_with_the_batcher(session: Session) -> None:
+    gate = Gate(session)
+    batcher = Batcher(session, runner=gate, max_batch=1, max_wait_ms=0)
+    drained, dropped = batcher.submit(feeds(3, 4)), batcher.submit(feeds(90, 5))
+    assert gate.entered.wait(10)
+    closing = threading.Thread(target=batcher.close, kwargs={"drain": False})
+    closing.start()
+    gate.open.set()
+    closing.join(10)
+    assert not closing.is_alive()
+    for one in (drained, dropped):
+        with pytest.raises(CancelledError):
+            one.result(10)
+    assert len(gate.shapes) == 1
+
+
+@pytest.mark.parametrize(("budget", "shapes"), [(24, [3, 3, 1]), (60, [7])])
+def test_no_more_rows_run_together_than_fit_into_the_memory(session: Session, budget: int, shapes: list[int]) -> None:
+    gate = Gate(session)
+    with Batcher(session, runner=gate, max_wait_ms=0, most_rows=lambda elements: budget // elements) as batcher:
+        first = batcher.submit(feeds(1, 1))
+        assert gate.entered.wait(10)
+        later = [batcher.submit(feeds(1, 4)) for _ in range(7)]  # two inputs of four: eight elements a row
+        gate.open.set()
+        for one in (first, *later):
+            one.result(10)
+        with pytest.raises(TooLargeError, match="takes more memory than a run may have"):
+            batcher.submit(feeds(1, budget))
+    assert [rows for rows, _ in gate.shapes[1:]] == shapes

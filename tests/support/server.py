@@ -10,10 +10,18 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 SECONDS = 90
+_LIMITED = """
+import functools
+from onnxopt.serve import limits
+limits.Limits = functools.partial(limits.Limits, **{limits})
+from onnxopt.cli.main import main
+main()
+"""
+PREFIX: list[str] = []  # of the command, for a test that limits the server
 
 
 @dataclass
@@ -37,9 +45,15 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(*arguments: object) -> Iterator[Server]:
-    """Start `onnxopt serve` and stop it at the end."""
-    command = [sys.executable, "-m", "onnxopt", "serve", *map(str, arguments), "--port", "0"]
+def serving(*arguments: object, limits: Mapping[str, float] | None = None) -> Iterator[Server]:
+    """Start `onnxopt serve` and stop it at the end.
+
+    Args:
+        arguments: of the command.
+        limits: fields of `Limits` that are no options, so that a test need not wait for them.
+    """
+    changed = _LIMITED.format(limits=dict(limits or {}))
+    command = [*PREFIX, sys.executable, "-c", changed, "serve", *map(str, arguments), "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     said: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     server = Server(process, 0)

@@ -17,7 +17,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 
 from onnxopt.errors import InputError
-from onnxopt.run.batcher import BusyError, ClosedError
+from onnxopt.run.batcher import BusyError, ClosedError, TooLargeError
+from onnxopt.run.generate.cache_buffers import ROOM
 from onnxopt.run.generate.decoder import Batch, pays
 from onnxopt.run.generate.generator import NEW_TOKENS, Generator, Prompt
 from onnxopt.run.generate.row import Row
@@ -102,6 +103,9 @@ class ContinuousBatcher:
         max_rows: texts that are written at the same time.
         max_queue: prompts that may wait; more are refused with `BusyError`.
         prefill_tokens: tokens of prompts to read between two written ones, at least one prompt.
+        cache_tokens: rows times columns of the cache, which bounds its memory; 0 for any number. Texts wait until there
+            is room for all that they may come to be, and one that is too long for the whole of it is refused.
+        chunk_tokens: how many tokens of a prompt are read at once, which bounds the memory of a long one; 0 for all.
 
     Raises:
         InputError: when a limit is out of range.
@@ -114,6 +118,8 @@ class ContinuousBatcher:
         max_rows: int = MAX_ROWS,
         max_queue: int = MAX_QUEUE,
         prefill_tokens: int = PREFILL_TOKENS,
+        cache_tokens: int = 0,
+        chunk_tokens: int = 0,
     ) -> None:
         if min(max_rows, max_queue, prefill_tokens) < 1:
             raise InputError("a limit of the batch is below 1", hint="rows, queue and tokens start at 1")
@@ -126,6 +132,7 @@ class ContinuousBatcher:
         self.generator = generator
         self.stats = DecodeStats()
         self._max_rows, self._max_queue, self._prefill_tokens = max_rows, max_queue, prefill_tokens
+        self.cache_tokens, self._chunk_tokens = cache_tokens, chunk_tokens
         self._queue: deque[_Text] = deque()
         self._state = threading.Condition()
         self._open = True
@@ -174,12 +181,20 @@ class ContinuousBatcher:
 
         Raises:
             InputError: when the prompt is empty or too long, or an option is out of range.
+            TooLargeError: when the whole cache has no room for what the text may come to be.
             BusyError: when the queue is full.
             ClosedError: after `close`.
         """
         row = self.generator.row(
             prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, chat=chat, system=system
         )
+        needs = self._columns(len(row.prompt), row.most)
+        if self.cache_tokens and needs > self.cache_tokens:
+            raise TooLargeError(
+                f"the prompt and what may be written after it are {needs} tokens, the cache has room for "
+                f"{self.cache_tokens}",
+                hint="ask for fewer, or give the server more memory (--memory)",
+            )
         text = _Text(row, prompt, Future(), on_text)
         with self._state:
             if not self._open:
@@ -323,7 +338,7 @@ class ContinuousBatcher:
         with self._state:
             while self._queue and len(taken) < free:
                 size = len(self._queue[0].row.prompt)
-                if taken and tokens + size > self._prefill_tokens:
+                if (taken and tokens + size > self._prefill_tokens) or not self._room([*taken, self._queue[0]]):
                     break
                 text = self._queue.popleft()
                 if not text.future.set_running_or_notify_cancel():
@@ -344,6 +359,22 @@ class ContinuousBatcher:
         if some:
             yield some
 
+    def _columns(self, begun: int, most: int) -> int:
+        """Return how many columns of the cache a text comes to have, with the room that is made ahead."""
+        context = self.generator.decoder.context_length
+        return (min(begun + most, context) if context else begun + most) + ROOM
+
+    def _room(self, new: Sequence[_Text]) -> bool:
+        """Tell whether the cache has room for new texts beside those that are written, however long they all become."""
+        if not self.cache_tokens or not (self._active or len(new) > 1):
+            return True  # each by itself was seen to fit
+        begun = max(len(text.row.prompt) for text in new)
+        if self._batch is not None:
+            begun = max(begun, self._batch.mask.shape[1])
+        texts = [*self._active, *new]
+        most = max(text.row.most - len(text.row.tokens) for text in texts)
+        return len(texts) * self._columns(begun, most) <= self.cache_tokens
+
     def _alike(self, first: int, other: int) -> bool:
         if not self.generator.decoder.takes_padding:
             return first == other
@@ -357,7 +388,7 @@ class ContinuousBatcher:
         room = max(text.row.most for text in some)
         room = max(1, min(room, context - longest)) if context else room
         try:
-            batch = decoder.prefill([text.row.prompt for text in some], new_tokens=room)
+            batch = decoder.prefill([text.row.prompt for text in some], new_tokens=room, chunk=self._chunk_tokens)
             self._choose(batch, some)
         except Exception as error:  # noqa: BLE001 - as above
             if len(some) > 1:

@@ -124,6 +124,12 @@ class Decoder:
         return bisect.bisect_left(self.crossings, length)
 
     @property
+    def vocabulary(self) -> int:
+        """How many tokens the model knows, as its logits have entries; 0 where the graph leaves that open."""
+        entries = next((spec.axes[-1] for spec in self.session.outputs if spec.name == LOGITS and spec.axes), 0)
+        return entries if isinstance(entries, int) else 0
+
+    @property
     def limit_reason(self) -> str:
         """Why the model takes no longer texts, to be put behind how long they may be; empty where nothing is known."""
         return _ENDLESS if self.endless_from and self.context_length == self.endless_from else ""

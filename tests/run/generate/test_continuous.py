@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from onnxopt.errors import InputError
-from onnxopt.run.batcher import BusyError, ClosedError
+from onnxopt.run.batcher import BusyError, ClosedError, TooLargeError
+from onnxopt.run.generate.cache_buffers import ROOM
 from onnxopt.run.generate.continuous import ContinuousBatcher
 from onnxopt.run.generate.generator import Generator
 from onnxopt.run.generate.sampling import Sampling
@@ -178,3 +179,39 @@ def test_texts_end_where_the_context_is_full(generator: Generator, tmp_path: Pat
         assert full.future.result(60).tokens == expected.tokens
         assert full.future.result().finish == "context"
         assert short.future.result(60).text == generator.generate([PROMPTS[0]], max_new_tokens=40).texts[0]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_texts_wait_until_the_cache_has_room_for_all_that_they_may_become(
+    generator: Generator, alone: dict[tuple[str, int], str], rows: int
+) -> None:
+    longest = max(len(generator.encode(prompt, chat=False)) for prompt in PROMPTS)
+    most = longest + 2 * 24 + ROOM  # one that comes late lies behind the columns of those that came before
+    seen: list[int] = []
+    with ContinuousBatcher(generator, max_rows=8, cache_tokens=rows * most) as batcher:
+
+        def note(_: str) -> None:
+            seen.append(batcher.active)
+
+        writing = [batcher.submit(prompt, max_new_tokens=size, on_text=note) for prompt, size in alone]
+        found = [one.future.result(60) for one in writing]
+    assert [result.text for result in found] == list(alone.values())
+    assert max(seen) <= rows
+    assert max(seen) > 1 or rows == 1
+
+
+def test_a_text_that_the_whole_cache_has_no_room_for_is_refused(generator: Generator) -> None:
+    with ContinuousBatcher(generator, cache_tokens=ROOM + 40) as batcher:
+        with pytest.raises(TooLargeError, match="tokens, the cache has room for 296; ask for fewer"):
+            batcher.submit(PROMPTS[0], max_new_tokens=60)
+        assert batcher.submit(PROMPTS[0], max_new_tokens=9).future.result(60).tokens
+    assert batcher.stats.requests == 1
+
+
+def test_a_prompt_that_is_read_in_pieces_is_the_same_prompt(
+    generator: Generator, alone: dict[tuple[str, int], str]
+) -> None:
+    with ContinuousBatcher(generator, max_rows=4, chunk_tokens=5) as batcher:
+        writing = [batcher.submit(prompt, max_new_tokens=size) for prompt, size in alone]
+        found = [one.future.result(60) for one in writing]
+    assert [result.text for result in found] == list(alone.values())

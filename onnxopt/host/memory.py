@@ -1,0 +1,133 @@
+"""How much memory this process may use, and how much it does."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import re
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from onnxopt.errors import InputError
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_NO_LIMIT = 1 << 60  # cgroups of version 1 without a limit say a number near 2⁶³
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"  # proc(5): resets the peak resident set size
+_ARENA_MAX = -8  # mallopt(3): M_ARENA_MAX
+_SAMPLE_S = 0.001
+
+
+def memory_allowed() -> int:
+    """Return how many bytes this process may use: the least of the machine's, its cgroup's and its own limit."""
+    import psutil
+
+    found = [int(psutil.virtual_memory().total)]
+    found += cgroup_limits(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
+    with contextlib.suppress(ImportError, OSError, ValueError):  # where there are no such limits
+        import resource
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+        found += [soft] if soft != resource.RLIM_INFINITY else []
+    return min(found)
+
+
+def cgroup_limits(root: Path, membership: Path) -> list[int]:
+    """Return the memory limits of the cgroups of this process, its own and all above it.
+
+    Args:
+        root: where the cgroup file system is mounted.
+        membership: the file `/proc/self/cgroup`: lines of `id:controllers:path`, no controllers in version 2.
+    """
+    found: list[int] = []
+    for line in _text(membership).splitlines() or ["0::/"]:
+        _, _, rest = line.partition(":")
+        controllers, _, inner = rest.partition(":")
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        base = root / "memory" if controllers else root
+        place = base / inner.strip("/")
+        # in a container the path may be the host's; then only the mount itself is there
+        folders = [folder for folder in (place, *place.parents) if folder == base or base in folder.parents]
+        for folder in dict.fromkeys(folders):
+            # version 2: a number or "max"; version 1: always a number
+            said = _text(folder / "memory.max").strip() or _text(folder / "memory.limit_in_bytes").strip()
+            if said.isdigit() and int(said) < _NO_LIMIT:
+                found.append(int(said))
+    return found
+
+
+def resident_bytes() -> int:
+    """Return how many bytes of memory this process holds now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_of(work: Callable[[], object]) -> int:
+    """Return by how many bytes this process grew while it did something, at its largest.
+
+    Linux tells the largest; elsewhere it is looked for every millisecond.
+    """
+    before = resident_bytes()
+    if _reset_peak():
+        work()
+        return max(0, _peak() - before)
+    seen, over = [before], threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            seen.append(resident_bytes())
+            time.sleep(_SAMPLE_S)
+
+    watcher = threading.Thread(target=watch, name="onnxopt-peak", daemon=True)
+    watcher.start()
+    try:
+        work()
+    finally:
+        over.set()
+        watcher.join()
+    return max(seen) - before
+
+
+def few_arenas(count: int = 2) -> None:
+    """Let all threads share a few arenas of the C library, where it has them: each keeps memory for itself."""
+    with contextlib.suppress(OSError, TypeError, AttributeError):
+        ctypes.CDLL(None).mallopt(_ARENA_MAX, count)
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of a size such as `2GB`, `512M` or `1.5GiB`; the letters count in steps of 1024.
+
+    Raises:
+        InputError: when it is none.
+    """
+    found = _SIZE.fullmatch(text)
+    size = int(float(found[1]) * 1024 ** _POWERS[found[2].lower()]) if found else 0
+    if size < 1:
+        raise InputError(f"{text!r} is no size", hint="write for example 2GB or 512MB")
+    return size
+
+
+def _reset_peak() -> bool:
+    try:
+        _CLEAR.write_text(_RESET_PEAK, encoding="ascii")
+    except OSError:
+        return False
+    return _peak() > 0
+
+
+def _peak() -> int:
+    line = next((line for line in _text(_STATUS).splitlines() if line.startswith("VmHWM:")), "")
+    words = line.split()
+    return int(words[1]) * 1024 if len(words) == 3 else 0
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return ""

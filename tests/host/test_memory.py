@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnxopt.errors import InputError
+from onnxopt.host import memory
+from onnxopt.host.memory import cgroup_limits, few_arenas, memory_allowed, parse_size, peak_of, resident_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("2GB", 2 << 30), ("2gib", 2 << 30), ("1.5G", 3 << 29), ("512 MB", 512 << 20), ("7", 7), ("3k", 3072)],
+)
+def test_sizes_are_read(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "2XB", "0", "1e9", "two"])
+def test_what_is_no_size_is_said(text: str) -> None:
+    with pytest.raises(InputError, match="is no size; write for example 2GB"):
+        parse_size(text)
+
+
+def test_the_limits_of_a_cgroup_and_of_those_above_it_count(tmp_path: Path) -> None:
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    (inner / "memory.max").write_text("3000\n")
+    (tmp_path / "a" / "memory.max").write_text("2000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    membership = tmp_path / "cgroup"
+    membership.write_text("0::/a/b\n")
+    assert cgroup_limits(tmp_path, membership) == [3000, 2000]
+
+
+def test_cgroups_of_version_1_are_read(tmp_path: Path) -> None:
+    (tmp_path / "memory" / "x").mkdir(parents=True)
+    (tmp_path / "memory" / "x" / "memory.limit_in_bytes").write_text("5000\n")
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")  # none
+    membership = tmp_path / "cgroup"
+    membership.write_text("9:cpu:/y\n5:memory:/x\n")
+    assert cgroup_limits(tmp_path, membership) == [5000]
+    assert cgroup_limits(tmp_path, tmp_path / "none") == []
+
+
+def test_a_limit_of_the_process_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (123_456, 123_456))
+    assert memory_allowed() == 123_456
+
+
+@pytest.mark.parametrize("told", ["the system", "nobody"])
+def test_the_peak_of_what_is_done_is_seen(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    few_arenas()
+    if told == "nobody":  # as where the system does not
+        monkeypatch.setattr(memory, "_reset_peak", lambda: False)
+
+    def work() -> None:
+        for _ in range(5):
+            assert np.ones(10_000_000).sum() == 10_000_000  # 80 MB
+
+    found = peak_of(work)
+    assert 70e6 < found < 200e6
+    assert resident_bytes() > 1e6
