@@ -31,6 +31,7 @@ from onnxopt.rewrite.patterns import Ops, Pat, Var
 from onnxopt.rewrite.registry import register
 from onnxopt.rewrite.vocabulary import constant, either, mean_last, scalar, square_root, squared
 from onnxopt.sizes.derive import same_dimension, same_shape
+from onnxopt.sizes.emptiness import shape_may_be_empty
 from onnxopt.spec import Reassociated
 
 # InstanceNormalization gives x / σ − mean / σ, and σ is at least √ε: equal numbers up to 3e34 stay in range, 1e30 among
@@ -84,6 +85,8 @@ class FuseGroupNorm(Rule):
         else:
             require_last_axis(match, grouped, "mean_axes", "variance_axes")
             match.require(match.number("epsilon") >= LEAST_EPSILON, "equal large numbers would overflow")
+            some = not shape_may_be_empty(match.model, x)
+            match.require(some, "x may have no entries, at which InstanceNormalization ends the process", x)
         wanted = (channels, *[1] * (len(before) - 2))
         for name in ("gamma", "beta"):
             shape = dims(match.values[name]) or ()

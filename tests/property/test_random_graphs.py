@@ -59,7 +59,7 @@ def test_sizes_reach_from_nothing_to_three_thousand(drawn: list[Drawn]) -> None:
     assert {1, 2, 3} < set(sizes)
 
 
-@pytest.mark.parametrize("seed", [325, 3080])
+@pytest.mark.parametrize("seed", [114, 325])
 def test_axes_without_a_name_are_right_or_said_to_be_one(seed: int, tmp_path: Path) -> None:
     """Attention whose mask may have a row for all; a sum of inputs whose rows may be one."""
     one = draw(seed)
@@ -70,7 +70,7 @@ def test_axes_without_a_name_are_right_or_said_to_be_one(seed: int, tmp_path: Pa
 
 
 def test_axes_without_a_name_often_have_one_size() -> None:
-    one = draw(3080).model
+    one = draw(114).model
     first = [[size for name, size in case.sizes.items() if name.endswith("[0]")] for case in islice(cases(one, 1), 40)]
     assert 10 < sum(len(set(sizes)) == 1 for sizes in first) < 40
 
@@ -167,7 +167,7 @@ def _after(one: Drawn, observations: list[Observation], rule: Rule | None, room:
 
 def test_a_claim_that_was_seen_but_not_derived_is_found(tmp_path: Path) -> None:
     found: Counter[str] = Counter()
-    for seed in range(120):
+    for seed in range(200):
         if found["planted: wrong"] == 5:
             break
         one = draw(seed, most=3)

@@ -73,6 +73,21 @@ def test_equal_large_numbers_stay_numbers(norm: str, size: float, epsilon: float
     assert np.isfinite(after).all()
 
 
+@pytest.mark.parametrize("norm", [DECOMPOSED, RECIPROCAL], ids=["div", "reciprocal"])
+def test_parts_stay_where_there_may_be_no_entries(norm: str) -> None:
+    """The kernel ends the process there; the parts give nothing."""
+    cut = "low = Constant<value_ints = [5]>() high = Constant<value_ints = [9999]>() two = Constant<value_ints = [2]>()"
+    text = f"""
+    g (float[batch,8,sequence] z) => (float[batch,8,some] y)
+    <int64[3] split = {{0, 2, -1}}, float epsilon = {{0.001}}, int64[1] last = {{-1}}> {{
+      {cut} x = Slice(z, low, high, two) r = Reshape(x, split) {norm} back = Shape(x) k = Reshape(n, back)
+      m = Mul(k, gamma) y = Add(beta, m)
+    }}"""
+    factors = {name: np.ones((8, 1), np.float32) for name in ("gamma", "beta")}
+    outcome = run_passes(text, "fuse-group-norm", weights=factors, opset=21)
+    assert outcome.reasons == ["x may have no entries, at which InstanceNormalization ends the process"]
+
+
 def test_holds_back_with_a_reason() -> None:
     assert run(opset=20).reasons == ["opset 20, needs 21"]
     assert run(ones=2.0).reasons == ["the groups have factors of their own"]
