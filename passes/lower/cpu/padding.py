@@ -25,9 +25,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.graph import CONTRIB, attribute, dims, integers, is_constant, is_op, rank, remove_dead
+from onnxopt.graph import CONTRIB, attribute, dims, integers, is_constant, is_op, number, rank, remove_dead
 from onnxopt.passes.fuse.padding_mask import padding_bias
 from onnxopt.passes.words.masks import padding_mask
+from onnxopt.passes.words.scores import hides_for_good
 from onnxopt.rewrite import Builder, Pass
 from onnxopt.rewrite.patterns import Miss, Ops, State, Var
 from onnxopt.rewrite.patterns import match as match_pattern
@@ -120,10 +121,11 @@ def _self_attention(node: ir.Node) -> _SelfAttention | None:
 
 
 def _mask_source(node: ir.Node) -> ir.Value | None:
-    """Return the [batch, keys] mask behind an attention, when it is canonical."""
+    """Return the [batch, keys] mask behind an attention, when it is canonical and hides keys whatever their scores."""
     for canonical in (padding_mask, padding_bias):
         for state in match_pattern(canonical(Ops(), Var("source")), node.inputs[3], State(), Miss()):
-            return state.values["source"]
+            fill = number(state.values.get("fill"))
+            return state.values["source"] if fill is None or hides_for_good(node, -fill) else None
     return None
 
 
