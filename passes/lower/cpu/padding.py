@@ -29,6 +29,7 @@ from onnxopt.graph import CONTRIB, attribute, dims, integers, is_constant, is_op
 from onnxopt.passes.fuse.padding_mask import padding_bias
 from onnxopt.passes.words.masks import padding_mask
 from onnxopt.passes.words.scores import hides_for_good
+from onnxopt.probe.sidegraph import is_contract
 from onnxopt.rewrite import Builder, Pass
 from onnxopt.rewrite.patterns import Miss, Ops, State, Var
 from onnxopt.rewrite.patterns import match as match_pattern
@@ -81,6 +82,9 @@ class RemovePadding(Pass):
             return 0
         mask = masks.pop()
         if mask is None or len(dims(mask) or ()) != 2:
+            return 0
+        if not is_contract(mask):
+            self.refuse(f"{mask.name} may leave a row nothing to see, which has an answer all the same", mask)
             return 0
         members = _token_wise(model, {item.node: item for item in attentions}, dims(mask) or ())
         if not all(item.node in members for item in attentions):
