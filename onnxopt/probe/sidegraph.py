@@ -210,8 +210,9 @@ class MaskMeaning:
         window: how many of these, itself included; 0 for all.
         slopes: for each head, what a key gets for every place that it stands further on (ALiBi); empty for nothing.
         columns: the places are columns, padding among them; else the real tokens of a row are counted.
-        fill: the number that hidden keys get added, where the source may hold anything and a row that sees nothing has
-            an answer by it; None where there is none, or where no such row is asked for.
+        fill: the number that hidden keys get added, where it is always the same; None where it is not, or where the
+            source may hold anything and a row that sees nothing has no answer by it.
+        distance: how far hidden keys lie below those that are seen, at least; infinite for flags and what is as far.
     """
 
     source: ir.Value
@@ -220,6 +221,7 @@ class MaskMeaning:
     slopes: tuple[float, ...] = ()
     columns: bool = False
     fill: float | None = None
+    distance: float = math.inf
 
     def allowed(self, probe: Probe) -> Array:
         """Return bool [batch, 1, new tokens, all tokens]."""
@@ -311,8 +313,8 @@ def meaning_of_mask(model: ir.Model, mask: ir.Value) -> MaskMeaning | str:
     return cached
 
 
-def _meaning_of_mask(model: ir.Model, mask: ir.Value) -> MaskMeaning | str:
-    side = SideGraph(model, (mask,))
+def _source_of_mask(side: SideGraph) -> ir.Value | str:
+    """Return the input [batch, keys] that a mask hangs on, or why it hangs on none."""
     if len(side.nodes) > LARGEST:
         return f"more than {LARGEST} nodes compute the mask"
     if len(side.read) != 1 or not side.read[0].is_graph_input():
@@ -323,7 +325,15 @@ def _meaning_of_mask(model: ir.Model, mask: ir.Value) -> MaskMeaning | str:
     shape = known_dims(source) or ()
     if len(shape) != 2 or not all(isinstance(dim, str) for dim in shape):
         return f"{source.name} is not [batch, keys]"
-    with_past = shape[1] == TOTAL
+    return source
+
+
+def _meaning_of_mask(model: ir.Model, mask: ir.Value) -> MaskMeaning | str:
+    side = SideGraph(model, (mask,))
+    source = _source_of_mask(side)
+    if isinstance(source, str):
+        return source
+    with_past = (known_dims(source) or ())[1] == TOTAL
     lengths = _lengths(model, mask)
     if lengths and lengths[-1] > LONGEST_PROBE:
         return f"the mask compares with a number or a table that asks for a probe of {lengths[-1]} keys"
@@ -331,6 +341,7 @@ def _meaning_of_mask(model: ir.Model, mask: ir.Value) -> MaskMeaning | str:
         guess = _guess(side, source, max([*lengths, LONGEST_USUAL]))
         if isinstance(guess, str):
             return guess
+        distance, fills = math.inf, set[float]()
         for probe in (*probes(with_past=with_past), *_long_probes(lengths, with_past=with_past)):
             found = side.run(_sizes(source, probe), {source: probe.mask})[0]
             reason = _differs(found, probe, guess)
@@ -339,11 +350,35 @@ def _meaning_of_mask(model: ir.Model, mask: ir.Value) -> MaskMeaning | str:
                 reason = _differs(found, probe, guess)
             if reason:
                 return f"{reason} ({probe})"
+            distance = min(distance, distance_of(found, guess.allowed(probe), fills))
+        guess = replace(guess, distance=distance)
         if not is_contract(source):
             return _held_to_all_numbers(side, source, guess)
+        if math.isfinite(distance) and len(fills) == 1:
+            return replace(guess, fill=fills.pop())
     except (ProbeError, KeyError, ValueError) as error:
         return f"the mask cannot be probed: {error}"
     return guess
+
+
+def distance_of(mask: Array, allowed: Array, fills: set[float] | None = None) -> float:
+    """Return how far hidden keys lie below seen ones at least, in rows that see some; infinite for flags.
+
+    Args:
+        mask: that broadcasts to [batch, heads, new tokens, all tokens].
+        allowed: bool [batch, 1 or heads, new tokens, all tokens].
+        fills: is told the least and the largest number that hidden keys get.
+    """
+    heads = mask.shape[1] if mask.ndim == 4 else 1
+    seen = np.broadcast_to(allowed, (len(allowed), max(heads, allowed.shape[1]), *allowed.shape[2:]))
+    rows = seen.any(axis=-1) & ~seen.all(axis=-1)
+    if mask.dtype == np.bool_ or not rows.any():
+        return math.inf
+    seen, full = seen[rows], np.broadcast_to(mask, seen.shape)[rows].astype(np.float64)
+    if fills is not None:
+        fills.update((float(full[~seen].min()), float(full[~seen].max())))
+    least = np.where(seen, full, np.inf).min(axis=-1)
+    return float((least - np.where(seen, -np.inf, full).max(axis=-1)).min())
 
 
 def _lengths(model: ir.Model, value: ir.Value) -> list[int]:

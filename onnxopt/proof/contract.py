@@ -29,6 +29,8 @@ UNITS = 2  # in the last place: what two roundings make of a number at most
 SENSITIVITY_FACTOR = 4.0  # inputs are moved by chance, roundings add up as they like
 MOST_WIDENING = 64.0  # times the contract, whatever the region makes of roundings
 DRAWS = 3  # a single one may leave a short row where it is
+LARGEST: Mapping[str, float] = {"float16": 6e4}  # that is made up, so that none is infinite
+LARGEST_OTHERS = 3e38
 LARGEST_NUMBER = 1024  # elements of a constant that is looked through for such a size
 
 # Inputs of operators that say which keys are seen, by domain and operator.
@@ -209,7 +211,8 @@ def noise_like(captured: Mapping[ir.Value, Array], scale: float, seed: int) -> d
             continue
         drawn = _drawn(value, seed).standard_normal(array.shape, np.float32)
         drawn *= (float(array.astype(np.float32).std()) or 1.0) * scale
-        noise[value] = drawn.astype(array.dtype, copy=False)
+        most = LARGEST.get(array.dtype.name, LARGEST_OTHERS)
+        noise[value] = np.clip(drawn, -most, most).astype(array.dtype, copy=False)
     return noise
 
 

@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 MAX_ROUNDS = 64  # a rule that still fires after this many sweeps feeds on its own result
 RANDOM_SCALES = (1.0, 1e-2, 1e-4, 10.0)  # small ones show a wrong epsilon, large ones a wrong activation
+LARGE_SCALES = (1e6, 1e18, 1e30)  # show an exponential or a square that leaves the range of numbers
 
 
 @dataclass
@@ -267,6 +268,9 @@ class Driver:
         if not isinstance(rule.numerics, Lossy):  # calibrated for real activations, it may do as it likes with others
             for seed, scale in enumerate(RANDOM_SCALES):
                 proof.add(noise_like(first, scale, seed))
+            if not rule.taken_apart_again:
+                for seed, scale in enumerate(LARGE_SCALES, len(RANDOM_SCALES)):
+                    proof.add_large(noise_like(first, scale, seed), scale)
         extra = max((len(candidate.match.probes) for candidate in chosen), default=0)
         for index in range(extra):
             values = dict(first)

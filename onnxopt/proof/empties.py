@@ -11,18 +11,25 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 
+import onnx_ir as ir
+
 from onnxopt.errors import InputError
 from onnxopt.graph.cache import PAST, SEQUENCE, TOTAL, Cache, complete_all
 from onnxopt.load.loaded import Loaded
 from onnxopt.probe.program import ProbeError
 from onnxopt.qmath.compare import worst_error
 from onnxopt.records.rewrites import ProofRecord
+from onnxopt.sizes.check import axes_in, hangs_on_data
+from onnxopt.sizes.derive import FACT_KEY
+from onnxopt.sizes.facts import Fact
 from onnxopt.spec import Array, Feeds, tensors_of
 
 logger = logging.getLogger(__name__)
 
-# Without rows (GRU: without steps as well) these end the whole process instead of raising (onnxruntime 1.32.0).
+# Without rows (GRU: without steps as well) these end the whole process instead of raising (onnxruntime 1.32.0), and one
+# where nothing lies behind the channels; without rows that one answers.
 ENDS_THE_PROCESS = frozenset({"DynamicQuantizeLSTM", "GRU", "LSTM"})
+ENDS_WITHOUT_PLACES = "InstanceNormalization"
 USUAL = {"batch": 2, SEQUENCE: 7, PAST: 3}
 OTHERS = (1, 131, 0)  # sizes of the axes beside an empty one
 MOST_TURNING = 12
@@ -45,12 +52,14 @@ def tried_empty(
     records: list[ProofRecord] = []
     notes: list[str] = []
     called = (function.all_nodes() for function in loaded.model.functions.values())
-    every = chain(loaded.model.graph.all_nodes(), *called)
-    cells = next((node.op_type for node in every if node.op_type in ENDS_THE_PROCESS), "")
+    every = list(chain(loaded.model.graph.all_nodes(), *called))
     for axis in _may_be_empty(loaded):
         shown = loaded.names.get(axis, axis)
-        if cells:
-            notes.append(f"axis '{shown}' may be asked from 1 on: 0 is not tried, since {cells} ends the process there")
+        ending = next((node.op_type for node in every if _ends_the_process(node, axis)), "")
+        if ending:
+            notes.append(
+                f"axis '{shown}' may be asked from 1 on: 0 is not tried, since {ending} ends the process there"
+            )
             continue
         found = [compared for sizes in _cases(loaded, axis) if (compared := _compared(run, loaded, sizes)) is not None]
         if all(record.worst_relative_error <= relative_error for records_of in found for record in records_of):
@@ -58,6 +67,17 @@ def tried_empty(
         else:
             notes.append(f"axis '{shown}' may be asked from 1 on: where it is 0, the original answers otherwise")
     return records, notes
+
+
+def _ends_the_process(node: ir.Node, axis: str) -> bool:
+    """Tell whether a kernel may end the process where an axis is empty; True where its sizes are not known."""
+    if node.op_type != ENDS_WITHOUT_PLACES:
+        return node.op_type in ENDS_THE_PROCESS
+    fact = node.inputs[0].meta.get(FACT_KEY) if node.inputs[0] is not None else None
+    if not isinstance(fact, Fact) or fact.dims is None:
+        return True
+    places = fact.dims[2:]
+    return axis in axes_in(*places) or any(map(hangs_on_data, places))
 
 
 def _may_be_empty(loaded: Loaded) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +16,11 @@ from onnxopt.probe.observe import Observation, dtype_of
 from onnxopt.probe.program import ProbeError
 from onnxopt.probe.runners import RegionRunner
 from onnxopt.proof.contract import DRAWS, Verdict, by_rows, compare, mask_inputs, shaken
+from onnxopt.proof.range import LARGEST_FACTOR, multiplies, out_of_range
 from onnxopt.rewrite import Builder, Match
 from onnxopt.spec import Array, Numerics, Reassociated
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -108,6 +112,26 @@ class Proof:
                     self._fail(members[0], error)
                 else:
                     waiting.extend(self._part(members))
+
+    def add_large(self, values: dict[ir.Value, Array], scale: float) -> None:
+        """Hold replacements to the range of what they replace: what is a number there is a number here, too.
+
+        Args:
+            values: large numbers, an array per input value.
+            scale: their size; where two of them are multiplied, products of larger ones than `LARGEST_FACTOR` prove
+                nothing.
+        """
+        for members, runner in self._runners:
+            try:
+                results = self._deal(members, runner.run(values))
+            except ProbeError as error:  # a number is too large for an index, say
+                logger.debug("numbers around %g are not tried: %s", scale, error)
+                continue
+            for index, found in results.items():
+                if self.verdicts[index].reason or (scale > LARGEST_FACTOR and multiplies(self._chosen[index].regions)):
+                    continue
+                if reason := out_of_range(found.old, found.new):
+                    self.verdicts[index] = Verdict(reason, math.inf, values)
 
     def conclude(self) -> list[Verdict]:
         """Return the verdicts; a candidate that could be compared nowhere is not proved."""

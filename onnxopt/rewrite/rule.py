@@ -74,6 +74,7 @@ class Rule(Rewrite):
 
     keeps_shared: ClassVar[bool] = False  # True when recomputing a shared inner value costs nothing
     leaves_shared: ClassVar[bool] = False  # True when a match with a shared inner value has no need of the rewrite
+    taken_apart_again: ClassVar[bool] = False  # True when a later pass replaces the result, whose range is not in use
 
     @abstractmethod
     def patterns(self, op: Ops, *variables: Any, **named: Any) -> Iterator[Pat]:

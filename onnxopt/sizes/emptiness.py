@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import onnx_ir as ir
 
-from onnxopt.graph import dims
+from onnxopt.graph import dims, is_op
 from onnxopt.graph.cache import PAST
 from onnxopt.sizes.check import axes_in, same_everywhere
 from onnxopt.sizes.derive import FACT_KEY
@@ -23,11 +23,24 @@ from onnxopt.sizes.terms import Poly, Size, at_least, largest
 from onnxopt.spec import AxisRange
 
 RANGES_KEY = "onnxopt.ranges"  # in a graph's meta: sizes of its axes at which the model runs
+SOME_KEY = "onnxopt.sizes_of_some"  # in a graph's meta: sizes that are 1 or more wherever the graph runs
+# A window that is larger than what it slides over is an error there, also where there are no rows; a pool of the same
+# window gives nothing (onnxruntime 1.32.0).
+_GIVE_SOME = ("Conv", "ConvTranspose")
 
 
 def note_ranges(graph: ir.Graph, ranges: Mapping[str, AxisRange]) -> None:
-    """Let the passes over a graph know at which sizes of its axes the model runs."""
+    """Let the passes over a graph know at which sizes of its axes the model runs, and which of its sizes are not 0.
+
+    Args:
+        graph: with what is derived of its sizes.
+        ranges: of its axes.
+    """
     graph.meta[RANGES_KEY] = dict(ranges)
+    given = (node.outputs[0] for node in graph if is_op(node, *_GIVE_SOME) and node.outputs[0].uses())
+    facts = (value.meta.get(FACT_KEY) for value in given)
+    places = (fact.dims[2:] for fact in facts if isinstance(fact, Fact) and fact.dims is not None)
+    graph.meta[SOME_KEY] = frozenset(size for sizes in places for size in sizes)
 
 
 def may_be_empty(model: ir.Model, value: ir.Value | None, axis: int) -> bool:
@@ -48,6 +61,8 @@ def may_be_empty(model: ir.Model, value: ir.Value | None, axis: int) -> bool:
         return said in (None, 0, PAST)  # another name is that of an input's axis, written by a pass
     if not isinstance(size, Poly):
         return size < 1
+    if size in model.graph.meta.get(SOME_KEY, ()):
+        return False
     ranges: Mapping[str, AxisRange] = model.graph.meta.get(RANGES_KEY, {})
     known = [(name, ranges.get(name, AxisRange(least=0))) for name in sorted(axes_in(size))]
     least = {name: max(0 if name == PAST else 1, found.least) for name, found in known}

@@ -21,7 +21,9 @@ Meets: TorchScript exports of SDPA and eager attention, decomposed dynamo export
 Numerics: reassociated. What hides keys comes from integers or flags [batch, keys] in every export: 0 and 1, and a row
     that sees nothing is one of padding, whose answer means nothing. Where it may be anything (floats, flags for every
     query), each row keeps its answer, equal weights for a row that sees nothing among them; what the operator cannot
-    say so is left as it is written.
+    say so is left as it is written. A number that is added to scores is added still. One that is written over them
+    cannot be: -1e30 is added instead, which is the same from finfo.min to where no score comes near; -10000 or -1e9 is
+    taken only where norms, squashes and weights bound the scores (`onnxopt.graph.magnitude`).
 Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; ONNX operator Attention-23.
 """
 
@@ -35,6 +37,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import Dim, attribute, dims, integers, number, rank
+from onnxopt.graph.magnitude import magnitude
+from onnxopt.passes.words.scores import VANISHES, largest_score, out_of_reach
 from onnxopt.probe.sidegraph import MaskOrigin, origin_of_mask
 from onnxopt.rewrite import Builder, Match, Rule
 from onnxopt.rewrite.patterns import Const, Ops, Pat, Var
@@ -54,11 +58,6 @@ KEY_TURNS: dict[tuple[int, ...], tuple[int, ...] | None] = {
 }
 STEPS = (1, 2, 3)  # what may happen to the scores, from the product outwards; DeBERTa and Swin have two
 MASKED_BELOW = -1e4  # what is written over a masked score: -10000 (GPT-J of 2021), finfo.min or -inf
-# A row that is written over with one finite number has equal weights. Added to a score, -1e30 swallows it just so, and
-# is
-# above finfo.min, at which ONNX Runtime's kernel (1.31.1) gives zeros instead.
-FAR_BELOW = {np.dtype(np.float16): -6e4}
-FAR_BELOW_OTHERS = -1e30
 LARGEST_NEAR = 1e18  # times the largest int64, it is far from finfo.min; nobody hides keys by numbers in between
 ABOVE_LOWEST = 0.999  # of finfo.min, and no number that a row of it would be told apart from
 
@@ -141,26 +140,12 @@ class FuseAttention(Rule):
             _require_heads(match, q, keys, v)
         axis = attribute(match.named["softmax"], "axis")
         match.require(axis in (-1, (rank(q) or 0) - 1), f"the weights of axis {axis} sum to one, not of the keys", v)
-        mask = _require_masks(match, v)
-        scale = 1.0
-        for name, sign in (
-            ("scale_q", 1),
-            ("scale_k", 1),
-            ("scale", 1),
-            ("divide_q", -1),
-            ("divide_k", -1),
-            ("divide", -1),
-            ("scale_all", 1),
-            ("divide_all", -1),
-        ):
-            found = number(match.values.get(name))
-            match.require(
-                found is None or found > 0, f"the scores are scaled by {found}; Attention takes a positive scale"
-            )
-            scale *= found**sign if found is not None else 1.0
+        scale, softcap = _scale(match), _softcap(match)
+        largest = min(largest_score(q, keys, scale, turned=k is None), softcap or np.inf)
+        mask = _require_masks(match, v, largest)
         _require_sink(match, mask)
         match.note(mask)
-        match.note(Scores(scale, _softcap(match)))
+        match.note(Scores(scale * _outer(match), softcap))
 
     def rewrite(
         self, op: Builder, match: Match, q: ir.Value, k: ir.Value | None, v: ir.Value, turned: ir.Value | None
@@ -182,6 +167,24 @@ class FuseAttention(Rule):
         head = op.ints([1], "head")
         apart = [op.Unsqueeze(value, head) if value is not None else None for value in (q, key, v, mask)]
         return op.Squeeze(op.Attention(*apart, **given), head)
+
+
+def _scale(match: Match) -> float:
+    """Return the factor of the scores ahead of the masks; those behind them must be positive, too."""
+    scale = 1.0
+    for name in ("q", "k", "", "all"):
+        found = [number(match.values.get("_".join(filter(None, (kind, name))))) for kind in ("scale", "divide")]
+        for factor in found:
+            wrong = factor is not None and factor <= 0
+            match.require(not wrong, f"the scores are scaled by {factor}; Attention takes a positive scale")
+        if name != "all":
+            scale *= (found[0] or 1.0) / (found[1] or 1.0)
+    return scale
+
+
+def _outer(match: Match) -> float:
+    """Return the factor of what the masks made of the scores."""
+    return (number(match.values.get("scale_all")) or 1.0) / (number(match.values.get("divide_all")) or 1.0)
 
 
 def _require_sink(match: Match, mask: Mask) -> None:
@@ -260,8 +263,14 @@ def _steps(op: Ops, scores: Pat, step: int) -> Iterator[Pat]:
     yield op.Add(scores, Var(f"bias_{step}"))
 
 
-def _require_masks(match: Match, v: ir.Value) -> Mask:
-    """Masks hide keys for good, and broadcast to [batch, heads, queries, keys]; return what they are together."""
+def _require_masks(match: Match, v: ir.Value, largest: float) -> Mask:
+    """Masks hide keys for good, and broadcast to [batch, heads, queries, keys]; return what they are together.
+
+    Args:
+        match: the attention.
+        v: its values.
+        largest: a bound of the scores ahead of the masks.
+    """
     shape: tuple[Dim, ...] = ()
     parts: dict[str, ir.Value] = {}
     for step in STEPS:
@@ -283,9 +292,28 @@ def _require_masks(match: Match, v: ir.Value) -> Mask:
     match.require(not shape or shape[-1] != 1 or keys == 1, "the mask has one entry for all keys")
     match.require(None not in shape[-2:], "how many rows or keys the mask has is not known")
     origins = {name: origin_of_mask(part) for name, part in parts.items()}
-    if any(origin.free is not None for origin in origins.values()):
-        return _require_exact(match, origins, shape)
-    return _require_order(match, origins, shape)
+    exact = any(origin.free is not None for origin in origins.values())
+    mask = (_require_exact if exact else _require_order)(match, origins, shape)
+    added = sum(magnitude(part).entry for name, part in parts.items() if "bias" in name and not origins[name].far)
+    _require_reach(match, largest + 2 * added)
+    return mask
+
+
+def _require_reach(match: Match, largest: float) -> None:
+    """Refuse where a score may outweigh the number that is written over others, since the operator can only add.
+
+    Args:
+        match: the attention.
+        largest: a bound of the scores.
+    """
+    far = out_of_reach(_kind(match))
+    for step in STEPS:
+        over = match.values.get(f"zero_{step}") is None
+        for name in (f"fill_{step}", f"floor_{step}") if over else ():
+            below = number(match.values.get(name))
+            if below is not None and below > -far:
+                vanishes = _outer(match) * (-below - largest) > VANISHES
+                match.require(vanishes, f"masked scores become {below:g}, which others may come near")
 
 
 def _require_order(match: Match, origins: Mapping[str, MaskOrigin], shape: tuple[Dim, ...]) -> Mask:
@@ -301,7 +329,7 @@ def _require_order(match: Match, origins: Mapping[str, MaskOrigin], shape: tuple
         shape: of the mask.
     """
     kind, kept = _kind(match), False
-    far = FAR_BELOW.get(kind, FAR_BELOW_OTHERS)
+    far = -out_of_reach(kind)
     fills = {name: number(match.values[f"fill_{name[-1]}"]) or 0.0 for name in origins if not name.startswith("bias")}
     over = {name for name in fills if match.values.get(f"zero_{name[-1]}") is None}
     for name, fill in fills.items():
@@ -398,7 +426,7 @@ def _mask(op: Builder, match: Match) -> ir.Value | None:
             total = total if added else None  # what is written over holds the earlier steps inside
         if part is not None:
             total = op.Add(total, part) if total is not None else part
-    outer = (number(values.get("scale_all")) or 1.0) / (number(values.get("divide_all")) or 1.0)
+    outer = _outer(match)
     if total is not None and outer != 1.0:
         total = op.Mul(total, op.constant(np.array(outer, dtype=kind), "scale_all"))
     if total is not None and mask.lowest:
@@ -415,7 +443,7 @@ def _mask(op: Builder, match: Match) -> ir.Value | None:
 
 def _fill(written: float, kind: np.dtype[Any], *, added: bool) -> float:
     """What to add to a masked score; -inf stays, since a row of it has no weights at all."""
-    far = FAR_BELOW.get(kind, FAR_BELOW_OTHERS)
+    far = -out_of_reach(kind)
     return written if written == -np.inf or (added and written > far) else far
 
 

@@ -11,7 +11,8 @@ After::
 Meets: TorchScript and dynamo below opset 21; the normalization as InstanceNormalization or decomposed into ReduceMean,
     with γ and β of shape [channels, 1, 1] or [1, channels, 1, 1]. lower-group-norm takes it apart again, since runtimes
     expand the operator into a form that loses small deviations from a large mean.
-Numerics: reassociated. The runtime computes mean and variance in another order.
+Numerics: reassociated. The runtime computes mean and variance in another order, and divides before it subtracts: with
+    an ε below 1e-8 the parts stay, since large numbers without a difference would overflow.
 Source: Wu & He 2018, arXiv:1803.08494; ONNX operator GroupNormalization-21.
 """
 
@@ -30,7 +31,12 @@ from onnxopt.rewrite.patterns import Ops, Pat, Var
 from onnxopt.rewrite.registry import register
 from onnxopt.rewrite.vocabulary import constant, either, mean_last, scalar, square_root, squared
 from onnxopt.sizes.derive import same_dimension, same_shape
+from onnxopt.sizes.emptiness import shape_may_be_empty
 from onnxopt.spec import Reassociated
+
+# InstanceNormalization gives x / σ − mean / σ, and σ is at least √ε: equal numbers up to 3e34 stay in range, 1e30 among
+# them, where their difference from the mean is 0.
+LEAST_EPSILON = 1e-8
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class FuseGroupNorm(Rule):
     min_opset = 21
     numerics = Reassociated(rtol=2e-5, atol=5e-6)
     enables = ("lower-group-norm",)
+    taken_apart_again = True  # the runtime's own form squares numbers and is not a number from 1.8e19 on
 
     def patterns(self, op: Ops, x: Pat) -> Iterator[Pat]:
         """The normalization of [batch, groups, rest], in one operator or in its parts."""
@@ -77,6 +84,9 @@ class FuseGroupNorm(Rule):
             match.require(plain, "the groups have factors of their own")
         else:
             require_last_axis(match, grouped, "mean_axes", "variance_axes")
+            match.require(match.number("epsilon") >= LEAST_EPSILON, "equal large numbers would overflow")
+            some = not shape_may_be_empty(match.model, x)
+            match.require(some, "x may have no entries, at which InstanceNormalization ends the process", x)
         wanted = (channels, *[1] * (len(before) - 2))
         for name in ("gamma", "beta"):
             shape = dims(match.values[name]) or ()

@@ -9,15 +9,17 @@ After::
     attention_mask ─ Cast(bool) ─ Unsqueeze ─ Expand [batch, 1, queries, keys] ─ Attention
 
 Meets: every exporter and every year of transformers; the spelling is not looked at.
-Numerics: reassociated. On rows that may attend to something the weights of masked keys are zero either way: -10000
-    hides a key as -inf does wherever the scores of a row are less than 9,900 apart.
+Numerics: reassociated. On rows that may attend to something the weights of masked keys are zero either way, but behind
+    -10000, which a score of 12,000 outweighs. So the number by which keys are hidden is part of the canonical form
+    where there is one (Where(mask, 0, number), no less than -1e30), and the kernel adds it: a row without a key keeps
+    its answer as well, the weights of its scores or, far below, equal ones.
 Source: the subgraph that computes the mask is cut out and run on probe masks (right, left, no padding, holes, an empty
     row; several sizes) and must allow exactly the keys whose attention_mask is not 0. In a graph that was exported from
     a checkpoint a mask of integers or flags holds 0 and 1, as tokenizers write it and transformers asks for it, and a
     row that it leaves nothing is one of padding, whose answer means nothing; so it is in a decoder with a cache. Nobody
     has said either of floats, or of any mask of another file: such a mask must allow the same keys for a half, for 2
-    and for -1, as it does behind a Cast to bool, and hide the others by false, by -inf, or by one number, which is then
-    part of the canonical form (Where(mask, 0, number)). `(1 - mask)` times a number stays as it is written.
+    and for -1, as it does behind a Cast to bool, and hide the others by false, by -inf, or by one number. `(1 - mask)`
+    times a number stays as it is written.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ import onnx_ir as ir
 from onnxopt.graph import ancestors, dims, has_few_ancestors, known_dims, rank
 from onnxopt.graph.cache import TOTAL
 from onnxopt.passes.words.masks import padding_mask
-from onnxopt.probe.sidegraph import LARGEST, MaskMeaning, meaning_of_mask
+from onnxopt.passes.words.scores import hides_for_good, kind_of, out_of_reach
+from onnxopt.probe.sidegraph import LARGEST, MaskMeaning, is_contract, meaning_of_mask
 from onnxopt.rewrite import Builder, Match, Refusal, Rule
 from onnxopt.rewrite.patterns import Miss, Ops, Pat, State, Var
 from onnxopt.rewrite.patterns import match as match_pattern
@@ -89,7 +92,11 @@ class FusePaddingMask(Rule):
         match.require(not meaning.window, f"the mask is a window of {meaning.window} keys", mask)
         match.require(not meaning.slopes, "keys get a bias by their place", mask)
         match.require((known_dims(meaning.source) or ())[1:] != (TOTAL,), "the mask covers a cache", mask)
-        match.note(Padding(meaning.source, meaning.fill))
+        if is_contract(meaning.source) and meaning.fill is None:
+            far = hides_for_good(match.root, meaning.distance)
+            match.require(far, "hidden keys get several numbers, and a score may outweigh them", mask)
+        fill = None if meaning.fill is None else max(meaning.fill, -out_of_reach(kind_of(match.root)))
+        match.note(Padding(meaning.source, fill))
 
     def rewrite(self, op: Builder, match: Match, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
         """Write [batch, 1, queries, keys] booleans."""
@@ -103,7 +110,7 @@ class FusePaddingMask(Rule):
         shape = op.Concat(batch, op.ints([1], "one"), queries, keys, axis=0)
         mask = op.Expand(op.Unsqueeze(booleans, op.ints([1, 2], "axes")), shape)
         if padding.fill is not None:
-            kind = q.dtype.numpy() if q.dtype is not None else np.dtype(np.float32)
+            kind = kind_of(match.root)
             zero = op.constant(np.zeros((), kind), "zero")
             fill = op.constant(np.array(padding.fill, kind), "fill")
             mask = op.Where(mask, zero, fill)

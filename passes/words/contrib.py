@@ -191,7 +191,8 @@ def attend(
     if bias is not None:
         product = op.Add(product, bias)
     if scores.causal:
-        product = op.Add(product, _hidden(op, q, _causal(op, q, k), scores.fill, "causal"))
+        below = LOWEST if scores.fill > FAR_BELOW else scores.fill  # the kernel hides what comes later for good
+        product = op.Add(product, _hidden(op, q, _causal(op, q, k), below, "causal"))
     if allowed is not None:
         product = op.Add(product, _hidden(op, q, allowed, scores.fill, "padding"))
     merged = op.Transpose(op.MatMul(op.Softmax(product, axis=-1), values), perm=[0, 2, 1, 3])
@@ -214,17 +215,23 @@ def _attention(
         full = [length_of(op, q, 0, "batch"), one, length_of(op, q, 1, "queries"), length_of(op, k, 1, "keys")]
         if allowed is not None:
             allowed = op.Expand(allowed, op.Concat(*full, axis=0))  # runtimes want a row for every query
-        if allowed is not None and causal:
+        near = scores.fill > FAR_BELOW  # a score may outweigh it, so it is added, as the kernel does
+        if allowed is not None and causal and not near:
             allowed, causal = op.And(allowed, _causal(op, q, k)), False
-        if bias is None and allowed is not None and origin_of_mask(allowed).free is not None:
-            # a row that sees nothing has an answer by what the kernel adds; Attention takes finfo.min for -inf
-            mask = _hidden(op, q, allowed, max(scores.fill, FAR_BELOW), "padding")
-        elif bias is None:
-            mask = allowed
-        elif allowed is None:
+        if allowed is None:
             mask = bias
-        else:
+        elif near:
+            mask = _hidden(op, q, allowed, scores.fill, "padding")
+            mask = op.Add(mask, bias) if bias is not None else mask
+            if causal:
+                mask, causal = op.Where(_causal(op, q, k), mask, number_like(op, q, LOWEST, "later")), False
+        elif bias is not None:
             mask = op.Where(allowed, bias, number_like(op, q, scores.fill, "fill"))
+        elif origin_of_mask(allowed).free is not None:
+            # a row that sees nothing has an answer by what the kernel adds; Attention takes finfo.min for -inf
+            mask = _hidden(op, q, allowed, FAR_BELOW, "padding")
+        else:
+            mask = allowed
     return op.Attention(
         q,
         k,

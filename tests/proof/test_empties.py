@@ -29,6 +29,13 @@ def saved(text: str, folder: Path) -> Path:
     return folder / "model.onnx"
 
 
+def saved_with(text: str, folder: Path, **weights: np.ndarray[Any, Any]) -> Path:
+    model = onnx.parser.parse_model(HEADER + text)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in weights.items())
+    onnx.save(model, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
 def test_an_empty_axis_that_is_answered_as_before_is_promised(tmp_path: Path) -> None:
     artifact = onnxopt.optimize(saved(PLAIN, tmp_path), out=tmp_path / "out", measure=False)
     assert json.loads((artifact.path / "io.json").read_text())["sizes"]["rows"]["least"] == 0
@@ -92,6 +99,18 @@ def test_kernels_that_end_the_process_are_not_asked(op: str, gates: int, tmp_pat
     onnx.save(model, tmp_path / "model.onnx")
     artifact = onnxopt.optimize(tmp_path / "model.onnx", out=tmp_path / "out", measure=False)
     assert artifact.manifest.proved["rows"].least == 1
+
+
+@pytest.mark.parametrize("before", ["a = Relu(x)", "t = Transpose<perm = [0, 1, 2]>(x) a = Abs(t)"])
+def test_an_instance_normalization_is_asked_of_no_rows_and_not_of_no_places(before: str, tmp_path: Path) -> None:
+    """Its kernel ends the process where nothing lies behind the channels; no rows it answers."""
+    text = f"g (float[rows,3,cells] x) => (float[rows,3,cells] y) {{ {before} y = InstanceNormalization(a, one, one) }}"
+    artifact = onnxopt.optimize(
+        saved_with(text, tmp_path, one=np.ones(3, np.float32)), out=tmp_path / "out", measure=False
+    )
+    assert [artifact.manifest.proved[axis].least for axis in ("rows", "cells")] == [0, 1]
+    with pytest.raises(InputError, match="no entries along its axis 'cells'; the artifact answers from 1 on"):
+        Session(artifact.path).run({"x": np.zeros((2, 3, 0), np.float32)})
 
 
 def test_an_empty_axis_is_tried_beside_other_sizes_too(tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto
 
-from tests.property import pieces_layers, pieces_shapes, pieces_sizes
+from tests.property import pieces_layers, pieces_networks, pieces_shapes, pieces_sizes
 from tests.property.pieces import PIECES, Piece
 from tests.property.sketch import BOOL, FLOAT, INT64, Dim, Sketch, Value
 
 # pieces register themselves when their module is imported
-assert pieces_layers and pieces_shapes and pieces_sizes
+assert pieces_layers and pieces_networks and pieces_shapes and pieces_sizes
 
 AXES = (
     ("batch", "sequence"),
@@ -150,7 +150,7 @@ def _draw_second(g: Sketch, dims: tuple[Dim, ...]) -> None:
 
 
 def _outputs(g: Sketch) -> list[Value]:
-    """Choose what is given out: the newest, and one or two others; weights and inputs now and then, too."""
+    """Choose what is given out: the newest, and one or two others; a weight now and then, too."""
     made = [value for value in g.pool if value not in g.inputs]
     if not made:
         last = g.pool[-1]
@@ -159,8 +159,8 @@ def _outputs(g: Sketch) -> list[Value]:
     for value in g.rng.sample(made, min(len(made), g.rng.choice((0, 1, 1, 2)))):
         if value not in chosen:
             chosen.append(value)
-    if g.chance(0.02) and g.initializers:
-        name = g.rng.choice(list(g.initializers))
-        array = g.initializers[name]
+    if g.chance(0.06) and g.constants:
+        name = g.rng.choice(list(g.constants))
+        array = g.constants[name]
         chosen.append(Value(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape))
     return chosen

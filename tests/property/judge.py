@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -33,6 +33,7 @@ SHAKE = 2.0**-20  # of a value: eight roundings of float32
 LARGEST_SHAKEN = 1e4  # what is larger is a mask's, not an activation's
 RTOL, ATOL = 1e-4, 3e-5  # of an entry, of the largest entry
 WIDENING = 32  # times what the graph's own answers move
+LARGE = (1e3, 1e8, 1e15)  # times the inputs; products of two are still in range then
 FLIPPED = 0.01  # entries that may step elsewhere in a tensor in which some step under a shake
 
 Answers = list[Array]
@@ -76,6 +77,8 @@ class Verdict:
         """Tell by what kind of sizes and values a graph is wrong: who mends one kind does not mend the others."""
         if "is declared" in self.reason:
             return "declared size"
+        if "leaves the range" in self.reason:
+            return "range"
         where = ""
         if self.case is not None and 0 in self.case.sizes.values():
             where = ", an axis is empty"
@@ -270,9 +273,35 @@ def compared(
             told = ", ".join(f"{axis}={size}" for axis, size in one.sizes.items())
             reason = f"{said} at {told}{' (odd mask)' if one.odd else ''}"
             return Verdict(WRONG, reason, case=one, compared=verdict.compared)
+        said = leaves_range(sessions, made, [value.name for value in model.graph.output], one)
+        if said is not None:
+            return Verdict(WRONG, said, case=one, compared=verdict.compared)
         if verdict.compared >= most:
             break
     return verdict
+
+
+def leaves_range(sessions: tuple[Any, Any], made: tuple[Any, Any], names: Sequence[str], case: Case) -> str | None:
+    """Return which output is no number on large inputs where it was one; None where each stays in range."""
+    for factor in LARGE:
+        feeds = enlarged(case.feeds, factor)
+        expected, found = answers_of(sessions[0], feeds), answers_of(made[0], feeds)
+        if expected is None or found is None:
+            continue
+        for name, old, new in zip(names, expected, found, strict=True):
+            if old.dtype.kind == "f" and old.shape == new.shape and bool((np.isfinite(old) & ~np.isfinite(new)).any()):
+                return f"{name} leaves the range of numbers at inputs {factor:g} times as large"
+    return None
+
+
+def enlarged(feeds: Mapping[str, Array], factor: float) -> Feeds:
+    """Make all floats so many times as large, but for masks."""
+    return {
+        name: (array * array.dtype.type(factor)).astype(array.dtype)
+        if np.issubdtype(array.dtype, np.floating) and "mask" not in name
+        else array
+        for name, array in feeds.items()
+    }
 
 
 def _signature_kept(before: Any, after: Any) -> str | None:

@@ -56,6 +56,7 @@ class Sketch:
         nodes: in order.
         inputs: of the graph.
         initializers: by name.
+        constants: all constants by name, those of Constant nodes among them.
         pool: what pieces may build on, the oldest first.
         square: some value has as many entries as an axis squared; sizes are kept small.
         pieces: names of the pieces that were used, in order.
@@ -66,6 +67,7 @@ class Sketch:
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     inputs: list[Value] = field(default_factory=list)
     initializers: dict[str, Array] = field(default_factory=dict)
+    constants: dict[str, Array] = field(default_factory=dict)
     pool: list[Value] = field(default_factory=list)
     square: bool = False
     pieces: list[str] = field(default_factory=list)
@@ -144,6 +146,7 @@ class Sketch:
         """Add a constant, as an initializer or as a node, and return its name."""
         array = np.asarray(value, dtype)
         name = self.name(hint)
+        self.constants[name] = array
         if self.chance(0.75):
             self.initializers[name] = array
         else:

@@ -26,6 +26,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import attribute, constant, dims, integers, number
 from onnxopt.passes.fuse.padding_mask import padding_bias
+from onnxopt.passes.words.contrib import FAR_BELOW
 from onnxopt.passes.words.masks import LOWEST, padding_mask, raw_mask
 from onnxopt.probe.sidegraph import is_contract
 from onnxopt.rewrite import Builder, Match, Rule
@@ -115,7 +116,7 @@ def filter_value(match: Match, keys: ir.Value | None) -> float | None:
     """
     fill = number(match.values.get("fill"))
     if keys is None or fill is not None:
-        return fill
+        return LOWEST if fill is not None and fill <= FAR_BELOW else fill
     match.require(is_contract(keys), "a row that sees nothing gets zeros, and equal weights from the kernel", keys)
     return LOWEST
 

@@ -44,9 +44,17 @@ from onnxopt.graph.cache import (
 )
 from onnxopt.passes.lower.contrib.packing import Lengths, Packing
 from onnxopt.passes.words.layout import HEADS_FIRST, takes_last
+from onnxopt.passes.words.scores import hides_for_good
 from onnxopt.probe.crossing import telling_lengths_of_tables
 from onnxopt.probe.program import ProbeError
-from onnxopt.probe.sidegraph import MASKED_BELOW, MaskMeaning, SideGraph, counts_positions, meaning_of_mask
+from onnxopt.probe.sidegraph import (
+    MASKED_BELOW,
+    MaskMeaning,
+    SideGraph,
+    counts_positions,
+    distance_of,
+    meaning_of_mask,
+)
 from onnxopt.rewrite import Builder, Pass
 from onnxopt.rewrite.registry import register
 from onnxopt.spec import Reassociated
@@ -182,6 +190,8 @@ def _block(model: ir.Model, node: ir.Node, mask: ir.Value) -> _Block | str:
         return meaning
     if not meaning.causal or meaning.source is not mask:
         return "the mask is not causal"
+    if not hides_for_good(node, meaning.distance):
+        return f"hidden keys get {-meaning.distance:g}, which scores may come near"
     if meaning.slopes and len(meaning.slopes) not in (1, (dims(query) or ())[1]):
         return f"the mask has {len(meaning.slopes)} heads"
     turns = [one.producer() for one in (query, key)]
@@ -245,6 +255,8 @@ def _plain_bias(model: ir.Model, node: ir.Node) -> ir.Value | str | None:
                 return "the mask is not causal"
         elif np.any(full[~allowed] > MASKED_BELOW) or np.any(full[allowed] <= MASKED_BELOW):
             return "the mask is not causal"
+        elif not hides_for_good(node, distance_of(full, allowed)):
+            return "what comes later gets a number that scores may come near"
         else:
             adds |= bool(np.any(full[allowed] != 0))
     if not adds:

@@ -25,9 +25,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.graph import CONTRIB, attribute, dims, integers, is_constant, is_op, rank, remove_dead
+from onnxopt.graph import CONTRIB, attribute, dims, integers, is_constant, is_op, number, rank, remove_dead
 from onnxopt.passes.fuse.padding_mask import padding_bias
 from onnxopt.passes.words.masks import padding_mask
+from onnxopt.passes.words.scores import hides_for_good
+from onnxopt.probe.sidegraph import is_contract
 from onnxopt.rewrite import Builder, Pass
 from onnxopt.rewrite.patterns import Miss, Ops, State, Var
 from onnxopt.rewrite.patterns import match as match_pattern
@@ -81,6 +83,9 @@ class RemovePadding(Pass):
         mask = masks.pop()
         if mask is None or len(dims(mask) or ()) != 2:
             return 0
+        if not is_contract(mask):
+            self.refuse(f"{mask.name} may leave a row nothing to see, which has an answer all the same", mask)
+            return 0
         members = _token_wise(model, {item.node: item for item in attentions}, dims(mask) or ())
         if not all(item.node in members for item in attentions):
             return 0
@@ -120,10 +125,11 @@ def _self_attention(node: ir.Node) -> _SelfAttention | None:
 
 
 def _mask_source(node: ir.Node) -> ir.Value | None:
-    """Return the [batch, keys] mask behind an attention, when it is canonical."""
+    """Return the [batch, keys] mask behind an attention, when it is canonical and hides keys whatever their scores."""
     for canonical in (padding_mask, padding_bias):
         for state in match_pattern(canonical(Ops(), Var("source")), node.inputs[3], State(), Miss()):
-            return state.values["source"]
+            fill = number(state.values.get("fill"))
+            return state.values["source"] if fill is None or hides_for_good(node, -fill) else None
     return None
 
 

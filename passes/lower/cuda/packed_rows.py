@@ -28,6 +28,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import CONTRIB, STANDARD_DOMAINS, attribute, dims, is_constant, is_op, opset, rank, remove_dead
 from onnxopt.graph.cache import PADDING_KEY
+from onnxopt.passes.words.contrib import FAR_BELOW, MASK_FILTER
 from onnxopt.probe.sidegraph import is_contract
 from onnxopt.rewrite import AS_IS, Builder, Pass
 from onnxopt.rewrite.registry import register
@@ -94,6 +95,8 @@ def _part(model: ir.Model) -> _Part | str | None:
         return "the attentions have different masks, or one that is no input"
     if not is_contract(mask):
         return f"{mask.name} may leave a row nothing to see"
+    if any((attribute(node, "mask_filter_value") or MASK_FILTER) > FAR_BELOW for node in attentions):
+        return "masked scores get a number that others may come near"
     others = [node for node in model.graph if "Attention" in node.op_type and node not in attentions]
     if others:
         return f"{others[0].name} has no such mask"

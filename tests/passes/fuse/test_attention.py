@@ -5,6 +5,8 @@ from onnxopt.probe.runners import GraphRunner
 from tests.support.rules import Constant, Outcome, names_read, run_passes
 
 HEADS = "float[batch,2,sequence,4]"
+SQUASHED = f"{HEADS} q0, {HEADS} k0, {HEADS} v"  # behind Tanh no score is larger than 4
+SQUASH = "q = Tanh(q0) k = Tanh(k0)"
 TURN = "kt = Transpose<perm=[0,1,3,2]>(k)"
 SCORES = {
     "no scale": (f"{TURN} s = MatMul(q, kt)", 1.0),
@@ -90,8 +92,8 @@ FILLS = (-1e4, LOWEST, -np.inf)
 def test_takes_scores_that_are_written_over(spelling: str, fill: float, bias: str) -> None:
     mask = "keep = Unsqueeze(flags, middle) hide = Not(keep)"
     text = f"""
-    g ({HEADS} q, {HEADS} k, {HEADS} v, bool[batch,sequence] flags, int64[sequence,sequence] places) => (float y) {{
-      {SCORES["scale on q"][0]} {bias} {mask} f = {spelling} w = Softmax<axis=-1>(f) y = MatMul(w, v)
+    g ({SQUASHED}, bool[batch,sequence] flags, int64[sequence,sequence] places) => (float y) {{
+      {SQUASH} {SCORES["scale on q"][0]} {bias} {mask} f = {spelling} w = Softmax<axis=-1>(f) y = MatMul(w, v)
     }}"""
     weights: dict[str, Constant] = {"half": WEIGHTS["half"], "fill": np.array(fill, np.float32)}
     weights["middle"] = np.array([1, 2])
@@ -106,6 +108,47 @@ def test_takes_scores_that_are_written_over(spelling: str, fill: float, bias: st
     assert outcome.worst_error_at(4, 3) < 1e-5
 
 
+NEAR = {
+    "written over": "f = Where(mask, s, fill)",
+    "written over the other way": "n = Not(mask) f = Where(n, fill, s)",
+    "cut off": "c = Where(mask, none, lowest) a = Add(s, c) f = Max(a, fill)",
+}
+MAKES = {  # what makes queries and keys, and the largest score that it makes
+    "nothing": ("Identity", None),
+    "a norm": ("LayerNormalization", 4.0),
+    "a squash": ("Tanh", 4.0),
+    "an activation": ("HardSwish", None),
+}
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e7])
+@pytest.mark.parametrize("fill", [-1e4, -1e6, -1e9, LOWEST])
+@pytest.mark.parametrize(("masked", "make"), [(m, k) for m in NEAR for k in MAKES])
+def test_a_near_number_hides_keys_only_where_no_score_comes_near(
+    masked: str, make: str, fill: float, size: float
+) -> None:
+    """A score of 12,000 is seen where -10000 was meant to hide it."""
+    op, largest = MAKES[make]
+    squash = " ".join(f"{one} = {op}({one}0{', gamma' if op.startswith('Layer') else ''})" for one in "qk")
+    text = f"""
+    g ({SQUASHED}, bool[1,1,sequence,sequence] mask) => (float y) {{
+      {squash} {SCORES["no scale"][0]} {NEAR[masked]} w = Softmax<axis=-1>(f) y = MatMul(w, v)
+    }}"""
+    numbers = {"none": 0.0, "lowest": LOWEST, "fill": fill}
+    weights: dict[str, Constant] = {n: np.array(x, np.float32) for n, x in numbers.items() if f"{n}" in text}
+    if op.startswith("Layer"):
+        weights["gamma"] = np.full(4, 4.0 if size > 1 else 1.0, np.float32)  # a score of 64
+    mask = [np.tril(np.ones((1, 1, length, length), bool)) for length in (7, 11, 13, 131)]
+    outcome = run_passes(text, "fuse-attention", weights=weights, feeds={"mask": mask})
+    exact = "cut" in masked  # a row that sees nothing would be cut off
+    assert outcome.entry.applied == int((fill == LOWEST or largest is not None) and not exact)
+    generator = np.random.default_rng(1)
+    given = {name: (generator.standard_normal((2, 2, 6, 4)) * size).astype(np.float32) for name in ("q0", "k0")}
+    feeds = outcome.feeds_at(2, 6, mask=mask[1][:, :, :6, :6], **given)
+    before, after = (GraphRunner(model).run(feeds)[0]["y"] for model in (outcome.original, outcome.model))
+    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
+
+
 FLOAT_MASK, FLAGS = "float[batch,1,sequence,sequence] mask", "bool[batch,1,sequence,sequence] mask"
 FREE = {
     "a bias of any numbers": (FLOAT_MASK, "f = Add(s, mask)", PLAIN),
@@ -118,7 +161,7 @@ FREE = {
 
 
 def free(kind: str, masked: str, tail: str, fill: float) -> Outcome:
-    text = f"g ({HEADS} q, {HEADS} k, {HEADS} v, {kind}) => (float y) {{ {SCORES['no scale'][0]} {masked} {tail} }}"
+    text = f"g ({SQUASHED}, {kind}) => (float y) {{ {SQUASH} {SCORES['no scale'][0]} {masked} {tail} }}"
     text = text.replace("Softmax<axis=-1>(m)", "Softmax<axis=-1>(f)").replace("Softmax<axis=3>(m)", "Softmax(f)")
     numbers = {"one": 1.0, "none": 0.0, "zero": 0.0, "fill": fill, "other": -2e9}
     weights = {name: np.array(number, np.float32) for name, number in numbers.items() if f"{name}" in text}
@@ -463,8 +506,8 @@ def test_rows_that_padding_and_order_leave_nothing_keep_their_answer(
 ) -> None:
     """Of a text padded on the left the first queries see keys of padding alone, and later ones that order hides."""
     text = f"""
-    g ({HEADS} q, {HEADS} k, {HEADS} v, int64[batch,sequence] mask) => (float y) {{
-      {ORDER} {SCORES["no scale"][0]} {steps} p = Softmax<axis=-1>(f) y = MatMul(p, v)
+    g ({SQUASHED}, int64[batch,sequence] mask) => (float y) {{
+      {SQUASH} {ORDER} {SCORES["no scale"][0]} {steps} p = Softmax<axis=-1>(f) y = MatMul(p, v)
     }}"""
     numbers = {"one": 1.0, "fill": fill, "padding": padding}
     weights = {name: np.array(number, np.float32) for name, number in numbers.items()}

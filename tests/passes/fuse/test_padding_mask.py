@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from onnxopt.probe.runners import GraphRunner
 from onnxopt.spec import Array
 from tests.support.rules import Outcome, run_passes
 
@@ -100,12 +101,32 @@ def test_recognises_a_padding_mask_however_it_is_spelled(mask: str, kind: str) -
     outcome = run(attention(mask, f"{kind}[batch,sequence]"), "fuse-padding-mask", "fuse-padding-mask", "remove-unused")
     assert outcome.rolled_back == []
     assert [entry.applied for entry in outcome.entries[:2]] == [1, 0]
-    assert outcome.ops == ["Cast", "Shape", "Shape", "Concat", "Unsqueeze", "Expand", "Attention"]
+    # to floats the operator gives zeros where a row has no key, before and after
+    added = ["Where"] if kind != "float" and ("ten_thousand" in mask or "lowest" in mask) else []
+    assert outcome.ops == ["Cast", "Shape", "Shape", "Concat", "Unsqueeze", "Expand", *added, "Attention"]
     assert outcome.attributes("Attention") == {"scale": 0.5}
     assert outcome.entries[1].refused[0].reason == "the mask is canonical"
     assert outcome.worst_error() < 2e-6
     for batch, sequence in ((1, 1), (2, 70)):
         assert outcome.worst_error_at(batch, sequence) < 2e-6
+
+
+@pytest.mark.parametrize("size", [1.0, 300.0, 1e6])
+@pytest.mark.parametrize("far", [-1e4, -1e9, float(np.finfo(np.float32).min)])
+@pytest.mark.parametrize("make", ["Identity", "Tanh"])
+def test_hidden_keys_weigh_what_they_weighed_at_scores_of_any_size(make: str, far: float, size: float) -> None:
+    """The number is added as it was, but for finfo.min, with which the operator gives zeros where a row has no key."""
+    text = attention(f"{FLOATS} i = Sub(float_one, u) a = Mul(i, far) mask = Expand(a, shape)")
+    text = text.replace("4] q,", "4] raw,").replace("y = Attention", f"q = {make}(raw) y = Attention")
+    weights = {name: array for name, array in {**WEIGHTS, "far": np.array(far, np.float32)}.items() if name in text}
+    outcome = run_passes(text, "fuse-padding-mask", "remove-unused", weights=weights)
+    assert (outcome.entries[0].applied, outcome.rolled_back) == (1, [])
+    assert outcome.constant("Where", 2) == pytest.approx(max(far, -1e30))
+    raw = (np.random.default_rng(2).standard_normal((3, 2, 9, 4)) * size).astype(np.float32)
+    mask = np.tril(np.ones((9, 9), np.int64))[[3, 5, 8]]
+    feeds = outcome.feeds_at(3, 9, raw=raw, key_mask=mask)
+    before, after = (GraphRunner(model).run(feeds)[0]["y"] for model in (outcome.original, outcome.model))
+    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5 * size)
 
 
 @pytest.mark.parametrize("mask", FOR_FLOATS.values(), ids=FOR_FLOATS.keys())
@@ -178,8 +199,7 @@ def test_two_layers_with_one_mask_both_get_the_canonical_one() -> None:
     )
     outcome = run(text, "fuse-padding-mask", "merge-initializers", "merge-equal-nodes", "remove-unused")
     assert outcome.entries[0].applied == 2
-    assert outcome.ops.count("Expand") == 1
-    assert "Where" not in outcome.ops
+    assert (outcome.ops.count("Expand"), outcome.ops.count("Where")) == (1, 1)
     assert outcome.worst_error() < 4e-6
 
 

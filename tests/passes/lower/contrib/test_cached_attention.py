@@ -387,6 +387,17 @@ def test_all_layers_stay_where_one_cannot_be_lowered(name: str, decoder: Decoder
     assert [reason.startswith(REASONS[name]) for reason in found.reasons] == [True] * (name in REASONS)
 
 
+@pytest.mark.parametrize(("wider", "lowered"), [(1.0, True), (300.0, False)])
+def test_a_near_number_hides_keys_for_good_where_no_score_comes_near(wider: float, *, lowered: bool) -> None:
+    """Words are looked up, so what a query can be follows from the weights."""
+    plain = replace(PLAIN, layers=1, mask=ADDED)
+    near = {"lowest": np.array(-1e4, np.float32), "q0w": plain.constants()["q0w"] * np.float32(wider)}
+    found = run(replace(plain, weights=near))
+    assert (found.applied[0], found.rolled_back) == (int(lowered), [])
+    assert found.packed is lowered
+    assert lowered or found.reasons[0].startswith("hidden keys get -10000, which scores may come near")
+
+
 def test_positions_that_count_padding_cannot_be_packed() -> None:
     """Places in the row, as GPT-2 counts them when nobody gives positions."""
     places = "start = Unsqueeze(seen, row) positions = Expand(start, both)"

@@ -189,3 +189,11 @@ def test_a_quantization_that_looks_at_all_tokens_keeps_the_padding() -> None:
     used = {name: array for name, array in weights.items() if name in text and name != "w"}
     outcome = run_passes(text, "remove-padding", weights=used, feeds={"ids": ids(), "mask": masks("holes")})
     assert outcome.entry.applied == 0
+
+
+def test_rows_without_a_key_keep_their_answer_where_nobody_calls_them_padding() -> None:
+    text, given = layer(), {"ids": ids(), "mask": masks("holes")}
+    for free, applied in (([], 1), (["mask"], 0)):
+        outcome = run_passes(text, "remove-padding", weights=WEIGHTS, feeds=given, prove=False, free=free)
+        assert outcome.entry.applied == applied
+    assert outcome.reasons == ["mask may leave a row nothing to see, which has an answer all the same"]
