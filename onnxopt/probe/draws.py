@@ -19,6 +19,7 @@ from onnx_ir.passes.common import TopologicalSortPass
 from onnxopt.errors import InputError, word
 from onnxopt.graph import attribute, constant, constant_value, is_op
 from onnxopt.graph.exchange import dtype_name
+from onnxopt.probe.apart.session import BoundError
 from onnxopt.probe.program import ProbeError
 from onnxopt.probe.runners import ShapeRunner
 from onnxopt.spec import Array, Feeds, TensorSpec
@@ -104,14 +105,17 @@ class Draws:
         try:
             shapes, _ = runner.run(feeds)
         except ProbeError as error:
-            raise InputError(f"cannot be run up to {word(source)!r}, which random numbers follow: {error}") from error
+            tried = f"cannot be run up to {word(source)!r}, which random numbers follow"
+            if isinstance(error.__cause__, BoundError):
+                raise error.__cause__.told("", tried) from error
+            raise InputError(f"{tried}: {error}") from error
         return next(iter(shapes.values()))
 
     @cached_property
     def _runners(self) -> dict[str, ShapeRunner]:
         values = {value.name: value for node in self.model.graph for value in node.outputs}
         sources = {draw.reads[0] for draw in self.draws if draw.reads} & set(values)
-        return {source: ShapeRunner(self.model, [values[source]]) for source in sources if source}
+        return {source: ShapeRunner(self.model, [values[source]], apart=True) for source in sources if source}
 
 
 def draws_at(node: ir.Node) -> bool:
