@@ -213,7 +213,7 @@ class Worker:
                 given_up, self.unused[:] = list(self.unused), []
                 write_frame(self._asked, {**message, "unused": given_up}, buffers)
                 return self._answer(seconds)
-            except (EOFError, OSError) as error:
+            except (EOFError, OSError, ValueError) as error:  # the last: another thread's graph has ended it
                 raise BoundError(f"running it ends its process ({self._end_word()})") from error
             except BaseException:  # too late, or an interrupt in the middle of a frame
                 self.end()
