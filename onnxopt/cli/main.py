@@ -15,11 +15,14 @@ from typing import Annotated, NoReturn
 import typer
 
 from onnxopt.cli.shared import app, err_console, out_console
+from onnxopt.cli.watcher import ChildDiedError, go_on_in_child
 from onnxopt.errors import InputError, OnnxoptError
 
 COMMANDS = ("optimize", "graphs", "bench", "text", "serving", "compress", "quantize")  # in the order of the help page
 for _name in COMMANDS:
     importlib.import_module(f"onnxopt.cli.{_name}")
+
+MEASURED = {"serve"}  # by those who look at its process: it stays the one that was started
 
 # typer carries its own copy of click, whose base class of usage errors it does not name
 UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -45,7 +48,27 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; every failure a user can cause is one line on standard error."""
+    """Run the command line and return its exit code; every failure a user can cause is one line on standard error.
+
+    Args:
+        arguments: what a program gives; without it the command line of this process, whose work is done in a child.
+    """
+    try:
+        code = go_on_in_child() if arguments is None and not MEASURED & set(sys.argv[1:2]) else None
+    except ChildDiedError as error:
+        return _fail_of(error)
+    return _work(arguments) if code is None else code
+
+
+def _fail_of(error: ChildDiedError) -> int:
+    """Say what ended the work, and return the exit code."""
+    asked = {signal.SIGINT: INTERRUPTED_EXIT_CODE, signal.SIGTERM: TERMINATED_EXIT_CODE}
+    if error.signal in asked:  # before the command was there to say so itself
+        return _fail("ended; nothing was written", asked[signal.Signals(error.signal)])
+    return _fail(f"{error}; what is given cannot be read or run on this machine", InputError.exit_code)
+
+
+def _work(arguments: Sequence[str] | None) -> int:
     command = typer.main.get_command(app)
     given = list(sys.argv[1:] if arguments is None else arguments)
     started = time.perf_counter()
@@ -83,6 +106,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
         return
 
     def end(*_: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what takes back is not to be ended itself
         raise Terminated
 
     before = signal.signal(signal.SIGTERM, end)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 _NAME = re.compile(r"onnxopt-(\d+)-(\d+)-.*")  # the process, when it began, and what makes the name its own
 
+_ENDED = ("Z", "X")  # states of a process that has ended and that nobody has asked about
+
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
@@ -41,7 +43,7 @@ def _is_over(process: int, began: int) -> bool:
 
 
 def _began(process: int) -> int | None:
-    """Return when a process began, in ticks since the machine did; None where there is no such process.
+    """Return when a process began, in ticks since the machine did; None where there is no such process any more.
 
     A number that was given to another process meanwhile has another beginning: proc(5), field 22 of `stat`.
     """
@@ -49,4 +51,5 @@ def _began(process: int) -> int | None:
         content = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
         return None
-    return int(content.rpartition(")")[2].split()[19])
+    state, *fields = content.rpartition(")")[2].split()
+    return None if state in _ENDED else int(fields[18])
