@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Annotated, NoReturn
 
 import typer
@@ -17,12 +17,13 @@ import typer
 from onnxopt.cli.shared import app, err_console, out_console
 from onnxopt.cli.watcher import ChildDiedError, go_on_in_child
 from onnxopt.errors import InputError, OnnxoptError
+from onnxopt.host.watch import limited_runs
 
 COMMANDS = ("optimize", "graphs", "bench", "text", "serving", "compress", "quantize")  # in the order of the help page
 for _name in COMMANDS:
     importlib.import_module(f"onnxopt.cli.{_name}")
 
-MEASURED = {"serve"}  # by those who look at its process: it stays the one that was started
+OWN = {"serve"}  # its process is looked at, so it stays the one that was started; requests have their own time
 
 # typer carries its own copy of click, whose base class of usage errors it does not name
 UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what a program gives; without it the command line of this process, whose work is done in a child.
     """
     try:
-        code = go_on_in_child() if arguments is None and not MEASURED & set(sys.argv[1:2]) else None
+        code = go_on_in_child() if arguments is None and not OWN & set(sys.argv[1:2]) else None
     except ChildDiedError as error:
         return _fail_of(error)
     return _work(arguments) if code is None else code
@@ -73,7 +74,7 @@ def _work(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     started = time.perf_counter()
     try:
-        with _terminated_as_interrupted():
+        with _terminated_as_interrupted(), limited_runs() if not OWN & set(given[:1]) else nullcontext():
             code = command.main(args=given, prog_name="onnxopt", standalone_mode=False)
     except OnnxoptError as error:
         return _fail(str(error), error.exit_code)

@@ -64,6 +64,26 @@ class _Watch:
 
 
 _watch = _Watch()
+_limits: list[object] = []  # one for each block of `limited_runs` that has been entered
+
+
+@contextlib.contextmanager
+def limited_runs() -> Iterator[None]:
+    """While the block runs, sessions of artifacts end what takes too long, in all threads.
+
+    The command line does so, which is given models of strangers; a program knows what it opens, and how long it waits.
+    """
+    mark = object()
+    _limits.append(mark)
+    try:
+        yield
+    finally:
+        _limits.remove(mark)
+
+
+def are_limited() -> bool:
+    """Return whether sessions of artifacts are to end what takes too long."""
+    return bool(_limits)
 
 
 @contextlib.contextmanager
