@@ -13,16 +13,19 @@ import os
 import signal
 import sys
 
+from onnxopt.host.doing import on_board, put_up_board
+
 _ASKED_TO_END = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG, prctl(2)
 _FROM_TERMINAL = 0x80  # SI_KERNEL, sigaction(2): the terminal sends it to all processes of the command
 _WORDS = {
+    "SIGALRM": "it took too long",
     "SIGFPE": "a division that the processor cannot do",
     "SIGKILL": "the system ended it, perhaps for want of memory",
     "SIGSEGV": "a fault in native code",
     "SIGBUS": "a file that was cut short while it was read, or a fault in native code",
     "SIGILL": "an instruction that this processor lacks",
-    "SIGABRT": "native code gave up",
+    "SIGABRT": "native code gave up, perhaps for want of memory",
 }
 
 
@@ -36,7 +39,8 @@ class ChildDiedError(Exception):
     def __init__(self, number: int) -> None:
         self.signal = number
         name = signal.Signals(number).name
-        super().__init__(f"the process was ended by {name}" + (f" ({_WORDS[name]})" if name in _WORDS else ""))
+        at = f" while {on_board()}" if on_board() else ""
+        super().__init__(f"the process was ended by {name}{f' ({_WORDS[name]})' if name in _WORDS else ''}{at}")
 
 
 def go_on_in_child() -> int | None:
@@ -51,6 +55,7 @@ def go_on_in_child() -> int | None:
     """
     if not sys.platform.startswith("linux"):
         return None
+    put_up_board()
     asked = {getattr(signal, name) for name in _ASKED_TO_END}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {*asked, signal.SIGCHLD})
     parent, child = os.getpid(), os.fork()

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from onnxopt.errors import InputError
+from onnxopt.host.bounds import allow, bounds
+from onnxopt.host.doing import doing
+from onnxopt.host.files import regular_size
 from onnxopt.spec import Array
+from onnxopt.texts.settings import PREPROCESSOR, check_settings
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 TOKENIZER_NAME = "tokenizer.json"
 MASKS = ("[MASK]", "<mask>")  # how the two families of tokenizers, and people, spell a hidden word
+_CHARACTERS_PER_SECOND = 50_000  # a tenth of what a slow tokenizer of one thread does
+_BYTES_PER_CHARACTER = 1000  # an encoding keeps its tokens' text, places and masks
 _NO_LIMIT = 1_000_000  # transformers writes 1e30 for "no limit"
 _MAX_SETTINGS_BYTES = 64 << 20
 
@@ -24,9 +31,22 @@ _MAX_SETTINGS_BYTES = 64 << 20
 def tokens_of(tokenizer: Tokenizer, text: str) -> Array:
     """Return the ids of a text without marks around it, int64 [tokens]."""
     try:
-        return np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+        with tokenizing(len(text)):
+            return np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
     except Exception as error:  # the tokenizers library raises nothing more specific
         raise InputError(f"the text cannot be tokenized ({error})") from error
+
+
+def tokenizing(characters: int) -> AbstractContextManager[None]:
+    """Bound what the tokenizer of a stranger may take, which may hold patterns and rules without end.
+
+    Args:
+        characters: how many it is given.
+    """
+    limits = bounds()
+    words = f"tokenizing; use another {TOKENIZER_NAME}, or {allow('seconds', '300')},memory=4GiB"
+    seconds = limits.seconds + characters / _CHARACTERS_PER_SECOND
+    return doing(words, seconds, limits.memory + _BYTES_PER_CHARACTER * characters)
 
 
 def prefix_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -82,11 +102,11 @@ def read_settings(folder: Path, name: str) -> dict[str, Any]:
     """Read a JSON object of an artifact; an empty one when there is no such file.
 
     Raises:
-        InputError: when the file is not a JSON object.
+        InputError: when the file is not a JSON object, or an entry of it has a wrong type.
     """
     path = folder / name
     try:
-        if path.stat().st_size > _MAX_SETTINGS_BYTES:
+        if regular_size(path) > _MAX_SETTINGS_BYTES:
             raise InputError(f"is larger than {_MAX_SETTINGS_BYTES} bytes", where=str(path))
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -95,6 +115,7 @@ def read_settings(folder: Path, name: str) -> dict[str, Any]:
         raise InputError(f"cannot be read ({error})", where=str(path), hint="copy it from the checkpoint") from error
     if not isinstance(data, dict):
         raise InputError("holds no JSON object", where=str(path), hint="copy it from the checkpoint")
+    check_settings(data, str(path), of_images=name == PREPROCESSOR)
     return data
 
 
@@ -118,7 +139,9 @@ def open_tokenizer(folder: Path, *, as_saved: bool = False) -> Tokenizer:
             hint="copy it from the checkpoint; tokenizer.save_pretrained(...) of transformers writes it",
         )
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        with tokenizing(path.stat().st_size):
+            tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            tokenizer.encode("A word.")  # patterns are compiled when they are first used
     except Exception as error:  # the tokenizers library raises nothing more specific
         raise InputError(f"cannot be read ({error})", where=str(path)) from error
     if not as_saved:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from onnxopt.load.checkpoint.folder import read_json_object
+from onnxopt.texts.settings import check_settings
 
 # The order in which several modes are concatenated, with the two ways in which checkpoints spell them.
 MODES = {
@@ -107,6 +108,7 @@ def _inside(folder: Path, path: str) -> Path:
 
 def _modes(path: Path) -> tuple[str, ...]:
     settings = read_json_object(path)
+    check_settings(settings, str(path))
     named = settings.get("pooling_mode")
     if named is not None:
         modes = (named,) if isinstance(named, str) else tuple(named)
@@ -120,6 +122,7 @@ def _modes(path: Path) -> tuple[str, ...]:
 
 def _dense(folder: Path) -> Dense:
     settings = read_json_object(folder / "config.json")
+    check_settings(settings, str(folder / "config.json"))
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise _UnsupportedError(f"{folder.name} has no model.safetensors")

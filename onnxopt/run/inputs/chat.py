@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from onnxopt.errors import InputError
+from onnxopt.host.files import regular_size
 from onnxopt.texts.tokenizer import read_settings, token_text
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def _default(found: object) -> str:
 
 def _read_text(path: Path) -> str:
     try:
-        if path.stat().st_size > _MAX_TEMPLATE_BYTES:
+        if regular_size(path) > _MAX_TEMPLATE_BYTES:
             raise InputError(f"is larger than {_MAX_TEMPLATE_BYTES} bytes", where=str(path))
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:

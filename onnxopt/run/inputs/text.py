@@ -21,6 +21,7 @@ from onnxopt.texts.tokenizer import (
     placed_in_row,
     read_settings,
     token_text,
+    tokenizing,
 )
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ class TextModel:
         for number, text in enumerate(texts, start=1):
             plain = text.lower() if self.lowers else text
             try:
-                encoding = self.tokenizer.encode(plain) if pair is None else self.tokenizer.encode(plain, pair)
+                with tokenizing(len(plain) + len(pair or "")):
+                    encoding = self.tokenizer.encode(plain) if pair is None else self.tokenizer.encode(plain, pair)
             except Exception as error:  # as above
                 raise InputError(f"text {number} cannot be tokenized ({error})", where=str(self.folder)) from error
             if not encoding.ids:
