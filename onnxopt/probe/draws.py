@@ -25,6 +25,7 @@ from onnxopt.probe.runners import ShapeRunner
 from onnxopt.spec import Array, Feeds, TensorSpec
 
 DRAWING = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
+_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 _TRAINING = 2  # the input of Dropout that switches it on
 _SUFFIX = "::drawn"
 
@@ -145,6 +146,7 @@ def take_out(model: ir.Model, where: str) -> Draws | None:
         what = f"{shown} draws random numbers inside a loop, a branch or a function"
         raise InputError(what, where=where, hint="move it into the main graph, so that the rest can be proved")
     TopologicalSortPass()(model)
+    _drop_unread(model.graph)
     nodes = [node for node in model.graph if draws_at(node)]
     if not nodes:
         return None
@@ -153,6 +155,22 @@ def take_out(model: ir.Model, where: str) -> Draws | None:
     draws = tuple(_take_out(model.graph, node, dtypes) for node in nodes)
     added = tuple(value.name or "" for value in model.graph.outputs[before:])
     return Draws(draws, model.clone(), added)
+
+
+def _drop_unread(graph: ir.Graph) -> None:
+    """Remove what is drawn and reaches no output, with all that is made of it: nothing could be proved of it.
+
+    Args:
+        graph: its nodes in topological order.
+    """
+    drawn: set[ir.Node] = set()
+    for node in graph:
+        if draws_at(node) or any(value is not None and value.producer() in drawn for value in node.inputs):
+            drawn.add(node)
+    for node in reversed(list(graph)):
+        holds_graphs = any(attr.type in _GRAPHS for attr in node.attributes.values())
+        if node in drawn and not holds_graphs and not any(v.uses() or v.is_graph_output() for v in node.outputs):
+            graph.remove(node, safe=True)
 
 
 def _types(model: ir.Model, nodes: list[ir.Node], where: str) -> dict[ir.Value, ir.DataType]:

@@ -401,9 +401,11 @@ def model_file(path: Path) -> Path:
 def _made_for(path: Path) -> tuple[Target, Workload | None, dict[str, ProvedRange]]:
     """Return where an artifact is meant to run, for which shapes, and at which sizes of its axes it was proved."""
     from onnxopt.records.manifest import MANIFEST_NAME, Manifest
+    from onnxopt.run.intact import check_intact
 
     if path.is_dir() and (path / MANIFEST_NAME).is_file():
         manifest = Manifest.read(path)
+        check_intact(path, manifest)
         return Target(manifest.target.provider), manifest.workload, dict(manifest.proved)
     return Target(), None, {}
 
