@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -48,12 +49,25 @@ def doing(words: str, seconds: float, memory: int) -> Iterator[None]:
     _write(words)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        with _limited_memory(memory):
+        with _limited_memory(memory), _silent():
             yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, before)
         _write("")
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep what native code writes to standard error away from the one line for the user."""
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _write(words: str) -> None:
