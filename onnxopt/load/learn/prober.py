@@ -33,6 +33,7 @@ PROBE_SECONDS = 60.0  # after this, axes that are not proved yet stay unproved, 
 RUN_SECONDS = 3.0  # a far size that would take longer to run is not tried
 MAX_LIMIT_PROBE = 1024  # position tables longer than this are believed, not run to their end
 MOST_STRIKES = 3  # runs that take more memory than they may, or end their process; of those without end, one
+MOST_AXES = 48  # that are learned one by one; each costs runs of all inputs
 MAX_COMBINATIONS = 16  # of compared values; beyond, only the first ones are tried
 FAR_SIZE = 131  # what the longest observation asks for
 MAX_FAR_ELEMENTS = 1 << 22  # of all inputs together, for a far size
@@ -147,7 +148,12 @@ class Prober:
         """Run other sizes of each axis: learn ranges, steps, ties and what is fixed; note what a user should know."""
         self._tell_sums()
         stuck: list[str] = []
-        for axis in free_axes(self.feeder):
+        free = free_axes(self.feeder)
+        if len(free) > MOST_AXES:
+            more = f"{len(free) - MOST_AXES} more of the {len(free)} open axes"
+            self.notes.append(f"{more} were not tried at other sizes, from '{free[MOST_AXES]}' on")
+            self.pinned.update(free[MOST_AXES:])
+        for axis in free[:MOST_AXES]:
             if self._late():
                 self.notes.append(f"axis '{axis}' was not tried at other sizes: the model is slow to run")
                 self.pinned.add(axis)
