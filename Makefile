@@ -14,11 +14,11 @@ DONE := $(VENV)/.onnxopt-ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup optimize test test-slow test-node lint format types check docs catalogue peers bench record cost \
-	bench-decode bench-quantized bench-encoder bench-convs bench-shrink bench-cuda bench-serve census exam campaign real \
+	bench-decode bench-quantized bench-encoder bench-convs bench-shrink bench-cuda bench-serve census exam campaign campaign-hostile real \
 	build clean distclean
 
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make optimize MODEL=minilm|gpt2-mini|bert-base-uncased|<Hub id>|<folder>|<file.onnx> [TARGET=cpu|cuda|tensorrt|portable]"
 	@echo "                [OUT=build/<name>] [WEIGHTS=random] [ARGS=\"--no-measure --json ...\"]"
@@ -118,6 +118,10 @@ exam: $(DONE) ## Take ONNX's own backend cases through optimize for cpu and port
 
 campaign: $(DONE) ## Optimize N=10000 random graphs from SEED=0 on, JOBS=2 at a time, RESUME=1 to go on, and record what became of them (long)
 	$(BIN)/python -m tests.exam.campaign --graphs $(or $(N),10000) --seed $(or $(SEED),0) $(if $(JOBS),--jobs $(JOBS)) $(if $(RESUME),--resume)
+
+campaign-hostile: $(DONE) ## Give hundreds of hostile inputs to the commands that they concern, RESUME=1 to go on, and record what became of them (long)
+	$(BIN)/python -m tests.exam.hostile $(if $(RESUME),--resume)
+	$(BIN)/python -m tests.exam.hostile --table docs/reference/robustness.md
 
 real: $(DONE) ## Optimize the .onnx files of some packages, ONLY=part of a name, compare, time and record them (long)
 	$(BIN)/python -m tests.exam.real $(if $(ONLY),--only "$(ONLY)")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from onnxopt.errors import InputError, PassAuthorError
-from onnxopt.host.files import read_npz
+from onnxopt.host.files import read_npz, regular_size
 from onnxopt.qmath.compare import is_float
 from onnxopt.run.session import Session
 from onnxopt.spec import Array, Feeds, Padding, Value, shape_text
@@ -101,6 +101,7 @@ def check_cases(session: Session, base: Path) -> list[GoldenDifference]:
 def read_cases(base: Path) -> list[GoldenCase]:
     """Read the cases of a folder; raises InputError when they are missing or damaged."""
     try:
+        regular_size(base / GOLDEN_NAME)
         index = json.loads((base / GOLDEN_NAME).read_text(encoding="utf-8"))
         return [
             GoldenCase(

@@ -46,9 +46,9 @@ class Bounds:
         """
         return (self.seconds + weight_bytes / _BYTES_PER_SECOND) * max(1.0, elements / _ELEMENTS)
 
-    def memory_for(self, weight_bytes: int) -> int:
-        """Return how many bytes one run of a model of that size may take."""
-        return self.memory + _SHARE_OF_WEIGHTS * weight_bytes
+    def memory_for(self, weight_bytes: int, elements: int = 0) -> int:
+        """Return how many bytes one run may take; the arguments are those of `seconds_for`."""
+        return int((self.memory + _SHARE_OF_WEIGHTS * weight_bytes) * max(1.0, elements / _ELEMENTS))
 
 
 def bounds() -> Bounds:

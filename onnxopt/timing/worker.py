@@ -36,6 +36,8 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
     import numpy as np
     import onnxruntime
 
+    from onnxopt.host.bounds import bounds
+    from onnxopt.probe.apart.worker import limit_memory
     from onnxopt.run.session import open_session
 
     del onnxruntime  # imported to leave its start out of the load time
@@ -48,6 +50,9 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
     session = open_session(Path(job["model"]), target=Target(job["provider"], job["threads"]))
     load_ms = 1000 * (time.perf_counter() - start)
     gc.disable()
+    if job["provider"] in ("cpu", "portable"):
+        elements = max(sum(array.size for array in feeds.values()) for feeds in requests)
+        limit_memory(bounds().memory_for(Path(job["model"]).stat().st_size, elements))
     size = Path(job["model"]).stat().st_size if job["provider"] in ("cpu", "portable") else None
     times = [_time(session, feeds, float(job["seconds"]), size) for feeds in requests]
     return {"load_ms": load_ms, "base_bytes": base_bytes, "peak_bytes": peak_bytes(), "times_ms": times}

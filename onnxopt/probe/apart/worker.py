@@ -71,7 +71,7 @@ def _answer(
         sessions.pop(number, None)
         return {}
     if message["do"] == "open":
-        _limit_memory(message["memory"])
+        limit_memory(message["memory"])
         graph = bytes(buffers[0]) if buffers else message["path"]
         sessions[number] = session = _open(onnxruntime, graph, message)
         return {name: [_described(one) for one in getattr(session, f"get_{name}")()] for name in ARGUMENTS}
@@ -102,8 +102,8 @@ def _open(onnxruntime: Any, graph: bytes | str, message: dict[str, Any]) -> Any:
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
-def _limit_memory(more: int) -> None:
-    """Let this process have so many bytes beyond those that it has, and write none when it dies, where that can be."""
+def limit_memory(more: int) -> None:
+    """Let this process have so many bytes beyond those that it has, where the system can say so; it dumps no core."""
     try:
         import resource
 

@@ -3,7 +3,7 @@
 python -m tests.exam.hostile                        # all, into tests/exam/results/hostile.json
 python -m tests.exam.hostile --only tokenizer       # those whose title holds it; nothing is recorded
 python -m tests.exam.hostile --resume               # go on where an interrupted run stopped
-python -m tests.exam.hostile --table                # print the block of docs/reference/robustness.md
+python -m tests.exam.hostile --table docs/reference/robustness.md    # write the table of the record there
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from typing import Any
 from tests.exam.hostile import artifacts, checkpoints, data, graphs
 from tests.exam.hostile.cases import Case
 from tests.exam.hostile.run import MEMORY_BYTES, SECONDS, Outcome, judged, preload
+from tools.docs.blocks import fill
 
 ROOT = Path(__file__).resolve().parents[3]
+BLOCK = "hostile"
 RESULTS = ROOT / "tests" / "exam" / "results" / "hostile.json"
 VERSIONS = ("onnxopt", "onnx", "onnxruntime", "tokenizers", "torch")
 JOURNAL = ROOT / "build" / "hostile" / "journal.jsonl"
@@ -88,7 +90,7 @@ def table(record: dict[str, Any]) -> str:
     if record["faults"]:
         lines += ["", "Faults:", ""]
         lines += [f"* {one['group']}, {one['name']}: {', '.join(one['faults'])}" for one in record["faults"]]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def run(cases: Sequence[Case], journal: Path | None = None, *, resume: bool = False) -> list[Outcome]:
@@ -124,10 +126,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.exam.hostile", description="Try hostile inputs.")
     parser.add_argument("--only", default="", help="those whose title holds this; nothing is recorded")
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
-    parser.add_argument("--table", action="store_true", help="print the table of the record and stop")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write the table of the record into a page and stop")
     asked = parser.parse_args(arguments)
     if asked.table:
-        _print(table(json.loads(RESULTS.read_text(encoding="utf-8"))))
+        block = table(json.loads(RESULTS.read_text(encoding="utf-8")))
+        asked.table.write_text(fill(asked.table.read_text(encoding="utf-8"), BLOCK, block), encoding="utf-8")
         return 0
     cases = [case for case in all_cases() if asked.only in case.title]
     outcomes = run(cases, None if asked.only else JOURNAL, resume=asked.resume)
