@@ -150,7 +150,9 @@ class GraphFeeder:
         for plan in self.plans:
             name = plan.spec.name
             if name in example and (plan.kind not in ("mask", "positions") or padding == "none"):
-                feeds[name] = repeated(example[name], shapes[name])
+                given = example[name]
+                can_be = given.size or not math.prod(shapes[name])  # of nothing, nothing can be repeated
+                feeds[name] = repeated(given, shapes[name]) if can_be else _fill_form(plan, shapes[name], seed)
             elif plan.kind == "mask":
                 feeds[name] = masks[name].astype(plan.spec.dtype)
             elif plan.kind == "positions":
