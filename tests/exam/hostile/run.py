@@ -7,6 +7,7 @@ start costs milliseconds, and what the imports take is known. It has a folder fo
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 import resource
@@ -26,6 +27,14 @@ SECONDS = 20.0  # of processor time of one input
 CLOCK_SECONDS = 60.0  # by the clock, since a machine may be busy
 MEMORY_BYTES = 1 << 30  # beyond what the imports take
 HARD_BYTES = 6 << 30  # of one process: what is beyond the limit is to be seen, and not to take the machine
+PRELOADED = (
+    *("onnx", "onnx_ir", "onnxruntime", "onnxscript", "tokenizers", "torch", "torch.onnx", "transformers", "PIL.Image"),
+    *(f"transformers.models.{kind}.modeling_{kind}" for kind in ("bert", "gpt2", "vit")),
+    *(f"onnxopt.{name}" for name in ("cli.main", "cli.live", "road.optimize", "road.forms", "quantize.run")),
+    *(f"onnxopt.{name}" for name in ("run.answers", "run.generate.generator", "pipeline.inspection", "proof.compare")),
+    *(f"onnxopt.{name}" for name in ("load.export.export", "calibrate.data", "timing.bench", "artifact.clients")),
+    *(f"onnxopt.{name}" for name in ("compress.run", "judge.gate", "run.inputs.image", "artifact.report", "prune.run")),
+)
 LEAST_POLL_SECONDS = 0.01
 MARK = "of-the-campaign"  # in the name of the folder for temporary files: no line may hold it
 OF_RUNTIME = ".ses"  # onnxruntime 1.32 writes one of a few bytes wherever a session is opened
@@ -58,15 +67,12 @@ class Outcome:
 
 
 def preload() -> None:
-    """Import what commands import."""
-    import onnx
-    import onnx_ir
-    import onnxruntime
-    import tokenizers
-    import torch
-    import transformers
+    """Import what commands import; no session is opened, so that a fork takes no thread along that it would miss."""
+    for name in PRELOADED:
+        importlib.import_module(name)
+    from onnxopt.rewrite.registry import load_all
 
-    del onnx, onnx_ir, onnxruntime, tokenizers, torch, transformers
+    load_all()
 
 
 def judged(case: Case, room: Path) -> Outcome:
