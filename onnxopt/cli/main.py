@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import signal
 import sys
@@ -16,7 +17,7 @@ import typer
 
 from onnxopt.cli.shared import app, err_console, out_console
 from onnxopt.cli.watcher import ChildDiedError, go_on_in_child
-from onnxopt.errors import InputError, OnnxoptError
+from onnxopt.errors import InputError, OnnxoptError, word
 from onnxopt.host.watch import limited_runs
 
 COMMANDS = ("optimize", "graphs", "bench", "text", "serving", "compress", "quantize")  # in the order of the help page
@@ -28,6 +29,7 @@ OWN = {"serve"}  # its process is looked at, so it stays the one that was starte
 # typer carries its own copy of click, whose base class of usage errors it does not name
 UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
+LONGEST_LINE = 1000
 BUG_EXIT_CODE = 70
 INTERRUPTED_EXIT_CODE = 130
 TERMINATED_EXIT_CODE = 143
@@ -87,6 +89,8 @@ def _work(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:
         return 0
     except Exception as error:  # noqa: BLE001 - the last line of defence: a bug is said in one line too
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # wherever it was first looked at
+            return _fail(f"{error.filename}: the name is too long for a file; check the path", InputError.exit_code)
         if {"-v", "--verbose"} & set(given):
             traceback.print_exc()
         hint = "run it again with --verbose for the traceback and report it"
@@ -118,8 +122,14 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> int:
-    err_console.print(f"error: {' '.join(message.split())}", style="red", markup=False, soft_wrap=True)
+    err_console.print(f"error: {_line(message)}", style="red", markup=False, soft_wrap=True)
     return code
+
+
+def _line(message: str) -> str:
+    """Return a message on one line that a terminal can show, its middle left out where it repeats what is endless."""
+    line = word(" ".join(message.split()), len(message))
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} … {line[-LONGEST_LINE // 2 :]}"
 
 
 if __name__ == "__main__":
