@@ -14,11 +14,11 @@ DONE := $(VENV)/.onnxopt-ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup optimize test test-slow test-node lint format types check docs catalogue peers bench record cost \
-	bench-decode bench-quantized bench-encoder bench-convs bench-shrink bench-cuda bench-serve census exam campaign campaign-kill real \
-	build clean distclean
+	bench-decode bench-quantized bench-encoder bench-convs bench-shrink bench-cuda bench-serve census exam campaign \
+	campaign-kill campaign-hostile real build clean distclean
 
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make optimize MODEL=minilm|gpt2-mini|bert-base-uncased|<Hub id>|<folder>|<file.onnx> [TARGET=cpu|cuda|tensorrt|portable]"
 	@echo "                [OUT=build/<name>] [WEIGHTS=random] [ARGS=\"--no-measure --json ...\"]"
@@ -122,6 +122,10 @@ campaign: $(DONE) ## Optimize N=10000 random graphs from SEED=0 on, JOBS=2 at a 
 campaign-kill: $(DONE) ## Stop commands at N=130 random moments or fill their disks from SEED=0 on, RESUME=1 to go on, and record it (long)
 	$(BIN)/python -m tests.exam.kills --trials $(or $(N),130) --seed $(or $(SEED),0) $(if $(RESUME),--resume)
 	$(BIN)/python -m tests.exam.kills --table docs/reference/robustness.md
+
+campaign-hostile: $(DONE) ## Give hundreds of hostile inputs to the commands that they concern, RESUME=1 to go on, and record what became of them (long)
+	$(BIN)/python -m tests.exam.hostile $(if $(RESUME),--resume)
+	$(BIN)/python -m tests.exam.hostile --table docs/reference/robustness.md
 
 real: $(DONE) ## Optimize the .onnx files of some packages, ONLY=part of a name, compare, time and record them (long)
 	$(BIN)/python -m tests.exam.real $(if $(ONLY),--only "$(ONLY)")

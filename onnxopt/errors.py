@@ -33,6 +33,16 @@ class InputError(OnnxoptError):
     """The source, a file, an option or the environment is not usable."""
 
 
+class LimitError(InputError):
+    """An input costs more than it may: time, memory, or the process that runs it.
+
+    Attributes:
+        is_slow: it is the time.
+    """
+
+    is_slow = False
+
+
 class ExportError(OnnxoptError):
     """The model could not be turned into ONNX."""
 

@@ -30,7 +30,7 @@ from onnxopt.host.folders import staged, sync, write_whole
 from onnxopt.records.manifest import MANIFEST_NAME, FileRecord, Manifest
 from onnxopt.run.session import MODEL_NAME
 from onnxopt.spec import TensorSpec
-from onnxopt.texts.tokenizer import TOKENIZER_NAME
+from onnxopt.texts.tokenizer import TOKENIZER_NAME, encoded
 
 STACKS = ("node", "web", "genai", "triton", "cpp", "csharp", "java", "rust")
 CLIENTS_FOLDER = "clients"
@@ -205,7 +205,7 @@ def _write_expected(place: Path, folder: Path) -> None:
     cases: list[dict[str, Any]] = []
     for text in _PROMPTS:
         found = generator.generate([text], max_new_tokens=_EXPECTED_TOKENS, chat=False).results[0]
-        ids = generator.tokenizer.encode(text).ids
+        ids = encoded(generator.tokenizer, [text])[0].ids
         if found.tokens:
             cases.append({"text": text, "prompt": list(ids), "tokens": list(found.tokens)})
     (place / "expected.json").write_bytes(_lines_of(cases))

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from onnxopt.errors import InputError, PassAuthorError
+from onnxopt.host.files import read_npz, regular_size
 from onnxopt.qmath.compare import is_float
 from onnxopt.run.session import Session
 from onnxopt.spec import Array, Feeds, Padding, Value, shape_text
@@ -100,6 +101,7 @@ def check_cases(session: Session, base: Path) -> list[GoldenDifference]:
 def read_cases(base: Path) -> list[GoldenCase]:
     """Read the cases of a folder; raises InputError when they are missing or damaged."""
     try:
+        regular_size(base / GOLDEN_NAME)
         index = json.loads((base / GOLDEN_NAME).read_text(encoding="utf-8"))
         return [
             GoldenCase(
@@ -208,17 +210,16 @@ def _npz(arrays: Mapping[str, Array]) -> bytes:
 
 def _load_npz(path: Path, entries: Sequence[Mapping[str, Any]]) -> Feeds:
     found: dict[str, Value] = {}
-    # numpy leaves the file open when it is no archive, so it gets an open one
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        for entry in entries:
-            name = entry["name"]
-            if "count" not in entry:
-                found[name] = _typed(archive[_key(entry)], entry)
-            elif entry["count"] is None:
-                found[name] = None
-            else:
-                held = found.setdefault(name, [])
-                held += [_typed(archive[_key(entry)], entry)] if "place" in entry else []
+    archive = read_npz(path)
+    for entry in entries:
+        name = entry["name"]
+        if "count" not in entry:
+            found[name] = _typed(archive[_key(entry)], entry)
+        elif entry["count"] is None:
+            found[name] = None
+        else:
+            held = found.setdefault(name, [])
+            held += [_typed(archive[_key(entry)], entry)] if "place" in entry else []
     return found
 
 

@@ -55,6 +55,7 @@ from onnxopt.probe.crossing import crossings_of
 from onnxopt.records.manifest import MANIFEST_NAME, DecodingRecord, Evidence, FileRecord, Manifest, PartRecord
 from onnxopt.records.measurements import MEASUREMENTS_NAME, Measurements
 from onnxopt.records.record import REMAKE
+from onnxopt.run.intact import check_intact, member
 from onnxopt.run.session import MODEL_NAME, Session
 from onnxopt.spec import Budget, Target, Workload
 
@@ -136,7 +137,7 @@ class Artifact:
         for name, record in manifest.files.items():
             if without and name.startswith(without):
                 continue
-            path = _member(folder, name)
+            path = member(folder, name)
             size = path.stat().st_size if path.is_file() else None
             if size != record.size_bytes:
                 found = "missing" if size is None else f"{size} bytes long, the manifest says {record.size_bytes}"
@@ -151,7 +152,7 @@ class Artifact:
 
     def changed_files(self) -> list[str]:
         """Return the files whose bytes are not those in the manifest."""
-        return [name for name, record in self.manifest.files.items() if file_record(_member(self.path, name)) != record]
+        return [name for name, record in self.manifest.files.items() if file_record(member(self.path, name)) != record]
 
 
 def write_artifact(
@@ -300,6 +301,8 @@ def check_golden(path: str | Path, *, target: Target | None = None) -> list[Gold
         InputError: when the artifact or its golden files cannot be read.
     """
     artifact = Artifact.open(path)
+    for golden in (False, True):
+        check_intact(artifact.path, artifact.manifest, golden=golden)
     parts = artifact.manifest.parts
     if not parts:
         return check_cases(artifact.session(target=target), artifact.path / GOLDEN_FOLDER)
@@ -308,7 +311,7 @@ def check_golden(path: str | Path, *, target: Target | None = None) -> list[Gold
         difference
         for part in parts.values()
         for difference in check_cases(
-            Session(_member(artifact.path, part.file), target=chosen), _member(artifact.path, part.golden)
+            Session(member(artifact.path, part.file), target=chosen), member(artifact.path, part.golden)
         )
     ]
 
@@ -376,11 +379,3 @@ def _write(path: Path, content: bytes) -> None:
 def file_record(path: Path) -> FileRecord:
     """Return digest and size of a file."""
     return FileRecord(sha256=sha256_of(path), size_bytes=path.stat().st_size)
-
-
-def _member(folder: Path, name: str) -> Path:
-    """Return a file of an artifact by the name its manifest gives, which may be anyone's manifest."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name:
-        raise InputError(f"names the file {name!r} outside of the artifact", where=str(folder / MANIFEST_NAME))
-    return folder / path

@@ -71,7 +71,11 @@ class Words:
             read_settings(folder, "config.json"),
             read_settings(folder, GENERATION_NAME),
             read_settings(folder, "tokenizer_config.json"),
-            {entry["content"]: entry["id"] for entry in entries if {"content", "id"} <= set(entry)},
+            {
+                entry["content"]: entry["id"]
+                for entry in entries
+                if isinstance(entry.get("content"), str) and isinstance(entry.get("id"), int)
+            },
         )
 
     def ids(self, name: str) -> list[int]:

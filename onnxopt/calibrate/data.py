@@ -18,11 +18,12 @@ import numpy as np
 from onnxopt.errors import InputError
 from onnxopt.graph.cache import PAST, SEQUENCE, Cache, complete
 from onnxopt.graph.roles import meanings_of
+from onnxopt.host.files import read_npz
 from onnxopt.load.loaded import Loaded
 from onnxopt.records.quantization import CalibrationRecord
 from onnxopt.spec import Array, Feeds
 from onnxopt.texts.builtin import builtin_texts
-from onnxopt.texts.files import HUB_PREFIX, LEAST_SAMPLES, MAX_DATA_BYTES, TEXT_TYPES, read_data_set, read_texts
+from onnxopt.texts.files import HUB_PREFIX, LEAST_SAMPLES, TEXT_TYPES, read_data_set, read_texts
 from onnxopt.texts.tokenizer import prefix_ids
 from onnxopt.texts.windows import cut_text, windows_of
 
@@ -262,15 +263,13 @@ def _of_feeds(loaded: Loaded, ready: Sequence[Feeds], name: str, *, meaningless:
 def _read_feeds(loaded: Loaded, path: Path) -> list[Feeds]:
     """Read samples along the first axis of one array per input; nothing pickled is ever opened."""
     try:
-        with np.load(path, allow_pickle=False) as content:
-            sizes = [int(content.zip.getinfo(f"{name}.npy").file_size) for name in content.files]
-            arrays = {name: content[name] for name in content.files} if sum(sizes) <= MAX_DATA_BYTES else {}
-    except Exception as error:  # zip and NumPy raise what they like
+        arrays = read_npz(path)
+    except (OSError, ValueError) as error:
         raise InputError(
             f"cannot be read as .npz ({error})", where=str(path), hint="write it with numpy.savez"
         ) from error
     if not arrays:
-        raise InputError(f"holds nothing, or more than {MAX_DATA_BYTES} bytes", where=str(path), hint="split it")
+        raise InputError("holds nothing", where=str(path), hint="write it with numpy.savez")
     for spec in loaded.signature.inputs:
         if spec.name not in arrays:
             raise InputError(
@@ -279,8 +278,13 @@ def _read_feeds(loaded: Loaded, path: Path) -> list[Feeds]:
                 hint=f"give one for each of {', '.join(one.name for one in loaded.signature.inputs)}",
             )
         array = arrays[spec.name]
-        if array.ndim != len(spec.axes) or any(
-            isinstance(axis, int) and axis != size for axis, size in list(zip(spec.axes, array.shape, strict=True))[1:]
+        if (
+            array.ndim == 0
+            or array.ndim != len(spec.axes)
+            or any(
+                isinstance(axis, int) and axis != size
+                for axis, size in list(zip(spec.axes, array.shape, strict=True))[1:]
+            )
         ):
             raise InputError(
                 f"array {spec.name!r} has shape {list(array.shape)}, the model takes {list(spec.axes)}", where=str(path)

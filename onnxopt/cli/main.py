@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
@@ -10,24 +11,29 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from onnxopt.cli.shared import app, err_console, out_console
-from onnxopt.errors import InputError, OnnxoptError
+from onnxopt.cli.watcher import ChildDiedError, go_on_in_child
+from onnxopt.errors import InputError, OnnxoptError, word
 from onnxopt.host.disk import CLOSED, FULL, advice_of, code_of, reason_of
-from onnxopt.host.stops import INTERRUPTED_EXIT_CODE, Terminated, hear_terminate, stopped
+from onnxopt.host.stops import INTERRUPTED_EXIT_CODE, TERMINATED_EXIT_CODE, Terminated, hear_terminate, stopped
+from onnxopt.host.watch import limited_runs
 
 COMMANDS = ("optimize", "graphs", "bench", "text", "serving", "compress", "quantize")  # in the order of the help page
 for _name in COMMANDS:
     importlib.import_module(f"onnxopt.cli.{_name}")
 
+OWN = {"serve"}  # its process is looked at, so it stays the one that was started; requests have their own time
+
 # typer carries its own copy of click, whose base class of usage errors it does not name
 UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
+LONGEST_LINE = 1000
 BUG_EXIT_CODE = 70
 _WRITERS = (__name__, "onnxopt.cli.shared", "rich.console")  # what writes to the consoles
 
@@ -44,12 +50,32 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; every failure a user can cause is one line on standard error."""
+    """Run the command line and return its exit code; every failure a user can cause is one line on standard error.
+
+    Args:
+        arguments: what a program gives; without it the command line of this process, whose work is done in a child.
+    """
+    try:
+        code = go_on_in_child() if arguments is None and not OWN & set(sys.argv[1:2]) else None
+    except ChildDiedError as error:
+        return _fail_of(error)
+    return _work(arguments) if code is None else code
+
+
+def _fail_of(error: ChildDiedError) -> int:
+    """Say what ended the work, and return the exit code."""
+    asked = {signal.SIGINT: INTERRUPTED_EXIT_CODE, signal.SIGTERM: TERMINATED_EXIT_CODE}
+    if error.signal in asked:  # before the command was there to say so itself
+        return _fail("ended; nothing was written", asked[signal.Signals(error.signal)])
+    return _fail(f"{error}; what is given cannot be read or run on this machine", InputError.exit_code)
+
+
+def _work(arguments: Sequence[str] | None) -> int:
     command = typer.main.get_command(app)
     given = list(sys.argv[1:] if arguments is None else arguments)
     started = time.perf_counter()
     try:
-        with _terminated_as_interrupted():
+        with _terminated_as_interrupted(), limited_runs() if not OWN & set(given[:1]) else nullcontext():
             code = command.main(args=given, prog_name="onnxopt", standalone_mode=False)
             sys.stdout.flush()
     except OnnxoptError as error:
@@ -61,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except Exception as error:  # noqa: BLE001 - the last line of defence: a bug is said in one line too
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # wherever it was first looked at
+            return _fail(f"{error.filename}: the name is too long for a file; check the path", InputError.exit_code)
         if {"-v", "--verbose"} & set(given):
             traceback.print_exc()
         if (full := _of_a_disk(error)) is not None:
@@ -117,8 +145,14 @@ def _is_output(error: Exception) -> bool:
 
 def _fail(message: str, code: int) -> int:
     with suppress(OSError):  # the disk of a log may be the one that is full
-        err_console.print(f"error: {' '.join(message.split())}", style="red", markup=False, soft_wrap=True)
+        err_console.print(f"error: {_line(message)}", style="red", markup=False, soft_wrap=True)
     return code
+
+
+def _line(message: str) -> str:
+    """Return a message on one line that a terminal can show, its middle left out where it repeats what is endless."""
+    line = word(" ".join(message.split()), len(message))
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} … {line[-LONGEST_LINE // 2 :]}"
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxopt.errors import InputError
+from onnxopt.host.files import regular_size
 from onnxopt.road.options import LoadOptions, PackageOptions, PrecisionOptions, PruneOptions, TuneOptions
 from onnxopt.road.tables import of_table
 
@@ -83,7 +84,7 @@ class CompressRecipe:
     def read(cls, path: Path) -> CompressRecipe:
         """Read a recipe; raises InputError in one line."""
         try:
-            if path.stat().st_size > _MAX_BYTES:
+            if regular_size(path) > _MAX_BYTES:
                 raise InputError(f"is larger than {_MAX_BYTES} bytes", where=str(path))
             content = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:

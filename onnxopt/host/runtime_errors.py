@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 LONGEST_LINE = 240
+LONGEST_READ = 4000  # of what it says, which may hold a name of megabytes
 
 _STATUS = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _STATUS_MESSAGE = re.compile(r".*?Status Message: ")
@@ -34,7 +35,7 @@ def runtime_errors() -> tuple[type[Exception], ...]:
 
 def runtime_line(error: BaseException) -> str:
     """Return what ONNX Runtime says is wrong, on one line, without its status codes and the paths of its sources."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error)[:LONGEST_READ].split()) or type(error).__name__
     text = _SOURCE.sub("", _STATUS_MESSAGE.sub("", _STATUS.sub("", text), count=1))
     text = "".join(letter if letter.isprintable() else "?" for letter in text).rstrip(".")
     return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE - 3]}..."

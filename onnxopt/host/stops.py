@@ -47,6 +47,7 @@ _INTERRUPTED = ("interrupted", INTERRUPTED_EXIT_CODE)
 
 
 def _end(*_: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what takes back is not to be ended itself
     raise Terminated
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxopt.errors import InputError
+from onnxopt.host.files import read_npz
 from onnxopt.spec import Array, AxisRange, Feeds, Signature, TensorSpec
 
 _RANGE = re.compile(r"(\d+)(?:(\.\.)(\d*))?(?::(\d+))?")
@@ -160,9 +160,8 @@ def _examples(feeds: Examples) -> list[Feeds]:
 
 def _read(path: Path) -> Feeds:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            found = {name: archive[name] for name in archive.files}
-    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        found = read_npz(path)
+    except (OSError, ValueError) as error:
         raise InputError(f"cannot be read as .npz ({error})", where=str(path), hint=_FEEDS_HINT) from error
     # words lie in an .npz as fixed widths; ONNX Runtime takes them as objects
     return {name: array.astype(object) if array.dtype.kind in "US" else array for name, array in found.items()}

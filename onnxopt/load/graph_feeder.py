@@ -6,6 +6,7 @@ import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -80,9 +81,11 @@ class GraphFeeder:
 
     def terms(self, axis: str) -> tuple[str, ...]:
         """Return the parts of an axis written as a sum of axes and numbers, or nothing."""
+        if "+" not in axis:
+            return ()
         terms = tuple(part.strip() for part in axis.split("+"))
         known = {other for other in self.axes if "+" not in other}
-        is_sum = len(terms) > 1 and all(term.isdigit() or term in known for term in terms)
+        is_sum = all(term.isdigit() or term in known for term in terms)
         return terms if is_sum and axis not in self.apart else ()
 
     def role(self, axis: str) -> Role:
@@ -94,7 +97,7 @@ class GraphFeeder:
         """How many seeds in a row it takes until every combination of compared values was made."""
         return math.prod(len(choices) for choices in self.values.values())
 
-    @property
+    @cached_property
     def axes(self) -> tuple[str, ...]:
         """Names of the dynamic axes, in order of first use."""
         return tuple(dict.fromkeys(axis for plan in self.plans for axis in plan.spec.axes if isinstance(axis, str)))
@@ -147,7 +150,9 @@ class GraphFeeder:
         for plan in self.plans:
             name = plan.spec.name
             if name in example and (plan.kind not in ("mask", "positions") or padding == "none"):
-                feeds[name] = repeated(example[name], shapes[name])
+                given = example[name]
+                can_be = given.size or not math.prod(shapes[name])  # of nothing, nothing can be repeated
+                feeds[name] = repeated(given, shapes[name]) if can_be else _fill_form(plan, shapes[name], seed)
             elif plan.kind == "mask":
                 feeds[name] = masks[name].astype(plan.spec.dtype)
             elif plan.kind == "positions":

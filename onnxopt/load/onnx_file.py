@@ -33,6 +33,7 @@ from onnxopt.load.loaded import Loaded
 from onnxopt.load.reference import OrtReference
 from onnxopt.load.safety.check import Checked, check_onnx
 from onnxopt.load.safety.files import hub_repository, inside_hub
+from onnxopt.probe.apart.session import start_worker
 from onnxopt.probe.crossing import crossings_of
 from onnxopt.probe.draws import Draws, take_out
 from onnxopt.spec import CONTAINERS, Form, Signature, TensorSpec
@@ -86,6 +87,7 @@ def load_onnx(path: Path, *, given: Given | None = None, progress: Progress | No
     say = progress or (lambda _: None)
     chosen, where = given or Given(), word(path.name)
     say("checking the file")
+    start_worker()  # it comes up while the file is read
     checked = check_onnx(path)
     model = _deserialize(checked, path)
     notes = [*checked.notes, *_drop_listed_weights(model, where)]
@@ -97,18 +99,16 @@ def load_onnx(path: Path, *, given: Given | None = None, progress: Progress | No
     notes += [] if draws is None else [draws.note]
     outputs = [_spec(value, "output", where) for value in model.graph.outputs]
     say("running it to learn its inputs")
-    reference = OrtReference(
-        path if path.is_symlink() and hub_repository(path) else checked.path,
-        path.name,
-        b"" if draws is None else ir.to_proto(model).SerializeToString(),
-    )
-    prober = Prober(reference, inputs.feeder(chosen, draws), say=say, given=chosen)
+    reference, trial = (_reference(checked, path, model, draws, apart=apart) for apart in (False, True))
+    prober = Prober(trial, inputs.feeder(chosen, draws), say=say, given=chosen)
     _probe(prober, model, unnamed)
     mask, prober.feeder = find_mask(prober.runs, prober.feeder)
     signature = Signature(tuple(plan.spec for plan in prober.feeder.plans), tuple(prober.name_outputs(outputs)), mask)
     of_outputs = [axis for spec in signature.outputs for axis in spec.axes]
     names = canonical_names(prober.feeder, find_batch(prober.runs, prober.feeder), mask, of_outputs)
     signature, feeder = _renamed(signature, names), renamed_feeder(prober.feeder, names)
+    trial.close()
+    reference.open()
     if draws is not None:
         signature = replace(signature, inputs=(*signature.inputs, *draws.specs))
     _write_axes(model, signature)
@@ -135,6 +135,18 @@ def load_onnx(path: Path, *, given: Given | None = None, progress: Progress | No
         names=feeder.names,
         free=_free_inputs(signature, inputs.flags),
         draws=draws,
+    )
+
+
+def _reference(checked: Checked, path: Path, model: ir.Model, draws: Draws | None, *, apart: bool) -> OrtReference:
+    """Return the file as a reference: in this process, or apart in a worker until it has been seen to run."""
+    files = {checked.path, *checked.external.values()}
+    return OrtReference(
+        path if path.is_symlink() and hub_repository(path) else checked.path,
+        path.name,
+        b"" if draws is None else ir.to_proto(model).SerializeToString(),
+        apart=apart,
+        weight_bytes=sum(file.stat().st_size for file in files),
     )
 
 

@@ -19,11 +19,13 @@ from onnx_ir.passes.common import TopologicalSortPass
 from onnxopt.errors import InputError, word
 from onnxopt.graph import attribute, constant, constant_value, is_op
 from onnxopt.graph.exchange import dtype_name
+from onnxopt.probe.apart.session import BoundError
 from onnxopt.probe.program import ProbeError
 from onnxopt.probe.runners import ShapeRunner
 from onnxopt.spec import Array, Feeds, TensorSpec
 
 DRAWING = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
+_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 _TRAINING = 2  # the input of Dropout that switches it on
 _SUFFIX = "::drawn"
 
@@ -104,14 +106,17 @@ class Draws:
         try:
             shapes, _ = runner.run(feeds)
         except ProbeError as error:
-            raise InputError(f"cannot be run up to {word(source)!r}, which random numbers follow: {error}") from error
+            tried = f"cannot be run up to {word(source)!r}, which random numbers follow"
+            if isinstance(error.__cause__, BoundError):
+                raise error.__cause__.told("", tried) from error
+            raise InputError(f"{tried}: {error}") from error
         return next(iter(shapes.values()))
 
     @cached_property
     def _runners(self) -> dict[str, ShapeRunner]:
         values = {value.name: value for node in self.model.graph for value in node.outputs}
         sources = {draw.reads[0] for draw in self.draws if draw.reads} & set(values)
-        return {source: ShapeRunner(self.model, [values[source]]) for source in sources if source}
+        return {source: ShapeRunner(self.model, [values[source]], apart=True) for source in sources if source}
 
 
 def draws_at(node: ir.Node) -> bool:
@@ -141,6 +146,7 @@ def take_out(model: ir.Model, where: str) -> Draws | None:
         what = f"{shown} draws random numbers inside a loop, a branch or a function"
         raise InputError(what, where=where, hint="move it into the main graph, so that the rest can be proved")
     TopologicalSortPass()(model)
+    _drop_unread(model.graph)
     nodes = [node for node in model.graph if draws_at(node)]
     if not nodes:
         return None
@@ -149,6 +155,22 @@ def take_out(model: ir.Model, where: str) -> Draws | None:
     draws = tuple(_take_out(model.graph, node, dtypes) for node in nodes)
     added = tuple(value.name or "" for value in model.graph.outputs[before:])
     return Draws(draws, model.clone(), added)
+
+
+def _drop_unread(graph: ir.Graph) -> None:
+    """Remove what is drawn and reaches no output, with all that is made of it: nothing could be proved of it.
+
+    Args:
+        graph: its nodes in topological order.
+    """
+    drawn: set[ir.Node] = set()
+    for node in graph:
+        if draws_at(node) or any(value is not None and value.producer() in drawn for value in node.inputs):
+            drawn.add(node)
+    for node in reversed(list(graph)):
+        holds_graphs = any(attr.type in _GRAPHS for attr in node.attributes.values())
+        if node in drawn and not holds_graphs and not any(v.uses() or v.is_graph_output() for v in node.outputs):
+            graph.remove(node, safe=True)
 
 
 def _types(model: ir.Model, nodes: list[ir.Node], where: str) -> dict[ir.Value, ir.DataType]:

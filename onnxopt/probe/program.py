@@ -8,8 +8,11 @@ from typing import Any
 from onnxopt.graph import STANDARD_DOMAINS
 from onnxopt.graph.exchange import Exchange
 from onnxopt.graph.files import MAX_IR_VERSION
+from onnxopt.host.bounds import bounds
 from onnxopt.host.runtime_errors import runtime_errors, runtime_line
 from onnxopt.host.threads import available_threads
+from onnxopt.host.watch import watched
+from onnxopt.probe.apart.session import ApartError, ApartSession, too_slow
 from onnxopt.spec import Array
 
 OLDEST_OPSET = 13  # for the Shape and Cast nodes of a probe where the model imports no standard operators
@@ -22,15 +25,24 @@ class ProbeError(Exception):
 class Program:
     """An open session; types that the runtime does not exchange with NumPy are carried in others."""
 
-    def __init__(self, proto: Any) -> None:
-        """Open a session on an `onnx.ModelProto`, which may be changed."""
-        self._session = _open(proto)
+    def __init__(self, proto: Any, *, apart: bool = False) -> None:
+        """Open a session on an `onnx.ModelProto`, which may be changed.
+
+        Args:
+            proto: the graph.
+            apart: run it in a worker, which it may kill: what nobody has run yet.
+
+        Raises:
+            ProbeError: the runtime does not open it.
+        """
+        open_it = _open_apart if apart else _open
+        self._session = open_it(proto)
         self.types = {item.name: str(item.type) for item in self._session.get_outputs()}
         self._exchange = Exchange.of(self._session)
         if self._exchange.needed:
             self._exchange.build(proto)
             import_standard(proto)
-            self._session = _open(proto)
+            self._session = open_it(proto)
         given = (*self._session.get_inputs(), *self._session.get_overridable_initializers())
         self._inputs = {item.name for item in given}
 
@@ -41,11 +53,21 @@ class Program:
         options = ort.RunOptions()
         options.log_severity_level = 4
         given = {name: value for name, value in self._exchange.give(feeds).items() if name in self._inputs}
-        try:
-            found = list(self._session.run(self._exchange.names(outputs), given, options))
-        except runtime_errors() as error:
-            raise ProbeError(runtime_line(error)) from error
+        seconds = bounds().seconds_for(0, sum(value.size for value in given.values() if hasattr(value, "size")))
+        with watched(options, seconds) as run:
+            try:
+                found = list(self._session.run(self._exchange.names(outputs), given, options))
+            except runtime_errors() as error:
+                raise ProbeError(runtime_line(too_slow(seconds) if run.ended else error)) from error
         return self._exchange.take(outputs, found)
+
+
+def _open_apart(proto: Any) -> Any:
+    proto.ir_version = min(proto.ir_version, MAX_IR_VERSION)
+    try:
+        return ApartSession(proto.SerializeToString())
+    except ApartError as error:
+        raise ProbeError(runtime_line(error)) from error
 
 
 def _open(proto: Any) -> Any:

@@ -119,6 +119,7 @@ class ShapeRunner:
         values: made by nodes of the main graph.
         known: values of the main graph that are fed by name, as inputs are; `feedable`.
         fetch: values whose data is handed out too.
+        apart: run it in a worker, which it may kill: what nobody has run yet.
 
     Attributes:
         dtypes: the type of each value that is a tensor; a sequence, say, has no shape and is left out.
@@ -131,6 +132,7 @@ class ShapeRunner:
         *,
         known: Collection[ir.Value] = (),
         fetch: Sequence[ir.Value] = (),
+        apart: bool = False,
     ) -> None:
         self.dtypes = dtypes_of(model, values)
         self._measured, self._fetch = list(self.dtypes), fetch
@@ -139,7 +141,7 @@ class ShapeRunner:
         cut = Cut(model, [*self._measured, *fetch], measured=self.dtypes, known=known, turned=True)
         cut.hand_out(fetch)
         self._weights, self._mapped = cut.weights, cut.mapped
-        self._program = Program(cut.proto)
+        self._program = Program(cut.proto, apart=apart)
 
     def run(self, feeds: Mapping[str, Array]) -> tuple[dict[ir.Value, tuple[int, ...]], dict[ir.Value, Array]]:
         """Return the shape of each value, and the fetched values."""

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from onnxopt.errors import InputError
+from onnxopt.host.files import regular_size
 
 REMAKE = "make the artifact again with `onnxopt optimize`"
 
@@ -53,6 +54,7 @@ def read_object(path: Path) -> Mapping[str, Any]:
         InputError: it is missing, unreadable or something else.
     """
     try:
+        regular_size(path, hint=REMAKE)
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"no {path.name}: not an artifact", where=str(path.parent), hint=REMAKE) from error

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import glob
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxopt.errors import InputError
+from onnxopt.errors import InputError, LimitError
 from onnxopt.graph.exchange import Exchange, carried_file, spec_of
 from onnxopt.graph.sides import Crossings
+from onnxopt.host.bounds import allow, bounds
+from onnxopt.host.watch import are_limited, watched
 from onnxopt.run.providers import Device, Opening, Wishes, add_plugin, engine_cache, parse_device, plan, preload_cuda
 from onnxopt.spec import CONTAINERS, Provider, Target, TensorSpec, Workload
 
@@ -28,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 MODEL_NAME = "model.onnx"
 ENCODER_NAME, DECODER_NAME = "encoder_model.onnx", "decoder_model.onnx"  # of an encoder-decoder
+BOUND_ELEMENTS = 1 << 17  # what is bound is not counted: a prompt of thousands of tokens and their cache
 _FATAL = 4  # onnxruntime's severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal; errors reach us as exceptions
 
 
@@ -223,12 +229,44 @@ class Session:
             if name not in known:
                 raise InputError(f"no output {name!r}, there is {', '.join(known)}", where=self._label)
         given = self._exchange.give({name: _contiguous(value) for name, value in feeds.items()})
-        try:
-            values = self._session.run(self._exchange.names(names), given, _run_options(shrink=shrink))
-        except runtime_errors() as error:
-            self._check_equal(feeds)
-            raise InputError(f"onnxruntime failed: {runtime_line(error)}", where=self._label) from error
+        elements = sum(value.size for value in given.values() if isinstance(value, np.ndarray))
+        with self._in_time(elements, shrink=shrink) as options:
+            try:
+                values = self._session.run(self._exchange.names(names), given, options)
+            except runtime_errors() as error:
+                self._check_equal(feeds)
+                raise InputError(f"onnxruntime failed: {runtime_line(error)}", where=self._label) from error
         return dict(zip(names, self._exchange.take(names, values), strict=True))
+
+    @contextmanager
+    def _in_time(self, elements: int, *, shrink: bool = False) -> Iterator[onnxruntime.RunOptions | None]:
+        """Give the options of one run, which is ended where it takes too long and runs are limited.
+
+        Args:
+            elements: how many numbers go in.
+            shrink: give the memory of the run back behind it.
+
+        Raises:
+            LimitError: it was ended.
+        """
+        if not are_limited() or self.plan.device != "cpu":  # engines of other devices are built in the first run
+            yield _run_options() if shrink else None
+            return
+        options = _run_options(shrink=shrink)
+        seconds = bounds().seconds_for(self._weight_bytes, elements)
+        with watched(options, seconds) as run:
+            try:
+                yield options
+            except InputError as error:
+                if not run.ended:
+                    raise
+                hint = allow("seconds", f"{6 * seconds:.0f}")
+                raise LimitError(f"a run does not end within {seconds:.0f} s", where=self._label, hint=hint) from error
+
+    @cached_property
+    def _weight_bytes(self) -> int:
+        """Bytes of the model and of what lies beside it under its name."""
+        return sum(file.stat().st_size for file in self.path.parent.glob(f"{glob.escape(self.path.name)}*"))
 
     def _check_sizes(self, feeds: Mapping[str, Value]) -> None:
         """Refuse sizes of which an artifact promises nothing, at which it may run all the same; a file has no promises.
@@ -286,10 +324,11 @@ class Session:
         Raises:
             InputError: when the runtime fails.
         """
-        try:
-            self._session.run_with_iobinding(binding, _graph_options(graph))
-        except runtime_errors() as error:
-            raise InputError(f"onnxruntime failed: {runtime_line(error)}", where=self._label) from error
+        with self._in_time(BOUND_ELEMENTS) as options:
+            try:
+                self._session.run_with_iobinding(binding, _graph_options(graph) or options)
+            except runtime_errors() as error:
+                raise InputError(f"onnxruntime failed: {runtime_line(error)}", where=self._label) from error
 
     @property
     def device(self) -> str:
@@ -362,9 +401,11 @@ def model_file(path: Path) -> Path:
 def _made_for(path: Path) -> tuple[Target, Workload | None, dict[str, ProvedRange]]:
     """Return where an artifact is meant to run, for which shapes, and at which sizes of its axes it was proved."""
     from onnxopt.records.manifest import MANIFEST_NAME, Manifest
+    from onnxopt.run.intact import check_intact
 
     if path.is_dir() and (path / MANIFEST_NAME).is_file():
         manifest = Manifest.read(path)
+        check_intact(path, manifest)
         return Target(manifest.target.provider), manifest.workload, dict(manifest.proved)
     return Target(), None, {}
 
@@ -386,13 +427,12 @@ def _input(value: ir.Value) -> TensorSpec:
     return TensorSpec(value.name or "", dtype, tuple("?" if axis is None else axis for axis in axes))
 
 
-def _run_options(*, shrink: bool) -> onnxruntime.RunOptions | None:
-    if not shrink:
-        return None
+def _run_options(*, shrink: bool = True) -> onnxruntime.RunOptions:
     import onnxruntime
 
     options = onnxruntime.RunOptions()
-    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    if shrink:
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return options
 
 

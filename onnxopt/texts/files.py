@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from onnxopt.errors import InputError
+from onnxopt.host.files import regular_size
 from onnxopt.texts.builtin import manual_text
 
 Unit = Literal["paragraph", "line", "whole"]
@@ -135,9 +136,12 @@ def _content_of(source: Source, where: str) -> str:
         return manual_text()
     try:
         if not isinstance(source, (str, Path)):
-            return source.read().removeprefix("\ufeff")
+            content = source.read(MAX_DATA_BYTES + 1)
+            if len(content) > MAX_DATA_BYTES:
+                raise InputError(f"is larger than {MAX_DATA_BYTES} bytes", where=where, hint="give a part of it")
+            return content.removeprefix("\ufeff")
         path = Path(source).expanduser()
-        if path.stat().st_size > MAX_DATA_BYTES:
+        if regular_size(path, where) > MAX_DATA_BYTES:
             raise InputError(f"is larger than {MAX_DATA_BYTES} bytes", where=where, hint="give a part of it")
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:

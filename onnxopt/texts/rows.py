@@ -13,7 +13,7 @@ import numpy as np
 from onnxopt.errors import InputError
 from onnxopt.spec import Array
 from onnxopt.texts.files import read_labelled
-from onnxopt.texts.tokenizer import open_tokenizer, read_settings, token_text
+from onnxopt.texts.tokenizer import encoded, open_tokenizer, read_settings, token_text
 
 _PIECE, _TOGETHER = 1 << 18, 32  # characters of a piece of a long text; pieces that are tokenized side by side
 IGNORED = -100  # how torch's cross entropy spells a position that does not count
@@ -109,7 +109,7 @@ def tokenize(
     """
     tokenizer = open_tokenizer(folder)
     tokenizer.enable_truncation(length)
-    found = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+    found = [encoding.ids for encoding in encoded(tokenizer, texts)]
     kept = [index for index, ids in enumerate(found) if ids]
     if len(kept) < 2:
         raise InputError(f"the data give {len(kept)} texts", where=where, hint="give more, one a line")
@@ -126,7 +126,7 @@ def _tokens(tokenizer: Any, texts: Sequence[str], end: list[int]) -> Iterator[li
     for text in texts:
         pieces = _pieces(text)
         while some := list(islice(pieces, _TOGETHER)):
-            for encoding in tokenizer.encode_batch(some, add_special_tokens=False):
+            for encoding in encoded(tokenizer, some, marks=False):
                 yield encoding.ids
         yield end
 

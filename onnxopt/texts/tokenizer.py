@@ -3,35 +3,84 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from onnxopt.errors import InputError
+from onnxopt.host.bounds import allow, bounds
+from onnxopt.host.doing import doing
+from onnxopt.host.files import regular_size
 from onnxopt.spec import Array
+from onnxopt.texts.settings import PREPROCESSOR, check_settings
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 TOKENIZER_NAME = "tokenizer.json"
 MASKS = ("[MASK]", "<mask>")  # how the two families of tokenizers, and people, spell a hidden word
+_CHARACTERS_PER_SECOND = 50_000  # a tenth of what a slow tokenizer of one thread does
+_BYTES_PER_CHARACTER = 1000  # an encoding keeps its tokens' text, places and masks
+_AS_FILE = ("the text cannot be tokenized", "cannot be read")
 _NO_LIMIT = 1_000_000  # transformers writes 1e30 for "no limit"
 _MAX_SETTINGS_BYTES = 64 << 20
 
 
+def encoded(
+    tokenizer: Tokenizer, texts: Sequence[str], *, marks: bool = True, pair: str | None = None
+) -> list[Encoding]:
+    """Return the encodings of texts, within the time and memory that a stranger's tokenizer may take.
+
+    Args:
+        tokenizer: a fast one.
+        texts: one sequence each.
+        marks: with the marks around each.
+        pair: a second sequence for each of them.
+
+    Raises:
+        InputError: it fails on them.
+    """
+    with tokenizing(sum(map(len, texts)) + len(pair or "") * len(texts)):
+        if len(texts) == 1:  # threads are of no use to it
+            return [tokenizer.encode(texts[0], pair, add_special_tokens=marks)]
+        given = [text if pair is None else (text, pair) for text in texts]
+        return list(tokenizer.encode_batch(given, add_special_tokens=marks))
+
+
 def tokens_of(tokenizer: Tokenizer, text: str) -> Array:
     """Return the ids of a text without marks around it, int64 [tokens]."""
+    return np.array(encoded(tokenizer, [text], marks=False)[0].ids, np.int64)
+
+
+@contextmanager
+def tokenizing(characters: int) -> Iterator[None]:
+    """Bound what the tokenizer of a stranger may take, which may hold patterns and rules without end.
+
+    Args:
+        characters: how many it is given.
+
+    Raises:
+        InputError: it fails, or its native code does, whose panics are no `Exception`.
+    """
+    limits = bounds()
+    words = f"tokenizing; use another {TOKENIZER_NAME}, or {allow('seconds', '300')},memory=4GiB"
+    seconds = limits.seconds + characters / _CHARACTERS_PER_SECOND
     try:
-        return np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
-    except Exception as error:  # the tokenizers library raises nothing more specific
-        raise InputError(f"the text cannot be tokenized ({error})") from error
+        with doing(words, seconds, limits.memory + _BYTES_PER_CHARACTER * characters):
+            yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"the text cannot be tokenized ({said})", hint=f"use another {TOKENIZER_NAME}") from error
 
 
 def prefix_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     """Return the ids that the tokenizer puts before every text: what stands before the ids of a text without marks."""
-    bare, marked = (tokenizer.encode("a", add_special_tokens=marks).ids for marks in (False, True))
+    bare, marked = (encoded(tokenizer, ["a"], marks=marks)[0].ids for marks in (False, True))
     return marks_around(bare, marked)[0]
 
 
@@ -68,7 +117,7 @@ def open_encoder(folder: Path) -> Encode:
     """
     if (folder / TOKENIZER_NAME).is_file():
         fast = open_tokenizer(folder)
-        return lambda text, *, marks: list(fast.encode(text, add_special_tokens=marks).ids)
+        return lambda text, *, marks: list(encoded(fast, [text], marks=marks)[0].ids)
     try:
         import transformers
 
@@ -82,11 +131,11 @@ def read_settings(folder: Path, name: str) -> dict[str, Any]:
     """Read a JSON object of an artifact; an empty one when there is no such file.
 
     Raises:
-        InputError: when the file is not a JSON object.
+        InputError: when the file is not a JSON object, or an entry of it has a wrong type.
     """
     path = folder / name
     try:
-        if path.stat().st_size > _MAX_SETTINGS_BYTES:
+        if regular_size(path) > _MAX_SETTINGS_BYTES:
             raise InputError(f"is larger than {_MAX_SETTINGS_BYTES} bytes", where=str(path))
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -95,6 +144,7 @@ def read_settings(folder: Path, name: str) -> dict[str, Any]:
         raise InputError(f"cannot be read ({error})", where=str(path), hint="copy it from the checkpoint") from error
     if not isinstance(data, dict):
         raise InputError("holds no JSON object", where=str(path), hint="copy it from the checkpoint")
+    check_settings(data, str(path), of_images=name == PREPROCESSOR)
     return data
 
 
@@ -118,9 +168,10 @@ def open_tokenizer(folder: Path, *, as_saved: bool = False) -> Tokenizer:
             hint="copy it from the checkpoint; tokenizer.save_pretrained(...) of transformers writes it",
         )
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the tokenizers library raises nothing more specific
-        raise InputError(f"cannot be read ({error})", where=str(path)) from error
+        with tokenizing(path.stat().st_size):
+            tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except InputError as error:
+        raise InputError(error.what.replace(*_AS_FILE), where=str(path), hint=error.hint) from error
     if not as_saved:
         tokenizer.no_padding()
         tokenizer.no_truncation()

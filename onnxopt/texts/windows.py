@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxopt.errors import InputError
 from onnxopt.spec import Array
-from onnxopt.texts.tokenizer import prefix_ids
+from onnxopt.texts.tokenizer import encoded, prefix_ids
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -66,10 +66,10 @@ def cut(ids: Array, window: int, stride: int, *, prefix: Sequence[int] = ()) -> 
 
 def cut_text(tokenizer: Tokenizer, text: str, longest: int) -> tuple[int, ...]:
     """Return the ids of a text, marks included, cut to a length."""
-    ids = tokenizer.encode(text).ids
+    ids = encoded(tokenizer, [text])[0].ids
     if len(ids) > longest:
         tokenizer.enable_truncation(longest)
-        ids = tokenizer.encode(text).ids
+        ids = encoded(tokenizer, [text])[0].ids
         tokenizer.no_truncation()
     return tuple(ids)
 
@@ -79,7 +79,7 @@ def windows_of(tokenizer: Tokenizer, texts: Sequence[str], window: int, most: in
     prefix = prefix_ids(tokenizer)
     stream: list[int] = []
     for text in texts:
-        stream.extend(tokenizer.encode(text + "\n\n", add_special_tokens=False).ids)
+        stream.extend(encoded(tokenizer, [text + "\n\n"], marks=False)[0].ids)
         if len(stream) >= most * window:
             break
     size = window - len(prefix)

@@ -36,6 +36,8 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
     import numpy as np
     import onnxruntime
 
+    from onnxopt.host.bounds import bounds
+    from onnxopt.probe.apart.worker import limit_memory
     from onnxopt.run.session import open_session
 
     del onnxruntime  # imported to leave its start out of the load time
@@ -48,24 +50,22 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
     session = open_session(Path(job["model"]), target=Target(job["provider"], job["threads"]))
     load_ms = 1000 * (time.perf_counter() - start)
     gc.disable()
-    times = [_time(session, feeds, float(job["seconds"])) for feeds in requests]
+    if job["provider"] in ("cpu", "portable"):
+        elements = max(sum(array.size for array in feeds.values()) for feeds in requests)
+        limit_memory(bounds().memory_for(Path(job["model"]).stat().st_size, elements))
+    size = Path(job["model"]).stat().st_size if job["provider"] in ("cpu", "portable") else None
+    times = [_time(session, feeds, float(job["seconds"]), size) for feeds in requests]
     return {"load_ms": load_ms, "base_bytes": base_bytes, "peak_bytes": peak_bytes(), "times_ms": times}
 
 
-def _time(session: Any, feeds: Mapping[str, Any], seconds: float) -> list[float]:
+def _time(session: Any, feeds: Mapping[str, Any], seconds: float, size: int | None) -> list[float]:
     """Return the time of each run in milliseconds, after runs that are not counted.
 
-    A model that takes longer than `seconds` for one run is run once to warm up and once to be measured.
+    A model that takes longer than `seconds` for one run is run once to warm up and once to be measured. The first run
+    is ended where it takes too long for a model of so many bytes; None waits, since devices build their engines there.
     """
-    from onnxopt.errors import InputError
-    from onnxopt.host.runtime_errors import runtime_errors, runtime_line
-
     begin = time.perf_counter()
-    try:
-        session.run(None, feeds)
-    except runtime_errors() as error:
-        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
-        raise InputError(f"onnxruntime failed on {shapes}: {runtime_line(error)}") from error
+    _run_first(session, feeds, size)
     least = 1 if time.perf_counter() - begin > seconds else _MIN_RUNS
     while time.perf_counter() - begin < _WARM_UP_SHARE * seconds:
         session.run(None, feeds)
@@ -75,6 +75,32 @@ def _time(session: Any, feeds: Mapping[str, Any], seconds: float) -> list[float]
         session.run(None, feeds)
         times.append((time.perf_counter_ns() - start) / 1e6)
     return times
+
+
+def _run_first(session: Any, feeds: Mapping[str, Any], size: int | None) -> None:
+    import onnxruntime
+
+    from onnxopt.errors import InputError
+    from onnxopt.host.bounds import allow, bounds
+    from onnxopt.host.runtime_errors import runtime_errors, runtime_line
+    from onnxopt.host.watch import watched
+
+    shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+    elements = sum(array.size for array in feeds.values())
+    limit = None if size is None else bounds().seconds_for(size, elements)
+    hint = allow("seconds", f"{6 * (limit or 0):.0f}")
+    options = onnxruntime.RunOptions()
+    with watched(options, limit) as run:
+        try:
+            session.run(None, feeds, options)
+        except runtime_errors() as error:
+            if run.ended:
+                what, hint = (
+                    f"does not end within {limit:.0f} s on {shapes}",
+                    allow("seconds", f"{6 * (limit or 0):.0f}"),
+                )
+                raise InputError(what, hint=hint) from error
+            raise InputError(f"onnxruntime failed on {shapes}: {runtime_line(error)}") from error
 
 
 def resident_bytes() -> int:

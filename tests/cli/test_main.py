@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from onnxopt.cli.main import LONGEST_LINE, main
+
 
 @pytest.fixture
 def _interrupts_are_heard() -> Iterator[None]:
@@ -44,3 +46,15 @@ def test_a_stopped_command_says_so_in_a_line_and_leaves_nothing(
     assert said in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["temporary"]
     assert not list(room.glob("onnxopt*"))
+
+
+def test_a_line_is_cut_in_its_middle_and_holds_nothing_that_moves_the_cursor(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = "a\x1b[31m" + "b" * 20_000 + "\nc.onnx"
+    assert main(["inspect", name, "--quiet"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: a?[31mbb")
+    assert line.count("\n") == 1
+    assert " … " in line
+    assert len(line) < LONGEST_LINE + 20

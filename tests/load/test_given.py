@@ -10,6 +10,7 @@ import pytest
 from onnxopt.errors import InputError
 from onnxopt.load.given import Given, parse_range
 from onnxopt.spec import AxisRange, Signature, TensorSpec
+from tests.support.axes import load
 
 SIGNATURE = Signature(
     (TensorSpec("x", "float32", ("frames", 8)), TensorSpec("sr", "int64", ()), TensorSpec("words", "object", ("n",))),
@@ -106,3 +107,10 @@ def test_pickled_examples_are_not_opened(tmp_path: Path) -> None:
     np.savez(tmp_path / "pickled.npz", x=np.array([{}], dtype=object))
     with pytest.raises(InputError, match=r"cannot be read as \.npz"):
         Given.parse(feeds=tmp_path / "pickled.npz")
+
+
+def test_an_example_without_rows_is_no_reason_to_fail(tmp_path: Path) -> None:
+    text = "g (float[rows,4] x, float[rows,2] z) => (float[rows,6] y) { y = Concat<axis = 1>(x, z) }"
+    none = {"x": np.zeros((0, 4), np.float32), "z": np.zeros((0, 2), np.float32)}
+    loaded = load(tmp_path, text, Given(feeds=(none,)))
+    assert loaded.feeder.make({"batch": 3} if "batch" in loaded.signature.axes else {"rows": 3})["x"].shape == (3, 4)

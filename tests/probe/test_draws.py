@@ -107,3 +107,32 @@ def test_refuses_what_draws_in_a_branch_and_names_it(tmp_path: Path) -> None:
 def test_a_dropout_that_does_not_train_draws_nothing(tmp_path: Path) -> None:
     text = "g (float[b,4] x) => (float[b,4] y) <float r = {0.5}, bool t = {0}> { e = Exp(x) y = Dropout(e, r, t) }"
     assert load_onnx(write(text, tmp_path)).draws is None
+
+
+DEAD = {
+    "of an input": "r = RandomNormalLike(x) s = Add(x, r)",
+    "of a shape": "r = RandomUniform<shape=[7]>() s = Relu(r) t = Neg(s)",
+    "of itself": "a = RandomNormalLike(x) b = RandomUniformLike(a) c = Sub(b, a)",
+    "of what is computed": "h = Exp(x) i = MatMul(h, w) r = RandomNormalLike(i) s = Mul(r, i) t = ReduceSum(s)",
+}
+
+
+@pytest.mark.parametrize("dead", DEAD)
+def test_what_is_drawn_for_no_output_is_gone(dead: str, tmp_path: Path) -> None:
+    weights = f"<float[4,4] w = {{{', '.join(['1.0'] * 16)}}}>"
+    text = f"g (float[b,4] x) => (float[b,4] y) {weights} {{ {DEAD[dead]} y = Relu(x) }}"
+    loaded = load_onnx(write(text, tmp_path))
+    assert loaded.draws is None
+    assert not [node for node in loaded.model.graph if node.op_type in DRAWING]
+    artifact = onnxopt.optimize(write(text, tmp_path), out=tmp_path / "out", measure=False)
+    assert [node.op_type for node in onnx.load(artifact.model_path).graph.node] == ["Relu"]
+    assert (tmp_path / "out" / "golden").is_dir()
+
+
+def test_a_dead_drawing_beside_a_living_one(tmp_path: Path) -> None:
+    text = """g (float[b,4] x) => (float[b,4] y) {
+        a = RandomNormalLike(x) k = RandomNormalLike(x) h = Exp(k) b = RandomNormalLike(h) y = Add(x, a) }"""
+    loaded = load_onnx(write(text, tmp_path))
+    assert loaded.draws is not None
+    assert [spec.name for spec in loaded.draws.specs] == ["a::drawn"]
+    onnxopt.optimize(write(text, tmp_path), out=tmp_path / "out", measure=False)

@@ -14,10 +14,12 @@ import onnx
 import onnx.parser
 import pytest
 
-from onnxopt.errors import InputError
+from onnxopt.errors import InputError, LimitError
 from onnxopt.host.machine import describe_machine, parse_cpuinfo, versions
+from onnxopt.host.watch import limited_runs
 from onnxopt.run.session import Session, model_file, open_session
 from onnxopt.spec import Target, TensorSpec
+from tests.support.hostile_graphs import counting_without_end
 
 SCALE = """
 <ir_version: 10, opset_import: ["" : 20]>
@@ -180,3 +182,24 @@ def test_reads_the_processors_of_both_families() -> None:
 
 def test_versions_name_the_tools() -> None:
     assert {"onnx", "onnx_ir", "onnxruntime", "numpy"} <= set(versions())
+
+
+def test_runs_of_a_command_end_where_they_take_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNXOPT_LIMITS", "seconds=1")
+    onnx.save(counting_without_end(), tmp_path / "m.onnx")
+    onnx.save(counting_without_end(trips=300_000), tmp_path / "slow.onnx")
+    ones = {"x": np.zeros((1, 4), np.float32)}
+    with limited_runs(), pytest.raises(LimitError, match=r"m\.onnx: a run does not end within 1 s; .*seconds=6"):
+        Session(tmp_path / "m.onnx").run(ones)
+    found = Session(tmp_path / "slow.onnx").run(ones)["y"]
+    assert found.max() == 300_000, "a program says itself how long it waits"
+
+
+def test_a_fault_of_the_inputs_stays_one_in_a_command(tmp_path: Path) -> None:
+    onnx.save(counting_without_end(trips=3), tmp_path / "m.onnx")
+    with limited_runs():
+        session = Session(tmp_path / "m.onnx")
+        assert session.run({"x": np.zeros((2, 4), np.float32)})["y"].max() == 3
+        with pytest.raises(InputError, match="has shape") as found:
+            session.run({"x": np.zeros((2, 5), np.float32)})
+    assert not isinstance(found.value, LimitError)

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxopt.errors import InputError
+from onnxopt.errors import InputError, word
+from onnxopt.host.files import regular_size
 from onnxopt.host.folders import sha256_of
 from onnxopt.load.source.source import Source
+from onnxopt.texts.settings import check_settings
 
 MAX_JSON_BYTES = 16 << 20
 MAX_ASSET_BYTES = 256 << 20
@@ -85,6 +87,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
         return Checkpoint(source, settings)
     folder = source.path
     settings = read_json_object(folder / "config.json")
+    check_settings(settings, str(folder / "config.json"))
     if (folder / "adapter_config.json").is_file():
         raise InputError("is an adapter, not a model", where=str(folder), hint="merge it into its base model first")
     if "quantization_config" in settings:
@@ -100,7 +103,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
 def read_json_object(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; raises InputError, in one line, for anything else."""
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
+        if regular_size(path) > MAX_JSON_BYTES:
             raise InputError(f"is larger than {MAX_JSON_BYTES} bytes", where=str(path))
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -126,10 +129,11 @@ def _without_code(settings: Mapping[str, Any], prefix: str, removed: list[str]) 
 def _check_index(path: Path) -> None:
     """Refuse an index of weight shards that points out of its folder."""
     shards = read_json_object(path).get("weight_map", {})
-    names = set(shards.values()) if isinstance(shards, dict) else {shards}
-    for name in names:
+    for name in shards.values() if isinstance(shards, dict) else [shards]:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise InputError(f"names the shard {name!r}, expected a .safetensors file beside it", where=str(path))
+            raise InputError(
+                f"names the shard {word(repr(name))}, expected a .safetensors file beside it", where=str(path)
+            )
 
 
 def load_config(checkpoint: Checkpoint) -> Any:

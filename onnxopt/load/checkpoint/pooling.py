@@ -13,6 +13,7 @@ from typing import Any
 
 from onnxopt.errors import InputError
 from onnxopt.load.checkpoint.folder import read_json_object
+from onnxopt.texts.settings import check_settings
 
 # The order in which several modes are concatenated, with the two ways in which checkpoints spell them.
 MODES = {
@@ -121,6 +122,7 @@ def _inside(folder: Path, path: str) -> Path:
 
 def _modes(path: Path) -> tuple[str, ...]:
     settings = read_json_object(path)
+    check_settings(settings, str(path))
     named = settings.get("pooling_mode")
     if named is not None:
         modes = (named,) if isinstance(named, str) else tuple(named)
@@ -134,6 +136,7 @@ def _modes(path: Path) -> tuple[str, ...]:
 
 def _dense(folder: Path, *, with_weights: bool) -> Dense:
     settings = read_json_object(folder / "config.json")
+    check_settings(settings, str(folder / "config.json"))
     weights = folder / "model.safetensors"
     if with_weights and not weights.is_file():
         raise _UnsupportedError(f"{folder.name} has no model.safetensors")

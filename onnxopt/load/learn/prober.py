@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from onnxopt.errors import InputError, word
+from onnxopt.errors import InputError, LimitError, word
 from onnxopt.graph.roles import own_axis
 from onnxopt.load.given import Given
 from onnxopt.load.graph_feeder import GraphFeeder
@@ -32,6 +32,8 @@ Progress = Callable[[str], None]
 PROBE_SECONDS = 60.0  # after this, axes that are not proved yet stay unproved, and a note says so
 RUN_SECONDS = 3.0  # a far size that would take longer to run is not tried
 MAX_LIMIT_PROBE = 1024  # position tables longer than this are believed, not run to their end
+MOST_STRIKES = 3  # runs that take more memory than they may, or end their process; of those without end, one
+MOST_AXES = 48  # that are learned one by one; each costs runs of all inputs
 MAX_COMBINATIONS = 16  # of compared values; beyond, only the first ones are tried
 FAR_SIZE = 131  # what the longest observation asks for
 MAX_FAR_ELEMENTS = 1 << 22  # of all inputs together, for a far size
@@ -71,6 +73,7 @@ class Prober:
     _outputs: list[tuple[dict[str, int], Feeds]] = field(default_factory=list)
     _refused: list[dict[str, int]] = field(default_factory=list)
     _seconds: float = 0.0
+    _strikes: int = 0
     _deadline: float = field(default_factory=lambda: time.monotonic() + PROBE_SECONDS)
 
     # ------------------------------------------------------------------------------------------------------- a start
@@ -93,6 +96,7 @@ class Prober:
                     outputs = self.reference.run(feeder.make({}, seed=seed))
                 except InputError as error:
                     first = first or error
+                    self._strike(error, is_first=True)
                     if (not feeder.axes and feeder.combinations == 1) or "cannot open" in error.what:
                         raise first from None
                     continue
@@ -144,7 +148,12 @@ class Prober:
         """Run other sizes of each axis: learn ranges, steps, ties and what is fixed; note what a user should know."""
         self._tell_sums()
         stuck: list[str] = []
-        for axis in free_axes(self.feeder):
+        free = free_axes(self.feeder)
+        if len(free) > MOST_AXES:
+            more = f"{len(free) - MOST_AXES} more of the {len(free)} open axes"
+            self.notes.append(f"{more} were not tried at other sizes, from '{free[MOST_AXES]}' on")
+            self.pinned.update(free[MOST_AXES:])
+        for axis in free[:MOST_AXES]:
             if self._late():
                 self.notes.append(f"axis '{axis}' was not tried at other sizes: the model is slow to run")
                 self.pinned.add(axis)
@@ -464,6 +473,7 @@ class Prober:
             return tensors_of(self.reference.run(feeds))
         except InputError as error:
             logger.debug("does not run: %s", error)
+            self._strike(error)
             return None
 
     def _try(self, sizes: Mapping[str, int]) -> bool:
@@ -486,7 +496,22 @@ class Prober:
             return self.reference.run(feeder.make(sizes))
         except InputError as error:
             logger.debug("sizes %s do not run: %s", dict(sizes), error)
+            self._strike(error)
             return None
+
+    def _strike(self, error: InputError, *, is_first: bool = False) -> None:
+        """Give up a model that goes on to cost too much or to end its process, or leave the rest of it untried.
+
+        Raises:
+            InputError: before it has run at all.
+        """
+        if not isinstance(error, LimitError):
+            return
+        self._strikes += MOST_STRIKES if error.is_slow else 1
+        if self._strikes >= MOST_STRIKES:
+            self._deadline = 0.0
+            if is_first:
+                raise error
 
     def _keep(self, sizes: dict[str, int], outputs: Feeds) -> None:
         if sizes not in self.proved:

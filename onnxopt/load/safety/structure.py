@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from onnxopt.errors import InputError, word
+from onnxopt.host.bounds import allow, bounds
 from onnxopt.load.safety.files import ExternalFiles
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 MIN_OPSET, MAX_OPSET = 7, 28
 MAX_ELEMENTS = 1 << 36  # of one tensor: 256 GiB of float32, more than any weight in use
 MAX_MADE = 1 << 32  # elements that one node may make from a shape written in the file: 16 GiB of float32
-MAX_NODES = 5_000_000  # after the functions of the file are expanded
+MAX_RANK = 64  # NumPy's own limit
+EXPANDED = 20_000  # nodes that a graph may have, however often the functions of a small file are called
 EXTERNAL_KEYS = ("location", "offset", "length", "checksum")
 STANDARD_DOMAINS = ("", "ai.onnx.ml", "com.microsoft")
 # ONNX Runtime's session keeps these in the standard domain of any opset, where it also saves them.
@@ -126,10 +128,7 @@ class ModelCheck:
         sizes: dict[tuple[str, str, str], int] = {}
         for key in self._functions:
             self._expanded(key, sizes, ())
-        expanded = self._count(self._proto.graph.node, sizes, ())
-        if expanded > MAX_NODES:
-            what = f"its functions expand to {expanded:.3g} nodes, more than {MAX_NODES}"
-            raise self._error(what, "no real model does; not opened")
+        self._check_expanded(self._count(self._proto.graph.node, sizes, ()))
         for (domain, name, _), function in self._functions.items():
             label = f"function {word(name)!r}"
             opsets = self._opsets(function.opset_import, label)
@@ -138,6 +137,18 @@ class ModelCheck:
             values = frozenset(function.input)
             self._require_unique(function.input, f"{label} has two inputs named")
             self._order(function, _Scope(opsets, (), label), values, function.output)
+
+    def _check_expanded(self, expanded: int) -> None:
+        """Refuse functions of a few nodes that call each other until there are very many."""
+        limits = bounds()
+        if expanded > limits.nodes:
+            what = f"its functions expand to {expanded:.3g} nodes, more than {limits.nodes}"
+            raise self._error(what, allow("nodes", f"{expanded:.0f},growth={expanded:.0f}"))
+        written = self._count(self._proto.graph.node, None, ())
+        written += sum(self._count(function.node, None, ()) for function in self._proto.functions)
+        if expanded > max(EXPANDED, limits.growth * written):
+            what = f"its functions expand to {expanded} nodes, {expanded // written} times those that it has"
+            raise self._error(what, allow("growth", str(expanded // written + 1)))
 
     def _expanded(self, key: tuple[str, str, str], sizes: dict[tuple[str, str, str], int], path: Sequence[Any]) -> int:
         if key in path:
@@ -148,11 +159,12 @@ class ModelCheck:
             sizes[key] = self._count(self._functions[key].node, sizes, (*path, key))
         return sizes[key]
 
-    def _count(self, nodes: Iterable[onnx.NodeProto], sizes: dict[Any, int], path: Sequence[Any]) -> int:
+    def _count(self, nodes: Iterable[onnx.NodeProto], sizes: dict[Any, int] | None, path: Sequence[Any]) -> int:
+        """Return how many nodes there are, those of functions at every call; a call is one node without `sizes`."""
         total = 0
         for node in nodes:
             key = (_domain(node.domain), node.op_type, node.overload)
-            total += self._expanded(key, sizes, path) if key in self._functions else 1
+            total += 1 if sizes is None or key not in self._functions else self._expanded(key, sizes, path)
             for attribute in node.attribute:
                 for graph in _graphs(attribute):
                     total += self._count(graph.node, sizes, path)
@@ -254,6 +266,9 @@ class ModelCheck:
             self._check_operator(node, domain, scope)
             self._check_made(node)
         self._require_unique([attribute.name for attribute in node.attribute], f"{_label(node)} has two attributes")
+        if domain == "" and node.op_type == "Constant" and len(node.attribute) != 1:
+            what = f"{_label(node)} has {len(node.attribute)} values, where it must have one"
+            raise self._error(what, "export it again")
         for attribute in node.attribute:
             if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
                 what = f"{_label(node)} holds a sparse tensor"
@@ -389,6 +404,7 @@ class ModelCheck:
 
     def _elements(self, dims: Iterable[int], owner: str) -> int:
         sizes = list(dims)
+        self._check_rank(len(sizes), owner)
         if any(size < 0 for size in sizes):
             raise self._error(f"{owner} has a negative dimension in {_shape(sizes)}", "export it again")
         if math.prod(size for size in sizes if size) > MAX_ELEMENTS:
@@ -396,10 +412,15 @@ class ModelCheck:
             raise self._error(what, "no machine holds that; not opened")
         return math.prod(sizes)
 
+    def _check_rank(self, rank: int, owner: str) -> None:
+        if rank > MAX_RANK:
+            raise self._error(f"{owner} has {rank} axes, more than {MAX_RANK}", "no array can have so many")
+
     def _check_type(self, kind: onnx.TypeProto, name: str, *, is_input: bool) -> None:
         if not kind.HasField("tensor_type"):
             return
         sizes = []
+        self._check_rank(len(kind.tensor_type.shape.dim), f"value {word(name)!r}")
         for dim in kind.tensor_type.shape.dim:
             if is_input and dim.HasField("dim_value") and dim.dim_value == -1:  # older exporters write -1 for "any"
                 dim.ClearField("dim_value")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from onnxopt.errors import InputError
+from onnxopt.host.bounds import allow, bounds
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import Descriptor  # type: ignore[import-untyped]  # it comes without types
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 VARINT, FIXED64, BYTES, GROUP_START, GROUP_END, FIXED32 = range(6)  # wire types
 MAX_DEPTH = 64  # messages inside messages; ONNX needs 3 per level of If, Loop or Scan, and protobuf itself stops at 100
 MAX_PARTS = 20_000_000  # fields in one file; a field of 2 bytes costs a parser about 100 bytes of memory
+MAX_NAME_BYTES = 1 << 16  # of a name of anything; runtimes copy them into every message
+PROSE = ("doc_string", "value")  # comments, and what metadata says
 MAX_PACKED_BYTES = 1 << 29  # numbers stored one byte each grow eightfold when parsed
 
 
@@ -54,6 +57,8 @@ class WireScan:
         self._stack = [_Frame(len(data), self._table(root), "model")]
         self._parts = 0
         self._packed = 0
+        self._nodes = 0
+        self._most_nodes = bounds().nodes
 
     def run(self) -> None:
         """Walk to the end.
@@ -98,10 +103,16 @@ class WireScan:
             self._check_text(start, stop, known.name)
         if known.message is None:
             return stop
+        self._enter(stop, known.name, known.message)
+        return start
+
+    def _enter(self, stop: int, name: str, message: Descriptor) -> None:
         if len(self._stack) >= MAX_DEPTH:
             raise self._error(f"nests graphs deeper than {MAX_DEPTH} levels", "no real model does; not opened")
-        self._stack.append(_Frame(stop, self._table(known.message), known.name))
-        return start
+        self._nodes += name == "node"
+        if self._nodes > self._most_nodes:
+            raise self._error(f"has more than {self._most_nodes} nodes", allow("nodes", str(5 * self._most_nodes)))
+        self._stack.append(_Frame(stop, self._table(message), name))
 
     def _advance(self, position: int, length: int, frame: _Frame, name: str = "") -> int:
         stop = position + length
@@ -127,6 +138,9 @@ class WireScan:
         raise self._damaged("has a number longer than 64 bits")
 
     def _check_text(self, start: int, stop: int, name: str) -> None:
+        if stop - start > MAX_NAME_BYTES and name not in PROSE:
+            what = f"has a '{name}' of {stop - start} letters, more than {MAX_NAME_BYTES}"
+            raise self._error(what, "no real model does; not opened")
         try:
             str(self._data[start:stop], "utf-8")
         except UnicodeDecodeError as error:

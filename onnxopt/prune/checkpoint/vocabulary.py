@@ -22,6 +22,7 @@ import numpy as np
 from onnxopt.errors import InputError
 from onnxopt.load.checkpoint.folder import read_json_object
 from onnxopt.prune.selection import Ints
+from onnxopt.texts.tokenizer import encoded
 
 TOKENIZER = "tokenizer.json"
 SLOW_FILES = ("vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
@@ -70,7 +71,7 @@ def choose_tokens(folder: Path, texts: Sequence[str], size: int, align: int = 1)
     tokenizer.no_padding()
     used: set[int] = set()
     for start in range(0, len(texts), BATCH):
-        for encoding in tokenizer.encode_batch(list(texts[start : start + BATCH])):
+        for encoding in encoded(tokenizer, texts[start : start + BATCH]):
             used.update(encoding.ids)
     vocabulary = _vocabulary(content)
     used |= {int(one["id"]) for one in content.get("added_tokens", ())}

@@ -17,6 +17,7 @@ from onnxopt.graph.cache import ENCODER_MASK, encoded_name
 from onnxopt.records.manifest import Manifest
 from onnxopt.run.generate.cache_buffers import ROOM
 from onnxopt.run.generate.decoder import Batch, Decoder
+from onnxopt.run.intact import check_intact
 from onnxopt.run.session import Session
 from onnxopt.spec import Array, Target
 
@@ -67,6 +68,7 @@ class EncoderDecoder:
                 where=str(folder),
                 hint="write decoder_start_token_id into generation_config.json",
             )
+        check_intact(folder, manifest)
         chosen = target or Target(manifest.target.provider)
         encoder, decoder = (
             Session(folder / manifest.parts[part].file, target=chosen, threads=threads)

@@ -30,7 +30,7 @@ from onnxopt.run.inputs.chat import ChatTemplate, Message
 from onnxopt.run.inputs.sound import SoundReader
 from onnxopt.run.session import Session
 from onnxopt.spec import Array
-from onnxopt.texts.tokenizer import open_tokenizer, read_settings, token_text
+from onnxopt.texts.tokenizer import encoded, open_tokenizer, read_settings, token_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -275,11 +275,7 @@ class Generator:
         return chats
 
     def _tokens(self, text: str, *, specials: bool) -> list[int]:
-        try:
-            ids = self.tokenizer.encode(text, add_special_tokens=specials).ids
-        except Exception as error:  # the tokenizers library raises nothing more specific
-            raise InputError(f"the prompt cannot be tokenized ({error})") from error
-        return list(ids)
+        return list(encoded(self.tokenizer, [text], marks=specials)[0].ids)
 
     def _rows(
         self,

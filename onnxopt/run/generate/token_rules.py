@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxopt.errors import InputError
+
 Logits = npt.NDArray[Any]
 
 
@@ -75,6 +77,9 @@ class TokenRules:
         if self.last is not None and len(written) == most - 1:
             forced = self.last
         if forced is not None:
+            if forced >= len(logits):
+                what = f"it forces the token {forced}, and the model has {len(logits)}"
+                raise InputError(what, where="generation_config.json", hint="mend the file, or copy it again")
             alone = np.full_like(logits, -np.inf)
             alone[forced] = 0.0
             return alone

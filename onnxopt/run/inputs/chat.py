@@ -11,10 +11,14 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from onnxopt.errors import InputError
+from onnxopt.host.bounds import allow, bounds
+from onnxopt.host.doing import doing
+from onnxopt.host.files import regular_size
 from onnxopt.texts.tokenizer import read_settings, token_text
 
 if TYPE_CHECKING:
@@ -44,9 +48,10 @@ class ChatTemplate:
         self._specials = dict(specials)
         self._where = where
         try:
-            self._template = _environment().from_string(source)
+            with _in_time("reading"):
+                self._template = _environment().from_string(source)
         except Exception as error:  # a syntax error, or whatever else a broken template provokes
-            raise InputError(f"the chat template is broken ({error})", where=where, hint=_WITHOUT) from error
+            raise InputError(f"the chat template is broken ({_said(error)})", where=where, hint=_WITHOUT) from error
 
     @classmethod
     def of(cls, folder: Path) -> ChatTemplate | None:
@@ -77,17 +82,29 @@ class ChatTemplate:
             InputError: when the template refuses the messages or fails.
         """
         try:
-            return self._template.render(
-                messages=[dict(message) for message in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=True,
-                **self._specials,
-            )
+            with _in_time("rendering"):
+                return self._template.render(
+                    messages=[dict(message) for message in messages],
+                    tools=None,
+                    documents=None,
+                    add_generation_prompt=True,
+                    **self._specials,
+                )
         except InputError:
             raise
         except Exception as error:  # a template can fail in as many ways as a program
-            raise InputError(f"the chat template fails ({error})", where=self._where, hint=_WITHOUT) from error
+            raise InputError(f"the chat template fails ({_said(error)})", where=self._where, hint=_WITHOUT) from error
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _in_time(step: str) -> AbstractContextManager[None]:
+    """Bound what a template of a stranger may take: it is a program, which may count to any number."""
+    limits = bounds()
+    words = f"{step} the chat template; {_WITHOUT}, or {allow('seconds', '300')}"
+    return doing(words, limits.seconds, limits.memory)
 
 
 def _default(found: object) -> str:
@@ -102,7 +119,7 @@ def _default(found: object) -> str:
 
 def _read_text(path: Path) -> str:
     try:
-        if path.stat().st_size > _MAX_TEMPLATE_BYTES:
+        if regular_size(path) > _MAX_TEMPLATE_BYTES:
             raise InputError(f"is larger than {_MAX_TEMPLATE_BYTES} bytes", where=str(path))
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:

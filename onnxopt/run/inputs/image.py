@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxopt.errors import InputError
+from onnxopt.host.files import regular_size
 from onnxopt.run.session import Session
 from onnxopt.spec import Array, Feeds
 from onnxopt.texts.tokenizer import read_settings
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SETTINGS_NAME = "preprocessor_config.json"
+MAX_PIXELS = 1 << 27  # of a file; the largest cameras have 100 million
+MAX_GIVEN_PIXELS = 1 << 24  # of what a model is given
 _BILINEAR = 2  # PIL's number, which transformers writes into the file
 
 
@@ -59,18 +62,24 @@ def open_image(path: Path) -> Image:
         InputError: when pillow is missing or the file is no readable image.
     """
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
     except ImportError as error:
         raise InputError("reading images needs pillow", hint="pip install 'onnxopt[image]'") from error
     try:
+        regular_size(path)
         with Image.open(path) as image:
-            return image.convert("RGB")
+            width, height = image.size
+            if width * height <= MAX_PIXELS:
+                return image.convert("RGB")
     except FileNotFoundError as error:
         raise InputError(
             "no such image file", where=str(path), hint="this model's task is about images: name a file"
         ) from error
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # pillow's readers of thirty formats raise whatever broken bytes lead to
         raise InputError(f"is no readable image ({error})", where=str(path)) from error
+    raise InputError(f"has {width} x {height} pixels, more than {MAX_PIXELS}", where=str(path), hint="scale it down")
 
 
 def prepare(image: Image, settings: Mapping[str, Any]) -> Array:
@@ -84,9 +93,12 @@ def prepare(image: Image, settings: Mapping[str, Any]) -> Array:
         float32 [3, height, width].
     """
     if settings.get("do_resize", True):
-        image = image.resize(_size(image, settings.get("size")), resample=int(settings.get("resample", _BILINEAR)))
+        size = _size(image, settings.get("size"))
+        _check_area(*size)
+        image = image.resize(size, resample=int(settings.get("resample", _BILINEAR)))
     if settings.get("do_center_crop", False):
         image = _crop(image, settings.get("crop_size") or settings.get("size"))
+    _check_area(image.width, image.height)
     pixels = np.asarray(image, dtype=np.float32)
     if settings.get("do_rescale", True):
         pixels = pixels * np.float32(settings.get("rescale_factor", 1 / 255))
@@ -109,7 +121,14 @@ def _size(image: Image, size: object) -> tuple[int, int]:
     raise InputError(f"the size {size!r} is not understood", where=SETTINGS_NAME)
 
 
+def _check_area(width: int, height: int) -> None:
+    if width * height > MAX_GIVEN_PIXELS:
+        what = f"an image would have {width} x {height} pixels, more than {MAX_GIVEN_PIXELS}"
+        raise InputError(what, where=SETTINGS_NAME, hint="crop the image, or give a smaller size")
+
+
 def _crop(image: Image, size: object) -> Image:
     width, height = _size(image, size)
+    _check_area(width, height)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))

@@ -14,6 +14,7 @@ from onnxopt.graph.roles import fixed_length, input_meaning
 from onnxopt.run.session import Session
 from onnxopt.spec import Array, Feeds, TensorSpec
 from onnxopt.texts.tokenizer import (
+    encoded,
     known_mask,
     limit_of,
     open_tokenizer,
@@ -108,9 +109,10 @@ class TextModel:
         for number, text in enumerate(texts, start=1):
             plain = text.lower() if self.lowers else text
             try:
-                encoding = self.tokenizer.encode(plain) if pair is None else self.tokenizer.encode(plain, pair)
-            except Exception as error:  # as above
-                raise InputError(f"text {number} cannot be tokenized ({error})", where=str(self.folder)) from error
+                (encoding,) = encoded(self.tokenizer, [plain], pair=pair)
+            except InputError as error:
+                what = error.what.replace("the text", f"text {number}")
+                raise InputError(what, where=str(self.folder), hint=error.hint) from error
             if not encoding.ids:
                 raise InputError(f"text {number} gives no tokens", hint="write at least one word")
             if encoding.overflowing:

@@ -5,25 +5,30 @@ Covers: load/learn/first_sizes.py, proof/observations.py
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, numpy_helper
 
 from onnxopt.artifact.stacks import served_model
-from onnxopt.errors import InputError
+from onnxopt.errors import InputError, LimitError
 from onnxopt.graph.cache import served
 from onnxopt.load.given import Given
 from onnxopt.load.graph_feeder import GraphFeeder
 from onnxopt.load.learn.first_sizes import MOST_TRIED, attempts
 from onnxopt.load.loaded import Loaded
+from onnxopt.load.onnx_file import load_onnx
 from onnxopt.proof.cases import cases_of
 from onnxopt.proof.observations import chosen, observations_of
 from onnxopt.spec import Array, AxisRange, Feeds
 from tests.support.axes import load
+from tests.support.hostile_graphs import counting_without_end, dividing_the_smallest
 
 FIVE = np.array([5], np.int64)
 
@@ -256,3 +261,37 @@ def test_no_size_is_tried_that_would_fill_the_memory(tmp_path: Path) -> None:
     assert (40, 40, 40) in tried
     assert (335, 335, 335) not in tried
     assert max(3 * a * b * c for a, b, c in tried) <= MOST_TRIED
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.INT64, TensorProto.INT32])
+def test_a_graph_that_kills_what_runs_it_is_refused_in_words(dtype: int, tmp_path: Path) -> None:
+    onnx.save(dividing_the_smallest(dtype), tmp_path / "m.onnx")
+    with pytest.raises(LimitError, match=r"cannot be run with x \[.*\]: running it ends its process \(SIGFPE\)"):
+        load_onnx(tmp_path / "m.onnx")
+
+
+def test_a_graph_without_end_is_given_up_at_its_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNXOPT_LIMITS", "seconds=1")
+    onnx.save(counting_without_end(), tmp_path / "m.onnx")
+    began = time.monotonic()
+    with pytest.raises(LimitError, match=r"does not end within 1 s.*ONNXOPT_LIMITS=seconds=60"):
+        load_onnx(tmp_path / "m.onnx")
+    assert time.monotonic() - began < 15
+
+
+def test_sizes_at_which_a_graph_never_ends_are_left_untried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts to the power of its rows: a few end at once, and more never do."""
+    monkeypatch.setenv("ONNXOPT_LIMITS", "seconds=1")
+    model = counting_without_end()
+    graph = model.graph
+    rows = onnx.helper.make_node("Shape", ["x"], ["rows"], end=1)
+    power = onnx.helper.make_node("Pow", ["base", "rows"], ["count"])
+    graph.initializer.append(numpy_helper.from_array(np.array([200], np.int64), "base"))
+    graph.node[0].input[0] = "count"
+    graph.node.insert(0, rows)
+    graph.node.insert(1, power)
+    onnx.save(model, tmp_path / "m.onnx")
+    began = time.monotonic()
+    loaded = load_onnx(tmp_path / "m.onnx")
+    assert time.monotonic() - began < 20
+    assert "not tried" in " ".join(loaded.notes) or loaded.pinned

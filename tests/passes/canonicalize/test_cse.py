@@ -2,7 +2,7 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 
-from tests.support.rules import pass_of, run_passes
+from tests.support.rules import names_read, pass_of, run_passes
 
 
 def test_merges_what_is_computed_twice_and_what_that_makes_equal() -> None:
@@ -63,3 +63,15 @@ def test_a_graph_with_the_type_of_an_optional_is_left_as_it_is() -> None:
     kind = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [2])
     model.graph.node.append(onnx.helper.make_node("Optional", [], ["nothing"], type=kind))
     assert pass_of("merge-equal-nodes").run(ir.from_proto(model)) == 0
+
+
+def test_many_equal_outputs_are_made_once_and_copied() -> None:
+    names = [f"y{index}" for index in range(40)]
+    outputs = ", ".join(f"float[batch,4] {name}" for name in names)
+    nodes = " ".join(f"{name} = Relu(x)" for name in names)
+    outcome = run_passes(f"g (float[batch,4] x) => ({outputs}) {{ {nodes} }}", "merge-equal-nodes")
+    assert [value.name for value in outcome.model.graph.outputs] == names
+    assert outcome.ops.count("Relu") == 1
+    copied = {name for node in outcome.model.graph if node.op_type == "Identity" for name in names_read(node)}
+    assert copied == {"y0"}, "no chain of copies"
+    assert outcome.worst_error() == 0

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onnxopt.errors import InputError
 from onnxopt.run.generate.token_rules import TokenRules
 
 VOCABULARY, MOST = 12, 6
@@ -49,3 +50,10 @@ def test_logits_are_left_as_they_are() -> None:
     assert TokenRules.of({}, [2]).apply(logits, [1], [], MOST) is logits
     TokenRules.of({"suppress_tokens": [3]}).apply(logits, [1], [], MOST)
     assert np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("settings", [{"forced_bos_token_id": 8}, {"forced_eos_token_id": [2**31 - 1]}])
+def test_a_forced_token_that_the_model_does_not_have_is_said(settings: dict[str, object]) -> None:
+    rules = TokenRules.of(settings)
+    with pytest.raises(InputError, match=r"generation_config\.json: it forces the token \d+, and the model has 8"):
+        rules.apply(np.zeros(8, np.float32), [1], [], 1)
