@@ -1,6 +1,6 @@
 """The errors a user can meet, each one line: what failed, where, what to do.
 
-Exit codes of the command line: 0 done, 1 a proof failed, 2 bad input or a missing thing, 130 stopped by the user.
+Exit codes of the command line: 0 done, 1 a proof failed, 2 bad input or a missing thing, 130 or 143 stopped.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from onnxopt.calibrate.data import CalibrationData
 from onnxopt.calibrate.statistics import Statistics
-from onnxopt.host.kept import keep, let_go
+from onnxopt.host.kept import keep
 from onnxopt.host.usercache import cache_root, keep_file
 from onnxopt.spec import Array
 
@@ -79,11 +79,10 @@ class CalibrationState:
 
         keep_file(self._path, write)
         if self._path.is_file():
-            keep(str(self._path), "the calibration so far, in the cache: the same command goes on from there")
+            keep(self._path, "the calibration so far, in the cache: the same command goes on from there")
 
     def forget(self) -> None:
         """Remove the file: the calibration has come to its end."""
-        let_go(str(self._path))
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from onnxopt.spec import Target
 
 EXIT_CODES = (
-    "Exit codes: 0 done, 1 a proof failed, 2 bad input or a missing thing, 70 a bug in onnxopt, 130 interrupted. "
+    "Exit codes: 0 done, 1 a proof failed, 2 bad input or a missing thing, 70 a bug in onnxopt, 130 interrupted, "
+    "143 terminated. "
     "What an input may cost: `ONNXOPT_LIMITS=nodes=200000,seconds=10,memory=1GiB`, and more where a line says so."
 )
 

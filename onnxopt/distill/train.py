@@ -29,7 +29,7 @@ from onnxopt.distill.settings import RECORD_NAME, Distillation, Point, Settings
 from onnxopt.errors import InputError
 from onnxopt.host.disk import needing
 from onnxopt.host.folders import staged, write_whole, writing
-from onnxopt.host.kept import keep, let_go
+from onnxopt.host.kept import keep
 from onnxopt.host.quiet import quiet
 from onnxopt.load.checkpoint.folder import assets_of
 from onnxopt.load.checkpoint.opened import Opened, answers, open_checkpoint
@@ -447,7 +447,7 @@ class _Run:
                 "settings": self.settings.model_dump(mode="json"),
             }
             write_whole(folder / "progress.json", json.dumps(state))
-        keep(str(self.state_folder), f"the state of step {step} in {self.state_folder}: --resume goes on from there")
+        keep(self.state_folder, f"the state of step {step} in {self.state_folder}: --resume goes on from there")
         for old in self.state_folder.glob("step-*"):
             if old != folder:
                 shutil.rmtree(old, ignore_errors=True)
@@ -494,5 +494,4 @@ class _Run:
                 shutil.copyfile(path, copy)
             network.save_pretrained(folder)
             (folder / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
-        let_go(str(self.state_folder))
         shutil.rmtree(self.state_folder, ignore_errors=True)

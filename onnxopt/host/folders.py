@@ -104,7 +104,7 @@ def staged(target: Path, *, cache: bool = False) -> Iterator[Path]:
                 _move(folder, target, stays=waits)
             finally:
                 if not cache and _is_at(target, made):
-                    keep(str(target), str(target))
+                    keep(target, str(target))
     except BaseException as error:
         for parent in parents:
             with contextlib.suppress(OSError):

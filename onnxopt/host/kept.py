@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-_kept: dict[str, str] = {}
+from pathlib import Path
+
+_kept: dict[Path, str] = {}
 
 
-def keep(what: str, words: str) -> None:
+def keep(path: Path, words: str) -> None:
     """Note that something is finished and stays, whatever happens to the command.
 
     Args:
-        what: which thing; said once more, it takes the place of what was said of it before.
-        words: what there is, such as `build/minilm` or `the state of step 40 in build/x.state`.
+        path: where it lies; once it is gone, as a step's result in a scratch folder is in the end, it is not told.
+        words: what there is, such as `build/minilm` or `the state of step 40 in build/x.state`; the last words on a
+            path count.
     """
-    _kept[what] = words
-
-
-def let_go(what: str) -> None:
-    """Note that a thing is not there any more."""
-    _kept.pop(what, None)
+    _kept[path] = words
 
 
 def kept() -> tuple[str, ...]:
     """Return the words for all that is there, in the order in which it came."""
-    return tuple(_kept.values())
+    return tuple(words for path, words in _kept.items() if path.exists())

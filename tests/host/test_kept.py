@@ -8,6 +8,7 @@ import pytest
 
 from onnxopt.host import kept
 from onnxopt.host.folders import staged
+from onnxopt.host.scratch import scratch_folder
 
 
 @pytest.fixture(autouse=True)
@@ -15,14 +16,24 @@ def _nothing_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "_kept", {})
 
 
-def test_the_last_word_on_a_thing_counts_and_the_order_is_kept() -> None:
-    kept.keep("state", "the state of step 1")
-    kept.keep("model", "build/x")
-    kept.keep("state", "the state of step 2")
+def test_the_last_word_on_what_is_there_counts(tmp_path: Path) -> None:
+    for name in ("state", "model"):
+        (tmp_path / name).mkdir()
+    kept.keep(tmp_path / "state", "the state of step 1")
+    kept.keep(tmp_path / "model", "build/x")
+    kept.keep(tmp_path / "gone", "a step's result")
+    kept.keep(tmp_path / "state", "the state of step 2")
     assert kept.kept() == ("the state of step 2", "build/x")
-    kept.let_go("state")
-    kept.let_go("never there")
+    (tmp_path / "state").rmdir()
     assert kept.kept() == ("build/x",)
+
+
+def test_a_result_in_a_scratch_folder_is_not_kept() -> None:
+    with pytest.raises(KeyboardInterrupt), scratch_folder() as folder:
+        with staged(folder / "step"):
+            pass
+        raise KeyboardInterrupt
+    assert kept.kept() == ()
 
 
 def test_a_folder_is_kept_once_it_is_whole(tmp_path: Path) -> None:

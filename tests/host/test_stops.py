@@ -32,11 +32,13 @@ sys.exit(entry.run())
     ("error", "line", "code"),
     [(KeyboardInterrupt(), "interrupted; {}", 130), (Terminated(), "terminated; {}", 143)],
 )
-def test_what_was_kept_is_said(error: BaseException, line: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_kept_is_said(
+    error: BaseException, line: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kept, "_kept", {})
     assert stopped(error) == (line.format("nothing was written"), code)
-    kept.keep("a", "build/a")
-    kept.keep("b", "the state of step 3 in b.state")
+    kept.keep(tmp_path, "build/a")
+    kept.keep(tmp_path.parent, "the state of step 3 in b.state")
     assert stopped(error) == (line.format("kept: build/a; the state of step 3 in b.state"), code)
 
 
