@@ -40,6 +40,7 @@ ACTIVATIONS = frozenset(
     {"Attention", "Conv", "ConvTranspose", "Einsum", "Gemm", "LayerNormalization", "MatMul", "RMSNormalization"}
     | {"Sigmoid", "Softmax", "Tanh"}
 )
+ARITHMETIC = frozenset({"Add", "CumSum", "Div", "Exp", "Mul", "Pow", "ReduceSum", "Reciprocal", "Sub", "Sum"})
 SOFT = (0.0, 0.0, 1.0, 0.25, 0.5, 2.0, -1.0)  # what a mask of floats may hold
 ODD = (0, 0, 1, 2, -1, 3)  # what one of integers may hold, where nobody has said that it holds 0 and 1
 FREE_KEY = "onnxopt.free_inputs"  # in a graph's meta: names of inputs whose masks need not be of 0 and 1
@@ -243,10 +244,12 @@ class MaskOrigin:
     Attributes:
         free: an input that may hold anything (see `is_contract`).
         numbers: magnitudes of the numbers among it that are so large that they hide keys, each once.
+        reckoned: numbers are added or multiplied on the way, so that others may come out.
     """
 
     free: ir.Value | None
     numbers: tuple[float, ...]
+    reckoned: bool = False
 
     @property
     def far(self) -> bool:
@@ -264,6 +267,7 @@ def origin_of_mask(mask: ir.Value) -> MaskOrigin:
     free: ir.Value | None = None
     sizes: set[float] = set()
     seen: set[ir.Value] = set()
+    reckoned = False
     stack = [mask]
     while stack:
         value = stack.pop()
@@ -277,8 +281,9 @@ def origin_of_mask(mask: ir.Value) -> MaskOrigin:
         elif node is None or has_subgraph(node):
             free = free if node is None and is_contract(value) else value
         elif node.op_type not in (*ACTIVATIONS, "Shape", "Size"):
+            reckoned = reckoned or (node.op_type in ARITHMETIC and value.dtype in FLOAT_TYPES)
             stack.extend(parent for parent in node.inputs if parent is not None)
-    return MaskOrigin(free, tuple(sorted(size for size in sizes if size >= -MASKED_BELOW)))
+    return MaskOrigin(free, tuple(sorted(size for size in sizes if size >= -MASKED_BELOW)), reckoned)
 
 
 def is_contract(value: ir.Value) -> bool:

@@ -374,7 +374,6 @@ def _require_exact(match: Match, origins: Mapping[str, MaskOrigin], shape: tuple
     over = [name for name in fills if match.values.get(f"zero_{name[-1]}") is None]
     floored = any(match.values.get(f"floor_{step}") is not None for step in STEPS)
     match.require(not floored, "scores are cut off, and rows may see nothing", place)
-    endless = -np.inf in fills.values() or any(origin.endless for origin in origins.values())
     hiding = [name for name, origin in origins.items() if name in fills or origin.free is not None or origin.far]
     rest = [name for name in hiding if name not in over]
     numbers = {fills[name] for name in over}
@@ -382,8 +381,9 @@ def _require_exact(match: Match, origins: Mapping[str, MaskOrigin], shape: tuple
     fits = not over or (last and len(numbers) == 1 and (not rest or numbers == {-np.inf}))
     match.require(fits, "scores that are written over are hidden otherwise too", place)
     defined = "guarded" in match.named or match.values.get("sink") is not None
-    lowest = any(_may_be_lowest(origins[name], fills.get(name)) for name in rest)
-    return Mask(shape, exact=True, lowest=lowest, undefined=endless and not defined)
+    lowest = [name for name in rest if _may_be_lowest(origins[name], fills.get(name))]
+    endless = -np.inf in fills.values() or len(lowest) > 1 or any(map(_may_be_endless, origins.values()))
+    return Mask(shape, exact=True, lowest=bool(lowest), undefined=endless and not defined)
 
 
 def _may_be_lowest(origin: MaskOrigin, fill: float | None) -> bool:
@@ -395,6 +395,12 @@ def _may_be_lowest(origin: MaskOrigin, fill: float | None) -> bool:
     """
     given = origin.free is not None and origin.free.dtype in FLOATS
     return given or any(size > LARGEST_NEAR for size in (*origin.numbers, abs(fill or 0.0)))
+
+
+def _may_be_endless(origin: MaskOrigin) -> bool:
+    """Tell whether a part of the mask may add -inf: it is written so, or given, or twice finfo.min."""
+    given = origin.free is not None and origin.free.dtype in FLOATS
+    return origin.endless or given or (origin.reckoned and any(size > LARGEST_NEAR for size in origin.numbers))
 
 
 def _broadcast(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> tuple[Dim, ...]:

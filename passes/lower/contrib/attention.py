@@ -81,6 +81,9 @@ class LowerAttention(Rule):
         sizes = integers(widths) or ()
         match.require(len(sizes) == 3 and sizes[0] == sizes[1], "queries and keys have different widths")
         match.require(keys is None or len(dims(keys) or ()) == 2, "the mask is not [batch, keys]", keys)
+        shape = dims(match.values.get("bias")) or ()
+        one = all(size == 1 for size in shape[:-1]) and (not shape or shape[-1] in (1, sum(sizes)))
+        match.require(one, f"the bias has the shape {list(shape)}, which is not one for all tokens")
         match.note(Heads(heads, sizes, filter_value(match, keys)))
 
     def rewrite(self, op: Builder, match: Match, x: ir.Value, keys: ir.Value | None, weight: ir.Value) -> ir.Value:
@@ -88,7 +91,8 @@ class LowerAttention(Rule):
         heads = match.noted(Heads)
         sizes = heads.widths
         bias = constant(match.values.get("bias"))
-        filled = op.constant(np.zeros(sum(sizes), np.float32) if bias is None else bias, "bias")
+        bias = np.zeros(1, np.float32) if bias is None else bias.reshape(-1)
+        filled = op.constant(np.ascontiguousarray(np.broadcast_to(bias, sum(sizes))), "bias")
         scale = attribute(match.root, "scale")
         default = (sizes[0] // heads.count) ** -0.5
         mask = raw_mask(op, keys) if keys is not None else None

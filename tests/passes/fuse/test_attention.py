@@ -203,6 +203,46 @@ def test_a_row_without_weights_stays_without_an_answer(masked: str, kind: str) -
     np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
 
 
+OVERFLOWS = {
+    "twice finfo.min": (FLOAT_MASK, "i = Sub(one, mask) c = Mul(i, fill) f = Add(s, c)", -1.0),
+    "twice finfo.min of whole numbers": (
+        FLOAT_MASK.replace("float", "int64"),
+        "r = Cast<to=1>(mask) i = Sub(one, r) c = Mul(i, fill) f = Add(s, c)",
+        -1.0,
+    ),
+    "-inf that is given": (FLOAT_MASK, "f = Add(s, mask)", -np.inf),
+    "two numbers that are added": (
+        f"{FLAGS}, bool[batch,1,sequence,sequence] other_mask",
+        "a = Where(mask, none, fill) b = Where(other_mask, none, fill) c = Add(a, b) f = Add(s, c)",
+        0.0,
+    ),
+    "two numbers, one by one": (
+        f"{FLAGS}, bool[batch,1,sequence,sequence] other_mask",
+        "a = Where(mask, none, fill) b = Where(other_mask, none, fill) c = Add(s, a) f = Add(c, b)",
+        0.0,
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "masked", "hides"), OVERFLOWS.values(), ids=OVERFLOWS.keys())
+@pytest.mark.parametrize("tail", [PLAIN, GUARD], ids=["plain", "guarded"])
+def test_a_row_whose_numbers_overflow_keeps_its_answer(kind: str, masked: str, hides: float, tail: str) -> None:
+    """-inf for every key leaves no weights: not a number, or the zeros of the exporter's guard."""
+    outcome = free(kind, masked, tail, LOWEST)
+    assert (outcome.entry.applied, outcome.rolled_back) == (1, [])
+    seen = 0.0 if "Sub" not in masked and kind == FLOAT_MASK else 1.0
+    mask = np.full((2, 1, 4, 4), seen)
+    mask[1] = hides
+    mask[0, :, 2, 1] = hides
+    kinds = {"float": np.float32, "int64": np.int64, "bool": bool}
+    array = mask.astype(kinds[kind.partition("[")[0]])
+    given = {"mask": array, "other_mask": array} if "other_mask" in kind else {"mask": array}
+    feeds = outcome.feeds_at(2, 4, **given)
+    before, after = (GraphRunner(model).run(feeds)[0]["y"] for model in (outcome.original, outcome.model))
+    assert np.isnan(before[1]).all() == (tail == PLAIN)
+    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
+
+
 LEFT = {
     "a bias behind": (
         f"{FLAGS}, float[sequence] bias",
@@ -298,7 +338,7 @@ def test_takes_keys_that_come_turned() -> None:
 def test_takes_the_mask_on_either_side_of_the_sum() -> None:
     text = spelled(SCORES["no scale"][0], mask=MASKS["a mask of every row"]).replace("Add(s, mask)", "Add(mask, s)")
     outcome = run(text)
-    assert outcome.ops == ["Equal", "Where", "Attention"]
+    assert outcome.ops == ["Equal", "Where", "ReduceMax", "Equal", "Where", "Attention"]
     assert outcome.worst_error() < 1e-5
 
 

@@ -66,6 +66,24 @@ def test_takes_the_projection_and_the_mask_along(mask: str, bias: bool) -> None:
     assert outcome.worst_error_at(1, 1) < 1e-5
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 24), (1, 1, 24), (1, 1, 1)])
+def test_takes_a_bias_of_every_shape(shape: tuple[int, ...]) -> None:
+    """The kernel wants one number for each column; the graph may spread one, or have axes in front."""
+    bias = np.random.default_rng(8).standard_normal(shape).astype(np.float32)
+    outcome = run(graph(), more={"bias": bias})
+    assert (outcome.entry.applied, outcome.rolled_back) == (1, [])
+    assert outcome.constant("Attention", 2).shape == (24,)
+    assert outcome.worst_error() < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(131, 24), (131, 1)])
+def test_holds_back_with_a_bias_for_every_place(shape: tuple[int, ...]) -> None:
+    text = graph(mask="").replace("[batch,sequence,8]", "[batch,131,8]")
+    outcome = run(text, more={"bias": np.ones(shape, np.float32)})
+    assert outcome.entry.applied == 0
+    assert outcome.reasons[0].startswith("the bias has the shape [131, ")
+
+
 FILLED = MASK.replace("mask = Expand(u, shape)", "e = Expand(u, shape) mask = Where(e, nothing, far)")
 
 
