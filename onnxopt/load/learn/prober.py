@@ -347,9 +347,18 @@ class Prober:
             return
         if size == 1 and self._runs_beside(axis):
             return
+        if size != 1 and self._runs_beside_ones(axis, size + 1):
+            self.ranges[axis] = AxisRange(size, 1, size)
+            self.notes.append(f"axis '{axis}' runs at {size}, and at other sizes only where other axes are 1")
+            return
         self.fixed[axis] = size
         alone = f"axis '{axis}' is declared dynamic but only size {size} was seen to run"
         self.notes.append(f"{alone}; it is written as {size}")
+
+    def _runs_beside_ones(self, axis: str, size: int) -> bool:
+        """Tell whether an axis has another size where the others are broadcast: it is not baked in then."""
+        others = [other for other in free_axes(self.feeder) if other != axis and other not in self.fixed]
+        return bool(others) and not self._late() and self._try({**dict.fromkeys(others, 1), axis: size})
 
     def _runs_beside(self, axis: str) -> bool:
         """Find a size that other inputs have for good, at which an axis runs that was broadcast so far."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, numpy_helper
 
@@ -107,6 +108,17 @@ def test_axes_that_are_equal_or_one_are_seen_both_ways(names: tuple[str, str], t
     assert any(one[second] == 1 < one[first] for one in sizes)
     assert any(one[first] == one[second] > 1 for one in sizes)
     assert loaded.signature.outputs[0].axes[0] not in (first, second), "it is neither"
+
+
+@pytest.mark.parametrize("rows", ["batch", "n", "sequence"])
+def test_an_axis_that_others_bind_is_not_baked_in(rows: str, tmp_path: Path) -> None:
+    """Beside 16 columns only 16 rows run, beside one column any."""
+    text = f"g (float[{rows},columns] mask, float[b,columns,16] x) => (float[b,m,16] y) {{ y = Add(mask, x) }}"
+    loaded = load(tmp_path, text)
+    assert loaded.model.graph.inputs[0].shape is not None
+    assert all(isinstance(size, ir.SymbolicDim) for size in loaded.model.graph.inputs[0].shape)
+    assert loaded.reference.run({"mask": np.ones((5, 1), np.float32), "x": np.ones((2, 1, 16), np.float32)})
+    all_run(loaded)
 
 
 def test_a_square_image_is_tied(tmp_path: Path) -> None:
