@@ -20,6 +20,7 @@ import os
 import platform
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -43,7 +44,7 @@ ROOM = ROOT / "build" / "kills"
 JOURNAL = "journal.jsonl"
 MARKS = "<!-- interrupts -->", "<!-- /interrupts -->"  # in the page
 MOST_SECONDS = 600  # for one command
-MOST_END_SECONDS = 20  # from a signal to the end
+MOST_END_SECONDS = 20  # of the processor, from a signal to the end
 STOPS = {"SIGKILL": -9, "SIGINT": 130, "SIGTERM": 143}  # and the exit code of each
 PLACES = ("output", "cache", "temporary files")
 DISK_SHARE = 0.2  # of the trials
@@ -59,12 +60,12 @@ class Trial:
         seed: draws it again.
         job: the command.
         how: `SIGKILL`, `SIGINT`, `SIGTERM`, or the place that was full.
-        at: seconds after its first line, or kilobytes of the disk.
+        at: seconds of the processor after its first line, which other load does not stretch, or kilobytes of the disk.
         older: a result lay in its place before.
         warm: the cache was filled before.
         code: exit code.
         said: the last line on standard error.
-        ended: seconds from the signal to the end.
+        ended: seconds of the processor from the signal to the end.
         left: what lay there afterwards: `nothing`, `the older`, `a new one`.
         seconds: the trial took.
         faults: what must not be; empty when all was right.
@@ -89,7 +90,7 @@ class Whole:
     """A run that nobody stopped.
 
     Attributes:
-        seconds: it took.
+        seconds: of the processor that it took after its first line.
         content: of its result.
     """
 
@@ -119,11 +120,12 @@ class Exam:
             shutil.rmtree(out, ignore_errors=True)
             job.prepare(self.inputs, out)
             running = self._start(job, out, self.warm_cache, self.room)
-            began = self._heard(running)
+            self._heard(running)
+            began, before = _work_of(running.pid), _work_of_ended()
             error = running.communicate(timeout=MOST_SECONDS)[1]
             if running.returncode:
                 raise RuntimeError(f"{job.name} ends with {running.returncode}: {error}")
-            self._known[job.name] = Whole(time.perf_counter() - began, content(out))
+            self._known[job.name] = Whole(_work_of_ended() - before - began, content(out))
         return self._known[job.name]
 
     @property
@@ -175,31 +177,31 @@ class Exam:
         command = [sys.executable, "-m", "onnxopt", *map(str, job.arguments(self.inputs, out)), "--json"]
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
 
-    def _heard(self, running: subprocess.Popen[str]) -> float:
-        """Wait until a command hears signals: before, it is the interpreter that starts. Return when that was."""
+    def _heard(self, running: subprocess.Popen[str]) -> None:
+        """Wait until a command hears signals: before, it is the interpreter that starts."""
         status, bit = Path(f"/proc/{running.pid}/status"), 1 << (signal.SIGTERM - 1)
         while running.poll() is None:
             caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status.read_text(encoding="ascii"), re.MULTILINE)
             if caught is None or int(caught[1], 16) & bit:
                 break
             time.sleep(POLL_SECONDS)
-        return time.perf_counter()
 
     def _stop(self, trial: Trial, job: Job, out: Path, cache: Path, temporary: Path) -> None:
         running = self._start(job, out, cache, temporary)
         self._heard(running)
-        try:
-            error = running.communicate(timeout=trial.at)[1]
-        except subprocess.TimeoutExpired:
-            asked = time.perf_counter()
+        began, before = _work_of(running.pid), _work_of_ended()
+        while running.poll() is None and _work_of(running.pid) - began < trial.at:
+            time.sleep(POLL_SECONDS)
+        asked = _work_of(running.pid)
+        if running.poll() is None:
             running.send_signal(getattr(signal, trial.how))
-            try:
-                error = running.communicate(timeout=MOST_SECONDS)[1]
-            except subprocess.TimeoutExpired:
-                running.kill()
-                error = running.communicate()[1]
-                trial.faults.append("went on")
-            trial.ended = round(time.perf_counter() - asked, 2)
+        try:
+            error = running.communicate(timeout=MOST_SECONDS)[1]
+        except subprocess.TimeoutExpired:
+            running.kill()
+            error = running.communicate()[1]
+            trial.faults.append("went on")
+        trial.ended = round(max(0.0, _work_of_ended() - before - asked), 2) if trial.how != "SIGKILL" else 0.0
         trial.code = running.returncode
         self._judge_end(trial, error)
 
@@ -271,6 +273,21 @@ class Exam:
                 trial.faults.append(f"left behind: {', '.join(left)}")
 
 
+def _work_of(process: int) -> float:
+    """Return the seconds of the processor that a process has had; 0 for one that has ended (proc(5), stat)."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _work_of_ended() -> float:
+    """Return the seconds of the processor that all children that have ended had."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def _difference(one: dict[str, str], other: dict[str, str]) -> str:
     return ", ".join(sorted(name for name in {*one, *other} if one.get(name) != other.get(name)))
 
@@ -307,7 +324,7 @@ def render(record: dict[str, Any]) -> str:
             f"{len(record['faults'])} with a fault; {record['machine']}, {record['date']}."
         ),
         "",
-        "| what happened | trials | exit codes | in its place afterwards | longest end |",
+        "| what happened | trials | exit codes | in its place afterwards | most work after the signal |",
         "|---|---|---|---|---|",
     ]
     for how, found in record["ways"].items():
