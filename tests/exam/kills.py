@@ -201,8 +201,9 @@ class Exam:
             running.kill()
             error = running.communicate()[1]
             trial.faults.append("went on")
-        trial.ended = round(max(0.0, _work_of_ended() - before - asked), 2) if trial.how != "SIGKILL" else 0.0
         trial.code = running.returncode
+        if trial.code > 0:
+            trial.ended = round(max(0.0, _work_of_ended() - before - asked), 2)
         self._judge_end(trial, error)
 
     def _judge_end(self, trial: Trial, error: str) -> None:
@@ -305,7 +306,7 @@ def recorded(trials: Sequence[Trial]) -> dict[str, Any]:
                 "trials": sum(trial.how == how for trial in trials),
                 "codes": dict(Counter(str(trial.code) for trial in trials if trial.how == how)),
                 "left": dict(Counter(trial.left for trial in trials if trial.how == how)),
-                "longest_end": max((trial.ended for trial in trials if trial.how == how), default=0.0),
+                "longest_end": max((trial.ended for trial in trials if trial.how == how and trial.code), default=0.0),
             }
             for how in (*STOPS, *PLACES)
         },
