@@ -16,7 +16,7 @@ def available_threads() -> int:
     return max(1, cores if quota is None else min(cores, int(quota)))
 
 
-def step_back(steps: int = 5) -> None:
+def step_back(steps: int = 2) -> None:
     """Let others go before the thread that calls this, where the system knows priorities of threads."""
     if sys.platform == "linux":
         thread = threading.get_native_id()  # of Linux, a process to the scheduler

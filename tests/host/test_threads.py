@@ -72,11 +72,11 @@ def test_a_thread_that_steps_back_leaves_the_others_where_they_are() -> None:
     found: list[int] = []
 
     def work() -> None:
-        step_back(2)
+        step_back(3)
         found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == [min(before + 2, 19)]
+    assert found == [min(before + 3, 19)]
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
