@@ -14,8 +14,8 @@ DONE := $(VENV)/.onnxopt-ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup optimize test test-slow test-node lint format types check docs catalogue peers bench record cost \
-	bench-decode bench-quantized bench-encoder bench-convs bench-shrink bench-cuda bench-serve census exam campaign \
-	campaign-kill campaign-hostile real build clean distclean
+	bench-decode bench-quantized bench-encoder bench-convs bench-shrink bench-cuda bench-serve soak census exam \
+	campaign campaign-kill campaign-hostile real build clean distclean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -108,6 +108,10 @@ bench-shrink: $(DONE) ## Prune MiniLM and SmolLM2 in several ways and write the 
 bench-serve: $(DONE) ## Load a server of this machine with 64 clients and write the table
 	$(BIN)/python -m bench.serve
 	$(BIN)/python -m bench.serve --table docs/benchmarks/serving.md
+
+soak: $(DONE) ## Load a server with 2 GB for SECONDS=3600, a tenth of it hostile, compare every answer and write the table (long)
+	$(BIN)/python -m bench.soak $(if $(SECONDS),--seconds $(SECONDS))
+	$(BIN)/python -m bench.soak --table docs/reference/robustness.md
 
 census: $(DONE) ## Take many architectures the whole road and write the table (long)
 	$(BIN)/python -m tests.census.run

@@ -1,8 +1,10 @@
-"""How many threads this process may use."""
+"""How many threads this process may use, and which of them others go before."""
 
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from pathlib import Path
 
 
@@ -12,6 +14,13 @@ def available_threads() -> int:
     cores = len(affinity(0)) if affinity else (os.cpu_count() or 1)
     quota = cgroup_quota(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
     return max(1, cores if quota is None else min(cores, int(quota)))
+
+
+def step_back(steps: int = 2) -> None:
+    """Let others go before the thread that calls this, where the system knows priorities of threads."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()  # of Linux, a process to the scheduler
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + steps)
 
 
 def cgroup_quota(root: Path, membership: Path) -> float | None:

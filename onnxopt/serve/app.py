@@ -30,6 +30,7 @@ from onnxopt.serve.problems import Problem, answer, on_error, on_invalid
 from onnxopt.serve.shelf import Opening, Shelf, open_model
 
 _BACKLOG = 2048
+_TRIM_S = 20.0
 
 
 def create_app(
@@ -70,7 +71,9 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
+        trimming = asyncio.ensure_future(_trim())
         yield
+        trimming.cancel()
         await asyncio.to_thread(shelf.close)
         await readers.close()
 
@@ -95,6 +98,13 @@ def create_app(
         app.add_exception_handler(kind, on_error)
     app.add_middleware(Gate, limits=limits, metrics=metrics, bodies=Holding(plan.bodies, "bodies"))
     return app
+
+
+async def _trim() -> None:
+    """Give memory back from time to time, which the allocator keeps after large requests."""
+    while True:
+        await asyncio.sleep(_TRIM_S)
+        await asyncio.to_thread(release_memory)
 
 
 async def _on_http(request: object, error: Exception) -> Response:

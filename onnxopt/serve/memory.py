@@ -60,7 +60,7 @@ class MemoryPlan:
             raise InputError(
                 f"the models take {size_text(at_rest)} at rest and {size_text(total)} are allowed",
                 where="memory",
-                hint=f"serve fewer of them, or allow --memory {-(-needed >> 20) + 1}MB or more",
+                hint=f"serve fewer, set a lower --max-body-mb, or allow --memory {(needed >> 20) + 1}MB or more",
             )
         return cls(total, at_rest, int(free * _BODIES), int(free * _ANSWERS), each)
 

@@ -97,7 +97,8 @@ async def chat_completions(request: Request, body: ChatBody) -> Response:
     letters = sum(_MARK_LETTERS + len(message["content"]) for message in conversation)
     ids = await off_loop(lambda: read_chat(writes.generator, conversation), letters=letters)
     context = writes.generator.decoder.context_length
-    most = min(_limits(request).max_new_tokens, max(1, context - len(ids)) if context else 1 << 30)
+    rooms = [_limits(request).max_new_tokens, context - len(ids) if context else None, writes.room_after(len(ids))]
+    most = max(1, min(room for room in rooms if room is not None))
     return await _write(
         request, body, writes, [ids], most=body.max_completion_tokens or body.max_tokens or most, chat=True
     )

@@ -4,11 +4,12 @@
 |---|---|
 | 400 | the body is no JSON, or a text is longer than the model takes |
 | 404 | no such model or path |
+| 408 | a request, or its body, does not come |
 | 413 | the body, the number of texts or the memory that it takes is beyond the limit |
 | 422 | a field is missing, has a wrong type or value, or is not supported |
 | 429 | too many requests wait; `Retry-After` tells when to come again |
 | 500 | a fault of the server; its log has the rest |
-| 503 | the server is stopping, or the request took too long |
+| 503 | the server is stopping, has no memory or too many connections, or the request took too long |
 
 No answer tells where on the server's machine something lies.
 """

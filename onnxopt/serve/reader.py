@@ -1,8 +1,8 @@
 """Read large JSON in a process of its own: `python -m onnxopt.serve.reader`, bodies on stdin, what they hold on stdout.
 
 Python reads JSON without ever letting other threads run, so a body of some megabytes would hold up every answer of the
-process that reads it. This one has nothing else to do. It uses the standard library alone, so that it is small, and it
-takes no more memory than it was told: a body that needs more is refused, and the process goes on.
+process that reads it. This one has nothing else to do. It uses little but the standard library, so that it is small,
+and it takes no more memory than it was told: a body that needs more is refused, and the process goes on.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import sys
 from array import array
 from collections.abc import Sequence
 from typing import Any, Literal
+
+from onnxopt.host.threads import step_back
 
 # frame to the reader: what kind of body, and how many bytes; frame from it: how many bytes
 ASKED, SAID = struct.Struct("<BQ"), struct.Struct("<Q")
@@ -105,6 +107,7 @@ def main() -> None:
 
         most = int(sys.argv[1])
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    step_back()  # whoever sends so much may wait; the server that others ask may not
     while len(head := sys.stdin.buffer.read(ASKED.size)) == ASKED.size:
         kind, size = ASKED.unpack(head)
         try:

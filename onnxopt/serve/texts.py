@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from onnxopt.errors import InputError
+from onnxopt.host.threads import step_back
 from onnxopt.run.generate.generator import Generator
 from onnxopt.serve.encodes import check_tokens
 from onnxopt.texts.bounded import read_beginning
 
 INLINE_LETTERS = 4096  # what takes less than handing it to a thread would
 _THREADS = 2
-_readers = ThreadPoolExecutor(_THREADS, thread_name_prefix="onnxopt-texts")
+_readers = ThreadPoolExecutor(_THREADS, thread_name_prefix="onnxopt-texts", initializer=step_back)
 
 Result = TypeVar("Result")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxopt
+from onnxopt.host.threads import step_back
 from onnxopt.load.reference import OrtReference
 from onnxopt.spec import Array, Target
 
@@ -60,3 +64,19 @@ def test_a_reference_is_opened_with_its_threads(tmp_path: Path) -> None:
     together, dealt = alone.run(feeds)["y"], OrtReference(path, threads=4).run(feeds)["y"]
     assert np.abs(together - np.concatenate(apart, axis=2)).max() > 1e-4
     assert not np.array_equal(together, dealt)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads are Linux'")
+def test_a_thread_that_steps_back_leaves_the_others_where_they_are() -> None:
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    found: list[int] = []
+
+    def work() -> None:
+        step_back(3)
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [min(before + 3, 19)]
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before

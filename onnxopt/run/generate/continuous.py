@@ -157,6 +157,14 @@ class ContinuousBatcher:
         """How many texts are being written."""
         return len(self._active)
 
+    def room_after(self, tokens: int) -> int | None:
+        """Return how many new tokens there is room for in the cache after a prompt; None for any number.
+
+        Args:
+            tokens: of the prompt.
+        """
+        return self.cache_tokens - ROOM - tokens if self.cache_tokens else None
+
     def submit(
         self,
         prompt: Prompt,

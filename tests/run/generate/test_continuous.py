@@ -204,8 +204,14 @@ def test_a_text_that_the_whole_cache_has_no_room_for_is_refused(generator: Gener
     with ContinuousBatcher(generator, cache_tokens=ROOM + 40) as batcher:
         with pytest.raises(TooLargeError, match="tokens, the cache has room for 296; ask for fewer"):
             batcher.submit(PROMPTS[0], max_new_tokens=60)
-        assert batcher.submit(PROMPTS[0], max_new_tokens=9).future.result(60).tokens
+        prompt = generator.encode(PROMPTS[0], chat=False)
+        room = batcher.room_after(len(prompt))
+        assert room is not None
+        assert room == 40 - len(prompt)
+        assert batcher.submit(prompt, max_new_tokens=room).future.result(60).tokens
     assert batcher.stats.requests == 1
+    with ContinuousBatcher(generator) as batcher:
+        assert batcher.room_after(9) is None
 
 
 def test_a_prompt_that_is_read_in_pieces_is_the_same_prompt(
