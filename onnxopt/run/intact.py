@@ -1,7 +1,7 @@
 """Notice that a file of an artifact was changed or damaged since it was made, before it answers.
 
 Everything was proved of the files that the manifest names, by their SHA-256. They are compared when an artifact is
-opened: a flipped bit in weights gives wrong numbers, not an error. It costs a second for each 1.4 GB (a core with SHA
+opened: a flipped bit in weights gives wrong numbers, not an error. It costs a second for each 0.9 GB (one core with SHA
 instructions), so of files beyond a limit, 1 GiB by default, only the length is compared.
 """
 
