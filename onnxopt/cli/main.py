@@ -21,6 +21,7 @@ from onnxopt.cli.shared import app, err_console, out_console
 from onnxopt.cli.watcher import ChildDiedError, go_on_in_child
 from onnxopt.errors import InputError, OnnxoptError, word
 from onnxopt.host.disk import CLOSED, FULL, advice_of, code_of, reason_of
+from onnxopt.host.scratch import scratch_folder
 from onnxopt.host.stops import INTERRUPTED_EXIT_CODE, TERMINATED_EXIT_CODE, Terminated, hear_terminate, stopped
 from onnxopt.host.watch import limited_runs
 
@@ -63,7 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail_of(error: ChildDiedError) -> int:
-    """Say what ended the work, and return the exit code."""
+    """Say what ended the work, take away the temporary files that it left, and return the exit code."""
+    with suppress(OSError), scratch_folder():  # whose making removes those of processes that are no more
+        pass
     asked = {signal.SIGINT: INTERRUPTED_EXIT_CODE, signal.SIGTERM: TERMINATED_EXIT_CODE}
     if error.signal in asked:  # before the command was there to say so itself
         return _fail("ended; nothing was written", asked[signal.Signals(error.signal)])

@@ -28,7 +28,8 @@ class Bounds:
         seconds: of one run of a graph; 1 s more for each 64 MiB of weights, and so much for each 4096 numbers of an
             input once it has been seen to run.
         memory: bytes that such a run may take; 16 bytes more for each byte of weights.
-        verify: bytes of a file of an artifact up to which opening it compares the content with the manifest.
+        verify: bytes of a file of an artifact up to which opening it compares the content with the manifest; of larger
+            ones the length. 0 compares nothing.
     """
 
     nodes: int = 200_000  # no network that we know has half of them: experts of 58 layers, 256 each, have 150,000

@@ -42,6 +42,11 @@ def regular_size(path: Path, where: str = "", *, hint: str = "write it into a fi
     return info.st_size
 
 
+def bytes_beside(path: Path) -> int:
+    """Return the bytes of all files in the folder of a model: at least its own, with whatever holds its weights."""
+    return sum(one.stat().st_size for one in path.parent.iterdir() if one.is_file())
+
+
 def read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of an .npz file.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from onnxopt.errors import InputError, LimitError
 from onnxopt.graph.exchange import Exchange, carried_file, spec_of
 from onnxopt.graph.sides import Crossings
 from onnxopt.host.bounds import allow, bounds
+from onnxopt.host.files import bytes_beside
 from onnxopt.host.watch import are_limited, watched
 from onnxopt.run.providers import Device, Opening, Wishes, add_plugin, engine_cache, parse_device, plan, preload_cuda
 from onnxopt.spec import CONTAINERS, Provider, Target, TensorSpec, Workload
@@ -265,8 +265,7 @@ class Session:
 
     @cached_property
     def _weight_bytes(self) -> int:
-        """Bytes of the model and of what lies beside it under its name."""
-        return sum(file.stat().st_size for file in self.path.parent.glob(f"{glob.escape(self.path.name)}*"))
+        return bytes_beside(self.path)
 
     def _check_sizes(self, feeds: Mapping[str, Value]) -> None:
         """Refuse sizes of which an artifact promises nothing, at which it may run all the same; a file has no promises.

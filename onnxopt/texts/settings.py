@@ -13,6 +13,7 @@ from typing import Any
 from onnxopt.errors import InputError, word
 
 MAX_ID = 2**31 - 1  # no vocabulary has half as many
+MAX_LAYERS = 1024  # each is built before anything is known of its weights; no network has a quarter
 MAX_SIDE = 1 << 14  # pixels
 PREPROCESSOR = "preprocessor_config.json"
 
@@ -23,6 +24,10 @@ def _is_number(value: object) -> bool:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_ID
+
+
+def _is_depth(value: object) -> bool:
+    return _is_count(value) and isinstance(value, int) and value <= MAX_LAYERS
 
 
 def _is_id(value: object) -> bool:
@@ -101,6 +106,10 @@ KINDS: Mapping[str, _Kind] = {
             *("min_new_tokens", "vocab_size"),
         ),
         _COUNT,
+    ),
+    **dict.fromkeys(
+        ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers"),
+        (_is_depth, f"a count of layers up to {MAX_LAYERS}"),
     ),
     **dict.fromkeys(
         ("model_max_length", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "rescale_factor"), _NUMBER

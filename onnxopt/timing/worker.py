@@ -37,6 +37,7 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
     import onnxruntime
 
     from onnxopt.host.bounds import bounds
+    from onnxopt.host.files import bytes_beside
     from onnxopt.probe.apart.worker import limit_memory
     from onnxopt.run.session import open_session
 
@@ -50,10 +51,10 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
     session = open_session(Path(job["model"]), target=Target(job["provider"], job["threads"]))
     load_ms = 1000 * (time.perf_counter() - start)
     gc.disable()
-    if job["provider"] in ("cpu", "portable"):
+    size = bytes_beside(Path(job["model"])) if job["provider"] in ("cpu", "portable") else None
+    if size is not None:
         elements = max(sum(array.size for array in feeds.values()) for feeds in requests)
-        limit_memory(bounds().memory_for(Path(job["model"]).stat().st_size, elements))
-    size = Path(job["model"]).stat().st_size if job["provider"] in ("cpu", "portable") else None
+        limit_memory(bounds().memory_for(size, elements))
     times = [_time(session, feeds, float(job["seconds"]), size) for feeds in requests]
     return {"load_ms": load_ms, "base_bytes": base_bytes, "peak_bytes": peak_bytes(), "times_ms": times}
 

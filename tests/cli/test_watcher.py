@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -102,3 +103,29 @@ def _is_alive(process: int) -> bool:
         return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def test_temporary_files_of_what_was_killed_are_taken_away(tmp_path: Path) -> None:
+    program = """
+import os, sys
+from onnxopt.cli import main as cli
+from onnxopt.host.scratch import scratch_folder
+def dies(_):
+    with scratch_folder() as room:
+        (room / "half").write_text("half")
+        os.kill(os.getpid(), 11)
+cli._work = dies
+sys.argv = ["onnxopt", "optimize"]
+sys.exit(cli.main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the process was ended by SIGSEGV (a fault in native code)")
+    assert list(tmp_path.iterdir()) == []

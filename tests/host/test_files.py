@@ -15,7 +15,7 @@ import pytest
 
 from onnxopt.errors import InputError
 from onnxopt.host import files
-from onnxopt.host.files import read_npz, regular_size
+from onnxopt.host.files import bytes_beside, read_npz, regular_size
 
 
 def test_a_file_has_its_size(tmp_path: Path) -> None:
@@ -91,3 +91,10 @@ def test_pickles_and_broken_bytes_are_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="zip"):
         read_npz(tmp_path / "cut.npz")
+
+
+def test_weights_beside_a_model_count_whatever_they_are_called(tmp_path: Path) -> None:
+    for name, size in (("m.onnx", 3), ("weights.bin", 40)):
+        (tmp_path / name).write_bytes(bytes(size))
+    (tmp_path / "golden").mkdir()
+    assert bytes_beside(tmp_path / "m.onnx") == 43

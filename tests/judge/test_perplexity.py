@@ -151,7 +151,9 @@ def test_a_prefix_starts_each_window_and_makes_the_first_token_count() -> None:
     assert [one.first for one in windows] == [1, 1, 1]
 
 
-def test_a_tokenizer_that_adds_a_beginning_gives_it_to_each_window(text: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_that_adds_a_beginning_gives_it_to_each_window(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tokenizers import Tokenizer, processors
 
     folder = folder_of(tmp_path, "shared", "all")
@@ -159,6 +161,7 @@ def test_a_tokenizer_that_adds_a_beginning_gives_it_to_each_window(text: Path, t
     specials = [("<pad>", 257), ("<end>", 256)]
     tokenizer.post_processor = processors.TemplateProcessing(single="<pad> $A <end>", special_tokens=specials)
     tokenizer.save(str(folder / "tokenizer.json"))
+    monkeypatch.setenv("ONNXOPT_LIMITS", "verify=0")  # it is ours
     found = measure_perplexity(folder, text=text, window=41)
     ids, tiny = ids_of(tmp_path / "words", TEXT), TinyDecoder()
     losses = np.concatenate([tiny.nll([257, *ids[start : start + 40]]) for start in range(0, len(ids), 40)])

@@ -60,6 +60,11 @@ def test_golden_cases_are_held_to_their_hashes_where_they_are_used(folder: Path)
         check_golden(folder)
 
 
+def test_how_texts_are_written_may_be_set(folder: Path) -> None:
+    (folder / "generation_config.json").write_text('{"eos_token_id": [3]}', encoding="utf-8")
+    assert 3 in Generator(folder).ends
+
+
 def test_what_is_missing_is_left_to_those_who_read_it(folder: Path) -> None:
     (folder / "io.json").unlink()
     Session(folder)
@@ -82,3 +87,10 @@ def test_a_manifest_that_names_files_outside_is_refused(name: str, folder: Path)
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(InputError, match="outside of the artifact"):
         Session(folder)
+
+
+def test_nothing_is_compared_where_that_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "verify=0")
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+    flip(folder / "tokenizer.json", 5)
+    check_intact(folder, Manifest.read(folder))

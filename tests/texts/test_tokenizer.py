@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 from onnxopt.errors import InputError
-from onnxopt.texts.tokenizer import marks_around, open_encoder, open_tokenizer, prefix_ids, tokenizer_pad
+from onnxopt.texts.tokenizer import encoded, marks_around, open_encoder, open_tokenizer, prefix_ids, tokenizer_pad
 
 WORDS = {"<pad>": 0, "<s>": 1, "</s>": 2, "a": 3, "b": 4, "<unk>": 5}
 UNKNOWN, PADDING = "<unk>", "b"
@@ -61,3 +61,13 @@ def test_a_broken_tokenizer_is_one_line(open_it: Callable[[Path], object], tmp_p
     with pytest.raises(InputError, match=r"tokenizer\.json: cannot be read") as caught:
         open_it(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(a|aa)+$"])
+def test_a_pattern_that_backtracks_without_end_is_an_error_of_the_user(pattern: str) -> None:
+    """Its native code panics over it, which Python sees as no `Exception`."""
+    made = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))  # noqa: S106  no password
+    made.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
+    with pytest.raises(InputError, match=r"the text cannot be tokenized \(.*; use another tokenizer\.json"):
+        encoded(made, ["a" * 60 + "!"])
+    assert [one.ids for one in encoded(made, ["a", "b"])] == [[0], [1]]

@@ -13,6 +13,7 @@ from typing import Any
 from onnxopt.errors import InputError, word
 from onnxopt.host.files import regular_size
 from onnxopt.host.folders import sha256_of
+from onnxopt.host.quiet import quiet
 from onnxopt.load.source.source import Source
 from onnxopt.texts.settings import check_settings
 
@@ -148,9 +149,10 @@ def load_config(checkpoint: Checkpoint) -> Any:
     where = checkpoint.source.text
     try:
         if checkpoint.source.trust_remote_code:
-            return transformers.AutoConfig.from_pretrained(
-                checkpoint.folder, trust_remote_code=True, local_files_only=True
-            )
+            with quiet():
+                return transformers.AutoConfig.from_pretrained(
+                    checkpoint.folder, trust_remote_code=True, local_files_only=True
+                )
     except Exception as error:
         raise InputError(f"transformers cannot read the config: {error}", where=where) from error
     kind = checkpoint.settings.get("model_type")
@@ -163,7 +165,8 @@ def load_config(checkpoint: Checkpoint) -> Any:
             hint="allow its code with trust_remote_code if you trust where it comes from" if own_code else "",
         )
     try:
-        return CONFIG_MAPPING[kind].from_dict(dict(checkpoint.settings))
+        with quiet():
+            return CONFIG_MAPPING[kind].from_dict(dict(checkpoint.settings))
     except Exception as error:
         raise InputError(f"transformers refuses the config: {error}", where=where) from error
 

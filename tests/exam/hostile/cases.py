@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import multiprocessing
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -83,21 +84,41 @@ def _room() -> Path:
 @functools.cache
 def sound_checkpoint(kind: str, task: str = "") -> Path:
     """A small checkpoint of an architecture, made once; whoever changes it works on a copy."""
+    folder = _room() / f"{kind}{task}"
+    _apart(_make_checkpoint, kind, task, folder)
+    return folder
+
+
+def _make_checkpoint(kind: str, task: str, folder: Path) -> None:
     from tests.support.tiny import tiny_checkpoint
 
     pooling = (
         {"pooling_mode_mean_tokens": True, "word_embedding_dimension": 32} if kind == "bert" and not task else None
     )
-    return tiny_checkpoint(kind, _room() / f"{kind}{task}", layers=1, task=task or None, pooling=pooling)
+    tiny_checkpoint(kind, folder, layers=1, task=task or None, pooling=pooling)
 
 
 @functools.cache
 def sound_artifact(kind: str, task: str = "") -> Path:
     """The artifact of such a checkpoint, made once."""
+    out = _room() / f"{kind}{task}-artifact"
+    _apart(_make_artifact, sound_checkpoint(kind, task), out)
+    return out
+
+
+def _make_artifact(source: Path, out: Path) -> None:
     import onnxopt
 
-    out = _room() / f"{kind}{task}-artifact"
-    return onnxopt.optimize(sound_checkpoint(kind, task), out=out, measure=False).path
+    onnxopt.optimize(source, out=out, measure=False)
+
+
+def _apart(make: Callable[..., None], *arguments: object) -> None:
+    """Make something in a process of its own: commands are forked from this one, and torch does not survive that."""
+    process = multiprocessing.get_context("spawn").Process(target=make, args=arguments)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"{make.__name__} failed")
 
 
 def checkpoint(folder: Path, kind: str = "bert", task: str = "") -> Path:

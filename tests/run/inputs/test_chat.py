@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,3 +107,42 @@ def test_the_messages_of_the_caller_stay_as_they_are(tmp_path: Path) -> None:
     assert found is not None
     assert found.render(MESSAGES) == "4"
     assert MESSAGES[0] == {"role": "system", "content": "Be <brief>."}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a child is watched on Linux alone")
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (
+            "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}",
+            "the process was ended by SIGALRM (it took too long) while rendering the chat template; use --no-chat",
+        ),
+        (
+            "{% set ns = namespace(x='abcdefgh') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+            "the chat template fails (MemoryError)",
+        ),
+    ],
+    ids=["time", "memory"],
+)
+def test_a_template_without_end_ends_the_command_with_a_word(source: str, said: str) -> None:
+    program = """
+import sys
+from onnxopt.cli.watcher import ChildDiedError, go_on_in_child
+from onnxopt.errors import InputError
+from onnxopt.run.inputs.chat import ChatTemplate
+try:
+    code = go_on_in_child()
+except ChildDiedError as error:
+    print(error); sys.exit(2)
+if code is not None:
+    sys.exit(code)
+try:
+    ChatTemplate(sys.argv[1], {}, "").render([{"role": "user", "content": "hello"}])
+except InputError as error:
+    print(error); sys.exit(2)
+"""
+    limits = {**os.environ, "ONNXOPT_LIMITS": "seconds=2,memory=128MiB"}
+    command = [sys.executable, "-c", program, source]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=limits)
+    assert done.returncode == 2
+    assert done.stdout.startswith(said), done.stdout + done.stderr
