@@ -7,7 +7,6 @@ import json
 import shutil
 import sys
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ def test_bytes_are_held_until_their_context_ends() -> None:
 @pytest.fixture(scope="module")
 def server(encoder_folder: Path, decoder_folder: Path) -> Iterator[Server]:
     models = f"vectors={encoder_folder}", f"stories={decoder_folder}"
-    with serving(*models, "--memory", f"{ALLOWED}MB", "--timeout", 20) as found:
+    with serving(*models, "--memory", f"{ALLOWED}MB", "--timeout", 50) as found:
         yield found
 
 
@@ -99,11 +98,11 @@ def test_the_worst_that_can_be_sent_stays_within_the_memory(server: Server) -> N
         thread.start()
     for thread in threads:
         thread.join()
-    counts = Counter(found)
-    assert peak(server) < ALLOWED
-    assert counts["many rows", 200] >= 1
-    assert counts["a large answer", 413] >= 1
     assert {status for _, status in found} <= {200, 400, 413, 422, 429, 503}
+    # all at once, one may be told to come again; then it is answered, or refused for good
+    assert asked(server.port, *attacks["many rows"])[0] == 200
+    assert asked(server.port, *attacks["a large answer"])[0] == 413
+    assert peak(server) < ALLOWED
     assert asked(server.port, "/v1/embeddings", said(model="vectors", input="a"))[0] == 200
     assert server.process.poll() is None
 
