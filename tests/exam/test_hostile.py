@@ -6,6 +6,7 @@ import functools
 import json
 import multiprocessing
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,8 @@ def of_few(room: str) -> list[dict[str, Any]]:
 
 
 def test_a_line_and_an_exit_code_whatever_is_given(tmp_path: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        outcomes = pool.apply(of_few, (str(tmp_path),))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        outcomes = pool.submit(of_few, str(tmp_path)).result()
     assert len(outcomes) == len(FEW)
     assert [one for one in outcomes if one["faults"]] == []
     codes = [one["code"] for one in outcomes]

@@ -96,6 +96,8 @@ def read_checkpoint(source: Source) -> Checkpoint:
     removed: list[str] = []
     kept = settings if source.trust_remote_code else _without_code(settings, "", removed)
     weights = () if source.weights == "random" else tuple(sorted(folder.glob("*.safetensors")))
+    for path in weights:
+        regular_size(path)
     for index in folder.glob("*.safetensors.index.json"):
         _check_index(index)
     return Checkpoint(source, kept, tuple(removed), weights)
