@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -16,7 +15,6 @@ import pytest
 from tests.exam.hostile import __main__ as campaign
 from tests.exam.hostile.cases import Case
 from tests.exam.hostile.run import Outcome, judged, preload
-from tools.docs.blocks import fill
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits and signals as Linux has them")
 
@@ -139,10 +137,3 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch
         "seconds": 0.5,
         "memory_mib": 1,
     }
-
-
-def test_the_page_has_the_table_of_the_record() -> None:
-    record = json.loads(campaign.RESULTS.read_text(encoding="utf-8"))
-    page = (campaign.ROOT / "docs" / "reference" / "robustness.md").read_text(encoding="utf-8")
-    assert fill(page, campaign.BLOCK, campaign.table(record)) == page
-    assert record["inputs"] >= 300

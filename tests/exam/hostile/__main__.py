@@ -22,14 +22,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from bench import table
 from tests.exam.hostile import artifacts, checkpoints, data, graphs
 from tests.exam.hostile.cases import Case
 from tests.exam.hostile.run import MEMORY_BYTES, SECONDS, Outcome, judged, preload
-from tools.docs.blocks import fill
 
 ROOT = Path(__file__).resolve().parents[3]
-BLOCK = "hostile"
-RESULTS = ROOT / "tests" / "exam" / "results" / "hostile.json"
+MARKS = "<!-- hostile -->", "<!-- /hostile -->"  # in the page
+RESULT = ROOT / "tests" / "exam" / "results" / "hostile.json"
 VERSIONS = ("onnxopt", "onnx", "onnxruntime", "tokenizers", "torch")
 JOURNAL = ROOT / "build" / "hostile" / "journal.jsonl"
 
@@ -68,7 +68,7 @@ def recorded(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def table(record: dict[str, Any]) -> str:
+def render(record: dict[str, Any]) -> str:
     """Return a record as Markdown."""
     limits, versions = record["limits"], record["versions"]
     lines = [
@@ -76,14 +76,14 @@ def table(record: dict[str, Any]) -> str:
             f"{record['inputs']} inputs of strangers, each given to the command that it concerns in a process of its "
             "own: exit code 0 or 2, one line, no traceback, no name of a temporary file, nothing left behind, nothing "
             f"half written, at most {limits['seconds']:.0f} s of processor time, and {limits['memory_mib']} MiB beyond "
-            f"what the imports take. {record['machine']}, ONNX Runtime {versions['onnxruntime']}, {record['date']}."
+            f"what the imports take (a dash where it was less than those). {record['machine']}, ONNX Runtime {versions['onnxruntime']}, {record['date']}."
         ),
         "",
         "| what | inputs | refused in words | accepted | faults | most seconds | most MiB |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         *(
             f"| {name} | {one['inputs']} | {one['refused']} | {one['accepted']} | {one['faults']} | "
-            f"{one['seconds']:.1f} | {one['memory_mib']} |"
+            f"{one['seconds']:.1f} | {one['memory_mib'] or '–'} |"
             for name, one in record["groups"].items()
         ),
     ]
@@ -126,16 +126,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.exam.hostile", description="Try hostile inputs.")
     parser.add_argument("--only", default="", help="those whose title holds this; nothing is recorded")
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="write the table of the record into a page and stop")
+    table.add_option(parser)
     asked = parser.parse_args(arguments)
     if asked.table:
-        block = table(json.loads(RESULTS.read_text(encoding="utf-8")))
-        asked.table.write_text(fill(asked.table.read_text(encoding="utf-8"), BLOCK, block), encoding="utf-8")
-        return 0
+        return table.put_last(asked.table, MARKS, RESULT, render)
     cases = [case for case in all_cases() if asked.only in case.title]
     outcomes = run(cases, None if asked.only else JOURNAL, resume=asked.resume)
     if not asked.only:
-        RESULTS.write_text(json.dumps(recorded(outcomes), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        RESULT.write_text(json.dumps(recorded(outcomes), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     at_fault = sum(bool(one.faults) for one in outcomes)
     _print(f"{len(outcomes)} inputs, {at_fault} at fault")
     return int(bool(at_fault))
