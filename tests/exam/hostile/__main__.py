@@ -76,7 +76,8 @@ def render(record: dict[str, Any]) -> str:
             f"{record['inputs']} inputs of strangers, each given to the command that it concerns in a process of its "
             "own: exit code 0 or 2, one line, no traceback, no name of a temporary file, nothing left behind, nothing "
             f"half written, at most {limits['seconds']:.0f} s of processor time, and {limits['memory_mib']} MiB beyond "
-            f"what the imports take (a dash where it was less than those). {record['machine']}, ONNX Runtime {versions['onnxruntime']}, {record['date']}."
+            f"what the imports take (a dash where it was less than those). {record['machine']}, "
+            f"ONNX Runtime {versions['onnxruntime']}, {record['date']}."
         ),
         "",
         "| what | inputs | refused in words | accepted | faults | most seconds | most MiB |",
