@@ -275,12 +275,17 @@ class Exam:
 
 
 def _work_of(process: int) -> float:
-    """Return the seconds of the processor that a process has had; 0 for one that has ended (proc(5), stat)."""
+    """Return the seconds of the processor that a process and its children have had; 0 for one that has ended.
+
+    The work of a command is done in a child. Source: proc(5), `stat`, fields 14 to 17, and `task/*/children`.
+    """
+    place = Path("/proc") / str(process)
     try:
-        fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        fields = (place / "stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        children = (place / "task" / str(process) / "children").read_text(encoding="ascii").split()
     except OSError:
         return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK") + sum(map(_work_of, map(int, children)))
 
 
 def _work_of_ended() -> float:
