@@ -1,4 +1,7 @@
-"""Keys that attention hides, and rows that see none: every answer stays, also where it is none."""
+"""Keys that attention hides, and rows that see none: every answer stays, also where it is none.
+
+Covers: passes/fuse/attention.py
+"""
 
 from __future__ import annotations
 
