@@ -122,6 +122,7 @@ exam: $(DONE) ## Take ONNX's own backend cases through optimize for cpu and port
 
 campaign: $(DONE) ## Optimize N=10000 random graphs from SEED=0 on, JOBS=2 at a time, RESUME=1 to go on, and record what became of them (long)
 	$(BIN)/python -m tests.exam.campaign --graphs $(or $(N),10000) --seed $(or $(SEED),0) $(if $(JOBS),--jobs $(JOBS)) $(if $(RESUME),--resume)
+	$(BIN)/python -m tests.exam.campaign --table docs/reference/robustness.md
 
 campaign-kill: $(DONE) ## Stop commands at N=130 random moments or fill their disks from SEED=0 on, RESUME=1 to go on, and record it (long)
 	$(BIN)/python -m tests.exam.kills --trials $(or $(N),130) --seed $(or $(SEED),0) $(if $(RESUME),--resume)

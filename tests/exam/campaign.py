@@ -2,7 +2,7 @@
 
 python -m tests.exam.campaign --graphs 10000 --seed 0 --jobs 2     # into bench/results/campaign.json
 python -m tests.exam.campaign --graphs 10000 --seed 0 --resume     # go on where an interrupted one stopped
-python -m tests.exam.campaign --table                              # print the table of the record
+python -m tests.exam.campaign --table docs/reference/robustness.md    # write the table of the record there
 
 Each graph is drawn from a number of its own, so a run is repeated, or one graph looked at, by its seed. What goes wrong
 is shrunk and written to `build/campaign/<kind>/<seed>`, with a script that shows it. Each graph that is done is a line
@@ -12,10 +12,12 @@ in `build/campaign/journal.jsonl`, so that a campaign of hours may be interrupte
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,15 +25,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from bench import table
 from tests.exam.children import DIED, TIME_OUT, Child
 from tests.property.generate import MOST_PIECES, draw
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "bench" / "results" / "campaign.json"
+RESULT = ROOT / "bench" / "results" / "campaign.json"
+MARKS = "<!-- campaign -->", "<!-- /campaign -->"  # in the page
 FAULTS = ROOT / "build" / "campaign"
 JOURNAL = "journal.jsonl"  # in the folder of faults
 SECONDS = 60  # a graph
@@ -168,6 +173,8 @@ def recorded(entries: Sequence[Entry], seconds: float) -> dict[str, Any]:
     counted = [entry for entry in entries if entry.outcome != "unusable"]
     turned_down = Counter(name for entry in entries for name in {name for name, _ in entry.rolled_back})
     return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "commit": _commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
         "versions": {name: metadata.version(name) for name in ("onnxopt", "onnx", "onnxruntime", "numpy")},
         "graphs": len(counted),
@@ -182,6 +189,14 @@ def recorded(entries: Sequence[Entry], seconds: float) -> dict[str, Any]:
         "nodes": [sum(entry.nodes[index] for entry in entries) for index in (0, 1)],
         "faults": [asdict(e) for e in entries if e.kind not in ("right", "unusable")],
     }
+
+
+def _commit() -> str:
+    """Return which state of the code was tried; nothing where git does not say it."""
+    with contextlib.suppress(OSError):
+        asked = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    return ""
 
 
 def read_journal(path: Path) -> list[Entry]:
@@ -202,7 +217,7 @@ def _general(reason: str) -> str:
     return " ".join("".join("#" if c.isdigit() else c for c in reason).split())[:160]
 
 
-def table(record: dict[str, Any]) -> str:
+def render(record: dict[str, Any]) -> str:
     """Return a record as a table in Markdown."""
     outcomes = record["outcomes"]
     turned_down = [one for one in record["faults"] if one["rolled_back"]]
@@ -212,7 +227,7 @@ def table(record: dict[str, Any]) -> str:
             f"{record['graphs']:,} random graphs (seeds {first} to {last}), compared at {record['comparisons']:,} "
             f"sizes drawn after optimizing; {record['nodes'][0]:,} nodes before, {record['nodes'][1]:,} after; "
             f"{record['machine']}, ONNX Runtime {record['versions']['onnxruntime']}, "
-            f"{record['seconds'] / 60:.0f} minutes of work."
+            f"{record['seconds'] / 60:.0f} minutes of work, {record['date']}, commit {record['commit']}."
         ),
         "",
         "| outcome | graphs | what it means |",
@@ -240,34 +255,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--graphs", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0, help="of the first graph; the others follow")
     parser.add_argument("--jobs", type=int, default=max(1, len(os.sched_getaffinity(0))))
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=RESULT)
     parser.add_argument("--faults", type=Path, default=FAULTS, help="folder for shrunk graphs, emptied first")
     parser.add_argument("--shrink", type=int, default=SHRUNK_PER_KIND, help="graphs of each kind of fault")
     parser.add_argument("--resume", action="store_true", help="go on where the journal ends; the record has all")
-    parser.add_argument("--table", action="store_true", help="print the table of the record and stop")
+    table.add_option(parser)
     asked = parser.parse_args(arguments)
-    if not asked.table:
-        if not asked.resume:
-            shutil.rmtree(asked.faults, ignore_errors=True)
-        asked.faults.mkdir(parents=True, exist_ok=True)
-        seeds = range(asked.seed, asked.seed + asked.graphs)
-        entries = [entry for entry in read_journal(asked.faults / JOURNAL) if entry.seed in seeds]
-        known = {entry.seed for entry in entries}
-        left = [seed for seed in seeds if seed not in known]
-        with (asked.faults / JOURNAL).open("a", encoding="utf-8") as journal:
-            if journal.tell():
-                journal.write("\n")  # behind a line that may have been cut off
+    if asked.table:
+        return table.put_last(asked.table, MARKS, asked.results, render)
+    if not asked.resume:
+        shutil.rmtree(asked.faults, ignore_errors=True)
+    asked.faults.mkdir(parents=True, exist_ok=True)
+    seeds = range(asked.seed, asked.seed + asked.graphs)
+    entries = [entry for entry in read_journal(asked.faults / JOURNAL) if entry.seed in seeds]
+    known = {entry.seed for entry in entries}
+    left = [seed for seed in seeds if seed not in known]
+    with (asked.faults / JOURNAL).open("a", encoding="utf-8") as journal:
+        if journal.tell():
+            journal.write("\n")  # behind a line that may have been cut off
 
-            def note(entry: Entry) -> None:
-                journal.write(json.dumps(asdict(entry)) + "\n")
-                journal.flush()
+        def note(entry: Entry) -> None:
+            journal.write(json.dumps(asdict(entry)) + "\n")
+            journal.flush()
 
-            entries += campaign(left, jobs=asked.jobs, folder=asked.faults, each=asked.shrink, say=_print, note=note)
-        record = recorded(entries, sum(entry.seconds for entry in entries))
-        asked.results.parent.mkdir(parents=True, exist_ok=True)
-        asked.results.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    record = json.loads(asked.results.read_text(encoding="utf-8"))
-    _print(table(record))
+        entries += campaign(left, jobs=asked.jobs, folder=asked.faults, each=asked.shrink, say=_print, note=note)
+    record = recorded(entries, sum(entry.seconds for entry in entries))
+    asked.results.parent.mkdir(parents=True, exist_ok=True)
+    asked.results.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    _print(render(record))
     return int(any(record["outcomes"].get(name) for name in ("wrong", "internal", TIME_OUT, DIED)))
 
 
