@@ -46,7 +46,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         "--task fill-mask "
         "--no-pooling --without bbox --no-cache --logits all --exporter dynamo --padding right --feeds a.npz "
         "--axis a=1 --axis b=2..8 --value rate=8000 --pass a.py --pass b.c "
-        "--no-measure --no-tune --retune --prune heads=1 --prune-data b.txt "
+        "--no-measure --no-tune --retune --forms-from build/x --prune heads=1 --prune-data b.txt "
         "--prune-budget cosine>=0.9"
     )
     found = given(line.split(), monkeypatch, capsys)
@@ -79,6 +79,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         "measure": False,
         "tune": False,
         "retune": True,
+        "forms_from": "build/x",
         "prune": "heads=1",
         "prune_data": "b.txt",
         "prune_budget": "cosine>=0.9",
