@@ -22,7 +22,7 @@ from onnxopt.proof.prepare import prepare
 from onnxopt.rewrite import Builder, Match, Rule
 from onnxopt.rewrite.patterns import Ops, Pat
 from onnxopt.spec import Exact, Feeds
-from tests.exam.campaign import campaign, recorded, table
+from tests.exam.campaign import campaign, recorded, render
 from tests.property.generate import Drawn, draw
 from tests.property.judge import (
     UNUSABLE,
@@ -297,4 +297,4 @@ def test_the_record_counts_every_graph_once() -> None:
     record = recorded(entries, 1.0)
     assert [entry.seed for entry in entries] == [0, 1, 2]
     assert sum(record["outcomes"].values()) == 3
-    assert f"{record['graphs']} random graphs (seeds 0 to 2)" in table(record)
+    assert f"{record['graphs']} random graphs (seeds 0 to 2)" in render(record)
