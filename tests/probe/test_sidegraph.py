@@ -279,7 +279,7 @@ def test_of_a_file_that_is_not_our_export_any_mask_may_hold_anything() -> None:
         {"one": np.float32(1), "far": np.float32(-1e4)},
     )
     mask = graph.graph.outputs[0]
-    assert origin_of_mask(mask) == MaskOrigin(None, (1e4,))
+    assert origin_of_mask(mask) == MaskOrigin(None, (1e4,), reckoned=True)
     graph.graph.meta[FREE_KEY] = frozenset({"m"})
     assert origin_of_mask(mask).free is graph.graph.inputs[0]
     assert [is_contract(value) for value in graph.graph.inputs] == [False, True]
@@ -297,7 +297,7 @@ def test_activations_among_the_scores_hide_nothing() -> None:
         "row": np.ones(4, np.float32),
     }
     graph = parse(f"g (float[batch,4] x) => (float y) {{ {body} }}", weights)
-    assert origin_of_mask(graph.graph.outputs[0]) == MaskOrigin(None, ())
+    assert origin_of_mask(graph.graph.outputs[0]) == MaskOrigin(None, (), reckoned=True)
 
 
 def test_a_mask_that_takes_very_many_nodes_is_not_run() -> None:
