@@ -30,7 +30,7 @@ from typing import Any
 from onnxopt.artifact.stacks import Words
 from onnxopt.errors import InputError
 from onnxopt.graph.roles import fixed_length, input_meaning
-from onnxopt.load.checkpoint.pooling import described_pooling
+from onnxopt.load.checkpoint.pooling import SENTENCE, described_pooling
 from onnxopt.records.manifest import DecodingRecord
 from onnxopt.records.record import ProvedRange
 from onnxopt.run.scores import Scores, scores_of
@@ -38,7 +38,6 @@ from onnxopt.spec import Signature, TensorSpec
 from onnxopt.texts.tokenizer import TOKENIZER_NAME, read_settings, token_limit, tokenizer_pad
 
 IO_NAME = "io.json"
-SENTENCE = "sentence_embedding"
 _CROSSINGS = {
     "reread": "a text that grows beyond one of the crossings is read anew from its first token, with an empty past; "
     "rows of one batch lie on the same side of each",

@@ -13,7 +13,8 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from pathlib import Path
+
+from onnxopt.host.memory import told_bytes
 
 _PAGE_BYTES = 4096
 _board: list[mmap.mmap] = []
@@ -81,7 +82,7 @@ def _limited_memory(more: int) -> Iterator[None]:
     import resource
 
     limits = resource.getrlimit(resource.RLIMIT_DATA)
-    has = _data_bytes()
+    has = told_bytes("VmData")
     if has is None or (limits[0] != resource.RLIM_INFINITY and limits[0] < has + more):
         yield
         return
@@ -90,13 +91,3 @@ def _limited_memory(more: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, limits)
-
-
-def _data_bytes() -> int | None:
-    """Return how much memory of its own this process has; proc(5), VmData in KiB."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return None
-    found = next((line for line in lines if line.startswith("VmData:")), "")
-    return int(found.split()[1]) << 10 if found else None

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from onnxopt.errors import InputError
+from onnxopt.host.cgroups import groups_of, text_of
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -43,20 +44,11 @@ def cgroup_limits(root: Path, membership: Path) -> list[int]:
         membership: the file `/proc/self/cgroup`: lines of `id:controllers:path`, no controllers in version 2.
     """
     found: list[int] = []
-    for line in _text(membership).splitlines() or ["0::/"]:
-        _, _, rest = line.partition(":")
-        controllers, _, inner = rest.partition(":")
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        base = root / "memory" if controllers else root
-        place = base / inner.strip("/")
-        # in a container the path may be the host's; then only the mount itself is there
-        folders = [folder for folder in (place, *place.parents) if folder == base or base in folder.parents]
-        for folder in dict.fromkeys(folders):
-            # version 2: a number or "max"; version 1: always a number
-            said = _text(folder / "memory.max").strip() or _text(folder / "memory.limit_in_bytes").strip()
-            if said.isdigit() and int(said) < _NO_LIMIT:
-                found.append(int(said))
+    for folder in groups_of("memory", root, membership, folder="memory"):
+        # version 2: a number or "max"; version 1: always a number
+        said = text_of(folder / "memory.max").strip() or text_of(folder / "memory.limit_in_bytes").strip()
+        if said.isdigit() and int(said) < _NO_LIMIT:
+            found.append(int(said))
     return found
 
 
@@ -121,13 +113,11 @@ def _reset_peak() -> bool:
 
 
 def _peak() -> int:
-    line = next((line for line in _text(_STATUS).splitlines() if line.startswith("VmHWM:")), "")
+    return told_bytes("VmHWM") or 0
+
+
+def told_bytes(field: str) -> int | None:
+    """Return what proc(5) has of this process under a name such as `VmData`; None where there is no such file."""
+    line = next((line for line in text_of(_STATUS).splitlines() if line.startswith(f"{field}:")), "")
     words = line.split()
-    return int(words[1]) * 1024 if len(words) == 3 else 0
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii")
-    except (OSError, ValueError):
-        return ""
+    return int(words[1]) * 1024 if len(words) == 3 else None

@@ -7,6 +7,8 @@ import sys
 import threading
 from pathlib import Path
 
+from onnxopt.host.cgroups import groups_of, text_of
+
 
 def available_threads() -> int:
     """Return how many CPU threads this process may use: the smaller of its affinity mask and its cgroup's quota."""
@@ -34,28 +36,12 @@ def cgroup_quota(root: Path, membership: Path) -> float | None:
         Quota divided by period; None when nothing limits them.
     """
     found: list[float] = []
-    for line in _text(membership).splitlines() or ["0::/"]:
-        _, _, rest = line.partition(":")
-        controllers, _, inner = rest.partition(":")
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        base = root / controllers if controllers else root
-        place = base / inner.strip("/")
-        # in a container the path may be the host's; then only the mount itself is there
-        folders = [folder for folder in (place, *place.parents) if folder == base or base in folder.parents]
-        for folder in dict.fromkeys(folders):
-            # version 2: "<quota> <period>" in microseconds, or "max <period>"; version 1: a file each, -1 for none
-            words = _text(folder / "cpu.max").split() or [
-                _text(folder / "cpu.cfs_quota_us").strip(),
-                _text(folder / "cpu.cfs_period_us").strip(),
-            ]
-            if len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]):
-                found.append(int(words[0]) / int(words[1]))
+    for folder in groups_of("cpu", root, membership):
+        # version 2: "<quota> <period>" in microseconds, or "max <period>"; version 1: a file each, -1 for none
+        words = text_of(folder / "cpu.max").split() or [
+            text_of(folder / "cpu.cfs_quota_us").strip(),
+            text_of(folder / "cpu.cfs_period_us").strip(),
+        ]
+        if len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]):
+            found.append(int(words[0]) / int(words[1]))
     return min(found, default=None)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii")
-    except (OSError, ValueError):
-        return ""

@@ -229,8 +229,7 @@ class Session:
             if name not in known:
                 raise InputError(f"no output {name!r}, there is {', '.join(known)}", where=self._label)
         given = self._exchange.give({name: _contiguous(value) for name, value in feeds.items()})
-        elements = sum(value.size for value in given.values() if isinstance(value, np.ndarray))
-        with self._in_time(elements, shrink=shrink) as options:
+        with self._in_time(given, shrink=shrink) as options:
             try:
                 values = self._session.run(self._exchange.names(names), given, options)
             except runtime_errors() as error:
@@ -239,11 +238,13 @@ class Session:
         return dict(zip(names, self._exchange.take(names, values), strict=True))
 
     @contextmanager
-    def _in_time(self, elements: int, *, shrink: bool = False) -> Iterator[onnxruntime.RunOptions | None]:
+    def _in_time(
+        self, given: Mapping[str, Value] | None = None, *, shrink: bool = False
+    ) -> Iterator[onnxruntime.RunOptions | None]:
         """Give the options of one run, which is ended where it takes too long and runs are limited.
 
         Args:
-            elements: how many numbers go in.
+            given: what goes in, counted where runs are limited; None for what is bound.
             shrink: give the memory of the run back behind it.
 
         Raises:
@@ -252,7 +253,9 @@ class Session:
         if not are_limited() or self.plan.device != "cpu":  # engines of other devices are built in the first run
             yield _run_options() if shrink else None
             return
-        options = _run_options(shrink=shrink)
+        options, elements = _run_options(shrink=shrink), BOUND_ELEMENTS
+        if given is not None:
+            elements = sum(value.size for value in given.values() if isinstance(value, np.ndarray))
         seconds = bounds().seconds_for(self._weight_bytes, elements)
         with watched(options, seconds) as run:
             try:
@@ -323,7 +326,7 @@ class Session:
         Raises:
             InputError: when the runtime fails.
         """
-        with self._in_time(BOUND_ELEMENTS) as options:
+        with self._in_time() as options:
             try:
                 self._session.run_with_iobinding(binding, _graph_options(graph) or options)
             except runtime_errors() as error:

@@ -1,3 +1,8 @@
+"""What a process may use of memory, and what it does.
+
+Covers: host/cgroups.py
+"""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -20,7 +20,7 @@ from onnxopt.graph.cache import PARTS, Cache, CacheLayer, complete_all
 from onnxopt.host.quiet import quiet
 from onnxopt.load.checkpoint.folder import Checkpoint
 from onnxopt.load.checkpoint.network import build_network, configs_of
-from onnxopt.load.checkpoint.pooling import Pooling, build_head
+from onnxopt.load.checkpoint.pooling import SENTENCE, Pooling, build_head
 from onnxopt.load.checkpoint.tasks import Task, model_class
 from onnxopt.load.export.forward_inputs import ExtraInput, choose_inputs, drop_inputs, inputs_of_pair
 from onnxopt.load.export.torch_pair import SeqPart, face_of, is_pair
@@ -28,7 +28,6 @@ from onnxopt.spec import Array, Feeds, Signature, TensorSpec
 
 logger = logging.getLogger(__name__)
 
-EMBEDDING_OUTPUT = "sentence_embedding"
 Logits = Literal["last", "all"]
 
 
@@ -161,7 +160,7 @@ def load_torch(
         model = TorchModel(flat, title, inputs, outputs, longest, image_size, config, cache, logits)
     else:
         flat = _flatten(network, inputs, names, task, build_head(pooling) if pooling else None)
-        outputs = (*names, EMBEDDING_OUTPUT) if pooling else names
+        outputs = (*names, SENTENCE) if pooling else names
         model = TorchModel(flat, title, inputs, outputs, longest, image_size, config)
     return _complete(replace(model, extras=extras, left_out=notes), network, missing, where)
 
