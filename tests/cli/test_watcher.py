@@ -15,24 +15,14 @@ import pytest
 
 from onnxopt.host.scratch import scratch_folder
 from tests.support.hostile_graphs import dividing_the_smallest
+from tests.support.in_child import IN_CHILD
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="signals are waited for on Linux alone")
-
-PROGRAM = """
-import os, signal, sys, time
-from onnxopt.cli.watcher import ChildDiedError, go_on_in_child
-try:
-    code = go_on_in_child()
-except ChildDiedError as error:
-    print(error); sys.exit(2)
-if code is not None:
-    sys.exit(code)
-"""
 
 
 def run(child: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM + child], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", IN_CHILD + child], capture_output=True, text=True, timeout=60, check=False
     )
 
 
@@ -58,7 +48,7 @@ signal.signal({int(number)}, end)
 print("ready", flush=True)
 time.sleep(60)
 """
-    with subprocess.Popen([sys.executable, "-c", PROGRAM + waits], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([sys.executable, "-c", IN_CHILD + waits], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
@@ -76,7 +66,7 @@ with scratch_folder() as room:
     print(os.getpid(), flush=True)
     time.sleep(60)
 """
-    with subprocess.Popen([sys.executable, "-c", PROGRAM + holds], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([sys.executable, "-c", IN_CHILD + holds], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         child = int(process.stdout.readline())
         process.kill()

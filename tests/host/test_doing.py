@@ -7,19 +7,11 @@ import sys
 
 import pytest
 
+from tests.support.in_child import IN_CHILD
+
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="alarms and limits as Linux has them")
 
-PROGRAM = """
-import ctypes, sys, time
-from onnxopt.cli.watcher import ChildDiedError, go_on_in_child
-from onnxopt.host.doing import doing
-try:
-    code = go_on_in_child()
-except ChildDiedError as error:
-    print(error); sys.exit(2)
-if code is not None:
-    sys.exit(code)
-"""
+PROGRAM = IN_CHILD + "from onnxopt.host.doing import doing\n"
 
 
 def run(child: str) -> tuple[int, str]:

@@ -186,15 +186,23 @@ def softmax(g: Sketch) -> None:
     g.give(g.same(g.rng.choice(("Softmax", "LogSoftmax")), value, axis=g.rng.randrange(value.rank)))
 
 
+def channelled(g: Sketch, *, rows: float) -> Value | None:
+    """Pick an image, or with this chance rows, turned so that their channels lie in front; None without rows."""
+    value = g.pick(lambda v: v.dtype == FLOAT and v.rank == 4 and isinstance(v.dims[1], int))
+    if value is not None and not g.chance(rows):
+        return value
+    taken = g.rows(3)
+    if taken is None:
+        return None
+    return g.op("Transpose", [taken], (taken.dims[0], taken.dims[2], taken.dims[1]), perm=[0, 2, 1])
+
+
 @piece("convolution", 1.5)
 def convolution(g: Sketch) -> None:
     """Over the rows of [batch, rows, width], or over an image; then an affine map, an activation, a pool."""
-    value = g.pick(lambda v: v.dtype == FLOAT and v.rank == 4 and isinstance(v.dims[1], int))
-    if value is None or g.chance(0.4):
-        rows = g.rows(3)
-        if rows is None:
-            return
-        value = g.op("Transpose", [rows], (rows.dims[0], rows.dims[2], rows.dims[1]), perm=[0, 2, 1])
+    value = channelled(g, rows=0.4)
+    if value is None:
+        return
     channels, spatial = value.dims[1], value.rank - 2
     assert isinstance(channels, int)
     kernel, stride, out = g.rng.choice((1, 3, 3, 5)), g.rng.choice((1, 1, 2)), g.rng.choice((channels, 4, 8))

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from tests.property.pieces import piece
-from tests.property.pieces_layers import MASKED, gelu_of, known_last, project, wide
+from tests.property.pieces_layers import MASKED, channelled, gelu_of, known_last, project, wide
 from tests.property.sketch import BOOL, FLOAT, INT64, Sketch, Value
 
 SOFT = (-3.0, -50.0, -10000.0)
@@ -18,12 +18,9 @@ GROUP_NORM_SINCE, GELU_SINCE = 21, 20  # opsets
 @piece("group-norm", 1.5)
 def group_norm(g: Sketch) -> None:
     """Channels in groups: the operator, InstanceNormalization between two Reshapes, or all of it spelled out."""
-    value = g.pick(lambda v: v.dtype == FLOAT and v.rank == 4 and isinstance(v.dims[1], int))
-    if value is None or g.chance(0.5):
-        rows = g.rows(3)
-        if rows is None:
-            return
-        value = g.op("Transpose", [rows], (rows.dims[0], rows.dims[2], rows.dims[1]), perm=[0, 2, 1])
+    value = channelled(g, rows=0.5)
+    if value is None:
+        return
     channels = value.dims[1]
     assert isinstance(channels, int)
     groups = g.rng.choice([count for count in (1, 2, 3, 4, channels) if channels % count == 0])

@@ -13,6 +13,7 @@ import pytest
 from onnxopt.errors import InputError
 from onnxopt.run.inputs.chat import ChatTemplate
 from tests.support.decoder import CHAT
+from tests.support.in_child import IN_CHILD
 
 MESSAGES = [{"role": "system", "content": "Be <brief>."}, {"role": "user", "content": 'Say "é"'}]
 TEMPLATES = {
@@ -125,24 +126,16 @@ def test_the_messages_of_the_caller_stay_as_they_are(tmp_path: Path) -> None:
     ids=["time", "memory"],
 )
 def test_a_template_without_end_ends_the_command_with_a_word(source: str, said: str) -> None:
-    program = """
-import sys
-from onnxopt.cli.watcher import ChildDiedError, go_on_in_child
+    renders = """
 from onnxopt.errors import InputError
 from onnxopt.run.inputs.chat import ChatTemplate
-try:
-    code = go_on_in_child()
-except ChildDiedError as error:
-    print(error); sys.exit(2)
-if code is not None:
-    sys.exit(code)
 try:
     ChatTemplate(sys.argv[1], {}, "").render([{"role": "user", "content": "hello"}])
 except InputError as error:
     print(error); sys.exit(2)
 """
     limits = {**os.environ, "ONNXOPT_LIMITS": "seconds=2,memory=128MiB"}
-    command = [sys.executable, "-c", program, source]
+    command = [sys.executable, "-c", IN_CHILD + renders, source]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=limits)
     assert done.returncode == 2
     assert done.stdout.startswith(said), done.stdout + done.stderr
