@@ -36,8 +36,8 @@ $(DONE): pyproject.toml constraints.txt
 optimize: $(DONE) ## Optimize MODEL for TARGET (default: the sample minilm for this machine's CPU)
 	$(BIN)/onnxopt optimize "$(MODEL)" --target "$(TARGET)" --weights "$(WEIGHTS)" $(if $(OUT),--out "$(OUT)") $(ARGS)
 
-test: $(DONE) ## Run the tests (a few minutes)
-	$(BIN)/python -m pytest
+test: $(DONE) ## Run the tests, JOBS at a time (default 2)
+	$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist worksteal
 
 test-slow: $(DONE) ## Run the tests that take longer
 	$(BIN)/python -m pytest -m slow

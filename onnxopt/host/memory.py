@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -57,6 +58,23 @@ def resident_bytes() -> int:
     import psutil
 
     return int(psutil.Process().memory_info().rss)
+
+
+def peak_bytes() -> int:
+    """Return how many bytes of memory this process had at most.
+
+    Linux' `ru_maxrss` survives exec and would tell the parent's peak, so there proc(5) is asked.
+    """
+    if told := _peak():
+        return told
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def peak_of(work: Callable[[], object]) -> int:

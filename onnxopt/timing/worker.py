@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from onnxopt.errors import OnnxoptError
+from onnxopt.host.memory import peak_bytes, resident_bytes
 from onnxopt.spec import Target
 
 _WARM_UP_SHARE = 0.2
 _MIN_RUNS = 3
 _MAX_RUNS = 20_000
-_KIBIBYTE = 1024
 
 
 def measure(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,46 +89,15 @@ def _run_first(session: Any, feeds: Mapping[str, Any], size: int | None) -> None
     shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
     elements = sum(array.size for array in feeds.values())
     limit = None if size is None else bounds().seconds_for(size, elements)
-    hint = allow("seconds", f"{6 * (limit or 0):.0f}")
     options = onnxruntime.RunOptions()
     with watched(options, limit) as run:
         try:
             session.run(None, feeds, options)
         except runtime_errors() as error:
             if run.ended:
-                what, hint = (
-                    f"does not end within {limit:.0f} s on {shapes}",
-                    allow("seconds", f"{6 * (limit or 0):.0f}"),
-                )
-                raise InputError(what, hint=hint) from error
+                what = f"does not end within {limit:.0f} s on {shapes}"
+                raise InputError(what, hint=allow("seconds", f"{6 * (limit or 0):.0f}")) from error
             raise InputError(f"onnxruntime failed on {shapes}: {runtime_line(error)}") from error
-
-
-def resident_bytes() -> int:
-    """Return how much memory this process has now."""
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)
-
-
-def peak_bytes() -> int:
-    """Return how much memory this process had at most.
-
-    Linux' `ru_maxrss` survives exec and would tell the parent's peak, so there it is read from /proc.
-    """
-    import psutil
-
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * _KIBIBYTE
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * _KIBIBYTE
 
 
 def main() -> int:
