@@ -30,9 +30,10 @@ from onnxopt.artifact.report_rows import (
     request_text,
     tools_of,
 )
+from onnxopt.host.sizes import size_text
 from onnxopt.records.manifest import Manifest
 from onnxopt.records.measurements import Latency, Measurements, Race
-from onnxopt.records.numbers import error_text, ms_text, number_text, size_text
+from onnxopt.records.numbers import error_text, ms_text, number_text
 from onnxopt.records.speed import speed_text
 
 if TYPE_CHECKING:

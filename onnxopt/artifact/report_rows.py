@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from onnxopt.host.sizes import size_text
 from onnxopt.records.manifest import Manifest
 from onnxopt.records.measurements import Latency
-from onnxopt.records.numbers import error_text, size_text
+from onnxopt.records.numbers import error_text
 from onnxopt.records.rewrites import PassRecord, ProofRecord
 from onnxopt.records.savings import net_bytes
 

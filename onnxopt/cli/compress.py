@@ -75,8 +75,8 @@ def prune(
     """Make a model smaller: layers, channels, heads, vocabulary; the rest is refitted, nothing is trained."""
     configure_logging(verbose=verbose)
     from onnxopt.cli.live import LiveView
+    from onnxopt.host.sizes import size_text
     from onnxopt.prune.run import prune as run
-    from onnxopt.records.numbers import size_text
     from onnxopt.road.goal import left_of, spec_of
 
     options = PruneOptions(what=what, **given)

@@ -100,7 +100,7 @@ def serve(
         raise InputError(
             f"the package {error.name} is not installed", where="serve", hint="pip install 'onnxopt[serve]'"
         ) from error
-    from onnxopt.host.memory import parse_size
+    from onnxopt.host.sizes import parse_size
     from onnxopt.serve.limits import Limits
     from onnxopt.serve.shelf import Opening, named_folders
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from onnxopt.records.numbers import size_text
+from onnxopt.host.sizes import size_text
 from onnxopt.records.record import Record
 
 

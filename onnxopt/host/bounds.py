@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -9,10 +10,12 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from onnxopt.errors import InputError
+from onnxopt.host.sizes import parse_size
 
 VARIABLE = "ONNXOPT_LIMITS"
-_UNITS: Mapping[str, int] = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
-_NUMBER = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([a-z]*)")
+_COUNTS: Mapping[str, int] = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+_OF_BYTES = ("memory", "verify")
+_COUNT = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([kmg]?)")
 _BYTES_PER_SECOND = 1 << 26  # of weights: a slow disk reads so many, and a product reads each once
 _ELEMENTS = 4096
 _SHARE_OF_WEIGHTS = 16  # a run may take so many times the weights beside `memory`
@@ -62,7 +65,7 @@ def bounds() -> Bounds:
 
 
 def parse_bounds(text: str) -> Bounds:
-    """Read `name=number` separated by commas; numbers may end in k, M, G, KiB, MiB or GiB.
+    """Read `name=number` separated by commas; counts may end in k, M or G, bytes are sizes such as 512MB or 4GiB.
 
     Raises:
         InputError: a name is unknown, or a number none.
@@ -71,13 +74,22 @@ def parse_bounds(text: str) -> Bounds:
     said: dict[str, Any] = {}
     for part in filter(None, (one.strip() for one in text.split(","))):
         name, _, number = (one.strip().lower() for one in part.partition("="))
-        found = _NUMBER.fullmatch(number)
-        if name not in known or found is None or found[2] not in _UNITS:
+        value = _value(name, number)
+        if name not in known or value is None:
             hint = f"write {', '.join(known)} with a number each, such as {VARIABLE}=seconds=60,memory=4GiB"
             raise InputError(f"cannot read {part!r}", where=VARIABLE, hint=hint)
-        value = float(found[1]) * _UNITS[found[2]]
         said[name] = value if name == "seconds" else int(value)
     return replace(Bounds(), **said)
+
+
+def _value(name: str, text: str) -> float | None:
+    """Return what is said of a limit, bytes where it counts these; None for what cannot be read."""
+    if name in _OF_BYTES:
+        with contextlib.suppress(InputError):
+            return 0 if text == "0" else parse_size(text)
+        return None
+    found = _COUNT.fullmatch(text)
+    return float(found[1]) * _COUNTS[found[2]] if found else None
 
 
 def allow(name: str, value: str) -> str:

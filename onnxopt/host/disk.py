@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from onnxopt.errors import OnnxoptError
+from onnxopt.host.sizes import size_text
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room left; a quota used up; a file beyond a limit
 CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)  # read-only, or of somebody else
@@ -20,7 +21,6 @@ LOW_BYTES = 16 << 20  # with more left, a disk is not what an error without a pa
 # Libraries that write files in C++ or Rust raise errors of their own, with the system's words or less in them.
 _WORDS = {os.strerror(code): code for code in (*FULL, errno.EROFS)}
 _CUT_SHORT = re.compile(r"\d+ requested and \d+ written|PytorchStreamWriter failed writing")  # numpy's, torch's
-_UNITS = ("B", "KiB", "MiB", "GiB")
 
 
 class NoRoomError(OSError):
@@ -86,11 +86,11 @@ def reason_of(error: BaseException, place: Path) -> str:
     limit = _file_limit() if code == errno.EFBIG else None
     free = _free(place) if code == errno.ENOSPC else None
     if limit is not None:
-        said.append(f"this process may write files of {_bytes(limit)}")
+        said.append(f"this process may write files of {size_text(limit)}")
     if free is not None:
-        said.append(f"{_bytes(free)} free")
+        said.append(f"{size_text(free)} free")
     if isinstance(error, NoRoomError):
-        said.append(f"about {_bytes(error.needed_bytes)} needed")
+        said.append(f"about {size_text(error.needed_bytes)} needed")
     return f"{said[0]}: {', '.join(said[1:])}" if said[1:] else said[0]
 
 
@@ -123,11 +123,3 @@ def _file_limit() -> int | None:
 
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     return None if limit == resource.RLIM_INFINITY else limit
-
-
-def _bytes(count: int) -> str:
-    """Write a number of bytes with a unit."""
-    size, unit = float(count), 0
-    while size >= 1024 and unit < len(_UNITS) - 1:
-        size, unit = size / 1024, unit + 1
-    return f"{size:.1f} {_UNITS[unit]}" if unit else f"{count} B"

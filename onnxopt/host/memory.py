@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import re
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from onnxopt.errors import InputError
 from onnxopt.host.cgroups import groups_of, text_of
 
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
-_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _NO_LIMIT = 1 << 60  # cgroups of version 1 without a limit say a number near 2⁶³
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): resets the peak resident set size
@@ -107,19 +103,6 @@ def few_arenas(count: int = 2) -> None:
     """Let all threads share a few arenas of the C library, where it has them: each keeps memory for itself."""
     with contextlib.suppress(OSError, TypeError, AttributeError):
         ctypes.CDLL(None).mallopt(_ARENA_MAX, count)
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes of a size such as `2GB`, `512M` or `1.5GiB`; the letters count in steps of 1024.
-
-    Raises:
-        InputError: when it is none.
-    """
-    found = _SIZE.fullmatch(text)
-    size = int(float(found[1]) * 1024 ** _POWERS[found[2].lower()]) if found else 0
-    if size < 1:
-        raise InputError(f"{text!r} is no size", hint="write for example 2GB or 512MB")
-    return size
 
 
 def _reset_peak() -> bool:

@@ -1,17 +1,8 @@
-"""Numbers for people: sizes, errors, counts, times."""
+"""Numbers for people: errors, counts, times."""
 
 from __future__ import annotations
 
 import math
-
-
-def size_text(count: float) -> str:
-    """Write a number of bytes with a unit."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(count) < 1024:
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
 
 
 def error_text(error: float | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from fastapi import Request
 
-from onnxopt.records.numbers import size_text
+from onnxopt.host.sizes import size_text
 from onnxopt.serve.gate import HELD
 from onnxopt.serve.memory import Holding
 from onnxopt.serve.problems import Json, Problem

@@ -13,7 +13,7 @@ from types import TracebackType
 
 from onnxopt.errors import InputError
 from onnxopt.host.memory import memory_allowed
-from onnxopt.records.numbers import size_text
+from onnxopt.host.sizes import size_text
 from onnxopt.run.batcher import BusyError
 
 # of what the machine or its cgroup allows, when nobody says how much

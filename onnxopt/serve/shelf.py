@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxopt.errors import InputError, word
+from onnxopt.host.sizes import size_text
 from onnxopt.host.threads import available_threads
 from onnxopt.records.manifest import Manifest
-from onnxopt.records.numbers import size_text
 from onnxopt.run.batcher import Batcher, BusyError, ClosedError, TooLargeError
 from onnxopt.run.cost import Cost, elements_of
 from onnxopt.run.generate.beside import read_manifest

@@ -16,10 +16,10 @@ from onnxopt.artifact.package import Artifact
 from onnxopt.cli.live import done_lines, print_summary, shipped_lines, speed_lines
 from onnxopt.cli.main import main
 from onnxopt.graph import op_counts
+from onnxopt.host.sizes import size_text
 from onnxopt.pipeline.inspection import inspect_model
 from onnxopt.records.manifest import FormName, Manifest, PartRecord, Shipped
 from onnxopt.records.measurements import Latency, Measurements, Race
-from onnxopt.records.numbers import size_text
 from onnxopt.records.quantization import LayerRecord, QuantizationRecord
 from onnxopt.spec import Signature, Target
 from tests.artifact.test_report import make_manifest

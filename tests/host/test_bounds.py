@@ -19,14 +19,19 @@ def test_nothing_said_is_the_usual() -> None:
         (" Nodes = 2M ", "nodes", 2_000_000),
         ("seconds=0.5", "seconds", 0.5),
         ("growth=3,memory=2GiB", "memory", 2 << 30),
-        ("verify=1.5k", "verify", 1500),
+        ("verify=1.5k", "verify", 1536),
+        ("verify=0", "verify", 0),
+        ("growth=1.5k", "growth", 1500),
     ],
 )
 def test_a_limit_is_read_with_its_unit(text: str, name: str, value: float) -> None:
     assert getattr(parse_bounds(text), name) == value
 
 
-@pytest.mark.parametrize("text", ["nodes", "nodes=", "nodes=-1", "nodes=many", "nodes=1parsec", "knots=3", "nodes=1e9"])
+@pytest.mark.parametrize(
+    "text",
+    ["nodes", "nodes=", "nodes=-1", "nodes=many", "nodes=1parsec", "knots=3", "nodes=1e9", "memory=", "memory=1e9"],
+)
 def test_what_cannot_be_read_is_named_with_the_way_to_write_it(text: str) -> None:
     with pytest.raises(InputError, match=r"ONNXOPT_LIMITS: cannot read .*write nodes, growth, seconds, memory"):
         parse_bounds(text)

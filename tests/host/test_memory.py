@@ -12,22 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxopt.errors import InputError
-from onnxopt.host.memory import cgroup_limits, memory_allowed, parse_size, peak_bytes, resident_bytes
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("2GB", 2 << 30), ("2gib", 2 << 30), ("1.5G", 3 << 29), ("512 MB", 512 << 20), ("7", 7), ("3k", 3072)],
-)
-def test_sizes_are_read(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "2XB", "0", "1e9", "two"])
-def test_what_is_no_size_is_said(text: str) -> None:
-    with pytest.raises(InputError, match="is no size; write for example 2GB"):
-        parse_size(text)
+from onnxopt.host.memory import cgroup_limits, memory_allowed, peak_bytes, resident_bytes
 
 
 def test_the_limits_of_a_cgroup_and_of_those_above_it_count(tmp_path: Path) -> None:

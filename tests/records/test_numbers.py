@@ -6,23 +6,7 @@ import math
 
 import pytest
 
-from onnxopt.records.numbers import error_text, ms_text, number_text, size_text
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (1023, "1,023 B"),
-        (1024, "1.0 KiB"),
-        (-1536, "-1.5 KiB"),
-        (91 * 2**20, "91.0 MiB"),
-        (3 * 2**30, "3.00 GiB"),
-        (5000 * 2**30, "5000.00 GiB"),
-    ],
-)
-def test_bytes_get_a_unit(count: int, text: str) -> None:
-    assert size_text(count) == text
+from onnxopt.records.numbers import error_text, ms_text, number_text
 
 
 @pytest.mark.parametrize(
