@@ -37,10 +37,11 @@ optimize: $(DONE) ## Optimize MODEL for TARGET (default: the sample minilm for t
 	$(BIN)/onnxopt optimize "$(MODEL)" --target "$(TARGET)" --weights "$(WEIGHTS)" $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 test: $(DONE) ## Run the tests, JOBS at a time (default 2)
-	$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist worksteal
+	$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist worksteal -m "not slow and not alone"
+	$(BIN)/python -m pytest -m "alone and not slow"
 
-test-slow: $(DONE) ## Run the tests that take longer
-	$(BIN)/python -m pytest -m slow
+test-slow: $(DONE) ## Run the tests that take longer, JOBS at a time (default 2)
+	$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist worksteal -m slow
 
 test-node: $(DONE) ## Run the tests that need Node and npm
 	$(BIN)/python -m pytest -m node

@@ -83,7 +83,7 @@ class TextBody(_Body):
     top_p: Real | None = Field(default=None, gt=0.0, le=1.0)
     top_k: int | None = Field(default=None, ge=0, lt=1 << _SEED_BITS)
     min_p: Real | None = Field(default=None, ge=0.0, le=1.0)
-    repetition_penalty: Real | None = Field(default=None, gt=0.0)
+    repetition_penalty: Real | None = Field(default=None, ge=1e-6, le=1e6)
     seed: int | None = Field(default=None, ge=-(1 << _SEED_BITS), lt=1 << _SEED_BITS)
     stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=MAX_STOPS)] | None = None
     n: int = Field(default=1, ge=1, le=16)

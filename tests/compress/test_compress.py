@@ -47,6 +47,7 @@ precision = "int8"
 """
 
 
+@pytest.mark.slow
 def test_gpt2_mini_loses_a_quarter_and_learns_it_again(tmp_path: Path) -> None:
     recipe = tmp_path / "flow.toml"
     recipe.write_text(FLOW)

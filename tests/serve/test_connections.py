@@ -21,7 +21,10 @@ from tests.serve.test_memory import inference
 from tests.serve.test_parsing import asked, said
 from tests.support.server import Server, serving
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="open files are counted in /proc")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(sys.platform != "linux", reason="open files are counted in /proc"),
+]
 
 SHORT_S = 1.0  # of every limit of time
 LIMITS = {"head_timeout_s": SHORT_S, "send_timeout_s": SHORT_S, "body_timeout_s": SHORT_S}

@@ -19,6 +19,8 @@ from onnxopt.serve.problems import Problem
 from onnxopt.serve.reader import MOST_VALUES
 from tests.support.server import Server, serving
 
+pytestmark = pytest.mark.alone
+
 PROMISED_S = 0.2  # at the 99.9th percentile
 TRIES = 4
 PATIENCE = 0.05  # seconds between two questions

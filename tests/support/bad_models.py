@@ -122,8 +122,7 @@ def escaping_external_data(folder: Path) -> Path:
 
 
 def absolute_external_data(folder: Path) -> Path:
-    secret = weight_file(folder, "secret.data")
-    return save(good_model(external={"location": str(secret.absolute())}), folder)
+    return save(good_model(external={"location": "/etc/secret.data"}), folder)
 
 
 def windows_external_data(folder: Path) -> Path:

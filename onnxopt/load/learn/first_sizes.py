@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from onnxopt.load.graph_feeder import DEFAULT_SIZES, GraphFeeder
 from onnxopt.spec import Feeds, elements_of
@@ -35,19 +35,37 @@ def _guesses(feeder: GraphFeeder, likely: Sequence[int]) -> Iterator[dict[str, i
     free = free_axes(feeder)
     for example in feeder.examples:
         yield {**dict.fromkeys(free, 1), **sizes_of(feeder, example)}
-    usual = {axis: _first_size(feeder, axis) for axis in free}
-    yield usual | image_sizes(feeder)
+    usual = usual_sizes(feeder)
+    yield usual
     heavy = [axis for axis in free if is_heavy(feeder, axis)]
     for rows in FEW_ROWS if heavy else ():  # what is baked in, or is a multiple, shows with few of them as well
-        yield usual | image_sizes(feeder) | dict.fromkeys(heavy, rows)
+        yield usual | dict.fromkeys(heavy, rows)
     yield dict.fromkeys(free, DEFAULT_SIZES["other"])  # axes that must be equal, whatever they are called
     for batch, sequence, other in (*_FALLBACKS, *((1, size, size) for size in likely)):
         sizes = {"batch": batch, "sequence": sequence, "total": sequence, "past": DEFAULT_SIZES["past"]}
         yield {axis: sizes.get(feeder.role(axis), other) for axis in free}
     for size in likely:
-        yield {axis: usual[axis] if feeder.role(axis) == "batch" else size for axis in free}
+        yield {axis: _first_size(feeder, axis) if feeder.role(axis) == "batch" else size for axis in free}
     for size in (*_EQUAL_SIZES, *likely):
         yield dict.fromkeys(free, size)
+
+
+def usual_sizes(feeder: GraphFeeder) -> dict[str, int]:
+    """Return the size of every axis that does not follow from others at which most models run."""
+    return {axis: _first_size(feeder, axis) for axis in free_axes(feeder)} | image_sizes(feeder)
+
+
+def fewer_rows(found: Mapping[str, int], usual: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """Yield smaller sizes to try of what began to run with a large one for all axes: all but one first, then one.
+
+    Args:
+        found: sizes that run.
+        usual: the size of each axis that would be preferred.
+    """
+    large = {axis: size for axis, size in usual.items() if found.get(axis, 0) > size}
+    if len(large) > 2:
+        yield from ({other: size for other, size in large.items() if other != axis} for axis in large)
+    yield from ({axis: size} for axis, size in large.items())
 
 
 def free_axes(feeder: GraphFeeder) -> tuple[str, ...]:

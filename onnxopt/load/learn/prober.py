@@ -20,7 +20,8 @@ from onnxopt.errors import InputError, LimitError, word
 from onnxopt.graph.roles import own_axis
 from onnxopt.load.given import Given
 from onnxopt.load.graph_feeder import GraphFeeder
-from onnxopt.load.learn.first_sizes import FEW, SIDE, attempts, free_axes, image_sizes, is_heavy
+from onnxopt.load.learn import first_sizes
+from onnxopt.load.learn.first_sizes import attempts, fewer_rows, free_axes, image_sizes, is_heavy, usual_sizes
 from onnxopt.load.learn.unnamed import split
 from onnxopt.load.loaded import Reference
 from onnxopt.spec import CONTAINERS, AxisRange, Feeds, TensorSpec, elements_of, tensors_of
@@ -39,6 +40,7 @@ FAR_SIZE = 131  # what the longest observation asks for
 MAX_FAR_ELEMENTS = 1 << 22  # of all inputs together, for a far size
 FREE_MOVES = (3, 10)  # from a size that runs: both run only where all do, for multiples of 2 and windows among them
 FEW_MOVES = (3, 1)  # of few rows, of which each is large: no window lies between them
+FAR_APART = (2, 3, 4, 8, 16, 32, 64, 100, 128, 200, 256, 512, 1000)  # before an axis is said to have one size
 STEPS_UP = (1, 2, 3, 5)  # how many steps away from a size that runs an axis must run too
 STEPS = (2, 4, 8, 16, 32, 64, 3, 5, 7, 10, 160)  # multiples that networks of images and of sound halve their input by
 
@@ -106,11 +108,20 @@ class Prober:
                 began = time.monotonic()
                 self._runs(self.feeder, {})  # the first run opened the file
                 self._seconds = time.monotonic() - began
+                self._shrink()
                 return
             if self._late():
                 break
         hint = "give an input that runs with --feeds example.npz, or sizes with --axis name=16 and --value name=..."
         raise InputError((first or InputError("cannot be run")).what, where=first.where if first else "", hint=hint)
+
+    def _shrink(self) -> None:
+        """Give axes their usual size back where the model began to run with a large one for all of them."""
+        fitted = {axis: self._said(axis).fitted(size) for axis, size in usual_sizes(self.feeder).items()}
+        for fewer in fewer_rows(self.feeder.defaults, fitted):
+            if not self._late() and self._try(fewer):
+                self.feeder = replace(self.feeder, defaults={**self.feeder.defaults, **fewer})
+                return
 
     def _said(self, axis: str) -> AxisRange:
         """Return what the user says of an axis."""
@@ -202,25 +213,19 @@ class Prober:
             if not self.feeder.terms(axis) or self.feeder.role(axis) == "total" or self._late():
                 continue
             size = self.feeder.resolve({})[axis]
-            feeder = replace(
-                self.feeder,
-                apart=self.feeder.apart | {axis},
-                defaults={**self.feeder.defaults, axis: size},
-            )
+            known = {**self.feeder.defaults, axis: size}
+            feeder = replace(self.feeder, apart=self.feeder.apart | {axis}, defaults=known)
             if self._runs(feeder, {axis: size + 3}) is not None:
                 self.feeder = feeder
 
     def _base(self, group: Sequence[str]) -> int:
         """Return the size to start from: where one of few rows is at the end of a small range, a side of an image."""
         base = self.feeder.defaults[group[0]]
-        if (
-            base > FEW
-            or self._moved(group, base + 3)
-            or not (self._moved(group, SIDE) and self._moved(group, 2 * SIDE))
-        ):
+        few, side = base <= first_sizes.FEW and not self._moved(group, base + 3), first_sizes.SIDE
+        if not few or not (self._moved(group, side) and self._moved(group, 2 * side)):
             return base
-        self.feeder = replace(self.feeder, defaults={**self.feeder.defaults, **dict.fromkeys(group, SIDE)})
-        return SIDE
+        self.feeder = replace(self.feeder, defaults={**self.feeder.defaults, **dict.fromkeys(group, side)})
+        return side
 
     def _trust(self, group: Sequence[str], said: AxisRange) -> bool:
         """Take the range of an axis as the user gives it, if its first two sizes run."""
@@ -243,7 +248,7 @@ class Prober:
         A network that doubles what it has halved takes 57 to 64 pixels and then 89 to 96: sizes beside one that runs
         say little, and those below it least.
         """
-        moves = FEW_MOVES if base <= FEW and is_heavy(self.feeder, group[0]) else FREE_MOVES
+        moves = FEW_MOVES if base <= first_sizes.FEW and is_heavy(self.feeder, group[0]) else FREE_MOVES
         if all(self._moved(group, base + more) for more in (*moves, *((1,) if base % 3 == 0 else ()))):
             return 1
         steps = [step for step in (1, *STEPS) if base % step == 0]
@@ -281,10 +286,10 @@ class Prober:
             good, bad = (middle, bad) if self._moved(group, middle) else (good, middle)
         return good
 
-    def _affordable(self, group: Sequence[str], size: int) -> bool:
+    def _affordable(self, group: Sequence[str], size: int, power: int = 2) -> bool:
         sizes = self.feeder.resolve({}) | dict.fromkeys(group, size)
         elements = elements_of((plan.spec for plan in self.feeder.plans), self.feeder.resolve(sizes))
-        growth = (size / self.feeder.defaults[group[0]]) ** 2
+        growth = (size / self.feeder.defaults[group[0]]) ** power
         return elements <= MAX_FAR_ELEMENTS and self._seconds * growth <= RUN_SECONDS
 
     def _set(self, group: Sequence[str], found: AxisRange) -> None:
@@ -341,15 +346,18 @@ class Prober:
         size, seen = self.feeder.defaults[axis], {sizes[axis] for sizes in self.proved}
         if seen - {size, 1} or axis in self.fixed:
             return
+        elsewhere = ""
         if axis in self.ones and size != 1:
-            self.ranges[axis] = AxisRange(size, 1, size)
-            self.notes.append(f"axis '{axis}' is declared dynamic but only sizes 1 and {size} were seen to run")
+            elsewhere = f"axis '{axis}' is declared dynamic but only sizes 1 and {size} were seen to run"
+        elif size == 1 and self._runs_beside(axis):
             return
-        if size == 1 and self._runs_beside(axis):
-            return
-        if size != 1 and self._runs_beside_ones(axis, size + 1):
+        elif size != 1 and self._runs_beside_ones(axis, size + 1):
+            elsewhere = f"axis '{axis}' runs at {size}, and at other sizes only where other axes are 1"
+        elif any(self._affordable((axis,), far, 1) and self._moved((axis,), far) for far in FAR_APART):
+            elsewhere = f"axis '{axis}' runs at {size} and far from it; at {size} alone it is proved"
+        if elsewhere:
             self.ranges[axis] = AxisRange(size, 1, size)
-            self.notes.append(f"axis '{axis}' runs at {size}, and at other sizes only where other axes are 1")
+            self.notes.append(elsewhere)
             return
         self.fixed[axis] = size
         alone = f"axis '{axis}' is declared dynamic but only size {size} was seen to run"

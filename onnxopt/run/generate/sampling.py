@@ -55,7 +55,7 @@ class Sampling:
         _require("top-p", self.top_p, 0.0 < self.top_p <= 1.0, "above 0 and at most 1")
         _require("min-p", self.min_p, 0.0 <= self.min_p <= 1.0, "between 0 and 1")
         penalty = self.repetition_penalty
-        _require("repetition penalty", penalty, 0.0 < penalty < math.inf, "above 0, and 1 for none")
+        _require("repetition penalty", penalty, 1e-6 <= penalty <= 1e6, "from 1e-6 to 1e6, and 1 for none")
         _require("seed", self.seed, self.seed is None or self.seed >= 0, "0 or more")
 
     @property
@@ -133,7 +133,7 @@ def penalize(logits: npt.NDArray[Any], seen: set[int], penalty: float) -> npt.ND
         penalty: θ of step 1.
     """
     ids = np.fromiter((one for one in seen if one < len(logits)), np.int64)
-    scores = logits.copy()
+    scores = logits.astype(np.float32)  # 16 bits hold no large multiple
     found = scores[ids]
     scores[ids] = np.where(found > 0, found / penalty, found * penalty)
     return scores

@@ -110,6 +110,39 @@ def test_axes_that_are_equal_or_one_are_seen_both_ways(names: tuple[str, str], t
     assert loaded.signature.outputs[0].axes[0] not in (first, second), "it is neither"
 
 
+def test_an_axis_that_runs_far_from_its_size_is_not_baked_in(tmp_path: Path) -> None:
+    """Blocks of 50 rows, and one row alone: every size near 1 is refused."""
+    text = """g (float[batch,12] x) => (float[m,3,4] y) {
+        rows = Shape <end = 1> (x)
+        blocks = Div(rows, block)
+        whole = Mul(blocks, block)
+        least = Max(whole, one)
+        shape = Concat <axis = 0> (least, rest)
+        y = Reshape(x, shape)
+    }"""
+    block, one, rest = (np.array(value, np.int64) for value in ([40], [1], [3, 4]))
+    loaded = load(tmp_path, text, block=block, one=one, rest=rest)
+    assert loaded.signature.inputs[0].axes == ("batch", 12)
+    assert "axis 'batch' runs at 1 and far from it; at 1 alone it is proved" in loaded.notes
+    all_run(loaded)
+
+
+@pytest.mark.parametrize("rows", [100, 134])
+def test_axes_are_as_small_as_they_may_beside_one_that_must_be_long(rows: int, tmp_path: Path) -> None:
+    """A window of so many rows: the first sizes that run are large for all axes."""
+    text = f"""g (float[8,left,rows] a, float[8,right,rows] b) => (float[8,m,k] y) {{
+        sum = Add(a, b)
+        y = AveragePool <kernel_shape = [{rows}]> (sum)
+    }}"""
+    loaded = load(tmp_path, text)
+    left, inner, right = loaded.signature.axes
+    assert loaded.tied == ((left, right),)
+    assert loaded.range_of(inner) == AxisRange(rows - 1), "one row less gives none, which runs"
+    assert isinstance(loaded.feeder, GraphFeeder)
+    assert loaded.feeder.defaults[left] == loaded.feeder.defaults[right] < 10
+    all_run(loaded)
+
+
 @pytest.mark.parametrize("rows", ["batch", "n", "sequence"])
 def test_an_axis_that_others_bind_is_not_baked_in(rows: str, tmp_path: Path) -> None:
     """Beside 16 columns only 16 rows run, beside one column any."""

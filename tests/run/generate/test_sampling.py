@@ -140,6 +140,8 @@ def test_a_draw_lies_where_the_cumulative_distribution_passes_the_point(point: f
         ({"top_p": 1.5}, "top-p"),
         ({"min_p": -0.1}, "min-p"),
         ({"repetition_penalty": 0.0}, "penalty"),
+        ({"repetition_penalty": 1e-143}, "penalty"),
+        ({"repetition_penalty": 1e300}, "penalty"),
         ({"seed": -1}, "seed"),
     ],
 )
