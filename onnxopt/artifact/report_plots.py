@@ -15,13 +15,16 @@ from onnxopt.host.quiet import without_log_lines
 from onnxopt.records.manifest import Manifest
 from onnxopt.records.measurements import Latency
 from onnxopt.records.numbers import ms_text
-from onnxopt.records.quantization import SensitivityRecord
+from onnxopt.records.quantization import FrontRecord, QuantizationRecord, SensitivityRecord
+from onnxopt.records.rewrites import ProofRecord
+from onnxopt.spec import Budget
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SHOWN_LAYERS = 30  # in the plot of what layers cost
+LEAST_FRONT = 2  # plans that make a line
 SHOWN_CASES = 40  # in the plot of errors; the table has all
 EXACT_ERROR = 1e-9  # where the logarithmic axis of errors ends; smaller ones are drawn here, as hollow dots
 # matplotlib writes colours as hex codes; each of these stands for a variable of the page's style sheet
@@ -40,11 +43,21 @@ _SERIES = (_AFTER, _SECOND, _BEFORE, _INK)
 _PLOT_WIDTH = 4.6  # inches; on a phone the drawing is shown at about its own size, so its text stays readable
 
 
-def ranking_plot(manifest: Manifest) -> str:
+def ranking_plot(manifest: Manifest) -> Any:
     """Return the plot of what each linear layer costs in accuracy as SVG; empty when that was not measured."""
     found = manifest.quantization
     ranked = found.sensitivities[:SHOWN_LAYERS] if found else ()
     return drawn(_draw_ranking, ranked, seed="ranking") if ranked else ""
+
+
+def front_plot(found: QuantizationRecord | None) -> Any:
+    """Return the plot of the plans that were measured, accuracy against speed, as SVG; empty where there were none."""
+    if found is None or len(found.front) < LEAST_FRONT:
+        return ""
+    became = found.counts
+    shipped = next((place for place, one in enumerate(found.front) if one.counts.items() <= became.items()), None)
+    metric = found.gate.metric if found.gate else "metric"
+    return drawn(_draw_front, found.front, metric, shipped if found.shipped else None, seed="front")
 
 
 def legend(outputs: Sequence[str]) -> list[str]:
@@ -163,12 +176,28 @@ def _draw_ranking(figure: Figure, ranked: Sequence[SensitivityRecord]) -> None:
     axes.set_xlabel("loss of the metric at the output; dots: with a smoothed input")
 
 
-def draw_proof(figure: Figure, manifest: Manifest, outputs: Sequence[str]) -> None:
+def _draw_front(figure: Figure, front: Sequence[FrontRecord], metric: str, shipped: int | None) -> None:
+    """Draw a dot per plan: how fast its linear layers are, and its metric; the one that is shipped is large."""
+    axes = figure.subplots()
+    _bare(axes, height=2.6, figure=figure)
+    slowest = max(one.seconds for one in front)
+    speeds, values = [slowest / one.seconds for one in front], [one.value for one in front]
+    axes.plot(speeds, values, "-", color=_LINE, linewidth=1.0)
+    axes.plot(speeds, values, "o", color=_BEFORE, markersize=5.5)
+    if shipped is not None:
+        axes.plot([speeds[shipped]], [values[shipped]], "o", color=_AFTER, markersize=9)
+    axes.margins(0.08, 0.12)
+    axes.ticklabel_format(useOffset=False)
+    axes.set_xlabel("linear layers, times as fast as the slowest plan")
+    axes.set_ylabel(metric)
+
+
+def draw_proof(figure: Figure, proof: Sequence[ProofRecord], budget: Budget, outputs: Sequence[str]) -> None:
     """Draw each comparison as a dot on a logarithmic axis that ends beyond the budget."""
     axes = figure.subplots()
-    cases = dict(list(cases_of_proof(manifest.proof).items())[:SHOWN_CASES])
+    cases = dict(list(cases_of_proof(proof).items())[:SHOWN_CASES])
     _bare(axes, figure=figure, height=0.55 + 0.24 * len(cases))
-    limit = manifest.budget.relative_error
+    limit = budget.relative_error
     for row, records in enumerate(cases.values()):
         for record in records:
             error = record.worst_relative_error
@@ -179,7 +208,7 @@ def draw_proof(figure: Figure, manifest: Manifest, outputs: Sequence[str]) -> No
     axes.set_xscale("log")
     if limit > 0:
         axes.axvline(limit, color=_WARN, linewidth=1.4, linestyle="--")
-    errors = [record.worst_relative_error for record in manifest.proof if math.isfinite(record.worst_relative_error)]
+    errors = [record.worst_relative_error for record in proof if math.isfinite(record.worst_relative_error)]
     axes.set_xlim(0.6 * EXACT_ERROR, 4 * max(limit, *errors, 10 * EXACT_ERROR))
     axes.set_yticks(range(len(cases)), [f"{sizes}  {padding}" for sizes, padding in cases])
     axes.set_ylim(len(cases) - 0.4, -0.6)

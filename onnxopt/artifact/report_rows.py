@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from onnxopt.records.savings import net_bytes
 
 SHOWN_NODES = 6  # per reason; the manifest lists all of them
 SHOWN_REASONS = 12  # per pass
+LEAST_GROUP = 3  # outputs that are alike but for a number, such as those of a cache, are shown as one
+_ALIKE = re.compile(r"(?<=[._/])\d+(?=[._/])")
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,31 @@ def operator_rows(before: Mapping[str, int], after: Mapping[str, int]) -> list[O
         )
         for name in names
     ]
+
+
+def grouped(proof: Sequence[ProofRecord]) -> list[ProofRecord]:
+    """Return comparisons with the outputs of a cache as one, `present.*.key`, at the worst of their errors."""
+    numbered = Counter(_ALIKE.sub("*", name) for name in dict.fromkeys(record.output for record in proof))
+    worst: dict[tuple[str, str, str], ProofRecord] = {}
+    for record in proof:
+        pattern = _ALIKE.sub("*", record.output)
+        name = pattern if numbered[pattern] >= LEAST_GROUP else record.output
+        place = shape_text(record.sizes), record.padding, name
+        known = worst.get(place)
+        errors = [one for one in (known, record) if one is not None]
+        worst[place] = record.model_copy(
+            update={
+                "output": name,
+                "worst_relative_error": _worst([one.worst_relative_error for one in errors]),
+                "worst_absolute_error": _worst([one.worst_absolute_error for one in errors]),
+            }
+        )
+    return list(worst.values())
+
+
+def _worst(errors: Sequence[float]) -> float:
+    """Return the largest error; what is no number is worse than any."""
+    return next((error for error in errors if math.isnan(error)), max(errors))
 
 
 def cases_of_proof(proof: Sequence[ProofRecord]) -> dict[tuple[str, str], list[ProofRecord]]:

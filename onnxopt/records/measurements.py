@@ -24,6 +24,8 @@ class Latency(Record):
         fill: share of positions that were real tokens.
         low: lower end of the interval of the speed-up, at least 95 %, over turns; None where no interval was taken.
         high: upper end.
+        before_p99_ms: 99 of 100 runs of the original were faster; with fewer runs, about the slowest.
+        after_p99_ms: the same of the result.
     """
 
     shape: dict[str, int]
@@ -32,6 +34,8 @@ class Latency(Record):
     after_ms: float = Field(gt=0)
     low: float | None = None
     high: float | None = None
+    before_p99_ms: float | None = None
+    after_p99_ms: float | None = None
 
     @property
     def speedup(self) -> float:
@@ -65,6 +69,8 @@ class Race(Record):
         shapes: each request.
         trouble: what else went on meanwhile on the machine; empty when nothing was noticed.
         part: `encoder` or `decoder` of an encoder-decoder, else empty.
+        before_bytes: memory that the original took at its highest, beyond a process without a model; the median.
+        after_bytes: the same of this form.
     """
 
     form: FormName
@@ -75,6 +81,8 @@ class Race(Record):
     shapes: tuple[Latency, ...]
     trouble: str = ""
     part: str = ""
+    before_bytes: int | None = None
+    after_bytes: int | None = None
 
     @property
     def verdict(self) -> Verdict:

@@ -171,10 +171,15 @@ class QuantizationRecord(Record):
     speedup_high: float | None = Field(default=None, exclude=True)
     half: HalfPrecisionRecord | None = None
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many layers became what, the most frequent first."""
+        named = (f"{one.precision}{' smoothed' if one.smoothed else ''}" for one in self.layers.values())
+        return dict(Counter(named).most_common())
+
     def lines(self) -> list[str]:
         """Say what became of the layers, how the result was judged and by which samples."""
-        counts = Counter(f"{one.precision}{' smoothed' if one.smoothed else ''}" for one in self.layers.values())
-        became = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+        became = ", ".join(f"{count} {name}" for name, count in self.counts.items())
         if self.half is not None:
             became = f"{self.half.nodes} nodes in {self.half.kind}, {len(self.layers)} that could be stayed in float32"
         if not self.shipped:  # what was never judged was never tried

@@ -12,6 +12,7 @@ from onnxopt.errors import InputError, ProofError
 from onnxopt.graph import STANDARD_DOMAINS, all_nodes, op_counts
 from onnxopt.graph.cache import TOTAL
 from onnxopt.graph.files import leave_ranks_open, save_graph
+from onnxopt.graph.outline import Step, outline_of
 from onnxopt.graph.roles import mask_of
 from onnxopt.load.loaded import Loaded
 from onnxopt.pipeline.pipeline import Pipeline
@@ -46,11 +47,13 @@ class Before:
         path: its file.
         size_bytes: of its files, weights included wherever the graph holds them.
         ops: its operators, those of functions where they are called.
+        outline: its nodes by their names.
     """
 
     path: Path
     size_bytes: int
     ops: Mapping[str, int]
+    outline: tuple[Step, ...]
 
     @classmethod
     def of(cls, model: ir.Model, folder: Path) -> Before:
@@ -61,7 +64,7 @@ class Before:
             folder: made here.
         """
         path = save_graph(model, folder)
-        return cls(path, sum(file.stat().st_size for file in folder.iterdir()), op_counts(model))
+        return cls(path, sum(file.stat().st_size for file in folder.iterdir()), op_counts(model), outline_of(model))
 
     @property
     def nodes(self) -> int:

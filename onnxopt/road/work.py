@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,7 @@ class Worked:
         evidence: what was found out.
         golden: cases for others.
         seconds: of each pass.
-        ops_before: operators of the graph as loaded.
+        before: the graph as it was loaded.
     """
 
     decision: Decision
@@ -59,7 +59,7 @@ class Worked:
     evidence: Evidence
     golden: list[Golden]
     seconds: dict[str, float]
-    ops_before: Mapping[str, int]
+    before: Before
 
     @property
     def loaded(self) -> Loaded:
@@ -139,7 +139,7 @@ def worked_on(
     seconds: dict[str, float] = defaultdict(float)
     for entry in form.ledger.entries:
         seconds[entry.title] += entry.seconds
-    return Worked(decision, runs_on, evidence, golden, seconds, before.ops)
+    return Worked(decision, runs_on, evidence, golden, seconds, before)
 
 
 @contextmanager

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from onnxopt.artifact.package import Artifact, Part, write_artifact
-from onnxopt.artifact.report import REPORT_NAME, render_report
+from onnxopt.artifact.report import REPORT_NAME, Graphs, render_report
 from onnxopt.graph import op_counts
+from onnxopt.graph.outline import Block, largest_block, outline_of
 from onnxopt.load.export.torch_pair import PAIR
 from onnxopt.load.loaded import Loaded
 from onnxopt.records.events import Event, Listener
@@ -48,8 +49,12 @@ def write_result(
         Part(name, part.loaded.model, part.loaded, part.evidence, part.golden)
         for name, part in zip(PAIR, parts, strict=False)
     ]
-    before = sum((Counter(part.ops_before) for part in parts), Counter[str]())
-    after = sum((Counter(op_counts(part.loaded.model)) for part in parts), Counter[str]())
+    graphs = Graphs(
+        before=sum((Counter(part.before.ops) for part in parts), Counter[str]()),
+        after=sum((Counter(op_counts(part.loaded.model)) for part in parts), Counter[str]()),
+        block=_block(parts),
+    )
+    golden = () if pair else parts[0].golden
     return write_artifact(
         goal.out,
         whole.model,
@@ -58,11 +63,21 @@ def write_result(
         workload=goal.workload,
         budget=goal.budget,
         evidence=_together(parts, proof) if pair else parts[0].evidence,
-        golden=() if pair else parts[0].golden,
+        golden=golden,
         measurements=measurements,
-        extras={REPORT_NAME: lambda manifest: render_report(manifest, measurements, before, after)},
+        extras={
+            REPORT_NAME: lambda manifest: render_report(
+                manifest, measurements, graphs, golden=golden, folder=goal.out.name
+            )
+        },
         parts=made if pair else (),
     )
+
+
+def _block(parts: Sequence[Worked]) -> Block | None:
+    """Return the block that lost most nodes, of either graph."""
+    found = [largest_block(part.before.outline, outline_of(part.loaded.model)) for part in parts]
+    return max((block for block in found if block), key=lambda block: block.lost, default=None)
 
 
 def _whole(parts: Sequence[Loaded]) -> Loaded:

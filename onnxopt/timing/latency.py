@@ -139,12 +139,33 @@ def summed_up(
     )
     ratios = slow / fast  # [turns, shapes]
     shapes = [
-        _latency(request.sizes, workload.fill(index), slow[:, index], fast[:, index])
+        _latency(request.sizes, workload.fill(index), slow[:, index], fast[:, index]).model_copy(
+            update={"before_p99_ms": _slowest(before, index), "after_p99_ms": _slowest(after, index)}
+        )
         for index, request in enumerate(requests)
     ]
     whole = np.exp(np.average(np.log(ratios), axis=1, weights=workload.weights or None))
     low, high = median_interval(whole.tolist())
-    return Race(form=form, speedup=float(np.median(whole)), low=low, high=high, turns=len(before), shapes=tuple(shapes))
+    return Race(
+        form=form,
+        speedup=float(np.median(whole)),
+        low=low,
+        high=high,
+        turns=len(before),
+        shapes=tuple(shapes),
+        before_bytes=_memory(before),
+        after_bytes=_memory(after),
+    )
+
+
+def _slowest(starts: Sequence[Start], shape: int) -> float:
+    """Return the 99th percentile of all runs of one shape, ms."""
+    return float(np.percentile([time for start in starts for time in start.times_ms[shape]], 99))
+
+
+def _memory(starts: Sequence[Start]) -> int:
+    """Return what a model took at its highest beyond a process without one, bytes; the median over turns."""
+    return int(np.median([start.peak_bytes - start.base_bytes for start in starts]))
 
 
 def _latency(sizes: Mapping[str, int], fill: float, slow: Array, fast: Array) -> Latency:

@@ -1,6 +1,6 @@
 """The report: complete, self-contained, safe with other people's names, the same every time, and fit for a phone.
 
-Covers: artifact/report_plots.py, artifact/report_rows.py
+Covers: artifact/report_plots.py, artifact/report_rows.py, artifact/report_use.py
 """
 
 from __future__ import annotations
@@ -14,11 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxopt.artifact.report import render_report
-from onnxopt.artifact.report_rows import operator_rows, pass_rows
-from onnxopt.records.manifest import Manifest, Shipped
+from onnxopt.artifact.golden import Golden
+from onnxopt.artifact.report import Graphs, render_report
+from onnxopt.artifact.report_rows import grouped, operator_rows, pass_rows
+from onnxopt.graph.outline import Block, Step
+from onnxopt.records.manifest import DecodingRecord, FileRecord, Manifest, Shipped
 from onnxopt.records.measurements import Latency, Measurements, Race
-from onnxopt.records.quantization import QuantizationRecord
+from onnxopt.records.quantization import (
+    FrontRecord,
+    GateRecord,
+    LayerRecord,
+    QuantizationRecord,
+    SensitivityRecord,
+)
 from onnxopt.records.rewrites import BlockCount, PassRecord, ProofRecord, RefusalRecord, RollbackRecord
 from onnxopt.spec import PADDINGS, Budget, Signature, Target, TensorSpec, Workload
 from tests.support import browser
@@ -27,6 +35,27 @@ HOSTILE = "</title></style><script src=http://evil.example/x.js>alert(1)</script
 LONG = "/model/" + "a_very_long_name_without_spaces" * 8
 BEFORE = {"Add": 30, "MatMul": 12, "Erf": 2}
 AFTER = {"Add": 4, "MatMul": 12, "com.microsoft::Attention": 2}
+MASK = (Step("Cast", ("mask",), ("m",)), Step("Sub", ("m",), ("n",)), Step("Mul", ("n",), ("bias",)))
+HEADS = tuple(
+    step
+    for one in "qkv"
+    for step in (
+        Step("MatMul", ("x",), (f"{one}0",)),
+        Step("Reshape", (f"{one}0",), (f"{one}1",)),
+        Step("Transpose", (f"{one}1",), (one,)),
+    )
+)
+BLOCK = Block(
+    "y",
+    (*MASK, *HEADS, Step("Attention", ("q", "k", "v", "bias"), ("z",)), Step("Reshape", ("z",), ("y",))),
+    (Step("com.microsoft::Attention", ("x", "mask"), ("y",)),),
+)
+GRAPHS = Graphs(BEFORE, AFTER, BLOCK)
+GOLDEN = Golden(
+    {"ids": np.arange(9, dtype=np.int64)[None], "past": np.zeros((1, 0, 4), np.float32)},
+    {"hidden": np.linspace(0, 1, 36, dtype=np.float32).reshape(1, 9, 4)},
+    1e-4,
+)
 
 
 def make_manifest(**changes: Any) -> Manifest:
@@ -97,7 +126,7 @@ def make_measurements() -> Measurements:
 
 
 def render(manifest: Manifest | None = None, measurements: Measurements | None = None) -> str:
-    return render_report(manifest or make_manifest(), measurements, BEFORE, AFTER).decode()
+    return render_report(manifest or make_manifest(), measurements, GRAPHS, golden=[GOLDEN], folder="tiny").decode()
 
 
 class Page(HTMLParser):
@@ -263,7 +292,7 @@ def test_names_out_of_files_stay_text() -> None:
         latency=(Latency(shape={HOSTILE: 1}, before_ms=1.0, after_ms=1.0),),
         pass_seconds={HOSTILE: 1.0},
     )
-    page = Page(render_report(manifest, measurements, {HOSTILE: 1}, {HOSTILE: 2}).decode())
+    page = Page(render_report(manifest, measurements, Graphs({HOSTILE: 1}, {HOSTILE: 2})).decode())
     plain = Page(render(measurements=make_measurements()))
     assert {tag for tag, _ in page.elements} <= {tag for tag, _ in plain.elements} | {"wbr"}
     assert not any(key.startswith("on") for _, attrs in page.elements for key in attrs)
@@ -271,7 +300,7 @@ def test_names_out_of_files_stay_text() -> None:
 
 
 def test_half_a_surrogate_pair_does_not_stop_the_report() -> None:
-    assert b"name&#56320;" in render_report(make_manifest(name="name\udc00"), None, {}, {})
+    assert b"name&#56320;" in render_report(make_manifest(name="name\udc00"), None, Graphs({}, {}))
 
 
 def test_says_when_weights_are_random() -> None:
@@ -281,7 +310,7 @@ def test_says_when_weights_are_random() -> None:
 
 def test_an_empty_manifest_still_reads() -> None:
     bare = make_manifest(proof=(), ledger=(), blocks={}, notes=(), origin={}, versions={}, machine={})
-    text = Page(render_report(bare, Measurements(created="now"), {}, {}).decode()).text
+    text = Page(render_report(bare, Measurements(created="now"), Graphs({}, {})).decode()).text
     assert "Nothing was compared." in text
     assert "none recognised" in text
     assert "No pass changed or refused anything." in text
@@ -293,7 +322,7 @@ def test_errors_that_cannot_be_drawn_do_not_stop_the_report() -> None:
         for name, error in (("a", math.nan), ("b", math.inf), ("c", 0.0), ("d", 1e-30))
     )
     text = Page(render(make_manifest(proof=proof, ledger=(), budget=Budget(0.0)))).text
-    assert text.count("not comparable") == 5  # two errors, relative and absolute, and the headline
+    assert text.count("not comparable") == 6  # two errors, relative and absolute, the headline and the tile
 
 
 def test_refusals_are_counted_and_cut() -> None:
@@ -315,6 +344,112 @@ def test_operators_stand_with_the_most_frequent_first() -> None:
     assert rows[1].after_share == 50.0
 
 
+def quantized() -> Manifest:
+    gate = GateRecord(
+        metric="cosine", budget="cosine>=0.99", value=0.995, low=0.994, high=0.996, worst=0.99, samples=64, holds=True
+    )
+    layers = {f"layer.{place}": LayerRecord(precision="int8", smoothed=place < 8) for place in range(24)}
+    front = (
+        FrontRecord(value=0.991, seconds=5e-5, counts={"int8": 24}),
+        FrontRecord(value=0.995, seconds=6e-5, counts={"int8": 16, "int8 smoothed": 8}),
+    )
+    ranked = tuple(SensitivityRecord(label=name, loss=1e-4 * place) for place, name in enumerate(layers))
+    found = QuantizationRecord(asked="int8", shipped=True, gate=gate, layers=layers, front=front, sensitivities=ranked)
+    return make_manifest(quantization=found, shipped=Shipped(form="optimized"), bytes_before=400, bytes_after=100)
+
+
+def test_the_headline_says_what_is_shipped_how_fast_how_large_and_how_near() -> None:
+    latency = (Latency(shape={"batch": 1}, before_ms=9.0, after_ms=3.0, low=2.5, high=3.5, after_p99_ms=3.75),)
+    race = Race(
+        form="optimized",
+        speedup=3.0,
+        low=2.5,
+        high=3.5,
+        turns=8,
+        shapes=latency,
+        trouble="others took 1 of 2 processors",
+        before_bytes=8 << 20,
+        after_bytes=2 << 20,
+    )
+    measured = Measurements(created="2026-11-02T03:04:05+00:00", latency=latency, races=(race,))
+    text = Page(render(quantized(), measured)).text
+    for fact in (
+        "int8, quantized",
+        "3.00× (2.50 to 3.50) the original's over the workload; the machine was not quiet: others took 1 of 2",
+        "2.0 MiB at its highest, 8.0 MiB before",
+        "100 B, 25% of 400 B",
+        "cosine 0.99500, 95 % 0.99400 to 0.99600",
+        "some processor, 2 threads",
+        "3.75",
+    ):
+        assert fact in text
+    assert "the optimized graph, not quantized" in Page(render(make_manifest(shipped=Shipped(form="optimized")))).text
+
+
+def test_the_plan_that_is_shipped_is_the_large_dot() -> None:
+    page = render(quantized())
+    front = page[page.index("Accuracy against speed") :].split("</svg>")[0]
+    assert front.count("fill: var(--after)") == 1
+    assert "0.99100" in page
+    text = Page(render(make_manifest(quantization=QuantizationRecord(asked="int8", shipped=False, reason="off")))).text
+    assert "Accuracy against speed" not in text
+
+
+def test_it_says_how_to_use_the_artifact_and_shows_one_answer() -> None:
+    text = Page(render()).text
+    assert "onnxopt bench tiny" in text, "there is no tokenizer to read text with"
+    assert "0, 1, 2, 3, 4, 5, …" in text
+    assert "0.028571" in text
+    assert "past" not in text, "an empty cache has no numbers"
+    known = FileRecord(sha256="0" * 64, size_bytes=1)
+    cached = DecodingRecord(shared_buffers=False, logits="last")
+    for decoding, line in ((None, 'onnxopt run tiny "a first text"'), (cached, "onnxopt generate tiny")):
+        found = Page(render(make_manifest(files={"tokenizer.json": known}, decoding=decoding))).text
+        assert line in found
+        assert "onnxopt serve tiny" in found
+
+
+def test_a_block_is_drawn_before_and_after() -> None:
+    page = render()
+    assert f"{len(BLOCK.before)} nodes became 1" in Page(page).text
+    drawings = page[page.index('id="block"') :].split("</section>")[0]
+    assert drawings.count("<rect") == len(BLOCK.before) + 1
+    assert "One block" not in Page(render_report(make_manifest(), None, Graphs(BEFORE, AFTER)).decode()).text
+
+
+def test_the_outputs_of_a_cache_are_one_line_with_the_worst_of_them() -> None:
+    errors = {
+        "logits": 1e-7,
+        "present.0.key": 1e-6,
+        "present.1.key": 3e-6,
+        "present.12.key": 2e-6,
+        "present.0.value": 0.0,
+    }
+    proof = [
+        ProofRecord(sizes={"batch": 1}, padding="none", output=name, worst_relative_error=one, worst_absolute_error=one)
+        for name, one in errors.items()
+    ]
+    found = {record.output: record.worst_relative_error for record in grouped(proof)}
+    assert found == {"logits": 1e-7, "present.*.key": 3e-6, "present.0.value": 0.0}
+    unclear = proof[2].model_copy(update={"worst_relative_error": math.nan})
+    found = {record.output: record.worst_relative_error for record in grouped([*proof[:2], unclear, proof[3]])}
+    assert math.isnan(found["present.*.key"])
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_word_of_a_drawing_lies_over_another_or_is_cut(width: int, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    page.write_text(render(quantized(), make_measurements()))
+    words, trouble = browser.drawings(page, width, tmp_path)
+    assert words > 40
+    assert trouble == ""
+    page.write_text(
+        "<svg width=90 height=40><text y=20>one</text><text x=5 y=21>two</text><text x=80 y=20>three</text></svg>"
+    )
+    assert browser.drawings(page, width, tmp_path)[1] == "one over two | three is cut"
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [390, 1200])
 def test_fits_a_phone_and_a_desk(width: int, tmp_path: Path) -> None:
@@ -329,7 +464,7 @@ def test_fits_a_phone_and_a_desk(width: int, tmp_path: Path) -> None:
         origin={"source": LONG, "weights_sha256": "0123456789abcdef" * 4},
     )
     page = tmp_path / "report.html"
-    page.write_bytes(render_report(manifest, make_measurements(), {LONG: 3, **BEFORE}, AFTER))
+    page.write_bytes(render_report(manifest, make_measurements(), Graphs({LONG: 3, **BEFORE}, AFTER)))
     taken, height, outside = browser.measure(page, width, tmp_path)
     assert (width, "") == (taken, outside)
     assert height > 1000
