@@ -41,7 +41,8 @@ class Checkup:
 
     Attributes:
         versions: of onnxopt, Python and the tools that it works with.
-        machine: as `describe_machine` says, with `memory_allowed`, the bytes that this process may use.
+        machine: as `describe_machine` says, with `cores_of_machine`, of which `cores` are for this process, and
+            `memory_allowed`, the bytes that it may use.
         providers: of onnxruntime; empty where it cannot be imported.
         cache: `path`, `bytes` and `entries`.
         extras: for each what it is for, what of it is missing, and the command that installs it.
@@ -64,7 +65,7 @@ def check_up() -> Checkup:
     return Checkup(
         versions={"onnxopt": __version__, "python": platform.python_version()}
         | {name: version for name, version in sorted(versions().items()) if name != "onnxopt"},
-        machine=describe_machine() | {"memory_allowed": memory_allowed()},
+        machine=describe_machine() | {"cores_of_machine": os.cpu_count(), "memory_allowed": memory_allowed()},
         providers=providers,
         cache={"path": tilde(str(cache_root())), "bytes": sum(one.size for one in found), "entries": len(found)},
         extras={
@@ -77,7 +78,10 @@ def check_up() -> Checkup:
 
 def tilde(text: str) -> str:
     """Return a text with `~` in the place of the user's home folder."""
-    home = str(Path.home())
+    try:
+        home = str(Path.home())
+    except RuntimeError:  # a user that the system does not know
+        return text
     return text if len(home) < 2 else re.sub(rf"{re.escape(home)}(?=$|[/\\\s;,:)])", "~", text)
 
 
@@ -175,8 +179,8 @@ def _of_folders() -> Iterator[str]:
         (cache_root(), "the cache", "ONNXOPT_CACHE"),
         (Path(tempfile.gettempdir()), "the folder for temporary files", "TMPDIR"),
     ):
-        base = next(place for place in (folder, *folder.parents) if place.exists())
         try:
+            base = next(place for place in (folder, *folder.parents) if place.exists())
             with claimed(base, "part"):
                 pass
         except OSError as error:

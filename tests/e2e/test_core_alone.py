@@ -83,6 +83,21 @@ def test_artifacts_are_looked_at_run_compared_and_timed(core: Core, artifact: Pa
     assert "node" in core.run("package", artifact, "--for", "node", "--json").out
 
 
+@pytest.mark.parametrize("what", ["heads=1", "ffn=25%"])
+def test_a_file_is_pruned(what: str, core: Core, tmp_path: Path) -> None:
+    done = core.run("prune", core.model, what, "-o", tmp_path / "pruned", "--data", core.texts, "--json")
+    record = json.loads(done.out)["pruning"]
+    assert record["bytes_after"] < record["bytes_before"]
+
+
+def test_a_file_goes_through_a_recipe(core: Core, tmp_path: Path) -> None:
+    lines = (f'source = "{core.model}"', f'data = "{core.texts}"', "[prune]", 'what = "heads=1"')
+    (tmp_path / "small.toml").write_text("\n".join([*lines, "[quantize]", 'precision = "int8"']), encoding="utf-8")
+    done = core.run("compress", tmp_path / "small.toml", "-o", tmp_path / "out", "--no-measure", "--json")
+    steps = json.loads(done.out)["compression"]["steps"]
+    assert [step["name"] for step in steps] == ["original", "prune", "quantize"]
+
+
 def test_a_decoder_writes_and_is_judged(core: Core, tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "shared")
     assert core.run("generate", folder, "hello", "-n", 3, "--json").out
