@@ -25,7 +25,16 @@ from onnxopt.host.scratch import scratch_folder
 from onnxopt.host.stops import INTERRUPTED_EXIT_CODE, TERMINATED_EXIT_CODE, Terminated, hear_terminate, stopped
 from onnxopt.host.watch import limited_runs
 
-COMMANDS = ("optimize", "graphs", "bench", "text", "serving", "compress", "quantize")  # in the order of the help page
+COMMANDS = (
+    "optimize",
+    "graphs",
+    "bench",
+    "text",
+    "serving",
+    "compress",
+    "quantize",
+    "doctor",
+)  # in the order of the help page
 for _name in COMMANDS:
     importlib.import_module(f"onnxopt.cli.{_name}")
 

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -63,10 +63,10 @@ def taking(options: Iterable[Described]) -> Callable[[Command], Command]:
     added = [_parameter(one) for one in options]
 
     def decorate(command: Command) -> Command:
-        own = inspect.signature(command)
-        hints = get_type_hints(command, include_extras=True)
+        # typing.get_type_hints of Python 3.10 would hide what stands in Annotated where the default is None
+        own = inspect.signature(command, eval_str=True)
         named = [
-            one.replace(annotation=hints[one.name], kind=inspect.Parameter.KEYWORD_ONLY)
+            one.replace(kind=inspect.Parameter.KEYWORD_ONLY)
             for one in own.parameters.values()
             if one.kind is not inspect.Parameter.VAR_KEYWORD
         ]

@@ -23,6 +23,7 @@ def sensitivity(
     as_json: JsonOption = False,
 ) -> None:
     """Rank the linear layers by what quantizing each alone costs at the output, and say why."""
+    from onnxopt.artifact.drawing import as_file
     from onnxopt.artifact.report_plots import ranking_plot
     from onnxopt.host.folders import write_whole, writing
     from onnxopt.records.manifest import Manifest
@@ -39,7 +40,7 @@ def sensitivity(
         if plot.suffix != ".svg":
             raise InputError("the plot is written as SVG", where=str(plot), hint="name a file that ends in .svg")
         with writing(plot):
-            write_whole(plot, ranking_plot(manifest))
+            write_whole(plot, as_file(ranking_plot(manifest)))
     if as_json:
         print_json([json.loads(one.to_json()) for one in found.sensitivities])
         return

@@ -94,13 +94,11 @@ def serve(
 ) -> None:
     """Serve artifacts: OpenAI's /v1, KServe's /v2, /metrics, /healthz; batches what callers send at the same time."""
     configure_logging(verbose=verbose)
-    try:
-        from onnxopt.serve import app as web
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"the package {error.name} is not installed", where="serve", hint="pip install 'onnxopt[serve]'"
-        ) from error
+    from onnxopt.host.extras import require
+
+    require("serve", "serving")
     from onnxopt.host.sizes import parse_size
+    from onnxopt.serve import app as web
     from onnxopt.serve.limits import Limits
     from onnxopt.serve.shelf import Opening, named_folders
 

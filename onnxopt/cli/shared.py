@@ -30,7 +30,6 @@ app = typer.Typer(
     help="Turn a Hugging Face model into a fused, proved ONNX file that ONNX Runtime runs fast.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import html
+import math
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
+from onnxopt.artifact.drawing import AFTER, BEFORE, COLOURS, curve
 from onnxopt.host.sizes import size_text
 from onnxopt.records.record import Record
 
@@ -72,8 +74,10 @@ class Compression(Record):
         header, *rows = self.table()
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
         body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        curves = "".join(_curve(step) for step in self.steps if step.details.get("curve"))
-        style = "body{font-family:sans-serif;margin:2em}td,th{padding:.3em .8em;text-align:left}svg{max-width:40em}"
+        curves = "".join(_curves(step) for step in self.steps if step.details.get("curve"))
+        colours = "".join(f"--{name}:{code};" for name, code in COLOURS.items())
+        style = f":root{{{colours}}}"
+        style += "body{font-family:sans-serif;margin:2em}td,th{padding:.3em .8em;text-align:left}svg{max-width:40em}"
         title = html.escape(f"{self.source} compressed")
         return (
             f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{style}</style><h1>{title}</h1>"
@@ -86,26 +90,11 @@ def record_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.compression.json")
 
 
-def _curve(step: Step) -> str:
-    """Draw the loss and the metric of a distillation over its steps."""
-    points = [point for point in step.details["curve"] if point.get("loss") is not None]
-    if len(points) < 2:
-        return ""
-    import io
-
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 2.6), layout="tight")
-    axes = figure.subplots()
-    axes.plot([point["step"] for point in points], [point["loss"] for point in points], color="tab:blue")
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss")
-    other = axes.twinx()
-    known = [point for point in step.details["curve"] if point.get("metric") is not None]
-    other.plot([point["step"] for point in known], [point["metric"] for point in known], color="tab:orange")
-    other.set_ylabel(str(step.details.get("metric", "metric")))
-    page = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "onnxopt"}):
-        figure.savefig(page, format="svg", metadata={"Date": None})
-    return page.getvalue()[page.getvalue().index("<svg") :]
+def _curves(step: Step) -> str:
+    """Draw the loss and the metric of a distillation over its steps, each where it was taken more than once."""
+    drawn = []
+    for key, name, ink in (("loss", "loss", BEFORE), ("metric", str(step.details.get("metric", "metric")), AFTER)):
+        points = [(float(one["step"]), float(one[key])) for one in step.details["curve"] if one.get(key) is not None]
+        if sum(math.isfinite(value) for _, value in points) > 1:
+            drawn.append(curve(points, across="step", up=name, ink=ink))
+    return "".join(drawn)

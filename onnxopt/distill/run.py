@@ -11,6 +11,7 @@ from typing import Any
 
 from onnxopt.distill.settings import RECORD_NAME, Distillation, Settings
 from onnxopt.errors import InputError
+from onnxopt.host.extras import require
 from onnxopt.host.folders import check_writable, write_whole, writing
 from onnxopt.host.scratch import scratch_folder
 from onnxopt.load.checkpoint.opened import open_checkpoint
@@ -51,6 +52,7 @@ def distill(
     Raises:
         InputError: when something does not fit; nothing is written.
     """
+    require("hf", "distilling")
     tell = say or (lambda _: None)
     check_folder(out)
     with scratch_folder() as scratch:

@@ -28,6 +28,7 @@ from onnxopt.distill.models import losses_of, make_learner, show_attention
 from onnxopt.distill.settings import RECORD_NAME, Distillation, Point, Settings
 from onnxopt.errors import InputError
 from onnxopt.host.disk import needing
+from onnxopt.host.extras import require
 from onnxopt.host.folders import staged, write_whole, writing
 from onnxopt.host.kept import keep
 from onnxopt.host.quiet import quiet
@@ -56,10 +57,9 @@ def train(settings: Settings, out: Path, *, resume: bool = False, say: Say | Non
     Raises:
         InputError: when teacher, student, data or settings do not fit.
     """
-    try:
-        import accelerate
-    except ImportError as error:
-        raise InputError("distilling needs accelerate", hint="pip install 'onnxopt[distill]'") from error
+    require("hf", "distilling")
+    import accelerate
+
     accelerate.utils.set_seed(settings.seed)
     engine = accelerate.Accelerator(mixed_precision=settings.mixed_precision)
     tell = say if say is not None and engine.is_main_process else _silent

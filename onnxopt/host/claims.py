@@ -75,6 +75,32 @@ def sweep(room: Path) -> None:
                 os.close(handle)
 
 
+def hold_shared(path: Path) -> int | None:
+    """Hold a folder or file together with others, so that `remove_unused` leaves it; who removes it is waited for.
+
+    Returns:
+        What `os.close` lets go; None where it is not there, or the file system has no locks.
+    """
+    return _hold(path, wait=True, shared=True)
+
+
+def remove_unused(path: Path) -> bool:
+    """Remove a folder or file that no process holds; where a file system has no locks, whoever uses it.
+
+    Returns:
+        Whether it is gone.
+    """
+    handle = _hold(path, wait=False)
+    if handle is None and _has_locks(path.parent):
+        return not path.exists()
+    try:
+        _remove(path)
+    finally:
+        if handle is not None:
+            os.close(handle)
+    return not path.exists()
+
+
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Wait until no other process is in such a block with a folder, also where another one takes its place meanwhile.
@@ -128,7 +154,7 @@ def _claim(room: Path, ending: Ending, *, folder: bool) -> tuple[Path, int | Non
             os.close(handle)
 
 
-def _hold(path: Path, *, wait: bool) -> int | None:
+def _hold(path: Path, *, wait: bool, shared: bool = False) -> int | None:
     """Lock a folder or file; None where another process holds it, or the file system knows no locks."""
     if sys.platform == "win32":  # which opens no folders
         return None
@@ -136,20 +162,20 @@ def _hold(path: Path, *, wait: bool) -> int | None:
         handle = os.open(path, os.O_RDONLY)
     except OSError:
         return None
-    if _lock(handle, wait=wait):
+    if _lock(handle, wait=wait, shared=shared):
         return handle
     os.close(handle)
     return None
 
 
-def _lock(handle: int, *, wait: bool) -> bool:
-    """Lock an open file for this process alone; False where another one has it, or there are no locks."""
+def _lock(handle: int, *, wait: bool, shared: bool = False) -> bool:
+    """Lock an open file, for this process alone or with others; False where it is not to be had."""
     if sys.platform == "win32":
         return False
     import fcntl
 
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         return False
     return True

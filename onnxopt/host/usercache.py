@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from onnxopt.host.claims import hold_shared
 from onnxopt.host.disk import reason_of
 from onnxopt.host.folders import CacheError, appearing, seal, staged
 from onnxopt.host.quiet import NOTES
@@ -15,7 +17,10 @@ from onnxopt.host.scratch import lasting_folder, told_of
 
 Made = TypeVar("Made")
 
+MOST_HELD = 64  # entries that one process keeps from being cleared: those it used last
+
 _said: set[Path] = set()  # caches of which it was said that they cannot be written
+_held: dict[Path, int] = {}  # entries that this process uses, the last one behind the others
 
 
 def cache_root() -> Path:
@@ -24,6 +29,26 @@ def cache_root() -> Path:
         return Path(own).expanduser().absolute()
     shared = os.environ.get("XDG_CACHE_HOME")
     return (Path(shared) if shared else Path.home() / ".cache").expanduser().absolute() / "onnxopt"
+
+
+def use_entry(entry: Path) -> None:
+    """Keep an entry of the cache from being cleared until this process ends, and note that it was used.
+
+    Call it before the entry is read: who clears the cache is waited for, and the entry may be gone then.
+
+    Args:
+        entry: its folder; it need not be there.
+    """
+    if (before := _held.pop(entry, None)) is not None:
+        os.close(before)
+    handle = hold_shared(entry)
+    if handle is None:
+        return
+    _held[entry] = handle
+    if len(_held) > MOST_HELD:
+        os.close(_held.pop(next(iter(_held))))
+    with contextlib.suppress(OSError):  # a cache that cannot be written is still a cache
+        os.utime(entry)
 
 
 def make_entry(entry: Path, make: Callable[[Path], Made], *, inside: str = "") -> tuple[Path, Made]:
@@ -47,6 +72,7 @@ def make_entry(entry: Path, make: Callable[[Path], Made], *, inside: str = "") -
     except CacheError as error:
         note_unwritable(error)
     else:
+        use_entry(entry)
         return entry, made
     room = lasting_folder()
     folder = room / entry.name

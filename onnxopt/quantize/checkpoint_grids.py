@@ -24,6 +24,7 @@ import numpy as np
 
 from onnxopt.errors import InputError
 from onnxopt.graph.linears import Linear
+from onnxopt.host.extras import require
 from onnxopt.qmath.blocks import quantize
 from onnxopt.qmath.precision import Blocked
 from onnxopt.spec import Array
@@ -59,11 +60,10 @@ def known_grids(path: Path, linears: Iterable[Linear]) -> dict[str, KnownGrid]:
     Raises:
         InputError: the file is no GGUF, or the package that reads it is missing.
     """
-    try:
-        from gguf import GGUFReader
-        from gguf.quants import dequantize
-    except ImportError as error:
-        raise InputError(str(error), where=str(path), hint="pip install 'onnxopt[gguf]'") from error
+    require("gguf", "reading a GGUF file", where=str(path))
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
     try:
         tensors = [tensor for tensor in GGUFReader(path).tensors if tensor.tensor_type.name in _DECODERS]
     except (ValueError, OSError) as error:

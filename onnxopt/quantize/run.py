@@ -17,6 +17,7 @@ from onnxopt.graph.convs import conv_of
 from onnxopt.graph.layers import Layers
 from onnxopt.graph.linears import Selector, linear_of
 from onnxopt.graph.stored_weights import StoredWeight, pack_weights, unpack_weights
+from onnxopt.host.extras import missing
 from onnxopt.judge.gate import Judge, require_metric
 from onnxopt.judge.metrics import Metric
 from onnxopt.load.source.gguf import gguf_behind
@@ -298,7 +299,7 @@ def _dynamic(layers: Layers, data: CalibrationData, keep: set[str], scheme: Sche
 
 def _exact_grids(fused: Pipeline, layers: Layers) -> dict[str, Blocked]:
     """Return the codes of a checkpoint that was a GGUF file, where a kernel can hold them exactly."""
-    source = gguf_behind(fused.loaded.assets)
+    source = None if missing("gguf") else gguf_behind(fused.loaded.assets)
     grids = known_grids(source, layers.linears) if source is not None else {}
     return {label: grid.blocks for label, grid in grids.items() if grid.exact}
 

@@ -13,6 +13,7 @@ import numpy as np
 from onnxopt.errors import InputError
 from onnxopt.host.bounds import allow, bounds
 from onnxopt.host.doing import doing
+from onnxopt.host.extras import require
 from onnxopt.host.files import regular_size
 from onnxopt.spec import Array
 from onnxopt.texts.settings import PREPROCESSOR, check_settings
@@ -113,11 +114,13 @@ def open_encoder(folder: Path) -> Encode:
     """Return a function from text to ids; the fast tokenizer's own file is enough, other kinds need transformers.
 
     Raises:
-        InputError: when there is none or it cannot be read.
+        InputError: when there is none, it cannot be read, or what reads it is not installed.
     """
     if (folder / TOKENIZER_NAME).is_file():
         fast = open_tokenizer(folder)
         return lambda text, *, marks: list(encoded(fast, [text], marks=marks)[0].ids)
+    task, other = f"a tokenizer without {TOKENIZER_NAME}", f"add the {TOKENIZER_NAME} of the checkpoint"
+    require("hf", task, where=str(folder), instead=other)
     try:
         import transformers
 

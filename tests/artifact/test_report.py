@@ -386,10 +386,12 @@ def test_the_headline_says_what_is_shipped_how_fast_how_large_and_how_near() -> 
     assert "the optimized graph, not quantized" in Page(render(make_manifest(shipped=Shipped(form="optimized")))).text
 
 
-def test_the_plan_that_is_shipped_is_the_large_dot() -> None:
+def test_the_plan_that_is_shipped_is_marked() -> None:
     page = render(quantized())
     front = page[page.index("Accuracy against speed") :].split("</svg>")[0]
-    assert front.count("fill: var(--after)") == 1
+    assert front.count("fill:var(--after)") == 1
+    assert front.index("cosine 0.99500") < front.index("cosine 0.99100")
+    assert front.count("shipped") == 1
     assert "0.99100" in page
     text = Page(render(make_manifest(quantization=QuantizationRecord(asked="int8", shipped=False, reason="off")))).text
     assert "Accuracy against speed" not in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,3 +72,10 @@ def test_a_pattern_that_backtracks_without_end_is_an_error_of_the_user(pattern: 
     with pytest.raises(InputError, match=r"the text cannot be tokenized \(.*; use another tokenizer\.json"):
         encoded(made, ["a" * 60 + "!"])
     assert [one.ids for one in encoded(made, ["a", "b"])] == [[0], [1]]
+
+
+def test_what_only_transformers_can_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "vocab.txt").write_text("[UNK]\na\n", encoding="utf-8")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(InputError, match=r"needs transformers, which is not installed; pip install 'onnxopt\[hf\]'"):
+        open_encoder(tmp_path)

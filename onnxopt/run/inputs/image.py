@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxopt.errors import InputError
+from onnxopt.host.extras import require
 from onnxopt.host.files import regular_size
 from onnxopt.run.session import Session
 from onnxopt.spec import Array, Feeds
@@ -61,10 +62,9 @@ def open_image(path: Path) -> Image:
     Raises:
         InputError: when pillow is missing or the file is no readable image.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise InputError("reading images needs pillow", hint="pip install 'onnxopt[image]'") from error
+    require("image", "reading a picture", where=str(path))
+    from PIL import Image
+
     try:
         regular_size(path)
         with Image.open(path) as image:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxopt.errors import InputError
+from onnxopt.host.extras import require
 from onnxopt.spec import Array
 
 PROCESSOR_NAME = "preprocessor_config.json"
@@ -27,7 +28,7 @@ class SoundReader:
         folder: holds `preprocessor_config.json`.
 
     Raises:
-        InputError: when there is none, or transformers is not installed or cannot read it.
+        InputError: when there is none, transformers cannot read it, or is not installed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,6 +38,7 @@ class SoundReader:
                 where=str(folder),
                 hint="give features [bins, frames] to onnxopt.Generator, or add the file of the checkpoint",
             )
+        require("hf", "turning sound into features", instead="give features [bins, frames] to onnxopt.Generator")
         try:
             from transformers import AutoFeatureExtractor
 
