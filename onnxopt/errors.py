@@ -1,6 +1,7 @@
 """The errors a user can meet, each one line: what failed, where, what to do.
 
-Exit codes of the command line: 0 done, 1 a proof failed, 2 bad input or a missing thing, 130 or 143 stopped.
+Exit codes of the command line: 0 done, 1 a proof failed or a gate is not passed, 2 bad input or a missing thing, 130 or
+143 stopped.
 """
 
 from __future__ import annotations
@@ -49,6 +50,12 @@ class ExportError(OnnxoptError):
 
 class ProofError(OnnxoptError):
     """The result is not equal to its reference within the budget; nothing was written."""
+
+    exit_code = 1
+
+
+class GateError(OnnxoptError):
+    """The result is not what was required of it, as fast or in as few bits; nothing was written."""
 
     exit_code = 1
 

@@ -10,6 +10,8 @@ Keys::
     sizes          for each open axis the sizes at which the graph was proved: least, most, step, and promised: the
                    largest that the model takes (0: none is known)
     tokenizer      file, pad_id, padding_side, max_length (0: no limit), lowercase; absent without a tokenizer
+    prompts        words in front of a text by name, of embeddings whose checkpoint has them; default_prompt: which one
+                   where none is asked for, empty for none
     preprocessing  sentences in order
     postprocessing sentences in order
     pooling        how the sentence embedding in the graph is made, where there is one and its checkpoint says it
@@ -35,6 +37,7 @@ from onnxopt.records.manifest import DecodingRecord
 from onnxopt.records.record import ProvedRange
 from onnxopt.run.scores import Scores, scores_of
 from onnxopt.spec import Signature, TensorSpec
+from onnxopt.texts.prompts import Prompts
 from onnxopt.texts.tokenizer import TOKENIZER_NAME, read_settings, token_limit, tokenizer_pad
 
 IO_NAME = "io.json"
@@ -94,7 +97,10 @@ def io_description(
         content["sizes"] = {axis: found.model_dump() for axis, found in proved.items()}
     if tokenizer:
         content["tokenizer"] = tokenizer
-    content["preprocessing"] = _before(folder, tokenizer)
+    prompts = _prompts(folder, signature)
+    if prompts.named:
+        content["prompts"], content["default_prompt"] = dict(prompts.named), prompts.default
+    content["preprocessing"] = _before(folder, tokenizer, prompts)
     pooling = _pooling(folder, signature)
     content["postprocessing"] = _after(task, signature, decoding, pooling, scores)
     if pooling is not None:
@@ -179,12 +185,29 @@ def _tokenizer(folder: Path, signature: Signature) -> dict[str, Any] | None:
     }
 
 
-def _before(folder: Path, tokenizer: Mapping[str, Any] | None) -> list[str]:
+def _prompts(folder: Path, signature: Signature) -> Prompts:
+    """Return the prompts of a model of embeddings; none where their tokens may not count, which they would."""
+    if SENTENCE not in {spec.name for spec in signature.outputs}:
+        return Prompts()
+    try:
+        found = Prompts.of(folder)
+    except InputError:
+        return Prompts()
+    return found if found.pooled else Prompts()
+
+
+def _before(folder: Path, tokenizer: Mapping[str, Any] | None, prompts: Prompts) -> list[str]:
     if (folder / "preprocessor_config.json").is_file() and not tokenizer:
         return ["images or sound as preprocessor_config.json says: size, rescaling, mean and deviation"]
     if not tokenizer:
         return []
-    steps = ["lower the text"] if tokenizer["lowercase"] else []
+    steps = []
+    if prompts.named:
+        kept = f"prompts.{prompts.default}, or another of the prompts," if prompts.default else "one of the prompts"
+        asked = "" if prompts.default else ", where one is asked for"
+        steps.append(f"put {kept} in front of the text{asked}")
+    if tokenizer["lowercase"]:
+        steps.append("lower the text")
     steps.append(f"tokenize with {TOKENIZER_NAME}, special tokens added")
     if tokenizer["max_length"]:
         steps.append(f"cut to {tokenizer['max_length']} tokens")

@@ -25,6 +25,7 @@ from onnxopt.spec import Array
 _RECORD = {"session.record_ep_graph_assignment_info": "1"}
 _COPIES = ("MemcpyFromHost", "MemcpyToHost")
 _KERNEL = "_kernel_time"  # how the profile ends the names of these events
+SHOWN_KERNELS = 12  # of the slowest, in the report for people
 
 
 class Kernel(Record):
@@ -79,11 +80,14 @@ class Placement(Record):
             shown.append("left to the CPU: " + ", ".join(f"{name} {count}" for name, count in self.left.items()))
         shown.append(f"copies between devices: {self.copies}")
         total = sum(kernel.microseconds for kernel in self.kernels) or 1
-        for kernel in self.kernels[:12]:
+        for kernel in self.kernels[:SHOWN_KERNELS]:
             share = kernel.microseconds / total
             shown.append(
                 f"{kernel.operator} x {kernel.count}: {kernel.microseconds} us, {share:.0%} ({kernel.provider})"
             )
+        if rest := self.kernels[SHOWN_KERNELS:]:
+            spent = sum(kernel.microseconds for kernel in rest)
+            shown.append(f"{len(rest)} more kernels: {spent} us, {spent / total:.0%}")
         return shown + [f"note: {note}" for note in self.notes]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from onnxopt.errors import InputError
 from onnxopt.graph.cache import PAST, SEQUENCE, Cache, complete
 from onnxopt.graph.roles import meanings_of
-from onnxopt.host.files import read_npz
+from onnxopt.host.files import read_npz, regular_size
 from onnxopt.load.loaded import Loaded
 from onnxopt.records.quantization import CalibrationRecord
 from onnxopt.spec import Array, Feeds
@@ -144,8 +144,7 @@ def read_calibration(
     name, most = str(source), samples or SAMPLES
     if name == SELF:
         raise InputError("a model writes its own calibration text while it is quantized", where="--calibration self")
-    if samples is not None and samples < 1:
-        raise InputError(f"the number of calibration samples is {samples}", hint="it must be 1 or more")
+    require_there(name, samples)
     if name == RANDOM or (loaded.random_weights and name == BUILTIN and _tokenizer(loaded) is None):
         data = _random(loaded, most, forced=force or loaded.random_weights)
     elif name.startswith(HUB_PREFIX):
@@ -166,13 +165,33 @@ def read_calibration(
     )
 
 
-def _of_path(loaded: Loaded, path: Path, most: int) -> CalibrationData:
+def require_there(source: str | Path, samples: int | None = None) -> None:
+    """Refuse a file or folder of calibration samples that is not there, or is empty; what it holds is not read.
+
+    Args:
+        source: as `read_calibration` takes it.
+        samples: the most samples.
+
+    Raises:
+        InputError: says what may be named.
+    """
+    if samples is not None and samples < 1:
+        raise InputError(f"the number of calibration samples is {samples}", hint="it must be 1 or more")
+    name = str(source)
+    if name in (BUILTIN, SELF, RANDOM) or name.startswith(HUB_PREFIX):
+        return
+    path = Path(source).expanduser()
     if not path.exists():
         raise InputError(
             "no such calibration file or folder",
             where=str(path),
             hint=f"name a {TEXT_TYPES} or .npz file, a folder of images, {BUILTIN}, or {HUB_PREFIX}<data set>",
         )
+    if not (any(path.iterdir()) if path.is_dir() else regular_size(path)):
+        raise InputError("the calibration samples are empty", where=str(path), hint=f"give samples, or use {BUILTIN}")
+
+
+def _of_path(loaded: Loaded, path: Path, most: int) -> CalibrationData:
     if path.is_dir():
         files = sorted(one for one in path.iterdir() if one.is_file())
         arrays = [one for one in files if one.suffix == ".npz"]

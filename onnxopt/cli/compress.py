@@ -98,7 +98,7 @@ def prune(
 @app.command(
     epilog='Examples: `onnxopt distill minilm --student "layers=3" -o build/minilm-3` · '
     '`onnxopt distill gpt2-mini --student "ffn=25%" --steps 200 -o build/gpt2-small` · '
-    "`onnxopt distill smollm2-135m --student ./mine --data texts.jsonl --processes 2 -o build/mine`"
+    "`onnxopt distill gpt2-mini --student ./mine --data texts.jsonl -o build/mine`"
 )
 def distill(
     teacher: Annotated[str, typer.Argument(help="Sample or recipe name, Hub id, or checkpoint folder.")],

@@ -5,17 +5,18 @@ from __future__ import annotations
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
-from rich import box
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from onnxopt.cli.tables import print_table
 from onnxopt.host.sizes import size_text
 from onnxopt.load.export.forward_inputs import LEFT_OUT
+from onnxopt.records.quantization import NOT_FASTER
+from onnxopt.records.record import TOO_DEAR
 from onnxopt.records.savings import savings
 
 if TYPE_CHECKING:
@@ -87,13 +88,6 @@ class LiveView:
         self._stage = ""
 
 
-def _table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
-    return table
-
-
 def initializers_text(manifest: Manifest) -> str:
     """Say how many bytes of the weights that came with the model went, and why; an empty text when none did."""
     return ", ".join(f"{size_text(count)} {why}" for why, count in savings(manifest.ledger).items())
@@ -111,10 +105,7 @@ def rewrites_text(manifest: Manifest) -> str:
 def print_rows(console: Console, title: str, rows: Sequence[Sequence[str]]) -> None:
     """Print a table whose first row is its header; all columns but the first hold numbers."""
     header = list(rows[0])
-    table = _table(title, *header, numbers=header[1:])
-    for row in rows[1:]:
-        table.add_row(*row)
-    console.print(table)
+    print_table(console, header, rows[1:], title=title, numbers=header[1:])
 
 
 def shipped_lines(manifest: Manifest, measurements: Measurements | None) -> list[str]:
@@ -135,7 +126,7 @@ def shipped_lines(manifest: Manifest, measurements: Measurements | None) -> list
 
 
 def speed_lines(manifest: Manifest, measurements: Measurements) -> list[str]:
-    """Say what the times of what is shipped do not show, and what stood in the way of measuring them."""
+    """Say what the times of what is shipped do not show."""
     lines = []
     parts = {name: part.shipped for name, part in manifest.parts.items()} or {"": manifest.shipped}
     for race in measurements.races:
@@ -144,21 +135,39 @@ def speed_lines(manifest: Manifest, measurements: Measurements) -> list[str]:
             lines.append(f"speed         {race} over the workload")
         if shipped is not None and race.form == shipped.form and race.verdict != "slower":
             lines += [f"slower        {shape.label}: {shape}; the workload as a whole is not" for shape in race.slower]
-    troubles = dict.fromkeys(race.trouble for race in measurements.races if race.trouble)
-    return lines + [f"busy          {trouble}: the times are worth less for it" for trouble in troubles]
+    return lines
+
+
+def notices(manifest: Manifest, measurements: Measurements | None) -> list[str]:
+    """Say what a user must notice: that the result is not what one would think, or worth less than it seems.
+
+    That is what is shipped in place of what was asked for, times of a busy machine, made-up weights, inputs that were
+    left out, and axes that are not proved to their end.
+    """
+    lines = []
+    if manifest.random_weights:
+        lines.append("weights       made up: the structure and the speed are real, the answers mean nothing")
+    lines += shipped_lines(manifest, measurements)
+    found = manifest.quantization
+    if found is not None and not found.shipped:
+        hint = "; --allow-slower ships the smaller file" if found.reason.startswith(NOT_FASTER) else ""
+        lines.append(f"{found.lines()[0]}{hint}")
+    troubles = dict.fromkeys(race.trouble for race in (measurements.races if measurements else ()) if race.trouble)
+    lines += [f"busy          {trouble}: the times are worth less for it" for trouble in troubles]
+    lines += [f"not proved    {note}" for note in manifest.notes if TOO_DEAR in note]
+    return lines + [f"note          {note}" for note in manifest.notes if note.startswith(LEFT_OUT)]
 
 
 def print_summary(console: Console, artifact: Artifact) -> None:
-    """Print what `optimize` did."""
+    """Print what `optimize` did, what must be noticed first of all and coloured."""
     manifest, measurements = artifact.manifest, artifact.measurements
 
     def say(line: str, style: str | None = None) -> None:
         console.print(line, style=style, markup=False, soft_wrap=True)
 
-    left_out = [note for note in manifest.notes if note.startswith(LEFT_OUT)]
-    for line in (*shipped_lines(manifest, measurements), *(f"note          {note}" for note in left_out)):
-        say(line, "yellow")
-    console.print(_before_and_after(manifest, measurements.latency if measurements else ()))
+    for line in notices(manifest, measurements):
+        say(line, "bold yellow")
+    _print_before_and_after(console, manifest, measurements.latency if measurements else ())
     for line in speed_lines(manifest, measurements) if measurements else ():
         say(line, "yellow")
     for line in done_lines(manifest):
@@ -174,22 +183,26 @@ def print_summary(console: Console, artifact: Artifact) -> None:
     )
     for (name, reason), count in reasons.most_common(SHOWN_REFUSALS):
         say(f"refused       {name}, {count} x: {reason}", "dim")
-    for note in (note for note in manifest.notes if note not in left_out):
-        say(f"note          {note}")
+    for note in manifest.notes:
+        if TOO_DEAR not in note and not note.startswith(LEFT_OUT):
+            say(f"note          {note}")
     say(f"artifact      {artifact.path}")
 
 
-def _before_and_after(manifest: Manifest, latency: Sequence[Latency]) -> Table:
-    """Return nodes, size and times beside each other, each speed-up with the interval that it lies in."""
+def _print_before_and_after(console: Console, manifest: Manifest, latency: Sequence[Latency]) -> None:
+    """Print nodes, size and times beside each other, each speed-up with the interval that it lies in."""
     columns = ("", "before", "after", *(("times faster", " ") if latency else ()))
-    table = _table(f"{manifest.name} for {manifest.target.provider}", *columns, numbers=columns[1:4])
-    table.add_row("nodes", str(manifest.nodes_before), str(manifest.nodes_after))
-    table.add_row("size", size_text(manifest.bytes_before), size_text(manifest.bytes_after))
+    rows = [
+        ["nodes", str(manifest.nodes_before), str(manifest.nodes_after)],
+        ["size", size_text(manifest.bytes_before), size_text(manifest.bytes_after)],
+    ]
     for one in latency:
         number, _, said = str(one).partition(": ")
         said = "the original" if one.after_ms == one.before_ms else said
-        table.add_row(f"latency, {one.label}", f"{one.before_ms:.2f} ms", f"{one.after_ms:.2f} ms", number, said)
-    return table
+        rows.append([f"latency, {one.label}", f"{one.before_ms:.2f} ms", f"{one.after_ms:.2f} ms", number, said])
+    full = [row + [""] * (len(columns) - len(row)) for row in rows]
+    title = f"{manifest.name} for {manifest.target.provider}"
+    print_table(console, columns, full, title=title, numbers=columns[1:4])
 
 
 def done_lines(manifest: Manifest) -> list[str]:
@@ -218,70 +231,64 @@ def done_lines(manifest: Manifest) -> list[str]:
             f"worst error   {worst:.2g} relative over {len(manifest.proof)} comparisons "
             f"(budget {manifest.budget.relative_error:g}){before}"
         )
-    lines += found.lines() if found is not None else []
-    if manifest.random_weights:
-        lines.append("weights       random: the structure and the speed are real, the answers mean nothing")
+    if found is not None:  # that it is not shipped is noticed above
+        lines += found.lines() if found.shipped else found.lines()[1:]
     return lines
 
 
 def print_inspection(console: Console, found: Inspection) -> None:
     """Print what `inspect` saw."""
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
+    def listed(counts: Mapping[str, object], none: str) -> str:
+        return ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in counts.items()) or none
+
     opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in sorted(found.opsets.items()))
-    console.print(
+    say(
         f"{found.path}: {found.nodes} nodes, {size_text(found.size_bytes)}, {opsets}, IR {found.ir_version}, "
-        f"by {found.producer}",
-        markup=False,
+        f"by {found.producer}"
     )
-    signature = _table("signature", "", "name", "dtype", "axes")
-    for kind, specs in (("input", found.signature.inputs), ("output", found.signature.outputs)):
-        for spec in specs:
-            signature.add_row(kind, spec.name, spec.dtype, " x ".join(str(axis) for axis in spec.axes) or "scalar")
-    console.print(signature)
-    operators = _table("operators", "operator", "nodes", "weights", numbers=("nodes", "weights"))
-    for name, count in found.operators.items():
-        operators.add_row(name, str(count), size_text(found.bytes_by_operator.get(name.split("::")[-1], 0)))
-    console.print(operators)
-    console.print(
-        "blocks fused  "
-        + (", ".join(f"{k.replace('_', ' ')} {v}" for k, v in found.blocks.items()) or "none recognised"),
-        markup=False,
-    )
-    console.print(
-        "would become  " + (", ".join(f"{k.replace('_', ' ')} {v}" for k, v in found.blocks_after.items()) or "none"),
-        markup=False,
-    )
-    console.print(f"nodes         {found.nodes} -> {found.nodes_after}", markup=False)
-    console.print(
-        "rewrites      " + (", ".join(f"{name} {count}" for name, count in found.would_apply.items()) or "none"),
-        markup=False,
-        soft_wrap=True,
-    )
+    signature = [
+        [kind, spec.name, spec.dtype, " x ".join(str(axis) for axis in spec.axes) or "scalar"]
+        for kind, specs in (("input", found.signature.inputs), ("output", found.signature.outputs))
+        for spec in specs
+    ]
+    print_table(console, ("", "name", "dtype", "axes"), signature, title="signature")
+    operators = [
+        [name, str(count), size_text(found.bytes_by_operator.get(name.split("::")[-1], 0))]
+        for name, count in found.operators.items()
+    ]
+    columns = ("operator", "nodes", "weights")
+    print_table(console, columns, operators, title="operators", numbers=columns[1:])
+    say(f"blocks fused  {listed(found.blocks, 'none recognised')}")
+    say(f"would become  {listed(found.blocks_after, 'none')}")
+    say(f"nodes         {found.nodes} -> {found.nodes_after}")
+    say(f"rewrites      {listed(found.would_apply, 'none')}")
     for note in found.notes:
-        console.print(f"note          {note}", markup=False, soft_wrap=True)
+        say(f"note          {note}")
 
 
 def print_catalogue(console: Console, rows: Sequence[Description]) -> None:
-    """Print the passes."""
-    table = _table("passes", "name", "stage", "before → after", "numerics", "opset", numbers=("opset",))
-    for row in rows:
-        table.add_row(
-            row.name,
-            row.stage,
-            row.identity.replace("[", "\\["),
-            row.numerics,
-            str(row.min_opset) if row.min_opset > 1 else "any",
-        )
-    console.print(table)
+    """Print the passes; where they come from in a terminal only, where it is no record among records."""
+    columns = ("name", "stage", "before → after", "numerics", "opset")
+    cells = [
+        [row.name, row.stage, row.identity, row.numerics, str(row.min_opset) if row.min_opset > 1 else "any"]
+        for row in rows
+    ]
+    print_table(console, columns, cells, numbers=("opset",), whole=("name",))
     for row in rows:
         if row.origin:
             console.print(f"{row.name}: from {row.origin}", markup=False, soft_wrap=True)
-    console.print("sources: onnxopt passes --json", style="dim")
+    if console.is_terminal:
+        console.print("sources: onnxopt passes --json", style="dim")
 
 
 def print_verdicts(console: Console, name: str, verdicts: Sequence[Verdict], limit: int) -> None:
     """Print why a pass fires or not."""
     fires = [verdict for verdict in verdicts if verdict.fires]
-    console.print(f"{name}: fires at {len(fires)} of {len(verdicts)} candidates", markup=False)
+    console.print(f"{name}: fires at {len(fires)} of {len(verdicts)} candidates", markup=False, soft_wrap=True)
     for verdict in fires[:limit]:
         console.print(f"  fires    {verdict.node} ({verdict.depth} nodes)", markup=False, soft_wrap=True)
     misses = [verdict for verdict in verdicts if not verdict.fires]
@@ -293,29 +300,24 @@ def print_verdicts(console: Console, name: str, verdicts: Sequence[Verdict], lim
             soft_wrap=True,
         )
     if len(misses) > limit:
-        console.print(f"  ... and {len(misses) - limit} more; --limit shows them", markup=False)
+        console.print(f"  ... and {len(misses) - limit} more; --limit shows them", markup=False, soft_wrap=True)
 
 
 def print_comparison(console: Console, found: Comparison) -> None:
     """Print how two models compare."""
-    table = _table(
-        f"{'equal within the budget' if found.equal else 'different'}, {found.cases} cases",
-        "output",
-        "relative error",
-        "absolute error",
-        "lowest cosine",
-        "top-1 agreement",
-        numbers=("relative error", "absolute error", "lowest cosine", "top-1 agreement"),
-    )
-    for item in found.outputs:
-        table.add_row(
+    columns = ("output", "relative error", "absolute error", "lowest cosine", "top-1 agreement")
+    rows = [
+        [
             item.name,
             f"{item.relative_error:.2g}",
             f"{item.absolute_error:.2g}",
             f"{item.cosine:.6f}",
             f"{item.top1_agreement:.2%}",
-        )
-    console.print(table)
+        ]
+        for item in found.outputs
+    ]
+    title = f"{'equal within the budget' if found.equal else 'different'}, {found.cases} cases"
+    print_table(console, columns, rows, title=title, numbers=columns[1:])
 
 
 def print_bench(console: Console, result: BenchResult) -> None:
@@ -328,21 +330,22 @@ def print_bench(console: Console, result: BenchResult) -> None:
         soft_wrap=True,
     )
     columns = ("model", "shape", "p50 ms", "p90 ms", "p99 ms", "rounds ms", "times faster", "peak memory")
-    table = _table(f"{result.provider}, {result.rounds} rounds in turns", *columns, numbers=columns[2:])
-    for candidate in result.candidates:
-        for stats in candidate.shapes:
-            shape = " ".join(f"{axis} {size}" for axis, size in stats.sizes.items())
-            table.add_row(
-                candidate.name,
-                shape,
-                f"{stats.p50_ms:.2f}",
-                f"{stats.p90_ms:.2f}",
-                f"{stats.p99_ms:.2f}",
-                f"{stats.round_low_ms:.2f}-{stats.round_high_ms:.2f}",
-                f"{stats.speedup:.2f} ({stats.speedup_low:.2f}-{stats.speedup_high:.2f})",
-                size_text(candidate.peak_bytes),
-            )
-    console.print(table)
+    rows = [
+        [
+            candidate.name,
+            " ".join(f"{axis} {size}" for axis, size in stats.sizes.items()),
+            f"{stats.p50_ms:.2f}",
+            f"{stats.p90_ms:.2f}",
+            f"{stats.p99_ms:.2f}",
+            f"{stats.round_low_ms:.2f}-{stats.round_high_ms:.2f}",
+            f"{stats.speedup:.2f} ({stats.speedup_low:.2f}-{stats.speedup_high:.2f})",
+            size_text(candidate.peak_bytes),
+        ]
+        for candidate in result.candidates
+        for stats in candidate.shapes
+    ]
+    title = f"{result.provider}, {result.rounds} rounds in turns"
+    print_table(console, columns, rows, title=title, numbers=columns[2:])
 
 
 def print_run(console: Console, result: TextResult) -> None:

@@ -45,6 +45,7 @@ UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ i
 
 LONGEST_LINE = 1000
 BUG_EXIT_CODE = 70
+UNREAD_EXIT_CODE = 128 + 13  # as a shell has it for SIGPIPE, which Windows has no number for
 _WRITERS = (__name__, "onnxopt.cli.shared", "rich.console")  # what writes to the consoles
 
 
@@ -96,8 +97,10 @@ def _work(arguments: Sequence[str] | None) -> int:
         return _fail(str(getattr(error, "format_message", error.__str__)()), InputError.exit_code)
     except (KeyboardInterrupt, Terminated, typer.Abort) as stop:
         return _fail(*stopped(stop))
-    except BrokenPipeError:
-        return 0
+    except (SystemExit, BrokenPipeError) as end:
+        if not isinstance(end if isinstance(end, BrokenPipeError) else end.__context__, BrokenPipeError):
+            raise
+        return _unread()
     except Exception as error:  # noqa: BLE001 - the last line of defence: a bug is said in one line too
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # wherever it was first looked at
             return _fail(f"{error.filename}: the name is too long for a file; check the path", InputError.exit_code)
@@ -127,6 +130,16 @@ def _terminated_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _unread() -> int:
+    """Throw away what nobody reads any longer, and return the exit code of a program whose reader has gone.
+
+    Typer and rich leave by SystemExit then, with the error that they have met as its context.
+    """
+    with suppress(OSError):  # no file is behind it: then nothing is left to be written at the end of the process
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return UNREAD_EXIT_CODE
 
 
 def _of_a_disk(error: Exception) -> InputError | None:

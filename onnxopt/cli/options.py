@@ -38,7 +38,7 @@ TYPES: Mapping[str, Any] = {
     "values": list[str],
     "passes": list[str],
 }
-_PLAIN: Mapping[str, type] = {"bool": bool, "int": int, "int | None": int}
+_PLAIN: Mapping[str, type] = {"bool": bool, "int": int, "int | None": int, "float | None": float}
 # How an option is written where that is not its name; what may be repeated is in the singular.
 FLAGS: Mapping[str, tuple[str, ...]] = {
     "target": ("--target", "-t"),

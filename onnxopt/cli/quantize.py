@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Column, Table
 
 from onnxopt.cli.shared import JsonOption, app, out_console, print_json
+from onnxopt.cli.tables import print_table
 from onnxopt.errors import InputError
 
 
@@ -45,11 +45,21 @@ def sensitivity(
         print_json([json.loads(one.to_json()) for one in found.sensitivities])
         return
     shown = found.sensitivities[:limit]
-    name = Column("layer", min_width=max(len(one.label) for one in shown), no_wrap=True)
-    table = Table(name, "loss", "smoothed", "weights only", "became" if found.shipped else "tried as", "why", box=None)
-    for one in shown:
-        smoothed = "" if one.smoothed is None else f"{one.smoothed:.2g}"
-        table.add_row(one.label, f"{one.loss:.2g}", smoothed, f"{one.weights:.2g}", one.precision, one.reason)
-    out_console.print(table)
+    columns = ("layer", "loss", "smoothed", "weights only", "became" if found.shipped else "tried as", "why")
+    rows = [
+        [
+            one.label,
+            f"{one.loss:.2g}",
+            "" if one.smoothed is None else f"{one.smoothed:.2g}",
+            f"{one.weights:.2g}",
+            one.precision,
+            one.reason,
+        ]
+        for one in shown
+    ]
+    print_table(out_console, columns, rows, whole=("layer",))
+    if len(found.sensitivities) > len(shown):
+        more = len(found.sensitivities) - len(shown)
+        out_console.print(f"... and {more} more; --limit shows them", markup=False, soft_wrap=True)
     for line in found.lines():
         out_console.print(line, markup=False, soft_wrap=True)

@@ -120,11 +120,13 @@ def serve(
         if not quiet:
             err_console.print(line, markup=False, soft_wrap=True)
 
-    found = web.create_app(named_folders(folders), limits=limits, how=how, progress=say)
-    for model in found.state.shelf.models.values():
-        for note in model.session.plan.notes:
-            err_console.print(f"note: {model.name}: {note}", markup=False, soft_wrap=True)
-    web.serve(found, host=host, port=port, ready=lambda address: say(f"serving at {address}"))
+    named = named_folders(folders)
+    with web.bound(host, port) as listener:  # before models are opened, which takes a while
+        found = web.create_app(named, limits=limits, how=how, progress=say)
+        for model in found.state.shelf.models.values():
+            for note in model.session.plan.notes:
+                err_console.print(f"note: {model.name}: {note}", markup=False, soft_wrap=True)
+        web.serve(found, listener, ready=lambda address: say(f"serving at {address}"))
     say(f"stopped; answered {found.state.metrics.answered()} requests")
 
 

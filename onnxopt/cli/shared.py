@@ -6,30 +6,43 @@ import json
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 
+from onnxopt.cli.help import HelpfulCommand, HelpfulGroup
 from onnxopt.host.quiet import NOTES
 
 if TYPE_CHECKING:
     from onnxopt.records.events import Event
     from onnxopt.spec import Target
 
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
 EXIT_CODES = (
-    "Exit codes: 0 done, 1 a proof failed, 2 bad input or a missing thing, 70 a bug in onnxopt, 130 interrupted, "
-    "143 terminated. "
+    "Exit codes: 0 done, 1 a proof failed or a gate (--require-...) is not passed, 2 bad input or a missing thing, "
+    "70 a bug in onnxopt, 130 interrupted, 141 nobody reads on, 143 terminated. "
     "What an input may cost: `ONNXOPT_LIMITS=nodes=200000,seconds=10,memory=1GiB`, and more where a line says so."
 )
 
-app = typer.Typer(
+
+class _Application(typer.Typer):
+    """Commands whose help is a page of `onnxopt.cli.help`."""
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[_Command], _Command]:
+        """Register a command; the settings are typer's."""
+        return super().command(name, **{"cls": HelpfulCommand, **settings})
+
+
+app = _Application(
     name="onnxopt",
+    cls=HelpfulGroup,
     help="Turn a Hugging Face model into a fused, proved ONNX file that ONNX Runtime runs fast.",
     epilog=EXIT_CODES,
-    no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

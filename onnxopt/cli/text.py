@@ -19,14 +19,35 @@ from onnxopt.cli.shared import (
     err_console,
     out_console,
 )
+from onnxopt.errors import InputError, word
 
 
 @app.command(
-    epilog='Examples: `onnxopt run build/minilm "a cat" "a dog"` · `onnxopt run build/distilbert-sst2 "great!" --json`'
+    epilog='Examples: `onnxopt run build/minilm "a cat" "a dog"` · '
+    '`onnxopt run build/distilbert-sst2 "great!" --json` · '
+    '`onnxopt run build/e5 "a question" --prompt query` · '
+    "`onnxopt run build/reranker --pair $'a question\\tan answer'`"
 )
 def run(
     path: Annotated[Path, typer.Argument(help="An artifact folder.")],
-    texts: Annotated[list[str], typer.Argument(help="Texts (or paths of images for an image model).")],
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts (or paths of images for an image model).")] = None,
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pair",
+            metavar="A<TAB>B",
+            help="Two texts with a tab between (or \\t), for a classifier that reads both, as a reranker does; "
+            "repeatable.",
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt",
+            help="Prompt of a sentence-transformers checkpoint to put in front of each text, such as query; its "
+            'default when not given, "" for none.',
+        ),
+    ] = None,
     context: Annotated[str | None, typer.Option("--context", help="The passage that a question is about.")] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="How far to continue a text.")] = 20,
     as_json: JsonOption = False,
@@ -37,16 +58,27 @@ def run(
     from onnxopt.cli.live import print_run
     from onnxopt.run.answers import run_text
 
-    result = run_text(path, texts, context=context, max_new_tokens=max_new_tokens)
+    pairs = [_pair(one) for one in pair or ()]
+    result = run_text(path, texts or (), pairs=pairs, prompt=prompt, context=context, max_new_tokens=max_new_tokens)
     if as_json:
         out_console.print_json(result.to_json())
     else:
         print_run(out_console, result)
 
 
+def _pair(text: str) -> tuple[str, str]:
+    """Return the two texts of a pair; a tab may be written as such, or as two characters where a shell makes none."""
+    first, tab, second = text.partition("\t")
+    if not tab:
+        first, tab, second = text.partition("\\t")
+    if not (tab and first.strip() and second.strip()):
+        raise InputError(f"cannot read {word(text)!r}", where="--pair", hint="write two texts with a tab between them")
+    return first, second
+
+
 @app.command(
     epilog='Examples: `onnxopt generate build/smollm2-135m "Name three rivers."` · '
-    '`onnxopt generate build/gpt2 "Once upon a time" --temperature 0.8 --top-p 0.95 --seed 1` · '
+    '`onnxopt generate build/gpt2 "Once upon a time" --temperature 0.8 --seed 1` · '
     "`onnxopt generate build/gpt2 --prompts prompts.jsonl --batch 16 --json`"
 )
 def generate(

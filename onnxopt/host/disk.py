@@ -68,7 +68,7 @@ def code_of(error: BaseException) -> int:
 
 def is_short(place: Path, needed_bytes: int = 0) -> bool:
     """Tell whether the disk of a folder has hardly any room left, or less than is needed."""
-    free = _free(place)
+    free = free_bytes(place)
     return free is not None and free < max(LOW_BYTES, needed_bytes)
 
 
@@ -84,7 +84,7 @@ def reason_of(error: BaseException, place: Path) -> str:
         return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or type(error).__name__
     said = [os.strerror(code)]
     limit = _file_limit() if code == errno.EFBIG else None
-    free = _free(place) if code == errno.ENOSPC else None
+    free = free_bytes(place) if code == errno.ENOSPC else None
     if limit is not None:
         said.append(f"this process may write files of {size_text(limit)}")
     if free is not None:
@@ -106,7 +106,7 @@ def advice_of(error: BaseException, elsewhere: str) -> str:
     return elsewhere
 
 
-def _free(place: Path) -> int | None:
+def free_bytes(place: Path) -> int | None:
     """Return the bytes that are free on the disk of a folder, or of the nearest one above it that is there."""
     there = next((folder for folder in (place, *place.parents) if folder.exists()), None)
     try:

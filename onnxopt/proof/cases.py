@@ -19,7 +19,7 @@ from onnxopt.load.graph_feeder import GraphFeeder
 from onnxopt.load.loaded import Loaded
 from onnxopt.probe.sidegraph import SIZE_STEPS
 from onnxopt.proof.observations import paddings_of
-from onnxopt.records.record import ProvedRange
+from onnxopt.records.record import TOO_DEAR, ProvedRange
 from onnxopt.spec import PADDINGS, Padding, TensorSpec, Workload, elements_of
 
 Case = tuple[dict[str, int], Padding]
@@ -104,8 +104,7 @@ def proved_ranges(loaded: Loaded, cases: Iterable[Mapping[str, int]]) -> dict[st
 def short_of(ranges: Mapping[str, ProvedRange]) -> list[str]:
     """Return a sentence for each axis that is proved up to less than the model promises."""
     return [
-        f"axis '{axis}' is proved from {found.least} up to {found.most}; sizes up to {found.promised} would cost more "
-        "than a proof may"
+        f"axis '{axis}' is proved from {found.least} up to {found.most}; sizes up to {found.promised} {TOO_DEAR}"
         for axis, found in ranges.items()
         if found.promised > found.most
     ]

@@ -35,6 +35,7 @@ class QuantizeOptions:
         methods: calibrators to compare.
         keep: selector of layers that stay in float.
         force: accept calibration data that says nothing.
+        allow_slower: a result that is not faster than the float graph is shipped, too.
         asked: the precision as the user wrote it.
     """
 
@@ -45,6 +46,7 @@ class QuantizeOptions:
     methods: tuple[Method, ...] = METHODS
     keep: str = ""
     force: bool = False
+    allow_slower: bool = False
     asked: str = "auto"
 
     def default_budget(self, metric: MetricName) -> MetricBudget:

@@ -33,8 +33,8 @@ from onnxopt.quantize.search import MARGIN, search_columns
 from onnxopt.quantize.trials import carry_out, left_in_float
 from onnxopt.quantize.two_ways import Finished, with_prompts
 from onnxopt.quantize.weights import plan_tables, plan_weights
-from onnxopt.quantize.workplace import SLOWER, Workplace
-from onnxopt.records.quantization import IN_PROMPTS, LayerRecord, QuantizationRecord
+from onnxopt.quantize.workplace import Workplace
+from onnxopt.records.quantization import IN_PROMPTS, NOT_FASTER, LayerRecord, QuantizationRecord
 from onnxopt.spec import Say
 
 logger = logging.getLogger(__name__)
@@ -156,9 +156,10 @@ def _settled(task: _Task, decision: Found, step: Finished, as_float: Path) -> At
     made, prompts = (step, {}) if both is None else (both.finished, both.prompts)
     reason = "" if step.gate.holds else f"beyond its budget: {step.gate}"
     gain = None if reason else task.place.speedup(as_float, made.path, task.fused)
-    if gain is not None and gain.speedup < LEAST_SPEEDUP and not _only_smaller(task.options):
-        reason = f"{SLOWER} ({gain.speedup:.2f}x)"
-    reason = reason or (settled.slower if settled is not None else "")
+    for_size = task.options.allow_slower or _only_smaller(task.options)
+    if gain is not None and gain.speedup < LEAST_SPEEDUP and not for_size:
+        reason = f"{NOT_FASTER} ({gain.speedup:.2f}x)"
+    reason = reason or (settled.slower if settled is not None and not task.options.allow_slower else "")
     undone = left_in_float(step.pipeline, task.layers, decision.plan)
     record = QuantizationRecord(
         asked=task.options.asked,

@@ -11,14 +11,11 @@ import onnx_ir as ir
 from onnxopt.pipeline.pipeline import Pipeline
 from onnxopt.probe.observe import Observation
 from onnxopt.records.measurements import Race
-from onnxopt.records.quantization import IN_PROMPTS, QuantizationRecord
+from onnxopt.records.quantization import IN_PROMPTS, NOT_FASTER, QuantizationRecord
 from onnxopt.spec import Say
 from onnxopt.timing.latency import speedup_of
 
 Save = Callable[[ir.Model, Path], Path]
-
-
-SLOWER = "not faster than the float graph on this machine"
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ def settled_by(record: QuantizationRecord | None) -> Settled:
     if record is None:
         return Settled()
     both = any(layer.reason.endswith(IN_PROMPTS) for layer in record.layers.values())
-    return Settled(record.reason if record.reason.startswith(SLOWER) else "", both)
+    return Settled(record.reason if record.reason.startswith(NOT_FASTER) else "", both)
 
 
 @dataclass(frozen=True)

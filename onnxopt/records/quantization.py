@@ -10,6 +10,7 @@ from pydantic import Field
 from onnxopt.records.record import Record
 from onnxopt.records.speed import speed_text
 
+NOT_FASTER = "not faster than the float graph on this machine"  # begins the reason where that is why it is shipped
 IN_PROMPTS = "in prompts"  # ends what is said of a layer that has a second way
 
 

@@ -136,6 +136,7 @@ def precision_of(
         methods=methods_of(options.calibrator),
         keep=options.keep,
         force=options.force_calibration,
+        allow_slower=options.allow_slower,
         asked=asked,
     )
     return limit, quantize, None

@@ -29,9 +29,11 @@ from onnxopt.prune.run import pruned_source
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.records.events import Event, Listener
 from onnxopt.records.rewrites import ProofRecord
+from onnxopt.road.ahead import require_readable, require_ready
 from onnxopt.road.described import spelled_out
 from onnxopt.road.drawing import drawing_again
 from onnxopt.road.forms import require_standard
+from onnxopt.road.gates import require_met
 from onnxopt.road.goal import Goal, left_of, spec_of, target_of
 from onnxopt.road.options import Options
 from onnxopt.road.pinned import Pins
@@ -69,6 +71,7 @@ def optimize(
         OwnPassError: one of `passes` cannot be loaded, or fails where it works.
         ExportError: the model cannot be exported.
         ProofError: the result is not within its budget; nothing was written.
+        GateError: it is not as fast, or not in as few bits, as was required; nothing was written.
     """
     return make(str(source), Options.of(**options), out=None if out is None else Path(out), progress=progress)
 
@@ -90,12 +93,14 @@ def make(source: str, options: Options, *, out: Path | None = None, progress: Li
         OwnPassError: one of `passes` cannot be loaded, or fails where it works.
         ExportError: the model cannot be exported.
         ProofError: the result is not within its budget; nothing was written.
+        GateError: it is not as fast, or not in as few bits, as was required; nothing was written.
     """
     started = time.perf_counter()
     say = progress or (lambda _: None)
     which, how = options.source, options.load
     given = Given.parse(how.feeds, how.axes, how.values)
     target = target_of(options.package)
+    require_readable(options, target)
     if out is not None:
         check_output_folder(out)
     own = own_passes(options.rewrite.passes)
@@ -107,6 +112,7 @@ def make(source: str, options: Options, *, out: Path | None = None, progress: Li
         what = "--feeds, --axis and --value are for .onnx files: inputs of a checkpoint are known"
         raise InputError(what, where=source, hint="drop them; shapes are asked for with --workload")
     goal = Goal.of(options, target, found, out, own, pins=pins)
+    require_ready(found, options, goal.out)
     with scratch_folder() as folder:
         run = _Run(found, seen, options, given, goal, folder, started, say)
         try:
@@ -207,6 +213,7 @@ class _Run:
         beside = parts[0].loaded.origin.get("external_sha256", {})
         folder = self.source.path.parent if self.source.path is not None else Path()
         self.seen.require_same({folder / name: digest for name, digest in beside.items()})
+        require_met(parts, self.options)
         return write_result(parts, goal, self.started, self.say, proof=proof)
 
     def _loaded(self, source: Source) -> Loaded:

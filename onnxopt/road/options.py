@@ -85,6 +85,8 @@ class PrecisionOptions(Stage):
             compares all of them on held-out samples.
         keep: linear layers that stay in float: `layer.0|lm_head`, `*dense`, `/regex/`.
         force_calibration: accept calibration data that says nothing; marks the result.
+        allow_slower: ship what was asked for in fewer bits for its size, though it is not faster than the float graph.
+        require_precision: write nothing, and exit with 1, where the float graph would be shipped in its place.
     """
 
     budget: float | str | Budget | None = None
@@ -94,6 +96,8 @@ class PrecisionOptions(Stage):
     calibrator: str = "auto"
     keep: str = ""
     force_calibration: bool = False
+    allow_slower: bool = False
+    require_precision: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,12 +170,15 @@ class TuneOptions(Stage):
         retune: measure kernels anew, whatever is known.
         forms_from: the `manifest.json` of another build, or its folder, whose measured choices are taken over: the same
             source, options and versions then give the same `model.onnx` on any machine.
+        require_speedup: write nothing, and exit with 1, where what would be shipped is seen to be less than so many
+            times as fast as the original over the workload, its interval included: `1.0` where it is slower.
     """
 
     measure: bool = True
     tune: bool = True
     retune: bool = False
     forms_from: str | Path | None = None
+    require_speedup: float | None = None
 
 
 @dataclass(frozen=True)
@@ -213,6 +220,8 @@ class Keywords(TypedDict, total=False):
     calibrator: str
     keep: str
     force_calibration: bool
+    allow_slower: bool
+    require_precision: bool
     weights: Literal["pretrained", "random"]
     revision: str | None
     trust_remote_code: bool
@@ -231,6 +240,7 @@ class Keywords(TypedDict, total=False):
     tune: bool
     retune: bool
     forms_from: str | Path | None
+    require_speedup: float | None
     prune: str | PruneSpec | None
     prune_data: str
     prune_budget: str | MetricBudget | None

@@ -28,6 +28,7 @@ from onnxopt.run.results import (
     TextResult,
     TokenLabels,
     Word,
+    joined,
 )
 from onnxopt.run.scores import as_scores, scores_of, softmax
 from onnxopt.run.session import Session
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 DEFAULT_NEW_TOKENS = 20
 MAX_ANSWER_TOKENS = 30
 _EMBEDDINGS = ("sentence_embedding", "last_hidden_state", "token_embeddings", "pooler_output")
+_PAIRED = ("text-classification",)
+_PROMPTED = ("feature-extraction",)
 # the head that the end of a saved class's name stands for, for an imported file whose task is unknown
 _HEADS = {
     "ForSequenceClassification": "text-classification",
@@ -54,18 +57,22 @@ _HEADS = {
 
 @dataclass(frozen=True)
 class _Request:
-    """What a task needs to answer."""
+    """What a task needs to answer; the texts of pairs are written with a tab between, as `--pair` takes them."""
 
     task: str
     texts: tuple[str, ...]
     context: str | None
     max_new_tokens: int
+    pairs: tuple[tuple[str, str], ...] = ()
+    prompt: str | None = None
 
 
 def run_text(
     artifact: str | Path,
     texts: Sequence[str],
     *,
+    pairs: Sequence[tuple[str, str]] = (),
+    prompt: str | None = None,
     context: str | None = None,
     max_new_tokens: int = DEFAULT_NEW_TOKENS,
     target: Target | None = None,
@@ -76,6 +83,9 @@ def run_text(
     Args:
         artifact: the folder.
         texts: sentences, questions or prompts; paths of image files when the task is about images.
+        pairs: two texts each, in place of `texts`, for a classifier that reads both: a reranker, or one of entailment.
+        prompt: the name of a prompt of the checkpoint that is put in front of each text, for embeddings; its default
+            when None, none at all when empty.
         context: the text to find answers in, for question answering.
         max_new_tokens: how many tokens to write, for text generation. A model without a cache runs the whole text
             again for each.
@@ -90,11 +100,16 @@ def run_text(
     """
     folder = Path(artifact)
     manifest = Manifest.read(folder)
-    if not texts:
+    if not texts and not pairs:
         raise InputError("no text to run on", hint="write it behind the artifact's folder, in quotes")
+    if texts and pairs:
+        raise InputError("texts and pairs cannot be run together", hint="write either texts or --pair")
     session = Session(folder, target=target, threads=threads)
     config = read_settings(folder, "config.json")
-    request = _Request(task_of(manifest.task, config, session), tuple(texts), context, max_new_tokens)
+    shown = tuple(texts) or tuple("\t".join(pair) for pair in pairs)
+    task = task_of(manifest.task, config, session)
+    request = _Request(task, shown, context, max_new_tokens, tuple(pairs), prompt)
+    _require_fitting(request)
     warning = (RANDOM_WEIGHTS,) if manifest.random_weights else ()
     if request.task.startswith("image"):
         result = _run_images(folder, session, config, request)
@@ -109,6 +124,23 @@ def run_text(
             )
         result = answer(model, request)
     return result.model_copy(update={"notes": tuple(dict.fromkeys((*warning, *result.notes)))})
+
+
+def _require_fitting(request: _Request) -> None:
+    """Refuse what a task would not look at: else the answer would be one to another question.
+
+    Raises:
+        InputError: names the option that the task takes.
+    """
+    task = request.task
+    if request.context is not None and task != "question-answering":
+        hint = "for two texts that belong together use --pair" if task in _PAIRED else "leave it out"
+        raise InputError(f"a model for {task} reads no context", where="--context", hint=hint)
+    if request.pairs and task not in _PAIRED:
+        hint = "give the text to look in with --context" if task == "question-answering" else "write each text alone"
+        raise InputError(f"a model for {task} reads no pairs", where="--pair", hint=hint)
+    if request.prompt and task not in _PROMPTED:
+        raise InputError(f"a model for {task} has no prompts", where="--prompt", hint="write it into the text")
 
 
 def task_of(task: str, config: Mapping[str, Any], session: Session) -> str:
@@ -134,7 +166,8 @@ def task_of(task: str, config: Mapping[str, Any], session: Session) -> str:
 
 
 def _embed(model: TextModel, request: _Request) -> Embeddings:
-    answered = model.run(model.encode(request.texts))
+    before = model.prompts.before(request.prompt)
+    answered = model.run(model.encode([f"{before}{text}" for text in request.texts]))
     name = _embedding_output(model.session)
     values = answered.outputs[name].astype(np.float32)
     notes = list(model.notes)
@@ -177,7 +210,8 @@ def _embedding_output(session: Session) -> str:
 
 
 def _classify(model: TextModel, request: _Request) -> Classification:
-    logits = _logits(model.run(model.encode(request.texts)).outputs, model.session)
+    encodings = model.encode_pairs(request.pairs) if request.pairs else model.encode(request.texts)
+    logits = _logits(model.run(encodings).outputs, model.session)
     return classification(request.task, request.texts, logits, model.config, model.notes)
 
 
@@ -226,7 +260,9 @@ def _label_words(model: TextModel, request: _Request) -> TokenLabels:
                 word=text[start:end], label=names[best], score=float(own[index][best]), start=start, end=end
             )
         rows.append(tuple(words.values()))
-    return TokenLabels(task=request.task, texts=request.texts, words=tuple(rows), notes=tuple(model.notes))
+    entities = tuple(joined(text, row) for text, row in zip(request.texts, rows, strict=True))
+    notes = tuple(model.notes)
+    return TokenLabels(task=request.task, texts=request.texts, words=tuple(rows), entities=entities, notes=notes)
 
 
 def _fill_masks(model: TextModel, request: _Request) -> MaskFills:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from onnxopt.records.record import Record
 
 TOP = 5
+OUTSIDE, BEGINS, INSIDE = "O", "B-", "I-"  # labels of words, Ramshaw & Marcus 1995, arXiv:cmp-lg/9505040
 
 
 class Result(Record):
@@ -88,17 +90,64 @@ class Word(Record):
     end: int
 
 
+class Entity(Record):
+    """Words side by side that are one thing, with the mean of their scores; `start` and `end` count characters."""
+
+    text: str
+    label: str
+    score: float
+    start: int
+    end: int
+
+
+def joined(text: str, words: Sequence[Word]) -> tuple[Entity, ...]:
+    """Join the words that belong together, as transformers does (`aggregation_strategy="first"`).
+
+    `B-` in front of a label begins a new thing, `I-` goes on with the one before where that has the same label; a label
+    without either goes on, too. `O` is nothing.
+
+    Args:
+        text: what the words are of.
+        words: in the order of the text.
+    """
+    groups: list[list[Word]] = []
+    before = OUTSIDE
+    for word in words:
+        label = _bare(word.label)
+        if label != OUTSIDE and (label != before or word.label.startswith(BEGINS)):
+            groups.append([word])
+        elif label != OUTSIDE:
+            groups[-1].append(word)
+        before = label
+    return tuple(
+        Entity(
+            text=text[group[0].start : group[-1].end],
+            label=_bare(group[0].label),
+            score=sum(word.score for word in group) / len(group),
+            start=group[0].start,
+            end=group[-1].end,
+        )
+        for group in groups
+    )
+
+
+def _bare(label: str) -> str:
+    """Return a label without the mark of where in a thing it stands."""
+    return label.removeprefix(BEGINS).removeprefix(INSIDE)
+
+
 class TokenLabels(Result):
-    """The words of each text with their labels."""
+    """The words of each text with their labels, and the things that they make up."""
 
     kind: Literal["token_labels"] = "token_labels"
     words: tuple[tuple[Word, ...], ...]
+    entities: tuple[tuple[Entity, ...], ...] = ()
 
     def lines(self) -> list[str]:
-        """Return the words that have a label other than O."""
+        """Return what has a label other than O, words that belong together as one."""
         shown = []
-        for text, words in zip(self.texts, self.words, strict=True):
-            found = [f"{word.word} = {word.label} {word.score:.4f}" for word in words if word.label != "O"]
+        for text, entities in zip(self.texts, self.entities, strict=True):
+            found = [f"{one.text} = {one.label} {one.score:.4f}" for one in entities]
             shown.append(f"{text!r}: {', '.join(found) or 'no labels'}")
         return shown + super().lines()
 

@@ -128,17 +128,40 @@ class _Server(uvicorn.Server):
                 signal.signal(one, handler)
 
 
-def serve(app: FastAPI, *, host: str, port: int, ready: Callable[[str], None] | None = None) -> None:
+def bound(host: str, port: int) -> socket.socket:
+    """Return a socket that has an address and does not listen yet: nobody else can have it from here on.
+
+    Args:
+        host: address to listen on.
+        port: 0 takes a free one.
+
+    Raises:
+        InputError: when the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio sends small pieces at once (TCP_NODELAY) only where the protocol is named; else an answer waits 40 ms
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise InputError(
+            f"cannot listen there ({error.strerror})", where=f"{host}:{port}", hint="choose another --port or --host"
+        ) from error
+    return listener
+
+
+def serve(app: FastAPI, listener: socket.socket, *, ready: Callable[[str], None] | None = None) -> None:
     """Serve until SIGTERM or Ctrl-C; what was accepted by then is answered.
 
     Args:
         app: from `create_app`.
-        host: address to listen on.
-        port: 0 takes a free one.
+        listener: from `bound`.
         ready: told the address once connections are accepted.
 
     Raises:
-        InputError: when the address cannot be had.
+        InputError: when somebody else listens there after all.
     """
     limits: Limits = app.state.limits
     config = uvicorn.Config(
@@ -151,22 +174,16 @@ def serve(app: FastAPI, *, host: str, port: int, ready: Callable[[str], None] | 
         timeout_graceful_shutdown=max(1, int(limits.grace_s)),
         lifespan="on",
     )
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio sends small pieces at once (TCP_NODELAY) only where the protocol is named; else an answer waits 40 ms
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    place = listener.getsockname()
+    shown = f"[{place[0]}]" if listener.family == socket.AF_INET6 else place[0]
     try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
+        listener.listen(_BACKLOG)  # from here on whoever connects is answered
+    except OSError as error:  # two may have the address, and one may listen
         shelf: Shelf = app.state.shelf
         shelf.close()
         raise InputError(
-            f"cannot listen there ({error.strerror})", where=f"{host}:{port}", hint="choose another --port or --host"
+            f"cannot listen there ({error.strerror})", where=f"{shown}:{place[1]}", hint="choose another --port"
         ) from error
-    listener.listen(_BACKLOG)  # from here on whoever connects is answered
-    place = listener.getsockname()
-    shown = f"[{place[0]}]" if family == socket.AF_INET6 else place[0]
     server = _Server(config)
     if ready:
         ready(f"http://{shown}:{place[1]}")

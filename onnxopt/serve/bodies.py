@@ -61,12 +61,17 @@ class _Body(_Open):
 
 
 class EmbeddingsBody(_Body):
-    """Body of /v1/embeddings; `truncate` cuts long texts instead of refusing them."""
+    """Body of /v1/embeddings; `truncate` cuts long texts instead of refusing them.
+
+    `prompt_name` names a prompt of the checkpoint that goes in front of each text, as text-embeddings-inference has it;
+    the checkpoint's default when it is left out, none at all when it is empty.
+    """
 
     input: str | Texts | Tokens | Rows
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
     truncate: bool = False
+    prompt_name: str | None = None
 
 
 class StreamOptions(BaseModel):

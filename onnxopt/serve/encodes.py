@@ -37,19 +37,30 @@ class Encodes:
     size: int
     vocabulary: int = 0
 
-    def read(self, items: Sequence[str | Sequence[int]], *, truncate: bool) -> list[TokenRow]:
+    def read(
+        self, items: Sequence[str | Sequence[int]], *, truncate: bool, prompt: str | None = None
+    ) -> list[TokenRow]:
         """Return tokens and segments of texts, or of rows of tokens.
 
+        Args:
+            items: texts, or rows of tokens, which are taken as they are.
+            truncate: cut what is longer than the model takes.
+            prompt: the name of the prompt in front of each text, as `Prompts.before` takes it.
+
         Raises:
-            InputError: when one is empty, longer than the model takes, or has a token that the model does not know.
+            InputError: when one is empty, longer than the model takes, or has a token that the model does not know; or
+                there is no such prompt.
         """
+        before = self.text.prompts.before(prompt)
         return [
-            self._text(one, cut=truncate) if isinstance(one, str) else self._row(one, cut=truncate) for one in items
+            self._text(one, before, cut=truncate) if isinstance(one, str) else self._row(one, cut=truncate)
+            for one in items
         ]
 
-    def _text(self, text: str, *, cut: bool) -> TokenRow:
+    def _text(self, text: str, before: str, *, cut: bool) -> TokenRow:
         if not text.strip():
             raise InputError("the text is empty", hint="write at least one word")
+        text = f"{before}{text}"
         begun = read_beginning(self.text.tokenizer, text.lower() if self.text.lowers else text, self.text.limit)
         if cut and self._beyond(len(begun.encoding.ids)):
             encoding = encode(self.cutting, begun.text)

@@ -62,7 +62,9 @@ async def embeddings(request: Request, body: EmbeddingsBody) -> Response:
     if body.dimensions not in {None, encodes.size}:
         raise Problem(422, f"the model gives {encodes.size} dimensions", code="unsupported_value", param="dimensions")
     inputs = _items(body.input, _limits(request), "input")
-    rows = await off_loop(lambda: encodes.read(inputs, truncate=body.truncate), letters=_letters(inputs))
+    rows = await off_loop(
+        lambda: encodes.read(inputs, truncate=body.truncate, prompt=body.prompt_name), letters=_letters(inputs)
+    )
     by_number = JSON_BYTES if body.encoding_format == "float" else 4 * COPIES
     hold_answer(request, len(rows) * encodes.size * by_number)
     pending = [served.run(encodes.text.feeds(*row), [encodes.output]) for row in rows]

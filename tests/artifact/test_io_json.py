@@ -17,7 +17,7 @@ from onnxopt.artifact.golden import read_cases
 from onnxopt.artifact.io_json import io_description
 from onnxopt.run.answers import run_text
 from onnxopt.run.inputs.text import TextModel
-from onnxopt.run.results import Classification
+from onnxopt.run.results import Classification, Embeddings
 from onnxopt.run.scores import as_scores
 from onnxopt.run.session import Session
 from onnxopt.spec import Array, Feeds, Signature, TensorSpec
@@ -131,6 +131,31 @@ def test_what_the_settings_say_of_logits_is_handed_on(
     io = io_description(tmp_path, "x", "text-classification", signature, None)
     assert (io["scores"], io["outputs"][0]["meaning"]) == (said[0], said[2])
     assert io["postprocessing"][0].startswith(said[1])
+
+
+def test_a_prompt_is_said_and_read_alike(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint("bert", tmp_path / "in", pooling={"pooling_mode": "cls"})
+    prompts = {"ask": "the dog ", "tell": ""}
+    settings = {"prompts": prompts, "default_prompt_name": "ask"}
+    (checkpoint / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    artifact = made(checkpoint, tmp_path / "out")
+    io = read(artifact)
+    assert (io["prompts"], io["default_prompt"]) == (prompts, "ask")
+    assert io["preprocessing"][0] == "put prompts.ask, or another of the prompts, in front of the text"
+    answer = run_text(artifact, TEXTS)
+    assert isinstance(answer, Embeddings)
+    said = answers(artifact, [f"{io['prompts'][io['default_prompt']]}{text}" for text in TEXTS])["sentence_embedding"]
+    assert np.allclose(answer.vectors, said, atol=1e-6)
+    assert not np.allclose(said, answers(artifact, TEXTS)["sentence_embedding"], atol=1e-3)
+
+
+def test_prompts_that_would_be_pooled_wrongly_are_not_offered(tmp_path: Path) -> None:
+    (tmp_path / "config_sentence_transformers.json").write_text('{"prompts": {"ask": "the dog "}}')
+    signature = Signature((), (TensorSpec("sentence_embedding", "float32", ("batch", 8)),))
+    assert io_description(tmp_path, "x", "feature-extraction", signature, None)["prompts"] == {"ask": "the dog "}
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"include_prompt": false}')
+    assert "prompts" not in io_description(tmp_path, "x", "feature-extraction", signature, None)
 
 
 @pytest.mark.node

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,16 @@ import pytest
 from rich.console import Console
 
 from onnxopt.artifact.package import Artifact
-from onnxopt.cli.live import done_lines, print_summary, shipped_lines, speed_lines
+from onnxopt.cli.live import done_lines, notices, print_summary, shipped_lines, speed_lines
 from onnxopt.cli.main import main
 from onnxopt.graph import op_counts
 from onnxopt.host.sizes import size_text
+from onnxopt.load.export.forward_inputs import LEFT_OUT
 from onnxopt.pipeline.inspection import inspect_model
 from onnxopt.records.manifest import FormName, Manifest, PartRecord, Shipped
 from onnxopt.records.measurements import Latency, Measurements, Race
-from onnxopt.records.quantization import LayerRecord, QuantizationRecord
+from onnxopt.records.quantization import NOT_FASTER, LayerRecord, QuantizationRecord
+from onnxopt.records.record import TOO_DEAR
 from onnxopt.spec import Signature, Target
 from tests.artifact.test_report import make_manifest
 from tests.support.rules import parse
@@ -176,9 +179,10 @@ def test_a_shape_that_lost_is_named_where_the_whole_gained() -> None:
 
 def test_no_difference_and_a_busy_machine_are_said() -> None:
     found = measured(race("optimized", 0.97, 1.07, trouble="other processes took 1.3 of 2 processors"))
-    assert speed_lines(make_manifest(shipped=Shipped()), found) == [
-        "speed         1.02x (0.97 to 1.07): no difference seen over the workload",
-        "busy          other processes took 1.3 of 2 processors: the times are worth less for it",
+    manifest = make_manifest(shipped=Shipped())
+    assert speed_lines(manifest, found) == ["speed         1.02x (0.97 to 1.07): no difference seen over the workload"]
+    assert notices(manifest, found) == [
+        "busy          other processes took 1.3 of 2 processors: the times are worth less for it"
     ]
 
 
@@ -239,3 +243,37 @@ def test_the_error_of_a_quantized_graph_is_not_that_of_the_float_graph(*, is_shi
     found = QuantizationRecord(asked="int8", shipped=is_shipped, reason="" if is_shipped else "beyond its budget")
     (line,) = (one for one in done_lines(make_manifest(quantization=found)) if one.startswith("worst error"))
     assert ("of the float graph that it was made from" in line) == is_shipped
+
+
+def test_what_must_be_noticed_comes_first_and_in_colour(tmp_path: Path) -> None:
+    reason = f"{NOT_FASTER} (0.91x)"
+    asked = QuantizationRecord(asked="int8", shipped=False, reason=reason)
+    dear = f"axis 'frames' is proved from 1 up to 96; sizes up to 3000 {TOO_DEAR}"
+    left_out = f"{LEFT_OUT}bbox: optional"
+    shipped = Shipped(form="original", tried=("optimized",), reason="the optimized graph is slower than the original")
+    manifest = make_manifest(
+        quantization=asked, random_weights=True, shipped=shipped, notes=("an ordinary note", dear, left_out)
+    )
+    found = measured(race("optimized", 0.7, 0.8, trouble="other processes took 2 of 4 processors"))
+    (tmp_path / "measurements.json").write_text(found.to_json(), encoding="utf-8")
+    console = Console(file=io.StringIO(), width=200, force_terminal=True, color_system="standard", highlight=False)
+    print_summary(console, Artifact(tmp_path, manifest))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    above, _, below = text.partition(manifest.name)
+    lines = above.splitlines()[:-1]
+    assert all(line.startswith("\x1b[1;33m") for line in lines)
+    heads = ["weights", "shipped", "tried", "precision", "busy", "not proved", "note"]
+    assert [re.sub(r"\x1b\[[\d;]*m", "", line)[:14].strip() for line in lines] == heads
+    assert f"the float graph is shipped; {reason}; --allow-slower ships the smaller file" in above
+    assert above.count(dear) == above.count(left_out) == 1
+    assert "an ordinary note" in below
+    assert not [said for said in (dear, left_out, reason) if said in below]
+
+
+def test_nothing_is_noticed_where_all_is_well() -> None:
+    found = QuantizationRecord(asked="int8", shipped=True)
+    assert notices(make_manifest(quantization=found, shipped=Shipped()), measured(race("optimized", 1.9, 2.1))) == []
+    beyond = QuantizationRecord(asked="int8", shipped=False, reason="beyond its budget: cosine 0.9")
+    (line,) = notices(make_manifest(quantization=beyond), None)
+    assert "--allow-slower" not in line

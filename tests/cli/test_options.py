@@ -42,11 +42,12 @@ def test_nothing_written_is_every_default(monkeypatch: pytest.MonkeyPatch, capsy
 def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     line = (
         "m.onnx -o out -t cuda -w 1x7 --budget 1e-3 -p int8 --calibration a.txt --calibration-samples 3 "
-        "--calibrator mse --keep head --force-calibration --weights random --revision main --trust-remote-code "
+        "--calibrator mse --keep head --force-calibration --allow-slower --require-precision "
+        "--weights random --revision main --trust-remote-code "
         "--task fill-mask "
         "--no-pooling --without bbox --no-cache --logits all --exporter dynamo --padding right --feeds a.npz "
         "--axis a=1 --axis b=2..8 --value rate=8000 --pass a.py --pass b.c "
-        "--no-measure --no-tune --retune --forms-from build/x --prune heads=1 --prune-data b.txt "
+        "--no-measure --no-tune --retune --forms-from build/x --require-speedup 1.5 --prune heads=1 --prune-data b.txt "
         "--prune-budget cosine>=0.9"
     )
     found = given(line.split(), monkeypatch, capsys)
@@ -62,6 +63,8 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         "calibrator": "mse",
         "keep": "head",
         "force_calibration": True,
+        "allow_slower": True,
+        "require_precision": True,
         "weights": "random",
         "revision": "main",
         "trust_remote_code": True,
@@ -80,6 +83,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         "tune": False,
         "retune": True,
         "forms_from": "build/x",
+        "require_speedup": 1.5,
         "prune": "heads=1",
         "prune_data": "b.txt",
         "prune_budget": "cosine>=0.9",

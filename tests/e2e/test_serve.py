@@ -361,7 +361,7 @@ def test_an_answer_does_not_wait_for_the_callers_acknowledgement(monkeypatch: py
     monkeypatch.setattr(served._Server, "run", lambda _, sockets: taken.extend(sockets))
     app = FastAPI()
     app.state.limits = Limits()
-    served.serve(app, host="127.0.0.1", port=0)
+    served.serve(app, served.bound("127.0.0.1", 0))
     (listener,) = taken
     with listener, socket.create_connection(listener.getsockname()):
         accepted, _ = listener.accept()

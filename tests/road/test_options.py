@@ -38,6 +38,8 @@ calibration_samples = 3
 calibrator = "mse"
 keep = "head"
 force_calibration = true
+allow_slower = true
+require_precision = true
 [load]
 task = "fill-mask"
 with_pooling = false
@@ -54,6 +56,7 @@ measure = false
 tune = false
 retune = true
 forms_from = "manifest.json"
+require_speedup = 1.5
 [prune]
 what = "heads=1"
 data = "b.txt"
@@ -69,6 +72,8 @@ GIVEN: Keywords = {
     "calibrator": "mse",
     "keep": "head",
     "force_calibration": True,
+    "allow_slower": True,
+    "require_precision": True,
     "task": "fill-mask",
     "with_pooling": False,
     "without": "bbox",
@@ -83,6 +88,7 @@ GIVEN: Keywords = {
     "tune": False,
     "retune": True,
     "forms_from": "manifest.json",
+    "require_speedup": 1.5,
     "prune": "heads=1",
     "prune_data": "b.txt",
     "prune_budget": "cosine>=0.9",

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from onnxopt.errors import InputError
-from onnxopt.quantize.workplace import SLOWER, Settled, settled_by
+from onnxopt.quantize.workplace import Settled, settled_by
 from onnxopt.records.manifest import FormRecord, Manifest, PartRecord, Shipped
-from onnxopt.records.quantization import LayerRecord, QuantizationRecord
+from onnxopt.records.quantization import NOT_FASTER, LayerRecord, QuantizationRecord
 from onnxopt.road.options import Options
 from onnxopt.road.pinned import Pins
 from onnxopt.spec import Budget, Signature, Target, Workload
@@ -170,7 +170,7 @@ def test_a_manifest_without_a_record_of_forms_and_one_of_another_kind_are_refuse
 
 def test_what_was_measured_of_a_graph_in_fewer_bits_is_read_from_its_record() -> None:
     layer = LayerRecord(precision="int8", reason="x; int8 in prompts")
-    slow = f"{SLOWER} (0.91x)"
+    slow = f"{NOT_FASTER} (0.91x)"
     assert settled_by(None) == Settled()
     assert settled_by(QuantizationRecord(asked="int8", shipped=True)) == Settled()
     assert settled_by(QuantizationRecord(asked="int8", shipped=False, reason=slow)) == Settled(slow)

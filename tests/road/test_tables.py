@@ -58,7 +58,7 @@ def test_a_table_becomes_options(kind: type, table: dict[str, Any], made: object
         ({"name": "x", "load": {"task": 2}}, "a.toml: task in [load] is 2; write text"),
         (
             {"name": "x", "tune": {"rate": 1}},
-            "a.toml: [tune] has no option 'rate'; it takes measure, tune, retune, forms_from",
+            "a.toml: [tune] has no option 'rate'; it takes measure, tune, retune, forms_from, require_speedup",
         ),
     ],
 )

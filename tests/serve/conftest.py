@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.support.asgi import Caller
 from tests.support.served import tiny_decoder
 from tests.support.tiny import tiny_checkpoint
 
+PROMPTS = {"query": "a name of ", "passage": ""}
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 LIMITS = Limits(max_body_bytes=1 << 20, max_items=6, max_new_tokens=16, timeout_s=30)
 
@@ -23,6 +25,7 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoder")
     pooling = {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}
     checkpoint = tiny_checkpoint("bert", folder / "checkpoint", pooling=pooling)
+    (checkpoint / "config_sentence_transformers.json").write_text(json.dumps({"prompts": PROMPTS}), encoding="utf-8")
     return onnxopt.optimize(checkpoint, out=folder / "vectors", measure=False).path
 
 

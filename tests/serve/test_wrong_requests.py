@@ -51,6 +51,7 @@ def vectors(**changes: Any) -> dict[str, Any]:
         ("/v1/embeddings", vectors(input=[1 << 63]), 422, "there is no token"),
         ("/v1/embeddings", vectors(input=[200]), 422, "there is no token 200; the model knows 0 to 199"),
         ("/v1/embeddings", vectors(input=[-2]), 422, "there is no token -2"),
+        ("/v1/embeddings", vectors(prompt_name="title"), 422, "has no prompt 'title'; use one of query, passage"),
         ("/v1/embeddings", vectors(model=HALF), 404, "there is vectors, stories"),
         ("/v1/embeddings", vectors(model="m" * 5000), 404, "m…'"),
         ("/v1/chat/completions", chat({"role": "user", "content": None}), 422, "only a message of the assistant's"),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from enum import Enum, EnumMeta
 from typing import Any
 
 import typer
 
 import onnxopt.cli.main  # noqa: F401 - registers the commands
+from onnxopt.cli.help import default_of, examples_of, usage_of
 from onnxopt.cli.shared import app
 from tools.docs.blocks import cell, code, table
 from tools.docs.docstrings import parse
@@ -26,14 +25,17 @@ def _section(name: str, command: Any) -> str:
     documented = parse(command.help or "")
     arguments = [one for one in command.params if one.param_type_name == "argument"]
     options = [one for one in command.params if one.param_type_name == "option"]
-    usage = " ".join(["onnxopt", name, *(_usage(one) for one in arguments), "[OPTIONS]"])
+    usage = " ".join(["onnxopt", name, *(usage_of(one) for one in arguments), "[OPTIONS]"])
     parts = [f"## {name}", cell(documented.summary), documented.body]
-    parts.append("```text\n" + "\n".join([usage, *_examples(command.epilog or "")]) + "\n```")
+    parts.append("```text\n" + "\n".join([usage, *examples_of(command.epilog or "")]) + "\n```")
     if arguments:
         rows = [[code(_metavar(one)), cell(one.help or "")] for one in arguments]
         parts.append(table(["argument", "what it is"], rows))
     if options:
-        rows = [[_names(one), _default(one), cell(one.help or "")] for one in options]
+        rows = [
+            [_names(one), code(default) if (default := default_of(one)) else "", cell(one.help or "")]
+            for one in options
+        ]
         parts.append(table(["option", "default", "what it does"], rows))
     return "\n\n".join(part for part in parts if part)
 
@@ -42,26 +44,9 @@ def _metavar(argument: Any) -> str:
     return str(argument.metavar or argument.name.upper())
 
 
-def _usage(argument: Any) -> str:
-    word = _metavar(argument) + ("..." if argument.nargs != 1 else "")
-    return word if argument.required else f"[{word}]"
-
-
-def _examples(epilog: str) -> Sequence[str]:
-    """Return the commands that an epilog shows in backticks."""
-    return re.findall(r"`([^`]+)`", epilog) if epilog.startswith("Example") else ()
-
-
 def _names(option: Any) -> str:
     shown = [*option.opts, *option.secondary_opts]
     kind = option.type_descriptor.annotation
     choices: dict[str, Enum] = dict(kind.__members__) if isinstance(kind, EnumMeta) else {}
     word = "\\|".join(str(one.value) for one in choices.values())
     return ", ".join(code(name) for name in shown) + (f" {word}" if word else "")
-
-
-def _default(option: Any) -> str:
-    value = getattr(option.default, "value", option.default)
-    if isinstance(value, bool):
-        return code(option.opts[0] if value else option.secondary_opts[0]) if option.secondary_opts else ""
-    return "" if value is None or value == "" or callable(value) else code(str(value))

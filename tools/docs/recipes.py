@@ -24,4 +24,4 @@ def _offline(recipe: Recipe) -> str:
         return "real, carried by onnxopt"
     if recipe.sample is not None:
         return f"real, from the package {recipe.sample.requirement.split('==')[0]}"
-    return "random (`WEIGHTS=random`)" if recipe.architecture else "none"
+    return "random (`--weights random`)" if recipe.architecture else "none"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnxopt.errors import ExportError, InputError
@@ -14,14 +14,30 @@ RANDOM_SEED = 0
 
 
 def load_network(checkpoint: Checkpoint, config: Any, task: Task) -> Any:
-    """Load a checkpoint in float32 as transformers' own module, for inference; parts it lacks are as drawn.
+    """Load a checkpoint in float32 as transformers' own module, for inference.
+
+    Parts of the body that it lacks are as drawn: what a pooling of its own is not asked for is often left out.
 
     Raises:
-        InputError: when the weights are broken or of another architecture.
+        InputError: when the weights are broken, of another architecture, or without the head of the task.
     """
     kind = model_class(config, task, where=checkpoint.source.text)
     with quiet():
-        return build_network(checkpoint, config, kind)[0].eval()
+        network, missing = build_network(checkpoint, config, kind)
+    if lacking := _of_head(network, missing):
+        raise InputError(
+            f"the checkpoint has no weights for {', '.join(lacking[:3])}, the head of {task.name}",
+            where=checkpoint.source.text,
+            hint="name the task that it was trained for",
+        )
+    return network.eval()
+
+
+def _of_head(network: Any, names: Sequence[str]) -> list[str]:
+    """Return those of some parameters that are not in the body of a network; a body alone has no head."""
+    if getattr(network, "base_model", network) is network:
+        return []
+    return [name for name in names if not name.startswith(f"{network.base_model_prefix}.")]
 
 
 def build_network(checkpoint: Checkpoint, config: Any, kind: Any) -> tuple[Any, list[str]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from onnxopt.errors import InputError
 from onnxopt.load.checkpoint.folder import Checkpoint, load_config, read_checkpoint
+from onnxopt.load.checkpoint.heads import require_head
 from onnxopt.load.checkpoint.network import load_network
 from onnxopt.load.checkpoint.pooling import build_head, read_pooling
 from onnxopt.load.checkpoint.tasks import Task, infer_task, parse_task
@@ -66,6 +67,7 @@ def open_checkpoint(text: str, task: str = "") -> Opened:
     kind = parse_task(named) if named else infer_task(config, where=text)
     if kind.modality != "text":
         raise InputError(f"the task is {kind.name}; only models of text are supported here", where=text)
+    require_head(checkpoint, kind)
     network = load_network(checkpoint, config, kind)
     pooling = read_pooling(source.path)[0] if kind.name == "feature-extraction" else None
     return Opened(network, config, kind, source.path, checkpoint, build_head(pooling) if pooling else None)

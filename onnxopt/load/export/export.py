@@ -17,6 +17,7 @@ from onnxopt.errors import ExportError, InputError
 from onnxopt.host.folders import sealed
 from onnxopt.host.usercache import cache_root, make_entry, use_entry
 from onnxopt.load.checkpoint.folder import Checkpoint, load_config, read_checkpoint, weights_digest, write_assets
+from onnxopt.load.checkpoint.heads import require_head
 from onnxopt.load.checkpoint.network import RANDOM_SEED
 from onnxopt.load.checkpoint.pooling import Pooling, read_pooling
 from onnxopt.load.checkpoint.tasks import Task, features_task, infer_task, model_class, parse_task, require_readable
@@ -116,6 +117,27 @@ class _Form:
     without: tuple[str, ...] = ()
 
 
+def look_at(source: Source, task: str | None = None) -> None:
+    """Refuse a checkpoint that lacks what its task takes, before anything of it is hashed, loaded or run.
+
+    Args:
+        source: from `onnxopt.load.source.source.resolve`; of an .onnx file nothing is asked.
+        task: as `export` takes it.
+
+    Raises:
+        InputError: there is no such task, no tokenizer for its text, or no head for it among the weights.
+    """
+    if source.kind == "onnx":
+        return
+    checkpoint = read_checkpoint(source)
+    asked = parse_task(task).name if task else (source.recipe.task if source.recipe else "")
+    named = parse_task(asked) if asked else None
+    if named is not None:  # without a look into transformers, which takes longer than all the rest
+        require_head(checkpoint, named)
+    found = _task(load_config(checkpoint), asked, source)
+    _require_tokenizer(checkpoint, found)
+
+
 def is_pair(source: Source, task: str | None = None) -> bool:
     """Tell whether a source is an encoder-decoder, which is exported in two parts.
 
@@ -144,7 +166,8 @@ def _make(
     notes = _notes(checkpoint)
     pooling, left_out = _pooling(checkpoint, task, with_pooling=form.pooling)
     notes += [left_out] if left_out else []
-    _require_tokenizer(checkpoint, task, notes)
+    if _require_tokenizer(checkpoint, task):
+        notes.append("there is no tokenizer; inputs are random ids and the artifact cannot read text")
     write_assets(checkpoint, config, folder / _ASSETS)
     model = load_torch(
         checkpoint,
@@ -262,16 +285,17 @@ def _notes(checkpoint: Checkpoint) -> list[str]:
     return notes
 
 
-def _require_tokenizer(checkpoint: Checkpoint, task: Task, notes: list[str]) -> None:
+def _require_tokenizer(checkpoint: Checkpoint, task: Task) -> bool:
+    """Tell whether the tokenizer of a model of text is missing, where its weights are made up; else refuse that."""
     if task.modality == "image" or checkpoint.has_tokenizer:
-        return
-    if checkpoint.source.weights != "random":
-        raise InputError(
-            "the checkpoint has no tokenizer",
-            where=checkpoint.source.text,
-            hint="put tokenizer.json (or vocab.txt, tokenizer.model) beside config.json",
-        )
-    notes.append("there is no tokenizer; inputs are random ids and the artifact cannot read text")
+        return False
+    if checkpoint.source.weights == "random":
+        return True
+    raise InputError(
+        "the checkpoint has no tokenizer",
+        where=checkpoint.source.text,
+        hint="put tokenizer.json (or vocab.txt, tokenizer.model) beside config.json",
+    )
 
 
 def _feeder(

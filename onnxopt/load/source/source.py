@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-from onnxopt.errors import InputError
+from onnxopt.errors import InputError, word
 from onnxopt.host.extras import require
 from onnxopt.load.source.gguf import convert_gguf
 from onnxopt.load.source.recipe import Recipe, all_recipes
 from onnxopt.load.source.samples import fetch_sample
+from onnxopt.records.manifest import MANIFEST_NAME, Manifest
 
 Weights = Literal["pretrained", "random"]
 Kind = Literal["onnx", "folder", "sample", "hub", "architecture"]
@@ -34,6 +36,7 @@ HUB_FILES_NOT = (
 HUB_FILES_SMALL = tuple(pattern for pattern in HUB_FILES if not pattern.endswith(".safetensors"))
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 
+ENDINGS = (".onnx", ".gguf")  # of the files that are sources
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
 
@@ -99,19 +102,21 @@ def resolve(
     recipes = all_recipes()
     recipe = recipes.get(text)
     if recipe is None and path.exists():
-        raise InputError("is neither an .onnx or .gguf file nor a folder with a config.json", where=text)
-    if recipe is None and not _HUB_ID.fullmatch(text):
-        raise InputError(f"no such file, folder or model: {text!r}", hint=_alternatives(recipes))
+        raise _no_source(text, path)
+    if recipe is None and (is_path(text) or not _HUB_ID.fullmatch(text)):
+        raise _nowhere(text, path, recipes)
     _require_export(text)
     if recipe and recipe.sample and weights == "pretrained":
-        return _sample(text, recipe, progress)
+        found = _sample(text, recipe, progress)
+        return replace(found, notes=(*found.notes, _beside(text))) if path.is_dir() else found
     recipe = recipe or next((one for one in recipes.values() if one.source == text), None)
     name = _named(text.rsplit("/", 1)[-1], weights)
     if recipe and recipe.architecture and weights == "random":
         return Source(text, name, "architecture", None, weights, recipe)
     folder = _from_hub(text, recipe, weights, revision, offline=offline, progress=progress)
     _refuse_pickled_only(folder, weights, shown=text)
-    return Source(text, name, "hub", folder, weights, recipe, folder.name, trust_remote_code)
+    notes = (_beside(text),) if path.is_dir() else ()
+    return Source(text, name, "hub", folder, weights, recipe, folder.name, trust_remote_code, notes)
 
 
 def _local(
@@ -120,15 +125,22 @@ def _local(
     """Return the file or checkpoint folder at `path`, if there is one."""
     if path.suffix == ".onnx":
         return _onnx_file(text, path, weights)
+    if path.suffix == ".gguf" and not path.exists():
+        raise _nowhere(text, path, {})
     if path.suffix == ".gguf" and path.is_file():
         folder = convert_gguf(path, progress=progress)
         return Source(text, _named(path.stem, weights), "folder", folder, weights, notes=(_dequantized(path),))
     if not (path / "config.json").is_file():
         return None
+    _refuse_artifact(text, path, weights)
     _refuse_pickled_only(path, weights)
     _require_export(text)
     name = _named(path.resolve().name, weights)
-    return Source(text, name, "folder", path, weights, trust_remote_code=trust_remote_code)
+    hidden = next((one for one in all_recipes().values() if text in (one.name, one.source)), None)
+    notes = (
+        (f"the folder {text} was taken, which is here, and not the model that is known by that name",) if hidden else ()
+    )
+    return Source(text, name, "folder", path, weights, trust_remote_code=trust_remote_code, notes=notes)
 
 
 def _require_export(text: str) -> None:
@@ -150,12 +162,66 @@ def _dequantized(path: Path) -> str:
     return f"the weights of {path.name} were dequantized to float32"
 
 
+def is_path(text: str) -> bool:
+    """Tell whether what a user wrote can only be a path: by how it begins or ends, or by how many folders it names."""
+    return text.startswith((".", "/", "~")) or "\\" in text or text.count("/") > 1 or text.endswith((*ENDINGS, "/"))
+
+
+def _nowhere(text: str, path: Path, recipes: dict[str, Recipe]) -> InputError:
+    """Say that there is nothing of that name, and for a path how far it leads."""
+    if not is_path(text):
+        return InputError(f"no such file, folder or model: {text!r}", hint=_alternatives(recipes))
+    there = next((folder for folder in path.absolute().parents if folder.is_dir()), None)
+    near = (
+        get_close_matches(path.name, [one.name for one in there.iterdir()], 1)
+        if there == path.absolute().parent
+        else ()
+    )
+    hint = f"did you mean {path.with_name(near[0])}?" if near else "check the path"
+    return InputError("no such file or folder", where=text, hint=hint)
+
+
+def _no_source(text: str, path: Path) -> InputError:
+    """Say what is there under a name that is no source, and how to get at one that it hides."""
+    if not path.is_dir():
+        return InputError("is neither an .onnx or .gguf file nor a folder with a config.json", where=text)
+    files = sorted(one.name for one in path.iterdir() if one.suffix in ENDINGS)
+    hint = f"name the file in it: {path / files[0]}" if files else "name the folder of a checkpoint, or a file"
+    if _HUB_ID.fullmatch(text) and not is_path(text):
+        hint += "; the Hub's model of that name is found from a folder where this one is not"
+    return InputError(
+        "is a folder without a config.json, so it is neither an .onnx file nor a checkpoint", where=text, hint=hint
+    )
+
+
+def _beside(text: str) -> str:
+    return f"a folder {text} is here, too, and is no checkpoint: the model that is known by that name was taken"
+
+
+def _refuse_artifact(text: str, path: Path, weights: Weights) -> None:
+    """Refuse what `optimize` has made, which has the config and the tokenizer of a checkpoint, and no weights."""
+    if weights == "random" or any(path.glob("*.safetensors")) or not (path / MANIFEST_NAME).is_file():
+        return
+    try:
+        made = Manifest.read(path)
+    except InputError:
+        return
+    model = next((f" or {path / name}" for name in sorted(made.files) if name.endswith(".onnx") and not made.parts), "")
+    known = any(text in (one.name, one.source) for one in all_recipes().values())
+    elsewhere = f"; the model {text} is found from a folder where this one is not" if known else ""
+    raise InputError(
+        "is an artifact, made by onnxopt",
+        where=text,
+        hint=f"name what it was made from ({word(str(made.origin.get('source', '')))}){model}{elsewhere}",
+    )
+
+
 def _onnx_file(text: str, path: Path, weights: Weights) -> Source:
     if not path.is_file():
-        raise InputError("no such file", where=text)
+        raise _nowhere(text, path, {})
     if weights == "random":
         raise InputError(
-            "random weights need an architecture, not an .onnx file", where=text, hint="drop WEIGHTS=random"
+            "random weights need an architecture, not an .onnx file", where=text, hint="drop --weights random"
         )
     stem = path.resolve().parent.name if path.stem == "model" else path.stem
     return Source(text, _named(stem, weights), "onnx", path, weights)
@@ -182,7 +248,7 @@ def _refuse_pickled_only(folder: Path, weights: Weights, *, shown: str = "") -> 
     raise InputError(
         "the checkpoint has no *.safetensors weights",
         where=where,
-        hint="give a folder or model that has them, or WEIGHTS=random to try the architecture",
+        hint="give a folder or model that has them, or --weights random to try the architecture",
     )
 
 
@@ -191,14 +257,14 @@ def _alternatives(recipes: dict[str, Recipe], wanted: Recipe | None = None) -> s
     if wanted and wanted.stand_in:
         other = recipes[wanted.stand_in]
         return (
-            f"without the Hub use MODEL={other.name} ({other.title}), which has real weights, or WEIGHTS=random, "
+            f"without the Hub use {other.name} ({other.title}), which has real weights, or --weights random, "
             f"which builds {wanted.name} with made-up weights to try its structure and speed"
         )
     samples = [name for name, recipe in recipes.items() if recipe.sample]
     built = [name for name, recipe in recipes.items() if recipe.architecture and not recipe.sample]
     return (
-        f"without the Hub use MODEL={' or '.join(samples)}, a local checkpoint folder (config.json, *.safetensors, "
-        f"tokenizer.json), or WEIGHTS=random, which builds an architecture ({', '.join(built)}, or any folder with a "
+        f"without the Hub use {' or '.join(samples)}, a local checkpoint folder (config.json, *.safetensors, "
+        f"tokenizer.json), or --weights random, which builds an architecture ({', '.join(built)}, or any folder with a "
         "config.json) with made-up weights to try its structure and speed"
     )
 
@@ -268,5 +334,9 @@ def _hub_error(
     status = next((code for code in statuses if code), None)
     if status:
         return InputError(f"the Hub answered HTTP {status}", where=name, hint="set HF_TOKEN, or try again later")
-    hub = "the Hub is switched off (offline)" if offline else f"the Hub ({constants.ENDPOINT}) cannot be reached"
-    return InputError(f"is not in the cache and {hub}", where=name, hint=_alternatives(all_recipes(), recipe))
+    if offline or constants.HF_HUB_OFFLINE:
+        hub = "the Hub is switched off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "the Hub is switched off"
+    else:
+        hub = f"the Hub ({constants.ENDPOINT}) cannot be reached"
+    what = f"is no file or folder here, is not in the cache, and {hub}"
+    return InputError(what, where=name, hint=_alternatives(all_recipes(), recipe))

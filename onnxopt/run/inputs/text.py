@@ -13,6 +13,7 @@ from onnxopt.errors import InputError
 from onnxopt.graph.roles import fixed_length, input_meaning
 from onnxopt.run.session import Session
 from onnxopt.spec import Array, Feeds, TensorSpec
+from onnxopt.texts.prompts import Prompts
 from onnxopt.texts.tokenizer import (
     encoded,
     known_mask,
@@ -55,6 +56,7 @@ class TextModel:
         pads_left: whether padding goes before the text.
         lowers: whether text is lowered before it is tokenized, as some sentence-transformers checkpoints ask.
         mask_token: what stands for a hidden word; empty when the tokenizer has none.
+        prompts: what may stand in front of a text.
         notes: sentences about what was done to the texts.
     """
 
@@ -67,6 +69,7 @@ class TextModel:
     pads_left: bool
     lowers: bool
     mask_token: str
+    prompts: Prompts = field(default_factory=Prompts)
     notes: list[str] = field(default_factory=list)
 
     @classmethod
@@ -93,6 +96,7 @@ class TextModel:
             pads_left=settings.get("padding_side") == "left",
             lowers=bool(sentence.get("do_lower_case", False)),
             mask_token=token_text(settings.get("mask_token")) or known_mask(tokenizer),
+            prompts=Prompts.of(folder),
         )
 
     def encode(self, texts: Sequence[str], pair: str | None = None) -> list[Encoding]:
@@ -102,14 +106,26 @@ class TextModel:
             texts: one sequence each.
             pair: a second sequence for each of them, which alone is cut when both are too long.
         """
+        return self._encode([(text, pair) for text in texts], "longest_first" if pair is None else "only_second")
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Encoding]:
+        """Tokenize pairs of texts, as a cross-encoder reads them; of a pair that is too long the longer one is cut.
+
+        Args:
+            pairs: two sequences each.
+        """
+        return self._encode(pairs, "longest_first")
+
+    def _encode(self, given: Sequence[tuple[str, str | None]], strategy: str) -> list[Encoding]:
+        """Tokenize texts, each with a second one or None, and cut them in the library's words for how."""
         if self.limit:
-            strategy = "longest_first" if pair is None else "only_second"
             self.tokenizer.enable_truncation(self.limit, strategy=strategy)
         encodings = []
-        for number, text in enumerate(texts, start=1):
+        for number, (text, pair) in enumerate(given, start=1):
             plain = text.lower() if self.lowers else text
+            second = pair.lower() if self.lowers and pair is not None else pair
             try:
-                (encoding,) = encoded(self.tokenizer, [plain], pair=pair)
+                (encoding,) = encoded(self.tokenizer, [plain], pair=second)
             except InputError as error:
                 what = error.what.replace("the text", f"text {number}")
                 raise InputError(what, where=str(self.folder), hint=error.hint) from error

@@ -23,6 +23,8 @@ from onnxopt.load.checkpoint.folder import read_checkpoint, relative_assets
 from onnxopt.load.source import samples
 from onnxopt.load.source.recipe import Recipe, SampleWheel
 from onnxopt.load.source.source import resolve
+from onnxopt.records.manifest import FileRecord
+from tests.artifact.test_report import make_manifest
 from tests.support.damage import flip_bit
 from tests.support.fake_hub import COMMIT, fake_hub
 from tests.support.tiny import tiny_checkpoint
@@ -81,17 +83,18 @@ def test_hub_refusals_are_one_clear_line_each(tmp_path: Path) -> None:
 
 def test_unreachable_hub_names_what_needs_no_hub(tmp_path: Path) -> None:
     (line,) = resolve_elsewhere(["me/model"], "http://127.0.0.1:9", tmp_path / "home")
-    assert line.startswith("exit 2: me/model: is not in the cache and the Hub (http://127.0.0.1:9) cannot be reached")
-    for word in ("minilm", "smollm2-135m", "local checkpoint folder", "WEIGHTS=random"):
+    assert line.startswith("exit 2: me/model: is no file or folder here, is not in the cache, and the Hub")
+    assert "the Hub (http://127.0.0.1:9) cannot be reached" in line
+    for word in ("minilm", "smollm2-135m", "local checkpoint folder", "--weights random"):
         assert word in line
 
 
 def test_a_recipe_without_the_hub_offers_its_stand_in_and_random_weights(tmp_path: Path) -> None:
     first, second = resolve_elsewhere(["gpt2", "openai-community/gpt2"], "http://127.0.0.1:9", tmp_path / "home")
     assert first == second
-    assert first.startswith("exit 2: openai-community/gpt2: is not in the cache and the Hub")
-    assert "without the Hub use MODEL=gpt2-mini (small GPT-2 of documentation prose)" in first
-    assert "or WEIGHTS=random, which builds gpt2 with made-up weights" in first
+    assert first.startswith("exit 2: openai-community/gpt2: is no file or folder here, is not in the cache, and")
+    assert "without the Hub use gpt2-mini (small GPT-2 of documentation prose)" in first
+    assert "or --weights random, which builds gpt2 with made-up weights" in first
 
 
 def test_offline_says_that_the_hub_is_switched_off() -> None:
@@ -105,6 +108,45 @@ def test_local_folder_is_taken_before_a_recipe_of_that_name(tmp_path: Path, monk
     source = resolve("gpt2")
     assert source.kind == "folder"
     assert source.name == "gpt2"
+
+
+def test_a_folder_that_hides_a_model_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_checkpoint("gpt2", tmp_path / "gpt2")
+    (tmp_path / "gpt2-mini").mkdir()
+    (tmp_path / "me" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert "the folder gpt2 was taken" in resolve("gpt2").notes[-1]
+    assert resolve("./gpt2").notes == ()
+    assert "gpt2-mini is here, too, and is no checkpoint" in resolve("gpt2-mini").notes[-1]
+    with pytest.raises(InputError, match=r"me/model: is a folder without a config.json.*the Hub's model of that name"):
+        resolve("me/model")
+    (tmp_path / "me" / "model" / "net.onnx").write_bytes(b"")
+    with pytest.raises(InputError, match=r"name the file in it: me/model/net.onnx"):
+        resolve("me/model")
+
+
+def test_an_artifact_is_no_source_and_says_what_it_was_made_from(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    record = FileRecord(sha256="0" * 64, size_bytes=1)
+    manifest = make_manifest(files={"model.onnx": record, "io.json": record}, origin={"source": "some/checkpoint"})
+    (made / "manifest.json").write_text(manifest.to_json(), encoding="utf-8")
+    (made / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    with pytest.raises(InputError, match=r"is an artifact.*some/checkpoint\) or .*made/model.onnx"):
+        resolve(str(made))
+    assert resolve(str(made), weights="random").kind == "folder"
+    (made / "model.safetensors").write_bytes(b"")
+    assert resolve(str(made)).kind == "folder"
+
+
+def test_a_path_that_is_nearly_right_is_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "encoder.onnx").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"did you mean models/encoder\.onnx\?"):
+        resolve("models/encodr.onnx")
+    with pytest.raises(InputError, match=r"no such file or folder; check the path"):
+        resolve("elsewhere/encoder.onnx")
 
 
 def test_random_weights_of_a_recipe_need_no_hub_and_show_in_the_name() -> None:
@@ -131,9 +173,12 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("missing.onnx", "missing.onnx: no such file"),
-        ("/no/such/place", "no such file, folder or model"),
+        ("/no/such/place", "no such file or folder; check the path"),
+        ("./missing", "no such file or folder"),
+        ("a/b/c", "no such file or folder"),
+        ("missing.gguf", "missing.gguf: no such file or folder"),
         ("two words", "no such file, folder or model"),
-        (".", "is neither an .onnx"),
+        (".", "is a folder without a config.json"),
     ],
 )
 def test_names_of_nothing_are_refused(text: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,9 @@ async function answers(output) {
     AutoTokenizer.from_pretrained(artifact), AutoModel.from_pretrained(artifact, place),
   ]);
   const limit = io.tokenizer.max_length || undefined;
-  const prepared = io.tokenizer.lowercase ? texts.map((text) => text.toLowerCase()) : texts;
+  const prompt = io.prompts?.[io.default_prompt] ?? "";
+  const whole = texts.map((text) => prompt + text);
+  const prepared = io.tokenizer.lowercase ? whole.map((text) => text.toLowerCase()) : whole;
   const fed = await tokenizer(prepared, { padding: true, truncation: Boolean(limit), max_length: limit });
   return (await model(fed))[output].tolist();
 }

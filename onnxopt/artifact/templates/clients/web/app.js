@@ -83,7 +83,8 @@ function feedsFor(ids, past = null, seen = 0) {
 function tokens(text) {
   if (!model.tokenizer) throw new Error("there is no tokenizer.json in this folder");
   const limit = model.io.tokenizer?.max_length || Infinity;
-  const ids = model.tokenizer.encode(model.io.tokenizer?.lowercase ? text.toLowerCase() : text).ids.map(Number);
+  const whole = (model.io.prompts?.[model.io.default_prompt] ?? "") + text;
+  const ids = model.tokenizer.encode(model.io.tokenizer?.lowercase ? whole.toLowerCase() : whole).ids.map(Number);
   if (ids.length > limit) throw new Error(`${ids.length} tokens, the model takes ${limit}`);
   return ids;
 }

@@ -1,0 +1,105 @@
+"""Tell by the names of its weights whether a checkpoint has the head of a task: in no time, without torch.
+
+transformers gives a head that is not in the files weights as it draws them, and says so in a warning only.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from onnxopt.errors import InputError, word
+from onnxopt.load.checkpoint.folder import Checkpoint
+from onnxopt.load.checkpoint.tasks import TASKS, Task
+
+MOST_HEADER = 100 << 20  # bytes of a header; the format itself allows no more
+
+# How the names of the modules of a head begin in transformers, each name with a dot behind it.
+_CLASSIFIERS = ("classifier", "classification_head", "score", "head", "logits_proj", "fc.", "cls_classifier")
+HEADS: Mapping[str, tuple[str, ...]] = {
+    "text-classification": _CLASSIFIERS,
+    "token-classification": _CLASSIFIERS,
+    "image-classification": _CLASSIFIERS,
+    "question-answering": ("qa_outputs", "qa_classifier", "start_logits", "end_logits", "classifier", "score"),
+    "fill-mask": (
+        "cls",
+        "lm_head",
+        "predictions",
+        "vocab_transform",
+        "generator",
+        "mlm",
+        "head",
+        "decoder",
+        "pred_layer",
+    ),
+}
+
+
+def require_head(checkpoint: Checkpoint, task: Task) -> None:
+    """Refuse a task whose head is not among the weights of a checkpoint.
+
+    What has no entry in `HEADS` is not looked for: the head of a decoder is often its table of tokens. What was saved
+    by the class of the task has it. What gets past this is found where the network is opened.
+
+    Args:
+        checkpoint: with real weights, or made-up ones, of which nothing is asked.
+        task: what it is to do.
+
+    Raises:
+        InputError: it has no such head, or its weights cannot be read.
+    """
+    saved = next(iter(checkpoint.settings.get("architectures") or ()), "")
+    words = HEADS.get(task.name, ())
+    if not words or not isinstance(saved, str) or not saved or not checkpoint.weights:
+        return
+    if checkpoint.source.trust_remote_code:  # its own code has names of its own
+        return
+    if saved.endswith(task.auto_class.removeprefix("AutoModel")):
+        return
+    parts = {f"{part}." for name in weight_names(checkpoint.weights) for part in name.split(".")}
+    if any(part.startswith(words) for part in parts):
+        return
+    able = ", ".join(other for other in _tasks_of(saved, task) if other != task.name)
+    raise InputError(
+        f"the checkpoint has no weights for {task.name}: it was saved as {word(saved)}, and no head like {words[0]} is "
+        "in its files",
+        where=checkpoint.source.text,
+        hint=f"name a task that it has with --task{f' ({able})' if able else ''}, or try the structure with "
+        "--weights random",
+    )
+
+
+def weight_names(files: Iterable[Path]) -> set[str]:
+    """Return the names of all tensors in safetensors files, from their headers alone.
+
+    The format begins with the length of its header, 8 bytes from the least significant on, and the header is a JSON
+    object with a key per tensor (huggingface/safetensors, README, "Format").
+
+    Raises:
+        InputError: a file is none of that format.
+    """
+    names: set[str] = set()
+    for path in files:
+        try:
+            with path.open("rb") as stream:
+                (length,) = struct.unpack("<Q", stream.read(8))
+                found = json.loads(stream.read(length)) if length <= MOST_HEADER else None
+        except (OSError, ValueError, struct.error, RecursionError) as error:
+            raise InputError(f"the weights cannot be read: {error}", where=str(path)) from error
+        if not isinstance(found, dict):
+            raise InputError("the weights cannot be read: no header of safetensors", where=str(path))
+        names |= set(found) - {"__metadata__"}
+    return names
+
+
+def _tasks_of(saved: str, asked: Task) -> list[str]:
+    """Return the tasks of a class by the end of its name; features, of text or of images, are what every class has."""
+    named = [
+        task.name
+        for task in TASKS.values()
+        if task.auto_class != "AutoModel" and saved.endswith(task.auto_class.removeprefix("AutoModel"))
+    ]
+    named += ["text-generation"] if saved.endswith("LMHeadModel") else []
+    return [*named, "image-feature-extraction" if asked.modality == "image" else "feature-extraction"]

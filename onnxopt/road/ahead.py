@@ -1,0 +1,99 @@
+"""Look ahead: what can be refused at once is refused before a model is fetched, hashed, loaded or run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from onnxopt.artifact.place import resolved
+from onnxopt.calibrate.data import BUILTIN, require_there
+from onnxopt.errors import InputError
+from onnxopt.host.disk import free_bytes
+from onnxopt.host.sizes import size_text
+from onnxopt.host.usercache import cache_root
+from onnxopt.load.checkpoint.tasks import parse_task
+from onnxopt.load.export.export import look_at
+from onnxopt.load.source.source import Source
+from onnxopt.road.gates import require_measurable
+from onnxopt.road.goal import left_of, precision_of, spec_of
+from onnxopt.road.options import Options
+from onnxopt.spec import Target, Workload
+
+LEAST_SHARE = 8  # the weights of a result take at least one part in so many of those of its source: 4 bits of 32
+
+
+def require_readable(options: Options, target: Target) -> None:
+    """Refuse options that cannot be read, and files in them that are not there, without any look at a source.
+
+    Args:
+        options: as the user wrote them.
+        target: of `onnxopt.road.goal.target_of`.
+
+    Raises:
+        InputError: names the option, or the file.
+    """
+    require_measurable(options)
+    _, quantize, half = precision_of(options.quantize, target)
+    if quantize is not None or half is not None:
+        require_there(options.quantize.calibration, options.quantize.calibration_samples)
+    if isinstance(options.package.workload, str):
+        Workload.parse(options.package.workload)
+    prune = options.prune
+    if prune.what is not None:
+        spec_of(prune.what, prune)
+        left_of(prune)
+        if prune.data != BUILTIN:
+            require_there(prune.data)
+    if options.load.task is not None:
+        parse_task(options.load.task)
+
+
+def require_ready(source: Source, options: Options, out: Path) -> None:
+    """Refuse a source that lacks what its task takes, and disks that have no room for it.
+
+    Args:
+        source: that was found.
+        options: as the user wrote them.
+        out: the folder to write.
+
+    Raises:
+        InputError: says what is missing and where.
+    """
+    look_at(source, options.load.task)
+    needed = weight_bytes(source)
+    is_float = options.quantize.precision == "fp32" and options.prune.what is None
+    require_room(
+        (
+            (resolved(out), needed if is_float else needed // LEAST_SHARE, "--out"),
+            (Path(tempfile.gettempdir()), needed, "TMPDIR"),
+            *([] if source.kind == "onnx" else [(cache_root(), needed, "ONNXOPT_CACHE")]),
+        )
+    )
+
+
+def require_room(places: Iterable[tuple[Path, int, str]]) -> None:
+    """Refuse folders whose disks have less free than what will surely be written there.
+
+    Args:
+        places: a folder that need not be there yet, the bytes, and what names another folder.
+
+    Raises:
+        InputError: tells what is free and what is needed.
+    """
+    for place, needed, name in places:
+        free = free_bytes(place)
+        if free is not None and free < needed:
+            raise InputError(
+                f"has no room for the result: {size_text(free)} free, at least {size_text(needed)} needed",
+                where=str(place),
+                hint=f"make room, or name a folder on another disk with {name}",
+            )
+
+
+def weight_bytes(source: Source) -> int:
+    """Return at least how many bytes the weights of a source are; 0 where they are made up or not known."""
+    if source.path is None or source.weights == "random":
+        return 0
+    files = [source.path] if source.kind == "onnx" else source.path.glob("*.safetensors")
+    return sum(file.stat().st_size for file in files)
