@@ -44,7 +44,7 @@ PANELS: Mapping[str, frozenset[str]] = {
         }
     ),
     "Text": frozenset({"text", "window", "stride", "max_windows", "original", "perplexity.batch"}),
-    "Listening": frozenset({"host", "port"}),
+    "Listening": frozenset({"host", "port", "config", "api_key", "cors_origin", "access_log"}),
     "Batching": frozenset({"workers", "max_batch", "max_wait_ms", "max_rows"}),
     "Limits": frozenset(
         {

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from onnxopt.cli.serve_config import read_config
 from onnxopt.cli.shared import (
     JsonOption,
     QuietOption,
@@ -53,10 +54,28 @@ def placement(
 
 @app.command(
     epilog="Examples: `onnxopt serve build/minilm` · `onnxopt serve build/minilm chat=build/smollm2 --port 9000` · "
-    "`onnxopt serve build/minilm --host 0.0.0.0 --max-batch 64 --max-queue 4096`"
+    "`onnxopt serve build/minilm --host 0.0.0.0 --max-batch 64 --max-queue 4096` · `onnxopt serve --config serve.toml`",
+    context_settings={"auto_envvar_prefix": "ONNXOPT_SERVE"},
 )
 def serve(
-    folders: Annotated[list[str], typer.Argument(metavar="[NAME=]DIR...", help="Artifact folders to serve.")],
+    folders: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME=DIR...",
+            help="Artifact folders to serve, each with a name if it shall have another.",
+            show_default=False,
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            is_eager=True,
+            callback=read_config,
+            help="A TOML file with these options by name, and [models] with a folder for each name. What is said here "
+            "goes before the environment (`ONNXOPT_SERVE_PORT`, ...), and that before the file.",
+        ),
+    ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
     device: DeviceOption = "auto",
@@ -89,16 +108,31 @@ def serve(
     grace: Annotated[
         float, typer.Option("--grace", min=1.0, help="Seconds to finish what was accepted after SIGTERM.")
     ] = 30.0,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--api-key", help="Answer only who sends it, or another one of several; better `ONNXOPT_SERVE_API_KEY`."
+        ),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option("--cors-origin", help="A site whose pages may ask from a browser, or * for all; repeatable."),
+    ] = None,
+    access_log: Annotated[
+        bool, typer.Option("--access-log/--no-access-log", help="A line on standard error for each request.")
+    ] = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Serve artifacts: OpenAI's /v1, KServe's /v2, /metrics, /healthz; batches what callers send at the same time."""
+    del config  # `read_config` has taken what it says
     configure_logging(verbose=verbose)
     from onnxopt.host.extras import require
 
     require("serve", "serving")
     from onnxopt.host.sizes import parse_size
     from onnxopt.serve import app as web
+    from onnxopt.serve.front import Access
     from onnxopt.serve.limits import Limits
     from onnxopt.serve.shelf import Opening, named_folders
 
@@ -120,12 +154,17 @@ def serve(
         if not quiet:
             err_console.print(line, markup=False, soft_wrap=True)
 
-    named = named_folders(folders)
+    def note_down(line: str) -> None:
+        err_console.print(line, markup=False, soft_wrap=True, highlight=False)
+
+    access = Access(api_key or (), cors_origin or (), note_down if access_log else None)
+    named = named_folders(folders or ())
     with web.bound(host, port) as listener:  # before models are opened, which takes a while
-        found = web.create_app(named, limits=limits, how=how, progress=say)
+        found = web.create_app(named, limits=limits, how=how, access=access, progress=say)
         for model in found.state.shelf.models.values():
             for note in model.session.plan.notes:
                 err_console.print(f"note: {model.name}: {note}", markup=False, soft_wrap=True)
+            say(f"{model.name}: {', '.join(model.routes)}")
         web.serve(found, listener, ready=lambda address: say(f"serving at {address}"))
     say(f"stopped; answered {found.state.metrics.answered()} requests")
 

@@ -15,6 +15,7 @@ from onnxopt.run.generate.beside import end_ids
 from onnxopt.run.generate.decoder import cache_of
 from onnxopt.run.generate.generator import RANDOM_WEIGHTS, Generator
 from onnxopt.run.inputs.text import TextModel
+from onnxopt.run.labels import label_names, words_of
 from onnxopt.run.results import (
     TOP,
     Answer,
@@ -27,7 +28,6 @@ from onnxopt.run.results import (
     MaskFills,
     TextResult,
     TokenLabels,
-    Word,
     joined,
 )
 from onnxopt.run.scores import as_scores, scores_of, softmax
@@ -228,7 +228,7 @@ def classification(
         notes: sentences a user should read.
     """
     scores = as_scores(logits, scores_of(config, logits.shape[-1]))
-    names = _label_names(config, logits.shape[-1])
+    names = label_names(config, logits.shape[-1])
     rows = (sorted(zip(names, row, strict=True), key=lambda pair: -pair[1]) for row in scores.tolist())
     return Classification(
         task=task,
@@ -242,24 +242,11 @@ def _label_words(model: TextModel, request: _Request) -> TokenLabels:
     encodings = model.encode(request.texts)
     answered = model.run(encodings)
     scores = softmax(_logits(answered.outputs, model.session))
-    names = _label_names(model.config, scores.shape[-1])
+    names = label_names(model.config, scores.shape[-1])
     rows = []
     for row, (text, encoding) in enumerate(zip(request.texts, encodings, strict=True)):
         own = scores[row][answered.mask[row]]
-        words: dict[int, Word] = {}
-        for index, word in enumerate(encoding.word_ids):
-            if word is None:
-                continue
-            start, end = encoding.offsets[index]
-            if word in words:
-                first = words[word]
-                words[word] = first.model_copy(update={"end": end, "word": text[first.start : end]})
-                continue
-            best = int(own[index].argmax())
-            words[word] = Word(
-                word=text[start:end], label=names[best], score=float(own[index][best]), start=start, end=end
-            )
-        rows.append(tuple(words.values()))
+        rows.append(tuple(words_of(text, encoding, own, names)))
     entities = tuple(joined(text, row) for text, row in zip(request.texts, rows, strict=True))
     notes = tuple(model.notes)
     return TokenLabels(task=request.task, texts=request.texts, words=tuple(rows), entities=entities, notes=notes)
@@ -408,8 +395,3 @@ def _logits(outputs: Feeds, session: Session) -> Array:
     if len(outputs) == 1:
         return next(iter(outputs.values()))
     raise InputError(f"no output is called logits: {', '.join(outputs)}", where=str(session.path))
-
-
-def _label_names(config: Mapping[str, Any], count: int) -> list[str]:
-    names = config.get("id2label") or {}
-    return [str(names.get(str(index), f"LABEL_{index}")) for index in range(count)]

@@ -9,22 +9,26 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from onnxopt.errors import InputError, OnnxoptError
 from onnxopt.host.memory import few_arenas, resident_bytes
 from onnxopt.probe.memory import release_memory
-from onnxopt.serve import kserve, openai
+from onnxopt.serve import judging, kserve, openai
 from onnxopt.serve.connections import HEAD_BYTES, Connection
+from onnxopt.serve.front import Access, Front
 from onnxopt.serve.gate import Gate
 from onnxopt.serve.limits import Limits
 from onnxopt.serve.memory import Holding, MemoryPlan, default_memory
 from onnxopt.serve.metrics import CONTENT_TYPE, Metrics
+from onnxopt.serve.pages import render_docs
 from onnxopt.serve.parsing import Readers
 from onnxopt.serve.problems import Problem, answer, on_error, on_invalid
 from onnxopt.serve.shelf import Opening, Shelf, open_model
@@ -38,6 +42,7 @@ def create_app(
     *,
     limits: Limits | None = None,
     how: Opening | None = None,
+    access: Access | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> FastAPI:
     """Open models and return the application that serves them.
@@ -46,6 +51,7 @@ def create_app(
         folders: artifacts by the names that callers use.
         limits: what the server takes.
         how: devices, threads and workers.
+        access: who may ask; everyone without it.
         progress: told what is being done.
 
     Raises:
@@ -77,27 +83,58 @@ def create_app(
         await asyncio.to_thread(shelf.close)
         await readers.close()
 
-    app = FastAPI(title="onnxopt", version=__version__, lifespan=life)
+    app = FastAPI(title="onnxopt", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
     app.state.shelf, app.state.limits, app.state.metrics = shelf, limits, metrics
-    app.state.readers = readers
+    app.state.readers, app.state.stopping = readers, False
     app.state.plan, app.state.answers = plan, Holding(plan.answers, "answers")
     app.include_router(openai.router)
+    app.include_router(judging.router)
     app.include_router(kserve.router)
 
-    @app.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @app.get("/metrics")
-    async def numbers() -> Response:
-        return Response(metrics.text(), media_type=CONTENT_TYPE)
-
+    _add_pages(app)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     for kind in (Problem, OnnxoptError, TimeoutError):
         app.add_exception_handler(kind, on_error)
     app.add_middleware(Gate, limits=limits, metrics=metrics, bodies=Holding(plan.bodies, "bodies"))
+    access = access or Access()
+    app.add_middleware(Front, access=access)
+    if access.origins:  # in front of the keys: a browser asks first without one whether it may
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(access.origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
     return app
+
+
+def _add_pages(app: FastAPI) -> None:
+    """Add what concerns the server itself: whether it lives and takes requests, its numbers, what can be asked."""
+
+    @app.get("/healthz")
+    @app.get("/livez")
+    async def healthz() -> dict[str, str]:
+        """Say that the server lives."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        """Say whether the server takes requests: 503 once it was told to stop."""
+        stops = app.state.stopping
+        return JSONResponse({"status": "stopping" if stops else "ok"}, 503 if stops else 200)
+
+    @app.get("/metrics")
+    async def numbers() -> Response:
+        """Give the numbers of the server in the format of Prometheus."""
+        metrics: Metrics = app.state.metrics
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+    @app.get("/docs", include_in_schema=False)
+    async def page() -> Response:
+        shelf: Shelf = app.state.shelf
+        return HTMLResponse(render_docs(app.openapi(), {name: one.routes for name, one in shelf.models.items()}))
 
 
 async def _trim() -> None:
@@ -115,6 +152,11 @@ async def _on_http(request: object, error: Exception) -> Response:
 
 class _Server(uvicorn.Server):
     """A server that ends with exit code 0 after SIGTERM, since it did what it was told."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop, and tell those who ask whether requests are taken that they are not."""
+        self.config.app.state.stopping = True  # type: ignore[union-attr]  # the application that `serve` was given
+        super().handle_exit(sig, frame)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

@@ -74,6 +74,40 @@ class EmbeddingsBody(_Body):
     prompt_name: str | None = None
 
 
+Pair = tuple[str, str]
+
+
+class ClassifyBody(_Body):
+    """Body of /v1/classify: texts, or pairs of them for a model that reads two; `truncate` cuts long ones."""
+
+    input: str | Texts | None = None
+    pairs: Annotated[list[Pair], Field(fail_fast=True)] | None = None
+    truncate: bool = False
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> ClassifyBody:
+        if (self.input is None) == (self.pairs is None):
+            raise ValueError("send either input or pairs")
+        return self
+
+
+class RerankBody(_Body):
+    """Body of /v1/rerank, as Cohere and Jina have it; long documents are cut."""
+
+    query: str
+    documents: Texts
+    top_n: Count | None = None
+    return_documents: bool = False
+    truncate: bool = True
+
+
+class LabelsBody(_Body):
+    """Body of /v1/ner: texts whose words are labelled; `truncate` cuts long ones."""
+
+    input: str | Texts
+    truncate: bool = False
+
+
 class StreamOptions(BaseModel):
     """What comes with a stream."""
 

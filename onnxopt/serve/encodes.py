@@ -1,4 +1,4 @@
-"""Texts into embeddings: what an encoder wants of a text, and which of its outputs is the embedding."""
+"""Texts into embeddings or labels: what a model wants of a text, and which of its outputs is the answer."""
 
 from __future__ import annotations
 
@@ -8,34 +8,33 @@ from typing import TYPE_CHECKING, Any
 
 from onnxopt.errors import InputError, word
 from onnxopt.run.inputs.text import TextModel
+from onnxopt.run.labels import label_names
+from onnxopt.run.scores import Scores, scores_of
 from onnxopt.texts.bounded import encode, read_beginning
 from onnxopt.texts.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 TokenRow = tuple[list[int], list[int]]  # ids and segments of a row
 
+LOGITS = "logits"
 _EMBEDDINGS = ("sentence_embedding", "pooler_output", "image_embeds", "text_embeds")
 
 
 @dataclass
-class Encodes:
-    """Text into an embedding.
+class Reads:
+    """Text into tokens, within what a model takes.
 
     Attributes:
         text: the tokenizer and what the model wants of it.
         cutting: the same tokenizer, which cuts to what the model takes.
-        output: name of the embedding.
-        size: its numbers.
         vocabulary: tokens that the model knows; 0 when nothing says.
     """
 
     text: TextModel
     cutting: Tokenizer
-    output: str
-    size: int
-    vocabulary: int = 0
+    vocabulary: int
 
     def read(
         self, items: Sequence[str | Sequence[int]], *, truncate: bool, prompt: str | None = None
@@ -53,20 +52,52 @@ class Encodes:
         """
         before = self.text.prompts.before(prompt)
         return [
-            self._text(one, before, cut=truncate) if isinstance(one, str) else self._row(one, cut=truncate)
+            row_of(self.encoding(f"{before}{self._written(one)}", cut=truncate))
+            if isinstance(one, str)
+            else self._row(one, cut=truncate)
             for one in items
         ]
 
-    def _text(self, text: str, before: str, *, cut: bool) -> TokenRow:
+    def encodings(self, texts: Sequence[str], *, truncate: bool) -> list[Encoding]:
+        """Return the tokens of texts with their places in the text; arguments and errors are those of `read`."""
+        return [self.encoding(self._written(one), cut=truncate) for one in texts]
+
+    def pairs(self, pairs: Sequence[tuple[str, str]], *, truncate: bool) -> list[TokenRow]:
+        """Return tokens and segments of pairs of texts; of a pair that is too long the longer text is cut.
+
+        Raises:
+            InputError: when a text is empty, or a pair longer than the model takes.
+        """
+        return [self._pair(*pair, cut=truncate) for pair in pairs]
+
+    def encoding(self, text: str, *, cut: bool) -> Encoding:
+        """Return the tokens of one text."""
+        begun = read_beginning(self.text.tokenizer, self._lowered(text), self.text.limit)
+        if cut and self._beyond(len(begun.encoding.ids)):
+            return encode(self.cutting, begun.text)
+        self._fits(len(begun.encoding.ids), begun.count)
+        return begun.encoding
+
+    def _pair(self, first: str, second: str, *, cut: bool) -> TokenRow:
+        # of no text more tokens are kept than the model takes, so what is beyond need not be tokenized
+        begun = [
+            read_beginning(self.text.tokenizer, self._lowered(self._written(one)), self.text.limit)
+            for one in (first, second)
+        ]
+        whole = encode(self.text.tokenizer, (begun[0].text, begun[1].text))
+        if cut and self._beyond(len(whole.ids)):
+            return row_of(encode(self.cutting, (begun[0].text, begun[1].text)))
+        is_whole = all(one.whole for one in begun)
+        self._fits(len(whole.ids), str(len(whole.ids)) if is_whole else f"more than {self.text.limit}")
+        return row_of(whole)
+
+    def _written(self, text: str) -> str:
         if not text.strip():
             raise InputError("the text is empty", hint="write at least one word")
-        text = f"{before}{text}"
-        begun = read_beginning(self.text.tokenizer, text.lower() if self.text.lowers else text, self.text.limit)
-        if cut and self._beyond(len(begun.encoding.ids)):
-            encoding = encode(self.cutting, begun.text)
-            return encoding.ids, encoding.type_ids
-        self._fits(len(begun.encoding.ids), begun.count)
-        return begun.encoding.ids, begun.encoding.type_ids
+        return text
+
+    def _lowered(self, text: str) -> str:
+        return text.lower() if self.text.lowers else text
 
     def _row(self, row: Sequence[int], *, cut: bool) -> TokenRow:
         check_tokens(row, self.vocabulary)
@@ -86,16 +117,74 @@ class Encodes:
             )
 
 
+@dataclass
+class Encodes(Reads):
+    """Text into an embedding.
+
+    Attributes:
+        output: name of the embedding.
+        size: its numbers.
+    """
+
+    output: str
+    size: int
+
+
+@dataclass
+class Classifies(Reads):
+    """Text, or a pair of texts, into scores of labels.
+
+    Attributes:
+        output: name of the logits.
+        names: of the labels.
+        scores: what the logits are made into.
+        whole: a text has labels as a whole, else each of its words has.
+    """
+
+    output: str
+    names: Sequence[str]
+    scores: Scores
+    whole: bool
+
+    @property
+    def reranks(self) -> bool:
+        """Whether it says with one number how well two texts belong together."""
+        return self.whole and len(self.names) == 1
+
+
 def encodes_of(text: TextModel) -> Encodes | None:
     """Return how a model turns texts into embeddings; None when it has none."""
     pooled = {spec.name: spec for spec in text.session.outputs if len(spec.axes) == 2 and isinstance(spec.axes[1], int)}
     output = next((name for name in _EMBEDDINGS if name in pooled), None)
     if output is None:
         return None
+    size = int(pooled[output].axes[1])
+    return Encodes(text, _cutting(text), vocabulary_of(text.config), output, size)
+
+
+def classifies_of(text: TextModel, task: str) -> Classifies | None:
+    """Return how a model labels texts, or their words; None when that is not its task."""
+    wanted = {"text-classification": 2, "token-classification": 3}.get(task)
+    logits = next((spec for spec in text.session.outputs if spec.name == LOGITS), None)
+    if logits is None or len(logits.axes) != wanted or not isinstance(logits.axes[-1], int):
+        return None
+    count, whole = logits.axes[-1], wanted == 2
+    how = scores_of(text.config, count) if whole else "softmax"
+    names = label_names(text.config, count)
+    return Classifies(text, _cutting(text), vocabulary_of(text.config), LOGITS, names, how, whole)
+
+
+def row_of(encoding: Encoding) -> TokenRow:
+    """Return the ids and segments of a text."""
+    return encoding.ids, encoding.type_ids
+
+
+def _cutting(text: TextModel) -> Tokenizer:
+    """Return the tokenizer of a model, which cuts to what the model takes."""
     cutting = open_tokenizer(text.folder)
     if text.limit:
-        cutting.enable_truncation(text.limit)
-    return Encodes(text, cutting, output, int(pooled[output].axes[1]), vocabulary_of(text.config))
+        cutting.enable_truncation(text.limit)  # of a pair the longer one, which is the library's usual way
+    return cutting
 
 
 def vocabulary_of(config: Mapping[str, Any]) -> int:

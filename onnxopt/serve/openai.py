@@ -23,11 +23,11 @@ from onnxopt.run.generate.continuous import ContinuousBatcher, Writing
 from onnxopt.run.generate.written import Finish, Generated
 from onnxopt.serve.answers import COPIES, JSON_BYTES, Numbers, hold_answer, with_numbers
 from onnxopt.serve.bodies import ChatBody, CompletionBody, EmbeddingsBody, TextBody
-from onnxopt.serve.limits import Limits
 from onnxopt.serve.metrics import Metrics
 from onnxopt.serve.parsing import ReadRoute
 from onnxopt.serve.problems import Json, Problem, problem_of
-from onnxopt.serve.shelf import Served, Shelf
+from onnxopt.serve.requests import gathered, items_of, letters_of, limits_of, shelf_of
+from onnxopt.serve.shelf import Served
 from onnxopt.serve.texts import off_loop, read_chat, read_prompts
 from onnxopt.spec import Array
 
@@ -42,33 +42,33 @@ _MARK_LETTERS = 16  # what a template writes around a message, about
 @router.get("/models")
 async def models(request: Request) -> Response:
     """List the models."""
-    return Json({"object": "list", "data": [_card(model) for model in _shelf(request).models.values()]})
+    return Json({"object": "list", "data": [_card(model) for model in shelf_of(request).models.values()]})
 
 
 @router.get("/models/{name}")
 async def model(request: Request, name: str) -> Response:
     """Describe one model."""
-    return Json(_card(_shelf(request).get(name)))
+    return Json(_card(shelf_of(request).get(name)))
 
 
 @router.post("/embeddings")
 async def embeddings(request: Request, body: EmbeddingsBody) -> Response:
     """Turn texts or tokens into vectors."""
     body.refuse_unknown()
-    served = _shelf(request).get(body.model)
+    served = shelf_of(request).get(body.model)
     encodes = served.encodes
     if encodes is None:
         raise Problem(422, f"the model {body.model!r} gives no embedding", code="wrong_task", param="model")
     if body.dimensions not in {None, encodes.size}:
         raise Problem(422, f"the model gives {encodes.size} dimensions", code="unsupported_value", param="dimensions")
-    inputs = _items(body.input, _limits(request), "input")
+    inputs = items_of(body.input, limits_of(request), "input")
     rows = await off_loop(
-        lambda: encodes.read(inputs, truncate=body.truncate, prompt=body.prompt_name), letters=_letters(inputs)
+        lambda: encodes.read(inputs, truncate=body.truncate, prompt=body.prompt_name), letters=letters_of(inputs)
     )
     by_number = JSON_BYTES if body.encoding_format == "float" else 4 * COPIES
     hold_answer(request, len(rows) * encodes.size * by_number)
     pending = [served.run(encodes.text.feeds(*row), [encodes.output]) for row in rows]
-    vectors = [found[encodes.output][0] for found in await _all(pending)]
+    vectors = [found[encodes.output][0] for found in await gathered(pending)]
     if not all(np.isfinite(vector).all() for vector in vectors):
         raise Problem(422, "an embedding is not finite, which JSON cannot hold", code="not_finite")
     used = sum(len(ids) for ids, _ in rows)
@@ -84,8 +84,8 @@ async def embeddings(request: Request, body: EmbeddingsBody) -> Response:
 async def completions(request: Request, body: CompletionBody) -> Response:
     """Write on from prompts."""
     writes = _writer(request, body)
-    prompts = _items(body.prompt, _limits(request), "prompt")
-    rows = await off_loop(lambda: read_prompts(writes.generator, prompts), letters=_letters(prompts))
+    prompts = items_of(body.prompt, limits_of(request), "prompt")
+    rows = await off_loop(lambda: read_prompts(writes.generator, prompts), letters=letters_of(prompts))
     return await _write(request, body, writes, rows, most=body.max_tokens or _DEFAULT_TOKENS, chat=False)
 
 
@@ -99,26 +99,16 @@ async def chat_completions(request: Request, body: ChatBody) -> Response:
     letters = sum(_MARK_LETTERS + len(message["content"]) for message in conversation)
     ids = await off_loop(lambda: read_chat(writes.generator, conversation), letters=letters)
     context = writes.generator.decoder.context_length
-    rooms = [_limits(request).max_new_tokens, context - len(ids) if context else None, writes.room_after(len(ids))]
+    rooms = [limits_of(request).max_new_tokens, context - len(ids) if context else None, writes.room_after(len(ids))]
     most = max(1, min(room for room in rooms if room is not None))
     return await _write(
         request, body, writes, [ids], most=body.max_completion_tokens or body.max_tokens or most, chat=True
     )
 
 
-def _shelf(request: Request) -> Shelf:
-    shelf: Shelf = request.app.state.shelf
-    return shelf
-
-
-def _limits(request: Request) -> Limits:
-    limits: Limits = request.app.state.limits
-    return limits
-
-
 def _writer(request: Request, body: TextBody) -> ContinuousBatcher:
     body.refuse_unknown()
-    writes = _shelf(request).get(body.model).writes
+    writes = shelf_of(request).get(body.model).writes
     if writes is None:
         raise Problem(422, f"the model {body.model!r} writes no text", code="wrong_task", param="model")
     return writes
@@ -126,40 +116,6 @@ def _writer(request: Request, body: TextBody) -> ContinuousBatcher:
 
 def _card(model: Served) -> dict[str, Any]:
     return {"id": model.name, "object": "model", "created": model.created, "owned_by": "onnxopt"}
-
-
-def _items(
-    given: str | Sequence[str] | list[int] | Sequence[list[int]], limits: Limits, field: str
-) -> list[str | list[int]]:
-    """Return texts or rows of tokens, one or many as they were given in a field."""
-    if isinstance(given, str) or (given and isinstance(given[0], int)):
-        items: list[Any] = [given]
-    else:
-        items = list(given)
-    if not items:
-        raise Problem(422, "there is nothing in it", code="empty", param=field)
-    if len(items) > limits.max_items:
-        raise Problem(
-            413,
-            f"{len(items)} texts in one request, at most {limits.max_items}",
-            code="too_many_inputs",
-            param=field,
-        )
-    return items
-
-
-def _letters(items: Sequence[str | Sequence[int]]) -> int:
-    return sum(len(one) for one in items)
-
-
-async def _all(pending: Sequence[Any]) -> list[Any]:
-    """Wait for all; when one fails, take the others back."""
-    tasks = [asyncio.ensure_future(one) for one in pending]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 def _written(vector: Array, form: str) -> Numbers | str:
@@ -227,7 +183,7 @@ async def _write(
     most: int,
     chat: bool,
 ) -> Response:
-    limits = _limits(request)
+    limits = limits_of(request)
     if most > limits.max_new_tokens:
         raise Problem(
             422, f"{most} new tokens, at most {limits.max_new_tokens}", code="invalid_value", param="max_tokens"
@@ -252,7 +208,7 @@ async def _write(
         stream = _stream(form, started, body.n, wants_usage=wants_usage, metrics=request.app.state.metrics)
         return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
     try:
-        written = await _all([asyncio.wrap_future(writing.future) for writing, _ in started])
+        written = await gathered([asyncio.wrap_future(writing.future) for writing, _ in started])
     finally:
         for writing, _ in started:
             writing.cancel()

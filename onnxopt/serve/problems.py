@@ -3,6 +3,7 @@
 | code | when |
 |---|---|
 | 400 | the body is no JSON, or a text is longer than the model takes |
+| 401 | the server wants an API key, and it is missing or wrong |
 | 404 | no such model or path |
 | 408 | a request, or its body, does not come |
 | 413 | the body, the number of texts or the memory that it takes is beyond the limit |
@@ -28,7 +29,13 @@ from onnxopt.errors import OnnxoptError, word
 from onnxopt.run.batcher import BusyError, ClosedError, TooLargeError
 
 RETRY_AFTER_S = "1"
-_KINDS = {400: "invalid_request_error", 404: "not_found_error", 429: "rate_limit_error", 503: "unavailable_error"}
+_KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    503: "unavailable_error",
+}
 _MOST_LETTERS = 1000  # of a message
 _FIELD = re.compile(r"[a-z][a-z0-9_]*")  # else it is the name of a type, one of several that a field may have
 # the folders before the name of a file; names of nodes look alike, but do not end so

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from onnxopt.errors import InputError, word
 from onnxopt.host.sizes import size_text
 from onnxopt.host.threads import available_threads
 from onnxopt.records.manifest import Manifest
+from onnxopt.run.answers import task_of
 from onnxopt.run.batcher import Batcher, BusyError, ClosedError, TooLargeError
 from onnxopt.run.cost import Cost, elements_of
 from onnxopt.run.generate.beside import read_manifest
@@ -22,7 +24,7 @@ from onnxopt.run.generate.generator import Generator
 from onnxopt.run.inputs.text import TextModel
 from onnxopt.run.padding import Filler
 from onnxopt.run.session import Session
-from onnxopt.serve.encodes import Encodes, encodes_of
+from onnxopt.serve.encodes import Classifies, Encodes, classifies_of, encodes_of
 from onnxopt.serve.limits import Limits
 from onnxopt.serve.metrics import Metrics
 from onnxopt.serve.problems import Problem
@@ -125,6 +127,7 @@ class Served:
         batcher: joins requests; None where rows cannot be joined, and for decoders.
         single: runs requests one by one where nothing joins them; else None.
         encodes: text into embeddings; None where the model has none.
+        classifies: text into labels; None where that is not its task.
         writes: text after text; None but for decoders.
         created: when its file was written, in seconds since 1970; the folder may be gone by the time somebody asks.
     """
@@ -135,11 +138,27 @@ class Served:
     batcher: Batcher | None = None
     single: Single | None = None
     encodes: Encodes | None = None
+    classifies: Classifies | None = None
     writes: ContinuousBatcher | None = None
     created: int = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         self.created = int(self.session.path.stat().st_mtime)
+
+    @property
+    def routes(self) -> list[str]:
+        """Where it can be asked, each as a path."""
+        chats = self.writes is not None and self.writes.generator.template is not None
+        known = {
+            "/v1/embeddings": self.encodes is not None,
+            "/v1/classify": self.classifies is not None and self.classifies.whole,
+            "/v1/rerank": self.classifies is not None and self.classifies.reranks,
+            "/v1/ner": self.classifies is not None and not self.classifies.whole,
+            "/v1/completions": self.writes is not None,
+            "/v1/chat/completions": chats,
+            f"/v2/models/{self.name}/infer": True,
+        }
+        return [path for path, is_there in known.items() if is_there]
 
     async def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> Feeds:
         """Run the model for one request, together with others where that is possible."""
@@ -183,6 +202,7 @@ class Opened:
         workers: runs at the same time.
         text: its tokenizer, where it is an encoder with one.
         generator: where it is a decoder.
+        task: in the words of transformers; empty when nothing says.
     """
 
     name: str
@@ -191,6 +211,7 @@ class Opened:
     workers: int
     text: TextModel | None = None
     generator: Generator | None = None
+    task: str = ""
 
     def serve(self, share: int, limits: Limits, metrics: Metrics, how: Opening) -> Served:
         """Begin to take requests, with a share of the memory in bytes."""
@@ -205,6 +226,7 @@ class Opened:
             served.single = self._single(dataclasses.replace(weighed, budget=share), limits, metrics)
         if self.text is not None:
             served.encodes = encodes_of(self.text)
+            served.classifies = classifies_of(self.text, self.task)
         return served
 
     def _batcher(self, weighed: Weighed, limits: Limits, metrics: Metrics) -> Batcher:
@@ -266,7 +288,11 @@ def open_model(path: Path, name: str, how: Opening) -> Opened:
     plain_decoder = manifest is None and cache_of(session) is not None
     has_tokenizer = (session.path.parent / TOKENIZER_NAME).is_file() and not plain_decoder
     text = TextModel.open(session.path.parent, session) if has_tokenizer else None
-    return Opened(name, session, weigh_encoder(session, text), workers=workers, text=text)
+    task = ""
+    if text is not None:
+        with contextlib.suppress(InputError):  # nothing says what its logits mean
+            task = task_of(manifest.task if manifest else "onnx", text.config, session)
+    return Opened(name, session, weigh_encoder(session, text), workers=workers, text=text, task=task)
 
 
 class Shelf:

@@ -69,8 +69,8 @@ def read_beginning(tokenizer: Tokenizer, text: str, most: int, *, specials: bool
     return Beginning(encode(tokenizer, text, specials=specials), text, whole=True)
 
 
-def encode(tokenizer: Tokenizer, text: str, *, specials: bool = True) -> Encoding:
-    """Tokenize a text while other threads go on.
+def encode(tokenizer: Tokenizer, text: str | tuple[str, str], *, specials: bool = True) -> Encoding:
+    """Tokenize a text, or a pair of them, while other threads go on.
 
     Raises:
         InputError: when it cannot be tokenized.
@@ -78,7 +78,7 @@ def encode(tokenizer: Tokenizer, text: str, *, specials: bool = True) -> Encodin
     try:
         (encoding,) = tokenizer.encode_batch([text], add_special_tokens=specials)
     except Exception as error:  # the tokenizers library raises nothing more specific
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
+        if any("\ud800" <= letter <= "\udfff" for letter in "".join(text)):
             raise InputError("the text holds half of a surrogate pair, which is no character") from error
         raise InputError(f"the text cannot be tokenized ({error})") from error
     return encoding

@@ -1,6 +1,6 @@
 """Trying an artifact by hand: every task on a model whose answer is known beforehand.
 
-Covers: run/inputs/image.py, run/inputs/text.py
+Covers: run/inputs/image.py, run/inputs/text.py, run/labels.py
 """
 
 from __future__ import annotations

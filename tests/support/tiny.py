@@ -52,6 +52,7 @@ def tiny_checkpoint(
     task: str | None = None,
     tokenizer: bool = True,
     pooling: dict[str, Any] | None = None,
+    labels: int | None = None,
 ) -> Path:
     """Write a checkpoint folder and return it.
 
@@ -64,6 +65,7 @@ def tiny_checkpoint(
         task: which head; the default is the first of the kind.
         tokenizer: false leaves the tokenizer files out.
         pooling: content of `1_Pooling/config.json`; a `modules.json` with Transformer, Pooling and Normalize is added.
+        labels: how many; 6, or the 2 of an answer's start and end, when not given.
     """
     import torch
     import transformers
@@ -71,7 +73,7 @@ def tiny_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     classes = _CLASSES[kind]
     model_class = getattr(transformers, classes[task] if task else next(iter(classes.values())))
-    labels = 2 if task == "question-answering" else 6  # an answer has a start and an end
+    labels = labels or (2 if task == "question-answering" else 6)
     config = model_class.config_class(**_settings(kind, layers, hidden, heads), num_labels=labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
