@@ -15,9 +15,8 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnxopt.artifact.io_json import IO_NAME, io_bytes, io_description
 from onnxopt.artifact.package import Artifact, file_record, read_golden
@@ -31,6 +30,9 @@ from onnxopt.records.manifest import MANIFEST_NAME, FileRecord, Manifest
 from onnxopt.run.session import MODEL_NAME
 from onnxopt.spec import TensorSpec
 from onnxopt.texts.tokenizer import TOKENIZER_NAME, encoded
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable  # Python 3.10 has it elsewhere
 
 STACKS = ("node", "web", "genai", "triton", "cpp", "csharp", "java", "rust")
 CLIENTS_FOLDER = "clients"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import onnx_ir as ir
 
 from onnxopt.calibrate.data import SELF, CalibrationData, read_calibration
 from onnxopt.calibrate.own_text import write_own
-from onnxopt.graph import all_nodes, is_op
+from onnxopt.errors import InputError
+from onnxopt.graph import all_nodes, is_op, opset
 from onnxopt.graph.convs import conv_of
 from onnxopt.graph.layers import Layers
 from onnxopt.graph.linears import Selector, linear_of
@@ -22,6 +24,7 @@ from onnxopt.judge.gate import Judge, require_metric
 from onnxopt.judge.metrics import Metric
 from onnxopt.load.source.gguf import gguf_behind
 from onnxopt.pipeline.pipeline import Pipeline
+from onnxopt.probe.program import ProbeError
 from onnxopt.qmath.precision import Blocked, Plan, PlannedLinear, Precision, Scheme
 from onnxopt.quantize.checkpoint_grids import known_grids
 from onnxopt.quantize.columns import plan_columns
@@ -38,6 +41,8 @@ from onnxopt.records.quantization import IN_PROMPTS, NOT_FASTER, LayerRecord, Qu
 from onnxopt.spec import Say
 
 logger = logging.getLogger(__name__)
+
+NO_KERNEL = "Could not find an implementation"  # as onnxruntime says it
 
 TRIES = 3  # of one search after the other, when the judge turns a plan down
 STRICTER = (0.5, 0.9)  # how much less of a loss the next search may have than the last one
@@ -110,7 +115,7 @@ def quantize(fused: Pipeline, options: QuantizeOptions, place: Workplace, *, ori
         as_float: the finished float graph, which is shipped when quantization does not pay.
 
     Raises:
-        InputError: an option does not fit the model.
+        InputError: an option does not fit the model, or the runtime has no kernels for it.
     """
     loaded = fused.loaded
     metric = Metric.of(loaded.signature, classifies=_classifies(fused.model))
@@ -129,13 +134,34 @@ def quantize(fused: Pipeline, options: QuantizeOptions, place: Workplace, *, ori
     else:
         data = read_calibration(loaded, options.calibration, samples=options.samples, force=options.force)
     task = _Task(fused, layers, options, Judge(loaded, original, data, metric, budget), place, keep, stored)
-    decision, step = _within(_decider(task), task)
+    with _kernels_there(fused):
+        decision, step = _within(_decider(task), task)
     if not _is_quantized(step.pipeline):
         found = Counter(planned.reason for _, planned in decision.plan if planned.reason)
         why = f" ({found.most_common(1)[0][0]})" if found else ""
         record = _unquantized(options.asked, f"no layer was quantized{why}", layers, decision.plan)
         return Attempt(record, step.pipeline, None)
     return _settled(task, decision, step, as_float)
+
+
+@contextmanager
+def _kernels_there(fused: Pipeline) -> Iterator[None]:
+    """Let a runtime that cannot run what quantizing writes be said in a user's words.
+
+    onnxruntime 1.23, the newest one for Python 3.10, has QuantizeLinear of opset 22 and not of 23, to which a graph is
+    raised for its attention.
+
+    Raises:
+        InputError: it has no kernel for a node.
+    """
+    try:
+        yield
+    except ProbeError as error:
+        if NO_KERNEL not in str(error):
+            raise
+        hint = "use int8-dynamic or int8-weights, or a newer onnxruntime, which needs Python 3.11 or newer"
+        what = f"a quantized graph of opset {opset(fused.model)} cannot be run here ({error})"
+        raise InputError(what, where="--precision", hint=hint) from error
 
 
 def _settled(task: _Task, decision: Found, step: Finished, as_float: Path) -> Attempt:
