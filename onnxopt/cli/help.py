@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import typer
@@ -25,7 +25,8 @@ NARROWEST_WORDS = 24  # of the column of words; where that is not left, words st
 _FRAME = 4  # columns that the box of a panel takes
 _GAP = "  "
 _ORDER = ("Commands", "Arguments", OTHERS, *PANELS, HELP)
-_TYPES: Mapping[str, str] = {"str": "TEXT", "int": "N", "float": "NUMBER", "path": "PATH"}
+# of values, in the words of typer and of older ones
+_TYPES = {"str": "TEXT", "text": "TEXT", "int": "N", "integer": "N", "float": "NUMBER", "path": "PATH"}
 _UNBROKEN = "\u00a0"
 _AT_END = re.compile(r"\[[^\[\]]*\]$")  # the default, which is not parted
 _OF_EPILOG = re.compile(r"`([^`]+)`")
@@ -63,12 +64,12 @@ class Page:
     examples: Sequence[str] = ()
     closing: str = ""
     unshown: int = 0
-    notes: Sequence[str] = field(init=False)
 
-    def __post_init__(self) -> None:
-        more = f"{ALL} shows {self.unshown} more option{'s' * (self.unshown > 1)}."
-        notes = (self.closing, more if self.unshown else "")
-        object.__setattr__(self, "notes", tuple(note for note in notes if note))
+    @property
+    def notes(self) -> Sequence[str]:
+        """What stands at its end: what else is to be known, and how to see the options that are not shown."""
+        more = f"{ALL} shows {self.unshown} more option{'s' * (self.unshown > 1)}." if self.unshown else ""
+        return [note for note in (self.closing, more) if note]
 
 
 class _OptionWords(RegexHighlighter):
@@ -102,7 +103,7 @@ class HelpfulGroup(TyperGroup):
         if not args and not ctx.resilient_parsing:
             typer.echo(self.get_help(ctx))
             ctx.exit(2)
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, ["--help"] if args[:1] == [ALL] else args)
 
     def get_help(self, ctx: Any) -> str:
         """Return the page as it is shown on standard output."""
@@ -257,6 +258,9 @@ def _value_word(option: Any, context: Any) -> str:
     """Return the word for the value of an option: its choices, or what kind of value it is."""
     if option.metavar:
         return str(option.metavar)
-    shown = option.display_type(context) if hasattr(option, "display_type") else option.make_metavar(context)
+    if hasattr(option, "display_type"):
+        shown = option.display_type(context)
+    else:  # typer before 0.29
+        shown = "|".join(getattr(option.type, "choices", ())) or option.type.name
     word = shown.strip("<>").removeprefix("list[").removesuffix("]").removesuffix(" range")
-    return _TYPES.get(word, word)
+    return str(_TYPES.get(word, word))

@@ -15,8 +15,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from onnxopt.cli.tables import print_table
 from onnxopt.host.sizes import size_text
 from onnxopt.load.export.forward_inputs import LEFT_OUT
+from onnxopt.records.notes import is_unproved
 from onnxopt.records.quantization import NOT_FASTER
-from onnxopt.records.record import TOO_DEAR
 from onnxopt.records.savings import savings
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def notices(manifest: Manifest, measurements: Measurements | None) -> list[str]:
     """Say what a user must notice: that the result is not what one would think, or worth less than it seems.
 
     That is what is shipped in place of what was asked for, times of a busy machine, made-up weights, inputs that were
-    left out, and axes that are not proved to their end.
+    left out, and axes, values and branches that are not proved.
     """
     lines = []
     if manifest.random_weights:
@@ -154,7 +154,7 @@ def notices(manifest: Manifest, measurements: Measurements | None) -> list[str]:
         lines.append(f"{found.lines()[0]}{hint}")
     troubles = dict.fromkeys(race.trouble for race in (measurements.races if measurements else ()) if race.trouble)
     lines += [f"busy          {trouble}: the times are worth less for it" for trouble in troubles]
-    lines += [f"not proved    {note}" for note in manifest.notes if TOO_DEAR in note]
+    lines += [f"not proved    {note}" for note in manifest.notes if is_unproved(note)]
     return lines + [f"note          {note}" for note in manifest.notes if note.startswith(LEFT_OUT)]
 
 
@@ -184,7 +184,7 @@ def print_summary(console: Console, artifact: Artifact) -> None:
     for (name, reason), count in reasons.most_common(SHOWN_REFUSALS):
         say(f"refused       {name}, {count} x: {reason}", "dim")
     for note in manifest.notes:
-        if TOO_DEAR not in note and not note.startswith(LEFT_OUT):
+        if not (is_unproved(note) or note.startswith(LEFT_OUT)):
             say(f"note          {note}")
     say(f"artifact      {artifact.path}")
 

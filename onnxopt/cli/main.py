@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -87,6 +88,7 @@ def _work(arguments: Sequence[str] | None) -> int:
     command = typer.main.get_command(app)
     given = list(sys.argv[1:] if arguments is None else arguments)
     started = time.perf_counter()
+    _escape_what_cannot_be_written()
     try:
         with _terminated_as_interrupted(), limited_runs() if not OWN & set(given[:1]) else nullcontext():
             code = command.main(args=given, prog_name="onnxopt", standalone_mode=False)
@@ -116,6 +118,15 @@ def _work(arguments: Sequence[str] | None) -> int:
     if code == INTERRUPTED_EXIT_CODE:  # typer makes this of an interrupt, and says nothing
         return _fail(*stopped(KeyboardInterrupt()))
     return code if isinstance(code, int) else 0
+
+
+def _escape_what_cannot_be_written() -> None:
+    """Let standard output write a sign that its encoding lacks as standard error does, in place of an error.
+
+    A pipe of Windows has one of 256 signs, and a name out of a file may hold anything.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

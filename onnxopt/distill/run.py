@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from onnxopt.calibrate.data import require_there
 from onnxopt.distill.settings import RECORD_NAME, Distillation, Settings
 from onnxopt.errors import InputError
 from onnxopt.host.extras import require
@@ -54,6 +55,8 @@ def distill(
     """
     require("hf", "distilling")
     tell = say or (lambda _: None)
+    for text in options.get("data", ()):
+        require_there(text)
     check_folder(out)
     with scratch_folder() as scratch:
         folder = Path(student).expanduser()

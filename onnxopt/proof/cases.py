@@ -19,7 +19,8 @@ from onnxopt.load.graph_feeder import GraphFeeder
 from onnxopt.load.loaded import Loaded
 from onnxopt.probe.sidegraph import SIZE_STEPS
 from onnxopt.proof.observations import paddings_of
-from onnxopt.records.record import TOO_DEAR, ProvedRange
+from onnxopt.records.notes import TOO_DEAR
+from onnxopt.records.record import ProvedRange
 from onnxopt.spec import PADDINGS, Padding, TensorSpec, Workload, elements_of
 
 Case = tuple[dict[str, int], Padding]

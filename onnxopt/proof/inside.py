@@ -26,6 +26,7 @@ from onnxopt.probe.runners import GraphRunner
 from onnxopt.proof.contract import compare
 from onnxopt.proof.driver import Driver
 from onnxopt.records.ledger import Ledger, PassEntry, RolledBack
+from onnxopt.records.notes import NOT_TAKEN
 from onnxopt.rewrite.registry import Step, get
 from onnxopt.sizes import Derivation, Fact
 from onnxopt.sizes.derive import FACT_KEY
@@ -130,7 +131,7 @@ class Inside:
             return []
         count, rest = len(self.missed_inside), ", …" if len(self.missed_inside) > SHOWN else ""
         shown = ", ".join(self.missed_inside[:SHOWN]) + rest
-        why = "left as they are and not proved, since no input that was tried takes them"
+        why = f"left as they are and {NOT_TAKEN} that was tried takes them"
         return [f"{why}: {count} branches inside of others ({shown}); give --value or --feeds"]
 
     def _cut(self, body: Body, driver: Driver) -> Cut:

@@ -11,6 +11,7 @@ from onnxopt.load.loaded import Loaded
 from onnxopt.probe.program import ProbeError
 from onnxopt.probe.runners import GraphRunner
 from onnxopt.proof.cases import SEED, Case
+from onnxopt.records.notes import NOT_TAKEN
 
 SHOWN = 3  # nodes that a note names
 
@@ -53,6 +54,4 @@ def branches_not_run(loaded: Loaded, cases: Sequence[Case]) -> list[str]:
     if not missed:
         return []
     shown = ", ".join(missed[:SHOWN]) + (", …" if len(missed) > SHOWN else "")
-    return [
-        f"not proved, since no input of the proof takes them: {len(missed)} branches ({shown}); give --value or --feeds"
-    ]
+    return [f"{NOT_TAKEN} of the proof takes them: {len(missed)} branches ({shown}); give --value or --feeds"]

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
+from onnxopt.calibrate.data import require_there
 from onnxopt.errors import InputError
 from onnxopt.graph import initializer_bytes
 from onnxopt.host.folders import check_writable, staged
@@ -167,6 +168,7 @@ def prune(
     tell = say or (lambda _: None)
     if out.exists() and not (out / RECORD_NAME).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("is there already", where=str(out), hint="name a new folder with --out")
+    require_there(data)
     check_writable(out)
     source = resolve(text)
     seen = Seen.of(source)

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from onnxopt.errors import InputError
 from onnxopt.host.files import regular_size
 
-TOO_DEAR = "would cost more than a proof may"  # ends what is said of an axis that is not proved to its end
 REMAKE = "make the artifact again with `onnxopt optimize`"
 
 

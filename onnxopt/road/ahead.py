@@ -11,7 +11,6 @@ from onnxopt.calibrate.data import BUILTIN, require_there
 from onnxopt.errors import InputError
 from onnxopt.host.disk import free_bytes
 from onnxopt.host.sizes import size_text
-from onnxopt.host.usercache import cache_root
 from onnxopt.load.checkpoint.tasks import parse_task
 from onnxopt.load.export.export import look_at
 from onnxopt.load.source.source import Source
@@ -63,13 +62,9 @@ def require_ready(source: Source, options: Options, out: Path) -> None:
     look_at(source, options.load.task)
     needed = weight_bytes(source)
     is_float = options.quantize.precision == "fp32" and options.prune.what is None
-    require_room(
-        (
-            (resolved(out), needed if is_float else needed // LEAST_SHARE, "--out"),
-            (Path(tempfile.gettempdir()), needed, "TMPDIR"),
-            *([] if source.kind == "onnx" else [(cache_root(), needed, "ONNXOPT_CACHE")]),
-        )
-    )
+    least = needed if is_float else needed // LEAST_SHARE
+    # the cache is not asked: a run goes on without it
+    require_room(((resolved(out), least, "--out"), (Path(tempfile.gettempdir()), needed, "TMPDIR")))
 
 
 def require_room(places: Iterable[tuple[Path, int, str]]) -> None:

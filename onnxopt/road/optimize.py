@@ -112,6 +112,7 @@ def make(source: str, options: Options, *, out: Path | None = None, progress: Li
         what = "--feeds, --axis and --value are for .onnx files: inputs of a checkpoint are known"
         raise InputError(what, where=source, hint="drop them; shapes are asked for with --workload")
     goal = Goal.of(options, target, found, out, own, pins=pins)
+    say(Event("load", f"looking at {found.name}"))
     require_ready(found, options, goal.out)
     with scratch_folder() as folder:
         run = _Run(found, seen, options, given, goal, folder, started, say)

@@ -168,6 +168,18 @@ def test_the_node_client_takes_what_the_graph_gives(dense: Path) -> None:
 
 
 @pytest.mark.node
+def test_the_node_client_puts_the_default_prompt_in_front(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint("bert", tmp_path / "in", pooling={"pooling_mode": "cls"})
+    settings = {"prompts": {"ask": "the dog sat far "}, "default_prompt_name": "ask"}
+    (checkpoint / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    artifact = made(checkpoint, tmp_path / "out")
+    answer = run_text(artifact, TEXTS)
+    assert isinstance(answer, Embeddings)
+    cosines = [float(line.split()[0]) for line in run_client(artifact, *TEXTS)]
+    assert cosines == pytest.approx([answer.cosine[i][j] for i, j in ((0, 1), (0, 2), (1, 2))], abs=1e-3)
+
+
+@pytest.mark.node
 def test_the_node_client_scores_one_logit_with_a_sigmoid(reranker: Path) -> None:
     logits = answers(reranker, TEXTS)["logits"]
     scores = [json.loads(line)["labels"][0]["score"] for line in run_client(reranker, *TEXTS)]

@@ -113,6 +113,8 @@ def test_all_commands_are_listed_with_what_they_do(capsys: pytest.CaptureFixture
     for name, command in COMMANDS.items():
         (line,) = (one for one in lines if one.split()[:1] == [name])
         assert " ".join(command.help.replace("`", "").split()) in line
+    assert main([ALL]) == 0
+    assert capsys.readouterr().out.splitlines() == lines
     assert max(len(line) for line in shown(page_of(GROUP, CONTEXT), 80).splitlines()) <= 80
 
 

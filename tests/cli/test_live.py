@@ -22,8 +22,8 @@ from onnxopt.load.export.forward_inputs import LEFT_OUT
 from onnxopt.pipeline.inspection import inspect_model
 from onnxopt.records.manifest import FormName, Manifest, PartRecord, Shipped
 from onnxopt.records.measurements import Latency, Measurements, Race
+from onnxopt.records.notes import TOO_DEAR
 from onnxopt.records.quantization import NOT_FASTER, LayerRecord, QuantizationRecord
-from onnxopt.records.record import TOO_DEAR
 from onnxopt.spec import Signature, Target
 from tests.artifact.test_report import make_manifest
 from tests.support.rules import parse

@@ -135,6 +135,23 @@ def test_nothing_is_said_when_nobody_reads_on() -> None:
     assert said == b""
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_signs_that_an_encoding_lacks_are_escaped(encoding: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "onnxopt", "passes"],
+        capture_output=True,
+        text=True,
+        encoding=encoding,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    header, *records = done.stdout.splitlines()
+    assert r"before \u2192 after" in header
+    assert [line.split()[0] for line in records] == list(catalogue())
+
+
 def test_columns_are_kept_where_cells_are_empty_or_wide() -> None:
     lines = aligned(("a", "n", "b"), [["文", "10", ""], ["y", "", "last"]], numbers=("n",))
     assert lines == ["a    n  b", "文  10", "y    -  last"]

@@ -20,6 +20,7 @@ import pytest
 from fastapi import FastAPI
 
 from bench.load import EXPECTED, Load, mixed_texts, run_load
+from onnxopt.cli.main import main
 from onnxopt.run.generate.generator import Generator
 from onnxopt.run.generate.sampling import Sampling, choose_sampling
 from onnxopt.run.inputs.text import TextModel
@@ -339,6 +340,18 @@ def test_sigterm_in_the_middle_answers_what_was_accepted(encoder: TextModel) -> 
         assert np.abs(one.vector - offline[one.number]).max() < 1e-5
     # what the server says it answered is what the clients got
     assert server.lines[-1] == f"stopped; answered {len(answered)} requests"
+
+
+def test_a_port_that_is_taken_is_said_before_models_are_opened(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from onnxopt.serve import app as served
+
+    monkeypatch.setattr(served, "create_app", lambda *_, **__: pytest.fail("a model was opened"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(["serve", str(shared_artifact("gpt2-mini")), "--port", str(port)]) == 2
+    assert f"127.0.0.1:{port}: cannot listen there (Address already in use); choose another" in capsys.readouterr().err
 
 
 def test_what_cannot_be_served_is_one_line(tmp_path: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import onnxopt
+from onnxopt.cli.main import main
 from onnxopt.errors import InputError
 from onnxopt.host import disk
 from onnxopt.load.source.source import Source, resolve
@@ -71,13 +72,43 @@ def test_a_run_reads_options_first(monkeypatch: pytest.MonkeyPatch) -> None:
         onnxopt.optimize("a/model", precision="int8", calibration="none.txt")
 
 
-@pytest.mark.parametrize(("place", "name"), [("out", "--out"), ("temporary", "TMPDIR"), ("cache", "ONNXOPT_CACHE")])
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["prune", "a/model", "heads=1", "--data", "none.txt"], "none.txt"),
+        (["prune", "a/model", "vocab=keep:none.txt"], "none.txt"),
+        (["distill", "a/model", "--student", "layers=1", "--data", "none.txt"], "none.txt"),
+        (["compress", "recipe.toml"], "none.txt"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_every_command_looks_for_its_files_first(
+    command: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = 'source = "a/model"\n[quantize]\nprecision = "int8"\ncalibration = "none.txt"\n'
+    (tmp_path / "recipe.toml").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    for place in ("prune.run", "load.checkpoint.opened", "road.optimize", "compress.run"):
+        monkeypatch.setattr(f"onnxopt.{place}.resolve", never)
+    assert main([*command, "-o", "out", "--quiet"]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("place", "name"), [("out", "--out"), ("temporary", "TMPDIR")])
 def test_a_disk_without_room_is_said_at_once(
     place: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folders = {one: tmp_path / one for one in ("out", "temporary", "cache")}
+    folders = {one: tmp_path / one for one in ("out", "temporary")}
     monkeypatch.setattr("tempfile.tempdir", str(folders["temporary"]))
-    monkeypatch.setenv("ONNXOPT_CACHE", str(folders["cache"]))
     monkeypatch.setattr(ahead, "weight_bytes", lambda _: 3 * GIB)
     free = dict.fromkeys(folders.values(), 4 * GIB) | {folders[place]: 2 * GIB}
     monkeypatch.setattr(

@@ -16,13 +16,20 @@ from onnxopt.load.checkpoint.tasks import TASKS, Task
 
 MOST_HEADER = 100 << 20  # bytes of a header; the format itself allows no more
 
-# How the names of the modules of a head begin in transformers, each name with a dot behind it.
-_CLASSIFIERS = ("classifier", "classification_head", "score", "head", "logits_proj", "fc.", "cls_classifier")
+# How the names of the modules of a head begin, each with a dot behind it: one of them is in every class but Perceiver's
+# of the tables of transformers 5.
+_CLASSIFIERS = (
+    *("classifier", "classification_head", "score", "head", "logits_proj", "fc.", "cls_classifier"),
+    "sequence_summary",
+)
 HEADS: Mapping[str, tuple[str, ...]] = {
     "text-classification": _CLASSIFIERS,
     "token-classification": _CLASSIFIERS,
     "image-classification": _CLASSIFIERS,
-    "question-answering": ("qa_outputs", "qa_classifier", "start_logits", "end_logits", "classifier", "score"),
+    "question-answering": (
+        *("qa_outputs", "qa_classifier", "start_logits", "end_logits", "classifier", "score", "answer_head"),
+        "splinter_qass",
+    ),
     "fill-mask": (
         "cls",
         "lm_head",

@@ -24,6 +24,7 @@ from onnxopt.load.learn import first_sizes
 from onnxopt.load.learn.first_sizes import attempts, fewer_rows, free_axes, image_sizes, is_heavy, usual_sizes
 from onnxopt.load.learn.unnamed import split
 from onnxopt.load.loaded import Reference
+from onnxopt.records.notes import NOT_RUN, NOT_TRIED
 from onnxopt.spec import CONTAINERS, AxisRange, Feeds, TensorSpec, elements_of, tensors_of
 
 logger = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ class Prober:
                 if choice == chosen[name] or self._runs(replace(self.feeder, values=alone), {}) is not None:
                     kept.append(choice)
                 else:
-                    self.notes.append(f"input '{word(name)}' does not run at {choice}: nothing is proved there")
+                    self.notes.append(f"input '{word(name)}' does not run at {choice}: {NOT_RUN}")
             first = [chosen[name], *(choice for choice in kept if choice != chosen[name])]
             self.feeder = replace(self.feeder, values={**self.feeder.values, name: tuple(first)})
 
@@ -162,11 +163,11 @@ class Prober:
         free = free_axes(self.feeder)
         if len(free) > MOST_AXES:
             more = f"{len(free) - MOST_AXES} more of the {len(free)} open axes"
-            self.notes.append(f"{more} were not tried at other sizes, from '{free[MOST_AXES]}' on")
+            self.notes.append(f"{more} were {NOT_TRIED}, from '{free[MOST_AXES]}' on")
             self.pinned.update(free[MOST_AXES:])
         for axis in free[:MOST_AXES]:
             if self._late():
-                self.notes.append(f"axis '{axis}' was not tried at other sizes: the model is slow to run")
+                self.notes.append(f"axis '{axis}' was {NOT_TRIED}: the model is slow to run")
                 self.pinned.add(axis)
                 continue
             self.say(f"trying other sizes of '{axis}'")
