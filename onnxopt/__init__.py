@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from onnxopt.run.generate.continuous import ContinuousBatcher
     from onnxopt.run.generate.generator import Generator
     from onnxopt.run.generate.sampling import Sampling
+    from onnxopt.run.model import Model
     from onnxopt.run.session import Session
     from onnxopt.spec import Budget, Target, Workload
 
@@ -36,6 +37,7 @@ _HOMES = {
     "FixedShapes": "run.fixed_shapes",
     "Generator": "run.generate.generator",
     "InputError": "errors",
+    "Model": "run.model",
     "OnnxoptError": "errors",
     "OwnPassError": "errors",
     "ProofError": "errors",
@@ -60,6 +62,7 @@ __all__ = [  # noqa: RUF022 - the main thing first
     "FixedShapes",
     "Generator",
     "InputError",
+    "Model",
     "OnnxoptError",
     "OwnPassError",
     "ProofError",
@@ -77,3 +80,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,32 +99,87 @@ def run_text(
     Raises:
         InputError: when the artifact or its tokenizer is missing, or the input does not suit the task.
     """
-    folder = Path(artifact)
-    manifest = Manifest.read(folder)
+    _require_some(texts, pairs)
+    opened = Opened.of(Path(artifact), target=target, threads=threads)
+    return opened.answer(texts, pairs=pairs, prompt=prompt, context=context, max_new_tokens=max_new_tokens)
+
+
+@dataclass
+class Opened:
+    """An artifact that is open, with what its task needs.
+
+    Attributes:
+        folder: the artifact.
+        session: its model.
+        config: content of config.json.
+        task: what it does, in the words of transformers.
+        made_up: whether its weights are, so that no answer means anything.
+    """
+
+    folder: Path
+    session: Session
+    config: Mapping[str, Any]
+    task: str
+    made_up: bool
+
+    @classmethod
+    def of(
+        cls, folder: Path, *, target: Target | None = None, device: str | None = None, threads: int | None
+    ) -> Opened:
+        """Open an artifact; where it runs is said as for `Session`.
+
+        Raises:
+            InputError: when the folder is no artifact, or nothing says what its logits mean.
+        """
+        manifest = Manifest.read(folder)
+        session = Session(folder, target=target, device=device, threads=threads)
+        config = read_settings(folder, "config.json")
+        return cls(folder, session, config, task_of(manifest.task, config, session), manifest.random_weights)
+
+    @cached_property
+    def text(self) -> TextModel:
+        """The tokenizer, opened when it is first needed.
+
+        Raises:
+            InputError: when there is none.
+        """
+        return TextModel.open(self.folder, self.session)
+
+    def answer(
+        self,
+        texts: Sequence[str],
+        *,
+        pairs: Sequence[tuple[str, str]] = (),
+        prompt: str | None = None,
+        context: str | None = None,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+    ) -> TextResult:
+        """Answer texts or pairs; arguments, result and errors are those of `run_text`."""
+        _require_some(texts, pairs)
+        shown = tuple(texts) or tuple("\t".join(pair) for pair in pairs)
+        request = _Request(self.task, shown, context, max_new_tokens, tuple(pairs), prompt)
+        _require_fitting(request)
+        if self.task.startswith("image"):
+            result = _run_images(self.folder, self.session, self.config, request)
+        else:
+            known = _ANSWERS.get(self.task)
+            if known is None:
+                raise InputError(
+                    f"task {self.task!r} cannot be tried with text",
+                    where=str(self.folder),
+                    hint=f"it can be {', '.join(_ANSWERS)}",
+                )
+            result = known(replace(self.text, notes=[]), request)
+        warning = (RANDOM_WEIGHTS,) if self.made_up else ()
+        return result.model_copy(update={"notes": tuple(dict.fromkeys((*warning, *result.notes)))})
+
+
+def _require_some(texts: Sequence[str], pairs: Sequence[tuple[str, str]]) -> None:
+    """Refuse nothing at all, and two things at once."""
     if not texts and not pairs:
         raise InputError("no text to run on", hint="write it behind the artifact's folder, in quotes")
     if texts and pairs:
         raise InputError("texts and pairs cannot be run together", hint="write either texts or --pair")
-    session = Session(folder, target=target, threads=threads)
-    config = read_settings(folder, "config.json")
-    shown = tuple(texts) or tuple("\t".join(pair) for pair in pairs)
-    task = task_of(manifest.task, config, session)
-    request = _Request(task, shown, context, max_new_tokens, tuple(pairs), prompt)
-    _require_fitting(request)
-    warning = (RANDOM_WEIGHTS,) if manifest.random_weights else ()
-    if request.task.startswith("image"):
-        result = _run_images(folder, session, config, request)
-    else:
-        model = TextModel.open(folder, session)
-        answer = _ANSWERS.get(request.task)
-        if answer is None:
-            raise InputError(
-                f"task {request.task!r} cannot be tried with text",
-                where=str(folder),
-                hint=f"it can be {', '.join(_ANSWERS)}",
-            )
-        result = answer(model, request)
-    return result.model_copy(update={"notes": tuple(dict.fromkeys((*warning, *result.notes)))})
 
 
 def _require_fitting(request: _Request) -> None:

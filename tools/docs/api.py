@@ -12,7 +12,7 @@ from tools.docs.docstrings import described, read
 
 GROUPS: Mapping[str, Sequence[str]] = {
     "Make an artifact": ("optimize", "Target", "Workload", "Budget", "Event"),
-    "Run it": ("Artifact", "Session", "Batcher", "FixedShapes", "placement"),
+    "Run it": ("Model", "Artifact", "Session", "Batcher", "FixedShapes", "placement"),
     "Write text": ("Generator", "ContinuousBatcher", "Sampling"),
     "Compare": ("compare_models", "measure_perplexity"),
     "Errors": ("OnnxoptError", "InputError", "ExportError", "ProofError", "OwnPassError"),
