@@ -238,7 +238,7 @@ def test_a_student_learns_where_its_teacher_looks(embedder: Path, tmp_path: Path
         ({"losses": {"warmth": 1.0}}, "unknown loss"),
         ({"cache_teacher": True}, "too many to keep"),
         ({"cache_teacher": True, "top_k": 8, "losses": {"hidden": 1.0}}, "only what a language model says"),
-        ({"data": ("absent.txt",)}, "cannot be read"),
+        ({"data": ("absent.txt",)}, "no such"),
         ({"steps": 0}, "steps"),
     ],
 )

@@ -53,7 +53,7 @@ def cases() -> dict[str, BackendCase]:
 
 @pytest.fixture(autouse=True)
 def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write, "render_report", lambda *_: b"")  # takes longer than a small graph does
+    monkeypatch.setattr(write, "render_report", lambda *_, **__: b"")  # takes longer than a small graph does
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -133,7 +133,7 @@ def _leave_out_what_is_not_examined() -> None:
 
     from onnxopt.host import machine
 
-    mock.patch("onnxopt.road.write.render_report", lambda *_: b"").start()  # for as long as this process lives
+    mock.patch("onnxopt.road.write.render_report", lambda *_, **__: b"").start()  # for as long as this process lives
     mock.patch("onnxopt.host.machine._version", functools.cache(machine._version)).start()
     mock.patch("onnxopt.artifact.package.sync", lambda *_: None).start()
     if MEMORY.is_dir():

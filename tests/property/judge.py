@@ -168,7 +168,7 @@ def answers_of(session: Any, feeds: Feeds) -> Answers | None:
 @contextmanager
 def without_report() -> Iterator[None]:
     """Leave out drawing the report, which takes longer than optimizing a small graph; everything else runs."""
-    with mock.patch("onnxopt.road.write.render_report", lambda *_: b""):
+    with mock.patch("onnxopt.road.write.render_report", lambda *_, **__: b""):
         yield
 
 

@@ -354,7 +354,7 @@ class Prober:
             return
         elif size != 1 and self._runs_beside_ones(axis, size + 1):
             elsewhere = f"axis '{axis}' runs at {size}, and at other sizes only where other axes are 1"
-        elif any(self._affordable((axis,), far, 1) and self._moved((axis,), far) for far in FAR_APART):
+        elif any(far != size and self._affordable((axis,), far, 1) and self._moved((axis,), far) for far in FAR_APART):
             elsewhere = f"axis '{axis}' runs at {size} and far from it; at {size} alone it is proved"
         if elsewhere:
             self.ranges[axis] = AxisRange(size, 1, size)
