@@ -51,6 +51,7 @@ class Reassociated:
 
 
 SQNR = "sqnr_db"  # the metric that a lossy rewrite of one region is held to
+SENTENCE = "sentence_embedding"  # the output of a graph that pools its tokens into one vector
 
 
 @dataclass(frozen=True)

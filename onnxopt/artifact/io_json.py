@@ -32,11 +32,11 @@ from typing import Any
 from onnxopt.artifact.stacks import Words
 from onnxopt.errors import InputError
 from onnxopt.graph.roles import fixed_length, input_meaning
-from onnxopt.load.checkpoint.pooling import SENTENCE, described_pooling
+from onnxopt.load.checkpoint.pooling import described_pooling
 from onnxopt.records.manifest import DecodingRecord
 from onnxopt.records.record import ProvedRange
 from onnxopt.run.scores import Scores, scores_of
-from onnxopt.spec import Signature, TensorSpec
+from onnxopt.spec import SENTENCE, Signature, TensorSpec
 from onnxopt.texts.prompts import Prompts
 from onnxopt.texts.tokenizer import TOKENIZER_NAME, read_settings, token_limit, tokenizer_pad
 

@@ -22,6 +22,7 @@ Everything is written into a folder beside the destination and moved into place 
 
 from __future__ import annotations
 
+import html
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,7 @@ from onnxopt.artifact.golden import (
 )
 from onnxopt.artifact.io_json import IO_NAME, io_bytes, io_description
 from onnxopt.artifact.place import check_output_folder, resolved
+from onnxopt.artifact.report import REPORT_NAME
 from onnxopt.artifact.stacks import GENAI_NAME, served_model, stack_files
 from onnxopt.errors import InputError, PassAuthorError
 from onnxopt.graph import CONTRIB, attribute, is_op
@@ -110,6 +112,19 @@ class Artifact:
 
     path: Path
     manifest: Manifest
+
+    def __repr__(self) -> str:
+        made = self.manifest
+        nodes = f"{made.nodes_after} of {made.nodes_before} nodes"
+        return f"Artifact({str(self.path)!r}): {made.task} for {made.target.provider}, {nodes}"
+
+    def _repr_html_(self) -> str:
+        """Return the report, framed, as a notebook shows it; the line of `repr` where there is none."""
+        report = self.path / REPORT_NAME
+        if not report.is_file():
+            return f"<code>{html.escape(repr(self))}</code>"
+        page = html.escape(report.read_text(encoding="utf-8"), quote=True)
+        return f'<iframe srcdoc="{page}" sandbox="" style="width:100%;height:40rem;border:0"></iframe>'
 
     @property
     def model_path(self) -> Path:

@@ -32,7 +32,7 @@ from onnxopt.road.optimize import make
 from onnxopt.road.options import Options, PrecisionOptions, PruneOptions, TuneOptions
 from onnxopt.run.inputs.text import TextModel
 from onnxopt.run.session import Session
-from onnxopt.spec import Array, Workload
+from onnxopt.spec import SENTENCE, Array, Workload
 from onnxopt.texts.files import is_json, read_labelled, read_text, read_texts
 from onnxopt.timing.bench import bench
 
@@ -305,5 +305,5 @@ def _answers(artifact: Artifact, texts: list[str]) -> Iterator[Array]:
         encodings = model.encode(texts[start : start + 16])
         for encoding in encodings:
             outputs = model.run([encoding]).outputs
-            name = "sentence_embedding" if "sentence_embedding" in outputs else next(iter(outputs))
+            name = SENTENCE if SENTENCE in outputs else next(iter(outputs))
             yield outputs[name].reshape(-1, outputs[name].shape[-1])

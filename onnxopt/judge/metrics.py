@@ -16,10 +16,9 @@ from typing import Literal
 import numpy as np
 
 from onnxopt.errors import InputError
-from onnxopt.spec import Array, Feeds, Signature
+from onnxopt.spec import SENTENCE, Array, Feeds, Signature
 
 MetricName = Literal["cosine", "agreement", "perplexity"]
-SENTENCE = "sentence_embedding"
 LOGITS = "logits"
 RESAMPLES = 500
 IMAGE_RANK = 4

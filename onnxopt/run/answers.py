@@ -33,7 +33,7 @@ from onnxopt.run.results import (
 )
 from onnxopt.run.scores import as_scores, scores_of, softmax
 from onnxopt.run.session import Session
-from onnxopt.spec import Array, Feeds, Target
+from onnxopt.spec import SENTENCE, Array, Feeds, Target
 from onnxopt.texts.tokenizer import MASKS, read_settings
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 DEFAULT_NEW_TOKENS = 20
 MAX_ANSWER_TOKENS = 30
-_EMBEDDINGS = ("sentence_embedding", "last_hidden_state", "token_embeddings", "pooler_output")
+_EMBEDDINGS = (SENTENCE, "last_hidden_state", "token_embeddings", "pooler_output")
 _PAIRED = ("text-classification",)
 _PROMPTED = ("feature-extraction",)
 # the head that the end of a saved class's name stands for, for an imported file whose task is unknown

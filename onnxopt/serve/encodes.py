@@ -10,6 +10,7 @@ from onnxopt.errors import InputError, word
 from onnxopt.run.inputs.text import TextModel
 from onnxopt.run.labels import label_names
 from onnxopt.run.scores import Scores, scores_of
+from onnxopt.spec import SENTENCE
 from onnxopt.texts.bounded import encode, read_beginning
 from onnxopt.texts.tokenizer import open_tokenizer
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 TokenRow = tuple[list[int], list[int]]  # ids and segments of a row
 
 LOGITS = "logits"
-_EMBEDDINGS = ("sentence_embedding", "pooler_output", "image_embeds", "text_embeds")
+_EMBEDDINGS = (SENTENCE, "pooler_output", "image_embeds", "text_embeds")
 
 
 @dataclass

@@ -89,6 +89,14 @@ def test_writes_a_folder_that_opens_and_reproduces_its_golden_outputs(tmp_path: 
     np.testing.assert_array_equal(TABLE[[[2]]], artifact.session().run({"ids": np.array([[2]])})["y"])
 
 
+def test_it_is_shown_in_a_line_and_in_a_notebook_as_its_report(tmp_path: Path) -> None:
+    plain = write(tmp_path / "plain")
+    assert repr(plain) == f"Artifact({str(plain.path)!r}): feature-extraction for cpu, 0 of 0 nodes"
+    assert plain._repr_html_().startswith("<code>Artifact(")
+    (plain.path / "report.html").write_text('<p title="a">report</p>', encoding="utf-8")
+    assert 'srcdoc="&lt;p title=&quot;a&quot;&gt;report&lt;/p&gt;"' in plain._repr_html_()
+
+
 def test_every_file_is_listed_once(tmp_path: Path) -> None:
     artifact = write(tmp_path / "out", extras={"report.html": b"<p>"})
     listed = [*artifact.manifest.files, *artifact.manifest.extras, "manifest.json"]

@@ -24,7 +24,6 @@ MODES = {
     "weightedmean": "pooling_mode_weightedmean_tokens",
     "lasttoken": "pooling_mode_lasttoken",
 }
-SENTENCE = "sentence_embedding"  # the output of the graph
 _SMALLEST_COUNT = 1e-9
 
 

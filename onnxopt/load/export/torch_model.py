@@ -20,11 +20,11 @@ from onnxopt.graph.cache import PARTS, Cache, CacheLayer, complete_all
 from onnxopt.host.quiet import quiet
 from onnxopt.load.checkpoint.folder import Checkpoint
 from onnxopt.load.checkpoint.network import build_network, configs_of
-from onnxopt.load.checkpoint.pooling import SENTENCE, Pooling, build_head
+from onnxopt.load.checkpoint.pooling import Pooling, build_head
 from onnxopt.load.checkpoint.tasks import Task, model_class
 from onnxopt.load.export.forward_inputs import ExtraInput, choose_inputs, drop_inputs, inputs_of_pair
 from onnxopt.load.export.torch_pair import SeqPart, face_of, is_pair
-from onnxopt.spec import Array, Feeds, Signature, TensorSpec
+from onnxopt.spec import SENTENCE, Array, Feeds, Signature, TensorSpec
 
 logger = logging.getLogger(__name__)
 
