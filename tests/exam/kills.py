@@ -245,7 +245,9 @@ class Exam:
     def _judge_full(self, trial: Trial, error: str, lines: Sequence[str]) -> None:
         if trial.code not in (0, 2) or "Traceback" in error or "internal error" in error:
             trial.faults.append(f"exit code {trial.code}: {error[-300:]}")
-        if trial.code == 2 and (len(lines) < 1 or "No space left" not in lines[-1] or "onnxopt-" in lines[-1]):
+        last = lines[-1] if lines else ""  # what is full is seen ahead, or when it is written to
+        is_told = ("No space left" in last or "has no room for the result" in last) and "onnxopt-" not in last
+        if trial.code == 2 and not is_told:
             trial.faults.append(f"said {error[-300:]!r}")
         if trial.code == 2 and trial.how == "cache":
             trial.faults.append("a full cache ended it")
