@@ -26,6 +26,7 @@ def test_a_stopped_command_leaves_nothing_half_and_works_again(exam: Exam, how: 
     stopped(exam, how, job)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", STOPS)
 def test_a_stopped_packager_leaves_nothing_half_and_works_again(exam: Exam, how: str) -> None:
     """One command of those above, which is over soon."""
