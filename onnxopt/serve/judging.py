@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
@@ -17,7 +15,7 @@ from onnxopt.serve.bodies import ClassifyBody, LabelsBody, RerankBody
 from onnxopt.serve.encodes import Classifies, TokenRow, row_of
 from onnxopt.serve.parsing import ReadRoute
 from onnxopt.serve.problems import Json, Problem
-from onnxopt.serve.requests import gathered, items_of, letters_of, limits_of, shelf_of
+from onnxopt.serve.requests import items_of, letters_of, limits_of, run_rows, shelf_of, usage_of
 from onnxopt.serve.shelf import Served
 from onnxopt.serve.texts import off_loop
 from onnxopt.spec import Array
@@ -40,7 +38,7 @@ async def classify(request: Request, body: ClassifyBody) -> Response:
         ranked = sorted(zip(classifies.names, scores.tolist(), strict=True), key=lambda pair: -pair[1])
         labels = [{"label": name, "score": score} for name, score in ranked]
         data.append({"object": "classification", "index": index, **labels[0], "labels": labels})
-    return Json({"object": "list", "data": data, "model": body.model, "usage": _usage(rows)})
+    return Json({"object": "list", "data": data, "model": body.model, "usage": usage_of(rows)})
 
 
 @router.post("/rerank")
@@ -65,7 +63,7 @@ async def rerank(request: Request, body: RerankBody) -> Response:
         }
         for index in order
     ]
-    return Json({"object": "list", "results": results, "model": body.model, "usage": _usage(rows)})
+    return Json({"object": "list", "results": results, "model": body.model, "usage": usage_of(rows)})
 
 
 @router.post("/ner")
@@ -82,7 +80,7 @@ async def entities(request: Request, body: LabelsBody) -> Response:
         words = words_of(texts[index], encodings[index], scores, classifies.names)
         found = [one.model_dump() for one in joined(texts[index], words)]
         data.append({"object": "entities", "index": index, "entities": found})
-    return Json({"object": "list", "data": data, "model": body.model, "usage": _usage(rows)})
+    return Json({"object": "list", "data": data, "model": body.model, "usage": usage_of(rows)})
 
 
 def _classifier(request: Request, name: str, *, whole: bool) -> tuple[Served, Classifies]:
@@ -116,13 +114,5 @@ async def _scores(served: Served, classifies: Classifies, rows: Sequence[TokenRo
     Raises:
         Problem: when a logit is not finite.
     """
-    pending = [served.run(classifies.text.feeds(*row), [classifies.output]) for row in rows]
-    logits = [found[classifies.output][0] for found in await gathered(pending)]
-    if not all(np.isfinite(one).all() for one in logits):
-        raise Problem(422, "a score is not finite, which JSON cannot hold", code="not_finite")
+    logits = await run_rows(served, classifies, classifies.output, rows, what="a score")
     return [as_scores(one, classifies.scores) for one in logits]
-
-
-def _usage(rows: Sequence[TokenRow]) -> Mapping[str, Any]:
-    used = sum(len(ids) for ids, _ in rows)
-    return {"prompt_tokens": used, "total_tokens": used}

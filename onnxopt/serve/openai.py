@@ -26,7 +26,7 @@ from onnxopt.serve.bodies import ChatBody, CompletionBody, EmbeddingsBody, TextB
 from onnxopt.serve.metrics import Metrics
 from onnxopt.serve.parsing import ReadRoute
 from onnxopt.serve.problems import Json, Problem, problem_of
-from onnxopt.serve.requests import gathered, items_of, letters_of, limits_of, shelf_of
+from onnxopt.serve.requests import gathered, items_of, letters_of, limits_of, run_rows, shelf_of, usage_of
 from onnxopt.serve.shelf import Served
 from onnxopt.serve.texts import off_loop, read_chat, read_prompts
 from onnxopt.spec import Array
@@ -67,17 +67,12 @@ async def embeddings(request: Request, body: EmbeddingsBody) -> Response:
     )
     by_number = JSON_BYTES if body.encoding_format == "float" else 4 * COPIES
     hold_answer(request, len(rows) * encodes.size * by_number)
-    pending = [served.run(encodes.text.feeds(*row), [encodes.output]) for row in rows]
-    vectors = [found[encodes.output][0] for found in await gathered(pending)]
-    if not all(np.isfinite(vector).all() for vector in vectors):
-        raise Problem(422, "an embedding is not finite, which JSON cannot hold", code="not_finite")
-    used = sum(len(ids) for ids, _ in rows)
+    vectors = await run_rows(served, encodes, encodes.output, rows, what="an embedding")
     data = [
         {"object": "embedding", "index": index, "embedding": _written(vector, body.encoding_format)}
         for index, vector in enumerate(vectors)
     ]
-    usage = {"prompt_tokens": used, "total_tokens": used}
-    return await with_numbers({"object": "list", "data": data, "model": body.model, "usage": usage})
+    return await with_numbers({"object": "list", "data": data, "model": body.model, "usage": usage_of(rows)})
 
 
 @router.post("/completions")

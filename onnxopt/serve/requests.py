@@ -1,4 +1,4 @@
-"""What routes share: the models and limits of the server, the items of a request, and waiting for all of them."""
+"""What routes share: the models and limits of the server, the items of a request, and running all of them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from fastapi import Request
 
+from onnxopt.serve.encodes import Reads, TokenRow
 from onnxopt.serve.limits import Limits
 from onnxopt.serve.problems import Problem
-from onnxopt.serve.shelf import Shelf
+from onnxopt.serve.shelf import Served, Shelf
+from onnxopt.spec import Array
 
 
 def shelf_of(request: Request) -> Shelf:
@@ -58,3 +61,29 @@ async def gathered(pending: Sequence[Any]) -> list[Any]:
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def run_rows(served: Served, reads: Reads, output: str, rows: Sequence[TokenRow], *, what: str) -> list[Array]:
+    """Run a model on rows of tokens, together with those of others; return one of its outputs for each row.
+
+    Args:
+        served: the model.
+        reads: what it wants of a row.
+        output: name of the output.
+        rows: ids and segments.
+        what: the output in words, such as `an embedding`.
+
+    Raises:
+        Problem: when a number of it is not finite.
+    """
+    found = await gathered([served.run(reads.text.feeds(*row), [output]) for row in rows])
+    values = [one[output][0] for one in found]
+    if not all(np.isfinite(value).all() for value in values):
+        raise Problem(422, f"{what} is not finite, which JSON cannot hold", code="not_finite")
+    return values
+
+
+def usage_of(rows: Sequence[TokenRow]) -> dict[str, int]:
+    """Return how many tokens rows have, as OpenAI counts them."""
+    used = sum(len(ids) for ids, _ in rows)
+    return {"prompt_tokens": used, "total_tokens": used}

@@ -139,8 +139,12 @@ def summed_up(
     )
     ratios = slow / fast  # [turns, shapes]
     shapes = [
-        _latency(request.sizes, workload.fill(index), slow[:, index], fast[:, index]).model_copy(
-            update={"before_p99_ms": _slowest(before, index), "after_p99_ms": _slowest(after, index)}
+        _latency(
+            request.sizes,
+            workload.fill(index),
+            slow[:, index],
+            fast[:, index],
+            (_slowest(before, index), _slowest(after, index)),
         )
         for index, request in enumerate(requests)
     ]
@@ -168,7 +172,7 @@ def _memory(starts: Sequence[Start]) -> int:
     return int(np.median([start.peak_bytes - start.base_bytes for start in starts]))
 
 
-def _latency(sizes: Mapping[str, int], fill: float, slow: Array, fast: Array) -> Latency:
+def _latency(sizes: Mapping[str, int], fill: float, slow: Array, fast: Array, p99: tuple[float, float]) -> Latency:
     """Return one shape: medians over turns, and the interval of the ratio, which holds that of the medians too."""
     low, high = median_interval((slow / fast).tolist())
     before_ms, after_ms = float(np.median(slow)), float(np.median(fast))
@@ -180,6 +184,8 @@ def _latency(sizes: Mapping[str, int], fill: float, slow: Array, fast: Array) ->
         after_ms=after_ms,
         low=min(low, ratio),
         high=max(high, ratio),
+        before_p99_ms=p99[0],
+        after_p99_ms=p99[1],
     )
 
 
