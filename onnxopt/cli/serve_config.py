@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,11 +10,7 @@ from typing import Any
 import typer
 
 from onnxopt.errors import InputError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from onnxopt.host.files import read_toml
 
 MODELS = "models"
 _NOT_THERE = ("folders", "config", "help", "help_all", "verbose", "quiet")
@@ -34,11 +29,10 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     if path is None:
         return None
     try:
-        with path.open("rb") as file:
-            said = tomllib.load(file)
+        said = read_toml(path)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", where=str(path), hint="name a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise InputError(f"is no TOML ({error})", where=str(path), hint="write for example port = 9000") from error
     models = said.pop(MODELS, {})
     if not isinstance(models, Mapping) or not all(isinstance(one, str) for one in models.values()):

@@ -31,24 +31,15 @@ The options of a table are those of Python and of the command line, under their 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from onnxopt.errors import InputError
-from onnxopt.host.files import regular_size
+from onnxopt.host.files import read_toml
 from onnxopt.road.options import LoadOptions, PackageOptions, PrecisionOptions, PruneOptions, TuneOptions
 from onnxopt.road.tables import of_table
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-_MAX_BYTES = 1 << 20
-
 
 # What holds in a table that is there and does not say otherwise.
 _IN_RECIPES: Mapping[str, Mapping[str, Any]] = {"prune": {"data": ""}, "quantize": {"precision": "int8"}}
@@ -84,12 +75,10 @@ class CompressRecipe:
     def read(cls, path: Path) -> CompressRecipe:
         """Read a recipe; raises InputError in one line."""
         try:
-            if regular_size(path) > _MAX_BYTES:
-                raise InputError(f"is larger than {_MAX_BYTES} bytes", where=str(path))
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
+            content = read_toml(path)
         except OSError as error:
             raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from error
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise InputError(f"is not TOML ({error})", where=str(path)) from error
         for table, options in _IN_RECIPES.items():
             if isinstance(content.get(table), dict):

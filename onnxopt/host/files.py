@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import stat
+import sys
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -13,12 +14,18 @@ import numpy.typing as npt
 
 from onnxopt.errors import InputError, word
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 _KINDS = (
     (stat.S_ISFIFO, "a pipe"),
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
     (stat.S_ISSOCK, "a socket"),
 )
+MOST_TOML = 1 << 20  # bytes of a file of settings
 MOST_UNPACKED = 1 << 30  # bytes of the arrays of one archive
 MOST_RATIO = 16  # of a larger archive: so many times its own bytes
 
@@ -40,6 +47,22 @@ def regular_size(path: Path, where: str = "", *, hint: str = "write it into a fi
     if kind:
         raise InputError(f"is {kind}, not a file", where=where or str(path), hint=hint)
     return info.st_size
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return what a file of settings says.
+
+    Raises:
+        InputError: it is no file, or too large for one.
+        OSError: it cannot be read.
+        ValueError: it is not TOML.
+    """
+    if regular_size(path) > MOST_TOML:
+        raise InputError(f"is larger than {MOST_TOML} bytes", where=str(path))
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
 
 
 def bytes_beside(path: Path) -> int:

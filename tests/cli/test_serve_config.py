@@ -97,3 +97,11 @@ def test_what_is_wrong_with_it_is_one_line(
 def test_a_file_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--config", "/none/serve.toml"]) == 2
     assert "serve.toml" in capsys.readouterr().err
+
+
+def test_what_is_no_file_or_nests_without_end_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    deep = tmp_path / "deep.toml"
+    deep.write_text(f"port = {'[' * 50_000}")
+    for path, said in ((Path("/dev/zero"), "is a device"), (deep, "is no TOML")):
+        assert main(["serve", "x", "--config", str(path)]) == 2
+        assert said in capsys.readouterr().err
