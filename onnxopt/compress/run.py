@@ -22,7 +22,7 @@ from onnxopt.host.folders import write_whole, writing
 from onnxopt.host.scratch import scratch_folder
 from onnxopt.judge.metrics import cosine
 from onnxopt.judge.perplexity import measure_perplexity
-from onnxopt.load.source.source import resolve
+from onnxopt.load.source.source import Source, resolve
 from onnxopt.prune.run import prune as prune_source
 from onnxopt.prune.run import split
 from onnxopt.records.events import Event, Listener
@@ -131,10 +131,10 @@ class _Work:
         """Run the steps in order."""
         recipe = self.recipe
         self._texts()
-        current = recipe.source
+        source = current = resolve(recipe.source)
         asked = recipe.prune or PruneOptions()
         spec, left = None if asked.what is None else spec_of(asked.what, asked), left_of(asked)
-        on_graph = spec is not None and split(spec, resolve(current))[1] is not None
+        on_graph = spec is not None and split(spec, source)[1] is not None
         if recipe.distill is not None and spec is not None and (on_graph or spec.vocabulary):
             raise InputError(
                 "heads, channels, zeros and the vocabulary cannot go before a model is taught",
@@ -148,14 +148,14 @@ class _Work:
             if not on_graph:
                 folder = self.scratch / "prune"
                 record = prune_source(
-                    current,
+                    recipe.source,
                     spec,
                     folder,
                     data=self._calibration(),
                     budget=left,
                     say=lambda step: self.say(Event("prune", step)),
                 )
-                current, details = str(folder), json.loads(record.to_json())
+                current, details = source.after("pruned", folder), json.loads(record.to_json())
             else:
                 # on the graph, on its way to the artifact
                 self.pruning = PruneOptions(what=spec, data=self._calibration(), budget=left)
@@ -164,18 +164,21 @@ class _Work:
             started = time.perf_counter()
             folder = self.scratch / "distill"
             options = dict(recipe.distill)
-            student = options.pop("student", current)
+            if "student" not in options and current is not source:  # it is what pruning left
+                options |= {"student": str(current.path), "student_name": str(spec)}
+            data = tuple(options.pop("data", ()))
             taught = distill(
                 recipe.source,
                 folder,
-                student=student,
-                data=tuple(options.pop("data", ()) or (self.data,)),
+                student=options.pop("student", recipe.source),
+                data=data or (self.data,),
                 say=lambda step: self.say(Event("distill", step)),
                 **options,
             )
-            current = str(folder)
-            what = f"{taught.steps} steps"
-            self._step("distill", what, current, json.loads(taught.to_json()), started)
+            current = source.after("distilled", folder)
+            details = json.loads(taught.to_json())
+            details["settings"]["data"] = data or [recipe.data]  # and not the folder in which its first part lay
+            self._step("distill", f"{taught.steps} steps", current, details, started)
         if recipe.quantize is not None:
             started = time.perf_counter()
             self._step("quantize", recipe.quantize.precision, current, {}, started, quantize=recipe.quantize)
@@ -204,7 +207,7 @@ class _Work:
         self,
         name: str,
         what: str,
-        current: str,
+        current: Source,
         details: dict[str, Any],
         started: float,
         *,

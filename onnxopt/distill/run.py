@@ -70,7 +70,7 @@ def distill(
             folder = out.with_name(f"{out.name}.student") if options.get("save_every") else scratch / "student"
             if not (resume and folder.is_dir()):
                 make_student(teacher, student, folder, task=options.get("task", ""), align=align, say=tell)
-        settings = Settings.made(teacher=teacher, student=str(folder), **options)
+        settings = Settings.made(teacher=teacher, student=str(folder), **{"student_name": student, **options})
         if processes == 1:
             from onnxopt.distill.train import train
 

@@ -23,6 +23,7 @@ class Settings(Record):
     Attributes:
         teacher: source of the teacher.
         student: folder of the student's checkpoint to start from.
+        student_name: what records and messages call it, as its folder may be gone afterwards; its folder when empty.
         task: transformers task name of both.
         data: `builtin`, or files of text or JSON entries.
         steps: weight updates.
@@ -51,6 +52,7 @@ class Settings(Record):
 
     teacher: str
     student: str
+    student_name: str = ""
     task: str = ""
     data: tuple[str, ...] = ("builtin",)
     steps: int = Field(default=200, ge=1)
@@ -75,6 +77,10 @@ class Settings(Record):
     most_rows: int = Field(default=0, ge=0)
     seed: int = 0
     threads: int = Field(default=0, ge=0)
+
+    def named(self) -> Settings:
+        """Return these as a record keeps them: the student by its name."""
+        return self.model_copy(update={"student": self.student_name or self.student, "student_name": ""})
 
     @classmethod
     def made(cls, **values: Any) -> Settings:

@@ -154,7 +154,7 @@ class _Run:
         stopped = self._steps(begin, rows, look, (learner, optimizer, schedule))
         last = self.curve[-1].step
         record = Distillation(
-            settings=settings.model_copy(update={"losses": self.parts}),
+            settings=settings.named().model_copy(update={"losses": self.parts}),
             metric=metric,
             better=better,  # type: ignore[arg-type]  # one of the two
             teacher_metric=of_teacher,
@@ -204,7 +204,7 @@ class _Run:
         if theirs != ours:
             raise InputError(
                 f"the student has a vocabulary of {ours}, the teacher of {theirs}",
-                where=self.settings.student,
+                where=self.settings.student_name or self.settings.student,
                 hint="both must read the same tokens; cut the vocabulary after distilling",
             )
         if self.settings.cache_teacher and (
@@ -464,7 +464,7 @@ class _Run:
             where = str(self.state_folder)
             raise InputError("there is no saved state to go on from", where=where, hint="drop --resume")
         state = json.loads(found[-1].read_text(encoding="utf-8"))
-        free = {"evaluate_every", "patience", "save_every", "threads"}
+        free = {"student_name", "evaluate_every", "patience", "save_every", "threads"}
         now = {key: value for key, value in self.settings.model_dump(mode="json").items() if key not in free}
         changed = [key for key, value in now.items() if state["settings"].get(key) != value]
         if changed:

@@ -110,7 +110,7 @@ def prune_checkpoint(
     from onnxopt.prune.checkpoint.student import cut_opened, prune_opened, write_opened
     from onnxopt.prune.judging import ask, hold, read_samples
 
-    opened = open_checkpoint(source.text)
+    opened = open_checkpoint(source)
     before = opened.parameters
     metric, value = "", None
     parts: list[Pruned] = []
@@ -261,7 +261,4 @@ def pruned_source(
     with scratch_folder() as scratch:
         folder = scratch / source.name
         record = prune_checkpoint(source, first, folder, data=data, budget=budget, say=say)
-        recipe = source.recipe
-        # the recipe's counts and weights are those of the whole model; its task and workload hold for the pruned one
-        kept = None if recipe is None else replace(recipe, expected={}, sample=None)
-        yield replace(resolve(str(folder)), name=source.name, recipe=kept), later, record.notes
+        yield source.after("pruned", folder), later, record.notes

@@ -76,11 +76,13 @@ def optimize(
     return make(str(source), Options.of(**options), out=None if out is None else Path(out), progress=progress)
 
 
-def make(source: str, options: Options, *, out: Path | None = None, progress: Listener | None = None) -> Artifact:
+def make(
+    source: str | Source, options: Options, *, out: Path | None = None, progress: Listener | None = None
+) -> Artifact:
     """Do what `optimize` does, with the options by stage.
 
     Args:
-        source: as `optimize` takes it.
+        source: as `optimize` takes it, or what was found already.
         options: of all stages.
         out: the folder to write; `build/<name>` when None.
         progress: told what happens.
@@ -105,12 +107,16 @@ def make(source: str, options: Options, *, out: Path | None = None, progress: Li
         check_output_folder(out)
     own = own_passes(options.rewrite.passes)
     pins = Pins.read(options, target)
-    say(Event("load", f"looking for {source}"))
-    found = resolve(source, weights=which.weights, revision=which.revision, trust_remote_code=which.trust_remote_code)
+    if isinstance(source, Source):
+        found = source
+    else:
+        say(Event("load", f"looking for {source}"))
+        trusts = which.trust_remote_code
+        found = resolve(source, weights=which.weights, revision=which.revision, trust_remote_code=trusts)
     seen = Seen.of(found)
     if given and found.kind != "onnx":
         what = "--feeds, --axis and --value are for .onnx files: inputs of a checkpoint are known"
-        raise InputError(what, where=source, hint="drop them; shapes are asked for with --workload")
+        raise InputError(what, where=found.text, hint="drop them; shapes are asked for with --workload")
     goal = Goal.of(options, target, found, out, own, pins=pins)
     say(Event("load", f"looking at {found.name}"))
     require_ready(found, options, goal.out)
@@ -183,8 +189,6 @@ class _Run:
                 raise InputError("encoder-decoders are not pruned", where=found.text)
             loaded = self._loaded(source)
             loaded.notes.extend(notes)
-            if source is not found:
-                loaded.origin |= {"source": found.text, "kind": "pruned", "revision": found.revision}
             loaded.origin["pruned"] = str(spec)
             workload, goal = self.goal.workload, self._fitted(loaded)
             step = None if later is None else GraphPruning(loaded, later, data, budget, tell, workload=workload)

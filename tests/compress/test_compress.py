@@ -17,10 +17,12 @@ from onnxopt.compress.report import Compression, record_of
 from onnxopt.compress.run import _Work, compress
 from onnxopt.errors import InputError, ProofError
 from onnxopt.judge.metrics import MetricBudget
+from onnxopt.load.source.source import Source
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.records.manifest import Manifest
 from onnxopt.road.options import Options, PrecisionOptions, PruneOptions, TuneOptions
 from onnxopt.texts.files import read_labelled
+from tests.exam.stopped_jobs import content
 from tests.support.command import onnxopt
 from tests.support.tiny import tiny_checkpoint
 
@@ -84,6 +86,31 @@ def test_an_embedder_is_judged_by_cosine_and_timed(tmp_path: Path) -> None:
     assert steps[0]["value"] == pytest.approx(1.0)
     assert 0.0 < steps[1]["value"] < 1.0
     assert all(step["latency_ms"]["batch 1 sequence 8"] > 0 for step in steps)
+
+
+@pytest.mark.parametrize(
+    "teaching",
+    [
+        pytest.param("", id="pruned", marks=pytest.mark.slow),
+        pytest.param("[distill]\nsteps = 2\nlength = 16\n", id="taught"),
+    ],
+)
+def test_what_it_leaves_is_the_same_each_time_and_names_the_source(tmp_path: Path, teaching: str) -> None:
+    folder = tiny_checkpoint("bert", tmp_path / "tiny", layers=2)
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(f'source = "{folder}"\n[prune]\nwhat = "ffn=50%"\n{teaching}[package]\nworkload = "1x8"\n')
+    one, other = (tmp_path / name for name in ("one", "other"))
+    for out in (one, other):
+        done = onnxopt("compress", recipe, "--no-measure", "-o", out, ONNXOPT_CACHE=f"{out}.cache")
+        assert done.code == 0, done.err
+    assert (one / "manifest.json").read_text() == (other / "manifest.json").read_text()
+    assert content(one) == content(other)
+    manifest = Manifest.read(one)
+    assert manifest.name == "tiny"
+    assert manifest.origin["source"] == str(folder)
+    assert manifest.origin["kind"] == ("distilled" if teaching else "pruned")
+    for path in [*one.rglob("*.json"), *one.rglob("*.html"), *tmp_path.glob("one.compression.*")]:
+        assert "onnxopt-" not in path.read_text(), path  # no folder that is gone
 
 
 @pytest.mark.parametrize(
@@ -161,9 +188,9 @@ def test_each_artifact_is_made_with_the_tables_of_the_recipe(tmp_path: Path, mon
     )
     made: list[Options] = []
 
-    def make(source: str, options: Options, **_: object) -> object:
+    def make(source: Source, options: Options, **_: object) -> object:
         made.append(options)
-        return SimpleNamespace(path=Path(source), manifest=SimpleNamespace(bytes_after=1))
+        return SimpleNamespace(path=Path(source.text), manifest=SimpleNamespace(bytes_after=1))
 
     monkeypatch.setattr(run, "make", make)
     monkeypatch.setattr(run._Work, "_judge", lambda *_: 1.0)

@@ -13,7 +13,7 @@ from onnxopt.load.checkpoint.heads import require_head
 from onnxopt.load.checkpoint.network import load_network
 from onnxopt.load.checkpoint.pooling import build_head, read_pooling
 from onnxopt.load.checkpoint.tasks import Task, infer_task, parse_task
-from onnxopt.load.source.source import resolve
+from onnxopt.load.source.source import Source, resolve
 
 
 @dataclass(frozen=True)
@@ -48,23 +48,28 @@ class Opened:
         return found if isinstance(found, int) and found >= 0 else 0
 
 
-def open_checkpoint(text: str, task: str = "") -> Opened:
+def open_checkpoint(named: str | Source, task: str = "") -> Opened:
     """Load what a user names.
 
     Args:
-        text: sample, recipe, Hub id or folder.
+        named: sample, recipe, Hub id or folder, or what was found under such a name.
         task: transformers task name; found when empty.
 
     Raises:
         InputError: when it is no checkpoint of text with weights.
     """
-    source = resolve(text)
+    source = resolve(named) if isinstance(named, str) else named
+    text = source.text
+    if source.weights == "random":
+        raise InputError(
+            "weights that are made up are neither pruned nor taught", where=text, hint="drop --weights random"
+        )
     if source.kind == "onnx" or source.path is None:
         raise InputError("is no checkpoint", where=text, hint="name a folder with config.json and *.safetensors")
     checkpoint = read_checkpoint(source)
     config = load_config(checkpoint)
-    named = task or (source.recipe.task if source.recipe else "")
-    kind = parse_task(named) if named else infer_task(config, where=text)
+    asked = task or (source.recipe.task if source.recipe else "")
+    kind = parse_task(asked) if asked else infer_task(config, where=text)
     if kind.modality != "text":
         raise InputError(f"the task is {kind.name}; only models of text are supported here", where=text)
     require_head(checkpoint, kind)

@@ -352,7 +352,7 @@ def _open(entry: Path, checkpoint: Checkpoint, weights: Mapping[str, str], model
         assets=tuple(sorted(path for path in (entry / _ASSETS).rglob("*") if path.is_file())),
         origin={
             "source": source.recipe.source if source.recipe and source.kind != "folder" else source.text,
-            "kind": source.kind,
+            "kind": source.made or source.kind,
             "revision": source.revision,
             "weights": source.weights,
             "weights_sha256": _digest(weights) if source.weights == "pretrained" else "",

@@ -55,6 +55,7 @@ class Source:
         revision: the Hub's commit, when there is one.
         trust_remote_code: whether code that the checkpoint brings along may run.
         notes: what the ledger should say about how it was fetched.
+        made: what a step did to the model that `text` names, such as `pruned`; `path` is then the step's folder.
     """
 
     text: str
@@ -66,6 +67,18 @@ class Source:
     revision: str = ""
     trust_remote_code: bool = False
     notes: tuple[str, ...] = ()
+    made: str = ""
+
+    def after(self, step: str, folder: Path) -> Source:
+        """Return the checkpoint that a step made of this one: records and messages name what the user named.
+
+        Args:
+            step: what it did, such as `pruned`.
+            folder: that it wrote, with a `config.json` and weights.
+        """
+        # a recipe's counts and weights are those of the whole model; its task and workload hold for what is left
+        recipe = self.recipe and replace(self.recipe, expected={}, sample=None)
+        return replace(self, kind="folder", path=folder, recipe=recipe, notes=(), made=step)
 
 
 def resolve(

@@ -275,6 +275,16 @@ def test_a_checkpoint_is_pruned_on_the_command_line(tmp_path: Path) -> None:
     assert (refused.code, len(refused.error_lines)) == (2, 1)
 
 
+def test_weights_that_are_made_up_are_not_pruned(tmp_path: Path) -> None:
+    """Their architecture's own weights may lie there: they are not what was asked for."""
+    folder = tiny_checkpoint("bert", tmp_path / "bert", layers=2)
+    done = onnxopt("optimize", folder, "--weights", "random", "--prune", "ffn=50%", "-o", tmp_path / "out")
+    assert done.code == 2
+    line = f"error: {folder}: weights that are made up are neither pruned nor taught; drop --weights random"
+    assert done.err.splitlines()[-1] == line
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_onnx_file_has_no_tokenizer_to_cut(tmp_path: Path) -> None:
     model = tmp_path / "model.onnx"
     model.write_bytes(b"x")
