@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from onnxopt.host.stops import Terminated, hear_nothing, hear_terminate, say, stopped
+from onnxopt.host.stops import Terminated, hear_nothing, hear_stops, say, stopped
 
 
 def run() -> int:
     """Run the command line and return its exit code."""
     try:
-        hear_terminate()
+        hear_stops()
         from onnxopt.cli.main import main  # loads for a while
 
         code = main()

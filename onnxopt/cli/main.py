@@ -8,11 +8,10 @@ import io
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +22,7 @@ from onnxopt.cli.watcher import ChildDiedError, go_on_in_child
 from onnxopt.errors import InputError, OnnxoptError, word
 from onnxopt.host.disk import CLOSED, FULL, advice_of, code_of, reason_of
 from onnxopt.host.scratch import scratch_folder
-from onnxopt.host.stops import INTERRUPTED_EXIT_CODE, TERMINATED_EXIT_CODE, Terminated, hear_terminate, stopped
+from onnxopt.host.stops import INTERRUPTED_EXIT_CODE, TERMINATED_EXIT_CODE, Terminated, hearing_stops, stopped
 from onnxopt.host.watch import limited_runs
 
 COMMANDS = (
@@ -90,7 +89,7 @@ def _work(arguments: Sequence[str] | None) -> int:
     started = time.perf_counter()
     _escape_what_cannot_be_written()
     try:
-        with _terminated_as_interrupted(), limited_runs() if not OWN & set(given[:1]) else nullcontext():
+        with hearing_stops(), limited_runs() if not OWN & set(given[:1]) else nullcontext():
             code = command.main(args=given, prog_name="onnxopt", standalone_mode=False)
             sys.stdout.flush()
     except OnnxoptError as error:
@@ -127,20 +126,6 @@ def _escape_what_cannot_be_written() -> None:
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM take back what was begun, as an interrupt does, in place of ending Python on the spot."""
-    if threading.current_thread() is not threading.main_thread():  # no other may say what signals do
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    hear_terminate()
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _unread() -> int:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from onnxopt.errors import InputError
+from onnxopt.host.stops import undisturbed
 
 WAIT_SECONDS = 120.0  # for another process with the same folder
 PAUSE_SECONDS = 0.1  # between two tries
@@ -42,13 +43,15 @@ def claimed(room: Path, ending: Ending, *, folder: bool = True) -> Iterator[Path
     Raises:
         OSError: it cannot be made there.
     """
-    path, handle = _claim(room, ending, folder=folder)
+    path, handle = None, None
     try:
+        with undisturbed():
+            path, handle = _claim(room, ending, folder=folder)
         yield path
     finally:
-        try:
-            _remove(path)
-        finally:
+        with undisturbed():
+            if path is not None:
+                _remove(path)
             if handle is not None:
                 os.close(handle)
 

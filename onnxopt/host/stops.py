@@ -2,25 +2,78 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
 import sys
 import threading
-from typing import NoReturn
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from onnxopt.host.kept import kept
 
 INTERRUPTED_EXIT_CODE = 130
 TERMINATED_EXIT_CODE = 143
+AGAIN_SECONDS = 0.02
+MOST_PUT_OFF = 500  # times, so ten seconds
+_LOADERS = ("_frozen_importlib", "importlib._bootstrap")
+
+_heard: list[BaseException] = []
+_put_off: dict[int, int] = {}
+_busy: list[None] = []  # as many as there are blocks that are not to be cut short
 
 
 class Terminated(BaseException):  # beside KeyboardInterrupt
     """Somebody asked the process to end, as `kill` and `docker stop` do."""
 
 
-def hear_terminate() -> None:
-    """Let SIGTERM raise `Terminated`, in place of ending Python on the spot; the main thread alone may say so."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _end)
+def hear_stops() -> None:
+    """Let SIGTERM raise `Terminated`, in place of ending Python on the spot; SIGINT `KeyboardInterrupt`, as usual.
+
+    Neither is raised inside of an import, where native code makes an ImportError of it, which whoever can do without
+    that library passes over: it is put off until the import is over. The main thread alone may say what signals do.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    _heard.clear()
+    _put_off.clear()
+    signal.signal(signal.SIGTERM, _end)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is behind a shell's &
+        signal.signal(signal.SIGINT, _end)
+
+
+@contextmanager
+def hearing_stops() -> Iterator[None]:
+    """Hear them as `hear_stops` does, and as before afterwards; what others make of a stop is raised as the stop."""
+    both = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(one) for one in both]
+    hear_stops()
+    try:
+        yield
+    except Exception as error:
+        if _heard:
+            raise _heard[0] from error
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for one, handler in zip(both, before, strict=True):
+                signal.signal(one, handler)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put a stop off until the block is over, ten seconds at most: what is made is known then, and what goes is gone.
+
+    In other threads than the main one nothing is raised anyway.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _busy.append(None)
+    try:
+        yield
+    finally:
+        _busy.pop()
 
 
 def hear_nothing() -> None:
@@ -46,9 +99,36 @@ def stopped(error: BaseException) -> tuple[str, int]:
 _INTERRUPTED = ("interrupted", INTERRUPTED_EXIT_CODE)
 
 
-def _end(*_: object) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what takes back is not to be ended itself
-    raise Terminated
+def _end(number: int, frame: FrameType | None) -> None:
+    if (_busy or _is_loading(frame)) and _put_off.get(number, 0) < MOST_PUT_OFF:
+        _put_off[number] = _put_off.get(number, 0) + 1
+        again = threading.Timer(AGAIN_SECONDS, _signal_main, [number])
+        again.daemon = True
+        again.start()
+        return
+    if number == signal.SIGTERM:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what takes back is not to be ended itself
+    stop = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+    _heard.append(stop)
+    raise stop
+
+
+def _signal_main(number: int) -> None:
+    """Send a signal to the main thread, which wakes it where the system can do that."""
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:
+        signal.pthread_kill(main, number)
+    else:
+        _thread.interrupt_main(signal.Signals(number))
+
+
+def _is_loading(frame: FrameType | None) -> bool:
+    """Tell whether a module is being imported, at any depth."""
+    while frame is not None:
+        if frame.f_globals.get("__name__") in _LOADERS:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def say(line: str) -> None:
