@@ -8,12 +8,13 @@ tried, and where the result does not answer as the original does, sizes from 1 o
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from itertools import chain
 
 import onnx_ir as ir
 
 from onnxopt.errors import InputError
+from onnxopt.graph import dims
 from onnxopt.graph.cache import PAST, SEQUENCE, TOTAL, Cache, complete_all
 from onnxopt.load.loaded import Loaded
 from onnxopt.probe.program import ProbeError
@@ -53,15 +54,22 @@ def tried_empty(
     notes: list[str] = []
     called = (function.all_nodes() for function in loaded.model.functions.values())
     every = list(chain(loaded.model.graph.all_nodes(), *called))
+    inputs = loaded.model.graph.inputs
+    endings = {
+        axis: ending
+        for axis in loaded.signature.axes
+        if (ending := next((node.op_type for node in every if _ends_the_process(node, axis, inputs)), ""))
+    }
     for axis in _may_be_empty(loaded):
         shown = loaded.names.get(axis, axis)
-        ending = next((node.op_type for node in every if _ends_the_process(node, axis)), "")
+        ending = next((endings[one] for one in _with(loaded, axis) if one in endings), "")
         if ending:
             notes.append(
                 f"axis '{shown}' may be asked from 1 on: 0 is not tried, since {ending} ends the process there"
             )
             continue
-        found = [compared for sizes in _cases(loaded, axis) if (compared := _compared(run, loaded, sizes)) is not None]
+        cases = _cases(loaded, axis, never=endings)
+        found = [compared for sizes in cases if (compared := _compared(run, loaded, sizes)) is not None]
         if all(record.worst_relative_error <= relative_error for records_of in found for record in records_of):
             records += found[0] if found else []  # of the others nothing is left to be counted
         else:
@@ -69,11 +77,14 @@ def tried_empty(
     return records, notes
 
 
-def _ends_the_process(node: ir.Node, axis: str) -> bool:
+def _ends_the_process(node: ir.Node, axis: str, inputs: Sequence[ir.Value]) -> bool:
     """Tell whether a kernel may end the process where an axis is empty; True where its sizes are not known."""
     if node.op_type != ENDS_WITHOUT_PLACES:
         return node.op_type in ENDS_THE_PROCESS
-    fact = node.inputs[0].meta.get(FACT_KEY) if node.inputs[0] is not None else None
+    x = node.inputs[0]
+    if x in inputs and x is not None and x.shape is not None:
+        return axis in (dims(x) or ())[2:]
+    fact = x.meta.get(FACT_KEY) if x is not None else None
     if not isinstance(fact, Fact) or fact.dims is None:
         return True
     places = fact.dims[2:]
@@ -88,14 +99,19 @@ def _may_be_empty(loaded: Loaded) -> list[str]:
     return [axis for axis in loaded.signature.axes if axis not in fixed | later]
 
 
-def _cases(loaded: Loaded, axis: str) -> Iterator[dict[str, int]]:
+def _cases(loaded: Loaded, axis: str, never: Container[str]) -> Iterator[dict[str, int]]:
     """Yield sizes with one axis empty: the others as usual, then each at sizes of its own, where it is empty, too.
 
     Without entries they cost next to nothing, so each size at which something changes is among them.
+
+    Args:
+        loaded: what is known of the axes.
+        axis: the empty one.
+        never: axes that are not to be empty beside it.
     """
     axes = loaded.signature.axes
     usual = loaded.runnable({one: USUAL.get(one, loaded.usual(one, USUAL[SEQUENCE])) for one in axes})
-    tied = next((group for group in loaded.tied if axis in group), (axis,))
+    tied = _with(loaded, axis)
     empty = dict.fromkeys(tied, 0)
     yield complete_all({**usual, **empty}, axes, 0)
     for other in axes:
@@ -103,8 +119,15 @@ def _cases(loaded: Loaded, axis: str) -> Iterator[dict[str, int]]:
             continue
         turning = [size + step for size in loaded.turning.get(other, ()) for step in (0, 1)]
         for size in dict.fromkeys((*OTHERS, *turning[:MOST_TURNING])):
+            if not size and other in never:
+                continue
             moved = {**usual, other: loaded.range_of(other).fitted(size) if size else 0}
             yield complete_all({**moved, **empty}, axes, 0)
+
+
+def _with(loaded: Loaded, axis: str) -> Sequence[str]:
+    """Return the axes that have one size with an axis, itself included."""
+    return next((group for group in loaded.tied if axis in group), (axis,))
 
 
 def _compared(run: Callable[[Feeds], Feeds], loaded: Loaded, sizes: dict[str, int]) -> list[ProofRecord] | None:

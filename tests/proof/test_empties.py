@@ -113,6 +113,15 @@ def test_an_instance_normalization_is_asked_of_no_rows_and_not_of_no_places(befo
         Session(artifact.path).run({"x": np.zeros((2, 3, 0), np.float32)})
 
 
+def test_no_places_are_not_tried_beside_another_empty_axis_either(tmp_path: Path) -> None:
+    text = """g (float[others,2] o, float[rows,3,cells] x) => (float[rows,3,cells] y, float[others,2] p) {
+      y = InstanceNormalization(x, one, one) p = Neg(o) }"""
+    artifact = onnxopt.optimize(
+        saved_with(text, tmp_path, one=np.ones(3, np.float32)), out=tmp_path / "out", measure=False
+    )
+    assert [artifact.manifest.proved[axis].least for axis in ("others", "rows", "cells")] == [0, 0, 1]
+
+
 def test_an_empty_axis_is_tried_beside_other_sizes_too(tmp_path: Path) -> None:
     """A result that is right where an axis is empty and the other short, and wrong where that is long."""
     onnx.save(onnx.parser.parse_model(HEADER + TWO), tmp_path / "model.onnx")
