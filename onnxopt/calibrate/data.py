@@ -15,23 +15,22 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from onnxopt.calibrate.sources import IMAGE_TYPES, RANDOM, SELF, require_there
 from onnxopt.errors import InputError
 from onnxopt.graph.cache import PAST, SEQUENCE, Cache, complete
 from onnxopt.graph.roles import meanings_of
-from onnxopt.host.files import read_npz, regular_size
+from onnxopt.host.files import read_npz
 from onnxopt.load.loaded import Loaded
 from onnxopt.records.quantization import CalibrationRecord
 from onnxopt.spec import Array, Feeds
 from onnxopt.texts.builtin import builtin_texts
-from onnxopt.texts.files import HUB_PREFIX, LEAST_SAMPLES, TEXT_TYPES, read_data_set, read_texts
+from onnxopt.texts.files import BUILTIN, HUB_PREFIX, LEAST_SAMPLES, read_data_set, read_texts
 from onnxopt.texts.tokenizer import prefix_ids
 from onnxopt.texts.windows import cut_text, windows_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-BUILTIN, SELF, RANDOM = "builtin", "self", "random"
-IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SAMPLES = 256  # texts of the builtin source, and at most of any other unless asked otherwise
 WINDOW = 256  # tokens of a language model's samples
 LONGEST = 256  # tokens of a text of the builtin source
@@ -163,32 +162,6 @@ def read_calibration(
     return CalibrationData(
         data.record.model_copy(update={"meaningless": meaningless}), data.rows, data.ready, data.texts, loaded
     )
-
-
-def require_there(source: str | Path, samples: int | None = None) -> None:
-    """Refuse a file or folder of calibration samples that is not there, or is empty; what it holds is not read.
-
-    Args:
-        source: as `read_calibration` takes it.
-        samples: the most samples.
-
-    Raises:
-        InputError: says what may be named.
-    """
-    if samples is not None and samples < 1:
-        raise InputError(f"the number of calibration samples is {samples}", hint="it must be 1 or more")
-    name = str(source)
-    if name in (BUILTIN, SELF, RANDOM) or name.startswith(HUB_PREFIX):
-        return
-    path = Path(source).expanduser()
-    if not path.exists():
-        raise InputError(
-            "no such calibration file or folder",
-            where=str(path),
-            hint=f"name a {TEXT_TYPES} or .npz file, a folder of images, {BUILTIN}, or {HUB_PREFIX}<data set>",
-        )
-    if not (any(path.iterdir()) if path.is_dir() else regular_size(path)):
-        raise InputError("the calibration samples are empty", where=str(path), hint=f"give samples, or use {BUILTIN}")
 
 
 def _of_path(loaded: Loaded, path: Path, most: int) -> CalibrationData:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxopt.calibrate.data import SELF, WINDOW, CalibrationData, of_rows, prefix_of
+from onnxopt.calibrate.data import WINDOW, CalibrationData, of_rows, prefix_of
+from onnxopt.calibrate.sources import SELF
 from onnxopt.errors import InputError
 from onnxopt.graph.cache import Cache
 from onnxopt.load.loaded import Loaded

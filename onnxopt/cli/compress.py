@@ -77,7 +77,7 @@ def prune(
     from onnxopt.cli.live import LiveView
     from onnxopt.host.sizes import size_text
     from onnxopt.prune.run import prune as run
-    from onnxopt.road.goal import left_of, spec_of
+    from onnxopt.road.asked import left_of, spec_of
 
     options = PruneOptions(what=what, **given)
     spec, left = spec_of(what, options), left_of(replace(options, budget=options.budget or None))

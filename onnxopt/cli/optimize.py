@@ -20,6 +20,7 @@ from onnxopt.cli.shared import (
     print_json,
 )
 from onnxopt.road.described import keywords
+from onnxopt.road.options import Options
 
 
 @app.command(
@@ -43,6 +44,9 @@ def optimize(
 ) -> None:
     """Take a model the whole road: load, canonicalize, fuse, lower, prove, measure, package."""
     configure_logging(verbose=verbose)
+    from onnxopt.road.ahead import look_ahead
+
+    look_ahead(source, Options.of(**given), out)
     from onnxopt.cli.live import LiveView, print_summary
     from onnxopt.road.optimize import optimize as run
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxopt.artifact.package import Artifact
 from onnxopt.artifact.place import check_output_folder
-from onnxopt.calibrate.data import require_there
+from onnxopt.calibrate.sources import require_there
 from onnxopt.compress.recipe import CompressRecipe
 from onnxopt.compress.report import Compression, Step, record_of
 from onnxopt.distill.run import distill
@@ -27,7 +27,7 @@ from onnxopt.prune.run import prune as prune_source
 from onnxopt.prune.run import split
 from onnxopt.records.events import Event, Listener
 from onnxopt.road.ahead import require_readable
-from onnxopt.road.goal import left_of, spec_of, target_of
+from onnxopt.road.asked import left_of, spec_of, target_of
 from onnxopt.road.optimize import make
 from onnxopt.road.options import Options, PrecisionOptions, PruneOptions, TuneOptions
 from onnxopt.run.inputs.text import TextModel

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from onnxopt.calibrate.data import require_there
+from onnxopt.calibrate.sources import require_there
 from onnxopt.distill.settings import RECORD_NAME, Distillation, Settings
 from onnxopt.errors import InputError
 from onnxopt.host.extras import require

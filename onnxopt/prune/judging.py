@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from onnxopt.calibrate.data import BUILTIN
 from onnxopt.errors import InputError, ProofError
 from onnxopt.judge.metrics import MetricBudget, cosine
 from onnxopt.load.checkpoint.opened import Opened, answers
 from onnxopt.spec import Array
 from onnxopt.texts.builtin import builtin_texts
+from onnxopt.texts.files import BUILTIN
 from onnxopt.texts.rows import Rows, next_tokens, read_rows, tokenize
 
 LENGTH = 128  # tokens of a row

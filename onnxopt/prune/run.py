@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from onnxopt.calibrate.data import require_there
+from onnxopt.calibrate.sources import require_there
 from onnxopt.errors import InputError
 from onnxopt.graph import initializer_bytes
 from onnxopt.host.folders import check_writable, staged

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from onnxopt.calibrate.data import BUILTIN
 from onnxopt.calibrate.ranges import METHODS, Method
 from onnxopt.errors import InputError
 from onnxopt.host.machine import describe_machine
 from onnxopt.judge.metrics import DEFAULT_BUDGETS, MetricBudget, MetricName
 from onnxopt.qmath.precision import HALF_KINDS, HalfKind, Precision, Scheme
 from onnxopt.spec import Target
+from onnxopt.texts.files import BUILTIN
 
 INT4_BUDGET = MetricBudget("perplexity", 1.08)
 # A block of 32 in 4 bits takes as long as one of 128 in 8 bits, and loses more.
@@ -21,6 +21,29 @@ INT4_CHOICES = (Precision("int4-weights", 128), Precision("int4-weights", 64), I
 HALF_IO = ":io"  # behind fp16 or bf16: inputs and outputs in 16 bits, too
 
 Wanted = Literal["auto", "mixed"]
+
+
+@dataclass(frozen=True)
+class HalfOptions:
+    """What a user asks of 16 bits.
+
+    Attributes:
+        kind: `fp16` or `bf16`.
+        budget: how far the task's metric may fall; None leaves it to the proofs of the tensors.
+        calibration: where the samples come from, see `read_calibration`.
+        samples: how many at most.
+        force: accept calibration data that says nothing.
+        with_io: hand over all float inputs and outputs in 16 bits, not only a cache.
+        asked: the precision as the user wrote it.
+    """
+
+    kind: HalfKind = "fp16"
+    budget: MetricBudget | None = None
+    calibration: str = BUILTIN
+    samples: int | None = None
+    force: bool = False
+    with_io: bool = False
+    asked: str = "fp16"
 
 
 @dataclass(frozen=True)

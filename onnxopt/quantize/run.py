@@ -11,8 +11,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from onnxopt.calibrate.data import SELF, CalibrationData, read_calibration
+from onnxopt.calibrate.data import CalibrationData, read_calibration
 from onnxopt.calibrate.own_text import write_own
+from onnxopt.calibrate.sources import SELF
 from onnxopt.errors import InputError
 from onnxopt.graph import all_nodes, is_op, opset
 from onnxopt.graph.convs import conv_of

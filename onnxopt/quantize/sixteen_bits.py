@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.calibrate.data import BUILTIN, CalibrationData, read_calibration
+from onnxopt.calibrate.data import CalibrationData, read_calibration
 from onnxopt.errors import InputError, ProofError
 from onnxopt.graph import initializer_bytes
 from onnxopt.graph.cache import Cache
 from onnxopt.judge.gate import Judge, require_metric
-from onnxopt.judge.metrics import Metric, MetricBudget
+from onnxopt.judge.metrics import Metric
 from onnxopt.load.loaded import Feeder, Loaded
 from onnxopt.passes.quantize.half_precision import HalfPrecision
 from onnxopt.pipeline.orders import TIDY
@@ -26,10 +26,12 @@ from onnxopt.proof.observations import observations_of
 from onnxopt.proof.whole import is_packed, prove
 from onnxopt.qmath.precision import HalfKind
 from onnxopt.quantize.narrowing import TOLERANCES, Halved, halve
+from onnxopt.quantize.options import HalfOptions
 from onnxopt.records.ledger import Ledger, PassEntry, Refused
 from onnxopt.records.quantization import GateRecord, HalfPrecisionRecord, LayerRecord, QuantizationRecord
 from onnxopt.rewrite.registry import get
 from onnxopt.spec import Budget, Feeds, Padding, Say, Signature, TensorSpec
+from onnxopt.texts.files import BUILTIN
 from onnxopt.timing.latency import typed
 
 logger = logging.getLogger(__name__)
@@ -41,29 +43,6 @@ FEW = 32  # samples, of which SAMPLES show ranges and OTHERS are compared on
 SAMPLES, OTHERS, SAMPLE_TOKENS = 16, 4, 128
 
 Run = Callable[[Feeds], Feeds]
-
-
-@dataclass(frozen=True)
-class HalfOptions:
-    """What a user asks of 16 bits.
-
-    Attributes:
-        kind: `fp16` or `bf16`.
-        budget: how far the task's metric may fall; None leaves it to the proofs of the tensors.
-        calibration: where the samples come from, see `read_calibration`.
-        samples: how many at most.
-        force: accept calibration data that says nothing.
-        with_io: hand over all float inputs and outputs in 16 bits, not only a cache.
-        asked: the precision as the user wrote it.
-    """
-
-    kind: HalfKind = "fp16"
-    budget: MetricBudget | None = None
-    calibration: str = BUILTIN
-    samples: int | None = None
-    force: bool = False
-    with_io: bool = False
-    asked: str = "fp16"
 
 
 @dataclass(frozen=True)

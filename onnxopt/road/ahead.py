@@ -1,25 +1,36 @@
-"""Look ahead: what can be refused at once is refused before a model is fetched, hashed, loaded or run."""
+"""Look ahead: what can be refused at once is refused before anything large is imported, fetched, loaded or run."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
-from onnxopt.artifact.place import resolved
-from onnxopt.calibrate.data import BUILTIN, require_there
+from onnxopt.artifact.place import check_output_folder
+from onnxopt.calibrate.sources import require_there
 from onnxopt.errors import InputError
-from onnxopt.host.disk import free_bytes
-from onnxopt.host.sizes import size_text
 from onnxopt.load.checkpoint.tasks import parse_task
-from onnxopt.load.export.export import look_at
-from onnxopt.load.source.source import Source
-from onnxopt.road.gates import require_measurable
-from onnxopt.road.goal import left_of, precision_of, spec_of
+from onnxopt.load.source.source import Source, require_known
+from onnxopt.road.asked import left_of, precision_of, spec_of, target_of
 from onnxopt.road.options import Options
 from onnxopt.spec import Target, Workload
+from onnxopt.texts.files import BUILTIN
 
-LEAST_SHARE = 8  # the weights of a result take at least one part in so many of those of its source: 4 bits of 32
+
+def look_ahead(source: str | Source, options: Options, out: Path | None) -> None:
+    """Refuse what cannot come to a result, by names and words alone.
+
+    Args:
+        source: as `optimize` takes it, or what was found.
+        options: of all stages.
+        out: the folder to write; None for one below `build`.
+
+    Raises:
+        InputError: names the option, or what is not there.
+    """
+    require_readable(options, target_of(options.package))
+    if out is not None:
+        check_output_folder(out)
+    if isinstance(source, str):
+        require_known(source, options.source.weights)
 
 
 def require_readable(options: Options, target: Target) -> None:
@@ -48,47 +59,16 @@ def require_readable(options: Options, target: Target) -> None:
         parse_task(options.load.task)
 
 
-def require_ready(source: Source, options: Options, out: Path) -> None:
-    """Refuse a source that lacks what its task takes, and disks that have no room for it.
-
-    Args:
-        source: that was found.
-        options: as the user wrote them.
-        out: the folder to write.
+def require_measurable(options: Options) -> None:
+    """Refuse gates that cannot be told from what is asked for.
 
     Raises:
-        InputError: says what is missing and where.
+        InputError: no time is measured, nothing in fewer bits is asked for, or the number is none of a speed-up.
     """
-    look_at(source, options.load.task)
-    needed = weight_bytes(source)
-    is_float = options.quantize.precision == "fp32" and options.prune.what is None
-    least = needed if is_float else needed // LEAST_SHARE
-    # the cache is not asked: a run goes on without it
-    require_room(((resolved(out), least, "--out"), (Path(tempfile.gettempdir()), needed, "TMPDIR")))
-
-
-def require_room(places: Iterable[tuple[Path, int, str]]) -> None:
-    """Refuse folders whose disks have less free than what will surely be written there.
-
-    Args:
-        places: a folder that need not be there yet, the bytes, and what names another folder.
-
-    Raises:
-        InputError: tells what is free and what is needed.
-    """
-    for place, needed, name in places:
-        free = free_bytes(place)
-        if free is not None and free < needed:
-            raise InputError(
-                f"has no room for the result: {size_text(free)} free, at least {size_text(needed)} needed",
-                where=str(place),
-                hint=f"make room, or name a folder on another disk with {name}",
-            )
-
-
-def weight_bytes(source: Source) -> int:
-    """Return at least how many bytes the weights of a source are; 0 where they are made up or not known."""
-    if source.path is None or source.weights == "random":
-        return 0
-    files = [source.path] if source.kind == "onnx" else source.path.glob("*.safetensors")
-    return sum(file.stat().st_size for file in files)
+    wanted = options.tune.require_speedup
+    if wanted is not None and not 0 < wanted < float("inf"):
+        raise InputError(f"{wanted:g} is no speed-up", where="--require-speedup", hint="write for example 1.0 or 1.5")
+    if wanted is not None and not options.tune.measure:
+        raise InputError("no time is measured", where="--require-speedup", hint="drop --no-measure")
+    if options.quantize.require_precision and options.quantize.precision.strip().lower() == "fp32":
+        raise InputError("the precision is fp32", where="--require-precision", hint="add --precision int8, or drop it")

@@ -20,9 +20,9 @@ from onnxopt.probe.observe import Observation
 from onnxopt.proof.cases import cases_of, proved_ranges, short_of
 from onnxopt.proof.empties import tried_empty
 from onnxopt.proof.whole import is_packed, prove
-from onnxopt.quantize.options import QuantizeOptions
+from onnxopt.quantize.options import HalfOptions, QuantizeOptions
 from onnxopt.quantize.run import quantize
-from onnxopt.quantize.sixteen_bits import HalfOptions, rounding_run, to_half
+from onnxopt.quantize.sixteen_bits import rounding_run, to_half
 from onnxopt.quantize.workplace import Workplace
 from onnxopt.records.ledger import Ledger
 from onnxopt.records.manifest import FormName

@@ -4,26 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxopt.errors import GateError, InputError
+from onnxopt.errors import GateError
 from onnxopt.load.export.torch_pair import PAIR
 from onnxopt.records.measurements import Race
 from onnxopt.road.options import Options
 from onnxopt.road.work import Worked
-
-
-def require_measurable(options: Options) -> None:
-    """Refuse gates that cannot be told from what is asked for.
-
-    Raises:
-        InputError: no time is measured, nothing in fewer bits is asked for, or the number is none of a speed-up.
-    """
-    wanted = options.tune.require_speedup
-    if wanted is not None and not 0 < wanted < float("inf"):
-        raise InputError(f"{wanted:g} is no speed-up", where="--require-speedup", hint="write for example 1.0 or 1.5")
-    if wanted is not None and not options.tune.measure:
-        raise InputError("no time is measured", where="--require-speedup", hint="drop --no-measure")
-    if options.quantize.require_precision and options.quantize.precision.strip().lower() == "fp32":
-        raise InputError("the precision is fp32", where="--require-precision", hint="add --precision int8, or drop it")
 
 
 def require_met(parts: Sequence[Worked], options: Options) -> None:

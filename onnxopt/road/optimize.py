@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxopt.artifact.package import Artifact
-from onnxopt.artifact.place import check_output_folder
 from onnxopt.errors import InputError
 from onnxopt.graph import CONTRIB, STANDARD_DOMAINS
 from onnxopt.host.scratch import scratch_folder
@@ -29,14 +28,16 @@ from onnxopt.prune.run import pruned_source
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.records.events import Event, Listener
 from onnxopt.records.rewrites import ProofRecord
-from onnxopt.road.ahead import require_readable, require_ready
+from onnxopt.road.ahead import look_ahead
+from onnxopt.road.asked import left_of, spec_of, target_of
 from onnxopt.road.described import spelled_out
 from onnxopt.road.drawing import drawing_again
 from onnxopt.road.forms import require_standard
 from onnxopt.road.gates import require_met
-from onnxopt.road.goal import Goal, left_of, spec_of, target_of
+from onnxopt.road.goal import Goal
 from onnxopt.road.options import Options
 from onnxopt.road.pinned import Pins
+from onnxopt.road.ready import require_ready
 from onnxopt.road.work import Worked, worked_on
 from onnxopt.road.write import write_result
 from onnxopt.run.session import Session
@@ -101,10 +102,8 @@ def make(
     say = progress or (lambda _: None)
     which, how = options.source, options.load
     given = Given.parse(how.feeds, how.axes, how.values)
+    look_ahead(source, options, out)
     target = target_of(options.package)
-    require_readable(options, target)
-    if out is not None:
-        check_output_folder(out)
     own = own_passes(options.rewrite.passes)
     pins = Pins.read(options, target)
     if isinstance(source, Source):

@@ -1,4 +1,7 @@
-"""What can be refused at once is refused before a model is fetched, hashed or loaded, and torch is not imported."""
+"""What can be refused at once is refused before a model is fetched, hashed or loaded, and torch is not imported.
+
+Covers: calibrate/sources.py, road/ready.py
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,10 @@ from onnxopt.cli.main import main
 from onnxopt.errors import InputError
 from onnxopt.host import disk
 from onnxopt.load.source.source import Source, resolve
-from onnxopt.road import ahead
-from onnxopt.road.ahead import require_readable, require_ready, weight_bytes
+from onnxopt.road import ready
+from onnxopt.road.ahead import require_readable
 from onnxopt.road.options import LoadOptions, Options, PackageOptions, PrecisionOptions, PruneOptions
+from onnxopt.road.ready import require_ready, weight_bytes
 from onnxopt.spec import Target
 from tests.support.tiny import tiny_checkpoint
 
@@ -109,10 +113,10 @@ def test_a_disk_without_room_is_said_at_once(
 ) -> None:
     folders = {one: tmp_path / one for one in ("out", "temporary")}
     monkeypatch.setattr("tempfile.tempdir", str(folders["temporary"]))
-    monkeypatch.setattr(ahead, "weight_bytes", lambda _: 3 * GIB)
+    monkeypatch.setattr(ready, "weight_bytes", lambda _: 3 * GIB)
     free = dict.fromkeys(folders.values(), 4 * GIB) | {folders[place]: 2 * GIB}
     monkeypatch.setattr(
-        ahead, "free_bytes", lambda path: next(size for top, size in free.items() if path.is_relative_to(top))
+        ready, "free_bytes", lambda path: next(size for top, size in free.items() if path.is_relative_to(top))
     )
     source = resolve(str(tiny_checkpoint("bert", tmp_path / "bert")))
     with pytest.raises(

@@ -12,8 +12,9 @@ from onnxopt.errors import GateError, InputError
 from onnxopt.records.manifest import Evidence, FormName, Shipped
 from onnxopt.records.measurements import Race
 from onnxopt.records.quantization import QuantizationRecord
+from onnxopt.road.ahead import require_measurable
 from onnxopt.road.forms import Before
-from onnxopt.road.gates import require_measurable, require_met
+from onnxopt.road.gates import require_met
 from onnxopt.road.options import Options, PrecisionOptions, TuneOptions
 from onnxopt.road.shipping import Decision, Form
 from onnxopt.road.work import Worked

@@ -1,4 +1,7 @@
-"""Options are read once: what was asked for, and what a recipe or a default says where nothing was."""
+"""Options are read once: what was asked for, and what a recipe or a default says where nothing was.
+
+Covers: road/asked.py
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from onnxopt.judge.metrics import MetricBudget
 from onnxopt.load.source.source import Source
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.qmath.precision import Precision
-from onnxopt.road.goal import Goal, left_of, precision_of, spec_of, target_of
+from onnxopt.road.asked import left_of, precision_of, spec_of, target_of
+from onnxopt.road.goal import Goal
 from onnxopt.road.options import Options, PackageOptions, PrecisionOptions, PruneOptions, TuneOptions
 from onnxopt.spec import Budget, Target, Workload
 

@@ -108,17 +108,13 @@ def resolve(
     Raises:
         InputError: when nothing of that name can be had, with what to do instead.
     """
+    require_known(text, weights)
     path = Path(text).expanduser()
     local = _local(text, path, weights, trust_remote_code=trust_remote_code, progress=progress)
     if local:
         return local
     recipes = all_recipes()
     recipe = recipes.get(text)
-    if recipe is None and path.exists():
-        raise _no_source(text, path)
-    if recipe is None and (is_path(text) or not _HUB_ID.fullmatch(text)):
-        raise _nowhere(text, path, recipes)
-    _require_export(text)
     if recipe and recipe.sample and weights == "pretrained":
         found = _sample(text, recipe, progress)
         return replace(found, notes=(*found.notes, _beside(text))) if path.is_dir() else found
@@ -132,33 +128,59 @@ def resolve(
     return Source(text, name, "hub", folder, weights, recipe, folder.name, trust_remote_code, notes)
 
 
+def require_known(text: str, weights: Weights = "pretrained") -> None:
+    """Refuse a name under which there is nothing, without fetching or converting what there is.
+
+    Args:
+        text: what the user wrote.
+        weights: as `resolve` takes them.
+
+    Raises:
+        InputError: as `resolve` does; whether the Hub has a model of that name is not asked.
+    """
+    path = Path(text).expanduser()
+    if path.suffix == ".onnx":
+        if not path.is_file():
+            raise _nowhere(text, path, {})
+        if weights == "random":
+            what = "random weights need an architecture, not an .onnx file"
+            raise InputError(what, where=text, hint="drop --weights random")
+        return
+    if path.suffix == ".gguf":
+        if not path.exists():
+            raise _nowhere(text, path, {})
+        if path.is_file():
+            return
+    if (path / "config.json").is_file():
+        _refuse_artifact(text, path, weights)
+        _refuse_pickled_only(path, weights)
+    else:
+        recipes = all_recipes()
+        if text not in recipes and path.exists():
+            raise _no_source(text, path)
+        if text not in recipes and (is_path(text) or not _HUB_ID.fullmatch(text)):
+            raise _nowhere(text, path, recipes)
+    require("hf", "making a graph of a checkpoint", where=text, instead="give an .onnx file of it")
+
+
 def _local(
     text: str, path: Path, weights: Weights, *, trust_remote_code: bool, progress: Callable[[str], None] | None
 ) -> Source | None:
     """Return the file or checkpoint folder at `path`, if there is one."""
     if path.suffix == ".onnx":
-        return _onnx_file(text, path, weights)
-    if path.suffix == ".gguf" and not path.exists():
-        raise _nowhere(text, path, {})
+        stem = path.resolve().parent.name if path.stem == "model" else path.stem
+        return Source(text, _named(stem, weights), "onnx", path, weights)
     if path.suffix == ".gguf" and path.is_file():
         folder = convert_gguf(path, progress=progress)
         return Source(text, _named(path.stem, weights), "folder", folder, weights, notes=(_dequantized(path),))
     if not (path / "config.json").is_file():
         return None
-    _refuse_artifact(text, path, weights)
-    _refuse_pickled_only(path, weights)
-    _require_export(text)
     name = _named(path.resolve().name, weights)
     hidden = next((one for one in all_recipes().values() if text in (one.name, one.source)), None)
     notes = (
         (f"the folder {text} was taken, which is here, and not the model that is known by that name",) if hidden else ()
     )
     return Source(text, name, "folder", path, weights, trust_remote_code=trust_remote_code, notes=notes)
-
-
-def _require_export(text: str) -> None:
-    """Refuse a checkpoint where nothing is installed that can make a graph of it, before anything is fetched."""
-    require("hf", "making a graph of a checkpoint", where=text, instead="give an .onnx file of it")
 
 
 def _sample(text: str, recipe: Recipe, progress: Callable[[str], None] | None) -> Source:
@@ -227,17 +249,6 @@ def _refuse_artifact(text: str, path: Path, weights: Weights) -> None:
         where=text,
         hint=f"name what it was made from ({word(str(made.origin.get('source', '')))}){model}{elsewhere}",
     )
-
-
-def _onnx_file(text: str, path: Path, weights: Weights) -> Source:
-    if not path.is_file():
-        raise _nowhere(text, path, {})
-    if weights == "random":
-        raise InputError(
-            "random weights need an architecture, not an .onnx file", where=text, hint="drop --weights random"
-        )
-    stem = path.resolve().parent.name if path.stem == "model" else path.stem
-    return Source(text, _named(stem, weights), "onnx", path, weights)
 
 
 def _named(text: str, weights: Weights) -> str:

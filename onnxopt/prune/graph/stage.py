@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.calibrate.data import BUILTIN, Part, read_calibration
+from onnxopt.calibrate.data import Part, read_calibration
 from onnxopt.errors import InputError
 from onnxopt.graph import initializer_bytes
 from onnxopt.graph.cache import PAST, SEQUENCE, complete
@@ -29,6 +29,7 @@ from onnxopt.prune.judging import check_metric, hold
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.rewrite.registry import get
 from onnxopt.spec import Array, Feeds, Say, Target, Workload
+from onnxopt.texts.files import BUILTIN
 from onnxopt.timing.requests import fit_workload
 
 SAMPLES = 800  # texts at most; a refit of n channels wants several times n tokens
