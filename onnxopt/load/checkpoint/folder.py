@@ -98,6 +98,8 @@ def read_checkpoint(source: Source) -> Checkpoint:
     weights = () if source.weights == "random" else tuple(sorted(folder.glob("*.safetensors")))
     for path in weights:
         regular_size(path)
+        if path.is_dir():
+            raise InputError("is a folder, not a file of weights", where=str(path), hint="put the file in its place")
     for index in folder.glob("*.safetensors.index.json"):
         _check_index(index)
     return Checkpoint(source, kept, tuple(removed), weights)

@@ -336,3 +336,10 @@ def test_archive_links_bombs_and_junk_are_refused(tmp_path: Path, monkeypatch: p
     (tmp_path / "junk.zip").write_bytes(b"PK junk")
     with pytest.raises(InputError, match="the archive is broken"):
         samples.unzip(tmp_path / "junk.zip", tmp_path / "target")
+
+
+def test_a_folder_in_the_place_of_weights_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "model-00001-of-00002.safetensors").mkdir()
+    with pytest.raises(InputError, match=r"model-00001-of-00002\.safetensors: is a folder, not a file of weights"):
+        read_checkpoint(resolve(str(tmp_path)))
