@@ -13,6 +13,7 @@ import typer
 
 from onnxopt.cli.shared import (
     AllocationName,
+    CalibratorName,
     ExporterName,
     ImportanceName,
     LogitsName,
@@ -27,6 +28,7 @@ Command = Callable[..., None]
 # What the command line takes for types that it cannot read off; the words of choices are those of the options.
 TYPES: Mapping[str, Any] = {
     "target": TargetName,
+    "calibrator": CalibratorName,
     "weights": WeightsName,
     "logits": LogitsName,
     "exporter": ExporterName,

@@ -105,6 +105,17 @@ class AllocationName(str, Enum):
     sensitivity = "sensitivity"
 
 
+class CalibratorName(str, Enum):
+    """How ranges are found."""
+
+    auto = "auto"
+    min_max = "min-max"
+    moving_average = "moving-average"
+    percentile = "percentile"
+    entropy = "entropy"
+    mse = "mse"
+
+
 TargetOption = Annotated[TargetName, typer.Option("--target", "-t", help="Where the model will run.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the result and errors.")]

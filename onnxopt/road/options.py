@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from onnxopt.rewrite.own import Named
     from onnxopt.spec import Budget, Target, Workload
 
+# What an editor offers; a precision may say more than its name: `int4-weights:64`.
+TargetName = Literal["cpu", "cuda", "tensorrt", "portable"]
+PrecisionName = Literal["fp32", "auto", "mixed", "int8", "int8-dynamic", "int8-weights", "int4-weights", "fp16", "bf16"]
+CalibratorName = Literal["auto", "min-max", "moving-average", "percentile", "entropy", "mse"]
+
 
 class _OfPython:
     """Stands for types whose objects a Python program alone can give; in its place everybody may write words."""
@@ -64,7 +69,7 @@ class PackageOptions(Stage):
             a token behind 256 others; the recipe's when not given.
     """
 
-    target: str | Target = "cpu"
+    target: TargetName | Target = "cpu"
     workload: str | Workload | None = None
 
 
@@ -90,10 +95,10 @@ class PrecisionOptions(Stage):
     """
 
     budget: float | str | Budget | None = None
-    precision: str = "fp32"
+    precision: PrecisionName | str = "fp32"
     calibration: str | Path = "builtin"
     calibration_samples: int | None = None
-    calibrator: str = "auto"
+    calibrator: CalibratorName = "auto"
     keep: str = ""
     force_calibration: bool = False
     allow_slower: bool = False
@@ -211,13 +216,13 @@ class PruneOptions(Stage):
 class Keywords(TypedDict, total=False):
     """The options of a run as keywords of `optimize`; a test holds them to the fields of the classes."""
 
-    target: str | Target
+    target: TargetName | Target
     workload: str | Workload | None
     budget: float | str | Budget | None
-    precision: str
+    precision: PrecisionName | str
     calibration: str | Path
     calibration_samples: int | None
-    calibrator: str
+    calibrator: CalibratorName
     keep: str
     force_calibration: bool
     allow_slower: bool

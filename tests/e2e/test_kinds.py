@@ -18,6 +18,7 @@ import onnxopt
 from onnxopt import Session
 from onnxopt.artifact.golden import read_cases
 from onnxopt.artifact.package import check_golden
+from onnxopt.road.options import TargetName
 
 FLOAT, STRING = TensorProto.FLOAT, TensorProto.STRING
 
@@ -32,7 +33,7 @@ def answers(file: Path, feeds: dict[str, Any]) -> list[Any]:
     return list(ort.InferenceSession(file).run(None, feeds))
 
 
-def optimized(file: Path, target: str = "cpu") -> onnxopt.Artifact:
+def optimized(file: Path, target: TargetName = "cpu") -> onnxopt.Artifact:
     artifact = onnxopt.optimize(file, out=file.parent / "out", target=target, measure=False)
     assert check_golden(artifact.path) == []
     return artifact

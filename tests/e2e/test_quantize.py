@@ -197,7 +197,7 @@ REFUSED = {
     "budget without precision": (["--budget", "cosine>=0.99"], "the precision is fp32"),
     "unreadable budget": (["--precision", "int8", "--budget", "good"], "cannot read the budget"),
     "selector of nothing": (["--precision", "int8", "--keep", "nonsense"], "matches no linear"),
-    "unknown calibrator": (["--precision", "int8", "--calibrator", "median"], "unknown calibrator"),
+    "unknown calibrator": (["--precision", "int8", "--calibrator", "median"], "'median' is not one of"),
     "no calibration file": (["--precision", "int8", "--calibration", "missing.txt"], "no such calibration"),
     "no samples": (["--precision", "int8", "--calibration-samples", "0"], "number of calibration samples"),
 }

@@ -22,6 +22,7 @@ from onnxopt.graph.files import save_graph
 from onnxopt.load.export.export import Exporter
 from onnxopt.rewrite import Builder, Match, Rule
 from onnxopt.rewrite.patterns import Ops, Pat
+from onnxopt.road.options import TargetName
 from onnxopt.spec import Exact
 from tests.support.command import onnxopt as command
 from tests.support.tiny import tiny_checkpoint
@@ -43,7 +44,7 @@ def test_an_encoder_is_fused_completely_and_proved(kind: str, exporter: Exporter
 
 
 @pytest.mark.parametrize("target", ["portable", "tensorrt"])
-def test_other_targets_get_standard_operators_only(target: str, tmp_path: Path) -> None:
+def test_other_targets_get_standard_operators_only(target: TargetName, tmp_path: Path) -> None:
     import onnx
 
     source = tiny_checkpoint("bert", tmp_path / "bert")

@@ -83,9 +83,10 @@ def judge(case: BackendCase, target: str) -> Record:
 def _optimize(name: str, file: Path, out: Path, target: str) -> Record:
     import onnxopt
     from onnxopt.errors import OnnxoptError
+    from onnxopt.spec import Target
 
     try:
-        artifact = onnxopt.optimize(file, out=out, target=target, measure=False)
+        artifact = onnxopt.optimize(file, out=out, target=Target.parse(target), measure=False)
     except OnnxoptError as error:
         text = str(error)
         if tempfile.gettempdir() in text or "candidate/" in text:

@@ -36,7 +36,6 @@ CPU = Target("cpu")
         (Options(quantize=PrecisionOptions(precision="int8", calibration="empty.txt")), "samples are empty"),
         (Options(quantize=PrecisionOptions(precision="int8", calibration="empty")), "samples are empty"),
         (Options(quantize=PrecisionOptions(precision="int8", calibration_samples=0)), "number of calibration samples"),
-        (Options(quantize=PrecisionOptions(precision="int8", calibrator="median")), "unknown calibrator"),
         (Options(quantize=PrecisionOptions(precision="int8", budget="good")), "cannot read the budget"),
         (Options(prune=PruneOptions(what="ffn=lots")), "ffn"),
         (Options(prune=PruneOptions(what="vocab=keep:none.txt")), "none.txt"),

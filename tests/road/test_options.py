@@ -12,13 +12,26 @@ import typer
 
 import onnxopt
 import onnxopt.cli.main  # registers the commands
+from onnxopt.calibrate.ranges import METHODS
 from onnxopt.cli.options import FLAGS, TYPES
 from onnxopt.cli.shared import app
 from onnxopt.compress.recipe import CompressRecipe
 from onnxopt.errors import InputError
 from onnxopt.prune.spec import ALLOCATIONS, IMPORTANCES, PruneSpec
+from onnxopt.qmath.precision import HalfKind, Kind
 from onnxopt.road.described import Described, described, keywords
-from onnxopt.road.options import PLACES, STAGES, Keywords, LoadOptions, Options, PruneOptions, types_of
+from onnxopt.road.options import (
+    PLACES,
+    STAGES,
+    CalibratorName,
+    Keywords,
+    LoadOptions,
+    Options,
+    PrecisionName,
+    PruneOptions,
+    TargetName,
+    types_of,
+)
 from onnxopt.spec import PROVIDERS
 
 OF_COMMANDS = {"source", "out", "as_json", "quiet", "verbose"}
@@ -151,6 +164,9 @@ def test_choices_of_the_command_line_are_those_of_the_options() -> None:
         for name, kind in types_of(stage).items()
         if get_origin(kind) is Literal
     }
+    assert set(get_args(TargetName)) == set(PROVIDERS)
+    assert set(get_args(CalibratorName)) == {"auto", *METHODS}
+    assert {*get_args(PrecisionName), "mixed"} == {"fp32", "auto", "mixed", *get_args(Kind), *get_args(HalfKind)}
     known = {**literals, "target": PROVIDERS, "importance": IMPORTANCES, "allocation": ALLOCATIONS}
     choices = {name: {one.value for one in kind} for name, kind in TYPES.items() if hasattr(kind, "__members__")}
     assert choices == {name: set(words) for name, words in known.items()}

@@ -74,7 +74,11 @@ def test_what_does_not_fit_is_one_line(table: dict[str, Any], said: str) -> None
         (PrecisionOptions, {"budget": True}, "budget in [t] is True; write a number or text"),
         (PrecisionOptions, {"calibration_samples": True}, "calibration_samples in [t] is True; write a whole number"),
         (PruneOptions, {"align": 2.5}, "align in [t] is 2.5; write a whole number"),
-        (PackageOptions, {"target": {"provider": "cpu"}}, "target in [t] is {'provider': 'cpu'}; write text"),
+        (
+            PackageOptions,
+            {"target": {"provider": "cpu"}},
+            "target in [t] is {'provider': 'cpu'}; write 'cpu' or 'cuda' or 'tensorrt' or 'portable'",
+        ),
     ],
 )
 def test_true_is_no_number_and_objects_are_not_for_tables(kind: type, table: dict[str, Any], said: str) -> None:

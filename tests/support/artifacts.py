@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import onnxopt
+from onnxopt.road.options import TargetName
 
 
 @functools.cache
@@ -19,6 +20,6 @@ def _room() -> Path:
 
 
 @functools.cache
-def shared_artifact(source: str, target: str = "cpu") -> Path:
+def shared_artifact(source: str, target: TargetName = "cpu") -> Path:
     """Return the artifact of a sample; whoever changes it works on a copy."""
     return onnxopt.optimize(source, out=_room() / target / source, target=target, measure=False).path
