@@ -9,7 +9,10 @@ Keys::
     outputs        name, dtype, axes, meaning; form as well, also `any rank` (the number of axes differs)
     sizes          for each open axis the sizes at which the graph was proved: least, most, step, and promised: the
                    largest that the model takes (0: none is known)
-    tokenizer      file, pad_id, padding_side, max_length (0: no limit), lowercase; absent without a tokenizer
+    tokenizer      file, pad_id, padding_side, max_length (0: no limit), lowercase; absent without a tokenizer; marks:
+                   the special tokens around a text for who tokenizes without them: `single` [before, after], `pair`
+                   [before, between, after], `second_type`: segment of the second text and its end; absent where the
+                   tokenizer does more than put some around
     prompts        words in front of a text by name, of embeddings whose checkpoint has them; default_prompt: which one
                    where none is asked for, empty for none
     preprocessing  sentences in order
@@ -37,8 +40,9 @@ from onnxopt.records.manifest import DecodingRecord
 from onnxopt.records.record import ProvedRange
 from onnxopt.run.scores import Scores, scores_of
 from onnxopt.spec import SENTENCE, Signature, TensorSpec
+from onnxopt.texts.marks import marks_of
 from onnxopt.texts.prompts import Prompts
-from onnxopt.texts.tokenizer import TOKENIZER_NAME, read_settings, token_limit, tokenizer_pad
+from onnxopt.texts.tokenizer import TOKENIZER_NAME, open_tokenizer, read_settings, token_limit, tokenizer_pad
 
 IO_NAME = "io.json"
 _CROSSINGS = {
@@ -174,15 +178,17 @@ def _tokenizer(folder: Path, signature: Signature) -> dict[str, Any] | None:
     settings = _settings(folder, "tokenizer_config.json")
     try:
         pad, limit = tokenizer_pad(folder), fixed_length(signature.inputs) or token_limit(folder)
+        marks = marks_of(open_tokenizer(folder))
     except InputError:
         return None  # a tokenizer that the library cannot read is described by its own files alone
-    return {
+    said = {
         "file": TOKENIZER_NAME,
         "pad_id": pad,
         "padding_side": "left" if settings.get("padding_side") == "left" else "right",
         "max_length": limit,
         "lowercase": bool(_settings(folder, "sentence_bert_config.json").get("do_lower_case", False)),
     }
+    return said | ({} if marks is None else {"marks": marks.as_json()})
 
 
 def _prompts(folder: Path, signature: Signature) -> Prompts:

@@ -40,6 +40,7 @@ from onnxopt.artifact.golden import (
     read_cases,
     write_golden,
 )
+from onnxopt.artifact.golden_texts import TEXTS_NAME, GoldenTexts, texts_differences
 from onnxopt.artifact.io_json import IO_NAME, io_bytes, io_description
 from onnxopt.artifact.place import check_output_folder, resolved
 from onnxopt.artifact.report import REPORT_NAME
@@ -303,7 +304,7 @@ def _reads_batch(node: ir.Node) -> bool:
 
 
 def check_golden(path: str | Path, *, target: Target | None = None) -> list[GoldenDifference]:
-    """Run an artifact on its golden inputs in a default session.
+    """Run an artifact on its golden inputs, and on its golden texts where it has some, in a default session.
 
     Args:
         path: the artifact.
@@ -320,7 +321,11 @@ def check_golden(path: str | Path, *, target: Target | None = None) -> list[Gold
         check_intact(artifact.path, artifact.manifest, golden=golden)
     parts = artifact.manifest.parts
     if not parts:
-        return check_cases(artifact.session(target=target), artifact.path / GOLDEN_FOLDER)
+        session, golden_folder = artifact.session(target=target), artifact.path / GOLDEN_FOLDER
+        found = check_cases(session, golden_folder)
+        if (golden_folder / TEXTS_NAME).is_file():
+            found += texts_differences(GoldenTexts.read(golden_folder / TEXTS_NAME), artifact.path, session)
+        return found
     chosen = target or Target(artifact.manifest.target.provider)
     return [
         difference

@@ -34,7 +34,11 @@ def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = shutil.copytree(shared_artifact("minilm"), tmp_path_factory.mktemp("packaged") / "minilm")
     done = onnxopt("package", folder, *(part for stack in STACKS if stack != "genai" for part in ("--for", stack)))
     assert done.code == 0, done.err
-    assert len(done.out.splitlines()) == len(STACKS) - 1
+    commands = done.out.splitlines()
+    assert [line.split(" && ")[0].rsplit("/", 1)[1] for line in commands if '"a cat sleeps"' not in line] == [
+        stack for stack in STACKS if stack != "genai"
+    ]
+    assert sum('"a cat sleeps"' in line for line in commands) == len(("node", "cpp", "csharp", "java", "rust"))
     return folder
 
 
@@ -83,6 +87,7 @@ def test_io_json_says_what_a_program_must_know(minilm: Path, decoder: Path) -> N
         "padding_side": "right",
         "max_length": 256,
         "lowercase": False,
+        "marks": {"single": [[101], [102]], "pair": [[101], [102], [102]], "second_type": 1},
     }
     assert io["pooling"] == "mean"
     assert io["postprocessing"][0].startswith("none")
@@ -193,12 +198,16 @@ def test_the_genai_client_writes_what_is_expected(decoder: Path) -> None:
     done = run(sys.executable, client / "generate.py")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("equal: ") == 3
-    cases = json.loads((client / "expected.json").read_text())
-    cases[1]["tokens"][3] += 1
-    (client / "expected.json").write_text(json.dumps(cases))
-    done = run(sys.executable, client / "generate.py")
-    assert done.returncode == 1
-    assert "differs: after" in done.stdout
+    path = decoder / "golden" / "texts.json"
+    whole = path.read_text()
+    for key, place, said in (("expected", 3, "differs: after"), ("ids", 0, "differs: the tokenizer makes")):
+        content = json.loads(whole)
+        content["cases"][1][key][place] += 1
+        path.write_text(json.dumps(content))
+        done = run(sys.executable, client / "generate.py")
+        assert done.returncode == 1
+        assert said in done.stdout
+    path.write_text(whole)
 
 
 def parsed(text: str) -> Any:
