@@ -36,6 +36,7 @@ from onnxopt.artifact.package import read_golden
 from onnxopt.errors import InputError
 from onnxopt.texts.tokenizer import TOKENIZER_NAME, read_settings
 
+_BERT_MARKS = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")  # what Microsoft's BertTokenizer wants to find
 _ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
 
@@ -132,7 +133,8 @@ def tokenizer_kind(folder: Path) -> tuple[str, bool, bool, bool]:
     model, normal, before = (content.get(part) or {} for part in ("model", "normalizer", "pre_tokenizer"))
     kind = str(model.get("type", ""))
     plain = normal.get("type") == "BertNormalizer" and before.get("type") == "BertPreTokenizer"
-    if kind != "WordPiece" or not plain or model.get("continuing_subword_prefix", "##") != "##":
+    known = set(_BERT_MARKS) <= set(model.get("vocab") or {}) and model.get("continuing_subword_prefix", "##") == "##"
+    if kind != "WordPiece" or not plain or not known:
         return kind, False, False, False
     lowers = bool(normal.get("lowercase"))
     accents = normal.get("strip_accents")

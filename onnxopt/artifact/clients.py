@@ -8,6 +8,7 @@ texts it says what the graph answers. Compiled languages read both from `golden.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -32,7 +33,7 @@ from onnxopt.host.folders import staged, sync, write_whole
 from onnxopt.records.manifest import MANIFEST_NAME, FileRecord, Manifest
 from onnxopt.run.session import MODEL_NAME, Session
 from onnxopt.spec import TensorSpec
-from onnxopt.texts.tokenizer import TOKENIZER_NAME
+from onnxopt.texts.tokenizer import TOKENIZER_NAME, read_settings
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable  # Python 3.10 has it elsewhere
@@ -41,6 +42,7 @@ STACKS = ("node", "web", "genai", "triton", "cpp", "csharp", "java", "rust")
 CLIENTS_FOLDER = "clients"
 SHARD_BYTES = 2 << 30  # a browser's ArrayBuffer ends here
 _COMPILED = frozenset({"cpp", "csharp", "java", "rust"})
+_STORED = frozenset({"cpp", "java"})  # get a tokenizer of their own, in which nothing is stored but how to part text
 # Triton's names of dtypes (model_config.proto, DataType)
 _TRITON = {
     "bool": "TYPE_BOOL",
@@ -133,6 +135,10 @@ def _write_client(fresh: Path, folder: Path, stack: str, manifest: Manifest) -> 
         _write_lines(place / "golden.tsv", golden_lines(folder))
         if texts is not None:
             _write_lines(place / "texts.tsv", text_lines(folder, io, texts))
+    if stack in _STORED and texts is not None:
+        # their libraries do what is stored there: cut, and pad to some length, before the marks are around a text
+        content = read_settings(folder, TOKENIZER_NAME) | {"truncation": None, "padding": None}
+        (place / TOKENIZER_NAME).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8", newline="\n")
     write_whole(fresh / IO_NAME, io_bytes(io))
     (place / "README.md").write_text(readme(stack, manifest.name, io, texts), encoding="utf-8", newline="\n")
     return asking(stack, io, texts), notes

@@ -7,6 +7,7 @@
 import { join } from "node:path";
 import { pipeline } from "@huggingface/transformers";
 import { modelPlace } from "./place.mjs";
+import { answerOf } from "./rows.mjs";
 import { TextModel, readJson } from "./text.mjs";
 
 const artifact = join(import.meta.dirname, "..", "..");
@@ -21,7 +22,7 @@ if (io.decoding) {
   await write();
 } else {
   const model = await TextModel.open(artifact);
-  const { kind } = model.answers;
+  const { kind } = answerOf(io);
   if (kind === "ids") {
     console.log(JSON.stringify(await (await pipeline(io.task, artifact, modelPlace(artifact)))(texts), null, 2));
   } else {

@@ -5,6 +5,7 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { AutoTokenizer } from "@huggingface/transformers";
 import * as ort from "onnxruntime-node";
+import { answerNumbers, answerOf, inputOf, rowOf } from "./rows.mjs";
 
 const ARRAYS = {
   int64: BigInt64Array, int32: Int32Array, float32: Float32Array, float16: Uint16Array, float64: Float64Array, bool: Uint8Array,
@@ -24,41 +25,15 @@ export class TextModel {
     return model;
   }
 
-  /** What the answer is: one vector, a score per label, or a score per token and label; the output it comes from. */
-  get answers() {
-    const names = this.io.outputs.map((output) => output.name);
-    if (names.includes("sentence_embedding")) return { kind: "embedding", output: "sentence_embedding" };
-    if (this.io.task === "text-classification" && names.includes("logits")) return { kind: "scores", output: "logits" };
-    if (this.io.task === "token-classification" && names.includes("logits")) return { kind: "token_scores", output: "logits" };
-    return { kind: "ids", output: null };
-  }
-
   /** Ids and segments of a text, or of two that are read together, cut to what the model takes. */
   row(text, pair = null) {
-    const { marks, max_length: limit, lowercase } = this.io.tokenizer;
-    const given = (this.io.prompts?.[this.io.default_prompt] ?? "") + text;
-    const bare = (one) => this.bare(lowercase ? one.toLowerCase() : one);
-    if (!marks) {
-      const found = this.tokenizer(lowercase ? given.toLowerCase() : given, { text_pair: pair, return_tensor: false });
-      const ids = found.input_ids.map(Number);
-      if (limit && ids.length > limit) throw new Error(`${ids.length} tokens, the model takes ${limit}`);
-      return { ids, types: found.token_type_ids?.map(Number) ?? ids.map(() => 0) };
-    }
-    const first = bare(given);
-    if (pair === null) {
-      const [before, after] = marks.single;
-      const kept = limit ? first.slice(0, Math.max(0, limit - before.length - after.length)) : first;
-      const ids = [...before, ...kept, ...after];
-      return { ids, types: ids.map(() => 0) };
-    }
-    if (!marks.pair) throw new Error("the tokenizer reads no pairs");
-    const [before, between, after] = marks.pair;
-    const second = bare(pair);
-    const room = limit ? limit - before.length - between.length - after.length : 0;
-    const [one, two] = keptSizes(first.length, second.length, room);
-    const head = [...before, ...first.slice(0, one), ...between];
-    const tail = [...second.slice(0, two), ...after];
-    return { ids: [...head, ...tail], types: [...head.map(() => 0), ...tail.map(() => marks.second_type)] };
+    const { marks, max_length: limit } = this.io.tokenizer;
+    if (marks) return rowOf(this.io, (one) => this.bare(one), text, pair);
+    // a tokenizer that does more than put tokens around a text does it itself, and a text that is too long is not cut
+    const found = this.tokenizer((this.io.prompts?.[this.io.default_prompt] ?? "") + text, { text_pair: pair, return_tensor: false });
+    const ids = found.input_ids.map(Number);
+    if (limit && ids.length > limit) throw new Error(`${ids.length} tokens, the model takes ${limit}`);
+    return { ids, types: found.token_type_ids?.map(Number) ?? ids.map(() => 0) };
   }
 
   /** Ids of a text without special tokens around it. */
@@ -67,41 +42,15 @@ export class TextModel {
   }
 
   /** Numbers of the answer to one row. */
-  async run({ ids, types }) {
-    const { kind, output } = this.answers;
-    const axes = this.io.inputs.find((spec) => spec.meaning === "ids").axes;
-    const width = typeof axes[1] === "number" ? axes[1] : ids.length;
-    const left = this.io.tokenizer.padding_side === "left";
-    const start = left ? width - ids.length : 0;
-    const results = await this.session.run(this.feeds(ids, types, axes[0], width, start), [output]);
-    const { data, dims } = results[output];
-    const values = Array.from(data.subarray(0, data.length / dims[0]), numberOf(results[output]));
-    if (kind === "embedding") return values;
-    if (kind === "scores") return scored(values, this.io.scores);
-    const labels = dims.at(-1);
-    return ids.flatMap((_, place) => scored(values.slice((start + place) * labels, (start + place + 1) * labels), "softmax"));
-  }
-
-  feeds(ids, types, rows, width, start) {
-    const padded = (values, fill) => {
-      const row = Array(width).fill(fill);
-      values.forEach((value, place) => (row[start + place] = value));
-      return row;
-    };
-    const mask = ids.map(() => 1);
-    const made = {
-      ids: padded(ids, this.io.tokenizer.pad_id),
-      mask: padded(mask, 0),
-      types: padded(types, 0),
-      positions: padded(mask, 0).map((_, place) => Math.min(Math.max(place - start, 0), ids.length - 1)),
-    };
-    const count = typeof rows === "number" ? rows : 1;
-    return Object.fromEntries(this.io.inputs.map((spec) => {
-      if (!(spec.meaning in made)) throw new Error(`input ${spec.name} is not made from text`);
-      const values = Array(count).fill(made[spec.meaning]).flat();
+  async run(row) {
+    const { output } = answerOf(this.io);
+    const feeds = this.io.inputs.map((spec) => {
+      const { values, shape } = inputOf(this.io, spec, row);
       const data = spec.dtype === "int64" ? BigInt64Array.from(values, BigInt) : ARRAYS[spec.dtype].from(values);
-      return [spec.name, new ort.Tensor(spec.dtype, data, [count, width])];
-    }));
+      return [spec.name, new ort.Tensor(spec.dtype, data, shape)];
+    });
+    const found = (await this.session.run(Object.fromEntries(feeds), [output]))[output];
+    return answerNumbers(this.io, row, Array.from(found.data, numberOf(found)), found.dims);
   }
 
   label(index) {
@@ -111,7 +60,8 @@ export class TextModel {
   /** Words side by side with the same label, each with the label of its first token; `B-` begins another thing. */
   entities(ids, scores) {
     const width = scores.length / ids.length;
-    const marks = new Set(Object.values(this.io.tokenizer.marks ?? {}).flat(2));
+    const { single = [], pair = [] } = this.io.tokenizer.marks ?? {};
+    const marks = new Set([...single, ...pair].flat());
     const entities = [];
     let last = "O";
     for (const [token, id] of ids.entries()) {
@@ -145,25 +95,6 @@ export class TextModel {
     // Ġ and ▁ begin a word; without them a letter goes on with one, and punctuation is a word of its own
     return /^[\p{L}\p{N}]/u.test(token) && /[\p{L}\p{N}]$/u.test(last) && !/^[\u0120\u2581]/.test(token);
   }
-}
-
-/** How many tokens of two texts are kept where both may have so many: the longer one is cut first. */
-export function keptSizes(first, second, room) {
-  if (!room || first + second <= room) return [first, second];
-  let short = Math.min(first, second), long = Math.max(first, second);
-  long = short > room ? short : Math.max(short, room - short);
-  if (short + long > room) [short, long] = [Math.floor(room / 2), Math.floor(room / 2) + (room % 2)];
-  return first <= second ? [short, long] : [long, short];
-}
-
-/** What io.json says that logits are made into. */
-export function scored(logits, how) {
-  if (how === "none") return logits;
-  if (how === "sigmoid") return logits.map((value) => 1 / (1 + Math.exp(-value)));
-  const most = logits.reduce((one, other) => Math.max(one, other));
-  const powers = logits.map((value) => Math.exp(value - most));
-  const sum = powers.reduce((total, value) => total + value, 0);
-  return powers.map((value) => value / sum);
 }
 
 export function fromHalf(bits) {
