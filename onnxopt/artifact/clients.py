@@ -188,7 +188,7 @@ def _check(stack: str, folder: Path, manifest: Manifest) -> None:
         raise InputError(
             f"is made of {len(manifest.parts)} graphs, the clients run one",
             where=str(folder),
-            hint="use Generator, or export the encoder alone",
+            hint=f"{IO_NAME} says how the two go together for a program of your own; in Python use Generator",
         )
     if stack == "genai" and not (folder / GENAI_NAME).is_file():
         raise InputError(

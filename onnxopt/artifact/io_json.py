@@ -86,16 +86,16 @@ def io_description(
         decoding: how a decoder is run; None for every other model.
         proved: for each open axis between which sizes the graph was proved.
     """
-    config = _settings(folder, "config.json")
-    tokenizer = _tokenizer(folder, signature)
+    config = settings_of(folder, "config.json")
+    tokenizer = described_tokenizer(folder, signature)
     pad = tokenizer["pad_id"] if tokenizer else 0
     scores = _scores(task, config, signature)
     content: dict[str, Any] = {
         "format": 1,
         "name": name,
         "task": task,
-        "inputs": [_input(spec, pad) for spec in signature.inputs],
-        "outputs": [_tensor(spec) | {"meaning": _output(spec, scores)} for spec in signature.outputs],
+        "inputs": [input_entry(spec, pad) for spec in signature.inputs],
+        "outputs": [output_entry(spec, scores) for spec in signature.outputs],
     }
     if proved:
         content["sizes"] = {axis: found.model_dump() for axis, found in proved.items()}
@@ -131,8 +131,13 @@ def io_bytes(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _settings(folder: Path, name: str) -> dict[str, Any]:
-    """Return a JSON object of the checkpoint; nothing for a broken file, which says nothing to anyone."""
+def settings_of(folder: Path, name: str) -> dict[str, Any]:
+    """Return a JSON object of the checkpoint; nothing for a broken file, which says nothing to anyone.
+
+    Args:
+        folder: of the artifact.
+        name: of the file.
+    """
     try:
         return read_settings(folder, name)
     except InputError:
@@ -144,10 +149,26 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
     return said | ({"form": spec.form} if spec.form else {})
 
 
-def _input(spec: TensorSpec, pad: int) -> dict[str, Any]:
+def input_entry(spec: TensorSpec, pad: int) -> dict[str, Any]:
+    """Return the entry of an input.
+
+    Args:
+        spec: the input.
+        pad: id at padded positions.
+    """
     meaning = input_meaning(spec.name)
     padded = {"ids": pad, "mask": 0, "types": 0, "positions": 0}
     return _tensor(spec) | {"meaning": meaning} | ({"pad": padded[meaning]} if meaning in padded else {})
+
+
+def output_entry(spec: TensorSpec, scores: Scores | None) -> dict[str, Any]:
+    """Return the entry of an output.
+
+    Args:
+        spec: the output.
+        scores: what the logits of a classifier become; None for every other model.
+    """
+    return _tensor(spec) | {"meaning": _output(spec, scores)}
 
 
 def _output(spec: TensorSpec, scores: Scores | None) -> str:
@@ -172,10 +193,16 @@ def _scores(task: str, config: Mapping[str, Any], signature: Signature) -> Score
     return scores_of(config, last if isinstance(last, int) else None)
 
 
-def _tokenizer(folder: Path, signature: Signature) -> dict[str, Any] | None:
+def described_tokenizer(folder: Path, signature: Signature) -> dict[str, Any] | None:
+    """Return the part `tokenizer`; None where there is none, or none that can be read.
+
+    Args:
+        folder: of the artifact.
+        signature: of the graph that takes the text.
+    """
     if not (folder / TOKENIZER_NAME).is_file():
         return None
-    settings = _settings(folder, "tokenizer_config.json")
+    settings = settings_of(folder, "tokenizer_config.json")
     try:
         pad, limit = tokenizer_pad(folder), fixed_length(signature.inputs) or token_limit(folder)
         marks = marks_of(open_tokenizer(folder))
@@ -186,7 +213,7 @@ def _tokenizer(folder: Path, signature: Signature) -> dict[str, Any] | None:
         "pad_id": pad,
         "padding_side": "left" if settings.get("padding_side") == "left" else "right",
         "max_length": limit,
-        "lowercase": bool(_settings(folder, "sentence_bert_config.json").get("do_lower_case", False)),
+        "lowercase": bool(settings_of(folder, "sentence_bert_config.json").get("do_lower_case", False)),
     }
     return said | ({} if marks is None else {"marks": marks.as_json()})
 

@@ -42,6 +42,7 @@ from onnxopt.artifact.golden import (
 )
 from onnxopt.artifact.golden_texts import TEXTS_NAME, GoldenTexts, texts_differences
 from onnxopt.artifact.io_json import IO_NAME, io_bytes, io_description
+from onnxopt.artifact.io_parts import pair_description
 from onnxopt.artifact.place import check_output_folder, resolved
 from onnxopt.artifact.report import REPORT_NAME
 from onnxopt.artifact.stacks import GENAI_NAME, served_model, stack_files
@@ -227,9 +228,13 @@ def write_artifact(
         signature = served(loaded.signature, loaded.names)
         for name, content in stack_files(folder, signature, decoding, provider=target.provider).items():
             _write(folder / name, content)
-        if not parts:
-            described = io_description(folder, loaded.name, loaded.task, signature, decoding, proved=evidence.proved)
-            _write(folder / IO_NAME, io_bytes(described))
+        records = {part.name: part.record for part in parts}
+        described = (
+            pair_description(folder, loaded.name, loaded.task, records, decoding)
+            if records
+            else io_description(folder, loaded.name, loaded.task, signature, decoding, proved=evidence.proved)
+        )
+        _write(folder / IO_NAME, io_bytes(described))
         for place, cases in [(part.record.golden, part.golden) for part in parts] or [(GOLDEN_FOLDER, golden)]:
             write_golden(cases, folder / place)
         hashed = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -246,7 +251,7 @@ def write_artifact(
             random_weights=loaded.random_weights,
             signature=signature,
             decoding=decoding,
-            parts={part.name: part.record for part in parts},
+            parts=records,
             target=target,
             workload=workload,
             budget=budget,

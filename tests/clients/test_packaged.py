@@ -17,10 +17,15 @@ from typing import Any
 
 import pytest
 
+from onnxopt.artifact import clients
 from onnxopt.artifact.clients import STACKS, add_client, triton_config
 from onnxopt.artifact.package import Artifact
 from onnxopt.records.manifest import Manifest
+from onnxopt.run.answers import run_text
+from onnxopt.run.results import Classification
 from onnxopt.spec import Target
+from tests.artifact.test_golden_texts import split_as_bert
+from tests.artifact.test_io_json import classifier, made
 from tests.support.artifacts import shared_artifact
 from tests.support.browser import NAMES
 from tests.support.command import onnxopt
@@ -69,7 +74,16 @@ def test_clients_are_part_of_the_artifact(minilm: Path) -> None:
     )
     again = add_client(minilm, "cpp")
     assert Artifact.open(minilm).manifest == opened.manifest
-    assert again.files == ("clients/cpp/CMakeLists.txt", "clients/cpp/check_golden.cpp", "clients/cpp/golden.tsv")
+    sources = (
+        "CMakeLists.txt",
+        "README.md",
+        "check_golden.cpp",
+        "golden.tsv",
+        "text.hpp",
+        "texts.tsv",
+        "tokenizer.json",
+    )
+    assert again.files == tuple(f"clients/cpp/{name}" for name in sources)
 
 
 def test_io_json_says_what_a_program_must_know(minilm: Path, decoder: Path) -> None:
@@ -169,6 +183,7 @@ def test_the_web_client_is_clicked(minilm: Path, page: str, tmp_path: Path) -> N
     assert found["errors"] == []
     assert found["model"]["state"] == "done", found
     assert found["golden"]["state"] == "equal", found
+    assert ", 5 texts, " in found["golden"]["text"]
     lines = [line for line in found["result"]["text"].splitlines() if line.startswith("cosine")]
     cosines = [float(line.split()[1]) for line in lines]
     assert len(cosines) == 3
@@ -177,6 +192,38 @@ def test_the_web_client_is_clicked(minilm: Path, page: str, tmp_path: Path) -> N
     found = click(page, artifact, tmp_path, "a cat sleeps")
     assert found["golden"]["state"] == "error"
     assert found["golden"]["text"].startswith("differs: case 0, output sentence_embedding at 0")
+
+
+@pytest.mark.node
+@pytest.mark.browser
+def test_the_web_client_scores_pairs_and_repeats_their_golden_texts(page: str, tmp_path: Path) -> None:
+    artifact = made(split_as_bert(classifier(tmp_path / "in", labels=1)), tmp_path / "reranker")
+    add_client(artifact, "node")  # golden texts come with the first client
+    found = click(page, artifact, tmp_path, "the cat sat\ta dog ran")
+    assert (found["errors"], found["golden"]["state"]) == ([], "equal"), found
+    assert ", 8 texts, " in found["golden"]["text"]
+    answer = run_text(artifact, (), pairs=[("the cat sat", "a dog ran")])
+    assert isinstance(answer, Classification)
+    assert f"l0 {answer.labels[0][0].score:.4f}" in found["result"]["text"]
+    texts = json.loads((artifact / "golden" / "texts.json").read_text())
+    texts["cases"][6]["ids"][0] += 1
+    (artifact / "golden" / "texts.json").write_text(json.dumps(texts))
+    found = click(page, artifact, tmp_path, "the cat sat")
+    assert found["golden"]["text"].startswith("differs: text 6: the tokenizer gives [")
+
+
+def test_the_node_client_and_the_page_make_rows_alike() -> None:
+    templates = Path(clients.__file__).parent / "templates" / "clients"
+    assert (templates / "node" / "rows.mjs").read_bytes() == (templates / "web" / "rows.mjs").read_bytes()
+
+
+def test_what_is_packed_fetches_no_more_than_it_needs(minilm: Path) -> None:
+    """Every version is one, and the script that fetches CUDA's library for Node is told not to."""
+    assert "onnxruntime-node-install=skip" in (minilm / "clients" / "node" / ".npmrc").read_text()
+    for stack in ("node", "web"):
+        wanted = json.loads((minilm / "clients" / stack / "package.json").read_text())["dependencies"].values()
+        assert all(version[0].isdigit() for version in wanted)
+    assert "clients/node/.npmrc" in Artifact.open(minilm).manifest.files
 
 
 @pytest.mark.node
