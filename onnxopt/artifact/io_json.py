@@ -34,6 +34,7 @@ from typing import Any
 
 from onnxopt.artifact.stacks import Words
 from onnxopt.errors import InputError
+from onnxopt.graph.cache import BATCH, SERVED_BATCH
 from onnxopt.graph.roles import fixed_length, input_meaning
 from onnxopt.load.checkpoint.pooling import described_pooling
 from onnxopt.records.manifest import DecodingRecord
@@ -98,7 +99,7 @@ def io_description(
         "outputs": [output_entry(spec, scores) for spec in signature.outputs],
     }
     if proved:
-        content["sizes"] = {axis: found.model_dump() for axis, found in proved.items()}
+        content["sizes"] = {_axis_in_file(axis, signature): found.model_dump() for axis, found in proved.items()}
     if tokenizer:
         content["tokenizer"] = tokenizer
     prompts = _prompts(folder, signature)
@@ -142,6 +143,12 @@ def settings_of(folder: Path, name: str) -> dict[str, Any]:
         return read_settings(folder, name)
     except InputError:
         return {}
+
+
+def _axis_in_file(axis: str, signature: Signature) -> str:
+    """Return what the file calls an axis: the batch of a model with a cache has another name there."""
+    open_axes = {found for spec in signature.inputs for found in spec.axes}
+    return SERVED_BATCH if axis == BATCH and BATCH not in open_axes and SERVED_BATCH in open_axes else axis
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:

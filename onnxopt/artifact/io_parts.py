@@ -10,8 +10,8 @@ Keys::
     postprocessing sentences in order
     decoding       as of every decoder; start_token_ids: what every answer begins with; from_encoder: the output of the
                    encoder that each input of the decoder takes, the same at every step; mask: the input that takes the
-                   encoder's mask, where there is one; rules: what generation_config.json forces and forbids whatever the
-                   logits are, by its own names
+                   encoder's mask, where there is one; rules: what generation_config.json forces and forbids whatever
+                   the logits are, by its own names
 """
 
 from __future__ import annotations
