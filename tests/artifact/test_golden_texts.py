@@ -23,7 +23,7 @@ from onnxopt.run.answers import run_text
 from onnxopt.run.results import Classification, Embeddings, TokenLabels
 from onnxopt.run.session import Session
 from tests.artifact.test_io_json import classifier, embedder, made
-from tests.support.node import check_texts
+from tests.support.node import check_texts, run_client
 from tests.support.tiny import tiny_checkpoint
 
 
@@ -174,3 +174,24 @@ def test_the_node_client_says_what_differs(
     code, line = check_texts(copy)
     assert code == 1
     assert line.startswith(said)
+
+
+@pytest.mark.node
+def test_the_node_client_joins_the_entities_that_run_joins(tmp_path: Path) -> None:
+    checkpoint = split_as_bert(tiny_checkpoint("bert", tmp_path / "in", task="token-classification", labels=4))
+    config = json.loads((checkpoint / "config.json").read_text())
+    names = ("O", "B-X", "I-X", "B-Y")
+    config |= {
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {n: i for i, n in enumerate(names)},
+    }
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    artifact = made(checkpoint, tmp_path / "out")
+    texts = ["the cat sat", "a dog ran far away", "it"]
+    answer = run_text(artifact, texts)
+    assert isinstance(answer, TokenLabels)
+    assert sum(map(len, answer.entities)) > 1
+    found = [json.loads(line)["entities"] for line in run_client(artifact, *texts)]
+    for row, expected in zip(found, answer.entities, strict=True):
+        assert [(one["label"], one["text"]) for one in row] == [(one.label, one.text) for one in expected]
+        assert [one["score"] for one in row] == pytest.approx([one.score for one in expected], abs=1e-4)

@@ -53,7 +53,8 @@ def written(artifact: Path, io: dict[str, Any], given: dict[str, Any]) -> list[i
         if spec["meaning"] == "past" and spec["name"] not in across
     }
     outputs = [spec["name"] for spec in graphs["decoder"]["outputs"]]
-    ids, seen, tokens = decoding["start_token_ids"], 0, []
+    ids, seen = decoding["start_token_ids"], 0
+    tokens: list[int] = []
     while len(tokens) < COUNT:
         made = {
             "ids": np.array([ids]),
@@ -80,6 +81,8 @@ def written(artifact: Path, io: dict[str, Any], given: dict[str, Any]) -> list[i
 def test_a_loop_that_reads_io_json_writes_what_the_artifact_writes(artifact: Path) -> None:
     io = json.loads((artifact / "io.json").read_text())
     inputs = [spec["name"] for spec in io["graphs"]["encoder"]["inputs"]]
+    given: dict[str, Any]
+    prompt: Any
     rng = np.random.default_rng(5)
     if "input_features" in inputs:
         features = rng.standard_normal((BINS, FRAMES)).astype(np.float32)

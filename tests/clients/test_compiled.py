@@ -64,7 +64,7 @@ def build_cpp(room: Path) -> list[object]:
 
 def build_rust(room: Path) -> list[object]:
     (room / "libonnxruntime.so").symlink_to(library())
-    known = ("--extern", f"half={room / 'libhalf.rlib'}")
+    known: tuple[str, ...] = ("--extern", f"half={room / 'libhalf.rlib'}")
     for crate in ("half", "tokenizers", "ort"):
         kind = ("--edition", "2024", "--crate-type", "rlib", "--crate-name", crate)
         outside = known if crate == "ort" else ()
