@@ -197,3 +197,21 @@ def test_the_node_client_joins_the_entities_that_run_joins(tmp_path: Path) -> No
     for row, expected in zip(found, answer.entities, strict=True):
         assert [(one["label"], one["text"]) for one in row] == [(one.label, one.text) for one in expected]
         assert [one["score"] for one in row] == pytest.approx([one.score for one in expected], abs=1e-4)
+
+
+@pytest.mark.node
+def test_a_chat_template_is_written_alike(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint("gpt2", tmp_path / "in")
+    path = checkpoint / "tokenizer_config.json"
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+    artifact = made(checkpoint, tmp_path / "out")
+    add_client(artifact, "node")
+    written = [case.written for case in texts_of(artifact).cases]
+    assert written[:2] == [None, "user: The capital of France is\nassistant:"]
+    assert check_texts(artifact) == (0, "equal: 6 texts, tokens")
+    rows = [
+        line.split("\t")
+        for line in text_lines(artifact, json.loads((artifact / "io.json").read_text()), texts_of(artifact))
+    ]
+    assert next(row[1] for row in rows if row[0] == "bare") == r"user: The capital of France is\nassistant:"
