@@ -1,9 +1,9 @@
 """Add a small runnable client to an artifact, for programs that have no Python, and a Triton model repository.
 
-A client lies in `clients/<stack>` of the artifact and repeats its golden cases with the stack's own ONNX Runtime; it
-exits with 0 when every case is reproduced, 1 when an output differs and 2 when it cannot run. For languages without a
-JSON reader of their own the cases are listed in `golden.tsv`: lines of tab-separated fields, `case N`,
-`input name dtype file sizes` and `output name dtype file sizes limit`.
+A client lies in `clients/<stack>` of the artifact and repeats its golden cases and golden texts with the stack's own
+ONNX Runtime; it exits with 0 when every case is reproduced, 1 when an output differs and 2 when it cannot run. Given
+texts it says what the graph answers. Compiled languages read both from `golden.tsv` and `texts.tsv`
+(`onnxopt.artifact.client_lines`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxopt.artifact.client_lines import golden_lines, text_lines
+from onnxopt.artifact.client_words import RUN, asking, readme
+from onnxopt.artifact.golden import GOLDEN_FOLDER
+from onnxopt.artifact.golden_texts import TEXTS_NAME, GoldenTexts, make_texts
 from onnxopt.artifact.io_json import IO_NAME, io_bytes, io_description
 from onnxopt.artifact.package import Artifact, file_record, read_golden
 from onnxopt.artifact.place import resolved
@@ -27,9 +31,9 @@ from onnxopt.graph.files import DATA_NAME
 from onnxopt.host.claims import alone_in
 from onnxopt.host.folders import staged, sync, write_whole
 from onnxopt.records.manifest import MANIFEST_NAME, FileRecord, Manifest
-from onnxopt.run.session import MODEL_NAME
+from onnxopt.run.session import MODEL_NAME, Session
 from onnxopt.spec import TensorSpec
-from onnxopt.texts.tokenizer import TOKENIZER_NAME, encoded
+from onnxopt.texts.tokenizer import TOKENIZER_NAME, read_settings
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable  # Python 3.10 has it elsewhere
@@ -38,18 +42,7 @@ STACKS = ("node", "web", "genai", "triton", "cpp", "csharp", "java", "rust")
 CLIENTS_FOLDER = "clients"
 SHARD_BYTES = 2 << 30  # a browser's ArrayBuffer ends here
 _COMPILED = frozenset({"cpp", "csharp", "java", "rust"})
-_PROMPTS = ("The capital of France is", "def main():", "One")
-_EXPECTED_TOKENS = 12
-_RUN: Mapping[str, str] = {
-    "node": "npm install && npm test",
-    "web": "npm install && npm start",
-    "genai": "pip install -r requirements.txt && python generate.py",
-    "triton": "tritonserver --model-repository=.",
-    "cpp": "cmake -B build -DONNXRUNTIME_ROOT=... && cmake --build build && build/check_golden",
-    "csharp": "dotnet run",
-    "java": "mvn -q compile exec:java",
-    "rust": "cargo run --release",
-}
+_STORED = frozenset({"cpp", "java"})  # get a tokenizer of their own, in which nothing is stored but how to part text
 # Triton's names of dtypes (model_config.proto, DataType)
 _TRITON = {
     "bool": "TYPE_BOOL",
@@ -68,14 +61,18 @@ class Client:
     Attributes:
         stack: one of `STACKS`.
         folder: where it lies.
-        command: how it is run there.
+        command: how it is run there, to check the artifact.
+        ask: how it is given texts there; empty where it takes none.
         files: what was written, by path in the artifact.
+        notes: sentences a user should read.
     """
 
     stack: str
     folder: Path
     command: str
+    ask: str
     files: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def add_client(artifact: str | Path, stack: str) -> Client:
@@ -103,14 +100,15 @@ def add_client(artifact: str | Path, stack: str) -> Client:
         _check(stack, folder, manifest)
         with staged(folder) as fresh:
             _link_all(folder, fresh, leave=folder / inside)
-            _write_client(fresh, folder, stack, manifest)
+            asked, notes = _write_client(fresh, folder, stack, manifest)
             files = tuple(sorted(_files_below(fresh / inside, fresh)))
-            _record(fresh, manifest, stack, (*files, IO_NAME))
+            texts = f"{GOLDEN_FOLDER}/{TEXTS_NAME}"
+            _record(fresh, manifest, stack, (*files, IO_NAME, *([texts] if (fresh / texts).is_file() else [])))
             sync(fresh)
-    return Client(stack, Path(artifact) / inside, _RUN[stack], files)
+    return Client(stack, Path(artifact) / inside, RUN[stack], asked, files, notes)
 
 
-def _write_client(fresh: Path, folder: Path, stack: str, manifest: Manifest) -> None:
+def _write_client(fresh: Path, folder: Path, stack: str, manifest: Manifest) -> tuple[str, tuple[str, ...]]:
     """Write a client, and what programs without Python must know, into an artifact that is being made.
 
     Args:
@@ -118,7 +116,15 @@ def _write_client(fresh: Path, folder: Path, stack: str, manifest: Manifest) -> 
         folder: the artifact as it is.
         stack: one of `STACKS`.
         manifest: of the artifact.
+
+    Returns:
+        The command that gives it texts, and sentences a user should read.
     """
+    given = manifest.name, manifest.task, manifest.signature, manifest.decoding
+    io = io_description(folder, *given, proved=manifest.proved)
+    texts, notes = _texts(folder, manifest, io)
+    if texts is not None:
+        write_whole(fresh / GOLDEN_FOLDER / TEXTS_NAME, texts.to_json())
     place = fresh / CLIENTS_FOLDER / stack
     place.mkdir(parents=True)
     if stack == "triton":
@@ -126,11 +132,33 @@ def _write_client(fresh: Path, folder: Path, stack: str, manifest: Manifest) -> 
     else:
         _copy(resources.files("onnxopt.artifact") / "templates" / "clients" / stack, place)
     if stack in _COMPILED:
-        (place / "golden.tsv").write_text("\n".join(_golden_lines(folder)) + "\n", encoding="utf-8", newline="\n")
-    if stack == "genai":
-        _write_expected(place, folder)
-    given = manifest.name, manifest.task, manifest.signature, manifest.decoding
-    write_whole(fresh / IO_NAME, io_bytes(io_description(folder, *given, proved=manifest.proved)))
+        _write_lines(place / "golden.tsv", golden_lines(folder))
+        if texts is not None:
+            _write_lines(place / "texts.tsv", text_lines(folder, io, texts))
+    if stack in _STORED and texts is not None:
+        # their libraries do what is stored there: cut, and pad to some length, before the marks are around a text
+        content = read_settings(folder, TOKENIZER_NAME) | {"truncation": None, "padding": None}
+        (place / TOKENIZER_NAME).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8", newline="\n")
+    write_whole(fresh / IO_NAME, io_bytes(io))
+    (place / "README.md").write_text(readme(stack, manifest.name, io, texts), encoding="utf-8", newline="\n")
+    return asking(stack, io, texts), notes
+
+
+def _texts(folder: Path, manifest: Manifest, io: Mapping[str, Any]) -> tuple[GoldenTexts | None, tuple[str, ...]]:
+    """Return the golden texts of an artifact: those that it has, else new ones; none where it takes no text."""
+    if "tokenizer" not in io:
+        return None, ()
+    path = folder / GOLDEN_FOLDER / TEXTS_NAME
+    if f"{GOLDEN_FOLDER}/{TEXTS_NAME}" in manifest.files and path.is_file():
+        return GoldenTexts.read(path), ()
+    try:
+        return make_texts(folder, manifest, Session(folder), read_golden(folder)), ()
+    except InputError as error:
+        return None, (f"there are no golden texts: {error.what}",)
+
+
+def _write_lines(path: Path, lines: Iterator[str]) -> None:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
 
 
 def _link_all(source: Path, target: Path, *, leave: Path) -> None:
@@ -160,7 +188,7 @@ def _check(stack: str, folder: Path, manifest: Manifest) -> None:
         raise InputError(
             f"is made of {len(manifest.parts)} graphs, the clients run one",
             where=str(folder),
-            hint="use Generator, or export the encoder alone",
+            hint=f"{IO_NAME} says how the two go together for a program of your own; in Python use Generator",
         )
     if stack == "genai" and not (folder / GENAI_NAME).is_file():
         raise InputError(
@@ -185,37 +213,6 @@ def _copy(source: Traversable, place: Path) -> None:
             _copy(entry, place / entry.name)
         else:
             (place / entry.name).write_bytes(entry.read_bytes())
-
-
-def _golden_lines(folder: Path) -> Iterator[str]:
-    for number, case in enumerate(read_golden(folder)):
-        yield f"case\t{number}"
-        for kind in ("input", "output"):
-            for entry in case.entries[f"{kind}s"]:
-                name = str(entry["name"])
-                if re.search(r"[\t\r\n]", name):
-                    raise InputError(f"the tensor name {name!r} cannot stand in a line", where=str(folder))
-                fields = [kind, name, str(entry["dtype"]), str(entry["file"]), ",".join(map(str, entry["shape"]))]
-                yield "\t".join(fields + ([repr(float(entry["max_absolute_error"]))] if kind == "output" else []))
-
-
-def _write_expected(place: Path, folder: Path) -> None:
-    """Write what the model says after some texts, greedily, as this machine computes it."""
-    from onnxopt.run.generate.generator import Generator
-
-    generator = Generator(folder)
-    cases: list[dict[str, Any]] = []
-    for text in _PROMPTS:
-        found = generator.generate([text], max_new_tokens=_EXPECTED_TOKENS, chat=False).results[0]
-        ids = encoded(generator.tokenizer, [text])[0].ids
-        if found.tokens:
-            cases.append({"text": text, "prompt": list(ids), "tokens": list(found.tokens)})
-    (place / "expected.json").write_bytes(_lines_of(cases))
-
-
-def _lines_of(cases: list[dict[str, Any]]) -> bytes:
-    """Return a list of objects as JSON, one to a line."""
-    return ("[\n" + ",\n".join("  " + json.dumps(case, ensure_ascii=False) for case in cases) + "\n]\n").encode()
 
 
 def _record(folder: Path, manifest: Manifest, stack: str, names: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -56,16 +56,19 @@ class GoldenDifference:
 
     Attributes:
         case: number of the case.
-        output: name of the output.
+        output: name of the output; `ids` where a text gives other tokens.
         found: what differs, in words.
+        kind: `case` for tensors, `text` for a text.
     """
 
     case: int
     output: str
     found: str
+    kind: Literal["case", "text"] = "case"
 
     def __str__(self) -> str:
-        return f"golden case {self.case}, output {self.output!r}: {self.found}"
+        where = "ids" if self.kind == "text" and self.output == "ids" else f"output {self.output!r}"
+        return f"golden {self.kind} {self.case}, {where}: {self.found}"
 
 
 @dataclass(frozen=True)

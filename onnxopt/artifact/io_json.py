@@ -9,7 +9,10 @@ Keys::
     outputs        name, dtype, axes, meaning; form as well, also `any rank` (the number of axes differs)
     sizes          for each open axis the sizes at which the graph was proved: least, most, step, and promised: the
                    largest that the model takes (0: none is known)
-    tokenizer      file, pad_id, padding_side, max_length (0: no limit), lowercase; absent without a tokenizer
+    tokenizer      file, pad_id, padding_side, max_length (0: no limit), lowercase; absent without a tokenizer; marks:
+                   the special tokens around a text for who tokenizes without them: `single` [before, after], `pair`
+                   [before, between, after], `second_type`: segment of the second text and its end; absent where the
+                   tokenizer does more than put some around
     prompts        words in front of a text by name, of embeddings whose checkpoint has them; default_prompt: which one
                    where none is asked for, empty for none
     preprocessing  sentences in order
@@ -31,14 +34,16 @@ from typing import Any
 
 from onnxopt.artifact.stacks import Words
 from onnxopt.errors import InputError
+from onnxopt.graph.cache import BATCH, SERVED_BATCH
 from onnxopt.graph.roles import fixed_length, input_meaning
 from onnxopt.load.checkpoint.pooling import described_pooling
 from onnxopt.records.manifest import DecodingRecord
 from onnxopt.records.record import ProvedRange
 from onnxopt.run.scores import Scores, scores_of
 from onnxopt.spec import SENTENCE, Signature, TensorSpec
+from onnxopt.texts.marks import marks_of
 from onnxopt.texts.prompts import Prompts
-from onnxopt.texts.tokenizer import TOKENIZER_NAME, read_settings, token_limit, tokenizer_pad
+from onnxopt.texts.tokenizer import TOKENIZER_NAME, open_tokenizer, read_settings, token_limit, tokenizer_pad
 
 IO_NAME = "io.json"
 _CROSSINGS = {
@@ -82,19 +87,19 @@ def io_description(
         decoding: how a decoder is run; None for every other model.
         proved: for each open axis between which sizes the graph was proved.
     """
-    config = _settings(folder, "config.json")
-    tokenizer = _tokenizer(folder, signature)
+    config = settings_of(folder, "config.json")
+    tokenizer = described_tokenizer(folder, signature)
     pad = tokenizer["pad_id"] if tokenizer else 0
     scores = _scores(task, config, signature)
     content: dict[str, Any] = {
         "format": 1,
         "name": name,
         "task": task,
-        "inputs": [_input(spec, pad) for spec in signature.inputs],
-        "outputs": [_tensor(spec) | {"meaning": _output(spec, scores)} for spec in signature.outputs],
+        "inputs": [input_entry(spec, pad) for spec in signature.inputs],
+        "outputs": [output_entry(spec, scores) for spec in signature.outputs],
     }
     if proved:
-        content["sizes"] = {axis: found.model_dump() for axis, found in proved.items()}
+        content["sizes"] = {_axis_in_file(axis, signature): found.model_dump() for axis, found in proved.items()}
     if tokenizer:
         content["tokenizer"] = tokenizer
     prompts = _prompts(folder, signature)
@@ -127,12 +132,23 @@ def io_bytes(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _settings(folder: Path, name: str) -> dict[str, Any]:
-    """Return a JSON object of the checkpoint; nothing for a broken file, which says nothing to anyone."""
+def settings_of(folder: Path, name: str) -> dict[str, Any]:
+    """Return a JSON object of the checkpoint; nothing for a broken file, which says nothing to anyone.
+
+    Args:
+        folder: of the artifact.
+        name: of the file.
+    """
     try:
         return read_settings(folder, name)
     except InputError:
         return {}
+
+
+def _axis_in_file(axis: str, signature: Signature) -> str:
+    """Return what the file calls an axis: the batch of a model with a cache has another name there."""
+    open_axes = {found for spec in signature.inputs for found in spec.axes}
+    return SERVED_BATCH if axis == BATCH and BATCH not in open_axes and SERVED_BATCH in open_axes else axis
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:
@@ -140,10 +156,26 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
     return said | ({"form": spec.form} if spec.form else {})
 
 
-def _input(spec: TensorSpec, pad: int) -> dict[str, Any]:
+def input_entry(spec: TensorSpec, pad: int) -> dict[str, Any]:
+    """Return the entry of an input.
+
+    Args:
+        spec: the input.
+        pad: id at padded positions.
+    """
     meaning = input_meaning(spec.name)
     padded = {"ids": pad, "mask": 0, "types": 0, "positions": 0}
     return _tensor(spec) | {"meaning": meaning} | ({"pad": padded[meaning]} if meaning in padded else {})
+
+
+def output_entry(spec: TensorSpec, scores: Scores | None) -> dict[str, Any]:
+    """Return the entry of an output.
+
+    Args:
+        spec: the output.
+        scores: what the logits of a classifier become; None for every other model.
+    """
+    return _tensor(spec) | {"meaning": _output(spec, scores)}
 
 
 def _output(spec: TensorSpec, scores: Scores | None) -> str:
@@ -168,21 +200,29 @@ def _scores(task: str, config: Mapping[str, Any], signature: Signature) -> Score
     return scores_of(config, last if isinstance(last, int) else None)
 
 
-def _tokenizer(folder: Path, signature: Signature) -> dict[str, Any] | None:
+def described_tokenizer(folder: Path, signature: Signature) -> dict[str, Any] | None:
+    """Return the part `tokenizer`; None where there is none, or none that can be read.
+
+    Args:
+        folder: of the artifact.
+        signature: of the graph that takes the text.
+    """
     if not (folder / TOKENIZER_NAME).is_file():
         return None
-    settings = _settings(folder, "tokenizer_config.json")
+    settings = settings_of(folder, "tokenizer_config.json")
     try:
         pad, limit = tokenizer_pad(folder), fixed_length(signature.inputs) or token_limit(folder)
+        marks = marks_of(open_tokenizer(folder))
     except InputError:
         return None  # a tokenizer that the library cannot read is described by its own files alone
-    return {
+    said = {
         "file": TOKENIZER_NAME,
         "pad_id": pad,
         "padding_side": "left" if settings.get("padding_side") == "left" else "right",
         "max_length": limit,
-        "lowercase": bool(_settings(folder, "sentence_bert_config.json").get("do_lower_case", False)),
+        "lowercase": bool(settings_of(folder, "sentence_bert_config.json").get("do_lower_case", False)),
     }
+    return said | ({} if marks is None else {"marks": marks.as_json()})
 
 
 def _prompts(folder: Path, signature: Signature) -> Prompts:

@@ -40,7 +40,9 @@ from onnxopt.artifact.golden import (
     read_cases,
     write_golden,
 )
+from onnxopt.artifact.golden_texts import TEXTS_NAME, GoldenTexts, texts_differences
 from onnxopt.artifact.io_json import IO_NAME, io_bytes, io_description
+from onnxopt.artifact.io_parts import pair_description
 from onnxopt.artifact.place import check_output_folder, resolved
 from onnxopt.artifact.report import REPORT_NAME
 from onnxopt.artifact.stacks import GENAI_NAME, served_model, stack_files
@@ -226,9 +228,13 @@ def write_artifact(
         signature = served(loaded.signature, loaded.names)
         for name, content in stack_files(folder, signature, decoding, provider=target.provider).items():
             _write(folder / name, content)
-        if not parts:
-            described = io_description(folder, loaded.name, loaded.task, signature, decoding, proved=evidence.proved)
-            _write(folder / IO_NAME, io_bytes(described))
+        records = {part.name: part.record for part in parts}
+        described = (
+            pair_description(folder, loaded.name, loaded.task, records, decoding)
+            if records
+            else io_description(folder, loaded.name, loaded.task, signature, decoding, proved=evidence.proved)
+        )
+        _write(folder / IO_NAME, io_bytes(described))
         for place, cases in [(part.record.golden, part.golden) for part in parts] or [(GOLDEN_FOLDER, golden)]:
             write_golden(cases, folder / place)
         hashed = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -245,7 +251,7 @@ def write_artifact(
             random_weights=loaded.random_weights,
             signature=signature,
             decoding=decoding,
-            parts={part.name: part.record for part in parts},
+            parts=records,
             target=target,
             workload=workload,
             budget=budget,
@@ -303,7 +309,7 @@ def _reads_batch(node: ir.Node) -> bool:
 
 
 def check_golden(path: str | Path, *, target: Target | None = None) -> list[GoldenDifference]:
-    """Run an artifact on its golden inputs in a default session.
+    """Run an artifact on its golden inputs, and on its golden texts where it has some, in a default session.
 
     Args:
         path: the artifact.
@@ -320,7 +326,11 @@ def check_golden(path: str | Path, *, target: Target | None = None) -> list[Gold
         check_intact(artifact.path, artifact.manifest, golden=golden)
     parts = artifact.manifest.parts
     if not parts:
-        return check_cases(artifact.session(target=target), artifact.path / GOLDEN_FOLDER)
+        session, golden_folder = artifact.session(target=target), artifact.path / GOLDEN_FOLDER
+        found = check_cases(session, golden_folder)
+        if (golden_folder / TEXTS_NAME).is_file():
+            found += texts_differences(GoldenTexts.read(golden_folder / TEXTS_NAME), artifact.path, session)
+        return found
     chosen = target or Target(artifact.manifest.target.provider)
     return [
         difference

@@ -190,7 +190,11 @@ def package(
         raise InputError(f"unknown stack {unknown[0]!r}", hint=f"use one of {', '.join(STACKS)}")
     made = [add_client(path, stack) for stack in stacks]
     if as_json:
-        print_json({client.stack: {"command": client.command, "files": client.files} for client in made})
+        shown = {client.stack: {"command": client.command, "ask": client.ask, "files": client.files} for client in made}
+        print_json(shown)
         return
     for client in made:
-        out_console.print(f"cd {client.folder} && {client.command}", markup=False, soft_wrap=True)
+        for command in filter(None, (client.command, client.ask)):
+            out_console.print(f"cd {client.folder} && {command}", markup=False, soft_wrap=True)
+    for note in dict.fromkeys(note for client in made for note in client.notes):
+        err_console.print(f"note: {note}", markup=False, soft_wrap=True)

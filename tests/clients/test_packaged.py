@@ -17,10 +17,15 @@ from typing import Any
 
 import pytest
 
+from onnxopt.artifact import clients
 from onnxopt.artifact.clients import STACKS, add_client, triton_config
 from onnxopt.artifact.package import Artifact
 from onnxopt.records.manifest import Manifest
+from onnxopt.run.answers import run_text
+from onnxopt.run.results import Classification
 from onnxopt.spec import Target
+from tests.artifact.test_golden_texts import split_as_bert
+from tests.artifact.test_io_json import classifier, made
 from tests.support.artifacts import shared_artifact
 from tests.support.browser import NAMES
 from tests.support.command import onnxopt
@@ -34,7 +39,11 @@ def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = shutil.copytree(shared_artifact("minilm"), tmp_path_factory.mktemp("packaged") / "minilm")
     done = onnxopt("package", folder, *(part for stack in STACKS if stack != "genai" for part in ("--for", stack)))
     assert done.code == 0, done.err
-    assert len(done.out.splitlines()) == len(STACKS) - 1
+    commands = done.out.splitlines()
+    assert [line.split(" && ")[0].rsplit("/", 1)[1] for line in commands if '"a cat sleeps"' not in line] == [
+        stack for stack in STACKS if stack != "genai"
+    ]
+    assert sum('"a cat sleeps"' in line for line in commands) == len(("node", "cpp", "csharp", "java", "rust"))
     return folder
 
 
@@ -65,7 +74,16 @@ def test_clients_are_part_of_the_artifact(minilm: Path) -> None:
     )
     again = add_client(minilm, "cpp")
     assert Artifact.open(minilm).manifest == opened.manifest
-    assert again.files == ("clients/cpp/CMakeLists.txt", "clients/cpp/check_golden.cpp", "clients/cpp/golden.tsv")
+    sources = (
+        "CMakeLists.txt",
+        "README.md",
+        "check_golden.cpp",
+        "golden.tsv",
+        "text.hpp",
+        "texts.tsv",
+        "tokenizer.json",
+    )
+    assert again.files == tuple(f"clients/cpp/{name}" for name in sources)
 
 
 def test_io_json_says_what_a_program_must_know(minilm: Path, decoder: Path) -> None:
@@ -83,6 +101,7 @@ def test_io_json_says_what_a_program_must_know(minilm: Path, decoder: Path) -> N
         "padding_side": "right",
         "max_length": 256,
         "lowercase": False,
+        "marks": {"single": [[101], [102]], "pair": [[101], [102], [102]], "second_type": 1},
     }
     assert io["pooling"] == "mean"
     assert io["postprocessing"][0].startswith("none")
@@ -164,6 +183,7 @@ def test_the_web_client_is_clicked(minilm: Path, page: str, tmp_path: Path) -> N
     assert found["errors"] == []
     assert found["model"]["state"] == "done", found
     assert found["golden"]["state"] == "equal", found
+    assert ", 5 texts, " in found["golden"]["text"]
     lines = [line for line in found["result"]["text"].splitlines() if line.startswith("cosine")]
     cosines = [float(line.split()[1]) for line in lines]
     assert len(cosines) == 3
@@ -172,6 +192,38 @@ def test_the_web_client_is_clicked(minilm: Path, page: str, tmp_path: Path) -> N
     found = click(page, artifact, tmp_path, "a cat sleeps")
     assert found["golden"]["state"] == "error"
     assert found["golden"]["text"].startswith("differs: case 0, output sentence_embedding at 0")
+
+
+@pytest.mark.node
+@pytest.mark.browser
+def test_the_web_client_scores_pairs_and_repeats_their_golden_texts(page: str, tmp_path: Path) -> None:
+    artifact = made(split_as_bert(classifier(tmp_path / "in", labels=1)), tmp_path / "reranker")
+    add_client(artifact, "node")  # golden texts come with the first client
+    found = click(page, artifact, tmp_path, "the cat sat\ta dog ran")
+    assert (found["errors"], found["golden"]["state"]) == ([], "equal"), found
+    assert ", 8 texts, " in found["golden"]["text"]
+    answer = run_text(artifact, (), pairs=[("the cat sat", "a dog ran")])
+    assert isinstance(answer, Classification)
+    assert f"l0 {answer.labels[0][0].score:.4f}" in found["result"]["text"]
+    texts = json.loads((artifact / "golden" / "texts.json").read_text())
+    texts["cases"][6]["ids"][0] += 1
+    (artifact / "golden" / "texts.json").write_text(json.dumps(texts))
+    found = click(page, artifact, tmp_path, "the cat sat")
+    assert found["golden"]["text"].startswith("differs: text 6: the tokenizer gives [")
+
+
+def test_the_node_client_and_the_page_make_rows_alike() -> None:
+    templates = Path(clients.__file__).parent / "templates" / "clients"
+    assert (templates / "node" / "rows.mjs").read_bytes() == (templates / "web" / "rows.mjs").read_bytes()
+
+
+def test_what_is_packed_fetches_no_more_than_it_needs(minilm: Path) -> None:
+    """Every version is one, and the script that fetches CUDA's library for Node is told not to."""
+    assert "ignore-scripts=true" in (minilm / "clients" / "node" / ".npmrc").read_text()
+    for stack in ("node", "web"):
+        wanted = json.loads((minilm / "clients" / stack / "package.json").read_text())["dependencies"].values()
+        assert all(version[0].isdigit() for version in wanted)
+    assert "clients/node/.npmrc" in Artifact.open(minilm).manifest.files
 
 
 @pytest.mark.node
@@ -193,12 +245,16 @@ def test_the_genai_client_writes_what_is_expected(decoder: Path) -> None:
     done = run(sys.executable, client / "generate.py")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("equal: ") == 3
-    cases = json.loads((client / "expected.json").read_text())
-    cases[1]["tokens"][3] += 1
-    (client / "expected.json").write_text(json.dumps(cases))
-    done = run(sys.executable, client / "generate.py")
-    assert done.returncode == 1
-    assert "differs: after" in done.stdout
+    path = decoder / "golden" / "texts.json"
+    whole = path.read_text()
+    for key, place, said in (("expected", 3, "differs: after"), ("ids", 0, "differs: the tokenizer makes")):
+        content = json.loads(whole)
+        content["cases"][1][key][place] += 1
+        path.write_text(json.dumps(content))
+        done = run(sys.executable, client / "generate.py")
+        assert done.returncode == 1
+        assert said in done.stdout
+    path.write_text(whole)
 
 
 def parsed(text: str) -> Any:

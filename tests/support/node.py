@@ -63,6 +63,15 @@ def run_client(artifact: Path, *texts: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+def check_texts(artifact: Path) -> tuple[int, str]:
+    """Return exit code and the one line of the Node client that an artifact has, for its golden texts."""
+    client = link_modules(artifact / "clients" / "node")
+    done = _node(client / "check_texts.mjs")
+    assert done.stderr == ""
+    (line,) = done.stdout.splitlines()
+    return done.returncode, line
+
+
 def link_modules(folder: Path) -> Path:
     """Give a client the packages that are installed for the tests, in place of its own `npm install`."""
     install_script()

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from onnxopt.artifact import io_json
+from onnxopt.artifact import golden_texts, io_json, io_parts
 from onnxopt.compress.report import Compression
 from onnxopt.distill.settings import Distillation
 from onnxopt.records.manifest import Manifest
@@ -38,8 +38,10 @@ def reports() -> str:
 
 
 def io_keys() -> str:
-    """Return the keys of `io.json`."""
-    return read(io_json).body
+    """Return the keys of `io.json`, of `golden/texts.json` and of an encoder-decoder's `io.json`."""
+    kinds = {"An encoder-decoder": io_parts, "Golden texts": golden_texts}
+    parts = (f"### {title}\n\n{read(module).summary}\n\n{read(module).body}" for title, module in kinds.items())
+    return "\n\n".join([read(io_json).body, *parts])
 
 
 def schema(kind: Kind, apart: Sequence[Kind] = ()) -> str:

@@ -1,6 +1,6 @@
-// Repeat the golden cases of an artifact in ONNX Runtime for .NET.
+// Repeat the golden cases and golden texts of an artifact in ONNX Runtime for .NET, or give it texts.
 //
-//     dotnet run [DIR]        the artifact; ../.. when not given
+//     dotnet run [-- DIR [TEXT...]]    the artifact; ../.. when not given. A text with a tab in it is a pair.
 //
 // Exit code 0: every case is reproduced; 1: an output differs; 2: the artifact cannot be read or run.
 
@@ -12,9 +12,9 @@ using Microsoft.ML.OnnxRuntime.Tensors;
 var folder = args.Length > 0 ? args[0] : Path.Combine("..", "..");
 try
 {
-    return Client.Run(folder);
+    return Client.Run(folder, args.Skip(1).ToArray());
 }
-catch (Exception error) when (error is IOException or OnnxRuntimeException or FormatException or NotSupportedException)
+catch (Exception error) when (error is IOException or OnnxRuntimeException or FormatException or NotSupportedException or ArgumentException)
 {
     Console.Error.WriteLine($"unusable: {error.Message}");
     return 2;
@@ -36,10 +36,96 @@ internal static class Client
         ["uint64"] = (TensorElementType.UInt64, 8), ["bool"] = (TensorElementType.Bool, 1),
     };
 
-    public static int Run(string folder)
+    public static int Run(string folder, string[] texts)
+    {
+        using var session = new InferenceSession(Path.Combine(folder, "model.onnx"));
+        var code = texts.Length == 0 ? CheckTensors(session, folder) : 0;
+        if (code != 0) return code;
+        if (TextModel.Refusal(folder) is { } refusal)
+        {
+            Console.Error.WriteLine(refusal);
+            return texts.Length == 0 ? 0 : 2;
+        }
+        var model = new TextModel(folder);
+        foreach (var text in texts) Show(session, model, text);
+        return texts.Length == 0 ? CheckTexts(session, model) : 0;
+    }
+
+    private static double[] Answer(InferenceSession session, TextModel model, Row row)
+    {
+        var names = model.Feeds.Select(feed => feed.Name).ToArray();
+        var values = model.Feeds.Select(feed => Tensor(feed, model.Input(feed, row))).ToList();
+        try
+        {
+            using var options = new RunOptions();
+            using var results = session.Run(options, names, values, [model.Setting("output")]);
+            var info = results[0].GetTensorTypeAndShape();
+            var type = Types.First(entry => entry.Value.Type == info.ElementDataType).Key;
+            var data = results[0].GetTensorMutableRawData();
+            var first = new double[data.Length / Types[type].Size / info.Shape[0]];
+            for (var place = 0; place < first.Length; place++) first[place] = Element(type, data, place);
+            return model.Answer(row, first, (int)info.Shape[^1]);
+        }
+        finally
+        {
+            values.ForEach(value => value.Dispose());
+        }
+    }
+
+    private static OrtValue Tensor(Feed feed, (long[] Shape, long[] Values) input) => feed.Type switch
+    {
+        "int64" => OrtValue.CreateTensorValueFromMemory(input.Values, input.Shape),
+        "int32" => OrtValue.CreateTensorValueFromMemory(input.Values.Select(value => (int)value).ToArray(), input.Shape),
+        "float32" => OrtValue.CreateTensorValueFromMemory(input.Values.Select(value => (float)value).ToArray(), input.Shape),
+        "bool" => OrtValue.CreateTensorValueFromMemory(input.Values.Select(value => value != 0).ToArray(), input.Shape),
+        _ => throw new NotSupportedException($"an input of text is {feed.Type}"),
+    };
+
+    private static int CheckTexts(InferenceSession session, TextModel model)
+    {
+        for (var number = 0; number < model.Cases.Count; number++)
+        {
+            var one = model.Cases[number];
+            var row = model.RowOf(one.Text, one.Second, one.Bare);
+            if (!row.Ids.SequenceEqual(one.Ids))
+            {
+                Console.WriteLine(
+                    $"differs: text {number}: the tokenizer gives [{string.Join(",", row.Ids)}], expected [{string.Join(",", one.Ids)}]");
+                return 1;
+            }
+            var found = model.Setting("answer") == "ids" ? [] : Answer(session, model, row);
+            var near = found.Length == one.Expected.Length;
+            for (var place = 0; near && place < found.Length; place++) near = Math.Abs(found[place] - one.Expected[place]) <= one.Limit;
+            if (!near)
+            {
+                Console.WriteLine(
+                    $"differs: text {number} gives [{string.Join(",", found)}], expected [{string.Join(",", one.Expected)}] within {one.Limit}");
+                return 1;
+            }
+        }
+        Console.WriteLine($"equal: {model.Cases.Count} texts, {model.Setting("answer")}");
+        return 0;
+    }
+
+    private static void Show(InferenceSession session, TextModel model, string given)
+    {
+        if (model.Setting("answer") == "ids") throw new NotSupportedException("what the graph gives to text is not shown by this client");
+        var parts = given.Split('\t', 2);
+        var row = model.RowOf(parts[0], parts.Length > 1 ? parts[1] : "", bare: false);
+        var found = Answer(session, model, row);
+        Console.WriteLine(given);
+        var width = Math.Max(1, model.Labels.Count);
+        for (var place = 0; place < found.Length; place++)
+        {
+            var token = model.Setting("answer") == "token_scores" ? $"{row.Ids[place / width]} " : "";
+            var label = model.Labels.Count > 0 ? $"{model.Labels[place % width]} " : "";
+            Console.WriteLine($"  {token}{label}{found[place]}");
+        }
+    }
+
+    private static int CheckTensors(InferenceSession session, string folder)
     {
         var cases = ReadCases(Path.Combine(folder, "clients", "csharp", "golden.tsv"));
-        using var session = new InferenceSession(Path.Combine(folder, "model.onnx"));
         using var options = new RunOptions();
         var worst = 0.0;
         var compared = 0;

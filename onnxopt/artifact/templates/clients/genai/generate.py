@@ -1,7 +1,7 @@
 """Write on from a text with onnxruntime-genai, or check that it writes what the artifact's maker expects.
 
-python generate.py "The capital of France is"
-python generate.py            # checks expected.json; exit code 1 when a token differs
+python generate.py "The capital of France is"     # in the chat template, where the model has one; --plain without
+python generate.py                                # checks golden/texts.json; exit code 1 when ids or tokens differ
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import onnxruntime_genai as og
 
-HERE = Path(__file__).resolve().parent
+ARTIFACT = Path(__file__).resolve().parents[2]
 
 
 def write(model: og.Model, ids: list[int], count: int) -> list[int]:
@@ -26,21 +26,49 @@ def write(model: og.Model, ids: list[int], count: int) -> list[int]:
     return [int(token) for token in generator.get_sequence(0)[len(ids) :]]
 
 
+def in_template(tokenizer: og.Tokenizer, text: str) -> str:
+    """Return what a user says in the model's chat template."""
+    messages = json.dumps([{"role": "user", "content": text}], ensure_ascii=False)
+    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+
+
+def difference(model: og.Model, tokenizer: og.Tokenizer, case: dict[str, object]) -> str:
+    """Return in words what differs from a golden text, or an empty string."""
+    text, wanted = str(case["text"]), [int(token) for token in case["expected"]]
+    if case.get("chat") and in_template(tokenizer, text) != case["written"]:
+        return f"the chat template makes {in_template(tokenizer, text)!r} of {text!r}, expected {case['written']!r}"
+    ids = [int(token) for token in case["ids"]]
+    if not case.get("chat") and tokenizer.encode(text).tolist() != ids:
+        return f"the tokenizer makes {tokenizer.encode(text).tolist()} of {text!r}, expected {ids}"
+    found = write(model, ids, len(wanted))[: len(wanted)]
+    return "" if found == wanted else f"after {text!r} it writes {found}, expected {wanted}"
+
+
 def main() -> int:
     """Run the command."""
-    model = og.Model(str(HERE.parents[1]))
+    model = og.Model(str(ARTIFACT))
     tokenizer = og.Tokenizer(model)
-    if len(sys.argv) > 1:
-        ids = tokenizer.encode(" ".join(sys.argv[1:])).tolist()
+    plain = "--plain" in sys.argv[1:] or not has_template()
+    words = " ".join(word for word in sys.argv[1:] if word != "--plain")
+    if words:
+        ids = tokenizer.encode(words if plain else in_template(tokenizer, words)).tolist()
         print(tokenizer.decode(write(model, ids, 60)))
         return 0
-    for case in json.loads((HERE / "expected.json").read_text(encoding="utf-8")):
-        found = write(model, case["prompt"], len(case["tokens"]))[: len(case["tokens"])]
-        if found != case["tokens"]:
-            print(f"differs: after {case['text']!r} it writes {found}, expected {case['tokens']}")
+    for case in json.loads((ARTIFACT / "golden" / "texts.json").read_text(encoding="utf-8"))["cases"]:
+        said = difference(model, tokenizer, case)
+        if said:
+            print(f"differs: {said}")
             return 1
-        print(f"equal: {case['text']!r} + {tokenizer.decode(found)!r}")
+        chat = " in the chat template" if case.get("chat") else ""
+        print(f"equal: {case['text']!r}{chat} + {tokenizer.decode([int(token) for token in case['expected']])!r}")
     return 0
+
+
+def has_template() -> bool:
+    """Tell whether the model's tokenizer has a chat template."""
+    settings = ARTIFACT / "tokenizer_config.json"
+    inside = settings.is_file() and "chat_template" in json.loads(settings.read_text(encoding="utf-8"))
+    return inside or (ARTIFACT / "chat_template.jinja").is_file()
 
 
 if __name__ == "__main__":

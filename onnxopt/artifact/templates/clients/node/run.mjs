@@ -1,74 +1,78 @@
-// Give texts to the artifact in transformers.js: embeddings with their cosines, labels with their scores, or what a
-// language model writes on. What the graph gives is taken as it is: pooling and layers behind it lie in the graph.
+// Give texts to the artifact: embeddings with their cosines, labels with their scores, entities, or what a language
+// model writes on, in the chat template where it has one. What the graph gives is taken as it is.
 //
 //     node run.mjs "a cat sleeps" "a kitten naps"
+//     node run.mjs --pair "how many people?" "about 3.6 million people"     two texts that are read together
 
-import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { AutoModel, AutoTokenizer, pipeline } from "@huggingface/transformers";
+import { pipeline } from "@huggingface/transformers";
+import { modelPlace } from "./place.mjs";
+import { answerOf } from "./rows.mjs";
+import { TextModel, readJson } from "./text.mjs";
 
 const artifact = join(import.meta.dirname, "..", "..");
-const io = JSON.parse(readFileSync(join(artifact, "io.json"), "utf8"));
-const texts = process.argv.slice(2);
+const io = await readJson(artifact, "io.json");
+const pairs = process.argv[2] === "--pair";
+const texts = process.argv.slice(pairs ? 3 : 2);
 if (texts.length === 0) texts.push("a cat sleeps", "a kitten naps");
-
-// the graph lies beside config.json; "fp32" is the file name without a suffix, whatever precision is inside
-const place = { subfolder: "", dtype: "fp32", use_external_data_format: existsSync(join(artifact, "model.onnx_data")) };
+if (pairs && texts.length % 2) throw new Error("--pair takes two texts each");
+const asked = pairs ? Array.from({ length: texts.length / 2 }, (_, i) => texts.slice(2 * i, 2 * i + 2)) : texts.map((text) => [text, null]);
 
 if (io.decoding) {
-  const write = await pipeline("text-generation", artifact, place);
+  await write();
+} else {
+  const model = await TextModel.open(artifact);
+  const { kind } = answerOf(io);
+  if (kind === "ids") {
+    console.log(JSON.stringify(await (await pipeline(io.task, artifact, modelPlace(artifact)))(texts), null, 2));
+  } else {
+    const rows = asked.map(([text, pair]) => model.row(text, pair));
+    const found = [];
+    for (const row of rows) found.push(await model.run(row)); // each alone, so that no neighbour changes it
+    ({ embedding: showCosines, scores: showLabels, token_scores: showEntities })[kind](model, rows, found);
+  }
+}
+
+async function write() {
+  const generate = await pipeline("text-generation", artifact, modelPlace(artifact));
   const { context_length: limit, crossing, crossings = [] } = io.decoding;
   for (const text of texts) {
-    const count = write.tokenizer(text).input_ids.dims.at(-1);
+    const chats = Boolean(generate.tokenizer.chat_template);
+    const given = chats ? [{ role: "user", content: text }] : text;
+    const count = chats
+      ? generate.tokenizer.apply_chat_template(given, { add_generation_prompt: true, return_tensor: false }).length
+      : generate.tokenizer(text).input_ids.dims.at(-1);
     // transformers.js goes on from a cache that would have to be read anew beyond a crossing: it stops before
     const end = (crossing === "reread" && crossings.find((length) => length >= count)) || limit || Infinity;
     if (count > end) throw new Error(`${count} tokens, the model takes ${end}`);
-    console.log((await write(text, { max_new_tokens: Math.min(40, end - count + 1) }))[0].generated_text);
+    const [{ generated_text: answer }] = await generate(given, { max_new_tokens: Math.min(40, end - count + 1) });
+    console.log(chats ? answer.at(-1).content : answer);
   }
-} else if (io.outputs.some((output) => output.name === "sentence_embedding")) {
-  const vectors = (await answers("sentence_embedding")).map(unit);
+}
+
+function showCosines(_model, _rows, vectors) {
+  const unit = vectors.map((vector) => vector.map((value) => value / Math.hypot(...vector)));
   for (let i = 0; i < texts.length; i += 1) {
     for (let j = i + 1; j < texts.length; j += 1) {
-      const cosine = vectors[i].reduce((sum, value, k) => sum + value * vectors[j][k], 0);
+      const cosine = unit[i].reduce((sum, value, k) => sum + value * unit[j][k], 0);
       console.log(`${cosine.toFixed(4)}  ${texts[i]}  |  ${texts[j]}`);
     }
   }
-} else if (io.scores && io.task === "text-classification") {
-  const rows = (await answers("logits")).map(scored);
-  for (const [place, row] of rows.entries()) {
-    const labels = row.map((score, index) => ({ label: io.labels?.[index] ?? `LABEL_${index}`, score }));
+  if (texts.length === 1) console.log(JSON.stringify(vectors[0]));
+}
+
+function showLabels(model, _rows, found) {
+  for (const [place, scores] of found.entries()) {
+    const labels = scores.map((score, index) => ({ label: model.label(index), score }));
     labels.sort((one, other) => other.score - one.score);
-    console.log(JSON.stringify({ text: texts[place], labels }));
+    const [text, pair] = asked[place];
+    console.log(JSON.stringify({ text, ...(pair === null ? {} : { pair }), labels }));
   }
-} else {
-  const run = await pipeline(io.task, artifact, place);
-  console.log(JSON.stringify(await run(texts), null, 2));
 }
 
-// Rows of one output of the graph for the texts, tokenized as the checkpoint does it.
-async function answers(output) {
-  const [tokenizer, model] = await Promise.all([
-    AutoTokenizer.from_pretrained(artifact), AutoModel.from_pretrained(artifact, place),
-  ]);
-  const limit = io.tokenizer.max_length || undefined;
-  const prompt = io.prompts?.[io.default_prompt] ?? "";
-  const whole = texts.map((text) => prompt + text);
-  const prepared = io.tokenizer.lowercase ? whole.map((text) => text.toLowerCase()) : whole;
-  const fed = await tokenizer(prepared, { padding: true, truncation: Boolean(limit), max_length: limit });
-  return (await model(fed))[output].tolist();
-}
-
-function unit(vector) {
-  const length = Math.hypot(...vector);
-  return vector.map((value) => value / length);
-}
-
-// What io.json says that logits are made into.
-function scored(logits) {
-  if (io.scores === "none") return logits;
-  if (io.scores === "sigmoid") return logits.map((value) => 1 / (1 + Math.exp(-value)));
-  const most = Math.max(...logits);
-  const powers = logits.map((value) => Math.exp(value - most));
-  const sum = powers.reduce((total, value) => total + value, 0);
-  return powers.map((value) => value / sum);
+// Words side by side with the same label are one thing; `B-` in front of it begins another one.
+function showEntities(model, rows, found) {
+  for (const [place, scores] of found.entries()) {
+    console.log(JSON.stringify({ text: asked[place][0], entities: model.entities(rows[place].ids, scores) }));
+  }
 }

@@ -2,6 +2,7 @@
 
 import * as ort from "onnxruntime-web";
 import { Tokenizer } from "@huggingface/tokenizers";
+import { answerNumbers, answerOf, inputOf, rowOf } from "./rows.mjs";
 
 const TYPES = {
   float32: Float32Array, float64: Float64Array, float16: Uint16Array, int8: Int8Array, uint8: Uint8Array,
@@ -80,18 +81,69 @@ function feedsFor(ids, past = null, seen = 0) {
   return feeds;
 }
 
-function tokens(text) {
+/** Ids of a text without special tokens around it. */
+function bare(text) {
   if (!model.tokenizer) throw new Error("there is no tokenizer.json in this folder");
+  return model.tokenizer.encode(text, { add_special_tokens: false }).ids.map(Number);
+}
+
+function tokens(text) {
   const limit = model.io.tokenizer?.max_length || Infinity;
-  const whole = (model.io.prompts?.[model.io.default_prompt] ?? "") + text;
-  const ids = model.tokenizer.encode(model.io.tokenizer?.lowercase ? whole.toLowerCase() : whole).ids.map(Number);
+  const { ids } = rowOf({ ...model.io, tokenizer: { ...model.io.tokenizer, max_length: 0 } }, bare, text);
   if (ids.length > limit) throw new Error(`${ids.length} tokens, the model takes ${limit}`);
   return ids;
 }
 
+/** Numbers of the answer to a row, which is run alone. */
+async function answer(row) {
+  const { output } = answerOf(model.io);
+  const feeds = model.io.inputs.map((spec) => {
+    const { values, shape } = inputOf(model.io, spec, row);
+    const data = spec.dtype === "int64" ? BigInt64Array.from(values, BigInt) : TYPES[spec.dtype].from(values);
+    return [spec.name, new ort.Tensor(spec.dtype, data, shape)];
+  });
+  const found = (await model.session.run(Object.fromEntries(feeds), [output]))[output];
+  const isHalf = found.type === "float16" && found.data instanceof Uint16Array;
+  return answerNumbers(model.io, row, Array.from(found.data, isHalf ? half : Number), found.dims);
+}
+
+/** Labels with their scores, of texts or of pairs with a tab between. */
+async function classify(texts) {
+  const lines = [];
+  for (const text of texts) {
+    const [first, second = null] = text.split("\t");
+    const scores = await answer(rowOf(model.io, bare, first, second));
+    const named = scores.map((score, index) => [score, model.io.labels?.[index] ?? `LABEL_${index}`]);
+    named.sort((one, other) => other[0] - one[0]);
+    lines.push(`${text}: ${named.slice(0, 5).map(([score, label]) => `${label} ${score.toFixed(4)}`).join(", ")}`);
+  }
+  return lines.join("\n");
+}
+
+/** The likeliest label of each token. */
+async function tag(texts) {
+  const lines = [];
+  for (const text of texts) {
+    const row = rowOf(model.io, bare, text);
+    const scores = await answer(row);
+    const width = scores.length / row.ids.length;
+    for (const [place, id] of row.ids.entries()) {
+      const own = scores.slice(place * width, (place + 1) * width);
+      const best = own.indexOf(Math.max(...own));
+      const label = model.io.labels?.[best] ?? `LABEL_${best}`;
+      if (label !== "O") lines.push(`${model.tokenizer.decode([id])}: ${label} ${own[best].toFixed(4)}`);
+    }
+  }
+  return lines.join("\n");
+}
+
 async function embed(texts, output) {
+  const pooled = answerOf(model.io).kind === "embedding";
   const vectors = [];
-  for (const text of texts) vectors.push((await model.session.run(feedsFor(tokens(text)), [output]))[output].data);
+  for (const text of texts) {
+    if (pooled) vectors.push(await answer(rowOf(model.io, bare, text)));
+    else vectors.push((await model.session.run(feedsFor(tokens(text)), [output]))[output].data);
+  }
   const lines = vectors.map((vector, index) => {
     const first = [...vector.slice(0, 5)].map((value) => value.toFixed(5)).join(", ");
     return `${texts[index]}: ${vector.length} numbers [${first}, ...]`;
@@ -106,14 +158,15 @@ async function embed(texts, output) {
   return lines.join("\n");
 }
 
-async function write(text) {
-  let ids = tokens(text), past = null, seen = 0;
+/** Ids that the model writes after others, greedily, until one ends the text. */
+async function written(given, count) {
+  let ids = given, past = null, seen = 0;
   const whole = [...ids], made = [];
   const limit = model.io.decoding.context_length || Infinity;
   // where the tables of positions change with the length, a text that grows across is read anew
   const crossings = model.io.decoding.crossing === "reread" ? model.io.decoding.crossings ?? [] : [];
   if (whole.length > limit) throw new Error(`${whole.length} tokens, the model takes ${limit}`);
-  while (made.length < NEW_TOKENS && whole.length <= limit) {
+  while (made.length < count && whole.length <= limit) {
     if (past && crossings.includes(seen)) [ids, past, seen] = [whole, null, 0];
     const found = await model.session.run(feedsFor(ids, past, seen));
     seen += ids.length;
@@ -128,11 +181,16 @@ async function write(text) {
       .map(([name, value]) => [name.replace("present", "past_key_values"), value]));
     ids = [best];
   }
-  return text + model.tokenizer.decode(made);
+  return made;
+}
+
+async function write(text) {
+  return text + model.tokenizer.decode(await written(tokens(text), NEW_TOKENS));
 }
 
 async function run() {
   const texts = element("text").value.split("\n").map((text) => text.trim()).filter(Boolean);
+  const { kind } = answerOf(model.io);
   if (texts.length === 0) throw new Error("write at least one line");
   const started = performance.now();
   let shown;
@@ -140,6 +198,10 @@ async function run() {
     const lines = [];
     for (const text of texts) lines.push(await write(text));
     shown = lines.join("\n\n");
+  } else if (kind === "scores") {
+    shown = await classify(texts);
+  } else if (kind === "token_scores") {
+    shown = await tag(texts);
   } else {
     const output = model.io.outputs.find((spec) => spec.axes.length === 2) ?? model.io.outputs[0];
     shown = await embed(texts, output.name);
@@ -184,7 +246,29 @@ async function check() {
       outputs += 1;
     }
   }
-  say("golden", `equal: ${golden.cases.length} cases, ${outputs} outputs, worst absolute error ${worst.toExponential(2)}`, "equal");
+  const texts = await json(model.files, "golden/texts.json");
+  const said = texts && (await textsDiffer(texts));
+  const repeated = texts ? `, ${texts.cases.length} texts` : "";
+  if (said) say("golden", `differs: ${said}`, "error");
+  else say("golden", `equal: ${golden.cases.length} cases, ${outputs} outputs${repeated}, worst absolute error ${worst.toExponential(2)}`, "equal");
+}
+
+/** Repeat golden texts: the ids, so that another tokenizer is told apart from another graph, then the answer. */
+async function textsDiffer(golden) {
+  for (const [number, one] of golden.cases.entries()) {
+    // what the chat template made of the text is tokenized as it is: a page has no template
+    const ids = one.chat ? bare(one.written) : rowOf(model.io, bare, one.text, one.pair ?? null).ids;
+    if (ids.join() !== one.ids.join()) return `text ${number}: the tokenizer gives [${ids}], expected [${one.ids}]`;
+    const found = golden.answer === "ids" ? [] : golden.answer === "tokens"
+      ? await written(ids, one.expected.length) : await answer({ ids, types: one.types });
+    const near = (value, place) => Math.abs(value - one.expected[place]) <= one.max_absolute_error;
+    // where an end is expected the text ends, and nothing follows
+    const whole = golden.answer === "tokens" ? one.expected.slice(0, found.length) : one.expected;
+    if (found.length !== whole.length || !found.every(near)) return `text ${number} gives [${found}], expected [${one.expected}]`;
+    const next = one.expected[found.length];
+    if (golden.answer === "tokens" && next !== undefined && !model.io.decoding.eos_token_id.includes(next)) return `text ${number} ends early`;
+  }
+  return null;
 }
 
 element("folder").addEventListener("change", () => guarded("model", open));

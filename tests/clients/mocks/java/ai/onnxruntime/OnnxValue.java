@@ -1,4 +1,4 @@
-// The part of ONNX Runtime for Java that the client uses: enough to compile it, not to run it.
+// Stands in for ONNX Runtime for Java, which cannot be had here: the names that the client uses.
 package ai.onnxruntime;
 
 public interface OnnxValue extends AutoCloseable {

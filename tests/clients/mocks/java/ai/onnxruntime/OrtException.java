@@ -1,4 +1,9 @@
-// The part of ONNX Runtime for Java that the client uses: enough to compile it, not to run it.
+// Stands in for ONNX Runtime for Java, which cannot be had here: the names and signatures that the client uses. The graph
+// runs in the ONNX Runtime of Python, through a pipe (tests/clients/graph_in_pipe.py).
 package ai.onnxruntime;
 
-public class OrtException extends Exception {}
+public class OrtException extends Exception {
+  OrtException(String message) {
+    super(message);
+  }
+}
