@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from rich.console import Console
 
 from onnxopt.cli.main import main
 from onnxopt.cli.pace import Pace, left_text
 from onnxopt.cli.progress import JsonView, LiveView, View, view_of
 from onnxopt.cli.schemas import schema_of
-from onnxopt.cli.shared import ProgressName
+from onnxopt.cli.shared import ProgressName, app
 from onnxopt.records.events import Event, Step
+from tests.support.commands import arguments_of_all
 from tests.support.json_schema import faults
 from tests.support.own_text import sentences, text_encoder
+
+COMMANDS: dict[str, Any] = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]  # a group
+SHOWING = [name for name, one in COMMANDS.items() if any(each.name == "progress" for each in one.params)]
 
 
 def lines_of(text: str) -> list[dict[str, Any]]:
@@ -105,22 +110,35 @@ def test_what_is_asked_for_is_shown_and_else_what_suits(asked: str, quiet: bool,
     assert type(view_of(ProgressName(asked), quiet=quiet)) is kind
 
 
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, list[str]]:
+    return arguments_of_all(tmp_path_factory.mktemp("progress"))
+
+
+@pytest.mark.parametrize("name", SHOWING)
 def test_a_command_says_how_far_it_is_and_prints_its_answer_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, arguments: Mapping[str, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert main([*arguments[name], "--json", "--progress", "json"]) == 0
+    printed = capsys.readouterr()
+    assert faults(json.loads(printed.out), schema_of(name)) == []
+    found = lines_of(printed.err)
+    assert all(faults(one, schema_of("progress")) == [] for one in found)
+    assert [one["time"] for one in found] == sorted(one["time"] for one in found)
+    assert found[-1]["event"] == "stage"
+    assert any(one["fraction"] is not None for one in found)
+
+
+def test_each_stage_that_takes_long_counts_its_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = text_encoder(tmp_path / "model", layers=1)
     (tmp_path / "texts.txt").write_text("\n".join(sentences(48)), encoding="utf-8")
     options = ["--precision", "int8", "--calibration", str(tmp_path / "texts.txt"), "--no-measure", "--allow-slower"]
-    arguments = ["optimize", str(model), "-o", str(tmp_path / "out"), *options, "--budget", "cosine>=0.9"]
-    assert main([*arguments, "--json", "--progress", "json"]) == 0
-    printed = capsys.readouterr()
-    assert json.loads(printed.out)["path"] == str(tmp_path / "out")
-    found = lines_of(printed.err)
-    assert all(faults(one, schema_of("progress")) == [] for one in found)
-    assert found == sorted(found, key=lambda one: one["time"])
-    counted = {one["stage"] for one in found if one["fraction"] is not None}
-    assert {"quantize", "verify"} <= counted
-    assert main([*arguments, "--json"]) == 0
+    options += ["--budget", "cosine>=0.9", "--prune", "ffn=25%", "--prune-data", str(tmp_path / "texts.txt")]
+    asked = ["optimize", str(model), "-o", str(tmp_path / "out"), *options, "--json"]
+    assert main([*asked, "--progress", "json"]) == 0
+    counted = {one["stage"] for one in lines_of(capsys.readouterr().err) if one["fraction"] is not None}
+    assert {"canonicalize", "fuse", "prune", "quantize", "lower", "verify"} <= counted
+    assert main(asked) == 0
     assert capsys.readouterr().err == ""
 
 
