@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from onnxopt.timing.bench import BenchResult
 
 SHOWN_REFUSALS = 8
+_QUOTED = '"..."'
 
 
 def initializers_text(manifest: Manifest) -> str:
@@ -129,6 +132,22 @@ def print_summary(console: Console, artifact: Artifact) -> None:
         if not (is_unproved(note) or note.startswith(LEFT_OUT)):
             say(f"note          {note}")
     say(f"artifact      {artifact.path}")
+    say(f"next          {next_steps(manifest.task, artifact.path)}")
+
+
+def next_steps(task: str, path: Path) -> str:
+    """Say what to do with an artifact: try it, where its task tells how, and read its report.
+
+    Args:
+        task: in the words of transformers; `onnx` for an imported file.
+        path: its folder.
+    """
+    folder, report = shlex.quote(str(path)), f"read {path / 'report.html'}"
+    if task == "onnx":
+        return report
+    if task == "text-generation":
+        return f'onnxopt generate {folder} "..."; {report}'
+    return f"onnxopt run {folder} {'picture.png' if task.startswith('image') else _QUOTED}; {report}"
 
 
 def _print_before_and_after(console: Console, manifest: Manifest, latency: Sequence[Latency]) -> None:
