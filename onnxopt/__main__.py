@@ -16,7 +16,7 @@ def run() -> int:
         code = main()
     except (KeyboardInterrupt, Terminated) as stop:
         line, code = stopped(stop)
-        say(line)
+        say(line, code)
     hear_nothing()
     return code
 

@@ -6,6 +6,22 @@ Exit codes of the command line: 0 done, 1 a proof failed or a gate is not passed
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
+Kind = Literal[  # of a failure, for programs that read it
+    "input",
+    "limit",
+    "export",
+    "proof",
+    "gate",
+    "own-pass",
+    "usage",
+    "died",
+    "interrupted",
+    "terminated",
+    "internal",
+]
+
 
 class OnnxoptError(Exception):
     """A failure that the user can act on.
@@ -17,6 +33,7 @@ class OnnxoptError(Exception):
     """
 
     exit_code = 2
+    kind: ClassVar[Kind] = "input"
 
     def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
         self.what = what
@@ -41,27 +58,34 @@ class LimitError(InputError):
         is_slow: it is the time.
     """
 
+    kind = "limit"
     is_slow = False
 
 
 class ExportError(OnnxoptError):
     """The model could not be turned into ONNX."""
 
+    kind = "export"
+
 
 class ProofError(OnnxoptError):
     """The result is not equal to its reference within the budget; nothing was written."""
 
     exit_code = 1
+    kind = "proof"
 
 
 class GateError(OnnxoptError):
     """The result is not what was required of it, as fast or in as few bits; nothing was written."""
 
     exit_code = 1
+    kind = "gate"
 
 
 class OwnPassError(OnnxoptError):
     """A pass of the user's own cannot be loaded, or fails where it works."""
+
+    kind = "own-pass"
 
 
 class PassAuthorError(Exception):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import onnx_ir as ir
@@ -13,6 +12,7 @@ from onnxopt.calibrate.state import CalibrationState
 from onnxopt.calibrate.statistics import Statistics
 from onnxopt.graph import dims, in_groups
 from onnxopt.probe.runners import GraphRunner, ShapeRunner
+from onnxopt.records.events import Step
 from onnxopt.spec import Say
 
 CAPTURED_BYTES = 1 << 28  # of all tensors of one run; more tensors are watched in several passes over the samples
@@ -40,7 +40,7 @@ def collect(
         part: which of them.
         grams: those of the values whose Gram matrix is wanted.
         most: the most samples.
-        progress: told what is done and how long the rest will take.
+        progress: told what is done, sample by sample.
 
     A calibration that was interrupted after more than a few seconds goes on where it was, from a file in the cache.
 
@@ -54,7 +54,7 @@ def collect(
     count = len(data.part(part)[:most])
     state = CalibrationState(model, wanted, data, f"{part} {most} {sorted(value.name or '' for value in with_gram)}")
     found.update({value: state.found[value.name or ""] for value in wanted if value.name in state.found})
-    started, runs = time.perf_counter(), 0
+    runs = 0
     for number, group in enumerate(groups):
         runner: GraphRunner | None = None
         done = 0
@@ -75,10 +75,8 @@ def collect(
                 (seen.add_image if is_image else seen.add)(array)
             state.keep(runs, found)
             if progress is not None:
-                spent = time.perf_counter() - started
-                share = (number + done / max(count, 1)) / len(groups)
-                left = spent / share - spent if share > 0 else 0.0
-                progress(f"{part} {done} of {count} samples, {max(left, 0.0):.0f} s left")
+                words = f"{part} {done} of {count} samples"
+                progress(Step(words, work=part, done=number * count + done, total=len(groups) * count))
     state.forget()
     return {value: found[value] for value in wanted if value in found}
 

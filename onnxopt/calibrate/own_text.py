@@ -15,6 +15,7 @@ from onnxopt.calibrate.sources import SELF
 from onnxopt.errors import InputError
 from onnxopt.graph.cache import Cache
 from onnxopt.load.loaded import Loaded
+from onnxopt.records.events import Step
 from onnxopt.run.generate.decoder import Decoder
 from onnxopt.run.generate.sampling import Sampler, Sampling
 from onnxopt.run.session import Session
@@ -49,7 +50,8 @@ def write_own(loaded: Loaded, path: Path, *, samples: int | None = None, say: Sa
     prefix, window, count = prefix_of(loaded), min(WINDOW, limit or WINDOW), samples or ROWS
     rows: list[tuple[int, ...]] = []
     for start in range(0, count, TOGETHER):
-        say(f"calibration text {start} of {count}, written by the model")
+        words = f"calibration text {start} of {count}, written by the model"
+        say(Step(words, work="calibration text", done=start, total=count))
         rows.extend(_texts(decoder, prefix, window, range(start, min(start + TOGETHER, count)), seed))
     return of_rows(loaded, rows, SELF)
 

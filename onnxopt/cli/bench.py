@@ -7,8 +7,11 @@ from typing import Annotated
 
 import typer
 
+from onnxopt.cli.answers import print_answer
 from onnxopt.cli.shared import (
     JsonOption,
+    ProgressName,
+    ProgressOption,
     QuietOption,
     TargetName,
     TargetOption,
@@ -16,7 +19,6 @@ from onnxopt.cli.shared import (
     WorkloadOption,
     app,
     configure_logging,
-    err_console,
     event_of,
     out_console,
     target_of,
@@ -34,17 +36,19 @@ def bench(
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often every model gets its turn.")] = 5,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Time to spend in all.")] = 20.0,
     as_json: JsonOption = False,
+    progress: ProgressOption = ProgressName.auto,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Time models side by side: a process each, in turns, p50, p90 and p99 per shape, peak memory."""
     configure_logging(verbose=verbose)
-    from onnxopt.cli.live import LiveView, print_bench
+    from onnxopt.cli.live import print_bench
+    from onnxopt.cli.progress import view_of
     from onnxopt.spec import Workload
     from onnxopt.timing.bench import bench as run
 
     wanted = Workload.parse(workload) if workload else Workload()
-    with LiveView(err_console, enabled=not (quiet or as_json)) as view:
+    with view_of(progress, quiet=quiet or as_json) as view:
         result = run(
             paths,
             shapes=wanted.shapes,
@@ -55,6 +59,6 @@ def bench(
             progress=lambda step: view.show(event_of("measure", step)),
         )
     if as_json:
-        out_console.print_json(result.to_json())
+        print_answer(result)
     else:
         print_bench(out_console, result)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -11,16 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from onnxopt.cli.answers import print_answer
 from onnxopt.cli.options import help_of, taking
 from onnxopt.cli.shared import (
     JsonOption,
+    ProgressName,
+    ProgressOption,
     QuietOption,
     VerboseOption,
     app,
     configure_logging,
-    err_console,
     out_console,
-    print_json,
 )
 from onnxopt.errors import InputError
 from onnxopt.road.described import described
@@ -68,20 +68,21 @@ def prune(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write: a checkpoint, or model.onnx.")],
     as_json: JsonOption = False,
+    progress: ProgressOption = ProgressName.auto,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
     **given: Any,
 ) -> None:
     """Make a model smaller: layers, channels, heads, vocabulary; the rest is refitted, nothing is trained."""
     configure_logging(verbose=verbose)
-    from onnxopt.cli.live import LiveView
+    from onnxopt.cli.progress import view_of
     from onnxopt.host.sizes import size_text
     from onnxopt.prune.run import prune as run
     from onnxopt.road.asked import left_of, spec_of
 
     options = PruneOptions(what=what, **given)
     spec, left = spec_of(what, options), left_of(replace(options, budget=options.budget or None))
-    with LiveView(err_console, enabled=not (quiet or as_json)) as view:
+    with view_of(progress, quiet=quiet or as_json) as view:
         record = run(
             source,
             spec,
@@ -141,13 +142,14 @@ def distill(
     task: Annotated[str, typer.Option("--task", help="transformers task; found when not given.")] = "",
     seed: Annotated[int, typer.Option("--seed", help="Same seed, same student.")] = 0,
     as_json: JsonOption = False,
+    progress: ProgressOption = ProgressName.auto,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Teach a small model what a large one does; the result is a checkpoint for `optimize`."""
     given = dict(locals())  # whatever is named like a setting is that setting
     configure_logging(verbose=verbose)
-    from onnxopt.cli.live import LiveView
+    from onnxopt.cli.progress import view_of
     from onnxopt.distill.run import distill as run
     from onnxopt.distill.run import write_job
     from onnxopt.distill.settings import Settings
@@ -158,9 +160,9 @@ def distill(
     del options["teacher"], options["student"]
     if job is not None:
         write_job(Settings.made(teacher=teacher, student=student, **options), out, job)
-        out_console.print(str(job), soft_wrap=True)
+        _tell(job, {"distillation": None}, [str(job)], as_json=as_json, quiet=quiet)
         return
-    with LiveView(err_console, enabled=not (quiet or as_json)) as view:
+    with view_of(progress, quiet=quiet or as_json) as view:
         record = run(
             teacher,
             out,
@@ -180,28 +182,32 @@ def compress(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; build/<name> by default.")] = None,
     measure: Annotated[bool, typer.Option("--measure/--no-measure", help="Time the model after each step.")] = True,
     as_json: JsonOption = False,
+    progress: ProgressOption = ProgressName.auto,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Prune, distil, quantize and package by a recipe, with size, speed and accuracy after each step."""
     configure_logging(verbose=verbose)
-    from onnxopt.cli.live import LiveView, print_rows
+    from onnxopt.cli.live import print_rows
+    from onnxopt.cli.progress import view_of
     from onnxopt.compress.recipe import CompressRecipe
     from onnxopt.compress.run import compress as run
 
     folder = out if out is not None else Path("build") / recipe.stem
     wanted = CompressRecipe.read(recipe)
-    with LiveView(err_console, enabled=not (quiet or as_json)) as view:
+    with view_of(progress, quiet=quiet or as_json) as view:
         found = run(wanted, folder, measure=measure, progress=view.show)
     if not (as_json or quiet):
         print_rows(out_console, f"{found.source} compressed", found.table())
     _tell(folder, {"compression": found}, [f"artifact      {folder}"], as_json=as_json, quiet=quiet)
 
 
-def _tell(path: Path, records: dict[str, Record], lines: Sequence[str], *, as_json: bool, quiet: bool) -> None:
+def _tell(
+    path: Path, records: Mapping[str, Record | None], lines: Sequence[str], *, as_json: bool, quiet: bool
+) -> None:
     """Print what was written: as one JSON object, as its path alone, or in lines."""
     if as_json:
-        print_json({"path": str(path), **{name: json.loads(record.to_json()) for name, record in records.items()}})
+        print_answer({"path": str(path), **records})
         return
     for line in [str(path)] if quiet else lines:
         out_console.print(line, markup=False, soft_wrap=True)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onnxopt.cli.shared import JsonOption, app, out_console, print_json
+from onnxopt.cli.answers import print_answer
+from onnxopt.cli.shared import JsonOption, app, out_console
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from onnxopt.host.cachelist import Entry
     from onnxopt.host.checkup import Checkup
-
-SCHEMA = 1  # of what --json prints
 
 
 class CacheAction(str, Enum):
@@ -33,7 +31,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
     found = check_up()
     if as_json:
-        print_json({"schema_version": SCHEMA, **asdict(found)})
+        print_answer(found)
         return
     for line in doctor_lines(found):
         out_console.print(line, markup=False, soft_wrap=True)
@@ -61,7 +59,7 @@ def cache(
     if as_json:
         freed = {"freed_bytes": sum(one.size for one in gone), "removed": len(gone)}
         rows = [_row(one) for one in stayed]
-        print_json({"schema_version": SCHEMA, "path": str(cache_root()), **freed, "entries": rows})
+        print_answer({"path": str(cache_root()), **freed, "entries": rows})
         return
     lines = _cleared(gone, stayed) if action is CacheAction.clear else _listed(chosen)
     for line in lines:

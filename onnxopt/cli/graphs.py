@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from onnxopt.cli.answers import AnsweredError, print_answer
 from onnxopt.cli.shared import (
     AxisOption,
     BudgetOption,
     FeedsOption,
     JsonOption,
     PassOption,
+    ProgressName,
+    ProgressOption,
     QuietOption,
     TargetName,
     TargetOption,
@@ -21,13 +23,10 @@ from onnxopt.cli.shared import (
     VerboseOption,
     app,
     configure_logging,
-    err_console,
     event_of,
     out_console,
-    print_json,
     target_of,
 )
-from onnxopt.errors import ProofError
 
 
 @app.command(epilog="Examples: `onnxopt inspect model.onnx` · `onnxopt inspect build/minilm --json`")
@@ -36,20 +35,22 @@ def inspect(
     target: TargetOption = TargetName.cpu,
     own: PassOption = None,
     as_json: JsonOption = False,
+    progress: ProgressOption = ProgressName.auto,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Show what a model takes, gives and is made of, and what would be fused. Nothing is written."""
     configure_logging(verbose=verbose)
-    from onnxopt.cli.live import LiveView, print_inspection
+    from onnxopt.cli.live import print_inspection
+    from onnxopt.cli.progress import view_of
     from onnxopt.pipeline.inspection import inspect_model
     from onnxopt.pipeline.own import own_passes
 
     loaded = own_passes(own)
-    with LiveView(err_console, enabled=not (quiet or as_json)) as view:
+    with view_of(progress, quiet=quiet or as_json) as view:
         found = inspect_model(path, target_of(target), lambda stage, step: view.show(event_of(stage, step)), loaded)
     if as_json:
-        print_json(asdict(found))
+        print_answer(found)
     else:
         print_inspection(out_console, found)
 
@@ -64,7 +65,7 @@ def passes(own: PassOption = None, as_json: JsonOption = False) -> None:
 
     rows = [describe_pass(step) for step in (*catalogue().values(), *own_passes(own))]
     if as_json:
-        print_json([asdict(row) for row in rows])
+        print_answer({"passes": rows})
     else:
         print_catalogue(out_console, rows)
 
@@ -80,12 +81,14 @@ def explain(
     own: PassOption = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many misses to show.")] = 20,
     as_json: JsonOption = False,
+    progress: ProgressOption = ProgressName.auto,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Say why a pass fires on a graph or not: node by node, the nearest miss first."""
     configure_logging(verbose=verbose)
-    from onnxopt.cli.live import LiveView, print_verdicts
+    from onnxopt.cli.live import print_verdicts
+    from onnxopt.cli.progress import view_of
     from onnxopt.load.onnx_file import load_onnx
     from onnxopt.pipeline.explain import explain as run
     from onnxopt.pipeline.own import own_passes
@@ -95,11 +98,11 @@ def explain(
     yours = own_passes(own)
     if name not in {kind.name for kind in yours}:
         get(name)
-    with LiveView(err_console, enabled=not (quiet or as_json)) as view:
+    with view_of(progress, quiet=quiet or as_json) as view:
         loaded = load_onnx(model_file(path), progress=lambda step: view.show(event_of("load", step)))
         verdicts = run(loaded, name, target_of(target), lambda step: view.show(event_of("before it", step)), yours)
     if as_json:
-        print_json({"pass": name, "candidates": [asdict(verdict) for verdict in verdicts]})
+        print_answer({"pass": name, "candidates": verdicts})
     else:
         print_verdicts(out_console, name, verdicts, limit)
 
@@ -116,18 +119,20 @@ def verify(
     axis: AxisOption = None,
     value: ValueOption = None,
     as_json: JsonOption = False,
+    progress: ProgressOption = ProgressName.auto,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Compare two models with the same inputs and outputs; exit 1 when they differ, with the first tensor that does."""
     configure_logging(verbose=verbose)
-    from onnxopt.cli.live import LiveView, print_comparison
+    from onnxopt.cli.live import print_comparison
+    from onnxopt.cli.progress import view_of
     from onnxopt.load.given import Given
     from onnxopt.proof.compare import compare_models
     from onnxopt.spec import Budget
 
     limit = Budget() if budget is None else Budget(budget)
-    with LiveView(err_console, enabled=not (quiet or as_json)) as view:
+    with view_of(progress, quiet=quiet or as_json) as view:
         found = compare_models(
             reference,
             candidate,
@@ -136,12 +141,10 @@ def verify(
             given=Given.parse(feeds, axis, value),
             progress=lambda step: view.show(event_of("verify", step)),
         )
-    if as_json:
-        print_json(asdict(found))
-    elif not quiet:
+    if as_json and found.equal:
+        print_answer(found)
+    elif not (as_json or quiet):
         print_comparison(out_console, found)
     if not found.equal:
-        raise ProofError(
-            f"{found.failed_case} is beyond the budget {limit.relative_error:g}; first: {found.first_difference}",
-            where=str(candidate),
-        )
+        what = f"{found.failed_case} is beyond the budget {limit.relative_error:g}; first: {found.first_difference}"
+        raise AnsweredError(what, where=str(candidate), answer=found)

@@ -1,16 +1,15 @@
-"""What a person sees: the live view of a run, and the tables at its end."""
+"""What a person sees: the words and the tables at the end of a command."""
 
 from __future__ import annotations
 
-import time
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from types import TracebackType
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from onnxopt.cli.tables import print_table
 from onnxopt.host.sizes import size_text
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from onnxopt.pipeline.explain import Description, Verdict
     from onnxopt.pipeline.inspection import Inspection
     from onnxopt.proof.compare import Comparison
-    from onnxopt.records.events import Event
     from onnxopt.records.manifest import Manifest
     from onnxopt.records.measurements import Latency, Measurements
     from onnxopt.run.generate.written import Generation
@@ -32,60 +30,7 @@ if TYPE_CHECKING:
     from onnxopt.timing.bench import BenchResult
 
 SHOWN_REFUSALS = 8
-
-
-class LiveView:
-    """A line with stage, step and time while work goes on, and one per finished stage; plain without a terminal."""
-
-    def __init__(self, console: Console, *, enabled: bool) -> None:
-        self._console = console
-        self._enabled = enabled
-        self._stage = ""
-        self._started = time.perf_counter()
-        self._kept: Counter[str] = Counter()
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("[bold]{task.fields[stage]:<13}[/] {task.description}"),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=not (enabled and console.is_terminal),
-        )
-        self._task = self._progress.add_task("", stage="")
-
-    def __enter__(self) -> LiveView:  # noqa: PYI034 - typing.Self is newer than Python 3.10
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-        if kind is None:
-            self._close_stage()
-
-    def show(self, event: Event) -> None:
-        """Show what happens now."""
-        self.say(event.stage, event.step, event.count)
-
-    def say(self, stage: str, step: str, count: int = 0) -> None:
-        """Show what happens now, for commands that take no road and should start fast."""
-        if stage != self._stage:
-            self._close_stage()
-            self._stage, self._started = stage, time.perf_counter()
-            self._kept.clear()
-        if count:
-            self._kept[step] = count
-        text = f"{step}  {count} kept" if count else step
-        self._progress.update(self._task, description=text.replace("[", "\\["), stage=stage)
-
-    def _close_stage(self) -> None:
-        if not self._enabled or not self._stage:
-            return
-        kept = ", ".join(f"{name} {count}" for name, count in self._kept.items())
-        seconds = time.perf_counter() - self._started
-        self._console.print(f"{self._stage:<13} {seconds:6.1f} s  {kept}".rstrip(), markup=False, soft_wrap=True)
-        self._stage = ""
+_QUOTED = '"..."'
 
 
 def initializers_text(manifest: Manifest) -> str:
@@ -187,6 +132,22 @@ def print_summary(console: Console, artifact: Artifact) -> None:
         if not (is_unproved(note) or note.startswith(LEFT_OUT)):
             say(f"note          {note}")
     say(f"artifact      {artifact.path}")
+    say(f"next          {next_steps(manifest.task, artifact.path)}")
+
+
+def next_steps(task: str, path: Path) -> str:
+    """Say what to do with an artifact: try it, where its task tells how, and read its report.
+
+    Args:
+        task: in the words of transformers; `onnx` for an imported file.
+        path: its folder.
+    """
+    folder, report = shlex.quote(str(path)), f"read {path / 'report.html'}"
+    if task == "onnx":
+        return report
+    if task == "text-generation":
+        return f'onnxopt generate {folder} "..."; {report}'
+    return f"onnxopt run {folder} {'picture.png' if task.startswith('image') else _QUOTED}; {report}"
 
 
 def _print_before_and_after(console: Console, manifest: Manifest, latency: Sequence[Latency]) -> None:

@@ -17,10 +17,12 @@ from typing import Annotated
 
 import typer
 
-from onnxopt.cli.shared import app, err_console, out_console
+from onnxopt.cli.shared import app, out_console
+from onnxopt.cli.telling import Teller
 from onnxopt.cli.watcher import ChildDiedError, go_on_in_child
-from onnxopt.errors import InputError, OnnxoptError, word
+from onnxopt.errors import InputError, OnnxoptError
 from onnxopt.host.disk import CLOSED, FULL, advice_of, code_of, reason_of
+from onnxopt.host.failures import Failure, asks_for_json
 from onnxopt.host.scratch import scratch_folder
 from onnxopt.host.stops import INTERRUPTED_EXIT_CODE, TERMINATED_EXIT_CODE, Terminated, hearing_stops, stopped
 from onnxopt.host.watch import limited_runs
@@ -34,6 +36,7 @@ COMMANDS = (
     "compress",
     "quantize",
     "doctor",
+    "schema",
 )  # in the order of the help page
 for _name in COMMANDS:
     importlib.import_module(f"onnxopt.cli.{_name}")
@@ -43,10 +46,10 @@ OWN = {"serve"}  # its process is looked at, so it stays the one that was starte
 # typer carries its own copy of click, whose base class of usage errors it does not name
 UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
-LONGEST_LINE = 1000
 BUG_EXIT_CODE = 70
 UNREAD_EXIT_CODE = 128 + 13  # as a shell has it for SIGPIPE, which Windows has no number for
-_WRITERS = (__name__, "onnxopt.cli.shared", "rich.console")  # what writes to the consoles
+# what writes to the consoles
+_WRITERS = (__name__, *(f"onnxopt.cli.{one}" for one in ("answers", "progress", "schema")), "rich.console")
 
 
 @app.callback(invoke_without_command=True)
@@ -66,26 +69,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: what a program gives; without it the command line of this process, whose work is done in a child.
     """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    teller = Teller(is_json=asks_for_json(given))
     try:
-        code = go_on_in_child() if arguments is None and not OWN & set(sys.argv[1:2]) else None
+        code = go_on_in_child() if arguments is None and not OWN & set(given[:1]) else None
     except ChildDiedError as error:
-        return _fail_of(error)
-    return _work(arguments) if code is None else code
+        return _fail_of(error, teller)
+    return _work(given, teller) if code is None else code
 
 
-def _fail_of(error: ChildDiedError) -> int:
+def _fail_of(error: ChildDiedError, teller: Teller) -> int:
     """Say what ended the work, take away the temporary files that it left, and return the exit code."""
     with suppress(OSError), scratch_folder():  # whose making removes those of processes that are no more
         pass
     asked = {signal.SIGINT: INTERRUPTED_EXIT_CODE, signal.SIGTERM: TERMINATED_EXIT_CODE}
     if error.signal in asked:  # before the command was there to say so itself
-        return _fail("ended; nothing was written", asked[signal.Signals(error.signal)])
-    return _fail(f"{error}; what is given cannot be read or run on this machine", InputError.exit_code)
+        return teller.stopped("ended; nothing was written", asked[signal.Signals(error.signal)])
+    hint = "what is given cannot be read or run on this machine"
+    return teller.fail(Failure("died", str(error), InputError.exit_code, hint=hint))
 
 
-def _work(arguments: Sequence[str] | None) -> int:
+def _work(given: list[str], teller: Teller) -> int:
     command = typer.main.get_command(app)
-    given = list(sys.argv[1:] if arguments is None else arguments)
     started = time.perf_counter()
     _escape_what_cannot_be_written()
     try:
@@ -93,29 +98,28 @@ def _work(arguments: Sequence[str] | None) -> int:
             code = command.main(args=given, prog_name="onnxopt", standalone_mode=False)
             sys.stdout.flush()
     except OnnxoptError as error:
-        return _fail(str(error), error.exit_code)
+        return teller.fail_of(error)
     except UsageError as error:
-        return _fail(str(getattr(error, "format_message", error.__str__)()), InputError.exit_code)
+        return teller.misuse(error)
     except (KeyboardInterrupt, Terminated, typer.Abort) as stop:
-        return _fail(*stopped(stop))
+        return teller.stopped(*stopped(stop))
     except (SystemExit, BrokenPipeError) as end:
         if not isinstance(end if isinstance(end, BrokenPipeError) else end.__context__, BrokenPipeError):
             raise
         return _unread()
     except Exception as error:  # noqa: BLE001 - the last line of defence: a bug is said in one line too
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # wherever it was first looked at
-            return _fail(f"{error.filename}: the name is too long for a file; check the path", InputError.exit_code)
+            what, hint = "the name is too long for a file", "check the path"
+            return teller.fail_of(InputError(what, where=str(error.filename), hint=hint))
         if {"-v", "--verbose"} & set(given):
             traceback.print_exc()
         if (full := _of_a_disk(error)) is not None:
-            return _fail(str(full), full.exit_code)
+            return teller.fail_of(full)
+        what = f"internal error after {time.perf_counter() - started:.0f} s: {type(error).__name__}: {error}"
         hint = "run it again with --verbose for the traceback and report it"
-        return _fail(
-            f"internal error after {time.perf_counter() - started:.0f} s: {type(error).__name__}: {error}; {hint}",
-            BUG_EXIT_CODE,
-        )
+        return teller.fail(Failure("internal", what, BUG_EXIT_CODE, hint=hint))
     if code == INTERRUPTED_EXIT_CODE:  # typer makes this of an interrupt, and says nothing
-        return _fail(*stopped(KeyboardInterrupt()))
+        return teller.stopped(*stopped(KeyboardInterrupt()))
     return code if isinstance(code, int) else 0
 
 
@@ -162,18 +166,6 @@ def _is_output(error: Exception) -> bool:
         except OSError:  # noqa: PERF203  # there are two
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return True
-
-
-def _fail(message: str, code: int) -> int:
-    with suppress(OSError):  # the disk of a log may be the one that is full
-        err_console.print(f"error: {_line(message)}", style="red", markup=False, soft_wrap=True)
-    return code
-
-
-def _line(message: str) -> str:
-    """Return a message on one line that a terminal can show, its middle left out where it repeats what is endless."""
-    line = word(" ".join(message.split()), len(message))
-    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} … {line[-LONGEST_LINE // 2 :]}"
 
 
 if __name__ == "__main__":

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from onnxopt.cli.answers import print_answer
 from onnxopt.cli.options import taking
 from onnxopt.cli.shared import (
     JsonOption,
+    ProgressName,
+    ProgressOption,
     QuietOption,
     VerboseOption,
     app,
     configure_logging,
     err_console,
     out_console,
-    print_json,
 )
 from onnxopt.road.described import keywords
 from onnxopt.road.options import Options
@@ -38,6 +39,7 @@ def optimize(
         Path | None, typer.Option("--out", "-o", help="Folder to write; build/<name> when not given.")
     ] = None,
     as_json: JsonOption = False,
+    progress: ProgressOption = ProgressName.auto,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
     **given: Any,
@@ -47,22 +49,17 @@ def optimize(
     from onnxopt.road.ahead import look_ahead
 
     look_ahead(source, Options.of(**given), out)
-    from onnxopt.cli.live import LiveView, print_summary
+    from onnxopt.cli.live import print_summary
+    from onnxopt.cli.progress import view_of
     from onnxopt.road.optimize import optimize as run
 
     if given["trust_remote_code"]:
         err_console.print("warning: Python code of the checkpoint may run (--trust-remote-code)", style="yellow")
-    with LiveView(err_console, enabled=not (quiet or as_json)) as view:
+    with view_of(progress, quiet=quiet or as_json) as view:
         artifact = run(source, out=out, progress=view.show, **given)
     if as_json:
-        measurements = artifact.measurements
-        print_json(
-            {
-                "path": str(artifact.path),
-                "manifest": json.loads(artifact.manifest.to_json()),
-                "measurements": json.loads(measurements.to_json()) if measurements else None,
-            }
-        )
+        found = {"manifest": artifact.manifest, "measurements": artifact.measurements}
+        print_answer({"path": str(artifact.path), **found})
     elif quiet:
         out_console.print(str(artifact.path), soft_wrap=True)
     else:

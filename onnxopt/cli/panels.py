@@ -54,7 +54,7 @@ PANELS: Mapping[str, frozenset[str]] = {
     ),
     "Measuring": frozenset({"measure", "tune", "retune", "forms_from", "rounds", "seconds", "require_speedup"}),
     "Comparing": frozenset({"verify.budget"}),
-    "Output": frozenset({"out", "stacks", "limit", "plot", "as_json", "quiet", "verbose"}),
+    "Output": frozenset({"out", "stacks", "limit", "plot", "as_json", "progress", "quiet", "verbose"}),
 }
 
 # Parameters that few people need: `--help-all` shows them too. Written as above.

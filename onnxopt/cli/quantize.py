@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from onnxopt.cli.shared import JsonOption, app, out_console, print_json
+from onnxopt.cli.answers import print_answer
+from onnxopt.cli.shared import JsonOption, app, out_console
 from onnxopt.cli.tables import print_table
 from onnxopt.errors import InputError
 
@@ -42,7 +42,7 @@ def sensitivity(
         with writing(plot):
             write_whole(plot, as_file(ranking_plot(manifest)))
     if as_json:
-        print_json([json.loads(one.to_json()) for one in found.sensitivities])
+        print_answer({"layers": found.sensitivities})
         return
     shown = found.sensitivities[:limit]
     columns = ("layer", "loss", "smoothed", "weights only", "became" if found.shipped else "tried as", "why")

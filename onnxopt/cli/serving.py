@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from onnxopt.cli.answers import print_answer
 from onnxopt.cli.serve_config import read_config
 from onnxopt.cli.shared import (
     JsonOption,
@@ -17,7 +18,6 @@ from onnxopt.cli.shared import (
     configure_logging,
     err_console,
     out_console,
-    print_json,
 )
 from onnxopt.errors import InputError
 
@@ -46,7 +46,7 @@ def placement(
 
     found = run(path, device=device)
     if as_json:
-        out_console.print_json(found.to_json())
+        print_answer(found)
     else:
         for line in found.lines():
             out_console.print(line, markup=False, soft_wrap=True)
@@ -191,7 +191,7 @@ def package(
     made = [add_client(path, stack) for stack in stacks]
     if as_json:
         shown = {client.stack: {"command": client.command, "ask": client.ask, "files": client.files} for client in made}
-        print_json(shown)
+        print_answer(shown)
         return
     for client in made:
         for command in filter(None, (client.command, client.ask)):

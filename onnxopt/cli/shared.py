@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import warnings
@@ -116,8 +115,27 @@ class CalibratorName(str, Enum):
     mse = "mse"
 
 
+class ProgressName(str, Enum):
+    """How progress is shown on standard error."""
+
+    auto = "auto"
+    plain = "plain"
+    json = "json"
+    none = "none"
+
+
 TargetOption = Annotated[TargetName, typer.Option("--target", "-t", help="Where the model will run.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on one line instead of text, and an error as one, too.")
+]
+ProgressOption = Annotated[
+    ProgressName,
+    typer.Option(
+        "--progress",
+        help="On standard error: auto, live in a terminal and a line per stage elsewhere, nothing with --quiet or "
+        "--json; plain, a line per stage; json, an object per step; none.",
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the result and errors.")]
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Log every pass, every refusal and every exporter message.")
@@ -177,11 +195,6 @@ def event_of(stage: str, step: str) -> Event:
     from onnxopt.records.events import Event
 
     return Event(stage, step)
-
-
-def print_json(data: Any) -> None:
-    """Write one JSON object to standard output."""
-    sys.stdout.write(json.dumps(data, indent=2, default=str) + "\n")
 
 
 class _Notes(logging.Handler):

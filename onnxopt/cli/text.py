@@ -8,8 +8,11 @@ from typing import Annotated
 
 import typer
 
+from onnxopt.cli.answers import print_answer
 from onnxopt.cli.shared import (
     JsonOption,
+    ProgressName,
+    ProgressOption,
     QuietOption,
     ThreadsOption,
     TokenizerOption,
@@ -61,7 +64,7 @@ def run(
     pairs = [_pair(one) for one in pair or ()]
     result = run_text(path, texts or (), pairs=pairs, prompt=prompt, context=context, max_new_tokens=max_new_tokens)
     if as_json:
-        out_console.print_json(result.to_json())
+        print_answer(result)
     else:
         print_run(out_console, result)
 
@@ -112,12 +115,14 @@ def generate(
     tokenizer: TokenizerOption = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
+    progress: ProgressOption = ProgressName.auto,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Write on from prompts: text as it comes, greedy or sampled; tokens per second on standard error."""
     configure_logging(verbose=verbose)
-    from onnxopt.cli.live import LiveView, TextView, print_generation
+    from onnxopt.cli.live import TextView, print_generation
+    from onnxopt.cli.progress import view_of
     from onnxopt.run.generate.generator import Generator
     from onnxopt.run.generate.sampling import choose_sampling
     from onnxopt.texts.files import gather_prompts
@@ -136,7 +141,7 @@ def generate(
     )
     alone = len(asked) == 1 and not as_json
     text = TextView(sys.stdout) if alone else None
-    with LiveView(err_console, enabled=not (quiet or as_json or alone)) as view:
+    with view_of(progress, quiet=quiet or as_json or alone) as view:
         result = generator.generate(
             asked,
             max_new_tokens=max_new_tokens,
@@ -149,7 +154,7 @@ def generate(
             progress=lambda step: view.say("generate", step),
         )
     if as_json:
-        out_console.print_json(result.to_json())
+        print_answer(result)
     else:
         print_generation(out_console, err_console, result, streamed=alone, quiet=quiet)
 
@@ -179,15 +184,16 @@ def perplexity(
     tokenizer: TokenizerOption = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
+    progress: ProgressOption = ProgressName.auto,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Measure the perplexity of a language model on a text, with an interval over its windows."""
     configure_logging(verbose=verbose)
-    from onnxopt.cli.live import LiveView
+    from onnxopt.cli.progress import view_of
     from onnxopt.judge.perplexity import measure_perplexity
 
-    with LiveView(err_console, enabled=not (quiet or as_json)) as view:
+    with view_of(progress, quiet=quiet or as_json) as view:
         result = measure_perplexity(
             path,
             text=text,
@@ -201,7 +207,7 @@ def perplexity(
             progress=lambda step: view.say("perplexity", step),
         )
     if as_json:
-        out_console.print_json(result.to_json())
+        print_answer(result)
     elif quiet:
         out_console.print(f"{result.scores[0].perplexity:.6f}")
     else:

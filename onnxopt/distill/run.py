@@ -17,6 +17,7 @@ from onnxopt.host.folders import check_writable, write_whole, writing
 from onnxopt.host.scratch import scratch_folder
 from onnxopt.load.checkpoint.opened import open_checkpoint
 from onnxopt.prune.spec import PruneSpec
+from onnxopt.records.events import Step
 from onnxopt.spec import Say
 
 logger = logging.getLogger(__name__)
@@ -145,7 +146,8 @@ def _launch(settings: Settings, out: Path, job: Path, processes: int, *, resume:
                     tail = line.strip() or tail
                     continue
                 if isinstance(told, dict) and "step" in told:
-                    say(str(told["step"]))
+                    counted = {name: told[name] for name in ("work", "done", "total") if name in told}
+                    say(Step(str(told["step"]), **counted))
                 elif isinstance(told, dict):
                     failure = str(told.get("error", ""))
         except BaseException:

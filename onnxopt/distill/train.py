@@ -34,6 +34,7 @@ from onnxopt.host.kept import keep
 from onnxopt.host.quiet import quiet
 from onnxopt.load.checkpoint.folder import assets_of
 from onnxopt.load.checkpoint.opened import Opened, answers, open_checkpoint
+from onnxopt.records.events import Step
 from onnxopt.spec import Array, Say
 from onnxopt.texts.rows import IGNORED, Rows, read_rows
 from onnxopt.version import __version__
@@ -347,6 +348,7 @@ class _Run:
             for name, value in parts.items():
                 totals[name] = totals.get(name, 0.0) + value
             counted += 1
+            self._tell(step)
             if step % every == 0 or step == settings.steps:
                 loss = sum(self.parts[name] * value for name, value in totals.items()) / counted
                 metric = look.metric(self._inner(learner).student, self.student.head)
@@ -404,13 +406,18 @@ class _Run:
         total = engine.reduce(sums, "sum")
         return {name: float(value) for name, value in zip(self.parts, total, strict=True)}
 
+    def _tell(self, step: int, found: str = "") -> None:
+        """Say how far it is, and what was found there."""
+        steps = self.settings.steps
+        self.say(Step(f"step {step} of {steps}{found}", work="step", done=step, total=steps))
+
     def _look(self, learner: Any, point: Point) -> None:
         """Add a point to the curve, and keep the weights if none before was better."""
         self.curve.append(point)
         step, metric = point.step, float(point.metric or 0.0)
         name = METRICS[self.teacher.task.name][0]
         shown = "" if point.loss is None else f", loss {point.loss:.4f}"
-        self.say(f"step {step} of {self.settings.steps}{shown}, {name} {metric:.4g}")
+        self._tell(step, f"{shown}, {name} {metric:.4g}")
         if math.isnan(self.best[0]) or self.sign * metric > self.sign * self.best[0]:
             self.best, self.since = (metric, step), 0
             full = self.engine.get_state_dict(learner)

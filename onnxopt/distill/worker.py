@@ -14,6 +14,7 @@ from pathlib import Path
 
 from onnxopt.distill.settings import Settings
 from onnxopt.errors import OnnxoptError
+from onnxopt.records.events import Step
 
 
 def main() -> int:
@@ -48,10 +49,13 @@ def _work(job: Path, resume: bool) -> int:  # noqa: FBT001  called by launchers,
 
 
 def _say(step: str) -> None:
-    _tell({"step": step})
+    counted: dict[str, str | int] = (
+        {"work": step.work, "done": step.done, "total": step.total} if isinstance(step, Step) else {}
+    )
+    _tell({"step": step, **counted})
 
 
-def _tell(content: dict[str, str]) -> None:
+def _tell(content: dict[str, str | int]) -> None:
     sys.stdout.write(json.dumps(content) + "\n")
     sys.stdout.flush()
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from onnxopt.errors import Kind
+from onnxopt.host.failures import Failure, asks_for_json, write_failure
 from onnxopt.host.kept import kept
 
 INTERRUPTED_EXIT_CODE = 130
@@ -96,6 +98,17 @@ def stopped(error: BaseException) -> tuple[str, int]:
     return f"{word}; {'kept: ' + '; '.join(there) if there else 'nothing was written'}", code
 
 
+def failure_of(line: str, code: int) -> Failure:
+    """Return what `stopped` says for programs.
+
+    Args:
+        line: its words.
+        code: its exit code.
+    """
+    kind: Kind = "terminated" if code == TERMINATED_EXIT_CODE else "interrupted"
+    return Failure(kind, line, code, kept=kept())
+
+
 _INTERRUPTED = ("interrupted", INTERRUPTED_EXIT_CODE)
 
 
@@ -131,6 +144,13 @@ def _is_loading(frame: FrameType | None) -> bool:
     return False
 
 
-def say(line: str) -> None:
-    """Write an error line without any library: they may not be loaded yet."""
+def say(line: str, code: int) -> None:
+    """Write an error line, and with `--json` the object, without any library: they may not be loaded yet.
+
+    Args:
+        line: what `stopped` says.
+        code: what it gives.
+    """
+    if asks_for_json(sys.argv[1:]):
+        write_failure(failure_of(line, code))
     sys.stderr.write(f"error: {line}\n")

@@ -14,6 +14,7 @@ from onnxopt.graph.cache import PAST, Cache
 from onnxopt.graph.roles import mask_of
 from onnxopt.judge.metrics import DEFAULT_BUDGETS, Metric, MetricBudget
 from onnxopt.load.loaded import Loaded
+from onnxopt.records.events import Step
 from onnxopt.records.quantization import GateRecord
 from onnxopt.run.session import Session
 from onnxopt.spec import Array, Feeds, Say
@@ -114,9 +115,10 @@ class Judge:
 
     def _samples(self, run: Run, say: Say) -> Array:
         """Ask both models for the same samples, in the same batches."""
-        found = []
+        found, done, count = [], 0, len(self.data.part("judge")[:SAMPLES])
         for number, feeds in enumerate(self.data.batches("judge", most=SAMPLES), start=1):
-            say(f"judge: batch {number}")
+            say(Step(f"judge: batch {number}", work="judge", done=done, total=count))
+            done += len(next(iter(feeds.values())))
             expected = self.loaded.reference.run(feeds)[self.metric.output]
             found.append(self.metric.scores(run(feeds)[self.metric.output], expected, feeds))
         return np.concatenate(found)

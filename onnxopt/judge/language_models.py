@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxopt.errors import InputError
+from onnxopt.records.events import Step
 from onnxopt.records.manifest import Manifest
 from onnxopt.run.generate.decoder import Decoder, cache_of
 from onnxopt.run.session import Session
@@ -123,7 +124,8 @@ class OnnxLanguageModel:
         columns = [_losses(batch.logits[:, None], ids[:, :2])]
         for place in range(1, width - 1):
             if place % 32 == 0:
-                say(f"{self.name}: token {place} of {width}, {len(ids)} windows side by side")
+                words = f"{self.name}: token {place} of {width}, {len(ids)} windows side by side"
+                say(Step(words, work=f"{self.name}: token", done=place, total=width))
             logits = batch.step(ids[:, place].tolist())
             columns.append(_losses(logits[:, None], ids[:, place : place + 2]))
         return np.concatenate(columns, axis=1)

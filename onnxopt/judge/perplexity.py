@@ -28,6 +28,7 @@ import numpy as np
 
 from onnxopt.errors import InputError
 from onnxopt.judge.language_models import Losses, Model, OnnxLanguageModel, TorchLanguageModel
+from onnxopt.records.events import Step
 from onnxopt.records.record import Record
 from onnxopt.run.generate.beside import context_length, read_manifest, tokenizer_folder
 from onnxopt.run.session import Session
@@ -200,7 +201,8 @@ def _run(model: Model, windows: Sequence[Window], say: Say) -> tuple[list[Losses
     for number, losses in enumerate(model.losses(windows, say), start=1):
         found.append(losses)
         so_far = math.exp(min(float(np.concatenate(found).mean()), 700.0))
-        say(f"{model.name}: window {number} of {len(windows)}, perplexity so far {so_far:.3f}")
+        words = f"{model.name}: window {number} of {len(windows)}, perplexity so far {so_far:.3f}"
+        say(Step(words, work=f"{model.name}: window", done=number, total=len(windows)))
     return found, time.perf_counter() - started
 
 

@@ -15,6 +15,7 @@ from onnxopt.pipeline.own import with_own
 from onnxopt.proof.driver import Driver
 from onnxopt.proof.observations import observations_of
 from onnxopt.proof.prepare import derivation_of, prepare
+from onnxopt.records.events import Step
 from onnxopt.rewrite import Builder, Refusal, Rewrite, Rule
 from onnxopt.rewrite.blame import blamed
 from onnxopt.rewrite.patterns import Miss
@@ -106,7 +107,10 @@ def explain(
         )
     driver = Driver(loaded.model, observations_of(loaded), derivation=derivation_of(loaded))
     prepare(loaded.model, driver.derivation)
-    for stage, steps in with_own(passes_of(target), own).items():
+    stages = with_own(passes_of(target), own)
+    order, done = [name_of(step) for steps in stages.values() for step in steps], 0
+    before = order.index(name) if name in order else len(order)
+    for stage, steps in stages.items():
         if stage == "fuse":
             raise_opset_for(driver, steps)
         for step in steps:
@@ -114,8 +118,9 @@ def explain(
                 with blamed(rule):
                     return sorted(judge(rule, driver), key=lambda verdict: (not verdict.fires, -verdict.depth))
             if progress is not None:
-                progress(name_of(step))
+                progress(Step(name_of(step), work="passes", done=done, total=before))
             driver.apply(get(step))
+            done += 1
     raise InputError(
         f"{name} is not part of the pipeline for {target.provider}", hint="choose its target with --target"
     )

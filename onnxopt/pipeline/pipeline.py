@@ -234,9 +234,7 @@ def run_to_rest(driver: Driver, names: Sequence[Step]) -> None:
     for turn in range(MOST_TURNS):
         start = len(driver.ledger.entries)
         refuted = {entry.name for entry in driver.ledger.entries if entry.rolled_back}
-        for name in names:
-            if name_of(name) not in refuted:
-                driver.apply(get(name))
+        driver.apply_all(get(name) for name in names if name_of(name) not in refuted)
         entries = driver.ledger.entries[start:]
         if turn:
             driver.ledger.entries[start:] = [entry for entry in entries if entry.applied or entry.rolled_back]

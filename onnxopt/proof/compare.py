@@ -20,6 +20,7 @@ from onnxopt.proof.cases import SEED, case_text, cases_of, note_turning
 from onnxopt.proof.prepare import derivation_of, prepare
 from onnxopt.proof.tolerance import FACTOR, WIDEST, Moved, moved_by_itself, precision_error
 from onnxopt.qmath.compare import worst_error
+from onnxopt.records.events import Step
 from onnxopt.run.session import Session, model_file
 from onnxopt.spec import Array, Budget, Feeds, Signature, Target, Value
 
@@ -95,10 +96,11 @@ def compare_models(
     session = Session(model_file(Path(candidate)), target=target or Target("cpu"))
     worst = {spec.name: OutputReport(spec.name, 0.0, 0.0, 1.0, 1.0) for spec in first.signature.outputs}
     failed, feeds_failed, ran = "", None, 0
-    for index, (sizes, padding) in enumerate(cases_of(first)):
+    cases = cases_of(first)
+    for index, (sizes, padding) in enumerate(cases):
         label = case_text(first.shown(sizes), padding)
         if progress is not None:
-            progress(label)
+            progress(Step(label, work="cases", done=index, total=len(cases)))
         try:
             feeds = first.feeder.make(sizes, padding, seed=SEED + index)
             expected = first.reference.run(feeds)

@@ -34,6 +34,7 @@ from onnxopt.probe.runners import GraphRunner
 from onnxopt.proof.contract import Verdict, compare, noise_like
 from onnxopt.proof.regions import Candidate, Proof
 from onnxopt.proof.repro import write_repro
+from onnxopt.records.events import Step
 from onnxopt.records.ledger import Ledger, PassEntry, Refused, RolledBack
 from onnxopt.rewrite import AS_IS, Builder, Forms, Pass, Refusal, Rewrite, Rule
 from onnxopt.rewrite.blame import blamed
@@ -78,6 +79,7 @@ class Driver:
     captures: Captures = field(default_factory=Captures, init=False)
     _outputs: list[Feeds] | None = field(default=None, init=False)
     _copy: ir.Model | None = field(default=None, init=False)
+    _place: tuple[int, int] = field(default=(0, 0), init=False)  # of a pass among those that run in a row
     _replayed: list[Pass] = field(default_factory=list, init=False)
     _expression: Expression | None = field(default=None, init=False)
     _graph: ir.Graph = field(init=False)
@@ -124,8 +126,11 @@ class Driver:
 
     def apply_all(self, steps: Iterable[Rewrite]) -> None:
         """Run passes one after the other."""
-        for step in steps:
+        every = list(steps)
+        for number, step in enumerate(every):
+            self._place = number, len(every)
             self.apply(step)
+        self._place = 0, 0
 
     def forget(self) -> None:
         """Drop what is remembered of the model; call it after changing the model by other means than `apply`."""
@@ -437,7 +442,8 @@ class Driver:
 
     def _report(self, name: str, count: int) -> None:
         if self.progress is not None:
-            self.progress(name, count)
+            done, total = self._place
+            self.progress(Step(name, work="passes", done=done, total=total), count)
 
 
 def _face(model: ir.Model) -> tuple[list[str | None], list[str | None]]:

@@ -25,6 +25,7 @@ from onnxopt.probe.program import ProbeError
 from onnxopt.probe.runners import GraphRunner
 from onnxopt.proof.contract import compare
 from onnxopt.proof.driver import Driver
+from onnxopt.records.events import under
 from onnxopt.records.ledger import Ledger, PassEntry, RolledBack
 from onnxopt.records.notes import NOT_TAKEN
 from onnxopt.rewrite.registry import Step, get
@@ -154,7 +155,7 @@ class Inside:
             Ledger(),
             outer.prove,
             outer.repro_folder,
-            None if progress is None else lambda step, count: progress(f"{label}: {step}", count),
+            None if progress is None else lambda step, count: progress(under(label, step), count),
             derivation=outer.derivation.inside(),
         )
         try:

@@ -16,6 +16,7 @@ from onnxopt.graph.roles import mask_of
 from onnxopt.load.loaded import Loaded
 from onnxopt.proof.cases import case_text
 from onnxopt.qmath.compare import worst_error
+from onnxopt.records.events import Step
 from onnxopt.records.rewrites import ProofRecord
 from onnxopt.spec import PADDINGS, Array, Budget, Feeds
 
@@ -47,7 +48,8 @@ def prove_pair(
     (encoder, encode), (decoder, decode) = first, second
     records: list[ProofRecord] = []
     masked = mask_of(encoder.signature) is not None
-    for seed, padding in enumerate(PADDINGS if masked else PADDINGS[:1]):
+    paddings = PADDINGS if masked else PADDINGS[:1]
+    for seed, padding in enumerate(paddings):
         sizes = {axis: BATCH if axis == "batch" else LENGTH for axis in encoder.signature.axes}
         feeds = encoder.feeder.make(sizes, padding, seed=500 + seed)
         sides = [
@@ -60,7 +62,8 @@ def prove_pair(
             relative, absolute = worst_error(found, expected)
             shown = {**sizes, PAST: step}
             if progress is not None:
-                progress(f"both parts: {case_text(shown, padding)}")
+                words, done = f"both parts: {case_text(shown, padding)}", seed * STEPS + step
+                progress(Step(words, work="both parts", done=done, total=len(paddings) * STEPS))
             if not relative <= budget.relative_error:
                 raise ProofError(
                     f"output logits differs from {decoder.reference.name} by {relative:.3g} (relative) "

@@ -25,6 +25,7 @@ from onnxopt.proof.compare import is_container
 from onnxopt.proof.observations import paddings_of
 from onnxopt.proof.tolerance import FACTOR, WIDEST, Moved, moved_by_itself, precision_error
 from onnxopt.qmath.compare import worst_error
+from onnxopt.records.events import Step
 from onnxopt.records.rewrites import ProofRecord
 from onnxopt.spec import PADDINGS, Budget, Feeds, Padding, Signature
 
@@ -148,7 +149,7 @@ def _answers(
     for index, (sizes, padding) in enumerate(cases):
         label = case_text(loaded.shown(sizes), padding)
         if progress is not None:
-            progress(label)
+            progress(Step(label, work="cases", done=index, total=len(cases)))
         try:
             feeds = loaded.feeder.make(sizes, padding, seed=SEED + index)
             if cache is not None and sizes[PAST]:

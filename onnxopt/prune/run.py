@@ -20,6 +20,7 @@ from onnxopt.load.source.source import Source, resolve
 from onnxopt.load.source.unchanged import Seen
 from onnxopt.prune.checkpoint.network import Pruned
 from onnxopt.prune.spec import PruneSpec
+from onnxopt.records.events import under
 from onnxopt.records.record import Record
 from onnxopt.spec import Say, Target
 
@@ -205,7 +206,7 @@ def _prune_graph(
     loaded = load(source, progress=lambda event: say(event.step))
     pruning = GraphPruning(loaded, spec, data, budget, say)
     ledger = run_pipeline(
-        loaded, Target("portable"), prune=pruning, progress=lambda stage, step, _: say(f"{stage}: {step}")
+        loaded, Target("portable"), prune=pruning, progress=lambda stage, step, _: say(under(stage, step))
     )
     after = initializer_bytes(loaded.model)
     record = _record(source, spec, pruning.report, pruning.bytes_before, after).model_copy(

@@ -39,6 +39,7 @@ from onnxopt.quantize.search import (
     why,
 )
 from onnxopt.quantize.switchboard import dequantized
+from onnxopt.records.events import Step, under
 from onnxopt.records.quantization import SensitivityRecord
 from onnxopt.spec import Array, Feeds, Say
 
@@ -173,7 +174,7 @@ def search_convs(
     pictures = [value for value in exchanged(wanted.model, wanted.convs, rows) if value not in rows]
     tensors = [*pictures, *rows]
     fitted, held = (
-        collect(wanted.model, tensors, data, part, images=pictures, progress=lambda step: say(f"calibrate: {step}"))
+        collect(wanted.model, tensors, data, part, images=pictures, progress=lambda step: say(under("calibrate", step)))
         for part in ("fit", "choose")
     )
     network = _Network(wanted, fitted, held, scheme)
@@ -237,7 +238,8 @@ def _rank(
     ranking: dict[str, SensitivityRecord] = {}
     for number, (label, (x, products, edges)) in enumerate(found.items(), start=1):
         loss = 1.0 - few.value({label: in_int8[label]})
-        say(f"sensitivity {number} of {len(found)}: {label} {max(loss, 0.0):.2g}")
+        words = f"sensitivity {number} of {len(found)}: {label} {max(loss, 0.0):.2g}"
+        say(Step(words, work="sensitivity", done=number, total=len(found)))
         loss = max(loss, 0.0)
         careful = PlannedLinear(Precision(), f"costs {loss:.2g} in int8")
         units.append(

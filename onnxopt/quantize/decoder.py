@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 import re
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -38,6 +37,7 @@ from onnxopt.qmath.precision import Blocked, Kind, Plan, PlannedLinear, Precisio
 from onnxopt.quantize.found import Found, front_of
 from onnxopt.quantize.positions import all_positions
 from onnxopt.quantize.weights import LEAST_INPUTS, SeenInput, WeightMethod, plan_weights, round_weight, whole_blocks
+from onnxopt.records.events import Step, under
 from onnxopt.records.quantization import SensitivityRecord
 from onnxopt.spec import Array, Feeds, Say
 
@@ -173,7 +173,6 @@ def harms_of(
         Divergence in nats by label, per unit of noise: that of the group.
     """
     found: dict[str, float] = {}
-    started = time.perf_counter()
     groups = alike([label for label, own in roundings.items() if own[0].planned.blocks is not None])
     for number, labels in enumerate(groups, start=1):
         blocks = {label: roundings[label][0].planned.blocks for label in labels}
@@ -181,8 +180,8 @@ def harms_of(
         noise = sum(roundings[label][0].noise for label in labels)
         found.update(dict.fromkeys(labels, max(harm, 0.0) / max(noise, 1e-30)))
         if progress is not None:
-            left = (time.perf_counter() - started) / number * (len(groups) - number)
-            progress(f"sensitivity {number} of {len(groups)}, {left:.0f} s left")
+            words = f"sensitivity {number} of {len(groups)}"
+            progress(Step(words, work="sensitivity", done=number, total=len(groups)))
     return found
 
 
@@ -256,7 +255,7 @@ def all_roundings(
     for number, linear in enumerate(linears, start=1):
         if linear.label in seen:
             if progress is not None:
-                progress(f"rounding {number} of {len(linears)}: {linear.label}")
+                progress(Step.piece("rounding", number, len(linears), linear.label))
             whole = linear.weight in tables
             yield (
                 linear.label,
@@ -322,7 +321,11 @@ class DecoderPlanner:
         linears = [one for one in on_all.without(keep).linears if one.rows >= LEAST_INPUTS]
         inputs = list(dict.fromkeys(one.x for one in linears))
         grams = inputs if any(one.kind == "int4-weights" for one in precisions) else []  # 8 bits do without
-        found = collect(whole, inputs, data, "fit", grams=grams, most=FITTED, progress=lambda s: say(f"calibrate: {s}"))
+
+        def calibrating(step: str) -> None:
+            say(under("calibrate", step))
+
+        found = collect(whole, inputs, data, "fit", grams=grams, most=FITTED, progress=calibrating)
         seen = {}
         for one in linears:
             known = found.get(one.x)

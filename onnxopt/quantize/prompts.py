@@ -25,6 +25,7 @@ from onnxopt.quantize.columns import by_input
 from onnxopt.quantize.positions import all_positions
 from onnxopt.quantize.search import Group
 from onnxopt.quantize.weights import HEAD_FACTOR, LEAST_INPUTS
+from onnxopt.records.events import Step
 from onnxopt.spec import Array, Say
 
 FITTED, CHOOSING = 32, 8  # samples for grids, and to compare them
@@ -80,7 +81,7 @@ def prompt_layers(
         if seen is None or not seen.rows or x not in held:
             continue
         if progress is not None:
-            progress(f"grids for prompts: {number} of {len(groups)}")
+            progress(Step.piece("grids for prompts:", number, len(groups)))
         rows = held[x].sample
         group = Group(readers, seen, rows)
         own = group.smooth(METHODS, scheme) or group.plain(METHODS, scheme)

@@ -34,6 +34,7 @@ from onnxopt.quantize.columns import by_input, plan_layer
 from onnxopt.quantize.found import Found, found_of
 from onnxopt.quantize.smooth import choose_smoothing, divided
 from onnxopt.quantize.switchboard import Switchboard
+from onnxopt.records.events import Step, under
 from onnxopt.records.quantization import SensitivityRecord
 from onnxopt.spec import Array, Feeds, Say
 
@@ -121,8 +122,8 @@ def search_columns(
     wanted = layers.without(keep).linears
     kept = {one.label: PlannedLinear(Precision(), "kept by the user") for one in layers.linears if one.label in keep}
     inputs = list(by_input(wanted))
-    fitted = collect(layers.model, inputs, data, "fit", progress=lambda step: say(f"calibrate: {step}"))
-    held = collect(layers.model, inputs, data, "choose", progress=lambda step: say(f"calibrate: {step}"))
+    fitted = collect(layers.model, inputs, data, "fit", progress=lambda step: say(under("calibrate", step)))
+    held = collect(layers.model, inputs, data, "choose", progress=lambda step: say(under("calibrate", step)))
     board, batches = Switchboard(layers, metric.output), list(data.batches("choose", most=SAMPLES_TO_CHOOSE))
     trial = _Trial(board, metric, batches)
     ranks = _Trial(board, gentle(metric), list(data.batches("choose", most=SAMPLES_TO_RANK)))
@@ -136,7 +137,7 @@ def search_columns(
     kept |= {label: PlannedLinear(Precision(), "its input was never computed") for label in unseen}
     plain: dict[str, PlannedLinear] = {}
     for number, group in enumerate(groups, start=1):
-        say(f"grids {number} of {len(groups)}: {group.readers[0].label}")
+        say(Step.piece("grids", number, len(groups), group.readers[0].label))
         plain |= group.plain(methods, scheme)
     value = trial.value(plain)
     say(f"{len(plain)} int8: {budget.metric} {value:.5f}")
@@ -144,7 +145,7 @@ def search_columns(
     options: dict[str, list[Option]] = {}
     ranking: dict[str, SensitivityRecord] = {}
     for number, group in enumerate(groups, start=1):
-        say(f"sensitivity {number} of {len(groups)}: {group.readers[0].label}")
+        say(Step.piece("sensitivity", number, len(groups), group.readers[0].label))
         _weigh(
             group, plain, smooth=not fits, scheme=scheme, methods=methods, trial=ranks, options=options, ranking=ranking
         )

@@ -27,6 +27,7 @@ from onnxopt.proof.whole import is_packed, prove
 from onnxopt.qmath.precision import HalfKind
 from onnxopt.quantize.narrowing import TOLERANCES, Halved, halve
 from onnxopt.quantize.options import HalfOptions
+from onnxopt.records.events import under
 from onnxopt.records.ledger import Ledger, PassEntry, Refused
 from onnxopt.records.quantization import GateRecord, HalfPrecisionRecord, LayerRecord, QuantizationRecord
 from onnxopt.rewrite.registry import get
@@ -194,7 +195,7 @@ class _TypedFeeder:
 def _beyond(loaded: Loaded, narrowed: Loaded, kind: HalfKind, say: Say) -> str:
     """Return which output is too far from the reference's, at which size and padding; an empty string when none is."""
     try:
-        _prove_outputs(loaded, narrowed, rounding_run(narrowed.model), kind, lambda step: say(f"outputs, {step}"))
+        _prove_outputs(loaded, narrowed, rounding_run(narrowed.model), kind, lambda step: say(under("outputs", step)))
     except ProofError as error:
         return error.what
     return ""

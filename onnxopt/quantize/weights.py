@@ -25,6 +25,7 @@ from onnxopt.graph.linears import Linear
 from onnxopt.qmath.blocks import METHODS, dequantize, quantize
 from onnxopt.qmath.gptq import gptq
 from onnxopt.qmath.precision import Blocked, Kind, Plan, PlannedLinear, Precision
+from onnxopt.records.events import Step
 from onnxopt.spec import Array, Say
 
 WeightMethod = Literal["auto", "rtn", "mse", "hqq", "gptq"]
@@ -89,7 +90,7 @@ def plan_weights(
             made[linear.label] = PlannedLinear(Precision(), reason)
             continue
         if progress is not None:
-            progress(f"{linear.label} ({number} of {len(linears)})")
+            progress(Step.piece("rounding", number, len(linears), linear.label))
         if linear.weight in shared:
             wanted = whole_blocks(wanted, linear.rows)
         known = (given or {}).get(linear.label)

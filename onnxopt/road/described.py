@@ -37,7 +37,7 @@ class Described:
 
 def described(kind: type[Stage]) -> Iterator[Described]:
     """Yield the options of a stage under their own names, as in the table of a recipe."""
-    words = _attributes(inspect.getdoc(kind) or "")
+    words = attributes(inspect.getdoc(kind) or "")
     for one in fields(kind):  # type: ignore[arg-type]  # every stage is a dataclass
         yield Described(one.name, str(one.type), one.default, words.get(one.name, ""))
 
@@ -77,7 +77,7 @@ def _entry(option: Described, indent: str) -> str:
     )
 
 
-def _attributes(text: str) -> dict[str, str]:
+def attributes(text: str) -> dict[str, str]:
     """Return what the docstring of a class says of each attribute; nothing where Python has left docstrings out."""
     _, _, said = text.partition("Attributes:\n")
     listed, *_ = re.split(r"\n(?=\S)", said, maxsplit=1)

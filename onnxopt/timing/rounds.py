@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from onnxopt.errors import InputError
+from onnxopt.records.events import Step
 from onnxopt.records.record import Record
 from onnxopt.spec import Array, Feeds, Target
 
@@ -119,8 +120,9 @@ def run_rounds(
     starts: list[list[Start]] = [[] for _ in jobs]
     for number in range(rounds):
         order = range(len(jobs)) if number % 2 == 0 else reversed(range(len(jobs)))
-        for index in order:
-            say(f"round {number + 1} of {rounds}, {names[index]}")
+        for turn, index in enumerate(order):
+            words = f"round {number + 1} of {rounds}, {names[index]}"
+            say(Step(words, work="round", done=number * len(jobs) + turn, total=rounds * len(jobs)))
             starts[index].append(start({**jobs[index], "seconds": slice_seconds}))
     return starts
 

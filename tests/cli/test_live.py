@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from onnxopt.artifact.package import Artifact
-from onnxopt.cli.live import done_lines, notices, print_summary, shipped_lines, speed_lines
+from onnxopt.cli.live import done_lines, next_steps, notices, print_summary, shipped_lines, speed_lines
 from onnxopt.cli.main import main
 from onnxopt.graph import op_counts
 from onnxopt.host.sizes import size_text
@@ -277,3 +277,20 @@ def test_nothing_is_noticed_where_all_is_well() -> None:
     beyond = QuantizationRecord(asked="int8", shipped=False, reason="beyond its budget: cosine 0.9")
     (line,) = notices(make_manifest(quantization=beyond), None)
     assert "--allow-slower" not in line
+
+
+@pytest.mark.parametrize(
+    ("task", "folder", "words"),
+    [
+        ("feature-extraction", "out/a", 'onnxopt run out/a "..."; read out/a/report.html'),
+        ("image-classification", "out/b", "onnxopt run out/b picture.png; read out/b/report.html"),
+        ("text-generation", "my out/c", "onnxopt generate 'my out/c' \"...\"; read my out/c/report.html"),
+        ("onnx", "out/d", "read out/d/report.html"),
+    ],
+)
+def test_the_last_line_says_what_to_do_next(task: str, folder: str, words: str) -> None:
+    console = Console(file=io.StringIO(), width=60)
+    assert next_steps(task, Path(folder)) == words
+    print_summary(console, Artifact(Path(folder), make_manifest(task=task)))
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().splitlines()[-2:] == [f"artifact      {folder}", f"next          {words}"]

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from onnxopt.cli.main import LONGEST_LINE, main
+from onnxopt.cli.main import main
+from onnxopt.cli.telling import LONGEST_LINE
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def test_temporary_files_of_what_was_killed_are_taken_away(tmp_path: Path) -> No
 import os, sys
 from onnxopt.cli import main as cli
 from onnxopt.host.scratch import scratch_folder
-def dies(_):
+def dies(*_):
     with scratch_folder() as room:
         (room / "half").write_text("half")
         os.kill(os.getpid(), 11)

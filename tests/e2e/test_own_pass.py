@@ -121,7 +121,7 @@ def test_inspect_explain_and_passes_know_it(folder: Path, capsys: pytest.Capture
     verdicts = json.loads(capsys.readouterr().out)["candidates"]
     assert [verdict["fires"] for verdict in verdicts] == [True, False]
     assert main(["passes", "--json", "--pass", "sign.py"]) == 0
-    last = json.loads(capsys.readouterr().out)[-1]
+    last = json.loads(capsys.readouterr().out)["passes"][-1]
     assert (last["name"], last["stage"], last["identity"]) == ("take-back", "fuse", "−(−x) → x.")
     assert last["source"] == "the sign of a sign."
     assert last["origin"].startswith("sign.py (sha256 ")

@@ -159,9 +159,9 @@ def test_every_command_answers_as_text_and_as_json(tmp_path: Path, capsys: pytes
     assert "com.microsoft::Attention" in call("inspect", file)
     assert json.loads(call("inspect", out, "--json"))["blocks"]["attention"] == "2 of 2"
     assert "fuse-gelu" in call("passes")
-    assert any(row["name"] == "fuse-gelu" and row["source"] for row in json.loads(call("passes", "--json")))
+    assert any(row["name"] == "fuse-gelu" and row["source"] for row in json.loads(call("passes", "--json"))["passes"])
     assert "fires at 0 of" in call("explain", file, "fuse-gelu")
-    assert {"pass", "candidates"} == set(json.loads(call("explain", file, "lower-norm", "--json")))
+    assert {"schema_version", "pass", "candidates"} == set(json.loads(call("explain", file, "lower-norm", "--json")))
     assert "equal within the budget" in call("verify", file, out)
     assert json.loads(call("verify", file, out, "--json"))["equal"] is True
     assert "p50" in call("bench", out, "--workload", "1x8", "--seconds", "1", "--rounds", "1")

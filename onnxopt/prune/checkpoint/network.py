@@ -18,6 +18,7 @@ import numpy as np
 from onnxopt.errors import InputError
 from onnxopt.prune.selection import Ints, Moments, choose, left_error, refit
 from onnxopt.prune.spec import PruneSpec
+from onnxopt.records.events import Step
 from onnxopt.spec import Array, Say
 
 FFN_FIELD = re.compile(r"inter|inner|ffn|ff_|d_ff|mlp|hidden_dim|feed", re.IGNORECASE)
@@ -290,7 +291,7 @@ def moments_of(network: Any, names: Sequence[str], batches: Sequence[Batch], say
     handles = [network.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
     try:
         for index, batch in enumerate(batches):
-            say(f"calibration batch {index + 1} of {len(batches)}")
+            say(Step.piece("calibration batch", index + 1, len(batches)))
             mask[0] = batch["attention_mask"].bool()
             with torch.inference_mode():
                 network(**batch)

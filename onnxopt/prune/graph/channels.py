@@ -21,6 +21,7 @@ from onnxopt.probe.runners import GraphRunner
 from onnxopt.prune.checkpoint.network import Pruned
 from onnxopt.prune.selection import Float, Ints, Moments, activation, allocate, choose, left_error, magnitude, transfer
 from onnxopt.prune.spec import Amount, PruneSpec
+from onnxopt.records.events import Step
 from onnxopt.spec import Array, Feeds, Say
 
 CAPTURED_BYTES = 1 << 28  # of what is read in one run
@@ -180,7 +181,7 @@ def moments_of(
     for value in wanted:
         found[value] = Moments(int(static(value)[_channel_axis(value)] or 0))
     for number, feeds in enumerate(batches, start=1):
-        say(f"calibration batch {number} of {len(batches)}")
+        say(Step.piece("calibration batch", number, len(batches)))
         for some in _fitting(wanted, feeds):
             captured = GraphRunner(model, some, with_outputs=False).run(feeds)[1]
             for value, array in captured.items():

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxopt.errors import InputError
+from onnxopt.records.events import Step
 from onnxopt.run.generate.beside import as_ids, context_length, end_ids, read_manifest, tokenizer_folder
 from onnxopt.run.generate.decoder import Batch, Decoder, pays
 from onnxopt.run.generate.encoder_decoder import EncoderDecoder, Given, start_tokens
@@ -222,7 +223,8 @@ class Generator:
         clock, done = _Clock(), 0
         for some in self._batches(rows, max_batch):
             if progress:
-                progress(f"prompts {done + 1} to {done + len(some)} of {len(rows)}")
+                words = f"prompts {done + 1} to {done + len(some)} of {len(rows)}"
+                progress(Step(words, work="prompts", done=done, total=len(rows)))
             for row, piece in self._decode(some, clock):
                 if on_text and piece:
                     on_text(row.number, piece)
