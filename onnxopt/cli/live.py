@@ -6,12 +6,14 @@ import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 
 from onnxopt.cli.tables import print_table
+from onnxopt.cli.words import print_words
 from onnxopt.host.sizes import size_text
 from onnxopt.load.export.forward_inputs import LEFT_OUT
 from onnxopt.records.notes import is_unproved
@@ -103,12 +105,16 @@ def notices(manifest: Manifest, measurements: Measurements | None) -> list[str]:
     return lines + [f"note          {note}" for note in manifest.notes if note.startswith(LEFT_OUT)]
 
 
-def print_summary(console: Console, artifact: Artifact) -> None:
-    """Print what `optimize` did, what must be noticed first of all and coloured."""
-    manifest, measurements = artifact.manifest, artifact.measurements
+def print_summary(console: Console, artifact: Artifact, *, verbose: bool = False) -> None:
+    """Print what `optimize` did, what must be noticed first of all and coloured.
 
-    def say(line: str, style: str | None = None) -> None:
-        console.print(line, style=style, markup=False, soft_wrap=True)
+    Args:
+        console: where to.
+        artifact: what was made.
+        verbose: say why each kernel was chosen, too, as the report does.
+    """
+    manifest, measurements = artifact.manifest, artifact.measurements
+    say = partial(print_words, console)
 
     for line in notices(manifest, measurements):
         say(line, "bold yellow")
@@ -128,11 +134,25 @@ def print_summary(console: Console, artifact: Artifact) -> None:
     )
     for (name, reason), count in reasons.most_common(SHOWN_REFUSALS):
         say(f"refused       {name}, {count} x: {reason}", "dim")
+    kernels = forms_of(manifest)
+    if kernels and not verbose:
+        say(f"kernels       {', '.join(dict.fromkeys(kernels.values()))} (why: --verbose, or the report)")
     for note in manifest.notes:
-        if not (is_unproved(note) or note.startswith(LEFT_OUT)):
+        is_said = is_unproved(note) or note.startswith(LEFT_OUT) or (note.startswith(tuple(kernels)) and not verbose)
+        if not is_said:
             say(f"note          {note}")
     say(f"artifact      {artifact.path}")
     say(f"next          {next_steps(manifest.task, artifact.path)}")
+
+
+def forms_of(manifest: Manifest) -> dict[str, str]:
+    """Return the forms that were chosen for kernels, by how the notes that say why begin."""
+    recorded = [manifest.forms, *(part.forms for part in manifest.parts.values())]
+    return {
+        f"{one.name}: {f'{one.kind}: ' if one.kind else ''}{one.form} (": f"{one.name} {one.form}"
+        for forms in recorded
+        for one in forms or ()
+    }
 
 
 def next_steps(task: str, path: Path) -> str:

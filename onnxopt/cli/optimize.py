@@ -63,4 +63,4 @@ def optimize(
     elif quiet:
         out_console.print(str(artifact.path), soft_wrap=True)
     else:
-        print_summary(out_console, artifact)
+        print_summary(out_console, artifact, verbose=verbose)

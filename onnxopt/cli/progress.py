@@ -15,6 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from onnxopt.cli.pace import Pace, left_text
 from onnxopt.cli.shared import ProgressName, err_console
+from onnxopt.cli.words import print_words
 from onnxopt.host.failures import SCHEMA_VERSION, json_line
 from onnxopt.records.events import Step
 
@@ -144,7 +145,7 @@ class LiveView(View):
 
     def _over(self, seconds: float) -> None:
         kept = ", ".join(f"{name} {count}" for name, count in self._kept.items())
-        self._console.print(f"{self._stage:<13} {seconds:6.1f} s  {kept}".rstrip(), markup=False, soft_wrap=True)
+        print_words(self._console, f"{self._stage:<13} {seconds:6.1f} s  {kept}".rstrip(), indent=24)
 
 
 class JsonView(View):

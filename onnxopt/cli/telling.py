@@ -11,6 +11,7 @@ from typing import Any
 
 from onnxopt.cli.answers import AnsweredError, plain
 from onnxopt.cli.shared import err_console
+from onnxopt.cli.words import print_words
 from onnxopt.errors import InputError, OnnxoptError, word
 from onnxopt.host.failures import Failure, write_failure
 from onnxopt.host.stops import failure_of
@@ -42,7 +43,7 @@ class Teller:
         if line is None:
             line = str(OnnxoptError(failure.message, where=failure.where, hint=failure.hint))
         with suppress(OSError):  # the disk of a log may be the one that is full
-            err_console.print(f"error: {one_line(line)}", style="red", markup=False, soft_wrap=True)
+            print_words(err_console, f"error: {one_line(line)}", "red", indent=7)
         return failure.exit_code
 
     def fail_of(self, error: OnnxoptError) -> int:

@@ -20,7 +20,7 @@ from onnxopt.graph import op_counts
 from onnxopt.host.sizes import size_text
 from onnxopt.load.export.forward_inputs import LEFT_OUT
 from onnxopt.pipeline.inspection import inspect_model
-from onnxopt.records.manifest import FormName, Manifest, PartRecord, Shipped
+from onnxopt.records.manifest import FormName, FormRecord, Manifest, PartRecord, Shipped
 from onnxopt.records.measurements import Latency, Measurements, Race
 from onnxopt.records.notes import TOO_DEAR
 from onnxopt.records.quantization import NOT_FASTER, LayerRecord, QuantizationRecord
@@ -219,6 +219,27 @@ def test_each_part_of_a_pair_says_what_it_ships() -> None:
         "tried         the optimized graph of the decoder: 0.85x (0.80 to 0.90): slower over the workload",
     ]
     assert shipped_lines(make_manifest(), None) == []
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_why_a_kernel_was_chosen_is_for_who_asks(tmp_path: Path, *, verbose: bool) -> None:
+    forms = (
+        FormRecord(name="lower-attention", kind="12 heads of 32", form="Attention"),
+        FormRecord(name="lower-gelu", form="kernel"),
+    )
+    why = (
+        "lower-attention: 12 heads of 32: Attention (measured, ms of the model per shape: Attention 3.2)",
+        "lower-gelu: kernel (not measured)",
+    )
+    manifest = make_manifest(forms=forms, notes=(*why, "lower-gelu does more than that"))
+    console = Console(file=io.StringIO(), width=200)
+    print_summary(console, Artifact(tmp_path, manifest), verbose=verbose)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert [f"note          {note}" in lines for note in why] == [verbose, verbose]
+    assert "note          lower-gelu does more than that" in lines
+    short = "kernels       lower-attention Attention, lower-gelu kernel (why: --verbose, or the report)"
+    assert (short in lines) != verbose
 
 
 def test_what_is_shipped_although_it_is_slower_is_said() -> None:
