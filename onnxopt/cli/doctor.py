@@ -9,6 +9,7 @@ import typer
 
 from onnxopt.cli.answers import print_answer
 from onnxopt.cli.shared import JsonOption, app, out_console
+from onnxopt.cli.words import print_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +35,7 @@ def doctor(as_json: JsonOption = False) -> None:
         print_answer(found)
         return
     for line in doctor_lines(found):
-        out_console.print(line, markup=False, soft_wrap=True)
+        print_words(out_console, line)
 
 
 @app.command(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 from rich.console import Console
 
 from onnxopt.cli.tables import print_table
-from onnxopt.cli.words import print_words
+from onnxopt.cli.words import near, print_words
 from onnxopt.host.sizes import size_text
 from onnxopt.load.export.forward_inputs import LEFT_OUT
 from onnxopt.records.notes import is_unproved
@@ -141,8 +141,8 @@ def print_summary(console: Console, artifact: Artifact, *, verbose: bool = False
         is_said = is_unproved(note) or note.startswith(LEFT_OUT) or (note.startswith(tuple(kernels)) and not verbose)
         if not is_said:
             say(f"note          {note}")
-    say(f"artifact      {artifact.path}")
-    say(f"next          {next_steps(manifest.task, artifact.path)}")
+    say(f"artifact      {near(artifact.path)}")
+    say(f"next          {next_steps(manifest.task, near(artifact.path))}")
 
 
 def forms_of(manifest: Manifest) -> dict[str, str]:
@@ -332,7 +332,7 @@ def print_bench(console: Console, result: BenchResult) -> None:
 def print_run(console: Console, result: TextResult) -> None:
     """Print what a model answered."""
     for line in result.lines():
-        console.print(line, markup=False, soft_wrap=True)
+        print_words(console, line, indent=2)
 
 
 class TextView:

@@ -15,7 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from onnxopt.cli.pace import Pace, left_text
 from onnxopt.cli.shared import ProgressName, err_console
-from onnxopt.cli.words import print_words
+from onnxopt.cli.words import print_list
 from onnxopt.host.failures import SCHEMA_VERSION, json_line
 from onnxopt.records.events import Step
 
@@ -144,8 +144,8 @@ class LiveView(View):
         self._progress.update(self._task, description=text.replace("[", "\\["), stage=self._stage)
 
     def _over(self, seconds: float) -> None:
-        kept = ", ".join(f"{name} {count}" for name, count in self._kept.items())
-        print_words(self._console, f"{self._stage:<13} {seconds:6.1f} s  {kept}".rstrip(), indent=24)
+        kept = [f"{name} {count}" for name, count in self._kept.items()]
+        print_list(self._console, f"{self._stage:<13} {seconds:6.1f} s  ", kept)
 
 
 class JsonView(View):

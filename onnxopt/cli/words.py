@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
@@ -28,4 +30,31 @@ def print_words(console: Console, line: str, style: str | None = None, *, indent
             break_on_hyphens=False,
         )
     for part in parts or [""]:
-        console.print(part, style=style, markup=False, emoji=False, soft_wrap=True)
+        _print(console, part, style)
+
+
+def print_list(console: Console, head: str, entries: Sequence[str]) -> None:
+    """Print entries behind what they belong to, on one line: in a terminal as many as it has room for.
+
+    Args:
+        console: where to.
+        head: what stands in front of them.
+        entries: the first ones matter most.
+    """
+    line = f"{head}{', '.join(entries)}"
+    if console.is_terminal and len(line) > console.width:
+        shown = list(entries)
+        while shown and len(line) > console.width:
+            shown.pop()
+            line = f"{head}{', '.join([*shown, '...'])}"
+    _print(console, line.rstrip())
+
+
+def near(path: Path) -> Path:
+    """Return a path as one would type it from here: from this folder on where it lies below."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _print(console: Console, line: str, style: str | None = None) -> None:
+    console.print(line, style=style, markup=False, emoji=False, soft_wrap=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from onnxopt.cli.words import print_words
+from onnxopt.cli.words import near, print_list, print_words
 
 LINE = "lower         14.3 s  lower-attention 6, lower-gelu 6, /a/path/that/is/wider/than/the/terminal/model.onnx, end"
 
@@ -32,6 +33,29 @@ def test_what_follows_stands_below_the_first_word() -> None:
         "     three four",
     ]  # a third at most
     assert printed("error: one two three four", 24, terminal=True, indent=7) == ["error: one two three", "       four"]
+
+
+@pytest.mark.parametrize(
+    ("width", "terminal", "line"),
+    [
+        (80, True, "fuse  0.7 s  gelu 6, attention 6, norm 1"),
+        (34, True, "fuse  0.7 s  gelu 6, ..."),
+        (20, True, "fuse  0.7 s  ..."),
+        (20, False, "fuse  0.7 s  gelu 6, attention 6, norm 1"),
+    ],
+)
+def test_a_stage_is_one_line(width: int, line: str, *, terminal: bool) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, force_terminal=terminal, color_system=None)
+    print_list(console, "fuse  0.7 s  ", ["gelu 6", "attention 6", "norm 1"])
+    assert stream.getvalue() == f"{line}\n"
+
+
+def test_a_path_is_written_from_here_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert near(tmp_path / "build" / "x") == Path("build/x")
+    assert near(tmp_path.parent) == tmp_path.parent
+    assert near(Path("build/x")) == Path("build/x")
 
 
 def test_a_pipe_gets_one_line_whatever_its_length() -> None:
