@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from onnxopt.host.files import regular_size
 from onnxopt.host.folders import sha256_of
 from onnxopt.host.quiet import quiet
 from onnxopt.load.source.source import Source
+from onnxopt.records.events import Step
 from onnxopt.texts.settings import check_settings
 
 MAX_JSON_BYTES = 16 << 20
@@ -175,15 +176,26 @@ def load_config(checkpoint: Checkpoint) -> Any:
         raise InputError(f"transformers refuses the config: {error}", where=where) from error
 
 
-def weights_digest(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return the SHA-256 of every file that decides what the model computes, by path relative to its folder."""
+def weights_digest(checkpoint: Checkpoint, say: Callable[[str], None] = lambda _: None) -> dict[str, str]:
+    """Return the SHA-256 of every file that decides what the model computes, by path relative to its folder.
+
+    Args:
+        checkpoint: whose files.
+        say: told each file that is read, and how many of all bytes are done.
+    """
     if checkpoint.folder is None:
         return {}
     files = [*checkpoint.weights, *assets_of(checkpoint.folder), checkpoint.folder / "config.json"]
     if checkpoint.source.trust_remote_code:
         files += sorted(checkpoint.folder.glob("*.py"))
     files += sorted(checkpoint.folder.glob("[0-9]_*/*.safetensors"))
-    return {path.relative_to(checkpoint.folder).as_posix(): sha256_of(path) for path in files}
+    found: dict[str, str] = {}
+    done, total = 0, sum(path.stat().st_size for path in files)
+    for path in files:
+        say(Step("hashing the weights", done=done, total=total))
+        found[path.relative_to(checkpoint.folder).as_posix()] = sha256_of(path)
+        done += path.stat().st_size
+    return found
 
 
 def assets_of(folder: Path) -> tuple[Path, ...]:

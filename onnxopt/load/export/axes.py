@@ -18,6 +18,7 @@ from onnxopt.graph.kept_rows import rows_that_matter
 from onnxopt.load.loaded import Feeder, Reference
 from onnxopt.probe.program import ProbeError
 from onnxopt.probe.runners import GraphRunner, ShapeRunner
+from onnxopt.records.events import Step
 from onnxopt.spec import AxisRange, Feeds, Padding, Signature
 
 PROOF_SIZES: dict[str, tuple[int, ...]] = {"batch": (1, 2, 5), "sequence": (1, 8, 33, 128)}
@@ -77,6 +78,7 @@ def prove_axes(
     *,
     example: Mapping[str, int],
     longest: int = 0,
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, int], ...]:
     """Run the file at every combination of sizes, with every kind of padding, and compare with the reference.
 
@@ -87,6 +89,7 @@ def prove_axes(
         feeder: makes the inputs.
         example: the sizes that the export was traced with.
         longest: the longest sequence the model takes, or 0.
+        say: told each size that is tried.
 
     Returns:
         The sizes that were proved.
@@ -97,7 +100,9 @@ def prove_axes(
     model = ir.load(path)
     proof = _Proof(model, _opened(model), signature, reference, feeder)
     combinations = axis_sizes(signature, example, longest)
+    work = f"proving the axes {', '.join(signature.axes)} against torch, size"
     for index, sizes in reversed(list(enumerate(combinations))):  # the largest first: it tells how large outputs are
+        say(Step.piece(work, len(combinations) - index, len(combinations)))
         reason = proof.compare(feeder.make(sizes, _padding(sizes, index)))
         if reason:
             raise proof.explain(example, sizes, reason)

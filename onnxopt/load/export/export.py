@@ -90,8 +90,7 @@ def export(
     say = progress or (lambda _: None)
     asked = parse_task(task).name if task else (source.recipe.task if source.recipe else "")
     checkpoint = read_checkpoint(source)
-    say("hashing the weights")
-    weights = weights_digest(checkpoint)
+    weights = weights_digest(checkpoint, say)
     form = _Form(with_pooling, with_cache, logits, part, without)
     options = {"task": asked, "form": asdict(form), "exporter": exporter, "weights": source.weights}
     key = _digest([_FORMAT, weights, dict(checkpoint.settings), options, _versions(), source.trust_remote_code])
@@ -239,10 +238,10 @@ def _first_road(
     def walk(road: Road, variant: TorchModel) -> tuple[Traced, tuple[dict[str, int], ...]]:
         say(f"exporting with {road}")
         traced = trace(variant, road, path)
-        say(f"proving the axes {', '.join(traced.signature.axes)} against torch")
         feeder = _feeder(traced.signature.inputs, tokens, traced.example, model.extras)
         example, longest = traced.example, model.longest
-        return traced, prove_axes(path, traced.signature, reference, feeder, example=example, longest=longest)
+        sizes = prove_axes(path, traced.signature, reference, feeder, example=example, longest=longest, say=say)
+        return traced, sizes
 
     failures: list[str] = []
     for road, variant in roads:

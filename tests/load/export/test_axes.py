@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from onnxopt.errors import ExportError
 from onnxopt.load.export.axes import PROOF_SIZES, PROOF_STEPS, axis_sizes, learn_ranges, prove_axes, range_notes
 from onnxopt.load.feeds import ImageFeeder
+from onnxopt.records.events import Step
 from onnxopt.spec import Array, AxisRange, Feeds, Signature, TensorSpec
 from tests.support.axes import write
 
@@ -118,6 +119,17 @@ def test_the_reference_is_not_run_on_images_on_which_the_file_does_not_run(froze
         prove_axes(write(tmp_path / "m.onnx", text, shape=shape), signature, reference, feeder, example=example)
     assert reference.elements
     assert max(reference.elements) <= 2 * 5 * 3 * 40 * 72, "twice as long on the side that is not frozen, at most"
+
+
+def test_each_size_that_is_tried_is_told_with_how_many_are_left(tmp_path: Path) -> None:
+    example = {"batch": 5, "height": 40, "width": 72}
+    axes = ("batch", 3, "height", "width")
+    signature = Signature((TensorSpec("pixel_values", "float32", axes),), (TensorSpec("y", "float32", axes),))
+    text = "g (float[batch,3,height,width] pixel_values) => (float[batch,3,height,width] y) { y = Relu(pixel_values) }"
+    path, feeder, told = write(tmp_path / "m.onnx", text), ImageFeeder(signature.inputs, example), list[str]()
+    sizes = prove_axes(path, signature, Counted(), feeder, example=example, say=told.append)
+    assert [one.fraction for one in told if isinstance(one, Step)] == [n / len(sizes) for n in range(len(sizes))]
+    assert told[0] == f"proving the axes batch, height, width against torch, size 1 of {len(sizes)}"
 
 
 @pytest.mark.parametrize("step", [1, 4, 32])
