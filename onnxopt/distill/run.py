@@ -16,6 +16,7 @@ from onnxopt.host.extras import require
 from onnxopt.host.folders import check_writable, write_whole, writing
 from onnxopt.host.scratch import scratch_folder
 from onnxopt.load.checkpoint.opened import open_checkpoint
+from onnxopt.load.source.source import require_known
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.records.events import Step
 from onnxopt.spec import Say
@@ -56,9 +57,10 @@ def distill(
     """
     require("hf", "distilling")
     tell = say or (lambda _: None)
-    for text in options.get("data", ()):
+    for text in filter(None, (*options.get("data", ()), options.get("evaluate", ""))):
         require_there(text)
     check_folder(out)
+    require_known(teacher)
     with scratch_folder() as scratch:
         folder = Path(student).expanduser()
         if not (folder / "config.json").is_file():

@@ -10,21 +10,20 @@ from typing import Any
 
 from pydantic import Field
 
-from onnxopt.calibrate.sources import require_there
 from onnxopt.errors import InputError
 from onnxopt.graph import initializer_bytes
-from onnxopt.host.folders import check_writable, staged
+from onnxopt.host.folders import staged
 from onnxopt.host.scratch import scratch_folder
 from onnxopt.judge.metrics import MetricBudget
 from onnxopt.load.source.source import Source, resolve
 from onnxopt.load.source.unchanged import Seen
+from onnxopt.prune.ahead import RECORD_NAME, look_ahead
 from onnxopt.prune.checkpoint.network import Pruned
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.records.events import under
 from onnxopt.records.record import Record
 from onnxopt.spec import Say, Target
 
-RECORD_NAME = "pruning.json"
 OF_CHECKPOINTS = ("layers", "heads", "ffn")  # what a config can say; channels only a graph can lose
 
 
@@ -167,10 +166,7 @@ def prune(
         ProofError: when less is left than the budget asks for.
     """
     tell = say or (lambda _: None)
-    if out.exists() and not (out / RECORD_NAME).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError("is there already", where=str(out), hint="name a new folder with --out")
-    require_there(data)
-    check_writable(out)
+    look_ahead(text, out, data)
     source = resolve(text)
     seen = Seen.of(source)
     first, later = split(spec, source)

@@ -19,7 +19,7 @@ from onnxopt.errors import InputError
 from onnxopt.host.machine import describe_machine, versions
 from onnxopt.host.scratch import scratch_folder
 from onnxopt.records.record import Record
-from onnxopt.run.session import MODEL_NAME
+from onnxopt.run.there import MODEL_NAME
 from onnxopt.spec import Target, Workload
 from onnxopt.timing.candidates import Candidate, Request, make_requests, read_candidate
 from onnxopt.timing.rounds import Progress, ShapeStats, Start, run_rounds, shape_stats, write_job
