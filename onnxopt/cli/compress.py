@@ -92,7 +92,7 @@ def prune(
             out,
             data=options.data,
             budget=left,
-            say=lambda step: view.say("prune", step),
+            progress=lambda step: view.say("prune", step),
         )
     share = 1 - record.bytes_after / max(record.bytes_before, 1)
     size = f"{size_text(record.bytes_before)} before, {size_text(record.bytes_after)} after ({share:.0%} smaller)"
@@ -172,7 +172,7 @@ def distill(
             student=student,
             processes=processes,
             resume=resume,
-            say=lambda step: view.say("distill", step),
+            progress=lambda step: view.say("distill", step),
             **options,
         )
     lines = [*record.lines(), f"checkpoint    {out}"]

@@ -25,6 +25,7 @@ from onnxopt.load.source.source import Source, resolve
 from onnxopt.prune.run import prune as prune_source
 from onnxopt.prune.run import split
 from onnxopt.records.events import Event, Listener
+from onnxopt.records.notebook import shown
 from onnxopt.road.asked import left_of, spec_of
 from onnxopt.road.optimize import make
 from onnxopt.road.options import Options, PrecisionOptions, PruneOptions, TuneOptions
@@ -49,7 +50,7 @@ def compress(
         recipe: what to do.
         out: folder of the artifact.
         measure: time the steps' artifacts.
-        progress: told what happens.
+        progress: told what happens; in a notebook a line below the cell when None.
 
     Returns:
         The record.
@@ -59,8 +60,8 @@ def compress(
         ProofError: when a step's artifact is not within its budget.
     """
     look_ahead(recipe, out)
-    with scratch_folder() as scratch:
-        work = _Work(recipe, out, scratch, progress or (lambda _: None))
+    with scratch_folder() as scratch, shown(progress) as say:
+        work = _Work(recipe, out, scratch, say)
         return work.go(measure=measure)
 
 
@@ -130,7 +131,7 @@ class _Work:
                     folder,
                     data=self._calibration(),
                     budget=left,
-                    say=lambda step: self.say(Event("prune", step)),
+                    progress=lambda step: self.say(Event("prune", step)),
                 )
                 current, details = source.after("pruned", folder), json.loads(record.to_json())
             else:
@@ -149,7 +150,7 @@ class _Work:
                 folder,
                 student=options.pop("student", recipe.source),
                 data=data or (self.data,),
-                say=lambda step: self.say(Event("distill", step)),
+                progress=lambda step: self.say(Event("distill", step)),
                 **options,
             )
             current = source.after("distilled", folder)
@@ -266,7 +267,13 @@ class _Work:
         stats, machine, versions = [], {}, {}
         for group in groups:
             self.say(Event("measure", ", ".join(path.name for path in group)))
-            result = bench(group, shapes=shapes, rounds=ROUNDS, seconds=SECONDS * len(group))
+            result = bench(
+                group,
+                shapes=shapes,
+                rounds=ROUNDS,
+                seconds=SECONDS * len(group),
+                progress=lambda step: self.say(Event("measure", step)),
+            )
             stats += list(result.candidates)
             machine, versions = result.machine, result.versions
         steps = []

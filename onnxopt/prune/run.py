@@ -21,6 +21,7 @@ from onnxopt.prune.ahead import RECORD_NAME, look_ahead
 from onnxopt.prune.checkpoint.network import Pruned
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.records.events import under
+from onnxopt.records.notebook import steps_shown
 from onnxopt.records.record import Record
 from onnxopt.spec import Say, Target
 
@@ -146,7 +147,7 @@ def prune(
     *,
     data: str = "builtin",
     budget: MetricBudget | None = None,
-    say: Say | None = None,
+    progress: Say | None = None,
 ) -> PruneRecord:
     """Prune a source into a folder.
 
@@ -156,7 +157,7 @@ def prune(
         out: folder to write: a checkpoint, or `model.onnx` of fused standard operators.
         data: calibration data.
         budget: what must be left of the answers; for graphs.
-        say: told what happens.
+        progress: told what happens; in a notebook a line below the cell when None.
 
     Returns:
         The record, which also lies in the folder as `pruning.json`.
@@ -165,22 +166,22 @@ def prune(
         InputError: when something does not fit; nothing is written.
         ProofError: when less is left than the budget asks for.
     """
-    tell = say or (lambda _: None)
     look_ahead(text, out, data)
-    source = resolve(text)
-    seen = Seen.of(source)
-    first, later = split(spec, source)
-    if later is None and first is not None:
-        return prune_checkpoint(source, first, out, data=data, budget=budget, say=tell, seen=seen)
-    with scratch_folder() as scratch:
-        parts: tuple[dict[str, Any], ...] = ()
-        if first is not None:
-            folder = scratch / "checkpoint"
-            parts = prune_checkpoint(source, first, folder, data=data, budget=budget, say=tell).parts
-            source = resolve(str(folder))
-        if later is None:
-            raise InputError("nothing to prune is named", where="--prune")
-        return _prune_graph(source, later, out, parts, data=data, budget=budget, say=tell, seen=seen)
+    with steps_shown("prune", progress) as tell:
+        source = resolve(text)
+        seen = Seen.of(source)
+        first, later = split(spec, source)
+        if later is None and first is not None:
+            return prune_checkpoint(source, first, out, data=data, budget=budget, say=tell, seen=seen)
+        with scratch_folder() as scratch:
+            parts: tuple[dict[str, Any], ...] = ()
+            if first is not None:
+                folder = scratch / "checkpoint"
+                parts = prune_checkpoint(source, first, folder, data=data, budget=budget, say=tell).parts
+                source = resolve(str(folder))
+            if later is None:
+                raise InputError("nothing to prune is named", where="--prune")
+            return _prune_graph(source, later, out, parts, data=data, budget=budget, say=tell, seen=seen)
 
 
 def _prune_graph(
