@@ -149,7 +149,7 @@ def distilled(
         mixed_precision="bf16" if gpu else "no",
         evaluate_every=max(1, steps // LOOKS),
         most_rows=wanted.most_rows,
-        say=say,
+        progress=say,
     )
     told: dict[str, Any] = json.loads(record.to_json())
     told["settings"] |= {

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from onnxopt.errors import ExportError, InputError, OnnxoptError, OwnPassError, ProofError
     from onnxopt.judge.perplexity import measure_perplexity
     from onnxopt.proof.compare import compare_models
-    from onnxopt.records.events import Event
+    from onnxopt.records.events import Event, quiet
     from onnxopt.road.optimize import optimize
     from onnxopt.run.batcher import Batcher
     from onnxopt.run.fixed_shapes import FixedShapes
@@ -49,6 +49,7 @@ _HOMES = {
     "measure_perplexity": "judge.perplexity",
     "optimize": "road.optimize",
     "placement": "artifact.placement",
+    "quiet": "records.events",
 }
 
 __all__ = [  # noqa: RUF022 - the main thing first
@@ -73,6 +74,7 @@ __all__ = [  # noqa: RUF022 - the main thing first
     "compare_models",
     "measure_perplexity",
     "placement",
+    "quiet",
 ]
 
 

@@ -31,7 +31,8 @@ from onnxopt.graph.files import DATA_NAME
 from onnxopt.host.claims import alone_in
 from onnxopt.host.folders import staged, sync, write_whole
 from onnxopt.records.manifest import MANIFEST_NAME, FileRecord, Manifest
-from onnxopt.run.session import MODEL_NAME, Session
+from onnxopt.run.session import Session
+from onnxopt.run.there import MODEL_NAME
 from onnxopt.spec import TensorSpec
 from onnxopt.texts.tokenizer import TOKENIZER_NAME, read_settings
 

@@ -60,7 +60,8 @@ from onnxopt.records.manifest import MANIFEST_NAME, DecodingRecord, Evidence, Fi
 from onnxopt.records.measurements import MEASUREMENTS_NAME, Measurements
 from onnxopt.records.record import REMAKE
 from onnxopt.run.intact import check_intact, member
-from onnxopt.run.session import MODEL_NAME, Session
+from onnxopt.run.session import Session
+from onnxopt.run.there import MODEL_NAME
 from onnxopt.spec import Budget, Target, Workload
 
 

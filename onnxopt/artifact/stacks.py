@@ -26,7 +26,7 @@ from onnxopt.graph import all_nodes, dims
 from onnxopt.graph.cache import Cache, past_name, present_name, served
 from onnxopt.records.manifest import DecodingRecord
 from onnxopt.run.providers import EXACT_NORMS
-from onnxopt.run.session import MODEL_NAME
+from onnxopt.run.there import MODEL_NAME
 from onnxopt.sizes.words import is_plain
 from onnxopt.spec import Provider, Signature
 from onnxopt.texts.tokenizer import TOKENIZER_NAME, read_settings, token_text

@@ -42,6 +42,10 @@ def bench(
 ) -> None:
     """Time models side by side: a process each, in turns, p50, p90 and p99 per shape, peak memory."""
     configure_logging(verbose=verbose)
+    from onnxopt.run.there import model_file
+
+    for path in paths:
+        model_file(path)
     from onnxopt.cli.live import print_bench
     from onnxopt.cli.progress import view_of
     from onnxopt.spec import Workload

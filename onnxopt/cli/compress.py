@@ -75,13 +75,16 @@ def prune(
 ) -> None:
     """Make a model smaller: layers, channels, heads, vocabulary; the rest is refitted, nothing is trained."""
     configure_logging(verbose=verbose)
-    from onnxopt.cli.progress import view_of
-    from onnxopt.host.sizes import size_text
-    from onnxopt.prune.run import prune as run
+    from onnxopt.prune.ahead import look_ahead
     from onnxopt.road.asked import left_of, spec_of
 
     options = PruneOptions(what=what, **given)
     spec, left = spec_of(what, options), left_of(replace(options, budget=options.budget or None))
+    look_ahead(source, out, options.data)
+    from onnxopt.cli.progress import view_of
+    from onnxopt.host.sizes import size_text
+    from onnxopt.prune.run import prune as run
+
     with view_of(progress, quiet=quiet or as_json) as view:
         record = run(
             source,
@@ -89,7 +92,7 @@ def prune(
             out,
             data=options.data,
             budget=left,
-            say=lambda step: view.say("prune", step),
+            progress=lambda step: view.say("prune", step),
         )
     share = 1 - record.bytes_after / max(record.bytes_before, 1)
     size = f"{size_text(record.bytes_before)} before, {size_text(record.bytes_after)} after ({share:.0%} smaller)"
@@ -169,7 +172,7 @@ def distill(
             student=student,
             processes=processes,
             resume=resume,
-            say=lambda step: view.say("distill", step),
+            progress=lambda step: view.say("distill", step),
             **options,
         )
     lines = [*record.lines(), f"checkpoint    {out}"]
@@ -188,13 +191,16 @@ def compress(
 ) -> None:
     """Prune, distil, quantize and package by a recipe, with size, speed and accuracy after each step."""
     configure_logging(verbose=verbose)
-    from onnxopt.cli.live import print_rows
-    from onnxopt.cli.progress import view_of
+    from onnxopt.compress.ahead import look_ahead
     from onnxopt.compress.recipe import CompressRecipe
-    from onnxopt.compress.run import compress as run
 
     folder = out if out is not None else Path("build") / recipe.stem
     wanted = CompressRecipe.read(recipe)
+    look_ahead(wanted, folder)
+    from onnxopt.cli.live import print_rows
+    from onnxopt.cli.progress import view_of
+    from onnxopt.compress.run import compress as run
+
     with view_of(progress, quiet=quiet or as_json) as view:
         found = run(wanted, folder, measure=measure, progress=view.show)
     if not (as_json or quiet):

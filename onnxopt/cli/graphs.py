@@ -41,6 +41,9 @@ def inspect(
 ) -> None:
     """Show what a model takes, gives and is made of, and what would be fused. Nothing is written."""
     configure_logging(verbose=verbose)
+    from onnxopt.run.there import model_file
+
+    model_file(path)
     from onnxopt.cli.live import print_inspection
     from onnxopt.cli.progress import view_of
     from onnxopt.pipeline.inspection import inspect_model
@@ -87,19 +90,21 @@ def explain(
 ) -> None:
     """Say why a pass fires on a graph or not: node by node, the nearest miss first."""
     configure_logging(verbose=verbose)
+    from onnxopt.run.there import model_file
+
+    file = model_file(path)
     from onnxopt.cli.live import print_verdicts
     from onnxopt.cli.progress import view_of
     from onnxopt.load.onnx_file import load_onnx
     from onnxopt.pipeline.explain import explain as run
     from onnxopt.pipeline.own import own_passes
     from onnxopt.rewrite.registry import get
-    from onnxopt.run.session import model_file
 
     yours = own_passes(own)
     if name not in {kind.name for kind in yours}:
         get(name)
     with view_of(progress, quiet=quiet or as_json) as view:
-        loaded = load_onnx(model_file(path), progress=lambda step: view.show(event_of("load", step)))
+        loaded = load_onnx(file, progress=lambda step: view.show(event_of("load", step)))
         verdicts = run(loaded, name, target_of(target), lambda step: view.show(event_of("before it", step)), yours)
     if as_json:
         print_answer({"pass": name, "candidates": verdicts})
@@ -125,9 +130,14 @@ def verify(
 ) -> None:
     """Compare two models with the same inputs and outputs; exit 1 when they differ, with the first tensor that does."""
     configure_logging(verbose=verbose)
+    from onnxopt.load.given import Given
+    from onnxopt.run.there import model_file
+
+    for path in (reference, candidate):
+        model_file(path)
+    given = Given.parse(feeds, axis, value)
     from onnxopt.cli.live import print_comparison
     from onnxopt.cli.progress import view_of
-    from onnxopt.load.given import Given
     from onnxopt.proof.compare import compare_models
     from onnxopt.spec import Budget
 
@@ -138,7 +148,7 @@ def verify(
             candidate,
             budget=limit,
             target=target_of(target),
-            given=Given.parse(feeds, axis, value),
+            given=given,
             progress=lambda step: view.show(event_of("verify", step)),
         )
     if as_json and found.equal:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Literal
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from onnxopt.cli.pace import Pace, left_text
 from onnxopt.cli.shared import ProgressName, err_console
 from onnxopt.cli.words import print_list
 from onnxopt.host.failures import SCHEMA_VERSION, json_line
 from onnxopt.records.events import Step
+from onnxopt.records.pace import Pace, left_text
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -42,6 +42,9 @@ def placement(
 ) -> None:
     """Tell which provider runs how many nodes, what is copied between devices, and which kernels take the time."""
     configure_logging(verbose=verbose)
+    from onnxopt.run.there import model_file
+
+    model_file(path)
     from onnxopt.artifact.placement import placement as run
 
     found = run(path, device=device)
@@ -131,10 +134,8 @@ def serve(
 
     require("serve", "serving")
     from onnxopt.host.sizes import parse_size
-    from onnxopt.serve import app as web
-    from onnxopt.serve.front import Access
+    from onnxopt.serve.ahead import bound, named_folders, require_models
     from onnxopt.serve.limits import Limits
-    from onnxopt.serve.shelf import Opening, named_folders
 
     limits = Limits(
         max_body_bytes=max_body << 20,
@@ -148,7 +149,6 @@ def serve(
         timeout_s=timeout,
         grace_s=grace,
     )
-    how = Opening(device=device, threads=threads, workers=workers, max_rows=max_rows)
 
     def say(line: str) -> None:
         if not quiet:
@@ -157,9 +157,15 @@ def serve(
     def note_down(line: str) -> None:
         err_console.print(line, markup=False, soft_wrap=True, highlight=False)
 
-    access = Access(api_key or (), cors_origin or (), note_down if access_log else None)
     named = named_folders(folders or ())
-    with web.bound(host, port) as listener:  # before models are opened, which takes a while
+    require_models(named.values())
+    with bound(host, port) as listener:  # before models are opened, which takes a while
+        from onnxopt.serve import app as web
+        from onnxopt.serve.front import Access
+        from onnxopt.serve.shelf import Opening
+
+        how = Opening(device=device, threads=threads, workers=workers, max_rows=max_rows)
+        access = Access(api_key or (), cors_origin or (), note_down if access_log else None)
         found = web.create_app(named, limits=limits, how=how, access=access, progress=say)
         for model in found.state.shelf.models.values():
             for note in model.session.plan.notes:
@@ -183,6 +189,10 @@ def package(
 ) -> None:
     """Add small runnable clients for programs without Python; each repeats the golden cases and says when it cannot."""
     configure_logging(verbose=verbose)
+    from onnxopt.artifact.place import resolved
+    from onnxopt.records.manifest import Manifest
+
+    Manifest.read(resolved(path))
     from onnxopt.artifact.clients import STACKS, add_client
 
     unknown = [stack for stack in stacks if stack not in STACKS]

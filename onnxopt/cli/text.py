@@ -58,10 +58,13 @@ def run(
 ) -> None:
     """Try an artifact by hand: text in, embedding, label or tokens out."""
     configure_logging(verbose=verbose)
+    from onnxopt.records.manifest import Manifest
+
+    Manifest.read(path)
+    pairs = [_pair(one) for one in pair or ()]
     from onnxopt.cli.live import print_run
     from onnxopt.run.answers import run_text
 
-    pairs = [_pair(one) for one in pair or ()]
     result = run_text(path, texts or (), pairs=pairs, prompt=prompt, context=context, max_new_tokens=max_new_tokens)
     if as_json:
         print_answer(result)
@@ -121,13 +124,16 @@ def generate(
 ) -> None:
     """Write on from prompts: text as it comes, greedy or sampled; tokens per second on standard error."""
     configure_logging(verbose=verbose)
+    from onnxopt.run.generate.beside import require_with_tokenizer
+    from onnxopt.texts.files import gather_prompts
+
+    asked = gather_prompts(prompts or (), prompts_file)
+    require_with_tokenizer(path, tokenizer)
     from onnxopt.cli.live import TextView, print_generation
     from onnxopt.cli.progress import view_of
     from onnxopt.run.generate.generator import Generator
     from onnxopt.run.generate.sampling import choose_sampling
-    from onnxopt.texts.files import gather_prompts
 
-    asked = gather_prompts(prompts or (), prompts_file)
     generator = Generator(path, tokenizer=tokenizer, threads=threads)
     sampling = choose_sampling(
         generator.settings,
@@ -190,6 +196,11 @@ def perplexity(
 ) -> None:
     """Measure the perplexity of a language model on a text, with an interval over its windows."""
     configure_logging(verbose=verbose)
+    from onnxopt.run.generate.beside import require_with_tokenizer
+    from onnxopt.texts.files import require_text
+
+    require_with_tokenizer(path, tokenizer)
+    require_text(text)
     from onnxopt.cli.progress import view_of
     from onnxopt.judge.perplexity import measure_perplexity
 

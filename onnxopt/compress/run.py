@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onnxopt.artifact.package import Artifact
-from onnxopt.artifact.place import check_output_folder
-from onnxopt.calibrate.sources import require_there
+from onnxopt.compress.ahead import look_ahead
 from onnxopt.compress.recipe import CompressRecipe
 from onnxopt.compress.report import Compression, Step, record_of
 from onnxopt.distill.run import distill
@@ -26,8 +25,8 @@ from onnxopt.load.source.source import Source, resolve
 from onnxopt.prune.run import prune as prune_source
 from onnxopt.prune.run import split
 from onnxopt.records.events import Event, Listener
-from onnxopt.road.ahead import require_readable
-from onnxopt.road.asked import left_of, spec_of, target_of
+from onnxopt.records.notebook import shown
+from onnxopt.road.asked import left_of, spec_of
 from onnxopt.road.optimize import make
 from onnxopt.road.options import Options, PrecisionOptions, PruneOptions, TuneOptions
 from onnxopt.run.inputs.text import TextModel
@@ -51,7 +50,7 @@ def compress(
         recipe: what to do.
         out: folder of the artifact.
         measure: time the steps' artifacts.
-        progress: told what happens.
+        progress: told what happens; in a notebook a line below the cell when None.
 
     Returns:
         The record.
@@ -60,31 +59,10 @@ def compress(
         InputError: when a step does not fit the source.
         ProofError: when a step's artifact is not within its budget.
     """
-    require_readable(_options_of(recipe), target_of(recipe.package))
-    for text in (recipe.data, *_data_of(recipe.distill)):
-        require_there(text)
-    check_output_folder(out)
-    with scratch_folder() as scratch:
-        work = _Work(recipe, out, scratch, progress or (lambda _: None))
+    look_ahead(recipe, out)
+    with scratch_folder() as scratch, shown(progress) as say:
+        work = _Work(recipe, out, scratch, say)
         return work.go(measure=measure)
-
-
-def _options_of(recipe: CompressRecipe) -> Options:
-    """Return the options of all steps as those of one run, to be looked at before the first."""
-    prune = recipe.prune or PruneOptions()
-    return Options(
-        package=recipe.package,
-        quantize=recipe.quantize or PrecisionOptions(),
-        load=recipe.load,
-        tune=recipe.tune or TuneOptions(),
-        prune=replace(prune, data=prune.data or recipe.data),
-    )
-
-
-def _data_of(distill: Mapping[str, Any] | None) -> Sequence[str]:
-    """Return the files of text that a distillation names; what is no list of them is refused where it is read."""
-    named = (distill or {}).get("data", ())
-    return [one for one in named if isinstance(one, str)] if isinstance(named, list) else ()
 
 
 def parted(data: str) -> tuple[str, str]:
@@ -153,7 +131,7 @@ class _Work:
                     folder,
                     data=self._calibration(),
                     budget=left,
-                    say=lambda step: self.say(Event("prune", step)),
+                    progress=lambda step: self.say(Event("prune", step)),
                 )
                 current, details = source.after("pruned", folder), json.loads(record.to_json())
             else:
@@ -172,7 +150,7 @@ class _Work:
                 folder,
                 student=options.pop("student", recipe.source),
                 data=data or (self.data,),
-                say=lambda step: self.say(Event("distill", step)),
+                progress=lambda step: self.say(Event("distill", step)),
                 **options,
             )
             current = source.after("distilled", folder)
@@ -289,7 +267,13 @@ class _Work:
         stats, machine, versions = [], {}, {}
         for group in groups:
             self.say(Event("measure", ", ".join(path.name for path in group)))
-            result = bench(group, shapes=shapes, rounds=ROUNDS, seconds=SECONDS * len(group))
+            result = bench(
+                group,
+                shapes=shapes,
+                rounds=ROUNDS,
+                seconds=SECONDS * len(group),
+                progress=lambda step: self.say(Event("measure", step)),
+            )
             stats += list(result.candidates)
             machine, versions = result.machine, result.versions
         steps = []

@@ -16,8 +16,10 @@ from onnxopt.host.extras import require
 from onnxopt.host.folders import check_writable, write_whole, writing
 from onnxopt.host.scratch import scratch_folder
 from onnxopt.load.checkpoint.opened import open_checkpoint
+from onnxopt.load.source.source import require_known
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.records.events import Step
+from onnxopt.records.notebook import steps_shown
 from onnxopt.spec import Say
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ def distill(
     processes: int = 1,
     resume: bool = False,
     align: int = 16,
-    say: Say | None = None,
+    progress: Say | None = None,
     **options: Any,
 ) -> Distillation:
     """Teach a student what a teacher does and write its checkpoint.
@@ -45,7 +47,7 @@ def distill(
         processes: of accelerate, on this machine.
         resume: go on from the last saved state.
         align: sizes of a pruned student are multiples of this.
-        say: told what happens.
+        progress: told what happens; in a notebook a line below the cell when None.
         options: fields of `Settings`.
 
     Returns:
@@ -55,11 +57,11 @@ def distill(
         InputError: when something does not fit; nothing is written.
     """
     require("hf", "distilling")
-    tell = say or (lambda _: None)
-    for text in options.get("data", ()):
+    for text in filter(None, (*options.get("data", ()), options.get("evaluate", ""))):
         require_there(text)
     check_folder(out)
-    with scratch_folder() as scratch:
+    require_known(teacher)
+    with scratch_folder() as scratch, steps_shown("distill", progress) as tell:
         folder = Path(student).expanduser()
         if not (folder / "config.json").is_file():
             if "=" not in student:

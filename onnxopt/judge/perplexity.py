@@ -33,7 +33,7 @@ from onnxopt.records.record import Record
 from onnxopt.run.generate.beside import context_length, read_manifest, tokenizer_folder
 from onnxopt.run.session import Session
 from onnxopt.spec import Say
-from onnxopt.texts.files import BUILTIN, read_text
+from onnxopt.texts.files import BUILTIN, read_text, require_text
 from onnxopt.texts.tokenizer import open_tokenizer, prefix_ids, read_settings, tokens_of
 from onnxopt.texts.windows import Window, cut
 
@@ -150,6 +150,7 @@ def measure_perplexity(
     """
     path = Path(path)
     manifest, folder = read_manifest(path), tokenizer_folder(path, tokenizer)
+    require_text(text)
     say = progress or (lambda _: None)
     words = open_tokenizer(folder)
     if batch is not None and batch < 1:

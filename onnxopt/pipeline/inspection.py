@@ -15,7 +15,7 @@ from onnxopt.load.onnx_file import load_onnx
 from onnxopt.pipeline.pipeline import run_pipeline
 from onnxopt.records.ledger import Ledger
 from onnxopt.rewrite import Rewrite
-from onnxopt.run.session import model_file
+from onnxopt.run.there import model_file
 from onnxopt.spec import Signature, Target
 
 

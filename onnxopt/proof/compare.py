@@ -21,7 +21,8 @@ from onnxopt.proof.prepare import derivation_of, prepare
 from onnxopt.proof.tolerance import FACTOR, WIDEST, Moved, moved_by_itself, precision_error
 from onnxopt.qmath.compare import worst_error
 from onnxopt.records.events import Step
-from onnxopt.run.session import Session, model_file
+from onnxopt.run.session import Session
+from onnxopt.run.there import model_file
 from onnxopt.spec import Array, Budget, Feeds, Signature, Target, Value
 
 logger = logging.getLogger(__name__)
@@ -89,11 +90,12 @@ def compare_models(
         InputError: when a file is not usable or the signatures differ.
     """
     limit = budget or Budget()
-    first, second = (load_onnx(model_file(Path(path)), given=given) for path in (reference, candidate))
+    files = [model_file(Path(path)) for path in (reference, candidate)]  # both are there before either is loaded
+    first, second = (load_onnx(file, given=given) for file in files)
     _require_same_signature(first.signature, second.signature, str(candidate))
     note_turning(first, second.model)
     held = max(limit.relative_error, precision_error(first.model))
-    session = Session(model_file(Path(candidate)), target=target or Target("cpu"))
+    session = Session(files[1], target=target or Target("cpu"))
     worst = {spec.name: OutputReport(spec.name, 0.0, 0.0, 1.0, 1.0) for spec in first.signature.outputs}
     failed, feeds_failed, ran = "", None, 0
     cases = cases_of(first)

@@ -10,21 +10,21 @@ from typing import Any
 
 from pydantic import Field
 
-from onnxopt.calibrate.sources import require_there
 from onnxopt.errors import InputError
 from onnxopt.graph import initializer_bytes
-from onnxopt.host.folders import check_writable, staged
+from onnxopt.host.folders import staged
 from onnxopt.host.scratch import scratch_folder
 from onnxopt.judge.metrics import MetricBudget
 from onnxopt.load.source.source import Source, resolve
 from onnxopt.load.source.unchanged import Seen
+from onnxopt.prune.ahead import RECORD_NAME, look_ahead
 from onnxopt.prune.checkpoint.network import Pruned
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.records.events import under
+from onnxopt.records.notebook import steps_shown
 from onnxopt.records.record import Record
 from onnxopt.spec import Say, Target
 
-RECORD_NAME = "pruning.json"
 OF_CHECKPOINTS = ("layers", "heads", "ffn")  # what a config can say; channels only a graph can lose
 
 
@@ -147,7 +147,7 @@ def prune(
     *,
     data: str = "builtin",
     budget: MetricBudget | None = None,
-    say: Say | None = None,
+    progress: Say | None = None,
 ) -> PruneRecord:
     """Prune a source into a folder.
 
@@ -157,7 +157,7 @@ def prune(
         out: folder to write: a checkpoint, or `model.onnx` of fused standard operators.
         data: calibration data.
         budget: what must be left of the answers; for graphs.
-        say: told what happens.
+        progress: told what happens; in a notebook a line below the cell when None.
 
     Returns:
         The record, which also lies in the folder as `pruning.json`.
@@ -166,25 +166,22 @@ def prune(
         InputError: when something does not fit; nothing is written.
         ProofError: when less is left than the budget asks for.
     """
-    tell = say or (lambda _: None)
-    if out.exists() and not (out / RECORD_NAME).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError("is there already", where=str(out), hint="name a new folder with --out")
-    require_there(data)
-    check_writable(out)
-    source = resolve(text)
-    seen = Seen.of(source)
-    first, later = split(spec, source)
-    if later is None and first is not None:
-        return prune_checkpoint(source, first, out, data=data, budget=budget, say=tell, seen=seen)
-    with scratch_folder() as scratch:
-        parts: tuple[dict[str, Any], ...] = ()
-        if first is not None:
-            folder = scratch / "checkpoint"
-            parts = prune_checkpoint(source, first, folder, data=data, budget=budget, say=tell).parts
-            source = resolve(str(folder))
-        if later is None:
-            raise InputError("nothing to prune is named", where="--prune")
-        return _prune_graph(source, later, out, parts, data=data, budget=budget, say=tell, seen=seen)
+    look_ahead(text, out, data)
+    with steps_shown("prune", progress) as tell:
+        source = resolve(text)
+        seen = Seen.of(source)
+        first, later = split(spec, source)
+        if later is None and first is not None:
+            return prune_checkpoint(source, first, out, data=data, budget=budget, say=tell, seen=seen)
+        with scratch_folder() as scratch:
+            parts: tuple[dict[str, Any], ...] = ()
+            if first is not None:
+                folder = scratch / "checkpoint"
+                parts = prune_checkpoint(source, first, folder, data=data, budget=budget, say=tell).parts
+                source = resolve(str(folder))
+            if later is None:
+                raise InputError("nothing to prune is named", where="--prune")
+            return _prune_graph(source, later, out, parts, data=data, budget=budget, say=tell, seen=seen)
 
 
 def _prune_graph(

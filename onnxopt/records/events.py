@@ -81,3 +81,11 @@ class Event:
 
 
 Listener = Callable[[Event], None]
+
+
+def quiet(told: Event | str) -> None:
+    """Listen to what happens, and show nothing: `progress=onnxopt.quiet` leaves no line in a notebook.
+
+    Args:
+        told: an event, or the words of a step.
+    """

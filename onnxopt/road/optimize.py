@@ -27,6 +27,7 @@ from onnxopt.prune.graph.stage import GraphPruning
 from onnxopt.prune.run import pruned_source
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.records.events import Event, Listener
+from onnxopt.records.notebook import shown
 from onnxopt.records.rewrites import ProofRecord
 from onnxopt.road.ahead import look_ahead
 from onnxopt.road.asked import left_of, spec_of, target_of
@@ -61,7 +62,7 @@ def optimize(
     Args:
         source: sample or recipe name, Hub id, local checkpoint folder, or .onnx file.
         out: the folder to write; `build/<name>` when not given.
-        progress: told what happens.
+        progress: told what happens; in a notebook a line below the cell when None, `onnxopt.quiet` for nothing.
         **options: the fields of the classes in `onnxopt.road.options`.
 
     Returns:
@@ -74,7 +75,9 @@ def optimize(
         ProofError: the result is not within its budget; nothing was written.
         GateError: it is not as fast, or not in as few bits, as was required; nothing was written.
     """
-    return make(str(source), Options.of(**options), out=None if out is None else Path(out), progress=progress)
+    chosen = Options.of(**options)
+    with shown(progress) as say:
+        return make(str(source), chosen, out=None if out is None else Path(out), progress=say)
 
 
 def make(

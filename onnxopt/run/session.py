@@ -19,6 +19,7 @@ from onnxopt.host.bounds import allow, bounds
 from onnxopt.host.files import bytes_beside
 from onnxopt.host.watch import are_limited, watched
 from onnxopt.run.providers import Device, Opening, Wishes, add_plugin, engine_cache, parse_device, plan, preload_cuda
+from onnxopt.run.there import model_file
 from onnxopt.spec import CONTAINERS, Provider, Target, TensorSpec, Workload
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ from onnxopt.host.runtime_errors import runtime_errors, runtime_line
 
 logger = logging.getLogger(__name__)
 
-MODEL_NAME = "model.onnx"
-ENCODER_NAME, DECODER_NAME = "encoder_model.onnx", "decoder_model.onnx"  # of an encoder-decoder
 BOUND_ELEMENTS = 1 << 17  # what is bound is not counted: a prompt of thousands of tokens and their cache
 _FATAL = 4  # onnxruntime's severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal; errors reach us as exceptions
 
@@ -370,34 +369,6 @@ class Session:
                 raise InputError(
                     f"input {spec.name!r} has shape {list(array.shape)}, the model takes [{axes}]", where=self._label
                 )
-
-
-def model_file(path: Path) -> Path:
-    """Return the .onnx file that a path names.
-
-    Args:
-        path: the file itself, or a folder that holds `model.onnx`.
-
-    Raises:
-        InputError: when there is none.
-    """
-    path = Path(path)
-    if path.is_dir():
-        file = path / MODEL_NAME
-        if not file.is_file() and (path / DECODER_NAME).is_file():
-            raise InputError(
-                f"is an encoder-decoder, two graphs: {ENCODER_NAME} and {DECODER_NAME}",
-                where=str(path),
-                hint="name one of them, or use `onnxopt generate`",
-            )
-        if not file.is_file():
-            raise InputError(
-                f"no {MODEL_NAME} in this folder", where=str(path), hint="name an artifact or an .onnx file"
-            )
-        return file
-    if not path.is_file():
-        raise InputError("no such file or folder", where=str(path), hint="name an artifact or an .onnx file")
-    return path
 
 
 def _made_for(path: Path) -> tuple[Target, Workload | None, dict[str, ProvedRange]]:

@@ -170,30 +170,6 @@ class _Server(uvicorn.Server):
                 signal.signal(one, handler)
 
 
-def bound(host: str, port: int) -> socket.socket:
-    """Return a socket that has an address and does not listen yet: nobody else can have it from here on.
-
-    Args:
-        host: address to listen on.
-        port: 0 takes a free one.
-
-    Raises:
-        InputError: when the address cannot be had.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio sends small pieces at once (TCP_NODELAY) only where the protocol is named; else an answer waits 40 ms
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise InputError(
-            f"cannot listen there ({error.strerror})", where=f"{host}:{port}", hint="choose another --port or --host"
-        ) from error
-    return listener
-
-
 def serve(app: FastAPI, listener: socket.socket, *, ready: Callable[[str], None] | None = None) -> None:
     """Serve until SIGTERM or Ctrl-C; what was accepted by then is answered.
 

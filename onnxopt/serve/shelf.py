@@ -321,22 +321,3 @@ class Shelf:
         """Close all of them."""
         for model in self.models.values():
             model.close()
-
-
-def named_folders(given: Sequence[str]) -> dict[str, Path]:
-    """Read the arguments of the command line, each a folder or `name=folder`.
-
-    Raises:
-        InputError: when two models have the same name.
-    """
-    found: dict[str, Path] = {}
-    for text in given:
-        name, mark, place = text.partition("=")
-        path = Path(place) if mark and not Path(text).exists() else Path(text)
-        name = name if mark and not Path(text).exists() else path.resolve().name
-        if name in found:
-            raise InputError(f"two models are named {name}", hint=f"write other-name={path}")
-        found[name] = path
-    if not found:
-        raise InputError("there is no model", hint="name at least one artifact folder")
-    return found

@@ -15,6 +15,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -131,19 +132,50 @@ def _name_of(source: Source) -> str:
     return str(source) if isinstance(source, (str, Path)) else "standard input"
 
 
+def require_text(source: str | Path) -> None:
+    """Refuse a file of texts that is not there, is none, or is too large; what it holds is not read.
+
+    Args:
+        source: as `read_texts` takes it.
+
+    Raises:
+        InputError: as `read_texts` does.
+    """
+    if str(source) != BUILTIN:
+        where = str(source)
+        with _reading(where):
+            _file_of(source, where)
+
+
 def _content_of(source: Source, where: str) -> str:
     if str(source) == BUILTIN:
         return manual_text()
-    try:
+    with _reading(where):
         if not isinstance(source, (str, Path)):
             content = source.read(MAX_DATA_BYTES + 1)
             if len(content) > MAX_DATA_BYTES:
-                raise InputError(f"is larger than {MAX_DATA_BYTES} bytes", where=where, hint="give a part of it")
+                raise _too_large(where)
             return content.removeprefix("\ufeff")
-        path = Path(source).expanduser()
-        if regular_size(path, where) > MAX_DATA_BYTES:
-            raise InputError(f"is larger than {MAX_DATA_BYTES} bytes", where=where, hint="give a part of it")
-        return path.read_text(encoding="utf-8-sig")
+        return _file_of(source, where).read_text(encoding="utf-8-sig")
+
+
+def _file_of(source: str | Path, where: str) -> Path:
+    """Return a file that is there and no larger than what is read; raises OSError where it is not."""
+    path = Path(source).expanduser()
+    if regular_size(path, where) > MAX_DATA_BYTES:
+        raise _too_large(where)
+    return path
+
+
+def _too_large(where: str) -> InputError:
+    return InputError(f"is larger than {MAX_DATA_BYTES} bytes", where=where, hint="give a part of it")
+
+
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Say in one line why a source cannot be read."""
+    try:
+        yield
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", where=where, hint=f"name a {TEXT_TYPES} file") from error
     except UnicodeDecodeError as error:

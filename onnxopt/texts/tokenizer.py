@@ -151,6 +151,18 @@ def read_settings(folder: Path, name: str) -> dict[str, Any]:
     return data
 
 
+def tokenizer_file(folder: Path) -> Path:
+    """Return the file of a tokenizer in a folder; raises InputError where there is none."""
+    path = folder / TOKENIZER_NAME
+    if not path.is_file():
+        raise InputError(
+            f"no {TOKENIZER_NAME}, so text cannot be turned into tokens",
+            where=str(folder),
+            hint="copy it from the checkpoint; tokenizer.save_pretrained(...) of transformers writes it",
+        )
+    return path
+
+
 def open_tokenizer(folder: Path, *, as_saved: bool = False) -> Tokenizer:
     """Open the tokenizer of a checkpoint or artifact: it gives every text whole, and as long as it is.
 
@@ -161,15 +173,9 @@ def open_tokenizer(folder: Path, *, as_saved: bool = False) -> Tokenizer:
     Raises:
         InputError: when there is none or it cannot be read.
     """
+    path = tokenizer_file(folder)
     import tokenizers
 
-    path = folder / TOKENIZER_NAME
-    if not path.is_file():
-        raise InputError(
-            f"no {TOKENIZER_NAME}, so text cannot be turned into tokens",
-            where=str(folder),
-            hint="copy it from the checkpoint; tokenizer.save_pretrained(...) of transformers writes it",
-        )
     try:
         with tokenizing(path.stat().st_size):
             tokenizer = tokenizers.Tokenizer.from_file(str(path))

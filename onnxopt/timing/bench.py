@@ -18,8 +18,9 @@ import numpy as np
 from onnxopt.errors import InputError
 from onnxopt.host.machine import describe_machine, versions
 from onnxopt.host.scratch import scratch_folder
+from onnxopt.records.notebook import steps_shown
 from onnxopt.records.record import Record
-from onnxopt.run.session import MODEL_NAME
+from onnxopt.run.there import MODEL_NAME
 from onnxopt.spec import Target, Workload
 from onnxopt.timing.candidates import Candidate, Request, make_requests, read_candidate
 from onnxopt.timing.rounds import Progress, ShapeStats, Start, run_rounds, shape_stats, write_job
@@ -95,7 +96,7 @@ def bench(
         threads: threads of one operator; the default is what this process may use.
         rounds: how often each model is started and measured.
         seconds: about how long it all may take. Each shape is run at least once per round, however long that takes.
-        progress: called with a word on each step.
+        progress: called with a word on each step; in a notebook a line below the cell when None.
 
     Returns:
         The numbers, with the machine and versions they belong to.
@@ -117,7 +118,7 @@ def bench(
     if not requests:
         raise InputError("no request shape to measure", hint="write for example --workload 1x16,8x128")
     names = _names(candidates)
-    with scratch_folder() as folder:
+    with scratch_folder() as folder, steps_shown("measure", progress) as say:
         jobs = [
             write_job(
                 candidate.file,
@@ -128,7 +129,7 @@ def bench(
             for number, candidate in enumerate(candidates)
         ]
         left = seconds - (time.perf_counter() - begin)
-        starts = run_rounds(jobs, names, rounds=rounds, seconds=left, progress=progress)
+        starts = run_rounds(jobs, names, rounds=rounds, seconds=left, progress=say)
     return BenchResult(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         machine=describe_machine(),

@@ -17,7 +17,7 @@ from onnxopt.graph.roles import role_of
 from onnxopt.load.graph_feeder import GraphFeeder, InputPlan, plan_input
 from onnxopt.load.safety.check import check_onnx
 from onnxopt.records.manifest import MANIFEST_NAME, Manifest
-from onnxopt.run.session import model_file
+from onnxopt.run.there import model_file
 from onnxopt.spec import Feeds, TensorSpec
 
 _TYPES = re.compile(r"token_type|segment")

@@ -1,6 +1,6 @@
 """How far a command is: for people in a terminal and in a pipe, for programs, and how long the rest will take.
 
-Covers: cli/pace.py
+Covers: records/pace.py
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import typer
 from rich.console import Console
 
 from onnxopt.cli.main import main
-from onnxopt.cli.pace import Pace, left_text
 from onnxopt.cli.progress import JsonView, LiveView, View, view_of
 from onnxopt.cli.schemas import schema_of
 from onnxopt.cli.shared import ProgressName, app
 from onnxopt.records.events import Event, Step
+from onnxopt.records.pace import Pace, left_text
 from tests.support.commands import arguments_of_all
 from tests.support.json_schema import faults
 from tests.support.own_text import sentences, text_encoder

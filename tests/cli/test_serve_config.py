@@ -10,6 +10,7 @@ import pytest
 
 from onnxopt.cli.main import main
 from onnxopt.errors import InputError
+from onnxopt.serve import ahead
 from onnxopt.serve import app as web
 from onnxopt.serve.limits import Limits
 
@@ -36,7 +37,8 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         found.update(folders=folders, **others)
         raise InputError("it would begin here")
 
-    monkeypatch.setattr(web, "bound", bound)
+    monkeypatch.setattr(ahead, "require_models", lambda _: None)
+    monkeypatch.setattr(ahead, "bound", bound)
     monkeypatch.setattr(web, "create_app", create_app)
     return found
 

@@ -137,7 +137,6 @@ def test_a_folder_that_holds_something_else_is_never_replaced(
         (["optimize"], "source"),
         (["inspect", "missing.onnx"], "missing.onnx"),
         (["explain", "missing.onnx", "fuse-attention"], "missing.onnx"),
-        (["explain", "missing.onnx", "fuse-atention"], "fuse-atention"),
         (["verify", "a.onnx", "b.onnx"], "a.onnx"),
         (["bench", "missing.onnx"], "missing.onnx"),
         (["run", "missing", "text"], "missing"),
@@ -155,3 +154,11 @@ def test_a_wrong_argument_is_one_line(
     assert len([line for line in err.splitlines() if line.strip()]) == 1, err
     assert word.lower() in err.lower()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pass_that_nobody_knows_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x0a\x12\x03abc")  # the name is looked at before the file is read
+    code, err = run(capsys, "explain", tmp_path / "model.onnx", "fuse-atention")
+    assert code == 2
+    (line,) = err.strip().splitlines()
+    assert "fuse-atention" in line

@@ -369,12 +369,13 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Any) -> None:
 
 def test_an_answer_does_not_wait_for_the_callers_acknowledgement(monkeypatch: pytest.MonkeyPatch) -> None:
     from onnxopt.serve import app as served
+    from onnxopt.serve.ahead import bound
 
     taken: list[socket.socket] = []
     monkeypatch.setattr(served._Server, "run", lambda _, sockets: taken.extend(sockets))
     app = FastAPI()
     app.state.limits = Limits()
-    served.serve(app, served.bound("127.0.0.1", 0))
+    served.serve(app, bound("127.0.0.1", 0))
     (listener,) = taken
     with listener, socket.create_connection(listener.getsockname()):
         accepted, _ = listener.accept()

@@ -17,7 +17,8 @@ import pytest
 from onnxopt.errors import InputError, LimitError
 from onnxopt.host.machine import describe_machine, parse_cpuinfo, versions
 from onnxopt.host.watch import limited_runs
-from onnxopt.run.session import Session, model_file, open_session
+from onnxopt.run.session import Session, open_session
+from onnxopt.run.there import model_file
 from onnxopt.spec import Target, TensorSpec
 from tests.support.hostile_graphs import counting_without_end
 
@@ -102,11 +103,20 @@ def test_a_failure_inside_the_runtime_is_one_line(tmp_path: Path, capfd: pytest.
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"\x08\x08\x12\x04\xff\xff"])
-def test_refuses_a_file_that_is_no_model(tmp_path: Path, content: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"hello", "is a text file, not an .onnx file"),
+        (b"\x08\x08\x12\x04\xff\xff", r"onnxruntime [\d.]+ cannot open it: "),
+    ],
+)
+def test_refuses_a_file_that_is_no_model(
+    tmp_path: Path, content: bytes, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"onnxruntime [\d.]+ cannot open it: ") as caught:
+    with pytest.raises(InputError, match=said) as caught:
         Session(path)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")

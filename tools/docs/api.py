@@ -11,7 +11,7 @@ from typing import Any
 from tools.docs.docstrings import described, read
 
 GROUPS: Mapping[str, Sequence[str]] = {
-    "Make an artifact": ("optimize", "Target", "Workload", "Budget", "Event"),
+    "Make an artifact": ("optimize", "Target", "Workload", "Budget", "Event", "quiet"),
     "Run it": ("Model", "Artifact", "Session", "Batcher", "FixedShapes", "placement"),
     "Write text": ("Generator", "ContinuousBatcher", "Sampling"),
     "Compare": ("compare_models", "measure_perplexity"),

@@ -8,6 +8,7 @@ import stat
 from pathlib import Path, PurePosixPath
 
 from onnxopt.errors import InputError, word
+from onnxopt.run.there import HEAD_BYTES, refuse_other_kinds
 
 MAX_FILE_BYTES = (1 << 31) - 1  # protobuf's own limit for one message
 _MEMORY_MARKER = "_ORT_MEM_ADDR_"  # ONNX Runtime reads `offset` as an address of its own process when it meets this
@@ -76,26 +77,10 @@ def read_bytes(path: Path, where: str) -> bytes:
 
 def check_kind(data: bytes, where: str) -> None:
     """Name the usual wrong files by their first bytes."""
-    head = data[:512]
-    if not head:
-        raise InputError("is empty", where=where, hint="copy or download it again")
-    if head.startswith(b"version https://git-lfs"):
-        what = "is a git-lfs pointer, not the model itself"
-        raise InputError(what, where=where, hint="run `git lfs pull` in its folder")
-    kinds = {b"PK": "a zip archive or a torch checkpoint", b"\x1f\x8b": "a gzip archive", b"\x80\x02": "a pickle"}
-    for start, kind in kinds.items():
-        if head.startswith(start):
-            raise InputError(f"is {kind}, not an .onnx file", where=where, hint="export the model to ONNX first")
-    if head[4:8] == b"ORTM":
+    refuse_other_kinds(data[:HEAD_BYTES], where)
+    if data[4:8] == b"ORTM":  # which ONNX Runtime opens, and nothing here can look into
         hint = "give the .onnx file it was made from"
         raise InputError("is in ONNX Runtime's own .ort format, not .onnx", where=where, hint=hint)
-    try:
-        text = head.decode("utf-8")
-    except UnicodeDecodeError:
-        return
-    if all(letter.isprintable() or letter in "\t\r\n\f" for letter in text):
-        kind = "a web page" if text.lstrip().lower().startswith(("<!doctype", "<html")) else "a text file"
-        raise InputError(f"is {kind}, not an .onnx file", where=where, hint="name a binary .onnx file")
 
 
 class ExternalFiles:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from onnxopt.records.manifest import MANIFEST_NAME, Manifest
-from onnxopt.run.session import DECODER_NAME, MODEL_NAME, model_file
-from onnxopt.texts.tokenizer import TOKENIZER_NAME
+from onnxopt.run.there import DECODER_NAME, MODEL_NAME, model_file
+from onnxopt.texts.tokenizer import TOKENIZER_NAME, tokenizer_file
 
 
 def read_manifest(path: Path) -> Manifest | None:
@@ -26,6 +26,20 @@ def tokenizer_folder(path: Path, tokenizer: str | Path | None) -> Path:
         return path if (path / DECODER_NAME).is_file() else model_file(path).parent
     named = Path(tokenizer)
     return named.parent if named.name == TOKENIZER_NAME else named
+
+
+def require_with_tokenizer(path: Path, tokenizer: str | Path | None) -> None:
+    """Refuse what is no model that reads text, without opening it.
+
+    Args:
+        path: an artifact folder, or an .onnx file.
+        tokenizer: what was named as its tokenizer; None for the one beside it.
+
+    Raises:
+        InputError: there is no such model, or no tokenizer.
+    """
+    read_manifest(path)
+    tokenizer_file(tokenizer_folder(path, tokenizer))
 
 
 def context_length(config: Mapping[str, Any]) -> int:

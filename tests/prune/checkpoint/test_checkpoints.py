@@ -17,10 +17,11 @@ import transformers
 
 from onnxopt.errors import InputError
 from onnxopt.load.checkpoint.opened import open_checkpoint
+from onnxopt.prune.ahead import RECORD_NAME
 from onnxopt.prune.checkpoint.heads import shrink_heads
 from onnxopt.prune.checkpoint.network import cut_vocabulary, ffn_field, keep_layers, layer_changes, shrink_ffn
 from onnxopt.prune.checkpoint.vocabulary import choose_tokens, renumber_ids
-from onnxopt.prune.run import RECORD_NAME, prune
+from onnxopt.prune.run import prune
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.texts.tokenizer import open_tokenizer
 from tests.support.command import onnxopt
