@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +17,7 @@ from rich.console import Console
 from onnxopt.cli.tables import print_table
 from onnxopt.cli.words import near, print_words
 from onnxopt.host.sizes import size_text
+from onnxopt.load.checkpoint.tasks import TASKS
 from onnxopt.load.export.forward_inputs import LEFT_OUT
 from onnxopt.records.notes import is_unproved
 from onnxopt.records.quantization import NOT_FASTER
@@ -162,12 +165,14 @@ def next_steps(task: str, path: Path) -> str:
         task: in the words of transformers; `onnx` for an imported file.
         path: its folder.
     """
-    folder, report = shlex.quote(str(path)), f"read {path / 'report.html'}"
+    quoted = subprocess.list2cmdline([str(path)]) if sys.platform == "win32" else shlex.quote(str(path))
+    folder, report = quoted, f"read {path / 'report.html'}"
     if task == "onnx":
         return report
-    if task == "text-generation":
-        return f'onnxopt generate {folder} "..."; {report}'
-    return f"onnxopt run {folder} {'picture.png' if task.startswith('image') else _QUOTED}; {report}"
+    known = TASKS.get(task)
+    given = {"image": "picture.png", "audio": "speech.wav"}.get(known.modality if known else "text", _QUOTED)
+    command = "generate" if known is not None and (known.generates or known.paired) else "run"
+    return f"onnxopt {command} {folder} {given}; {report}"
 
 
 def _print_before_and_after(console: Console, manifest: Manifest, latency: Sequence[Latency]) -> None:
@@ -332,7 +337,7 @@ def print_bench(console: Console, result: BenchResult) -> None:
 def print_run(console: Console, result: TextResult) -> None:
     """Print what a model answered."""
     for line in result.lines():
-        print_words(console, line, indent=2)
+        console.print(harmless(line) if console.is_terminal else line, markup=False, emoji=False, soft_wrap=True)
 
 
 class TextView:

@@ -40,7 +40,7 @@ class Line:
         total: pieces in all; null where they are not counted.
         fraction: the share of them that is done; null where they are not counted.
         seconds_left: for the rest of them, from the pieces so far; null as long as nothing is known.
-        kept: rewrites that the pass of this step has kept so far.
+        kept: rewrites that the pass of this step has kept so far; of a stage that is over, those of all its passes.
     """
 
     schema_version: Literal[1]

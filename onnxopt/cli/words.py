@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 LABEL = 14  # columns of the word in front of a line of a summary
+LEAST_WIDTH = 10  # of a terminal: some say that they have none
 
 
 def print_words(console: Console, line: str, style: str | None = None, *, indent: int = LABEL) -> None:
@@ -20,17 +21,15 @@ def print_words(console: Console, line: str, style: str | None = None, *, indent
         style: of the whole line.
         indent: columns that a terminal leaves in front of all but the first part.
     """
-    parts = [line]
-    if console.is_terminal:
-        parts = textwrap.wrap(
-            line,
-            console.width,
-            subsequent_indent=" " * min(indent, console.width // 3),
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-    for part in parts or [""]:
-        _print(console, part, style)
+    if not console.is_terminal:
+        _print(console, line, style)
+        return
+    console.width = width = max(console.width, LEAST_WIDTH)
+    inner = " " * min(indent, width // 3)
+    for own in line.split("\n"):
+        parts = textwrap.wrap(own, width, subsequent_indent=inner, break_long_words=False, break_on_hyphens=False)
+        for part in parts or [""]:
+            _print(console, part, style)
 
 
 def print_list(console: Console, head: str, entries: Sequence[str]) -> None:

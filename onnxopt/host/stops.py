@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import _thread
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -16,12 +18,13 @@ from onnxopt.host.kept import kept
 
 INTERRUPTED_EXIT_CODE = 130
 TERMINATED_EXIT_CODE = 143
-AGAIN_SECONDS = 0.02
-MOST_PUT_OFF = 500  # times, so ten seconds
+AGAIN_SECONDS = 0.02  # until a stop that was put off is looked at again
+MOST_SECONDS = 10.0  # that it is put off
 _LOADERS = ("_frozen_importlib", "importlib._bootstrap")
 
 _heard: list[BaseException] = []
-_put_off: dict[int, int] = {}
+_put_off: dict[int, float] = {}  # stops that wait, by signal, and since when
+_again: set[int] = set()  # those of them that are sent anew by `_signal_main`
 _busy: list[None] = []  # as many as there are blocks that are not to be cut short
 
 
@@ -37,11 +40,21 @@ def hear_stops() -> None:
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    _heard.clear()
-    _put_off.clear()
+    _forget()
     signal.signal(signal.SIGTERM, _end)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is behind a shell's &
         signal.signal(signal.SIGINT, _end)
+
+
+def _forget() -> None:
+    """Know of no stop any longer; in a child that was forked, what the parent put off comes to it from there."""
+    _heard.clear()
+    _put_off.clear()
+    _again.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 @contextmanager
@@ -58,6 +71,7 @@ def hearing_stops() -> Iterator[None]:
         raise
     finally:
         if threading.current_thread() is threading.main_thread():
+            _heard.clear()
             for one, handler in zip(both, before, strict=True):
                 signal.signal(one, handler)
 
@@ -113,12 +127,17 @@ _INTERRUPTED = ("interrupted", INTERRUPTED_EXIT_CODE)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    if (_busy or _is_loading(frame)) and _put_off.get(number, 0) < MOST_PUT_OFF:
-        _put_off[number] = _put_off.get(number, 0) + 1
+    if number in _again:
+        _again.discard(number)
+    elif number in _put_off:
+        return  # one of the kind waits already
+    now = time.monotonic()
+    if (_busy or _is_loading(frame)) and now - _put_off.setdefault(number, now) < MOST_SECONDS:
         again = threading.Timer(AGAIN_SECONDS, _signal_main, [number])
         again.daemon = True
         again.start()
         return
+    _put_off.pop(number, None)
     if number == signal.SIGTERM:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what takes back is not to be ended itself
     stop = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
@@ -127,7 +146,8 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def _signal_main(number: int) -> None:
-    """Send a signal to the main thread, which wakes it where the system can do that."""
+    """Send a signal that was put off to the main thread, which wakes it where the system can do that."""
+    _again.add(number)
     main = threading.main_thread().ident
     if hasattr(signal, "pthread_kill") and main is not None:
         signal.pthread_kill(main, number)

@@ -174,21 +174,22 @@ def prune(
         if later is None and first is not None:
             return prune_checkpoint(source, first, out, data=data, budget=budget, say=tell, seen=seen)
         with scratch_folder() as scratch:
-            parts: tuple[dict[str, Any], ...] = ()
+            before: PruneRecord | None = None
             if first is not None:
                 folder = scratch / "checkpoint"
-                parts = prune_checkpoint(source, first, folder, data=data, budget=budget, say=tell).parts
-                source = resolve(str(folder))
+                before = prune_checkpoint(source, first, folder, data=data, budget=budget, say=tell)
+                source = source.after("pruned", folder)
             if later is None:
                 raise InputError("nothing to prune is named", where="--prune")
-            return _prune_graph(source, later, out, parts, data=data, budget=budget, say=tell, seen=seen)
+            asked = (spec, later)
+            return _prune_graph(source, asked, out, before, data=data, budget=budget, say=tell, seen=seen)
 
 
 def _prune_graph(
     source: Source,
-    spec: PruneSpec,
+    asked: tuple[PruneSpec, PruneSpec],
     out: Path,
-    parts: tuple[dict[str, Any], ...],
+    before: PruneRecord | None,
     *,
     data: str,
     budget: MetricBudget | None,
@@ -200,18 +201,23 @@ def _prune_graph(
     from onnxopt.pipeline.pipeline import run_pipeline
     from onnxopt.prune.graph.stage import GraphPruning
 
+    whole, spec = asked
     loaded = load(source, progress=lambda event: say(event.step))
     pruning = GraphPruning(loaded, spec, data, budget, say)
     ledger = run_pipeline(
         loaded, Target("portable"), prune=pruning, progress=lambda stage, step, _: say(under(stage, step))
     )
     after = initializer_bytes(loaded.model)
-    record = _record(source, spec, pruning.report, pruning.bytes_before, after).model_copy(
+    bytes_before = pruning.bytes_before if before is None else before.bytes_before
+    record = _record(source, whole, pruning.report, bytes_before, after).model_copy(
         update={
-            "parts": (*parts, *(asdict(part) for part in pruning.report)),
+            "parts": (*(() if before is None else before.parts), *(asdict(part) for part in pruning.report)),
             "metric": pruning.metric[0],
             "value": pruning.metric[1],
-            "notes": tuple(note for note in ledger.notes if note not in loaded.notes),
+            "notes": (
+                *(() if before is None else before.notes),
+                *(note for note in ledger.notes if note not in loaded.notes),
+            ),
         }
     )
     seen.require_same()

@@ -64,7 +64,7 @@ class NotebookLine:
     def __init__(self) -> None:
         self._display: Callable[..., Any] = importlib.import_module("IPython.display").display
         self._handle: Any = None
-        self._stage = ""
+        self._stage = self._work = ""
         self._seconds: dict[str, float] = {}
         self._began = self._entered = time.monotonic()
         self._drawn = -_EVERY_S
@@ -83,10 +83,12 @@ class NotebookLine:
         self._draw(f"{times} · {total} in all" if kind is None else f"stopped in {stage} after {total}: {times}")
 
     def show(self, event: Event) -> None:
-        """Show what happens now; steps that follow each other faster than can be read are left out."""
+        """Show what happens now; pieces of one work that follow each other faster than can be read are left out."""
         now, step = time.monotonic(), event.step
-        is_new = event.stage != self._stage
-        if is_new:
+        work = step.work if isinstance(step, Step) else step
+        is_new = (event.stage, work) != (self._stage, self._work)
+        self._work = work
+        if event.stage != self._stage:
             self._close_stage(now)
             self._stage, self._began, self._pace = event.stage, now, Pace()
         left = self._pace.seconds_left(step, now) if isinstance(step, Step) and step.total else None

@@ -8,6 +8,7 @@ from onnxopt.artifact.place import check_output_folder
 from onnxopt.calibrate.sources import require_there
 from onnxopt.errors import InputError
 from onnxopt.load.checkpoint.tasks import parse_task
+from onnxopt.load.given import Given
 from onnxopt.load.source.source import Source, require_known
 from onnxopt.road.asked import left_of, precision_of, spec_of, target_of
 from onnxopt.road.options import Options
@@ -27,6 +28,7 @@ def look_ahead(source: str | Source, options: Options, out: Path | None) -> None
         InputError: names the option, or what is not there.
     """
     require_readable(options, target_of(options.package))
+    Given.parse(options.load.feeds, options.load.axes, options.load.values)
     if out is not None:
         check_output_folder(out)
     if isinstance(source, str):
@@ -38,7 +40,7 @@ def require_readable(options: Options, target: Target) -> None:
 
     Args:
         options: as the user wrote them.
-        target: of `onnxopt.road.goal.target_of`.
+        target: of `onnxopt.road.asked.target_of`.
 
     Raises:
         InputError: names the option, or the file.

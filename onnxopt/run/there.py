@@ -34,10 +34,11 @@ def model_file(path: Path) -> Path:
             raise InputError(
                 f"no {MODEL_NAME} in this folder", where=str(path), hint="name an artifact or an .onnx file"
             )
+        refuse_other_kinds(_head_of(file), word(str(file)))
         return file
     if not path.is_file():
         raise InputError("no such file or folder", where=str(path), hint="name an artifact or an .onnx file")
-    refuse_other_kinds(_head_of(path), word(path.name))
+    refuse_other_kinds(_head_of(path), word(str(path)))
     return path
 
 
@@ -75,4 +76,4 @@ def _head_of(path: Path) -> bytes:
             return file.read(HEAD_BYTES)
     except OSError as error:
         what = f"cannot be read ({error.strerror or 'input/output error'})"
-        raise InputError(what, where=word(path.name), hint="check its permissions") from error
+        raise InputError(what, where=word(str(path)), hint="check its permissions") from error

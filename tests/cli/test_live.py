@@ -306,6 +306,8 @@ def test_nothing_is_noticed_where_all_is_well() -> None:
         ("feature-extraction", "out/a", 'onnxopt run out/a "..."; read out/a/report.html'),
         ("image-classification", "out/b", "onnxopt run out/b picture.png; read out/b/report.html"),
         ("text-generation", "my out/c", "onnxopt generate 'my out/c' \"...\"; read my out/c/report.html"),
+        ("text2text-generation", "t5", 'onnxopt generate t5 "..."; read t5/report.html'),
+        ("automatic-speech-recognition", "w", "onnxopt generate w speech.wav; read w/report.html"),
         ("onnx", "out/d", "read out/d/report.html"),
     ],
 )

@@ -61,3 +61,8 @@ def test_a_path_is_written_from_here_on(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_pipe_gets_one_line_whatever_its_length() -> None:
     assert printed(LINE, 20, terminal=False) == [LINE]
     assert printed("", 20, terminal=True) == [""]
+
+
+def test_lines_stay_lines_and_a_terminal_without_a_width_has_one() -> None:
+    assert printed("note: one\n  two", 40, terminal=True) == ["note: one", "  two"]
+    assert printed("some words to part", 0, terminal=True, indent=2) == ["some words", "  to part"]

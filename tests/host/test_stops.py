@@ -177,3 +177,31 @@ def test_a_claim_is_given_back_wherever_a_stop_meets_it(tmp_path: Path, monkeypa
                     time.sleep(5)
             time.sleep(5)
         assert not list(tmp_path.iterdir()), name
+
+
+def test_stops_in_a_row_wait_together_and_the_next_one_anew() -> None:
+    waited = []
+    for _ in range(2):
+        with pytest.raises(Terminated), hearing_stops():
+            begun = time.monotonic()
+            with undisturbed():
+                for _ in range(5):
+                    signal.raise_signal(signal.SIGTERM)
+                    time.sleep(0.03)
+            time.sleep(5)
+        waited.append(time.monotonic() - begun)
+    assert all(0.15 <= one < 2 for one in waited), waited
+
+
+def test_a_stop_is_put_off_no_longer_than_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxopt.host.stops.MOST_SECONDS", 0.2)
+    with pytest.raises(KeyboardInterrupt), hearing_stops(), undisturbed():
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(20)
+
+
+def test_what_was_heard_is_forgotten_with_its_block() -> None:
+    with pytest.raises(KeyboardInterrupt), hearing_stops():
+        signal.raise_signal(signal.SIGINT)
+    with pytest.raises(ValueError, match="own"), hearing_stops():
+        raise ValueError("own")

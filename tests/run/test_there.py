@@ -43,4 +43,7 @@ def test_a_folder_stands_for_the_model_in_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is an encoder-decoder"):
         model_file(tmp_path)
     (tmp_path / MODEL_NAME).touch()
+    with pytest.raises(InputError, match=f"{MODEL_NAME}: is empty"):
+        model_file(tmp_path)
+    (tmp_path / MODEL_NAME).write_bytes(b"\x08\x0a")
     assert model_file(tmp_path) == tmp_path / MODEL_NAME

@@ -276,6 +276,17 @@ def test_a_checkpoint_is_pruned_on_the_command_line(tmp_path: Path) -> None:
     assert (refused.code, len(refused.error_lines)) == (2, 1)
 
 
+def test_what_goes_from_checkpoint_and_graph_is_one_record(tmp_path: Path) -> None:
+    """Of the folder between the two nothing is said: it is gone afterwards."""
+    folder = tiny_checkpoint("bert", tmp_path / "bert", layers=3)
+    whole = open_checkpoint(str(folder)).parameters
+    record = prune(str(folder), PruneSpec.parse("layers=1,zeros=2:4"), tmp_path / "out")
+    assert (record.source, record.spec) == (str(folder), "layers=1,zeros=2:4")
+    assert record.bytes_before == 4 * whole > record.bytes_after
+    assert {part["kind"] for part in record.parts} == {"layers", "zeros"}
+    assert "onnxopt-" not in (tmp_path / "out" / RECORD_NAME).read_text()
+
+
 def test_weights_that_are_made_up_are_not_pruned(tmp_path: Path) -> None:
     """Their architecture's own weights may lie there: they are not what was asked for."""
     folder = tiny_checkpoint("bert", tmp_path / "bert", layers=2)
