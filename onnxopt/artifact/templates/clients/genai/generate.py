@@ -64,7 +64,7 @@ def main() -> int:
     """Run the command; whatever stops it is said in one line."""
     try:
         return run()
-    except Exception as error:  # the library raises whatever its readers do
+    except Exception as error:  # noqa: BLE001 - the library raises whatever its readers do
         print(f"unusable: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 2
 
