@@ -17,7 +17,7 @@ r"""What a client of a compiled language reads, in lines of tab-separated fields
     marks   single  before  after
     marks   pair    before  between  after  second_type
     feed    name  meaning  dtype  axes                  an input; -1 is an open axis
-    label   name
+    label   index  name
     text    text  second  ids  expected  limit          `second` is empty for a single text
     bare    the same, of a text in its chat template, which writes the marks itself: it is tokenized without
 
@@ -78,8 +78,8 @@ def text_lines(folder: Path, io: Mapping[str, Any], texts: GoldenTexts) -> Itera
     for spec in io["inputs"]:
         axes = [axis if isinstance(axis, int) else -1 for axis in spec["axes"]]
         yield _line("feed", spec["name"], spec["meaning"], spec["dtype"], _listed(axes))
-    for _, label in sorted(io.get("labels", {}).items(), key=lambda entry: int(entry[0])):
-        yield _line("label", label)
+    for index, label in sorted(io.get("labels", {}).items(), key=lambda entry: int(entry[0])):
+        yield _line("label", index, label)
     for case in texts.cases:
         yield _text_line(case, first_only=texts.answer == "tokens")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnxopt.artifact.golden_texts import GoldenTexts
@@ -46,11 +46,27 @@ _NEEDS: Mapping[str, str] = {
 _SHOWN: Mapping[str, str] = {
     "embedding": "the vector that the graph gives: pooling, and layers and normalization behind it, lie in it",
     "scores": "a score per label, made from the logits as io.json says",
-    "token_scores": "the entities, from a score per label of each token",
+    "token_scores": "a score per token and label",
     "tokens": "what the model writes",
 }
+# these put the special tokens around a text themselves, as io.json has them
+_MARKING = frozenset({"web", "cpp", "csharp", "java", "rust"})
+_UNMARKED = "It reads no text: the tokenizer does more than put special tokens around one. Feed ids, or use Node."
+_JOINED = "the entities, from a score per label of each token"
+_TAB = "Two texts that are read together are one argument with a tab between"
 _FIRST = "The client repeats the first token that the model writes; to write on use `onnxopt package --for genai`: "
 _FIRST += "onnxruntime-genai has C++, C# and Java too."
+
+
+def takes_text(stack: str, io: Mapping[str, Any], texts: GoldenTexts | None) -> bool:
+    """Tell whether a client repeats golden texts: most put the special tokens around a text themselves.
+
+    Args:
+        stack: one of `onnxopt.artifact.clients.STACKS`.
+        io: content of the artifact's `io.json`.
+        texts: its golden texts; None where it takes no text.
+    """
+    return texts is not None and (stack not in _MARKING or "marks" in io["tokenizer"])
 
 
 def asking(stack: str, io: Mapping[str, Any], texts: GoldenTexts | None) -> str:
@@ -61,13 +77,13 @@ def asking(stack: str, io: Mapping[str, Any], texts: GoldenTexts | None) -> str:
         io: content of the artifact's `io.json`.
         texts: its golden texts; None where it takes no text.
     """
-    if texts is None or (texts.answer not in _SHOWN and stack != "node"):
+    if texts is None or not takes_text(stack, io, texts) or (texts.answer not in _SHOWN and stack != "node"):
         return ""
     asked = '"The capital of France is"' if "decoding" in io else '"a cat sleeps" "a kitten naps"'
     return _ASK.get(stack, "").format(texts=asked)
 
 
-def readme(stack: str, name: str, io: Mapping[str, Any], texts: GoldenTexts | None) -> str:
+def readme(stack: str, name: str, io: Mapping[str, Any], texts: GoldenTexts | None, notes: Sequence[str] = ()) -> str:
     """Return the README of a client.
 
     Args:
@@ -75,6 +91,7 @@ def readme(stack: str, name: str, io: Mapping[str, Any], texts: GoldenTexts | No
         name: of the artifact.
         io: content of its `io.json`.
         texts: its golden texts; None where it takes no text.
+        notes: sentences that say why there are no golden texts, where it takes text and has none.
     """
     lines = [f"# {name} in {stack}", "", f"Needs: {_NEEDS[stack]}", "", "```", RUN[stack], "```", ""]
     if stack == "triton":
@@ -82,18 +99,27 @@ def readme(stack: str, name: str, io: Mapping[str, Any], texts: GoldenTexts | No
     if stack != "genai":
         lines += ["It repeats the golden cases of the artifact (`golden/golden.json`), tensors in and out.", ""]
     if texts is None:
-        return "\n".join([*lines, "The artifact takes no text."]) + "\n"
-    repeated = f"It repeats {len(texts.cases)} golden texts (`golden/texts.json`): first the ids, so that another "
-    lines += [
-        f"{repeated}tokenizer is told apart from another graph, then the answer.",
-        "Exit code 0: all equal; 1: something differs; 2: it cannot run.",
-        "",
-    ]
+        said = [f"{note[:1].upper()}{note[1:]}." for note in notes] or ["The artifact takes no text."]
+        return "\n".join([*lines, *said]) + "\n"
+    if not takes_text(stack, io, texts):
+        return "\n".join([*lines, _UNMARKED]) + "\n"
+    lines += [*_repeated(stack, texts), ""]
     ask = asking(stack, io, texts)
     if ask and texts.answer in _SHOWN:
-        lines += [f"Given texts it prints {_SHOWN[texts.answer]}:", "", "```", ask, "```", ""]
+        shown = _JOINED if texts.answer == "token_scores" and stack == "node" else _SHOWN[texts.answer]
+        lines += [f"Given texts it prints {shown}:", "", "```", ask, "```", ""]
         lines += _extra(stack, io, texts)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _repeated(stack: str, texts: GoldenTexts) -> list[str]:
+    """Return what a client does with the golden texts, and how it says what came of them."""
+    whole = f"It repeats {len(texts.cases)} golden texts (`golden/texts.json`): first the ids, so that another "
+    whole += "tokenizer is told apart from another graph, then the answer."
+    if stack == "csharp":
+        whole = f"Where the tokenizer is WordPiece as BERT has it, it repeats {whole.removeprefix('It repeats ')}"
+    code = "Exit code 0: all equal; 1: something differs; 2: it cannot run."
+    return [whole, "The page says what differs." if stack == "web" else code]
 
 
 def _extra(stack: str, io: Mapping[str, Any], texts: GoldenTexts) -> list[str]:
@@ -103,4 +129,6 @@ def _extra(stack: str, io: Mapping[str, Any], texts: GoldenTexts) -> list[str]:
         return []
     if stack == "node":
         return ["Two texts that are read together follow `--pair`: `node run.mjs --pair question answer`."]
-    return ["Two texts that are read together are one argument with a tab between: `$'question\\tanswer'`."]
+    if stack == "java":
+        return [_TAB + ": write a tab inside the quotes of `-Dexec.args`, and double quotes around the two."]
+    return [_TAB + ": `$'question\\tanswer'`."]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxopt.artifact.client_lines import golden_lines, text_lines
-from onnxopt.artifact.client_words import RUN, asking, readme
+from onnxopt.artifact.client_words import RUN, asking, readme, takes_text
 from onnxopt.artifact.golden import GOLDEN_FOLDER
 from onnxopt.artifact.golden_texts import TEXTS_NAME, GoldenTexts, make_texts
 from onnxopt.artifact.io_json import IO_NAME, io_bytes, io_description
@@ -134,14 +134,14 @@ def _write_client(fresh: Path, folder: Path, stack: str, manifest: Manifest) -> 
         _copy(resources.files("onnxopt.artifact") / "templates" / "clients" / stack, place)
     if stack in _COMPILED:
         _write_lines(place / "golden.tsv", golden_lines(folder))
-        if texts is not None:
+        if texts is not None and takes_text(stack, io, texts):
             _write_lines(place / "texts.tsv", text_lines(folder, io, texts))
-    if stack in _STORED and texts is not None:
+    if stack in _STORED and takes_text(stack, io, texts):
         # their libraries do what is stored there: cut, and pad to some length, before the marks are around a text
         content = read_settings(folder, TOKENIZER_NAME) | {"truncation": None, "padding": None}
         (place / TOKENIZER_NAME).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8", newline="\n")
     write_whole(fresh / IO_NAME, io_bytes(io))
-    (place / "README.md").write_text(readme(stack, manifest.name, io, texts), encoding="utf-8", newline="\n")
+    (place / "README.md").write_text(readme(stack, manifest.name, io, texts, notes), encoding="utf-8", newline="\n")
     return asking(stack, io, texts), notes
 
 

@@ -24,9 +24,12 @@ from typing import Any
 from onnxopt.artifact.io_json import described_tokenizer, input_entry, output_entry, settings_of
 from onnxopt.artifact.stacks import Words
 from onnxopt.graph.cache import ENCODER_MASK, encoded_name
+from onnxopt.graph.roles import input_meaning
 from onnxopt.records.manifest import DecodingRecord, PartRecord
 from onnxopt.run.generate.encoder_decoder import start_tokens
+from onnxopt.texts.tokenizer import TOKENIZER_NAME
 
+_COUNTS = frozenset({"no_repeat_ngram_size", "min_length", "min_new_tokens"})  # of these 0 asks for nothing
 # of transformers' `generate`, as `onnxopt.run.generate.token_rules` follows them
 _RULES = (
     "forced_bos_token_id",
@@ -37,6 +40,8 @@ _RULES = (
     "min_length",
     "min_new_tokens",
 )
+_TEXT = f"tokenize with {TOKENIZER_NAME}, special tokens added, for the encoder"
+_SOUND = "features of sound as preprocessor_config.json says, for the encoder"
 _CACHE = (
     "the encoder runs once; its outputs go into the decoder as from_encoder says, at every step. "
     "present.N.decoder.key and .value of one step are past_key_values.N.decoder.key and .value of the next; the first "
@@ -69,17 +74,22 @@ def pair_description(
     }
     if tokenizer:
         content["tokenizer"] = tokenizer
-        content["preprocessing"] = ["tokenize with tokenizer.json, special tokens added, for the encoder"]
-    else:
-        content["preprocessing"] = ["features of sound as preprocessor_config.json says, for the encoder"]
+    reads_text = any(input_meaning(spec.name) == "ids" for spec in parts["encoder"].signature.inputs)
+    content["preprocessing"] = [_TEXT if reads_text else _SOUND]
     content["postprocessing"] = [
         "begin with decoding.start_token_ids",
         "take the best or a drawn token of the last position's logits, as far as decoding.rules leaves a choice",
         "feed it with the present as the past",
+        *([f"{TOKENIZER_NAME} turns the tokens into text"] if tokenizer else []),
     ]
     if decoding is not None:
         content["decoding"] = _decoding(folder, parts["decoder"], decoding)
     return content
+
+
+def _asks(rule: str, value: Any) -> bool:
+    """Tell whether a rule asks for something: token 0 is a token, no tokens and a count of 0 are none."""
+    return value is not None and value != [] and not (rule in _COUNTS and value == 0)
 
 
 def _decoding(folder: Path, decoder: PartRecord, decoding: DecodingRecord) -> dict[str, Any]:
@@ -90,7 +100,7 @@ def _decoding(folder: Path, decoder: PartRecord, decoding: DecodingRecord) -> di
         "start_token_ids": list(start_tokens(*settings)),
         "eos_token_id": Words.read(folder).ids("eos"),
         "from_encoder": {name: encoded_name(name) for name in inputs if encoded_name(name)},
-        "rules": {rule: settings[0][rule] for rule in _RULES if settings[0].get(rule)},
+        "rules": {rule: settings[0][rule] for rule in _RULES if _asks(rule, settings[0].get(rule))},
         "cache": _CACHE,
     }
     return found | ({"mask": ENCODER_MASK} if ENCODER_MASK in inputs else {})

@@ -50,7 +50,7 @@ class Marks:
             ids = [*self.before, *kept, *self.after]
             return ids, [0] * len(ids)
         start, between, end = self.pair
-        sizes = kept_sizes(len(first), len(second), limit - sum(map(len, self.pair)) if limit else 0)
+        sizes = kept_sizes(len(first), len(second), max(0, limit - sum(map(len, self.pair))) if limit else None)
         head = [*start, *first[: sizes[0]], *between]
         tail = [*second[: sizes[1]], *end]
         return head + tail, [0] * len(head) + [self.second_type] * len(tail)
@@ -63,15 +63,15 @@ class Marks:
         return content
 
 
-def kept_sizes(first: int, second: int, room: int) -> tuple[int, int]:
+def kept_sizes(first: int, second: int, room: int | None) -> tuple[int, int]:
     """Return how many tokens of two texts are kept, as `tokenizers` cuts the longest first (`truncate_encodings`).
 
     Args:
         first: tokens of the first text.
         second: of the second one.
-        room: tokens that both may have; 0 for no limit.
+        room: tokens that both may have; None for no limit.
     """
-    if not room or first + second <= room:
+    if room is None or first + second <= room:
         return first, second
     short, long = min(first, second), max(first, second)
     long = short if short > room else max(short, room - short)

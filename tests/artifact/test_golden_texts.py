@@ -7,23 +7,26 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Encoding
 
 from onnxopt.artifact.client_lines import text_lines
 from onnxopt.artifact.client_words import RUN, asking, readme
 from onnxopt.artifact.clients import STACKS, add_client
-from onnxopt.artifact.golden_texts import GoldenTexts, texts_differences
-from onnxopt.artifact.package import Artifact
+from onnxopt.artifact.golden_texts import GoldenTexts, make_texts, texts_differences
+from onnxopt.artifact.package import Artifact, read_golden
 from onnxopt.errors import InputError
 from onnxopt.run.answers import run_text
+from onnxopt.run.inputs.text import Answered, TextModel
 from onnxopt.run.results import Classification, Embeddings, TokenLabels
 from onnxopt.run.session import Session
 from tests.artifact.test_io_json import classifier, embedder, made
-from tests.support.node import check_texts, run_client
+from tests.support.node import check_texts, refused_by_node, run_client
 from tests.support.tiny import tiny_checkpoint
 
 
@@ -111,6 +114,25 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
             GoldenTexts.read(path)
 
 
+@pytest.mark.parametrize("kind", ["embedding", "scores", "token_scores"])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_an_answer_that_is_no_number_is_refused(
+    artifacts: dict[str, Path], kind: str, number: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = TextModel.run
+
+    def broken(model: TextModel, encodings: Sequence[Encoding]) -> Answered:
+        answered = whole(model, encodings)
+        for output in answered.outputs.values():
+            output[..., -1] = number
+        return answered
+
+    monkeypatch.setattr(TextModel, "run", broken)
+    opened = Artifact.open(artifacts[kind])
+    with pytest.raises(InputError, match="holds NaN or infinity for the text 'A cat sleeps"):
+        make_texts(opened.path, opened.manifest, opened.session(), read_golden(opened.path))
+
+
 def test_texts_that_are_there_are_kept(artifacts: dict[str, Path], tmp_path: Path) -> None:
     copy = shutil.copytree(artifacts["scores"], tmp_path / "copy")
     before = (copy / "golden" / "texts.json").read_bytes()
@@ -142,7 +164,22 @@ def test_every_readme_has_its_commands(artifacts: dict[str, Path]) -> None:
         assert RUN[stack] in said
         assert asking(stack, io, texts) in said
         assert ("no text" in readme(stack, "x", io, None)) == (stack != "triton")
+        why = readme(stack, "x", io, None, ("there are no golden texts: logits holds NaN",))
+        assert ("There are no golden texts: logits holds NaN." in why) == (stack != "triton")
+        assert "takes no text" not in why
+        assert ("Exit code" in said) == (stack not in {"web", "triton"})
+        assert ("repeats" in said and "as BERT has it, it repeats" in said) == (stack == "csharp")
+        assert "-Dexec.args='../.. $" not in said
         assert asking(stack, io, None) == ""
+
+
+def test_a_tagger_is_said_to_print_what_it_prints(artifacts: dict[str, Path]) -> None:
+    io, texts = json.loads((artifacts["token_scores"] / "io.json").read_text()), texts_of(artifacts["token_scores"])
+    said = {stack: readme(stack, "x", io, texts) for stack in ("node", "cpp", "csharp", "java", "rust")}
+    assert {stack for stack, words in said.items() if "prints the entities" in words} == {"node"}
+    assert {stack for stack, words in said.items() if "prints a score per token and label" in words} == set(said) - {
+        "node"
+    }
 
 
 @pytest.mark.node
@@ -150,6 +187,25 @@ def test_every_readme_has_its_commands(artifacts: dict[str, Path]) -> None:
 def test_the_node_client_repeats_them(artifacts: dict[str, Path], kind: str) -> None:
     count = len(texts_of(artifacts[kind]).cases)
     assert check_texts(artifacts[kind]) == (0, f"equal: {count} texts, {kind}")
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("kind", ["embedding", "token_scores", "tokens", "ids"])
+def test_the_node_client_refuses_pairs_where_nothing_scores_them(artifacts: dict[str, Path], kind: str) -> None:
+    done = refused_by_node(artifacts[kind], "--pair", "a cat", "a dog")
+    assert done == "unusable: --pair is for a model that scores two texts together\n"
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("kind", ["scores", "tokens"])
+def test_the_node_client_says_which_file_of_the_tokenizer_it_needs(
+    artifacts: dict[str, Path], kind: str, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(artifacts[kind], tmp_path / "copy", symlinks=True)
+    (copy / "tokenizer_config.json").unlink()
+    said = "unusable: transformers.js needs tokenizer_config.json: copy from the checkpoint"
+    assert check_texts(copy) == (2, said)
+    assert refused_by_node(copy, "a cat") == f"{said}\n"
 
 
 @pytest.mark.node

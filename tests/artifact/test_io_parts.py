@@ -6,8 +6,9 @@ Covers: artifact/io_parts.py
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
@@ -18,6 +19,7 @@ from onnxopt.artifact.clients import add_client
 from onnxopt.errors import InputError
 from onnxopt.run.generate.generator import Generator
 from tests.support.seq2seq import BINS, FRAMES, save_pair
+from tests.support.tiny import tiny_checkpoint
 
 COUNT = 12
 
@@ -96,6 +98,34 @@ def test_a_loop_that_reads_io_json_writes_what_the_artifact_writes(artifact: Pat
     assert len(expected) > 3
     found = written(artifact, io, given)
     assert found == [token for token in expected if token not in io["decoding"]["eos_token_id"]]
+
+
+def described(kind: Literal["t5", "bart", "whisper"], room: Path, **settings: object) -> dict[str, Any]:
+    """Return the io.json of a pair with a tokenizer beside it and other settings of its generation."""
+    checkpoint = save_pair(kind, room / "in")
+    shutil.copyfile(tiny_checkpoint("gpt2", room / "writer") / "tokenizer.json", checkpoint / "tokenizer.json")
+    path = checkpoint / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    artifact = onnxopt.optimize(checkpoint, out=room / "out", measure=False).path
+    content: dict[str, Any] = json.loads((artifact / "io.json").read_text())
+    return content
+
+
+def test_rules_of_token_0_are_said_and_counts_of_0_are_not(tmp_path: Path) -> None:
+    given = {"forced_bos_token_id": 0, "suppress_tokens": [], "begin_suppress_tokens": [0], "no_repeat_ngram_size": 0}
+    io = described("bart", tmp_path, **given, min_length=0, forced_eos_token_id=2)
+    assert io["decoding"]["rules"] == {
+        "forced_bos_token_id": 0,
+        "forced_eos_token_id": 2,
+        "begin_suppress_tokens": [0],
+    }
+    assert io["preprocessing"] == ["tokenize with tokenizer.json, special tokens added, for the encoder"]
+
+
+def test_a_tokenizer_beside_an_encoder_of_sound_is_for_the_answer(tmp_path: Path) -> None:
+    io = described("whisper", tmp_path)
+    assert io["preprocessing"] == ["features of sound as preprocessor_config.json says, for the encoder"]
+    assert io["postprocessing"][-1] == "tokenizer.json turns the tokens into text"
 
 
 def test_the_clients_say_why_not(artifact: Path) -> None:

@@ -23,8 +23,9 @@ from tokenizers import Tokenizer
 from onnxopt.artifact.client_lines import tokenizer_kind
 from onnxopt.artifact.clients import add_client
 from onnxopt.artifact.golden_texts import GoldenTexts
+from tests.artifact.test_golden_texts import split_as_bert
 from tests.artifact.test_io_json import classifier, embedder, made
-from tests.support.node import BUILD, install_script
+from tests.support.node import BUILD, check_texts, install_script
 from tests.support.tiny import tiny_checkpoint
 
 HERE = Path(__file__).parent
@@ -185,6 +186,130 @@ def test_texts_and_pairs_are_answered(program: tuple[str, list[object]], artifac
     expected = [label for answer in (alone, together) for label in sorted(answer.labels[0], key=lambda one: one.label)]
     assert [row[0] for row in rows] == [label.label for label in expected]
     assert [float(row[1]) for row in rows] == pytest.approx([label.score for label in expected], abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tagger of five labels, of which the checkpoint names two, with a gap between."""
+    room = tmp_path_factory.mktemp("tagger")
+    checkpoint = tiny_checkpoint("bert", room / "in", task="token-classification", labels=5)
+    artifact = made(checkpoint, room / "out")
+    for language in LANGUAGES:
+        add_client(artifact, language)
+    return artifact
+
+
+@pytest.mark.parametrize("named", [{}, {1: "B-X", 3: "I-X"}], ids=["none", "two"])
+def test_labels_that_have_no_name_are_called_by_their_place(
+    program: tuple[str, list[object]], tagger: Path, named: dict[int, str], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(tagger, tmp_path / "copy")
+    path = copy / "clients" / program[0] / "texts.tsv"
+    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if not line.startswith("label\t")]
+    lines[:0] = [f"label\t{place}\t{name}" for place, name in named.items()]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    done = ask(program[1], copy, ASKED[0])
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith("  ")]
+    tokenizer = Tokenizer.from_file(str(copy / "tokenizer.json"))
+    ids = tokenizer.encode(ASKED[0]).ids
+    assert [int(row[0]) for row in rows] == [token for token in ids for _ in range(5)]
+    assert [row[1] for row in rows] == [named.get(place, f"LABEL_{place}") for place in range(5)] * len(ids)
+    assert [sum(float(row[2]) for row in rows[at : at + 5]) for at in range(0, len(rows), 5)] == pytest.approx(
+        [1.0] * len(ids), abs=1e-4
+    )
+
+
+def test_a_limit_that_the_marks_fill_keeps_nothing_of_a_pair(
+    program: tuple[str, list[object]], artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    """By the ids that the client says it has, where others are expected."""
+    copy = shutil.copytree(artifacts["scores"], tmp_path / "copy")
+    path = copy / "clients" / program[0] / "texts.tsv"
+    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    pair = next(line.split("\t") for line in lines if line.startswith("marks\tpair"))
+    marks = [int(one) for part in pair[2:5] for one in part.split(",") if one]
+    kept = [line for line in lines if not line.startswith(("set\tlimit", "text\t"))]
+    text = next(line.split("\t") for line in lines if line.startswith("text\t") and line.split("\t")[2])
+    text[3] = "99"
+    path.write_text("\n".join([*kept, f"set\tlimit\t{len(marks)}", "\t".join(text)]), encoding="utf-8")
+    done = ask(program[1], copy)
+    assert done.returncode == 1, done.stderr
+    said = done.stdout.split("the tokenizer gives [")[1].split("]")[0]
+    assert [int(one) for one in said.split(",")] == marks
+
+
+def test_a_tolerance_as_small_as_a_double_can_be_is_read(
+    program: tuple[str, list[object]], artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(artifacts["scores"], tmp_path / "copy")
+    path = copy / "clients" / program[0] / "texts.tsv"
+    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    fields = lines[-1].split("\t")
+    assert fields[0] == "text"
+    fields[4] = ",".join(["5e-324"] * len(fields[4].split(",")))
+    fields[5] = "1"
+    path.write_text("\n".join([*lines[:-1], "\t".join(fields)]) + "\n", encoding="utf-8")
+    done = ask(program[1], copy)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_golden_file_of_another_size_is_refused(
+    program: tuple[str, list[object]], artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(artifacts["scores"], tmp_path / "copy")
+    entry = json.loads((copy / "golden" / "golden.json").read_text())["cases"][0]["outputs"][0]
+    path = copy / "golden" / str(entry["file"])
+    path.write_bytes(path.read_bytes()[:-4])
+    done = ask(program[1], copy)
+    assert (done.returncode, "has another size than its tensor" in done.stderr) == (2, True), done.stderr
+
+
+@pytest.fixture(scope="module")
+def unmarked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier whose tokenizer has tokens of segment 1 in a single text, as that of XLNet has others."""
+    room = tmp_path_factory.mktemp("unmarked")
+    checkpoint = split_as_bert(classifier(room / "in", labels=2))
+    path = checkpoint / "tokenizer.json"
+    parts = [{"Sequence": {"id": "A", "type_id": 1}}]
+    processor = {
+        "type": "TemplateProcessing",
+        "single": parts,
+        "pair": [*parts, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {},
+    }
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": processor}))
+    (checkpoint / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+    artifact = made(checkpoint, room / "out")
+    for stack in (*LANGUAGES, "csharp", "web", "node"):
+        add_client(artifact, stack)
+    return artifact
+
+
+def test_a_tokenizer_without_plain_marks_is_left_to_those_who_read_it(unmarked: Path) -> None:
+    io, texts = json.loads((unmarked / "io.json").read_text()), texts_of(unmarked)
+    assert "marks" not in io["tokenizer"]
+    assert io["tokenizer"]["lowercase"]
+    assert all(len(case.ids) < io["tokenizer"]["max_length"] for case in texts.cases)
+    for stack in (*LANGUAGES, "csharp", "web"):
+        folder = unmarked / "clients" / stack
+        assert not (folder / "texts.tsv").exists()
+        assert not (folder / "tokenizer.json").exists()
+        said = (folder / "README.md").read_text()
+        assert "It reads no text: the tokenizer does more than put special tokens around one" in said
+        assert "golden texts" not in said
+    assert check_texts(unmarked) == (0, f"equal: {len(texts.cases)} texts, scores")
+
+
+def test_a_client_that_reads_no_text_repeats_the_tensors_and_refuses_text(
+    program: tuple[str, list[object]], unmarked: Path
+) -> None:
+    done = ask(program[1], unmarked)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("equal: 2 cases, ")
+    done = ask(program[1], unmarked, ASKED[0])
+    assert (done.returncode, "reads no text of the artifact" in done.stderr) == (2, True), done.stderr
 
 
 def test_what_cannot_be_run_is_said(program: tuple[str, list[object]], tmp_path: Path) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 import onnxopt
+from onnxopt.artifact.clients import add_client
 from onnxopt.run.generate.generator import Generator
 from tests.support.node import transformers_js
 from tests.support.served import (
@@ -73,6 +77,83 @@ def test_genai_shares_buffers_where_the_graph_allows_it(served: Served) -> None:
     search = json.loads((served.path / "genai_config.json").read_text())["search"]
     assert search["past_present_share_buffer"] is manifest.decoding.shared_buffers
     assert {"genai_config.json", "model.onnx"} <= set(manifest.files)
+
+
+TEMPLATE = "{% for m in messages %}<|endoftext|>{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A decoder whose tokenizer puts a token in front of every text, as that of Llama 3 does, with its client."""
+    room = tmp_path_factory.mktemp("marked")
+    checkpoint = tiny_decoder("gpt2", room / "in")
+    path = checkpoint / "tokenizer.json"
+    mark = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+    processor = {
+        "type": "TemplateProcessing",
+        "single": [mark, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [mark, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [END], "tokens": ["<|endoftext|>"]}},
+    }
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": processor}))
+    settings = checkpoint / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"chat_template": TEMPLATE}))
+    artifact = onnxopt.optimize(checkpoint, out=room / "out", target="portable", measure=False).path
+    add_client(artifact, "genai")
+    return artifact
+
+
+def continued_ids(artifact: Path, ids: Sequence[int]) -> str:
+    """Return what onnxruntime-genai writes after ids, in 60 tokens at most as its client does."""
+    model = genai.Model(str(artifact))
+    options = genai.GeneratorParams(model)
+    options.set_search_options(do_sample=False, max_length=len(ids) + 60)
+    generator = genai.Generator(model, options)
+    generator.append_tokens(list(ids))
+    while not generator.is_done():
+        generator.generate_next_token()
+    return str(genai.Tokenizer(model).decode(generator.get_sequence(0)[len(ids) :]))
+
+
+def client(artifact: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the client of an artifact."""
+    command = [sys.executable, str(artifact / "clients" / "genai" / "generate.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+
+
+def test_the_client_puts_the_special_tokens_around_a_text(marked: Path) -> None:
+    cases = json.loads((marked / "golden" / "texts.json").read_text())["cases"]
+    plain, chats = ([case for case in cases if bool(case.get("chat")) == chat] for chat in (False, True))
+    assert plain
+    assert chats
+    assert {case["ids"][0] for case in cases} == {END}
+    assert all(case["ids"].count(END) == 1 for case in cases)
+    done = client(marked)
+    assert (done.returncode, done.stdout.count("equal: ")) == (0, len(cases)), done.stdout + done.stderr
+    ids = plain[0]["ids"]
+    written, unmarked = (continued_ids(marked, row) for row in (ids, ids[1:]))
+    assert written != unmarked
+    assert client(marked, "--plain", *plain[0]["text"].split()).stdout.strip("\n") == written
+
+
+@pytest.mark.parametrize("kind", ["plain", "chat"])
+def test_the_client_tells_other_ids(marked: Path, tmp_path: Path, kind: str) -> None:
+    copy = shutil.copytree(marked, tmp_path / "copy")
+    path = copy / "golden" / "texts.json"
+    content = json.loads(path.read_text())
+    case = next(case for case in content["cases"] if bool(case.get("chat")) == (kind == "chat"))
+    case["ids"] = case["ids"][1:]
+    path.write_text(json.dumps(content))
+    done = client(copy)
+    assert (done.returncode, "differs: the tokenizer makes [0, " in done.stdout) == (1, True), done.stdout
+
+
+def test_the_client_says_why_it_cannot_run(marked: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(marked, tmp_path / "copy")
+    for name, said in (("golden/texts.json", "no golden texts"), ("model.onnx", "unusable: ")):
+        (copy / name).unlink()
+        done = client(copy)
+        assert (done.returncode, done.stderr.count("\n"), said in done.stderr) == (2, 1, True), done.stderr
 
 
 @pytest.mark.node

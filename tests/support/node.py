@@ -63,6 +63,14 @@ def run_client(artifact: Path, *texts: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+def refused_by_node(artifact: Path, *arguments: str) -> str:
+    """Return what the Node client that an artifact has says where it cannot run."""
+    client = link_modules(artifact / "clients" / "node")
+    done = _node(client / "run.mjs", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    return done.stderr
+
+
 def check_texts(artifact: Path) -> tuple[int, str]:
     """Return exit code and the one line of the Node client that an artifact has, for its golden texts."""
     client = link_modules(artifact / "clients" / "node")

@@ -48,7 +48,7 @@ def test_marks_are_found(kind: str, marks: Marks) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("limit", [0, 6, 7, 9, 64])
+@pytest.mark.parametrize("limit", [0, 4, 6, 7, 9, 64])
 def test_rows_are_those_of_the_tokenizer(kind: str, limit: int) -> None:
     given = tokenizer(KINDS[kind])
     marks = marks_of(given)
@@ -82,3 +82,12 @@ def test_types_of_a_single_text_that_are_not_zero_are_no_plain_marks() -> None:
 @pytest.mark.parametrize(("sizes", "room", "kept"), [((3, 9), 8, (3, 5)), ((9, 3), 8, (5, 3)), ((9, 9), 7, (3, 4))])
 def test_the_longer_text_is_cut_first(sizes: tuple[int, int], room: int, kept: tuple[int, int]) -> None:
     assert kept_sizes(*sizes, room) == kept
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_a_limit_that_the_marks_alone_fill_keeps_nothing(limit: int) -> None:
+    marks = Marks((1,), (2,), ((1,), (2,), (2,)), 1)
+    assert marks.row([5, 6, 7], [8, 9], limit=limit) == ([1, 2, 2], [0, 0, 1])
+    assert marks.row([5, 6, 7], [8, 9]) == ([1, 5, 6, 7, 2, 8, 9, 2], [0] * 5 + [1] * 3)
+    assert kept_sizes(5, 7, 0) == (0, 0)
+    assert kept_sizes(5, 7, None) == (5, 7)

@@ -261,11 +261,12 @@ static void show(Ort::Session& session, const text::Model& model, const text::To
   const auto row = model.row(tokenize, given.substr(0, tab), second, false);
   if (model.setting("answer") == "ids") throw std::runtime_error("what the graph gives to text is not shown by this client");
   const auto found = answered(session, model, row);
-  const size_t width = std::max<size_t>(1, model.labels.size());
+  const bool tokens = model.setting("answer") == "token_scores";
+  const size_t width = tokens ? found.size() / std::max<size_t>(1, row.ids.size()) : found.size();  // numbers per token, or of the text
   std::cout << given << "\n";
   for (size_t place = 0; place < found.size(); ++place) {
-    const std::string token = model.setting("answer") == "token_scores" ? std::to_string(row.ids[place / width]) + " " : "";
-    const std::string label = model.labels.empty() ? "" : model.labels[place % width] + " ";
+    const std::string token = tokens ? std::to_string(row.ids[place / width]) + " " : "";
+    const std::string label = model.named() ? model.label(place % width) + " " : "";
     std::cout << "  " << token << label << found[place] << "\n";
   }
 }

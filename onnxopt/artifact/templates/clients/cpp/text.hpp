@@ -5,12 +5,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <fstream>
 #include <functional>
 #include <map>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace text {
@@ -58,17 +60,27 @@ inline std::vector<std::string> fields_of(const std::string& line) {
   return fields;
 }
 
+// A number of a list; std::stod would throw at one so small that a double holds it with fewer digits.
+template <typename T>
+T number_of(const std::string& part) {
+  if constexpr (std::is_integral_v<T>) return static_cast<T>(std::stoll(part));
+  char* end = nullptr;
+  const double number = std::strtod(part.c_str(), &end);
+  if (part.empty() || end != part.c_str() + part.size()) throw std::runtime_error("no number: " + part);
+  return static_cast<T>(number);
+}
+
 template <typename T>
 std::vector<T> numbers_of(const std::string& field) {
   std::vector<T> numbers;
   std::stringstream stream(field);
-  for (std::string part; std::getline(stream, part, ',');) numbers.push_back(static_cast<T>(std::stod(part)));
+  for (std::string part; std::getline(stream, part, ',');) numbers.push_back(number_of<T>(part));
   return numbers;
 }
 
-// How many tokens of two texts are kept where both may have so many (0: all): the longer one is cut first.
+// How many tokens of two texts are kept where both may have so many: the longer one is cut first.
 inline std::pair<size_t, size_t> kept_sizes(size_t first, size_t second, size_t room) {
-  if (room == 0 || first + second <= room) return {first, second};
+  if (first + second <= room) return {first, second};
   size_t less = std::min(first, second), more = std::max(first, second);
   more = less > room ? less : std::max(less, room - less);
   if (less + more > room) {
@@ -81,17 +93,23 @@ inline std::pair<size_t, size_t> kept_sizes(size_t first, size_t second, size_t 
 class Model {
  public:
   std::vector<Feed> feeds;
-  std::vector<std::string> labels;
   std::vector<Case> cases;
 
   explicit Model(const std::string& path) {
     std::ifstream stream(path);
-    if (!stream) throw std::runtime_error(path + " cannot be read: the artifact takes no text");
+    if (!stream) throw std::runtime_error("this client reads no text of the artifact; its README says why");
     for (std::string line; std::getline(stream, line);) take(fields_of(line), path);
   }
 
   const std::string& setting(const std::string& key) const { return settings_.at(key); }
   size_t size(const std::string& key) const { return std::stoul(setting(key)); }
+
+  // Whether the numbers of an answer have labels; one that the artifact does not name is called by its place.
+  bool named() const { return setting("answer") == "scores" || setting("answer") == "token_scores"; }
+  std::string label(size_t place) const {
+    const auto found = labels_.find(place);
+    return found == labels_.end() ? "LABEL_" + std::to_string(place) : found->second;
+  }
 
   Row row(const Tokenize& tokenize, const std::string& text, const std::string& second, bool bare) const {
     if (bare) return typed(tokenize(text));
@@ -106,7 +124,7 @@ class Model {
     if (pair_.size() != 3) throw std::runtime_error("the tokenizer reads no pairs");
     Ids other = tokenize(lowered(second));
     const size_t around = pair_[0].size() + pair_[1].size() + pair_[2].size();
-    const auto kept = kept_sizes(first.size(), other.size(), limit > around ? limit - around : 0);
+    const auto kept = limit ? kept_sizes(first.size(), other.size(), limit > around ? limit - around : 0) : std::make_pair(first.size(), other.size());
     first.resize(kept.first);
     other.resize(kept.second);
     Row made = typed(joined({pair_[0], first, pair_[1]}));
@@ -172,6 +190,7 @@ class Model {
 
  private:
   std::map<std::string, std::string> settings_;
+  std::map<size_t, std::string> labels_;
   std::vector<Ids> marks_, pair_;
   int64_t second_type_ = 0;
 
@@ -181,10 +200,10 @@ class Model {
     else if (kind == "marks" && fields.at(1) == "single") marks_ = {numbers_of<int64_t>(fields.at(2)), numbers_of<int64_t>(fields.at(3))};
     else if (kind == "marks") take_pair(fields);
     else if (kind == "feed") feeds.push_back({fields.at(1), fields.at(2), fields.at(3), numbers_of<int64_t>(fields.at(4))});
-    else if (kind == "label") labels.push_back(fields.at(1));
+    else if (kind == "label") labels_[std::stoul(fields.at(1))] = fields.at(2);
     else if (kind == "text" || kind == "bare")
       cases.push_back({fields.at(1), fields.at(2), kind == "bare", numbers_of<int64_t>(fields.at(3)),
-                       numbers_of<double>(fields.at(4)), std::stod(fields.at(5))});
+                       numbers_of<double>(fields.at(4)), number_of<double>(fields.at(5))});
     else throw std::runtime_error(path + " is malformed: " + kind);
   }
 

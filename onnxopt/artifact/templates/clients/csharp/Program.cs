@@ -14,7 +14,7 @@ try
 {
     return Client.Run(folder, args.Skip(1).ToArray());
 }
-catch (Exception error) when (error is IOException or OnnxRuntimeException or FormatException or NotSupportedException or ArgumentException)
+catch (Exception error)
 {
     Console.Error.WriteLine($"unusable: {error.Message}");
     return 2;
@@ -114,11 +114,12 @@ internal static class Client
         var row = model.RowOf(parts[0], parts.Length > 1 ? parts[1] : "", bare: false);
         var found = Answer(session, model, row);
         Console.WriteLine(given);
-        var width = Math.Max(1, model.Labels.Count);
+        var tokens = model.Setting("answer") == "token_scores";
+        var width = tokens ? found.Length / Math.Max(1, row.Ids.Length) : found.Length; // numbers per token, or of the text
         for (var place = 0; place < found.Length; place++)
         {
-            var token = model.Setting("answer") == "token_scores" ? $"{row.Ids[place / width]} " : "";
-            var label = model.Labels.Count > 0 ? $"{model.Labels[place % width]} " : "";
+            var token = tokens ? $"{row.Ids[place / width]} " : "";
+            var label = model.Named ? $"{model.Label(place % width)} " : "";
             Console.WriteLine($"  {token}{label}{found[place]}");
         }
     }

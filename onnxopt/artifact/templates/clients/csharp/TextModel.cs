@@ -17,13 +17,12 @@ internal sealed class TextModel
 {
     private readonly Dictionary<string, string> _settings = [];
     private readonly BertTokenizer _tokenizer;
+    private readonly Dictionary<int, string> _labels = [];
     private long[][]? _single;
     private long[][]? _pair;
     private long _secondType;
 
     public List<Feed> Feeds { get; } = [];
-
-    public List<string> Labels { get; } = [];
 
     public List<TextCase> Cases { get; } = [];
 
@@ -41,7 +40,7 @@ internal sealed class TextModel
     public static string? Refusal(string folder)
     {
         var path = Path.Combine(folder, "clients", "csharp", "texts.tsv");
-        if (!File.Exists(path)) return "the artifact takes no text";
+        if (!File.Exists(path)) return "this client reads no text of the artifact; its README says why";
         var kind = File.ReadLines(path).First(line => line.StartsWith("set\ttokenizer\t", StringComparison.Ordinal)).Split('\t')[2];
         return kind == "bert"
             ? null
@@ -49,6 +48,12 @@ internal sealed class TextModel
     }
 
     public string Setting(string key) => _settings[key];
+
+    /// <summary>Whether the numbers of an answer have labels.</summary>
+    public bool Named => Setting("answer") is "scores" or "token_scores";
+
+    /// <summary>A label; one that the artifact does not name is called by its place.</summary>
+    public string Label(int place) => _labels.GetValueOrDefault(place, $"LABEL_{place}");
 
     private int Size(string key) => int.Parse(_settings[key], CultureInfo.InvariantCulture);
 
@@ -66,16 +71,17 @@ internal sealed class TextModel
         }
         if (_pair is null) throw new NotSupportedException("the tokenizer reads no pairs");
         var other = Bare(Lowered(second));
-        var (one, two) = KeptSizes(first.Length, other.Length, Math.Max(0, limit - _pair.Sum(part => part.Length)));
+        var room = limit > 0 ? Math.Max(0, limit - _pair.Sum(part => part.Length)) : first.Length + other.Length;
+        var (one, two) = KeptSizes(first.Length, other.Length, room);
         long[] head = [.. _pair[0], .. first.Take(one), .. _pair[1]];
         long[] tail = [.. other.Take(two), .. _pair[2]];
         return new Row([.. head, .. tail], [.. new long[head.Length], .. Enumerable.Repeat(_secondType, tail.Length)]);
     }
 
-    /// <summary>How many tokens of two texts are kept where both may have so many (0: all): the longer one is cut first.</summary>
+    /// <summary>How many tokens of two texts are kept where both may have so many: the longer one is cut first.</summary>
     public static (int First, int Second) KeptSizes(int first, int second, int room)
     {
-        if (room == 0 || first + second <= room) return (first, second);
+        if (first + second <= room) return (first, second);
         var less = Math.Min(first, second);
         var more = less > room ? less : Math.Max(less, room - less);
         if (less + more > room) (less, more) = (room / 2, room / 2 + room % 2);
@@ -184,7 +190,7 @@ internal sealed class TextModel
                 Feeds.Add(new Feed(fields[1], fields[2], fields[3], Longs(fields[4])));
                 break;
             case "label":
-                Labels.Add(fields[1]);
+                _labels[int.Parse(fields[1], CultureInfo.InvariantCulture)] = fields[2];
                 break;
             case "text" or "bare":
                 var limit = double.Parse(fields[5], CultureInfo.InvariantCulture);

@@ -6,9 +6,9 @@
 
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { AutoModelForCausalLM, AutoTokenizer } from "@huggingface/transformers";
+import { AutoModelForCausalLM } from "@huggingface/transformers";
 import { modelPlace } from "./place.mjs";
-import { TextModel, readJson } from "./text.mjs";
+import { TextModel, openTokenizer, readJson } from "./text.mjs";
 
 function difference(number, golden_case, ids, found) {
   if (ids.join() !== golden_case.ids.join()) {
@@ -39,7 +39,7 @@ async function answersDiffer(artifact, golden) {
 }
 
 async function writingDiffers(artifact, golden) {
-  const tokenizer = await AutoTokenizer.from_pretrained(artifact);
+  const tokenizer = await openTokenizer(artifact);
   const model = await AutoModelForCausalLM.from_pretrained(artifact, modelPlace(artifact));
   for (const [number, one] of golden.cases.entries()) {
     const inputs = one.chat
@@ -58,7 +58,7 @@ async function writingDiffers(artifact, golden) {
 async function main(artifact) {
   const path = join(artifact, "golden", "texts.json");
   if (!existsSync(path)) {
-    console.log("no golden texts: the artifact takes no text");
+    console.log("no golden texts");
     return 0;
   }
   const golden = await readJson(path);

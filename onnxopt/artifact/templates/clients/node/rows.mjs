@@ -15,7 +15,7 @@ export function rowOf(io, bare, text, pair = null) {
   if (!marks.pair) throw new Error("the tokenizer reads no pairs");
   const [before, between, after] = marks.pair;
   const second = bare(lowered(pair));
-  const room = limit ? Math.max(0, limit - before.length - between.length - after.length) : 0;
+  const room = limit ? Math.max(0, limit - before.length - between.length - after.length) : Infinity;
   const [one, two] = keptSizes(first.length, second.length, room);
   const head = [...before, ...first.slice(0, one), ...between];
   const tail = [...second.slice(0, two), ...after];
@@ -65,7 +65,7 @@ function startOf(io, ids, width) {
 
 /** How many tokens of two texts are kept where both may have so many: the longer one is cut first. */
 function keptSizes(first, second, room) {
-  if (!room || first + second <= room) return [first, second];
+  if (first + second <= room) return [first, second];
   let short = Math.min(first, second), long = Math.max(first, second);
   long = short > room ? short : Math.max(short, room - short);
   if (short + long > room) [short, long] = [Math.floor(room / 2), Math.floor(room / 2) + (room % 2)];

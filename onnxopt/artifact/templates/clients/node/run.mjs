@@ -3,18 +3,26 @@
 //
 //     node run.mjs "a cat sleeps" "a kitten naps"
 //     node run.mjs --pair "how many people?" "about 3.6 million people"     two texts that are read together
+//
+// Exit code 2, with what is in the way in one line: it cannot run.
 
 import { join } from "node:path";
 import { pipeline } from "@huggingface/transformers";
 import { modelPlace } from "./place.mjs";
 import { answerOf } from "./rows.mjs";
-import { TextModel, readJson } from "./text.mjs";
+import { TextModel, openTokenizer, readJson } from "./text.mjs";
+
+process.on("uncaughtException", (error) => {
+  console.error(`unusable: ${String(error.message).split("\n")[0]}`);
+  process.exit(2);
+});
 
 const artifact = join(import.meta.dirname, "..", "..");
 const io = await readJson(artifact, "io.json");
 const pairs = process.argv[2] === "--pair";
 const texts = process.argv.slice(pairs ? 3 : 2);
 if (texts.length === 0) texts.push("a cat sleeps", "a kitten naps");
+if (pairs && (io.decoding || answerOf(io).kind !== "scores")) throw new Error("--pair is for a model that scores two texts together");
 if (pairs && texts.length % 2) throw new Error("--pair takes two texts each");
 const asked = pairs ? Array.from({ length: texts.length / 2 }, (_, i) => texts.slice(2 * i, 2 * i + 2)) : texts.map((text) => [text, null]);
 
@@ -34,6 +42,7 @@ if (io.decoding) {
 }
 
 async function write() {
+  await openTokenizer(artifact);
   const generate = await pipeline("text-generation", artifact, modelPlace(artifact));
   const { context_length: limit, crossing, crossings = [] } = io.decoding;
   for (const text of texts) {

@@ -1,6 +1,7 @@
 // From text to what the graph gives: the row of tokens as io.json says, the graph in onnxruntime-node, the answer as
 // io.json says. Pooling, and layers and normalization behind it, lie in the graph and are not done again here.
 
+import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { AutoTokenizer } from "@huggingface/transformers";
@@ -15,12 +16,19 @@ export async function readJson(...path) {
   return JSON.parse(await readFile(join(...path), "utf8"));
 }
 
+export async function openTokenizer(artifact) {
+  // without its settings transformers.js fails with an error of JavaScript
+  const missing = ["tokenizer.json", "tokenizer_config.json"].filter((name) => !existsSync(join(artifact, name)));
+  if (missing.length > 0) throw new Error(`transformers.js needs ${missing.join(" and ")}: copy from the checkpoint`);
+  return AutoTokenizer.from_pretrained(artifact);
+}
+
 export class TextModel {
   static async open(artifact) {
     const model = new TextModel();
     model.io = await readJson(artifact, "io.json");
     if (!model.io.tokenizer) throw new Error("the artifact has no tokenizer, so it takes no text");
-    model.tokenizer = await AutoTokenizer.from_pretrained(artifact);
+    model.tokenizer = await openTokenizer(artifact);
     model.session = await ort.InferenceSession.create(join(artifact, "model.onnx"));
     return model;
   }
@@ -30,7 +38,9 @@ export class TextModel {
     const { marks, max_length: limit } = this.io.tokenizer;
     if (marks) return rowOf(this.io, (one) => this.bare(one), text, pair);
     // a tokenizer that does more than put tokens around a text does it itself, and a text that is too long is not cut
-    const found = this.tokenizer((this.io.prompts?.[this.io.default_prompt] ?? "") + text, { text_pair: pair, return_tensor: false });
+    const lowered = (one) => (this.io.tokenizer.lowercase ? one?.toLowerCase() : one);
+    const given = lowered((this.io.prompts?.[this.io.default_prompt] ?? "") + text);
+    const found = this.tokenizer(given, { text_pair: lowered(pair), return_tensor: false, return_token_type_ids: true });
     const ids = found.input_ids.map(Number);
     if (limit && ids.length > limit) throw new Error(`${ids.length} tokens, the model takes ${limit}`);
     return { ids, types: found.token_type_ids?.map(Number) ?? ids.map(() => 0) };

@@ -247,8 +247,10 @@ async function check() {
     }
   }
   const texts = await json(model.files, "golden/texts.json");
-  const said = texts && (await textsDiffer(texts));
-  const repeated = texts ? `, ${texts.cases.length} texts` : "";
+  // a page puts the special tokens around a text itself, which not every tokenizer allows
+  const marked = Boolean(model.io.tokenizer?.marks);
+  const said = texts && marked && (await textsDiffer(texts));
+  const repeated = !texts ? "" : marked ? `, ${texts.cases.length} texts` : ", no texts (the tokenizer does more than put tokens around one)";
   if (said) say("golden", `differs: ${said}`, "error");
   else say("golden", `equal: ${golden.cases.length} cases, ${outputs} outputs${repeated}, worst absolute error ${worst.toExponential(2)}`, "equal");
 }

@@ -56,7 +56,17 @@ fn read_cases(path: &Path) -> Result<Vec<Case>, Box<dyn Error>> {
 }
 
 fn read_bytes(folder: &Path, entry: &Entry) -> Result<Vec<u8>, Box<dyn Error>> {
-    Ok(std::fs::read(folder.join("golden").join(&entry.file))?)
+    let bytes = std::fs::read(folder.join("golden").join(&entry.file))?;
+    let width = match entry.dtype.as_str() {
+        "float64" | "int64" | "uint64" => 8,
+        "float32" | "int32" | "uint32" => 4,
+        "float16" | "int16" | "uint16" => 2,
+        _ => 1,
+    };
+    if bytes.len() as i64 != entry.shape.iter().product::<i64>() * width {
+        return Err(format!("{} has another size than its tensor", entry.file).into());
+    }
+    Ok(bytes)
 }
 
 macro_rules! numbers {
@@ -165,7 +175,10 @@ impl Reader {
         }
         let results = self.session.run(inputs)?;
         let value = &results[self.model.setting("output")];
-        let (shape, numbers) = found("float32", value).or_else(|_| found("float16", value))?;
+        let (shape, numbers) = ["float32", "float16", "float64"]
+            .iter()
+            .find_map(|dtype| found(dtype, value).ok())
+            .ok_or("the output is not of float32, float16 or float64")?;
         let last = *shape.last().ok_or("the output has no axis")? as usize;
         Ok(self.model.answer(row, &numbers[..numbers.len() / shape[0] as usize], last))
     }
@@ -197,10 +210,11 @@ impl Reader {
         let row = self.row(text, second, false)?;
         let found = self.answer(&row)?;
         println!("{given}");
-        let width = self.model.labels.len().max(1);
+        let tokens = self.model.setting("answer") == "token_scores";
+        let width = if tokens { found.len() / row.ids.len().max(1) } else { found.len() }; // numbers per token, or of the text
         for (place, number) in found.iter().enumerate() {
-            let label = self.model.labels.get(place % width).map_or("", String::as_str);
-            let token = if self.model.setting("answer") == "token_scores" { row.ids[place / width].to_string() } else { String::new() };
+            let label = self.model.label(place % width);
+            let token = if tokens { row.ids[place / width].to_string() } else { String::new() };
             println!("  {token} {label} {number}");
         }
         Ok(())
@@ -223,6 +237,9 @@ fn run(folder: &Path, texts: &[String]) -> Result<bool, Box<dyn Error>> {
     let equal = texts.is_empty() && check_tensors(&mut session, folder)?;
     if texts.is_empty() && (!equal || !lines.is_file()) {
         return Ok(equal);
+    }
+    if !lines.is_file() {
+        return Err("this client reads no text of the artifact; its README says why".into());
     }
     let mut tokenizer = Tokenizer::from_file(folder.join("tokenizer.json")).map_err(|error| error.to_string())?;
     tokenizer.with_truncation(None).map_err(|error| error.to_string())?; // it is cut, and padded, by texts.tsv

@@ -33,8 +33,8 @@ pub struct Case {
 #[derive(Default)]
 pub struct Model {
     pub feeds: Vec<Feed>,
-    pub labels: Vec<String>,
     pub cases: Vec<Case>,
+    labels: HashMap<usize, String>,
     settings: HashMap<String, String>,
     single: Vec<Vec<i64>>,
     pair: Vec<Vec<i64>>,
@@ -62,9 +62,9 @@ fn numbers<T: std::str::FromStr>(field: &str) -> Result<Vec<T>, T::Err> {
     field.split(',').filter(|part| !part.is_empty()).map(str::parse).collect()
 }
 
-/// How many tokens of two texts are kept where both may have so many (0: all): the longer one is cut first.
+/// How many tokens of two texts are kept where both may have so many: the longer one is cut first.
 fn kept_sizes(first: usize, second: usize, room: usize) -> (usize, usize) {
-    if room == 0 || first + second <= room {
+    if first + second <= room {
         return (first, second);
     }
     let mut less = first.min(second);
@@ -107,7 +107,9 @@ impl Model {
                 dtype: at(3)?.into(),
                 axes: numbers(at(4)?)?,
             }),
-            "label" => self.labels.push(at(1)?.into()),
+            "label" => {
+                self.labels.insert(at(1)?.parse()?, at(2)?.into());
+            }
             kind @ ("text" | "bare") => self.cases.push(Case {
                 text: at(1)?.into(),
                 second: at(2)?.into(),
@@ -123,6 +125,14 @@ impl Model {
 
     pub fn setting(&self, key: &str) -> &str {
         self.settings.get(key).map_or("", String::as_str)
+    }
+
+    /// The label of a number of an answer; one that the artifact does not name is called by its place.
+    pub fn label(&self, place: usize) -> String {
+        if !matches!(self.setting("answer"), "scores" | "token_scores") {
+            return String::new();
+        }
+        self.labels.get(&place).cloned().unwrap_or_else(|| format!("LABEL_{place}"))
     }
 
     fn size(&self, key: &str) -> usize {
@@ -149,7 +159,8 @@ impl Model {
             return Err("the tokenizer reads no pairs".into());
         };
         let mut other = tokenize(&lowered(second.into()))?;
-        let room = limit.saturating_sub(start.len() + between.len() + end.len());
+        let around = start.len() + between.len() + end.len();
+        let room = if limit > 0 { limit.saturating_sub(around) } else { usize::MAX };
         let kept = kept_sizes(first.len(), other.len(), room);
         first.truncate(kept.0);
         other.truncate(kept.1);

@@ -40,8 +40,8 @@ public final class CheckGolden {
     try {
       List<String> texts = Arrays.asList(arguments).subList(Math.min(1, arguments.length), arguments.length);
       System.exit(run(folder, texts));
-    } catch (IOException | OrtException | IllegalArgumentException error) {
-      System.err.println("unusable: " + error.getMessage());
+    } catch (IOException | OrtException | RuntimeException error) {
+      System.err.println("unusable: " + (error.getMessage() == null ? error : error.getMessage()));
       System.exit(2);
     }
   }
@@ -53,6 +53,9 @@ public final class CheckGolden {
       int code = texts.isEmpty() ? checkTensors(environment, session, folder) : 0;
       if (code != 0 || (texts.isEmpty() && !Files.exists(lines))) {
         return code;
+      }
+      if (!Files.exists(lines)) {
+        throw new IOException("this client reads no text of the artifact; its README says why");
       }
       TextModel model = new TextModel(lines);
       Map<String, String> plain = Map.of("addSpecialTokens", "false", "padding", "false", "truncation", "false");
@@ -128,7 +131,7 @@ public final class CheckGolden {
     try (OrtSession.Result results = session.run(inputs)) {
       OnnxTensor found = (OnnxTensor) results.get(model.setting("output")).orElseThrow();
       long[] shape = found.getInfo().getShape();
-      String dtype = found.getInfo().type == OnnxJavaType.FLOAT16 ? "float16" : "float32";
+      String dtype = nameOf(found.getInfo().type);
       ByteBuffer data = found.getByteBuffer().order(ByteOrder.nativeOrder());
       double[] first = new double[(int) (data.capacity() / width(dtype) / shape[0])];
       for (int place = 0; place < first.length; place++) {
@@ -178,10 +181,11 @@ public final class CheckGolden {
     TextModel.Row row = model.row(tokenize, parts[0], parts.length > 1 ? parts[1] : "", false);
     double[] found = answer(environment, session, model, row);
     System.out.println(given);
-    int width = Math.max(1, model.labels.size());
+    boolean tokens = model.setting("answer").equals("token_scores");
+    int width = tokens ? found.length / Math.max(1, row.ids().length) : found.length; // numbers per token, or of the text
     for (int place = 0; place < found.length; place++) {
-      String token = model.setting("answer").equals("token_scores") ? row.ids()[place / width] + " " : "";
-      String label = model.labels.isEmpty() ? "" : model.labels.get(place % width) + " ";
+      String token = tokens ? row.ids()[place / width] + " " : "";
+      String label = model.named() ? model.label(place % width) + " " : "";
       System.out.println("  " + token + label + found[place]);
     }
   }
@@ -230,6 +234,14 @@ public final class CheckGolden {
       throw new IllegalArgumentException("Java has no tensor of " + dtype);
     }
     return type;
+  }
+
+  private static String nameOf(OnnxJavaType type) {
+    return TYPES.entrySet().stream()
+        .filter(entry -> entry.getValue() == type)
+        .map(Map.Entry::getKey)
+        .findFirst()
+        .orElseThrow(() -> new IllegalArgumentException("the output is of " + type + ", which is not read as numbers"));
   }
 
   private static int width(String dtype) {

@@ -24,8 +24,8 @@ final class TextModel {
   record Case(String text, String second, boolean bare, long[] ids, double[] expected, double limit) {}
 
   final List<Feed> feeds = new ArrayList<>();
-  final List<String> labels = new ArrayList<>();
   final List<Case> cases = new ArrayList<>();
+  private final Map<Integer, String> labels = new HashMap<>();
   private final Map<String, String> settings = new HashMap<>();
   private long[][] single;
   private long[][] pair;
@@ -38,7 +38,7 @@ final class TextModel {
         case "set" -> settings.put(fields[1], fields[2]);
         case "marks" -> takeMarks(fields);
         case "feed" -> feeds.add(new Feed(fields[1], fields[2], fields[3], longs(fields[4])));
-        case "label" -> labels.add(fields[1]);
+        case "label" -> labels.put(Integer.parseInt(fields[1]), fields[2]);
         case "text", "bare" ->
             cases.add(
                 new Case(
@@ -60,6 +60,16 @@ final class TextModel {
 
   String setting(String key) {
     return settings.get(key);
+  }
+
+  /** Whether the numbers of an answer have labels. */
+  boolean named() {
+    return setting("answer").equals("scores") || setting("answer").equals("token_scores");
+  }
+
+  /** A label; one that the artifact does not name is called by its place. */
+  String label(int place) {
+    return labels.getOrDefault(place, "LABEL_" + place);
   }
 
   private int size(String key) {
@@ -84,7 +94,8 @@ final class TextModel {
       throw new IllegalArgumentException("the tokenizer reads no pairs");
     }
     long[] other = tokenize.apply(lowered(second));
-    int[] kept = keptSizes(first.length, other.length, Math.max(0, limit - joined(pair).length));
+    int room = limit > 0 ? Math.max(0, limit - joined(pair).length) : first.length + other.length;
+    int[] kept = keptSizes(first.length, other.length, room);
     long[] head = joined(pair[0], cut(first, kept[0]), pair[1]);
     long[] ids = joined(head, cut(other, kept[1]), pair[2]);
     long[] types = new long[ids.length];
@@ -92,9 +103,9 @@ final class TextModel {
     return new Row(ids, types);
   }
 
-  /** How many tokens of two texts are kept where both may have so many (0: all): the longer one is cut first. */
+  /** How many tokens of two texts are kept where both may have so many: the longer one is cut first. */
   static int[] keptSizes(int first, int second, int room) {
-    if (room == 0 || first + second <= room) {
+    if (first + second <= room) {
       return new int[] {first, second};
     }
     int less = Math.min(first, second);
