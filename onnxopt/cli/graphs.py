@@ -92,7 +92,8 @@ def explain(
     configure_logging(verbose=verbose)
     from onnxopt.run.there import model_file
 
-    file = model_file(path)
+    if not own:  # a pass of one's own is read first: what it lacks is said before anything else
+        model_file(path)
     from onnxopt.cli.live import print_verdicts
     from onnxopt.cli.progress import view_of
     from onnxopt.load.onnx_file import load_onnx
@@ -103,6 +104,7 @@ def explain(
     yours = own_passes(own)
     if name not in {kind.name for kind in yours}:
         get(name)
+    file = model_file(path)
     with view_of(progress, quiet=quiet or as_json) as view:
         loaded = load_onnx(file, progress=lambda step: view.show(event_of("load", step)))
         verdicts = run(loaded, name, target_of(target), lambda step: view.show(event_of("before it", step)), yours)

@@ -127,8 +127,10 @@ def generate(
     from onnxopt.run.generate.beside import require_with_tokenizer
     from onnxopt.texts.files import gather_prompts
 
-    require_with_tokenizer(path, tokenizer)
+    if str(prompts_file) == "-":  # which may take its time
+        require_with_tokenizer(path, tokenizer)
     asked = gather_prompts(prompts or (), prompts_file)
+    require_with_tokenizer(path, tokenizer)
     from onnxopt.cli.live import TextView, print_generation
     from onnxopt.cli.progress import view_of
     from onnxopt.run.generate.generator import Generator

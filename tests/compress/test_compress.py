@@ -124,7 +124,7 @@ def test_what_it_leaves_is_the_same_each_time_and_names_the_source(tmp_path: Pat
         ("source = 'gpt2-mini'\n[prune]\nwhat = 'ffn=25%'\nalign = 0", "the alignment is 0"),
         ("source = 'gpt2-mini'\n[load]\nlogits = 'first'", "write 'last' or 'all'"),
         ("source = 'gpt2-mini'\n[load]\nrevision = 'main'", "has no option 'revision'"),
-        ("source = 'gpt2-mini'\nevaluate = 'absent.txt'", "cannot be read"),
+        ("source = 'gpt2-mini'\nevaluate = 'absent.txt'", "absent.txt: no such"),
     ],
 )
 def test_a_wrong_recipe_is_one_line(text: str, words: str, tmp_path: Path) -> None:

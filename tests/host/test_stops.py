@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.meta_path.insert(0, Stop())
 sys.exit(entry.run())
 """
+
+
+@pytest.fixture(autouse=True)
+def _interrupts_are_heard() -> Iterator[None]:
+    """A process in the background of a shell is deaf to interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(
@@ -103,8 +112,9 @@ except BaseException as error:
     raise ImportError("initialization failed") from error
 """
 STOPPED_IN_AN_IMPORT = """
-import sys, time
+import signal, sys, time
 from onnxopt.host.stops import Terminated, hear_stops
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell nothing is heard
 hear_stops()
 try:
     try:

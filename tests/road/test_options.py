@@ -34,7 +34,7 @@ from onnxopt.road.options import (
 )
 from onnxopt.spec import PROVIDERS
 
-OF_COMMANDS = {"source", "out", "as_json", "quiet", "verbose"}
+OF_COMMANDS = {"source", "out", "as_json", "progress", "quiet", "verbose"}
 # A recipe names its source, and every step hands a checkpoint of its own to the next; code that runs is named by hand.
 NOT_IN_RECIPES = {"source", "rewrite"}
 HOW_PRUNING_CHOOSES = {"importance", "compensate", "align", "allocation", "seed"}  # of the command `prune`
