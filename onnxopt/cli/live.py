@@ -337,7 +337,7 @@ def print_bench(console: Console, result: BenchResult) -> None:
 def print_run(console: Console, result: TextResult) -> None:
     """Print what a model answered."""
     for line in result.lines():
-        console.print(harmless(line) if console.is_terminal else line, markup=False, emoji=False, soft_wrap=True)
+        print_words(console, harmless(line) if console.is_terminal else line, indent=2)
 
 
 class TextView:

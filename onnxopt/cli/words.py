@@ -27,7 +27,9 @@ def print_words(console: Console, line: str, style: str | None = None, *, indent
     console.width = width = max(console.width, LEAST_WIDTH)
     inner = " " * min(indent, width // 3)
     for own in line.split("\n"):
-        parts = textwrap.wrap(own, width, subsequent_indent=inner, break_long_words=False, break_on_hyphens=False)
+        parts = [own]  # as it is, blanks and all, where there is room for it
+        if len(own) > width:
+            parts = textwrap.wrap(own, width, subsequent_indent=inner, break_long_words=False, break_on_hyphens=False)
         for part in parts or [""]:
             _print(console, part, style)
 

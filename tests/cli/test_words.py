@@ -65,4 +65,5 @@ def test_a_pipe_gets_one_line_whatever_its_length() -> None:
 
 def test_lines_stay_lines_and_a_terminal_without_a_width_has_one() -> None:
     assert printed("note: one\n  two", 40, terminal=True) == ["note: one", "  two"]
+    assert printed("def f():\n    return  1", 40, terminal=True) == ["def f():", "    return  1"]
     assert printed("some words to part", 0, terminal=True, indent=2) == ["some words", "  to part"]

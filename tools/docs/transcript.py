@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import platform
 import pty
 import struct
 import subprocess
@@ -22,6 +23,7 @@ from tools.docs.blocks import fill
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "start" / "ten-minutes.md"
+WIDE = 200  # columns, where a pipe's long lines are shown
 TALL = 4000  # lines of the terminal, so that nothing leaves it at the top
 MOST_SECONDS = 900
 
@@ -59,9 +61,9 @@ BLOCKS: Mapping[str, Sequence[Typed]] = {
         Typed("onnxopt optimize minilm --no-measure -o build/again", columns=120),
     ),
     "pipes": (
-        Typed("onnxopt passes | grep gelu", columns=80),
-        Typed("onnxopt optimize minilm --no-measure --json -o build/third 2>/dev/null | cut -c1-160", columns=80),
-        Typed("onnxopt run build/minilm --json 'A cat sits outside.' | cut -c1-160", columns=80),
+        Typed("onnxopt passes | grep gelu", columns=WIDE),
+        Typed("onnxopt optimize minilm --no-measure --json -o build/third 2>/dev/null | cut -c1-160", columns=WIDE),
+        Typed("onnxopt run build/minilm --json 'A cat sits outside.' | cut -c1-160", columns=WIDE),
     ),
     "package": (Typed("onnxopt package build/minilm --for node"), Typed("onnxopt doctor")),
 }
@@ -115,7 +117,7 @@ def block_of(typed: Sequence[Typed], folder: Path) -> str:
     """Return commands with what they show, each as a block of text for a page."""
     parts = []
     for one in typed:
-        lines = shown(one, folder).splitlines()
+        lines = shown(one, folder).replace(str(folder), "/home/you").replace(platform.release(), "6").splitlines()
         cut = ["..."] if one.most and len(lines) > one.most else []
         kept = lines[: one.most] if one.most else lines
         parts.append("\n".join(["```text", f"$ {one.command}", *kept, *cut, "```"]))
