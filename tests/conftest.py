@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import resource
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -36,3 +37,11 @@ def _own_limits() -> Iterator[None]:
     yield
     assert [resource.getrlimit(kind) for kind in kinds] == before
     assert gc.isenabled()
+
+
+@pytest.fixture
+def interrupts_are_heard() -> Iterator[None]:
+    """A process in the background of a shell is deaf to interrupts, and so is what it starts: let them be heard."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

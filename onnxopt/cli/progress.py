@@ -17,7 +17,7 @@ from onnxopt.cli.shared import ProgressName, err_console
 from onnxopt.cli.words import print_list
 from onnxopt.host.failures import SCHEMA_VERSION, json_line
 from onnxopt.records.events import Step
-from onnxopt.records.pace import Pace, left_text
+from onnxopt.records.pace import Pace, kept_text, share_text
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -138,9 +138,9 @@ class LiveView(View):
         super().__exit__(kind, error, trace)
 
     def _step(self, step: str, count: int, left: float | None) -> None:
-        text = f"{step}  {count} kept" if count else step
+        text = kept_text(step, count)
         if isinstance(step, Step) and step.total:
-            text = f"{text}  {step.fraction:.0%}{'' if left is None else f', {left_text(left)}'}"
+            text = f"{text}  {share_text(step.fraction, left)}"
         self._progress.update(self._task, description=text.replace("[", "\\["), stage=self._stage)
 
     def _over(self, seconds: float) -> None:

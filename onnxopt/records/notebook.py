@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from onnxopt.records.events import Event, Listener, Step, quiet
-from onnxopt.records.pace import Pace, left_text
+from onnxopt.records.pace import Pace, kept_text, share_text
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -124,10 +124,10 @@ def _told(event: Event, left: float | None) -> tuple[str, str]:
         event: what happens.
         left: seconds that its work still takes; None where that is not known.
     """
-    step = f"{event.step}  {event.count} kept" if event.count else str(event.step)
+    step = kept_text(event.step, event.count)
     bar, share = "", ""
     if event.fraction is not None:
-        share = f"{event.fraction:.0%}{'' if left is None else f', {left_text(left)}'}"
+        share = share_text(event.fraction, left)
         bar = f'<progress max="1" value="{event.fraction:.4f}" style="vertical-align: middle"></progress> '
     markup = f"<b>{html.escape(event.stage)}</b> {bar}{share} {html.escape(step)}"
     return "  ".join(part for part in (event.stage, share, step) if part), markup

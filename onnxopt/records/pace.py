@@ -59,6 +59,16 @@ class Pace:
         return (now - since[1]) / (step.done - since[0]) * (step.total - step.done)
 
 
+def kept_text(step: str, count: int) -> str:
+    """Return a step in words, with the rewrites that its pass has kept so far; without them where there are none."""
+    return f"{step}  {count} kept" if count else str(step)
+
+
+def share_text(fraction: float, left: float | None) -> str:
+    """Return the share of a work that is done, with the seconds that are left where they are known."""
+    return f"{fraction:.0%}{'' if left is None else f', {left_text(left)}'}"
+
+
 def left_text(seconds: float) -> str:
     """Return a time that is left in words, no finer than it is known."""
     if seconds < _SHORT:

@@ -16,7 +16,7 @@ from onnxopt.spec import Target, Workload
 from onnxopt.texts.files import BUILTIN
 
 
-def look_ahead(source: str | Source, options: Options, out: Path | None) -> None:
+def look_ahead(source: str | Source, options: Options, out: Path | None) -> Given:
     """Refuse what cannot come to a result, by names and words alone.
 
     Args:
@@ -24,15 +24,19 @@ def look_ahead(source: str | Source, options: Options, out: Path | None) -> None
         options: of all stages.
         out: the folder to write; None for one below `build`.
 
+    Returns:
+        What is said of the inputs of an .onnx file, read.
+
     Raises:
         InputError: names the option, or what is not there.
     """
     require_readable(options, target_of(options.package))
-    Given.parse(options.load.feeds, options.load.axes, options.load.values)
+    given = Given.parse(options.load.feeds, options.load.axes, options.load.values)
     if out is not None:
         check_output_folder(out)
     if isinstance(source, str):
         require_known(source, options.source.weights)
+    return given
 
 
 def require_readable(options: Options, target: Target) -> None:

@@ -103,9 +103,8 @@ def make(
     """
     started = time.perf_counter()
     say = progress or (lambda _: None)
-    which, how = options.source, options.load
-    given = Given.parse(how.feeds, how.axes, how.values)
-    look_ahead(source, options, out)
+    which = options.source
+    given = look_ahead(source, options, out)
     target = target_of(options.package)
     own = own_passes(options.rewrite.passes)
     pins = Pins.read(options, target)

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -203,15 +203,7 @@ def test_a_process_that_was_killed_is_told_by_the_one_that_waited(
     assert (found["error"]["kind"], found["error"]["exit_code"]) == (kind, code)
 
 
-@pytest.fixture
-def _interrupts_are_heard() -> Iterator[None]:
-    """A process in the background of a shell is deaf to interrupts, and so is what it starts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("_interrupts_are_heard")
+@pytest.mark.usefixtures("interrupts_are_heard")
 @pytest.mark.parametrize(
     ("stop", "code", "kind"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
 )

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,7 @@ from onnxopt.cli.main import main
 from onnxopt.cli.telling import LONGEST_LINE
 
 
-@pytest.fixture
-def _interrupts_are_heard() -> Iterator[None]:
-    """A process in the background of a shell is deaf to interrupts, and so is what it starts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("_interrupts_are_heard")
+@pytest.mark.usefixtures("interrupts_are_heard")
 @pytest.mark.parametrize(
     ("stop", "code", "said"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
 )

@@ -9,7 +9,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ import pytest
 from onnxopt.host import kept
 from onnxopt.host.claims import claimed
 from onnxopt.host.stops import Terminated, hear_stops, hearing_stops, stopped, undisturbed
+
+pytestmark = pytest.mark.usefixtures("interrupts_are_heard")
 
 STOPPED_WHILE_LOADING = """
 import os, signal, sys
@@ -32,14 +33,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.meta_path.insert(0, Stop())
 sys.exit(entry.run())
 """
-
-
-@pytest.fixture(autouse=True)
-def _interrupts_are_heard() -> Iterator[None]:
-    """A process in the background of a shell is deaf to interrupts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(
