@@ -6,6 +6,7 @@ Exit codes of the command line: 0 done, 1 a proof failed or a gate is not passed
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar, Literal
 
 Kind = Literal[  # of a failure, for programs that read it
@@ -96,3 +97,9 @@ def word(text: str, limit: int = 80) -> str:
     """Return a name from a file as it may appear in an error line: printable, on one line, not endless."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in text[: limit + 1])
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def place(path: str | Path, limit: int = 400) -> str:
+    """Return a path as it may appear in an error line: printable, on one line, an endless one by its end."""
+    text = str(path)
+    return word(text, limit) if len(text) <= limit else "…" + word(text[1 - limit :], limit - 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from onnxopt.errors import ExportError, InputError, OnnxoptError, PassAuthorError, ProofError, word
+from onnxopt.errors import ExportError, InputError, OnnxoptError, PassAuthorError, ProofError, place, word
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,13 @@ def test_a_name_out_of_a_file_is_printable_and_short(limit: int) -> None:
     assert word("a\x1b[31m\nb", limit) == ("a?[3…" if limit == 5 else "a?[31m?b")
     assert len(word("long" * 1000, limit)) == limit
     assert word("long" * 1000, limit).endswith("…")
+
+
+@pytest.mark.parametrize("limit", [20, 400])
+def test_an_endless_path_is_told_by_its_end(limit: int) -> None:
+    assert place("/some/model.onnx", limit) == "/some/model.onnx"
+    assert place("/a\x1b[31m/b", limit) == "/a?[31m/b"
+    long = place("/folder" * 1000 + "/model.onnx", limit)
+    assert len(long) == limit
+    assert long.startswith("…")
+    assert long.endswith("/model.onnx")

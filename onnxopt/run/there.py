@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onnxopt.errors import InputError, word
+from onnxopt.errors import InputError, place
 
 MODEL_NAME = "model.onnx"
 ENCODER_NAME, DECODER_NAME = "encoder_model.onnx", "decoder_model.onnx"  # of an encoder-decoder
@@ -27,18 +27,18 @@ def model_file(path: Path) -> Path:
         if not file.is_file() and (path / DECODER_NAME).is_file():
             raise InputError(
                 f"is an encoder-decoder, two graphs: {ENCODER_NAME} and {DECODER_NAME}",
-                where=str(path),
+                where=place(path),
                 hint="name one of them, or use `onnxopt generate`",
             )
         if not file.is_file():
             raise InputError(
-                f"no {MODEL_NAME} in this folder", where=str(path), hint="name an artifact or an .onnx file"
+                f"no {MODEL_NAME} in this folder", where=place(path), hint="name an artifact or an .onnx file"
             )
-        refuse_other_kinds(_head_of(file), word(str(file)))
+        refuse_other_kinds(_head_of(file), place(file))
         return file
     if not path.is_file():
-        raise InputError("no such file or folder", where=str(path), hint="name an artifact or an .onnx file")
-    refuse_other_kinds(_head_of(path), word(str(path)))
+        raise InputError("no such file or folder", where=place(path), hint="name an artifact or an .onnx file")
+    refuse_other_kinds(_head_of(path), place(path))
     return path
 
 
@@ -76,4 +76,4 @@ def _head_of(path: Path) -> bytes:
             return file.read(HEAD_BYTES)
     except OSError as error:
         what = f"cannot be read ({error.strerror or 'input/output error'})"
-        raise InputError(what, where=word(str(path)), hint="check its permissions") from error
+        raise InputError(what, where=place(path), hint="check its permissions") from error

@@ -36,6 +36,14 @@ def test_what_may_be_a_model_passes(tmp_path: Path) -> None:
     refuse_other_kinds(b"\xff" * HEAD_BYTES, "c.onnx")
 
 
+def test_the_name_of_a_file_is_told_however_deep_it_lies(tmp_path: Path) -> None:
+    folder = tmp_path.joinpath(*["a folder of a long name"] * 30)
+    folder.mkdir(parents=True)
+    (folder / "some.onnx").touch()
+    with pytest.raises(InputError, match=r"^….*some.onnx: is empty"):
+        model_file(folder / "some.onnx")
+
+
 def test_a_folder_stands_for_the_model_in_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"no {MODEL_NAME} in this folder"):
         model_file(tmp_path)

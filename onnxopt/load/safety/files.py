@@ -7,7 +7,7 @@ import re
 import stat
 from pathlib import Path, PurePosixPath
 
-from onnxopt.errors import InputError, word
+from onnxopt.errors import InputError, place, word
 from onnxopt.run.there import HEAD_BYTES, refuse_other_kinds
 
 MAX_FILE_BYTES = (1 << 31) - 1  # protobuf's own limit for one message
@@ -42,10 +42,10 @@ def locate(path: Path, where: str) -> tuple[Path, Path]:
         real = path.resolve(strict=True)
         mode = real.stat().st_mode
     except FileNotFoundError as error:
-        raise InputError("there is no such file", where=word(str(path), 400), hint="check the path") from error
+        raise InputError("there is no such file", where=place(path), hint="check the path") from error
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         reason = getattr(error, "strerror", None) or "a loop of links"
-        raise InputError(f"cannot be opened ({reason})", where=word(str(path), 400), hint="check the path") from error
+        raise InputError(f"cannot be opened ({reason})", where=place(path), hint="check the path") from error
     if stat.S_ISDIR(mode):
         raise InputError("is a folder, not an .onnx file", where=where, hint="name the .onnx file inside it")
     if not stat.S_ISREG(mode):
