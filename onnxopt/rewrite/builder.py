@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import CONTRIB, PASS_KEY, constant_value, known_dims, opset
 from onnxopt.graph.cache import PAST
+from onnxopt.graph.weight_files import tensor_of
 from onnxopt.rewrite.match import Refusal
 from onnxopt.spec import Array
 
@@ -77,7 +78,7 @@ class Builder:
         full = f"{self._prefix}/{self._pass_name}/{name}"
         if any(value.name == full for value in self.initializers):
             full = f"{full}_{len(self.initializers)}"
-        value = constant_value(ir.tensor(np.asarray(array, order="C"), name=full), full)
+        value = constant_value(tensor_of(array, full), full)
         self.initializers.append(value)
         return value
 

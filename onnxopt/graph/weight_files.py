@@ -1,0 +1,146 @@
+"""Weights that lie in files: large ones are read when they are asked for, and what passes make of them is laid down.
+
+A checkpoint's own file holds a weight in the type in which it was saved; the graph computes in float32. `Widened` is
+such a weight: float32 to whoever asks, 16 bits where it lies. While `weights_in_file` lasts, a large array that becomes
+a constant goes into a scratch file, in 16 bits where those hold every number of it, and its pages are the system's to
+drop: what passes hold at a time is one weight, not the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from contextvars import ContextVar
+from pathlib import Path
+from typing import IO
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from onnxopt.host.disk import needing
+from onnxopt.spec import Array
+
+LEAST_BYTES = 1 << 20  # smaller constants stay in memory: there are few of them, and they are asked for often
+_AT_ONCE = 1 << 22  # elements that are converted at a time
+_ALIGNED = 64  # bytes; what the runtime maps should begin at a line of the cache
+_NARROW = {ir.DataType.BFLOAT16: np.dtype(ml_dtypes.bfloat16), ir.DataType.FLOAT16: np.dtype(np.float16)}
+
+
+class Widened(ir.LazyTensor):
+    """A float32 weight that lies in 16 bits; every read converts it anew, and nothing of it is kept.
+
+    Args:
+        stored: bfloat16 or float16, of any shape; most often an `ir.ExternalTensor`.
+        name: of the weight.
+
+    Attributes:
+        stored: as it was given.
+    """
+
+    def __init__(self, stored: ir.TensorProtocol, name: str) -> None:
+        if stored.dtype not in _NARROW:
+            raise TypeError(f"{stored.dtype} is no type of 16 bits that is widened")
+        shape = ir.Shape([int(size) for size in stored.shape])  # type: ignore[arg-type]  # a tensor has no symbols
+        super().__init__(self._whole, ir.DataType.FLOAT, shape, name=name)
+        self.stored = stored
+
+    def _whole(self) -> ir.TensorProtocol:
+        return ir.tensor(self.stored.numpy().astype(np.float32), name=self.name)
+
+    def tofile(self, file: IO[bytes]) -> None:
+        """Write the elements as float32, row-major, little-endian, some of them at a time."""
+        flat = self.stored.numpy().reshape(-1)
+        for start in range(0, flat.size, _AT_ONCE):
+            file.write(flat[start : start + _AT_ONCE].astype("<f4").tobytes())
+
+
+def in_file(tensor: ir.TensorProtocol | None) -> ir.ExternalTensor | None:
+    """Return what of a tensor lies in a file, itself or the 16 bits that it is widened from; None for one in memory."""
+    found = tensor.stored if isinstance(tensor, Widened) else tensor
+    return found if isinstance(found, ir.ExternalTensor) else None
+
+
+class WeightFile:
+    """A scratch file to which large constants are appended.
+
+    Args:
+        path: where; made with the first of them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._end = 0
+
+    def add(self, array: Array, name: str) -> ir.TensorProtocol:
+        """Append an array and return it as a tensor that is read from there.
+
+        Args:
+            array: of any type that NumPy stores as it is.
+            name: of the tensor.
+
+        Raises:
+            InputError: the disk is full.
+        """
+        dtype = ir.DataType.from_numpy(array.dtype)
+        narrow = narrowest(array) if dtype == ir.DataType.FLOAT else None
+        stored = array if narrow is None else array.astype(_NARROW[narrow])
+        start = -(-self._end // _ALIGNED) * _ALIGNED
+        with needing(stored.nbytes), self.path.open("ab") as file:
+            file.truncate(start)
+            np.ascontiguousarray(stored).reshape(-1).view(np.uint8).tofile(file)
+        self._end = start + stored.nbytes
+        shape = ir.Shape(array.shape)
+        made = ir.ExternalTensor(str(self.path), start, stored.nbytes, narrow or dtype, shape=shape, name=name)
+        return made if narrow is None else Widened(made, name)
+
+
+def narrowest(array: Array) -> ir.DataType | None:
+    """Return the 16 bits that hold every number of a float32 array, None where neither kind does."""
+    flat = array.reshape(-1)
+    left = dict(_NARROW)
+    for start in range(0, flat.size, _AT_ONCE):
+        piece = flat[start : start + _AT_ONCE]
+        with np.errstate(over="ignore", invalid="ignore"):
+            left = {
+                one: kind
+                for one, kind in left.items()
+                if np.array_equal(piece.astype(kind).astype(np.float32).view(np.uint32), piece.view(np.uint32))
+            }
+        if not left:
+            return None
+    return next(iter(left), None)
+
+
+_file: ContextVar[WeightFile | None] = ContextVar("weight_file", default=None)
+
+
+@contextlib.contextmanager
+def weights_in_file(file: WeightFile | None) -> Iterator[None]:
+    """While it lasts, let large constants that are made of arrays lie in a file; None leaves them in memory."""
+    token = _file.set(file)
+    try:
+        yield
+    finally:
+        _file.reset(token)
+
+
+def tensor_of(array: Array, name: str) -> ir.TensorProtocol:
+    """Return an array as a constant's tensor: in memory, or laid down where it is large and that is wanted.
+
+    Args:
+        array: kept in row-major order.
+        name: of the tensor.
+    """
+    file = _file.get()
+    ordered = np.asarray(array, order="C")
+    if file is None or ordered.nbytes < LEAST_BYTES or ordered.dtype.kind not in "fiu":
+        return ir.tensor(ordered, name=name)
+    return file.add(ordered, name)
+
+
+def stored_bytes(tensor: ir.TensorProtocol) -> int:
+    """Return the bytes of a tensor where it lies: half of its own where it is widened."""
+    found = tensor.stored if isinstance(tensor, Widened) else tensor
+    return math.ceil(found.nbytes)

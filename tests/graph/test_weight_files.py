@@ -1,0 +1,93 @@
+"""Weights that lie in files are what they would be in memory, to the bit."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnxopt.graph import weight_files
+from onnxopt.graph.weight_files import (
+    WeightFile,
+    Widened,
+    in_file,
+    narrowest,
+    stored_bytes,
+    tensor_of,
+    weights_in_file,
+)
+from onnxopt.spec import Array
+
+ODD = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, 2.0**-133, 2.0**127, 65504.0, 2.0**-24], np.float32)
+
+
+def _bits(array: Array) -> list[int]:
+    return [int(one) for one in array.reshape(-1).view(np.uint32)]
+
+
+@pytest.mark.parametrize("kind", [ml_dtypes.bfloat16, np.float16])
+def test_widening_gives_the_numbers_that_are_stored(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_files, "_AT_ONCE", 3)
+    with np.errstate(over="ignore"):
+        stored: Array = np.concatenate([ODD, np.linspace(-2, 2, 11, dtype=np.float32)]).astype(kind).reshape(3, 7)
+    made = Widened(ir.tensor(stored), "w")
+    expected = stored.astype(np.float32)
+    assert (made.dtype, made.name, list(made.shape), made.nbytes) == (ir.DataType.FLOAT, "w", [3, 7], 84)
+    assert _bits(made.numpy()) == _bits(expected)
+    assert made.tobytes() == expected.tobytes()
+    written = io.BytesIO()
+    made.tofile(written)
+    assert written.getvalue() == expected.tobytes()
+    assert stored_bytes(made) == 42
+
+
+def test_only_sixteen_bits_are_widened() -> None:
+    with pytest.raises(TypeError, match="is no type of 16 bits"):
+        Widened(ir.tensor(np.zeros(2, np.float32)), "w")
+
+
+@pytest.mark.parametrize(
+    ("array", "kind"),
+    [
+        (ODD[:8], ir.DataType.BFLOAT16),
+        (np.array([1.0009765625, 65504.0], np.float32), ir.DataType.FLOAT16),
+        (np.array([1.0009765625, 1e30], np.float32), None),
+        (np.array([0.1], np.float32), None),
+        (np.zeros((0, 4), np.float32), ir.DataType.BFLOAT16),
+    ],
+)
+def test_an_array_is_stored_in_what_holds_all_of_it(array: Array, kind: ir.DataType | None, tmp_path: Path) -> None:
+    assert narrowest(array) == kind
+    if array.size:
+        made = WeightFile(tmp_path / "w").add(array, "w")
+        assert _bits(made.numpy()) == _bits(array)
+        assert isinstance(made, Widened) == (kind is not None)
+
+
+def test_one_number_at_the_end_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_files, "_AT_ONCE", 4)
+    array = np.ones(10, np.float32)
+    assert narrowest(array) == ir.DataType.BFLOAT16
+    array[9] = 0.1
+    assert narrowest(array) is None
+
+
+def test_large_constants_lie_in_the_file_and_small_ones_do_not(tmp_path: Path) -> None:
+    large, small = np.arange(1 << 18, dtype=np.float32).reshape(512, 512) + 0.1, np.arange(3.0, dtype=np.float32)
+    turned = large.T
+    with weights_in_file(WeightFile(tmp_path / "weights")):
+        tensors = [tensor_of(one, str(index)) for index, one in enumerate((large, small, turned, large > 3))]
+    assert [in_file(one) is not None for one in tensors] == [True, False, True, False]
+    for tensor, array in zip(tensors, (large, small, turned, large > 3), strict=True):
+        assert np.array_equal(tensor.numpy(), array)
+    assert in_file(tensor_of(large, "after")) is None
+
+
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        WeightFile(tmp_path / "weights").add(np.ones(3, np.float32), "w")
