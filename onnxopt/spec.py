@@ -24,8 +24,14 @@ Say = Callable[[str], None]
 Provider = Literal["cpu", "cuda", "tensorrt", "portable"]
 PROVIDERS: tuple[Provider, ...] = ("cpu", "cuda", "tensorrt", "portable")
 
-Padding = Literal["none", "right", "left", "holes"]
+Padding = Literal["none", "right", "left", "holes", "mixed"]
 PADDINGS: tuple[Padding, ...] = ("none", "right", "left", "holes")
+MIXED: tuple[Padding, ...] = PADDINGS[:3]  # what the rows of one batch have in turn where it is mixed
+
+
+def padding_of_row(padding: Padding, row: int) -> Padding:
+    """Return the padding of one row of a batch; the first row never has any."""
+    return "none" if row == 0 else MIXED[row % len(MIXED)] if padding == "mixed" else padding
 
 
 @dataclass(frozen=True)

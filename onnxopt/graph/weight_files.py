@@ -19,9 +19,11 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from onnxopt.graph.nodes import initializer_bytes
 from onnxopt.host.disk import needing
 from onnxopt.spec import Array
 
+LARGE_BYTES = 256 << 20  # as float32; a model with more is worked on in memory that one layer bounds
 LEAST_BYTES = 1 << 20  # smaller constants stay in memory: there are few of them, and they are asked for often
 _AT_ONCE = 1 << 22  # elements that are converted at a time
 _ALIGNED = 64  # bytes; what the runtime maps should begin at a line of the cache
@@ -54,6 +56,11 @@ class Widened(ir.LazyTensor):
         flat = self.stored.numpy().reshape(-1)
         for start in range(0, flat.size, _AT_ONCE):
             file.write(flat[start : start + _AT_ONCE].astype("<f4").tobytes())
+
+
+def is_large(model: ir.Model) -> bool:
+    """Tell whether the weights of a model are so many that they stay in files while it is worked on."""
+    return initializer_bytes(model) > LARGE_BYTES
 
 
 def in_file(tensor: ir.TensorProtocol | None) -> ir.ExternalTensor | None:

@@ -12,7 +12,7 @@ import numpy as np
 from onnxopt.errors import InputError
 from onnxopt.graph.cache import ENCODED, PAST, SEQUENCE, complete
 from onnxopt.load.export.forward_inputs import ExtraInput
-from onnxopt.spec import Array, Feeds, Padding, TensorSpec
+from onnxopt.spec import Array, Feeds, Padding, TensorSpec, padding_of_row
 from onnxopt.texts.builtin import english_text
 from onnxopt.texts.tokenizer import marks_around, open_encoder, token_ids
 
@@ -85,7 +85,7 @@ class TextFeeder:
             raise InputError(f"sequence {past + sequence} is longer than the model's {self.tokens.longest} positions")
         rng = np.random.default_rng([seed, batch, sequence])
         own: Padding = padding if any(spec.name == "attention_mask" for spec in self.inputs) else "none"
-        mask = np.stack([_mask(sequence, "none" if row == 0 else own, rng) for row in range(batch)])
+        mask = np.stack([_mask(sequence, padding_of_row(own, row), rng) for row in range(batch)])
         ids = np.full((batch, sequence), self.tokens.pad, dtype=np.int64)
         types = np.zeros((batch, sequence), dtype=np.int64)
         for row in range(batch):
@@ -101,7 +101,7 @@ class TextFeeder:
         made |= {one.spec.name: _where_text(one.draw(one.spec.shape(full), rng), one, mask) for one in self.extras}
         for spec in self.inputs:
             if spec.axes == ("batch", ENCODED):  # the padding mask of what a decoder looks at across
-                rows = [_mask(full[ENCODED], "none" if row == 0 else padding, rng) for row in range(batch)]
+                rows = [_mask(full[ENCODED], padding_of_row(padding, row), rng) for row in range(batch)]
                 made[spec.name] = np.stack(rows)
             elif spec.name not in made:
                 made[spec.name] = rng.standard_normal(spec.shape(full))

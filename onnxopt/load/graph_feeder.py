@@ -17,7 +17,7 @@ from onnxopt.graph.roles import POSITIONS, Role, role_of
 from onnxopt.load.operands import Operand, operand_of, steering
 from onnxopt.probe.draws import Draws
 from onnxopt.qmath.compare import is_float
-from onnxopt.spec import CONTAINERS, Array, Feeds, Padding, TensorSpec, Value
+from onnxopt.spec import CONTAINERS, Array, Feeds, Padding, TensorSpec, Value, padding_of_row
 
 Kind = Literal["ids", "mask", "ones", "positions", "float", "integer", "text", "default"]
 DEFAULT_SIZES: dict[Role, int] = {"batch": 2, "sequence": 8, "past": 4, "total": 8, "other": 8}
@@ -352,7 +352,7 @@ def repeated(array: Array, shape: tuple[int, ...]) -> Array:
 def _mask(plan: InputPlan, shape: tuple[int, ...], padding: Padding, seed: int) -> Array:
     """Return bool of `shape`: which positions of the last axis are real, one pattern per entry of the first axis."""
     rng = np.random.default_rng([seed, zlib.crc32(plan.spec.name.encode())])
-    rows = [_row(shape[-1], "none" if index == 0 else padding, rng) for index in range(shape[0])]
+    rows = [_row(shape[-1], padding_of_row(padding, index), rng) for index in range(shape[0])]
     plane = np.array(rows, dtype=np.bool_).reshape(shape[0], *(1,) * (len(shape) - 2), shape[-1])
     return np.broadcast_to(plane, shape)
 

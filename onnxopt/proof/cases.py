@@ -15,29 +15,22 @@ import onnx_ir as ir
 from onnxopt.graph import number
 from onnxopt.graph.cache import ENCODED, PAST, SEQUENCE, TOTAL, Cache, complete_all
 from onnxopt.graph.roles import mask_of
+from onnxopt.graph.weight_files import is_large
 from onnxopt.load.graph_feeder import GraphFeeder
 from onnxopt.load.loaded import Loaded
 from onnxopt.probe.sidegraph import SIZE_STEPS
 from onnxopt.proof.observations import paddings_of
 from onnxopt.records.notes import TOO_DEAR
 from onnxopt.records.record import ProvedRange
-from onnxopt.spec import PADDINGS, Padding, TensorSpec, Workload, elements_of
+from onnxopt.spec import MIXED, PADDINGS, Padding, TensorSpec, Workload, elements_of
 
 Case = tuple[dict[str, int], Padding]
 
 BATCHES_AND_LENGTHS = ((1, 1), (1, 128), (3, 7), (2, 33))
 BATCHES = (1, 2, 5)
-# with a cache: batch, new tokens, seen ones, padding. Several new tokens behind a past are for a batch of one: kernels
-# that append to a cache take no other.
-CACHED: tuple[tuple[int, int, int, Padding], ...] = (
-    (1, 1, 0, "none"),
-    (1, 128, 0, "none"),
-    *((3, 7, 0, padding) for padding in PADDINGS),
-    *((2, 33, 0, padding) for padding in PADDINGS),
-    (2, 1, 33, "none"),
-    (1, 1, 128, "none"),
-    (1, 6, 40, "none"),
-)
+# with a cache: batch, new tokens, seen ones. Several new tokens behind a past are for a batch of one: kernels that
+# append to a cache take no other.
+CACHED = ((1, 1, 0), (1, 128, 0), (3, 7, 0), (2, 33, 0), (2, 1, 33), (1, 1, 128), (1, 6, 40))
 SEED = 100  # of the first case of a proof; they are counted on from there
 SMALL = (1, 2, 3, 5)  # of every axis on its own
 FAR = 131  # of an axis that promises no end
@@ -185,11 +178,36 @@ def _small_enough(loaded: Loaded, sizes: Mapping[str, int]) -> bool:
 def _cached_cases(loaded: Loaded) -> list[Case]:
     axes = loaded.signature.axes
     limit = max((sizes[TOTAL] for sizes in loaded.proved_sizes if TOTAL in sizes), default=2**31)
+    steps = [
+        ((rows, new, past), padding)
+        for batch, new, past in CACHED
+        for rows, padding in (padded_batches(loaded, batch) if batch > 1 and not past else [(batch, PADDINGS[0])])
+    ]
     return [
         (complete_all({"batch": batch, SEQUENCE: new, PAST: past}, axes, index), padding)
-        for index, (batch, new, past, padding) in enumerate(CACHED)
-        if new + past <= limit and padding in paddings_of(loaded)
+        for index, ((batch, new, past), padding) in enumerate(steps)
+        if new + past <= limit
     ]
+
+
+def padded_batches(loaded: Loaded, batch: int) -> list[tuple[int, Padding]]:
+    """Return batches in which rows have every kind of padding that a model is proved with.
+
+    Args:
+        loaded: the model.
+        batch: rows of a batch of one kind, of which the first has no padding.
+
+    Returns:
+        Sizes of batches with the padding of their rows: one batch for each kind. Of a large model, where every run
+        reads all weights anew, one in which rows have theirs in turn, and as many rows of each kind but holes, which
+        stay apart.
+    """
+    kinds, rows = paddings_of(loaded), len(MIXED) * (batch - 1)
+    is_free = "batch" not in {*loaded.pinned, *(axis for group in loaded.tied for axis in group)}
+    takes_more = is_free and loaded.range_of("batch").fitted(rows) == rows
+    if not is_large(loaded.model) or not takes_more or not set(MIXED) <= set(kinds):
+        return [(batch, kind) for kind in kinds]
+    return [(rows, "mixed"), *((batch, kind) for kind in kinds if kind not in MIXED)]
 
 
 def _plain_cases(loaded: Loaded) -> list[Case]:
@@ -207,11 +225,12 @@ def _plain_cases(loaded: Loaded) -> list[Case]:
         ]
     fitted = dict.fromkeys(tuple(_fit(loaded, sizes).items()) for sizes in chosen)
     masked = is_padded(loaded)
-    return [
-        (dict(size), padding)
-        for size in fitted
-        for padding in (paddings_of(loaded) if masked and dict(size).get("batch", 1) > 1 else PADDINGS[:1])
-    ]
+    cases: list[Case] = []
+    for sizes in map(dict, fitted):
+        batch = sizes.get("batch", 1)
+        padded = padded_batches(loaded, batch) if masked and batch > 1 else [(batch, PADDINGS[0])]
+        cases += [({**sizes, "batch": rows} if "batch" in sizes else sizes, padding) for rows, padding in padded]
+    return cases
 
 
 def _fit(loaded: Loaded, sizes: Mapping[str, int]) -> dict[str, int]:

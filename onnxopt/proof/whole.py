@@ -20,7 +20,7 @@ from onnxopt.graph.cache import PAST, SEQUENCE, TOTAL, Cache, complete, complete
 from onnxopt.graph.kept_rows import ending_last, rows_that_matter
 from onnxopt.graph.roles import mask_of
 from onnxopt.load.loaded import Loaded
-from onnxopt.proof.cases import SEED, Case, case_text
+from onnxopt.proof.cases import SEED, Case, case_text, padded_batches
 from onnxopt.proof.compare import is_container
 from onnxopt.proof.observations import paddings_of
 from onnxopt.proof.tolerance import FACTOR, WIDEST, Moved, moved_by_itself, precision_error
@@ -170,11 +170,13 @@ def _answers(
     if cache is None:
         return
     # behind padding on the right, generated tokens make it padding in the middle
-    kinds = paddings_of(loaded)
-    for seed, padding in enumerate(kinds if kinds == PADDINGS else ("none", "left")):
+    batches: list[tuple[int, Padding]] = [(PROMPTS, "none"), (PROMPTS, "left")]
+    if paddings_of(loaded) == PADDINGS:
+        batches = padded_batches(loaded, PROMPTS)
+    for seed, (rows, padding) in enumerate(batches):
         if progress is not None:
             progress(f"{STEPS} tokens behind prompts with {padding} padding")
-        yield from _steps(run, loaded, cache, padding, seed)
+        yield from _steps(run, loaded, cache, (rows, padding), seed)
 
 
 def _keeps_column(loaded: Loaded, expected: Feeds, found: Feeds) -> bool:
@@ -225,11 +227,11 @@ def _past(loaded: Loaded, cache: Cache, sizes: Mapping[str, int], across: Feeds)
 
 
 def _steps(
-    run: Callable[[Feeds], Feeds], loaded: Loaded, cache: Cache, padding: Padding, seed: int
+    run: Callable[[Feeds], Feeds], loaded: Loaded, cache: Cache, prompts: tuple[int, Padding], seed: int
 ) -> Iterator[Answer]:
     """Take prompts, then one token at a time; reference and candidate go on from their own caches."""
-    axes = loaded.signature.axes
-    sizes = complete_all({"batch": PROMPTS, SEQUENCE: 9, PAST: 0}, axes, seed)
+    axes, (rows, padding) = loaded.signature.axes, prompts
+    sizes = complete_all({"batch": rows, SEQUENCE: 9, PAST: 0}, axes, seed)
     prompt = loaded.feeder.make(sizes, padding, seed=200 + seed)
     across = _across(loaded.signature, cache, prompt)
     sides = [(loaded.reference.run, dict(prompt)), (run, dict(prompt))]

@@ -55,6 +55,13 @@ def test_text_is_well_formed(batch: int, sequence: int, padding: Padding, seed: 
     assert all(np.array_equal(made[name], again[name]) for name in made)
 
 
+def test_rows_of_a_mixed_batch_have_each_kind_in_turn() -> None:
+    mask = TextFeeder(INPUTS, TOKENS).make({"batch": 7, "sequence": 20}, "mixed", seed=5)["attention_mask"]
+    falls, rises = (np.diff(mask, axis=1) == -1).any(1), (np.diff(mask, axis=1) == 1).any(1)
+    assert falls.tolist() == [False, True, False, False, True, False, False]
+    assert rises.tolist() == [False, False, True, False, False, True, False]
+
+
 def test_rows_stand_between_the_tokenizers_marks() -> None:
     made = TextFeeder(INPUTS[:2], TOKENS).make({"batch": 4, "sequence": 12}, "right", seed=3)
     assert set(made) == {"input_ids", "attention_mask"}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from onnxopt.graph import weight_files
+from onnxopt.load.entry import load as load_source
 from onnxopt.load.loaded import Loaded
-from onnxopt.proof.cases import cases_of, note_turning, proved_ranges, short_of
-from onnxopt.spec import AxisRange, Workload
+from onnxopt.load.source.source import resolve
+from onnxopt.proof.cases import Case, cases_of, note_turning, proved_ranges, short_of
+from onnxopt.spec import AxisRange, Workload, padding_of_row
 from tests.support.axes import encoder_text, load, table
 
 RELU = """g (float[frames,4] x) => (float[frames,4] y) { y = Relu(x) }"""
@@ -84,3 +88,34 @@ def test_other_sides_of_an_image_are_small_while_one_is_moved(tmp_path: Path) ->
     moved = [(sizes[str(tall)], sizes[str(wide)]) for sizes in found if sizes[str(tall)] != 224]
     assert {(32, 32), (32, 64), (64, 32), (160, 64), (64, 160)} <= set(moved)
     assert max(high * wide for high, wide in moved) <= 128 * 160
+
+
+@pytest.mark.parametrize("text", ["gpt2-mini", "encoder"])
+def test_a_large_model_is_proved_with_as_many_rows_of_each_padding(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_source(resolve("gpt2-mini")) if text == "gpt2-mini" else load(tmp_path, encoder_text(), table=table())
+    small = cases_of(loaded)
+    monkeypatch.setattr(weight_files, "LARGE_BYTES", 0)
+    large = cases_of(loaded)
+    before, after = rows_by_padding(small), rows_by_padding(large)
+    assert set(after) == set(before) == {"none", "right", "left", "holes"}
+    assert all(after[kind] >= before[kind] for kind in ("right", "left", "holes"))
+    assert "mixed" in {padding for _, padding in large}
+    assert len(large) < len(small)
+
+
+def rows_by_padding(cases: list[Case]) -> Counter[str]:
+    """Count the rows of prompts by their padding."""
+    return Counter(
+        padding_of_row(padding, row)
+        for sizes, padding in cases
+        if sizes["batch"] > 1 and not sizes.get("past_sequence", 0)
+        for row in range(sizes["batch"])
+    )
+
+
+def test_a_batch_that_is_not_free_has_one_kind_of_padding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_files, "LARGE_BYTES", 0)
+    loaded = replace(load(tmp_path, encoder_text(), table=table()), ranges={"batch": AxisRange(1, 1, 2)})
+    assert {padding for _, padding in cases_of(loaded)} == {"none", "right", "left", "holes"}
