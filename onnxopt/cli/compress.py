@@ -81,6 +81,7 @@ def prune(
     options = PruneOptions(what=what, **given)
     spec, left = spec_of(what, options), left_of(replace(options, budget=options.budget or None))
     look_ahead(source, out, options.data)
+    from onnxopt.cli.live import next_of_checkpoint
     from onnxopt.cli.progress import view_of
     from onnxopt.host.sizes import size_text
     from onnxopt.prune.run import prune as run
@@ -96,7 +97,8 @@ def prune(
         )
     share = 1 - record.bytes_after / max(record.bytes_before, 1)
     size = f"{size_text(record.bytes_before)} before, {size_text(record.bytes_after)} after ({share:.0%} smaller)"
-    _tell(out, {"pruning": record}, [*record.notes, size, f"written       {out}"], as_json=as_json, quiet=quiet)
+    lines = [*record.notes, size, f"written       {out}", f"next          {next_of_checkpoint(out)}"]
+    _tell(out, {"pruning": record}, lines, as_json=as_json, quiet=quiet)
 
 
 @app.command(
@@ -152,6 +154,7 @@ def distill(
     """Teach a small model what a large one does; the result is a checkpoint for `optimize`."""
     given = dict(locals())  # whatever is named like a setting is that setting
     configure_logging(verbose=verbose)
+    from onnxopt.cli.live import next_of_checkpoint
     from onnxopt.cli.progress import view_of
     from onnxopt.distill.run import distill as run
     from onnxopt.distill.run import write_job
@@ -175,7 +178,7 @@ def distill(
             progress=lambda step: view.say("distill", step),
             **options,
         )
-    lines = [*record.lines(), f"checkpoint    {out}"]
+    lines = [*record.lines(), f"checkpoint    {out}", f"next          {next_of_checkpoint(out)}"]
     _tell(out, {"distillation": record}, lines, as_json=as_json, quiet=quiet)
 
 
@@ -197,15 +200,18 @@ def compress(
     folder = out if out is not None else Path("build") / recipe.stem
     wanted = CompressRecipe.read(recipe)
     look_ahead(wanted, folder)
-    from onnxopt.cli.live import print_rows
+    from onnxopt.cli.live import next_steps, print_rows
     from onnxopt.cli.progress import view_of
+    from onnxopt.cli.words import near
     from onnxopt.compress.run import compress as run
+    from onnxopt.records.manifest import Manifest
 
     with view_of(progress, quiet=quiet or as_json) as view:
         found = run(wanted, folder, measure=measure, progress=view.show)
     if not (as_json or quiet):
         print_rows(out_console, f"{found.source} compressed", found.table())
-    _tell(folder, {"compression": found}, [f"artifact      {folder}"], as_json=as_json, quiet=quiet)
+    lines = [f"artifact      {folder}", f"next          {next_steps(Manifest.read(folder).task, near(folder))}"]
+    _tell(folder, {"compression": found}, lines, as_json=as_json, quiet=quiet)
 
 
 def _tell(

@@ -22,6 +22,7 @@ from onnxopt.load.export.forward_inputs import LEFT_OUT
 from onnxopt.records.notes import is_unproved
 from onnxopt.records.quantization import NOT_FASTER
 from onnxopt.records.savings import savings
+from onnxopt.run.there import MODEL_NAME
 
 if TYPE_CHECKING:
     from onnxopt.artifact.package import Artifact
@@ -165,14 +166,24 @@ def next_steps(task: str, path: Path) -> str:
         task: in the words of transformers; `onnx` for an imported file.
         path: its folder.
     """
-    quoted = subprocess.list2cmdline([str(path)]) if sys.platform == "win32" else shlex.quote(str(path))
-    folder, report = quoted, f"read {path / 'report.html'}"
+    folder, report = _typed(path), f"read {path / 'report.html'}"
     if task == "onnx":
         return report
     known = TASKS.get(task)
     given = {"image": "picture.png", "audio": "speech.wav"}.get(known.modality if known else "text", _QUOTED)
     command = "generate" if known is not None and (known.generates or known.paired) else "run"
     return f"onnxopt {command} {folder} {given}; {report}"
+
+
+def next_of_checkpoint(folder: Path) -> str:
+    """Say what to do with a folder that a checkpoint, or a model.onnx, was written to: optimize it."""
+    file = folder / MODEL_NAME
+    return f"onnxopt optimize {_typed(near(file if file.is_file() else folder))}"
+
+
+def _typed(path: Path) -> str:
+    """Return a path as it is typed behind a command."""
+    return subprocess.list2cmdline([str(path)]) if sys.platform == "win32" else shlex.quote(str(path))
 
 
 def _print_before_and_after(console: Console, manifest: Manifest, latency: Sequence[Latency]) -> None:

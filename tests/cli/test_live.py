@@ -14,7 +14,15 @@ import pytest
 from rich.console import Console
 
 from onnxopt.artifact.package import Artifact
-from onnxopt.cli.live import done_lines, next_steps, notices, print_summary, shipped_lines, speed_lines
+from onnxopt.cli.live import (
+    done_lines,
+    next_of_checkpoint,
+    next_steps,
+    notices,
+    print_summary,
+    shipped_lines,
+    speed_lines,
+)
 from onnxopt.cli.main import main
 from onnxopt.graph import op_counts
 from onnxopt.host.sizes import size_text
@@ -317,3 +325,13 @@ def test_the_last_line_says_what_to_do_next(task: str, folder: str, words: str) 
     print_summary(console, Artifact(Path(folder), make_manifest(task=task)))
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue().splitlines()[-2:] == [f"artifact      {folder}", f"next          {words}"]
+
+
+@pytest.mark.parametrize(("name", "typed"), [("small", "small"), ("my student", "'my student'")])
+def test_a_checkpoint_is_optimized_next(name: str, typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path(name)
+    folder.mkdir()
+    assert next_of_checkpoint(folder) == f"onnxopt optimize {typed}"
+    (folder / "model.onnx").touch()
+    assert next_of_checkpoint(folder) == "onnxopt optimize " + typed.replace(name, f"{name}/model.onnx")
