@@ -2,7 +2,7 @@
 
 An artifact::
 
-    model.onnx            the graph; weights too, up to 1.5 GB
+    model.onnx            the graph; weights too, up to 256 MiB
     model.onnx_data       the weights of a larger model, under the name that transformers.js looks for
     tokenizer.json, ...   tokenizer, processor and config files, in the folders the checkpoint had them in
     genai_config.json     for a decoder: what onnxruntime-genai must know of it

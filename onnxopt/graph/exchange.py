@@ -7,7 +7,7 @@ holds every number of the type it carries, so nothing is rounded on the way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,10 +85,15 @@ class Exchange:
     outputs: Mapping[str, ir.DataType]
 
     @classmethod
-    def of(cls, session: Any) -> Exchange:
-        """Read off an open session what must be carried."""
+    def of(cls, session: Any, but: Collection[str] = ()) -> Exchange:
+        """Read off an open session what must be carried.
+
+        Args:
+            session: of the runtime.
+            but: inputs that are fed values of the runtime's own.
+        """
         inputs, outputs = (
-            {item.name: _BY_RUNTIME_NAME[item.type] for item in items if item.type in _BY_RUNTIME_NAME}
+            {i.name: _BY_RUNTIME_NAME[i.type] for i in items if i.type in _BY_RUNTIME_NAME and i.name not in but}
             for items in (session.get_inputs(), session.get_outputs())
         )
         return cls(inputs, outputs)

@@ -7,13 +7,15 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxopt.graph.nodes import SMALL_CONSTANT_BYTES, all_nodes
+from onnxopt.graph.values import tensor_shape
+from onnxopt.graph.weight_files import LARGE_BYTES
 from onnxopt.host.disk import needing
 from onnxopt.spec import Signature
 
 DATA_SUFFIX = "_data"  # where transformers.js looks for the weights of a large model
 DATA_NAME = f"model.onnx{DATA_SUFFIX}"
 MAX_IR_VERSION = 11  # the newest that every ONNX Runtime we accept (1.23 on) reads
-EXTERNAL_DATA_BYTES = 1_500_000_000  # a protobuf file ends at 2 GiB; the graph itself and its readers need room
+EXTERNAL_DATA_BYTES = LARGE_BYTES  # the runtime maps a file beside the graph, and copies what is in the graph, twice
 
 
 def save_graph(model: ir.Model, folder: Path) -> Path:
@@ -34,11 +36,9 @@ def write_graph(model: ir.Model, path: Path) -> list[Path]:
         model: what it computes stays; afterwards it holds its weights, or those of a large one lie where they lay.
         path: of the graph; weights of more than `EXTERNAL_DATA_BYTES` go into a file beside it.
     """
-    model.ir_version = min(model.ir_version, MAX_IR_VERSION)
-    _open_empty_axes(model)
+    make_writable(model)
     size = _bytes_of_all(model)
-    # shapes stay in the graph: the runtime reads those of a branch there alone
-    threshold = SMALL_CONSTANT_BYTES if size > EXTERNAL_DATA_BYTES else max(size, SMALL_CONSTANT_BYTES)
+    threshold = _threshold(size)
     _take_in(model, threshold)
     data = path.with_name(f"{path.name}{DATA_SUFFIX}")
     with needing(size):
@@ -47,6 +47,42 @@ def write_graph(model: ir.Model, path: Path) -> list[Path]:
     if data.exists() and not data.stat().st_size:
         data.unlink()
     return [one for one in (path, data) if one.exists()]
+
+
+def make_writable(model: ir.Model) -> None:
+    """Bring a model into the form in which every runtime that we accept reads it."""
+    model.ir_version = min(model.ir_version, MAX_IR_VERSION)
+    _open_empty_axes(model)
+
+
+def written_bytes(model: ir.Model) -> int:
+    """Return how many bytes `write_graph` would write, without doing so.
+
+    Args:
+        model: made writable; not changed.
+    """
+    size = _bytes_of_all(model)
+    threshold = _threshold(size)
+    if threshold >= size:
+        return int(ir.to_proto(model).ByteSize())
+    stub, end = model.clone(), 0
+    for graph in stub.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is not None and tensor.nbytes > threshold:
+                shape = tensor_shape(tensor)
+                name = tensor.name or ""
+                value.const_value = ir.ExternalTensor(
+                    DATA_NAME, end, tensor.nbytes, tensor.dtype, shape=shape, name=name
+                )
+                end += tensor.nbytes
+    return end + int(ir.to_proto(stub).ByteSize())
+
+
+def _threshold(size: int) -> int:
+    """Return the bytes of the largest weight that stays in the graph, where all together are so many."""
+    # shapes stay in the graph: the runtime reads those of a branch there alone
+    return SMALL_CONSTANT_BYTES if size > EXTERNAL_DATA_BYTES else max(size, SMALL_CONSTANT_BYTES)
 
 
 def _bytes_of_all(model: ir.Model) -> int:

@@ -10,7 +10,6 @@ import onnx_ir as ir
 from onnxopt.graph.exchange import PLAIN
 from onnxopt.graph.nodes import SMALL_CONSTANT_BYTES, is_op
 from onnxopt.graph.values import constant_value, is_constant
-from onnxopt.spec import Array
 
 
 def has_subgraph(node: ir.Node) -> bool:
@@ -127,12 +126,12 @@ class Detached:
     Attributes:
         model: large constants are inputs of it, so that its bytes stay small.
         inputs: the original value behind each data input, in order of the model's first inputs.
-        feeds: the large constants by input name.
+        weights: the large constants by input name.
     """
 
     model: ir.Model
     inputs: list[ir.Value]
-    feeds: dict[str, Array]
+    weights: dict[str, ir.TensorProtocol]
 
 
 def detach(
@@ -158,8 +157,8 @@ def detach(
     copier = _Copier(feed_constants=feed_constants)
     for part in regions:
         copier.copy(part)
-    large = [value for value in copier.constants.values() if value.name in copier.feeds]
-    small = [value for value in copier.constants.values() if value.name not in copier.feeds]
+    large = [value for value in copier.constants.values() if value.name in copier.weights]
+    small = [value for value in copier.constants.values() if value.name not in copier.weights]
     graph = ir.Graph(
         [*copier.inputs.values(), *large],
         copier.outputs,
@@ -169,7 +168,7 @@ def detach(
         name="region",
     )
     model = ir.Model(graph, ir_version=ir_version, functions=list(functions))
-    return Detached(model, list(copier.inputs), copier.feeds)
+    return Detached(model, list(copier.inputs), copier.weights)
 
 
 class _Copier:
@@ -179,7 +178,7 @@ class _Copier:
         self._feed_constants = feed_constants
         self.inputs: dict[ir.Value, ir.Value] = {}
         self.constants: dict[ir.Value, ir.Value] = {}
-        self.feeds: dict[str, Array] = {}
+        self.weights: dict[str, ir.TensorProtocol] = {}
         self.nodes: list[ir.Node] = []
         self.outputs: list[ir.Value] = []
 
@@ -207,12 +206,14 @@ class _Copier:
             tensor = value.const_value if value.const_value is not None else ir.convenience.get_const_tensor(value)
             if tensor is None:
                 raise ValueError(f"{value.name} is not a constant")
-            if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= SMALL_CONSTANT_BYTES:
-                tensor = ir.tensor(tensor.numpy())  # the cut-out model has no folder to find it in
+            is_fed = self._feed_constants and tensor.nbytes > SMALL_CONSTANT_BYTES and tensor.dtype in PLAIN
+            if isinstance(tensor, ir.ExternalTensor) and not is_fed:
+                # the cut-out model has no folder to find it in
+                tensor = ir.Tensor(tensor.numpy(), dtype=tensor.dtype)
             copied = constant_value(tensor, f"const_{len(self.constants)}")
-            if self._feed_constants and tensor.nbytes > SMALL_CONSTANT_BYTES and tensor.dtype in PLAIN:
+            if is_fed:
                 copied.const_value = None
-                self.feeds[copied.name or ""] = tensor.numpy()
+                self.weights[copied.name or ""] = tensor
             self.constants[value] = copied
         return copied
 

@@ -69,6 +69,19 @@ def in_file(tensor: ir.TensorProtocol | None) -> ir.ExternalTensor | None:
     return found if isinstance(found, ir.ExternalTensor) else None
 
 
+def elements(tensor: ir.TensorProtocol, start: int = 0, stop: int | None = None) -> Array:
+    """Return some elements of a tensor, row-major [stop - start]; of what is widened, no more than those are converted.
+
+    Args:
+        tensor: of numbers.
+        start: the first, counted from the front.
+        stop: the one behind the last; None for all that are left.
+    """
+    found = tensor.stored if isinstance(tensor, Widened) else tensor
+    part: Array = np.ascontiguousarray(found.numpy().reshape(-1)[start:stop])
+    return part.astype(np.float32) if isinstance(tensor, Widened) else part
+
+
 class WeightFile:
     """A scratch file to which large constants are appended.
 

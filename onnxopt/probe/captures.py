@@ -23,6 +23,7 @@ from onnxopt.spec import Array, Feeds
 
 LEAST_LIMIT_BYTES = 2**26  # of all sizes together: some of the memory that a run of the whole model takes
 SHARE_OF_WEIGHTS = 8
+MOST_LIMIT_BYTES = 2**28  # whatever the weights are: those are not in memory
 PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul", "MatMulNBits", "MatMulInteger", "Conv", "ConvTranspose"})
 
 
@@ -31,7 +32,7 @@ class Captures:
 
     Args:
         limit_bytes: what is remembered at most: the results of products, the smallest of the others after them. None
-            allows 64 MiB, or an eighth of the weights where that is more.
+            allows 64 MiB, or an eighth of the weights where that is more, and 256 MiB at most.
     """
 
     def __init__(self, limit_bytes: int | None = None) -> None:
@@ -108,7 +109,7 @@ class Captures:
     def _limit_for(self, model: ir.Model) -> float:
         if self._limit is not None:
             return self._limit
-        return max(LEAST_LIMIT_BYTES, initializer_bytes(model) / SHARE_OF_WEIGHTS)
+        return min(MOST_LIMIT_BYTES, max(LEAST_LIMIT_BYTES, initializer_bytes(model) / SHARE_OF_WEIGHTS))
 
     def _along(
         self,

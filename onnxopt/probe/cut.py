@@ -11,7 +11,6 @@ import onnx_ir as ir
 from onnxopt.graph import CONTRIB, SMALL_CONSTANT_BYTES, dims, has_subgraph, is_op, rank
 from onnxopt.graph.exchange import CARRIERS, PLAIN
 from onnxopt.probe.program import import_standard
-from onnxopt.spec import Feeds
 
 LARGEST_KEPT_BYTES = 2**16
 MILES = 8
@@ -27,8 +26,7 @@ class Cut:
 
     Attributes:
         proto: an `onnx.ModelProto`; its graph has no outputs yet but the shapes of `measured`.
-        weights: the large constants by name, inputs of the graph.
-        mapped: those of them that lie in a file.
+        weights: the large constants by name, inputs of the graph; `hand_over` makes feeds of them.
     """
 
     def __init__(
@@ -42,8 +40,7 @@ class Cut:
     ) -> None:
         import onnx
 
-        self.weights: Feeds = {}
-        self.mapped: list[ir.TensorProtocol] = []
+        self.weights: dict[str, ir.TensorProtocol] = {}
         self.proto = onnx.ModelProto()
         self.proto.ir_version = model.ir_version
         for domain, version in model.opset_imports.items():
@@ -93,9 +90,7 @@ class Cut:
                 ir.serde.serialize_tensor_into(graph.initializer.add(), inside)
                 graph.initializer[-1].name = name
                 continue
-            self.weights[name] = tensor.numpy()
-            if isinstance(tensor, ir.ExternalTensor):
-                self.mapped.append(tensor)
+            self.weights[name] = tensor
             if not value.is_graph_input():
                 found = graph.input.add()
                 found.name = name

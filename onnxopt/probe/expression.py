@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import STANDARD_DOMAINS
+from onnxopt.graph.weight_files import elements
 from onnxopt.probe.memory import release_pages
 from onnxopt.spec import Array
 
@@ -30,8 +31,8 @@ RANDOM = (
     "Bernoulli",
     "Dropout",
 )
-WHOLE_BYTES = 4096  # a tensor up to this size is its own sample
-CHUNK_BYTES = 2**20
+WHOLE = 1024  # elements; a tensor of so many is its own sample
+CHUNK = 2**18  # elements that are compared at a time
 
 _TUPLES = (ir.AttributeType.INTS, ir.AttributeType.FLOATS, ir.AttributeType.STRINGS)
 _PLAIN = (ir.AttributeType.INT, ir.AttributeType.FLOAT, ir.AttributeType.STRING)
@@ -68,10 +69,9 @@ def _sample(tensor: ir.TensorProtocol) -> tuple[Any, ...]:
     shape = tuple(int(dim) for dim in tensor.shape)  # type: ignore[arg-type]  # a tensor's
     if tensor.dtype == ir.DataType.STRING:
         return tensor.dtype, shape, tuple(tensor.numpy().reshape(-1).tolist())
-    data = _bytes(tensor.numpy())
-    if len(data) > WHOLE_BYTES:
-        middle, part = len(data) // 2, WHOLE_BYTES // 4
-        data = np.concatenate([data[:part], data[middle : middle + part], data[-part:]])
+    size, middle, part = tensor.size, tensor.size // 2, WHOLE // 4
+    pieces = ((0, part), (middle, middle + part), (size - part, size)) if size > WHOLE else ((0, size),)
+    data = np.concatenate([_bytes(elements(tensor, start, stop)) for start, stop in pieces])
     return tensor.dtype, shape, hashlib.sha256(data.data).digest()
 
 
@@ -79,12 +79,11 @@ def equal_tensors(first: ir.TensorProtocol, second: ir.TensorProtocol) -> bool:
     """Compare two tensors of one type and shape bit by bit, reading a chunk of each at a time."""
     if first is second or first.dtype == ir.DataType.STRING:
         return True  # the sample of strings is all of them
-    one, other = _bytes(first.numpy()), _bytes(second.numpy())
-    same = len(one) == len(other) and all(
-        np.array_equal(one[start : start + CHUNK_BYTES], other[start : start + CHUNK_BYTES])
-        for start in range(0, len(one), CHUNK_BYTES)
+    same = first.size == second.size and all(
+        np.array_equal(_bytes(elements(first, start, start + CHUNK)), _bytes(elements(second, start, start + CHUNK)))
+        for start in range(0, first.size, CHUNK)
     )
-    if len(one) > CHUNK_BYTES:
+    if first.size > CHUNK:
         release_pages([first, second])
     return same
 

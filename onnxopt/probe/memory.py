@@ -7,10 +7,12 @@ import ctypes
 import functools
 import mmap
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import onnx_ir as ir
+
+from onnxopt.graph.weight_files import in_file, stored_bytes
 
 LEAST_PAGED_BYTES = 2**26  # less is not worth a thread
 PAGING_SECONDS = 0.03
@@ -22,14 +24,16 @@ def release_pages(tensors: Iterable[ir.TensorProtocol | None]) -> None:
     if advice is None:
         return
     for tensor in tensors:
-        if isinstance(tensor, ir.ExternalTensor) and tensor.raw is not None:
-            tensor.raw.madvise(advice)
+        found = in_file(tensor)
+        if found is not None and found.raw is not None:
+            found.raw.madvise(advice)
 
 
 @contextlib.contextmanager
-def paging(tensors: Sequence[ir.TensorProtocol]) -> Iterator[None]:
-    """While a model runs, let go of the weights that it has read; they come back from the system's cache."""
-    if sum(tensor.nbytes for tensor in tensors) < LEAST_PAGED_BYTES:
+def paging(weights: Iterable[ir.TensorProtocol]) -> Iterator[None]:
+    """While a model runs, let go of those weights in files that it has read; they come back from the system's cache."""
+    tensors = [tensor for tensor in weights if in_file(tensor) is not None]
+    if sum(map(stored_bytes, tensors)) < LEAST_PAGED_BYTES:
         yield
         return
     done = threading.Event()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from onnxopt.graph import STANDARD_DOMAINS
@@ -25,12 +26,13 @@ class ProbeError(Exception):
 class Program:
     """An open session; types that the runtime does not exchange with NumPy are carried in others."""
 
-    def __init__(self, proto: Any, *, apart: bool = False) -> None:
+    def __init__(self, proto: Any, *, apart: bool = False, as_stored: Collection[str] = ()) -> None:
         """Open a session on an `onnx.ModelProto`, which may be changed.
 
         Args:
             proto: the graph.
             apart: run it in a worker, which it may kill: what nobody has run yet.
+            as_stored: inputs that are fed values of the runtime's own, in whatever type.
 
         Raises:
             ProbeError: the runtime does not open it.
@@ -38,7 +40,7 @@ class Program:
         open_it = _open_apart if apart else _open
         self._session = open_it(proto)
         self.types = {item.name: str(item.type) for item in self._session.get_outputs()}
-        self._exchange = Exchange.of(self._session)
+        self._exchange = Exchange.of(self._session, as_stored)
         if self._exchange.needed:
             self._exchange.build(proto)
             import_standard(proto)
@@ -53,13 +55,20 @@ class Program:
         options = ort.RunOptions()
         options.log_severity_level = 4
         given = {name: value for name, value in self._exchange.give(feeds).items() if name in self._inputs}
-        seconds = bounds().seconds_for(0, sum(value.size for value in given.values() if hasattr(value, "size")))
+        seconds = bounds().seconds_for(0, sum(map(_elements, given.values())))
         with watched(options, seconds) as run:
             try:
                 found = list(self._session.run(self._exchange.names(outputs), given, options))
             except runtime_errors() as error:
                 raise ProbeError(runtime_line(too_slow(seconds) if run.ended else error)) from error
         return self._exchange.take(outputs, found)
+
+
+def _elements(value: Any) -> int:
+    """Return how many numbers go in with a feed: an array, a value of the runtime's own, or anything else."""
+    if hasattr(value, "size"):
+        return int(value.size)
+    return math.prod(value.shape()) if hasattr(value, "element_type") else 0
 
 
 def _open_apart(proto: Any) -> Any:

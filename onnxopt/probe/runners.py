@@ -1,7 +1,8 @@
 """Run graphs, or parts of them, in ONNX Runtime with its own optimizations off.
 
 Weights are handed over as inputs that share NumPy's memory, so a probe costs neither a copy nor a serialization of
-them; a weight that lies in a file is read through its mapping. What is not asked for is not computed.
+them; a weight that lies in a file is read through its mapping, and one that is widened is so when its reader runs. What
+is not asked for is not computed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +23,7 @@ from onnxopt.graph import (
 from onnxopt.graph.exchange import type_of
 from onnxopt.probe.cut import LARGEST_KEPT_BYTES, Cut, shape_name
 from onnxopt.probe.memory import paging
+from onnxopt.probe.narrow import hand_over
 from onnxopt.probe.program import Program, compute_in_float
 from onnxopt.spec import Array, Feeds, tensors_of
 
@@ -37,25 +40,27 @@ class RegionRunner:
             regions, model.opset_imports, list(model.functions.values()), model.ir_version
         )
         self._outputs = [value.name or "" for value in self._detached.model.graph.outputs]
-        self._program = _region_program(self._detached.model)
+        proto = ir.to_proto(self._detached.model)
+        self._weights = hand_over(proto, self._detached.weights)
+        self._program = _region_program(proto, self._weights.as_stored)
 
     def run(self, values: Mapping[ir.Value, Array]) -> list[Array]:
         """Return the outputs of all regions in order, for an array per input value."""
         feeds = {f"in_{i}": np.asarray(values[value], order="C") for i, value in enumerate(self._detached.inputs)}
-        return self._program.run(self._outputs, {**feeds, **self._detached.feeds})
+        with paging(list(self._detached.weights.values())):
+            return self._program.run(self._outputs, {**feeds, **self._weights.feeds})
 
 
 _programs: OrderedDict[bytes, Program] = OrderedDict()
 
 
-def _region_program(model: ir.Model) -> Program:
+def _region_program(proto: Any, as_stored: Collection[str]) -> Program:
     """Open a region, or return the open session of an equal one: what is alike has the same bytes."""
-    proto = ir.to_proto(model)
     key = proto.SerializeToString(deterministic=True)
     if len(key) > LARGEST_KEPT_BYTES:
-        return Program(proto)
+        return Program(proto, as_stored=as_stored)
     if key not in _programs:
-        _programs[key] = Program(proto)
+        _programs[key] = Program(proto, as_stored=as_stored)
         if len(_programs) > SESSIONS_KEPT:
             _programs.popitem(last=False)
     _programs.move_to_end(key)
@@ -95,17 +100,17 @@ class GraphRunner:
             return
         cut = Cut(model, [*outputs, *self._fetch], known=known, turned=turned)
         cut.hand_out([*outputs, *self._fetch])
-        self._weights, self._mapped = cut.weights, cut.mapped
         if widen:
             compute_in_float(cut.proto)
-        self._program = Program(cut.proto)
+        self._weights, self._tensors = hand_over(cut.proto, cut.weights), list(cut.weights.values())
+        self._program = Program(cut.proto, as_stored=self._weights.as_stored)
 
     def run(self, feeds: Mapping[str, Array]) -> tuple[Feeds, dict[ir.Value, Array]]:
         """Return the graph's outputs by name, sequences as `tensors_of` writes them, and the fetched values."""
         if not self._names:
             return {}, {}
-        with paging(self._mapped):
-            found = self._program.run(self._names, {**self._weights, **feeds})
+        with paging(self._tensors):
+            found = self._program.run(self._names, {**self._weights.feeds, **feeds})
         results = dict(zip(self._names, found, strict=True))
         outputs = tensors_of({name: results[name] for name in self._outputs})
         return outputs, {v: results[v.name or ""] for v in self._fetch}
@@ -140,16 +145,17 @@ class ShapeRunner:
             return
         cut = Cut(model, [*self._measured, *fetch], measured=self.dtypes, known=known, turned=True)
         cut.hand_out(fetch)
-        self._weights, self._mapped = cut.weights, cut.mapped
-        self._program = Program(cut.proto, apart=apart)
+        self._weights = hand_over(cut.proto, cut.weights, narrow=not apart)
+        self._tensors = list(cut.weights.values())
+        self._program = Program(cut.proto, apart=apart, as_stored=self._weights.as_stored)
 
     def run(self, feeds: Mapping[str, Array]) -> tuple[dict[ir.Value, tuple[int, ...]], dict[ir.Value, Array]]:
         """Return the shape of each value, and the fetched values."""
         if not self._measured:
             return {}, {}
         names = [*(value.name or "" for value in self._fetch), *map(shape_name, self._measured)]
-        with paging(self._mapped):
-            found = self._program.run(names, {**self._weights, **feeds})
+        with paging(self._tensors):
+            found = self._program.run(names, {**self._weights.feeds, **feeds})
         arrays, shapes = found[: len(self._fetch)], found[len(self._fetch) :]
         return (
             {value: tuple(shape.tolist()) for value, shape in zip(self._measured, shapes, strict=True)},

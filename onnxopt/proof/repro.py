@@ -56,7 +56,8 @@ def _written(
     for file, part in zip(("replaced", "replacement"), regions, strict=True):
         cut = detach([part], model.opset_imports, list(model.functions.values()), model.ir_version)
         ir.save(cut.model, target / f"{file}.onnx")
+        weights = {key: tensor.numpy() for key, tensor in cut.weights.items()}
         given = {f"in_{index}": values[value] for index, value in enumerate(cut.inputs) if value in values}
-        arrays.update({f"{file}/{key}": array for key, array in {**given, **cut.feeds}.items()})
+        arrays.update({f"{file}/{key}": array for key, array in {**given, **weights}.items()})
     np.savez(target / "inputs.npz", **arrays)  # type: ignore[arg-type]  # the stub allows no mapping of arrays
     return target

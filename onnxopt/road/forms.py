@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import onnx_ir as ir
@@ -11,9 +12,10 @@ import onnx_ir as ir
 from onnxopt.errors import InputError, ProofError
 from onnxopt.graph import STANDARD_DOMAINS, all_nodes, op_counts
 from onnxopt.graph.cache import TOTAL
-from onnxopt.graph.files import leave_ranks_open, save_graph
+from onnxopt.graph.files import leave_ranks_open, make_writable, save_graph, written_bytes
 from onnxopt.graph.outline import Step, outline_of
 from onnxopt.graph.roles import mask_of
+from onnxopt.graph.weight_files import is_large
 from onnxopt.load.loaded import Loaded
 from onnxopt.pipeline.pipeline import Pipeline
 from onnxopt.probe.observe import Observation
@@ -35,6 +37,7 @@ from onnxopt.spec import Budget, Feeds, Signature, Target, Workload
 from onnxopt.timing.latency import race
 
 STANDARD = Target("portable")
+MAPPED = {"session.disable_prepacking": "1"}
 Run = Callable[[Feeds], Feeds]
 Tell = Callable[[str, str], None]  # a stage, and a word on the step
 
@@ -44,27 +47,38 @@ class Before:
     """A graph as it was loaded.
 
     Attributes:
-        path: its file.
         size_bytes: of its files, weights included wherever the graph holds them.
         ops: its operators, those of functions where they are called.
         outline: its nodes by their names.
+        save: writes it and returns its file; called once at most.
     """
 
-    path: Path
     size_bytes: int
     ops: Mapping[str, int]
     outline: tuple[Step, ...]
+    save: Callable[[], Path]
 
     @classmethod
     def of(cls, model: ir.Model, folder: Path) -> Before:
-        """Save a graph.
+        """Take down a graph: save it, or remember how to, where its weights are large and perhaps nobody asks for it.
 
         Args:
-            model: what results are compared with; afterwards it holds its weights, as `save_graph` has it.
-            folder: made here.
+            model: what results are compared with; afterwards it holds its weights, as `save_graph` has it. A large one
+                is written as it is now, whatever becomes of it.
+            folder: made here, or where the graph is asked for.
         """
+        ops, outline = op_counts(model), outline_of(model)
+        if is_large(model):
+            make_writable(model)
+            kept = model.clone()
+            return cls(written_bytes(kept), ops, outline, lambda: save_graph(kept, folder))
         path = save_graph(model, folder)
-        return cls(path, sum(file.stat().st_size for file in folder.iterdir()), op_counts(model), outline_of(model))
+        return cls(sum(file.stat().st_size for file in folder.iterdir()), ops, outline, lambda: path)
+
+    @cached_property
+    def path(self) -> Path:
+        """Its file, written where that has not been done."""
+        return self.save()
 
     @property
     def nodes(self) -> int:
@@ -257,9 +271,13 @@ class Workbench:
 
 
 def _opened(path: Path, runs_on: Target, loaded: Loaded) -> Session:
-    """Open a graph; what ONNX Runtime says of the file that it lies in for now is of no use to anyone."""
+    """Open a graph; what ONNX Runtime says of the file that it lies in for now is of no use to anyone.
+
+    Weights of a large one stay where they are mapped: its kernels would keep a copy of each in their own order.
+    """
+    config = MAPPED if is_large(loaded.model) else None
     try:
-        return Session(path, target=runs_on, exact=True, label=loaded.name)
+        return Session(path, target=runs_on, exact=True, config=config, label=loaded.name)
     except InputError as error:
         hint = "nothing was written; run with --verbose to see each pass"
         what = error.what.replace(str(path), "it")

@@ -14,6 +14,7 @@ from onnxopt.artifact.golden import Golden
 from onnxopt.errors import ProofError
 from onnxopt.graph.cache import PAST, Cache, complete_all
 from onnxopt.graph.files import leave_ranks_open, save_graph
+from onnxopt.graph.weight_files import WeightFile, is_large, weights_in_file
 from onnxopt.load.loaded import Loaded
 from onnxopt.load.reference import OrtReference
 from onnxopt.pipeline.pipeline import Pipeline
@@ -76,7 +77,7 @@ def worked_on(
     prune: Callable[[Driver], None] | None = None,
     part: str = "",
 ) -> Worked:
-    """Rewrite, prove and measure a loaded model.
+    """Rewrite, prove and measure a loaded model; what is made of the weights of a large one lies in a scratch file.
 
     Args:
         loaded: the model; it is changed.
@@ -90,6 +91,14 @@ def worked_on(
         ProofError: the result is not within its budget.
         InputError: an option does not fit the model.
     """
+    with weights_in_file(WeightFile(scratch / "weights") if is_large(loaded.model) else None):
+        return _worked_on(loaded, goal, scratch, say, prune=prune, part=part)
+
+
+def _worked_on(
+    loaded: Loaded, goal: Goal, scratch: Path, say: Listener, *, prune: Callable[[Driver], None] | None, part: str
+) -> Worked:
+    """Do what `worked_on` promises."""
     target, pinned = goal.target, goal.pins.of(part) if goal.pins is not None else None
     if isinstance(loaded.reference, OrtReference):  # a file is held to what it gives where it is going to run
         loaded.reference = loaded.reference.with_threads(target.threads)

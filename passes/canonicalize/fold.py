@@ -19,7 +19,7 @@ Source: onnxscript.optimizer.fold_constants. The budget keeps Expand, Tile, Cons
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -28,6 +28,7 @@ from onnxscript.optimizer import fold_constants
 from onnxopt.graph import all_nodes, is_constant, is_op
 from onnxopt.graph.linears import ORIGIN_KEY, origin
 from onnxopt.graph.stored_weights import widens_weight
+from onnxopt.graph.weight_files import tensor_of
 from onnxopt.probe.memory import release_pages
 from onnxopt.rewrite import Pass
 from onnxopt.rewrite.registry import register
@@ -36,7 +37,6 @@ from onnxopt.spec import Reassociated
 FREE_BYTES = 2**20
 WIDENED_BYTES = 2**16  # of a Cast: layers have many weights of some hundred kilobytes, which add up
 LARGEST_BYTES = 2**31
-PAGES_BYTES = 2**25  # of files that are held in memory at a time
 # the size of the result is a number in an input, and not bounded by the sizes of all inputs together
 MAKES = ("Expand", "Tile", "ConstantOfShape", "Range", "Pad", "Resize", "Upsample", "OneHot", "EyeLike")
 NEVER = (
@@ -62,14 +62,63 @@ class FoldConstants(Pass):
         """Fold; returns how many nodes are gone, those that became another node (an empty Cast, say) included."""
         spelled = _spell_casts(model)
         before = set(all_nodes(model))
-        sources = [value.const_value for value in model.graph.initializers.values()]
         names = _origins(model)
-        fold_constants(model, input_size_limit=LARGEST_BYTES, output_size_limit=LARGEST_BYTES, should_fold=_should_fold)
-        _store_in_rows(model, sources)
+        results = _Results()
+        fold_constants(
+            model,
+            input_size_limit=LARGEST_BYTES,
+            output_size_limit=LARGEST_BYTES,
+            should_fold=results.decide,
+        )
+        results.lay_down()
         for name, value in model.graph.initializers.items():
             if name in names:
                 value.metadata_props.setdefault(ORIGIN_KEY, names[name])
         return len(before - set(all_nodes(model))) + spelled
+
+
+class _Results:
+    """Lays each result down in row-major order before the next one is made.
+
+    A strided view, such as a transposed weight, would hold what it looks into: one weight is in memory at a time.
+    """
+
+    def __init__(self) -> None:
+        self._last: ir.Node | None = None
+        self._graph: ir.Graph | ir.Function | None = None
+        self._read: list[ir.TensorProtocol | None] = []
+
+    def decide(self, node: ir.Node) -> bool | None:
+        """Tell whether a node may be folded; the library asks before it does."""
+        self.lay_down()
+        decision = _should_fold(node)
+        if decision is not False:
+            self._last, self._graph = node, node.graph
+            self._read = [value.const_value for value in node.inputs if value is not None]
+        return decision
+
+    def lay_down(self) -> None:
+        """Lay down what came of the last node, and let go of what was read for it."""
+        node, graph = self._last, self._graph
+        self._last = self._graph = None
+        if node is None or not isinstance(graph, ir.Graph):
+            return
+        for made in node.outputs:
+            value = graph.initializers.get(made.name or "")
+            tensor = value.const_value if value is not None else None
+            if value is None or not isinstance(tensor, ir.Tensor):
+                continue
+            value.const_value = _in_rows(tensor)
+            if tensor.nbytes > FREE_BYTES:
+                release_pages(self._read)
+        self._read = []
+
+
+def _in_rows(tensor: ir.Tensor[Any]) -> ir.TensorProtocol:
+    array = tensor.numpy()
+    laid = tensor_of(array, tensor.name or "")
+    # NumPy knows no types of 4 bits and less, which a tensor in memory may name
+    return laid if laid.dtype == tensor.dtype else ir.Tensor(np.asarray(array, order="C"), dtype=tensor.dtype)
 
 
 def _spell_casts(model: ir.Model) -> int:
@@ -105,26 +154,6 @@ def _origins(model: ir.Model) -> dict[str, str]:
 
 def _matrix(value: ir.Value) -> bool:
     return value.const_value is not None and len(value.const_value.shape) >= 2
-
-
-def _store_in_rows(model: ir.Model, sources: Sequence[ir.TensorProtocol | None]) -> None:
-    """Copy folded results that are strided views, such as a transposed weight, into row-major order.
-
-    Args:
-        model: its initializers are looked through.
-        sources: tensors that the views may look into; what they hold of a file in memory is let go on the way.
-    """
-    copied = 0
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if not isinstance(tensor, ir.Tensor) or tensor.numpy().flags.c_contiguous:
-            continue
-        value.const_value = ir.Tensor(np.asarray(tensor.numpy(), order="C"), dtype=tensor.dtype, name=value.name)
-        copied += tensor.nbytes
-        if copied > PAGES_BYTES:
-            release_pages(sources)
-            copied = 0
-    release_pages(sources)
 
 
 def _should_fold(node: ir.Node) -> bool | None:

@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import PASS_KEY
+from onnxopt.graph.weight_files import elements
 from onnxopt.probe.expression import Tensors
 from onnxopt.probe.memory import release_pages
 from onnxopt.rewrite import Pass
@@ -98,19 +99,19 @@ def _is_table(value: ir.Value) -> bool:
 
 def _are_transposed(table: ir.Value, other: ir.Value) -> bool:
     """Compare two matrices bit by bit, one of them turned, some rows at a time."""
-    tensors = table.const_value, other.const_value
-    if tensors[0] is None or tensors[1] is None:
+    first, second = table.const_value, other.const_value
+    if first is None or second is None:
         return False
-    upright, turned = (tensor.numpy() for tensor in tensors if tensor is not None)
-    bits = np.dtype(f"u{upright.dtype.itemsize}")
+    (rows, columns), turned = _stored_shape(table), second.numpy()
+    bits = np.dtype(f"u{first.dtype.numpy().itemsize}")
     same = all(
         np.array_equal(
-            np.asarray(upright[start : start + ROWS], order="C").view(bits),
+            elements(first, start * columns, (start + ROWS) * columns).view(bits).reshape(-1, columns),
             np.asarray(turned[:, start : start + ROWS], order="C").view(bits).T,
         )
-        for start in range(0, len(upright), ROWS)
+        for start in range(0, rows, ROWS)
     )
-    release_pages(tensors)
+    release_pages([first, second])
     return same
 
 

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 
 from onnxopt.graph import files
-from onnxopt.graph.files import MAX_IR_VERSION, save_graph, write_graph
+from onnxopt.graph.files import MAX_IR_VERSION, make_writable, save_graph, write_graph, written_bytes
 from tests.support.rules import parse
 
 
@@ -65,6 +65,20 @@ def test_a_graph_is_the_same_file_wherever_its_weights_lay(tmp_path: Path, monke
     assert first.read_bytes() == second.read_bytes()
     (tmp_path / "large" / "model.onnx_data").unlink()
     assert weights_of(parted)["w0"].tolist() == [1.0] * 700, "the model holds what lay there"
+
+
+@pytest.mark.parametrize("sizes", [(700, 1), (300, 2, 450, 256, 257), (100,)])
+@pytest.mark.parametrize("beside_from", [0, 2000, 1 << 28])
+def test_how_much_is_written_is_known_before(
+    sizes: tuple[int, ...], beside_from: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "EXTERNAL_DATA_BYTES", beside_from)
+    model = model_of(sizes)
+    before = {name: value.const_value for name, value in model.graph.initializers.items()}
+    make_writable(model)
+    known = written_bytes(model)
+    assert {name: value.const_value for name, value in model.graph.initializers.items()} == before
+    assert known == sum(path.stat().st_size for path in write_graph(model, tmp_path / "model.onnx"))
 
 
 CUT = """

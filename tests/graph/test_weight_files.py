@@ -14,13 +14,16 @@ from onnxopt.graph import weight_files
 from onnxopt.graph.weight_files import (
     WeightFile,
     Widened,
+    elements,
     in_file,
+    is_large,
     narrowest,
     stored_bytes,
     tensor_of,
     weights_in_file,
 )
 from onnxopt.spec import Array
+from tests.support.rules import parse
 
 ODD = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, 2.0**-133, 2.0**127, 65504.0, 2.0**-24], np.float32)
 
@@ -85,6 +88,30 @@ def test_large_constants_lie_in_the_file_and_small_ones_do_not(tmp_path: Path) -
     for tensor, array in zip(tensors, (large, small, turned, large > 3), strict=True):
         assert np.array_equal(tensor.numpy(), array)
     assert in_file(tensor_of(large, "after")) is None
+
+
+@pytest.mark.parametrize("kind", [ml_dtypes.bfloat16, np.float16, np.float32, np.int64])
+def test_elements_are_read_in_parts(kind: type) -> None:
+    array: Array = np.arange(21).reshape(3, 7).astype(kind)
+    tensor = ir.tensor(array) if array.dtype.itemsize > 2 else Widened(ir.tensor(array), "w")
+    expected = tensor.numpy().reshape(-1)
+    for start, stop in ((0, None), (5, 9), (19, 40), (0, 0)):
+        found = elements(tensor, start, stop)
+        assert found.dtype == expected.dtype
+        assert np.array_equal(found, expected[start:stop])
+    assert np.array_equal(elements(ir.tensor(array.T)), array.T.reshape(-1))
+
+
+def test_a_model_is_large_by_what_its_weights_take_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = parse(
+        "g (float[4] x) => (float[4] y) { y = Add (x, w) }", {"w": np.zeros(4, np.float32), "v": np.zeros(2, np.int8)}
+    )
+    monkeypatch.setattr(weight_files, "LARGE_BYTES", 18)
+    assert not is_large(model)
+    monkeypatch.setattr(weight_files, "LARGE_BYTES", 17)
+    assert is_large(model)
+    model.graph.initializers["w"].const_value = Widened(ir.tensor(np.zeros(4, np.float16)), "w")
+    assert is_large(model)
 
 
 def test_a_full_disk_is_said(tmp_path: Path) -> None:

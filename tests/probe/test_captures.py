@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from onnxopt.probe import program
+from onnxopt.probe import captures, program
 from onnxopt.probe.annotate import annotate
 from onnxopt.probe.captures import Captures
 from onnxopt.probe.program import ProbeError
@@ -79,6 +79,13 @@ def test_no_more_is_remembered_than_allowed(model: ir.Model) -> None:
     assert len(remembered) == len(observations)
     assert len(remembered[0]) in (1, 2, 3, 4)
     assert all(names == remembered[0] for names in remembered)
+
+
+def test_large_weights_let_no_more_be_remembered(model: ir.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captures, "LEAST_LIMIT_BYTES", 10)
+    assert Captures()._limit_for(model) == WEIGHT.nbytes / captures.SHARE_OF_WEIGHTS
+    monkeypatch.setattr(captures, "MOST_LIMIT_BYTES", 100)
+    assert Captures()._limit_for(model) == 100
 
 
 def test_a_transposed_weight_is_read_as_it_lies(model: ir.Model, monkeypatch: pytest.MonkeyPatch) -> None:

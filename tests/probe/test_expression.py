@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from onnxopt.graph.weight_files import Widened
 from onnxopt.probe.expression import Expressions, Tensors
 from onnxopt.spec import Array
 from tests.support.rules import parse
@@ -83,6 +84,19 @@ def test_tensors_are_told_apart_at_any_place(kind: type) -> None:
     assert first == table.number(ir.tensor(array.copy()))
     assert first != table.number(ir.tensor(other))
     assert first != table.number(ir.tensor(array.reshape(900, 700)))
+
+
+@pytest.mark.parametrize("kind", [ml_dtypes.bfloat16, np.float16])
+@pytest.mark.parametrize("size", [9, 1024, 300_000])
+def test_a_widened_tensor_is_equal_to_its_numbers_in_float32(kind: type, size: int) -> None:
+    stored: Array = np.random.default_rng(2).standard_normal(size).astype(kind)
+    tensors, wide = Tensors(), stored.astype(np.float32)
+    number = tensors.number(ir.tensor(wide))
+    assert tensors.number(Widened(ir.tensor(stored), "w")) == number
+    for place in (0, size // 3, size - 1):
+        other = stored.copy()
+        other[place] += 1
+        assert tensors.number(Widened(ir.tensor(other), "w")) != number
 
 
 def test_strings_are_compared_by_their_text() -> None:

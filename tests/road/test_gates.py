@@ -24,7 +24,7 @@ from onnxopt.spec import Target
 def worked(*races: Race, form: FormName = "optimized", quantization: QuantizationRecord | None = None) -> Worked:
     loaded: Any = SimpleNamespace(name="mine")
     decision = Decision(Form(form, loaded, Path("x"), None, ()), Shipped(form=form), races)  # type: ignore[arg-type]  # no ledger is read
-    return Worked(decision, Target("cpu"), Evidence(quantization=quantization), [], {}, Before(Path("x"), 0, {}, ()))
+    return Worked(decision, Target("cpu"), Evidence(quantization=quantization), [], {}, Before(0, {}, (), Path))
 
 
 def race(form: FormName, low: float, high: float) -> Race:

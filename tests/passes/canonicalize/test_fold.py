@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from onnxopt.graph.weight_files import WeightFile, in_file, weights_in_file
 from onnxopt.spec import Array
 from tests.support.rules import run_passes
 
@@ -19,6 +22,23 @@ def test_folds_a_transposed_weight_and_stores_it_row_by_row() -> None:
     stored = outcome.constant("MatMul", 1)
     assert stored.flags.c_contiguous
     assert np.array_equal(stored, weight(3, 4).T)
+    assert outcome.worst_error() < 1e-6
+
+
+def test_a_large_result_lies_in_the_file_where_that_is_wanted(tmp_path: Path) -> None:
+    text = """
+    g (float[batch,640] x) => (float[batch,700] y) {
+      t = Transpose<perm=[1,0]>(w)
+      s = Mul(t, k)
+      y = MatMul(x, s)
+    }"""
+    weights = {"w": weight(700, 640), "k": weight(700)}
+    with weights_in_file(WeightFile(tmp_path / "weights")):
+        outcome = run_passes(text, "fold-constants", "remove-unused", weights=weights)
+    assert outcome.ops == ["MatMul"]
+    (stored,) = outcome.model.graph.initializers.values()
+    assert in_file(stored.const_value) is not None
+    np.testing.assert_array_equal(outcome.constant("MatMul", 1), weight(700, 640).T * weight(700))
     assert outcome.worst_error() < 1e-6
 
 

@@ -1,7 +1,9 @@
 import ml_dtypes
 import numpy as np
+import onnx_ir as ir
 import pytest
 
+from onnxopt.graph.weight_files import Widened
 from onnxopt.spec import Array
 from tests.support.rules import parse, pass_of, run_passes
 
@@ -100,6 +102,22 @@ def test_ties_half_precision_tables(kind: type) -> None:
     assert pass_of("merge-initializers").run(model) == 1  # without a proof: the runtime has no such kernels
     assert list(model.graph.initializers) == ["table"]
     assert [node.op_type for node in model.graph] == ["Transpose", "Gather", "MatMul"]
+
+
+@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("tied", [True, False])
+def test_ties_tables_that_lie_in_sixteen_bits(kind: type, *, tied: bool) -> None:
+    table: Array = weight(1100, 512).astype(kind)
+    head = table.T.copy()
+    head[3, 1099] += 0 if tied else 1
+    model = parse(TIED.replace("ROWS", "1100"), {"table": weight(1, 1), "head": weight(1, 1)})
+    for name, array in (("table", table), ("head", head)):
+        value = model.graph.initializers.pop(name)
+        value.const_value = Widened(ir.tensor(array), name)
+        value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape(array.shape)
+        model.graph.initializers.add(value)
+    assert pass_of("merge-initializers").run(model) == int(tied)
+    assert isinstance(model.graph.initializers["table"].const_value, Widened)
 
 
 def test_a_default_that_a_caller_may_override_is_no_copy_of_anything() -> None:
