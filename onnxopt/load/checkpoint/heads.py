@@ -5,16 +5,13 @@ transformers gives a head that is not in the files weights as it draws them, and
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from onnxopt.errors import InputError, word
 from onnxopt.load.checkpoint.folder import Checkpoint
+from onnxopt.load.checkpoint.stored import header_of
 from onnxopt.load.checkpoint.tasks import TASKS, Task
-
-MOST_HEADER = 100 << 20  # bytes of a header; the format itself allows no more
 
 # How the names of the modules of a head begin, each with a dot behind it: one of them is in every class but Perceiver's
 # of the tables of transformers 5.
@@ -81,24 +78,10 @@ def require_head(checkpoint: Checkpoint, task: Task) -> None:
 def weight_names(files: Iterable[Path]) -> set[str]:
     """Return the names of all tensors in safetensors files, from their headers alone.
 
-    The format begins with the length of its header, 8 bytes from the least significant on, and the header is a JSON
-    object with a key per tensor (huggingface/safetensors, README, "Format").
-
     Raises:
         InputError: a file is none of that format.
     """
-    names: set[str] = set()
-    for path in files:
-        try:
-            with path.open("rb") as stream:
-                (length,) = struct.unpack("<Q", stream.read(8))
-                found = json.loads(stream.read(length)) if length <= MOST_HEADER else None
-        except (OSError, ValueError, struct.error, RecursionError) as error:
-            raise InputError(f"the weights cannot be read: {error}", where=str(path)) from error
-        if not isinstance(found, dict):
-            raise InputError("the weights cannot be read: no header of safetensors", where=str(path))
-        names |= set(found) - {"__metadata__"}
-    return names
+    return {name for path in files for name in header_of(path)[0]}
 
 
 def _tasks_of(saved: str, asked: Task) -> list[str]:

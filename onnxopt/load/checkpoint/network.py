@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from onnxopt.errors import ExportError, InputError
 from onnxopt.host.quiet import quiet
 from onnxopt.load.checkpoint.folder import Checkpoint
+from onnxopt.load.checkpoint.mapped import MappedWeights, laying
+from onnxopt.load.checkpoint.stored import is_large, weight_files_of
 from onnxopt.load.checkpoint.tasks import Task, model_class
 
 RANDOM_SEED = 0
+
+logger = logging.getLogger(__name__)
 
 
 def load_network(checkpoint: Checkpoint, config: Any, task: Task) -> Any:
@@ -44,7 +49,51 @@ def build_network(checkpoint: Checkpoint, config: Any, kind: Any) -> tuple[Any, 
     """Return the network and the names of parameters that the checkpoint does not have."""
     import torch
 
-    common: dict[str, Any] = {"attn_implementation": "sdpa", "dtype": torch.float32}
+    def make(common: Mapping[str, Any]) -> tuple[Any, list[str]]:
+        if checkpoint.source.weights != "random":
+            return _from_files(checkpoint, config, kind, common)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(RANDOM_SEED)
+            return _made_up(checkpoint, config, kind, common), []
+
+    return _with_attention(make, config, where=checkpoint.source.text)
+
+
+def mapped_network(checkpoint: Checkpoint, config: Any, kind: Any) -> tuple[Any, list[str], MappedWeights] | None:
+    """Return the network of a large checkpoint with its weights in their files, as `build_network` does with its own.
+
+    Returns:
+        The network, the names of parameters that the checkpoint does not have, and where the others lie; None for a
+        checkpoint that is not large, or that does not load so: it is loaded as ever then.
+    """
+    more = getattr(type(config), "extra_files", ())  # files beside the weights, which transformers adds by itself
+    if not is_large(checkpoint) or checkpoint.folder is None or more:
+        return None
+    try:
+        weights = MappedWeights(weight_files_of(checkpoint.folder))
+
+        def make(common: Mapping[str, Any]) -> tuple[Any, list[str]]:
+            network, report = kind.from_pretrained(
+                None, config=config, state_dict=dict(weights.state), output_loading_info=True, **common
+            )
+            return network, sorted(report["missing_keys"])
+
+        with laying(weights):
+            network, missing = _with_attention(make, config, where=checkpoint.source.text)
+        weights.settle(network)
+    except (InputError, ExportError, TypeError, AttributeError) as error:
+        logger.info("the weights are loaded into memory: %s", error)
+        return None
+    return network, missing, weights
+
+
+def _with_attention(
+    make: Callable[[Mapping[str, Any]], tuple[Any, list[str]]], config: Any, *, where: str
+) -> tuple[Any, list[str]]:
+    """Return what a maker makes with the fastest attention that an architecture has."""
+    import torch
+
+    common: dict[str, Any] = {"dtype": torch.float32}
     if any(hasattr(part, "num_experts") or hasattr(part, "num_local_experts") for part in configs_of(config)):
         # each token looks its experts' weights up; the other ways call operators that no exporter knows, or loop
         # over the experts that the example happened to use
@@ -53,18 +102,14 @@ def build_network(checkpoint: Checkpoint, config: Any, kind: Any) -> tuple[Any, 
     for attempt in ("sdpa", "eager"):  # not every architecture has an sdpa form
         common["attn_implementation"] = attempt
         try:
-            if checkpoint.source.weights == "random":
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(RANDOM_SEED)
-                    return _made_up(checkpoint, config, kind, common), []
-            return _from_files(checkpoint, config, kind, common)
+            return make(common)
         except ValueError as error:
             if attempt == "sdpa" and "scaled_dot_product_attention" in str(error):
                 continue
-            raise InputError(f"the weights cannot be loaded: {error}", where=checkpoint.source.text) from error
+            raise InputError(f"the weights cannot be loaded: {error}", where=where) from error
         except Exception as error:
-            raise InputError(f"the weights cannot be loaded: {error}", where=checkpoint.source.text) from error
-    raise ExportError("no attention implementation works", where=checkpoint.source.text)
+            raise InputError(f"the weights cannot be loaded: {error}", where=where) from error
+    raise ExportError("no attention implementation works", where=where)
 
 
 def configs_of(config: Any) -> list[Any]:

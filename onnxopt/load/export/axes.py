@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnxopt.errors import ExportError
 from onnxopt.graph.cache import PAST, SEQUENCE, complete, complete_all
 from onnxopt.graph.kept_rows import rows_that_matter
+from onnxopt.load.export.references import read_graph
 from onnxopt.load.loaded import Feeder, Reference
 from onnxopt.probe.program import ProbeError
 from onnxopt.probe.runners import GraphRunner, ShapeRunner
@@ -78,6 +79,7 @@ def prove_axes(
     *,
     example: Mapping[str, int],
     longest: int = 0,
+    folder: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, int], ...]:
     """Run the file at every combination of sizes, with every kind of padding, and compare with the reference.
@@ -89,6 +91,7 @@ def prove_axes(
         feeder: makes the inputs.
         example: the sizes that the export was traced with.
         longest: the longest sequence the model takes, or 0.
+        folder: of the checkpoint in whose files large weights lie.
         say: told each size that is tried.
 
     Returns:
@@ -97,7 +100,7 @@ def prove_axes(
     Raises:
         ExportError: names the axis that is frozen, and the node, or the output that differs at any size.
     """
-    model = ir.load(path)
+    model = read_graph(path, folder)
     proof = _Proof(model, _opened(model), signature, reference, feeder)
     combinations = axis_sizes(signature, example, longest)
     work = f"proving the axes {', '.join(signature.axes)} against torch, size"
@@ -110,7 +113,13 @@ def prove_axes(
 
 
 def learn_ranges(
-    path: Path, signature: Signature, reference: Reference, feeder: Feeder, *, example: Mapping[str, int]
+    path: Path,
+    signature: Signature,
+    reference: Reference,
+    feeder: Feeder,
+    *,
+    example: Mapping[str, int],
+    folder: Path | None = None,
 ) -> dict[str, AxisRange]:
     """Find the sizes of the sides of an image at which the file runs and gives what the reference gives.
 
@@ -122,6 +131,7 @@ def learn_ranges(
         reference: the model it came from.
         feeder: makes the inputs.
         example: the sizes that the export was traced with.
+        folder: of the checkpoint in whose files large weights lie.
 
     Returns:
         A range for each axis that holds no rows, tokens or positions.
@@ -129,7 +139,7 @@ def learn_ranges(
     sides = [axis for axis in signature.axes if axis in SIDES]
     if not sides:
         return {}
-    model = ir.load(path)
+    model = read_graph(path, folder)
     proof = _Proof(model, _opened(model), signature, reference, feeder)
 
     def agrees(axis: str, size: int) -> bool:

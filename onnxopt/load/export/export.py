@@ -11,8 +11,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import onnx_ir as ir
-
 from onnxopt.errors import ExportError, InputError
 from onnxopt.host.folders import sealed
 from onnxopt.host.usercache import cache_root, make_entry, use_entry
@@ -21,8 +19,9 @@ from onnxopt.load.checkpoint.heads import require_head
 from onnxopt.load.checkpoint.network import RANDOM_SEED
 from onnxopt.load.checkpoint.pooling import Pooling, read_pooling
 from onnxopt.load.checkpoint.tasks import Task, features_task, infer_task, model_class, parse_task, require_readable
-from onnxopt.load.export.axes import learn_ranges, prove_axes, range_notes
+from onnxopt.load.export.axes import SIDES, learn_ranges, prove_axes, range_notes
 from onnxopt.load.export.forward_inputs import ExtraInput
+from onnxopt.load.export.references import read_graph
 from onnxopt.load.export.torch_model import Logits, TorchModel, TorchReference, grows_beyond, load_torch, rereads
 from onnxopt.load.export.torch_pair import SeqPart
 from onnxopt.load.export.trace import ROADS, Road, Traced, trace
@@ -36,7 +35,7 @@ from onnxopt.version import __version__
 Exporter = Literal["auto", "dynamo", "torchscript"]
 Progress = Callable[[str], None]
 
-_FORMAT = 7
+_FORMAT = 8
 _RECORD = "export.json"
 _MODEL = "model.onnx"
 _ASSETS = "assets"
@@ -193,10 +192,12 @@ def _make(
     record |= {"pooling": str(pooling) if pooling else "", "proved_sizes": list(proved)}
     record |= {"with_cache": model.cache is not None, "logits": model.logits, "longest": model.longest}
     record |= {"part": form.part, "without": form.without, "extras": [one.to_json() for one in model.extras]}
-    say("trying sizes of images")
+    if set(SIDES) & set(traced.signature.axes):
+        say("trying sizes of images")
     feeder = _feeder(traced.signature.inputs, tokens, traced.example, model.extras)
     reference = TorchReference(model.title, lambda: model)
-    ranges = learn_ranges(folder / _MODEL, traced.signature, reference, feeder, example=traced.example)
+    given: dict[str, Any] = {"example": traced.example, "folder": model.folder}
+    ranges = learn_ranges(folder / _MODEL, traced.signature, reference, feeder, **given)
     notes += range_notes(ranges)
     record |= {"notes": notes, "ranges": {axis: asdict(known) for axis, known in ranges.items()}}
     (folder / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
@@ -211,7 +212,7 @@ def _crossing(path: Path, model: TorchModel, notes: list[str]) -> tuple[str, int
     """
     if model.cache is None:
         return "", 0
-    found = crossings_of(ir.load(path), longest=model.longest)
+    found = crossings_of(read_graph(path, model.folder), longest=model.longest)
     if model.longest and not found.endless_from and grows_beyond(model.flat.network, model.longest):
         found = replace(found, endless_from=model.longest)
     anew = all(rereads(model.flat.network, length) for length in found.at)
@@ -240,7 +241,8 @@ def _first_road(
         traced = trace(variant, road, path)
         feeder = _feeder(traced.signature.inputs, tokens, traced.example, model.extras)
         example, longest = traced.example, model.longest
-        sizes = prove_axes(path, traced.signature, reference, feeder, example=example, longest=longest, say=say)
+        given: dict[str, Any] = {"example": example, "longest": longest, "folder": variant.folder}
+        sizes = prove_axes(path, traced.signature, reference, feeder, **given, say=say)
         return traced, sizes
 
     failures: list[str] = []
@@ -343,7 +345,7 @@ def _open(entry: Path, checkpoint: Checkpoint, weights: Mapping[str, str], model
 
     return Loaded(
         name=source.name,
-        model=ir.load(entry / _MODEL),
+        model=read_graph(entry / _MODEL, checkpoint.folder),
         signature=signature,
         reference=TorchReference(record["reference"], load),
         feeder=_feeder(signature.inputs, tokens, record["example"], extras),

@@ -11,6 +11,7 @@ import itertools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +20,8 @@ from onnxopt.errors import ExportError, InputError
 from onnxopt.graph.cache import PARTS, Cache, CacheLayer, complete_all
 from onnxopt.host.quiet import quiet
 from onnxopt.load.checkpoint.folder import Checkpoint
-from onnxopt.load.checkpoint.network import build_network, configs_of
+from onnxopt.load.checkpoint.mapped import MappedWeights
+from onnxopt.load.checkpoint.network import build_network, configs_of, mapped_network
 from onnxopt.load.checkpoint.pooling import Pooling, build_head
 from onnxopt.load.checkpoint.tasks import Task, model_class
 from onnxopt.load.export.forward_inputs import ExtraInput, choose_inputs, drop_inputs, inputs_of_pair
@@ -47,6 +49,8 @@ class TorchModel:
         logits: positions of the output `logits` of a model with a cache.
         extras: what is known of inputs besides ids, mask, token types and an image alone.
         left_out: sentences about what `forward` takes and the inputs lack.
+        weights: where its parameters lie; None where they are in memory.
+        folder: of the checkpoint in whose files they lie; None for the same.
     """
 
     flat: Any
@@ -60,6 +64,8 @@ class TorchModel:
     logits: Logits = "all"
     extras: tuple[ExtraInput, ...] = ()
     left_out: tuple[str, ...] = ()
+    weights: MappedWeights | None = None
+    folder: Path | None = None
 
     def fixed_image(self) -> TorchModel:
         """Return the same model for images of the size it was trained with only."""
@@ -134,14 +140,16 @@ def load_torch(
     where = checkpoint.source.text
     kind = model_class(config, task, where=where)
     with quiet():
-        network, missing = build_network(checkpoint, config, kind)
+        opened = mapped_network(checkpoint, config, kind)
+        network, missing, weights = opened or (*build_network(checkpoint, config, kind), None)
     network = network.eval()
+    lie: dict[str, Any] = {"weights": weights, "folder": checkpoint.folder if weights else None}
     title = f"torch {torch.__version__} {type(network).__name__} float32"
     if part is not None:
         face = face_of(network, config, part, last=logits == "last", where=where)
         own = (face.flat, f"{title} {part}", face.inputs, face.outputs, face.longest, (), config, face.cache, logits)
         lost = inputs_of_pair(network, face.inputs, without, where=where)
-        return _complete(TorchModel(*own, left_out=lost), network, missing, where)
+        return _complete(TorchModel(*own, left_out=lost, **lie), network, missing, where)
     plain, image_size = _inputs(network, config, task, where)
     plain = drop_inputs(network, plain, without, where=where)
     notes: tuple[str, ...] = ()
@@ -162,7 +170,7 @@ def load_torch(
         flat = _flatten(network, inputs, names, task, build_head(pooling) if pooling else None)
         outputs = (*names, SENTENCE) if pooling else names
         model = TorchModel(flat, title, inputs, outputs, longest, image_size, config)
-    return _complete(replace(model, extras=extras, left_out=notes), network, missing, where)
+    return _complete(replace(model, extras=extras, left_out=notes, **lie), network, missing, where)
 
 
 def _complete(model: TorchModel, network: Any, missing: list[str], where: str) -> TorchModel:

@@ -15,9 +15,9 @@ import onnx_ir as ir
 from onnxopt.errors import ExportError
 from onnxopt.graph import dims
 from onnxopt.graph.cache import TOTAL, complete
-from onnxopt.host.disk import needing
 from onnxopt.host.quiet import quiet
 from onnxopt.host.scratch import scratch_folder
+from onnxopt.load.export.references import refer, stand_ins, write_graph
 from onnxopt.load.export.torch_model import TorchModel
 from onnxopt.load.export.untraced import capture
 from onnxopt.spec import Signature, TensorSpec
@@ -28,7 +28,6 @@ Road = Literal["dynamo", "torchscript"]
 ROADS: tuple[Road, ...] = ("dynamo", "torchscript")  # in the order of preference
 DYNAMO_OPSET = 23  # at exactly 23 torch writes Attention, RMSNormalization, RotaryEmbedding, Gelu as one operator each
 TORCHSCRIPT_OPSET = 17  # has LayerNormalization; the last one that most runtimes of its time read
-EMBEDDED_LIMIT_BYTES = 2**26  # larger weights lie beside the graph: they are written as they are, and read as needed
 FEW_IMAGES = 2  # less than any size that is traced
 _PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41)
 _SHOWN = 300  # characters of a message of torch
@@ -58,7 +57,7 @@ def trace(model: TorchModel, exporter: Road, path: Path) -> Traced:
     Args:
         model: what to export.
         exporter: which road.
-        path: where to write; past 1.5 GB the weights go into `<path>.data`.
+        path: where to write; weights that are many go into files beside it, or stay in those of the checkpoint.
 
     Returns:
         The signature and the sizes of the trace.
@@ -72,13 +71,15 @@ def trace(model: TorchModel, exporter: Road, path: Path) -> Traced:
     signature = _signature(model, example)
     feeds = _feeds(model, example)
     tensors = tuple(torch.from_numpy(feeds[spec.name]) for spec in signature.inputs)
+    script = exporter == "torchscript"  # which reads the weights
     try:
-        with quiet(), torch.no_grad():
-            graph = _dynamo(model, signature, tensors) if exporter == "dynamo" else _script(model, signature, tensors)
+        with quiet(), torch.no_grad(), stand_ins(model.flat, model.weights, real=script) as places:
+            graph = _script(model, signature, tensors) if script else _dynamo(model, signature, tensors)
+            refer(graph, places)
     except Exception as error:
         raise ExportError(f"torch cannot export the model: {_reason(error, signature)}") from error
     _clean(graph, signature)
-    _write(graph, path)
+    write_graph(graph, path, model.folder)
     opset = int(graph.opset_imports[""])
     return Traced(exporter, opset, signature, example)
 
@@ -218,13 +219,6 @@ def _clean(graph: ir.Model, signature: Signature) -> None:
                 value.shape = ir.Shape([renamed.get(dim, dim) if isinstance(dim, str) else dim for dim in known])
     for value in (*graph.graph.inputs, *graph.graph.initializers.values()):
         value.metadata_props.clear()
-
-
-def _write(graph: ir.Model, path: Path) -> None:
-    """Save the graph; the weights beside it when they do not fit into one protobuf."""
-    size = sum(one.const_value.nbytes for one in graph.graph.initializers.values() if one.const_value is not None)
-    with needing(size):
-        ir.save(graph, path, external_data=f"{path.name}.data" if size > EMBEDDED_LIMIT_BYTES else None)
 
 
 def _reason(error: BaseException, signature: Signature) -> str:

@@ -18,6 +18,7 @@ import pytest
 from onnxopt.errors import ExportError, InputError
 from onnxopt.graph.cache import Cache
 from onnxopt.load.checkpoint.folder import relative_assets
+from onnxopt.load.export import references
 from onnxopt.load.export import trace as trace_module
 from onnxopt.load.export.axes import PROOF_SIZES
 from onnxopt.load.export.export import Exporter, export
@@ -254,7 +255,7 @@ def test_random_weights_are_the_same_every_time_and_say_so(tiny: Callable[..., P
 
 
 def test_large_weights_lie_beside_the_graph(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trace_module, "EMBEDDED_LIMIT_BYTES", 1000)
+    monkeypatch.setattr(references, "EMBEDDED_LIMIT_BYTES", 1000)
     loaded = export(resolve(str(tiny("bert", layers=1))), exporter="dynamo")
     entry = loaded.assets[0].parent.parent
     assert (entry / "model.onnx.data").stat().st_size > 10_000
