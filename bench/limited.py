@@ -146,6 +146,12 @@ def _listen(
     outcome.lines = list(said)
 
 
+def has_group() -> bool:
+    """Tell whether a memory cgroup can be made here."""
+    with _room(None) as (how, _):
+        return how == "cgroup"
+
+
 def forget(folder: Path) -> None:
     """Let the system drop the cached pages of the files of a folder, so that whoever reads them next is charged."""
     for path in folder.rglob("*"):

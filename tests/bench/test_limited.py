@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench import limited
-from bench.limited import How, Outcome, numbers_of, run_limited
+from bench.limited import How, Outcome, has_group, numbers_of, run_limited
 
 MB = 10**6
 HOLDS = "import sys, time; held = b'x' * int(sys.argv[1]); time.sleep(0.5)"
@@ -32,12 +32,7 @@ def held(size: int, limit_bytes: int | None = None, *, through: str = "") -> Out
     return run_limited([sys.executable, "-c", *code, str(size)], limit_bytes)
 
 
-def is_group() -> bool:
-    with limited._room(None) as (how, _):
-        return how == "cgroup"
-
-
-needs_group = pytest.mark.skipif(not is_group(), reason="no memory cgroup can be made here")
+needs_group = pytest.mark.skipif(not has_group(), reason="no memory cgroup can be made here")
 
 
 def test_what_a_command_holds_is_seen() -> None:
