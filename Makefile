@@ -14,7 +14,7 @@ DONE := $(VENV)/.onnxopt-ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup optimize test test-slow test-node lint format types check docs catalogue peers bench record cost \
-	bench-decode bench-quantized bench-encoder bench-convs bench-shrink bench-cuda bench-serve soak census exam \
+	bench-decode bench-quantized bench-encoder bench-convs bench-shrink bench-cuda bench-serve bench-large soak census exam \
 	campaign campaign-kill campaign-hostile real build clean distclean
 
 help: ## List the targets
@@ -109,6 +109,10 @@ bench-shrink: $(DONE) ## Prune MiniLM and SmolLM2 in several ways and write the 
 bench-serve: $(DONE) ## Load a server of this machine with 64 clients and write the table
 	$(BIN)/python -m bench.serve
 	$(BIN)/python -m bench.serve --table docs/benchmarks/serving.md
+
+bench-large: $(DONE) ## Optimize large models under limits of memory, CASE= one or all, beside the peers, and write the tables (long)
+	$(BIN)/python -m bench.large $(foreach case,$(CASE),--case $(case))
+	$(BIN)/python -m bench.large --table docs/benchmarks/large.md
 
 soak: $(DONE) ## Load a server with 2 GB for SECONDS=3600, a tenth of it hostile, compare every answer and write the table (long)
 	$(BIN)/python -m bench.soak $(if $(SECONDS),--seconds $(SECONDS))

@@ -31,6 +31,7 @@ def measure(session: ort.InferenceSession, batch: int, new: int, past: int, capa
     head = next(output.shape for output in session.get_outputs() if output.name == "present.0.key")
     heads, size = 3, 64  # of SmolLM2; the builder leaves the size open
     heads = head[1] if isinstance(head[1], int) else heads
+    size = head[3] if isinstance(head[3], int) else size
     binding = session.io_binding()
     generator = np.random.default_rng(0)
     for given in session.get_inputs():

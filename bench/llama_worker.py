@@ -2,6 +2,7 @@
 
 Runs in the peer's own environment. The same measures as `decode_worker.py`, a batch left out: seconds of a prompt, and
 of one token behind it. With windows, int64 [windows, tokens], also the mean negative log likelihood of their tokens.
+With `held`, all that `large_worker.py` tells: how long the model takes to open, and what the process holds.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +26,9 @@ def main() -> None:
     """Measure what is asked for."""
     job = json.loads(sys.argv[1])
     result: dict[str, Any] = {}
-    if job.get("sizes"):
+    if job.get("held"):
+        result["running"] = running(job["model"], job["sizes"])
+    elif job.get("sizes"):
         result["seconds"] = {name: measure(job["model"], *size) for name, size in job["sizes"].items() if size[0] == 1}
     if job.get("windows"):
         result["loss"] = loss(job["model"], np.load(job["windows"]))
@@ -44,10 +49,36 @@ def opened(model: str, context: int, *, every: bool = False) -> Llama:
     )
 
 
+def running(model: str, sizes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Return seconds to open the model, what the process holds then and later, and the measures."""
+    base = held()
+    begin = time.perf_counter()
+    result: dict[str, Any] = {"base": base}
+    for name, size in sizes.items():
+        llama = opened(model, size[3])
+        result.setdefault("open_seconds", time.perf_counter() - begin)
+        result.setdefault("opened", held())
+        result[f"{name}_seconds"] = timed(llama, size[1], size[2])
+        result[f"after_{name}"] = held()
+        llama.close()
+    return result
+
+
+def held() -> dict[str, int]:
+    """Return the bytes of memory that this process holds, and those of them that are no pages of files; on Linux."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    words = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("VmRSS", "RssAnon"))}
+    return {"resident": int(words["VmRSS"]) * 1024, "anonymous": int(words["RssAnon"]) * 1024}
+
+
 def measure(model: str, batch: int, new: int, past: int, capacity: int) -> float:
     """Return the median seconds of reading `new` tokens behind `past`."""
     del batch
-    llama = opened(model, capacity)
+    return timed(opened(model, capacity), new, past)
+
+
+def timed(llama: Llama, new: int, past: int) -> float:
+    """Return the median seconds of reading `new` tokens behind `past`."""
     ids = np.random.default_rng(0).integers(10, 1000, past + new).tolist()
     taken: list[float] = []
     start = time.perf_counter()

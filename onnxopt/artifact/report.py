@@ -170,6 +170,10 @@ def headline(manifest: Manifest, races: Sequence[Race]) -> list[tuple[str, str]]
                     f"{size_text(race.after_bytes)} at its highest, {size_text(race.before_bytes)} before",
                 )
             )
+        if race.after_session:
+            session = race.after_session
+            words = f"{session.open_ms / 1000:.1f} s, and it holds {size_text(session.held_bytes)}"
+            said.append((f"opening{part}", words))
     if manifest.bytes_before:
         share = manifest.bytes_after / manifest.bytes_before
         said.append(("size", f"{size_text(manifest.bytes_after)}, {share:.0%} of {size_text(manifest.bytes_before)}"))

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from onnxopt.records.measurements import Latency, Measurements
     from onnxopt.run.generate.written import Generation
     from onnxopt.run.results import TextResult
-    from onnxopt.timing.bench import BenchResult
+    from onnxopt.timing.bench import BenchResult, CandidateStats
 
 SHOWN_REFUSALS = 8
 _QUOTED = '"..."'
@@ -343,6 +343,21 @@ def print_bench(console: Console, result: BenchResult) -> None:
     ]
     title = f"{result.provider}, {result.rounds} rounds in turns"
     print_table(console, columns, rows, title=title, numbers=columns[2:])
+    titles = ("model", "file", "opening", "holds", "of the file", "without files")
+    sessions = [_session_row(candidate) for candidate in result.candidates]
+    print_table(console, titles, sessions, title="a session", numbers=titles[1:])
+
+
+def _session_row(candidate: CandidateStats) -> list[str]:
+    """Return what a session takes: its file, the time to open it, what it holds once it has answered."""
+    return [
+        candidate.name,
+        size_text(candidate.size_bytes),
+        f"{candidate.load_ms / 1000:.2f} s",
+        size_text(candidate.held_bytes),
+        f"{candidate.held_bytes / candidate.size_bytes:.2f}x" if candidate.size_bytes else "",
+        "" if candidate.own_bytes is None else size_text(candidate.own_bytes),
+    ]
 
 
 def print_run(console: Console, result: TextResult) -> None:

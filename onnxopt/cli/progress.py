@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from onnxopt.cli.shared import ProgressName, err_console
-from onnxopt.cli.words import print_list
+from onnxopt.cli.words import print_list, print_words
 from onnxopt.host.failures import SCHEMA_VERSION, json_line
-from onnxopt.records.events import Step
+from onnxopt.records.events import Said, Step
 from onnxopt.records.pace import Pace, kept_text, share_text
 
 if TYPE_CHECKING:
@@ -138,6 +138,9 @@ class LiveView(View):
         super().__exit__(kind, error, trace)
 
     def _step(self, step: str, count: int, left: float | None) -> None:
+        if isinstance(step, Said):
+            print_words(self._console, f"{self._stage:<13} {step}")
+            return
         text = kept_text(step, count)
         if isinstance(step, Step) and step.total:
             text = f"{text}  {share_text(step.fraction, left)}"

@@ -56,6 +56,14 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def own_bytes() -> int | None:
+    """Return how many bytes of memory this process holds that are no pages of files; None where the system keeps it.
+
+    What is a page of a file can go and be read again, and processes that map one file share it.
+    """
+    return told_bytes("RssAnon")
+
+
 def peak_bytes() -> int:
     """Return how many bytes of memory this process had at most.
 

@@ -50,6 +50,12 @@ class Step(str):
         return Step(f"{name}: {self}", work=f"{name}: {self.work}", done=self.done, total=self.total)
 
 
+class Said(str):
+    """A step that stays to be read once it is over: what a user should know before a long job goes on."""
+
+    __slots__ = ()
+
+
 def under(name: str, step: str) -> str:
     """Return a step with the words of what it is a part of in front; what is counted stays so.
 

@@ -57,6 +57,20 @@ class Latency(Record):
         return sizes if self.fill == 1.0 else f"{sizes}, {self.fill:.0%} real"
 
 
+class SessionCost(Record):
+    """What a session of a model takes.
+
+    Attributes:
+        open_ms: time to open it; the median over turns.
+        held_bytes: memory beyond a process without a model, once it has answered requests of the first shape.
+        own_bytes: of that, what is no page of a file; None where the system does not tell.
+    """
+
+    open_ms: float
+    held_bytes: int
+    own_bytes: int | None = None
+
+
 class Race(Record):
     """One form of the graph beside the original, in turns.
 
@@ -71,6 +85,8 @@ class Race(Record):
         part: `encoder` or `decoder` of an encoder-decoder, else empty.
         before_bytes: memory that the original took at its highest, beyond a process without a model; the median.
         after_bytes: the same of this form.
+        before_session: what a session of the original takes; None in records of an older version.
+        after_session: the same of this form.
     """
 
     form: FormName
@@ -83,6 +99,8 @@ class Race(Record):
     part: str = ""
     before_bytes: int | None = None
     after_bytes: int | None = None
+    before_session: SessionCost | None = None
+    after_session: SessionCost | None = None
 
     @property
     def verdict(self) -> Verdict:

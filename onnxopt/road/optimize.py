@@ -33,6 +33,7 @@ from onnxopt.road.ahead import look_ahead
 from onnxopt.road.asked import left_of, spec_of, target_of
 from onnxopt.road.described import spelled_out
 from onnxopt.road.drawing import drawing_again
+from onnxopt.road.estimate import say_ahead
 from onnxopt.road.forms import require_standard
 from onnxopt.road.gates import require_met
 from onnxopt.road.goal import Goal
@@ -120,9 +121,10 @@ def make(
         raise InputError(what, where=found.text, hint="drop them; shapes are asked for with --workload")
     goal = Goal.of(options, target, found, out, own, pins=pins)
     say(Event("load", f"looking at {found.name}"))
+    notes = say_ahead(found, options, goal.out, say)
     require_ready(found, options, goal.out)
     with scratch_folder() as folder:
-        run = _Run(found, seen, options, given, goal, folder, started, say)
+        run = _Run(found, seen, options, given, goal, folder, started, say, notes)
         try:
             return run.go()
         except Exception:
@@ -143,6 +145,7 @@ class _Run:
         scratch: a folder for files.
         started: when, on the clock of `time.perf_counter`.
         say: told what happens.
+        notes: what the ledger says beside what the loader does.
     """
 
     source: Source
@@ -153,6 +156,7 @@ class _Run:
     scratch: Path
     started: float
     say: Listener
+    notes: tuple[str, ...] = ()
 
     def go(self) -> Artifact:
         """Take the road that the source and the options ask for."""
@@ -236,6 +240,7 @@ class _Run:
             given=self.given,
             progress=self.say,
         )
+        loaded.notes.extend(self.notes)
         if options.padding == "right":
             trust_right_padding(loaded, self.goal.target)
         return loaded

@@ -82,7 +82,7 @@ class PrecisionOptions(Stage):
             a precision how far the task's metric may fall: `perplexity<=+2%`, `cosine>=0.995` or `agreement>=99%`.
         precision: `fp32`, `auto`, `mixed`, `int8`, `int8-dynamic`, `int8-weights[:block]`,
             `int4-weights[:block[:asymmetric]]`; for cuda and tensorrt `fp16` (auto) or `bf16`, with `:io` for inputs
-            and outputs in it, too.
+            and outputs in it, too. Decoders of a billion parameters are served in `int8` or `int4-weights` on a CPU.
         calibration: samples for int8: `builtin`, `self` (a language model writes its own), a .txt, .json, .jsonl,
             .ndjson or .npz file, a folder of images or .npz, or `hf:dataset`.
         calibration_samples: the most samples to use; 256 when not given.

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxopt.errors import InputError, LimitError
+from onnxopt.graph import weight_files
 from onnxopt.graph.exchange import Exchange, carried_file, spec_of
 from onnxopt.graph.sides import Crossings
 from onnxopt.host.bounds import allow, bounds
 from onnxopt.host.files import bytes_beside
 from onnxopt.host.watch import are_limited, watched
+from onnxopt.probe.memory import release_memory
 from onnxopt.run.providers import Device, Opening, Wishes, add_plugin, engine_cache, parse_device, plan, preload_cuda
 from onnxopt.run.there import model_file
 from onnxopt.spec import CONTAINERS, Provider, Target, TensorSpec, Workload
@@ -101,7 +103,17 @@ def open_session(
             where=f"target {chosen.device}",
             hint="check the driver and the CUDA and cuDNN libraries, or use --target cpu",
         )
+    if _is_large(path):  # the C library keeps what the file was parsed into, and what weights were packed from
+        release_memory()
     return session
+
+
+def _is_large(path: Path) -> bool:
+    """Tell whether a file, with what lies beside it, is one whose memory is worth a thought."""
+    try:
+        return bytes_beside(path) > weight_files.LARGE_BYTES
+    except OSError:  # a folder that may not be listed
+        return False
 
 
 def _device(provider: Provider) -> Device:

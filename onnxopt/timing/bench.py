@@ -23,7 +23,7 @@ from onnxopt.records.record import Record
 from onnxopt.run.there import MODEL_NAME
 from onnxopt.spec import Target, Workload
 from onnxopt.timing.candidates import Candidate, Request, make_requests, read_candidate
-from onnxopt.timing.rounds import Progress, ShapeStats, Start, run_rounds, shape_stats, write_job
+from onnxopt.timing.rounds import Progress, ShapeStats, Start, median_told, run_rounds, shape_stats, write_job
 
 DEFAULT_ROUNDS = 5
 DEFAULT_SECONDS = 20.0
@@ -39,6 +39,8 @@ class CandidateStats(Record):
         load_ms: median time to open it.
         base_bytes: memory of the process before it was opened (interpreter, runtime, inputs).
         peak_bytes: memory of the process at its highest, over all shapes and rounds.
+        held_bytes: memory beyond the base once it has answered requests of the first shape; the median.
+        own_bytes: of that, what is no page of a file, which can go and be read again; None where it is not told.
         shapes: its latency.
     """
 
@@ -48,6 +50,8 @@ class CandidateStats(Record):
     load_ms: float
     base_bytes: int
     peak_bytes: int
+    held_bytes: int = 0
+    own_bytes: int | None = None
     shapes: tuple[ShapeStats, ...]
 
 
@@ -155,6 +159,8 @@ def _stats(
         load_ms=float(np.median([start.load_ms for start in own])),
         base_bytes=int(np.median([start.base_bytes for start in own])),
         peak_bytes=max(start.peak_bytes for start in own),
+        held_bytes=int(np.median([start.held_bytes for start in own])),
+        own_bytes=median_told([start.own_bytes for start in own]),
         shapes=tuple(
             shape_stats(
                 request.sizes,

@@ -16,10 +16,10 @@ import numpy as np
 from onnxopt.errors import InputError
 from onnxopt.probe.observe import Observation
 from onnxopt.records.manifest import FormName
-from onnxopt.records.measurements import Latency, Race
+from onnxopt.records.measurements import Latency, Race, SessionCost
 from onnxopt.spec import Array, Feeds, Say, Signature, Target, Workload
 from onnxopt.timing.busy import Watch
-from onnxopt.timing.rounds import Start, is_noisy, median_interval, run_rounds, write_job
+from onnxopt.timing.rounds import Start, is_noisy, median_interval, median_told, run_rounds, write_job
 
 TRIAL_SECONDS = 12.0
 
@@ -159,6 +159,8 @@ def summed_up(
         shapes=tuple(shapes),
         before_bytes=_memory(before),
         after_bytes=_memory(after),
+        before_session=_session(before),
+        after_session=_session(after),
     )
 
 
@@ -170,6 +172,15 @@ def _slowest(starts: Sequence[Start], shape: int) -> float:
 def _memory(starts: Sequence[Start]) -> int:
     """Return what a model took at its highest beyond a process without one, bytes; the median over turns."""
     return int(np.median([start.peak_bytes - start.base_bytes for start in starts]))
+
+
+def _session(starts: Sequence[Start]) -> SessionCost:
+    """Return what a session takes, the medians over turns."""
+    return SessionCost(
+        open_ms=float(np.median([start.load_ms for start in starts])),
+        held_bytes=int(np.median([start.held_bytes for start in starts])),
+        own_bytes=median_told([start.own_bytes for start in starts]),
+    )
 
 
 def _latency(sizes: Mapping[str, int], fill: float, slow: Array, fast: Array, p99: tuple[float, float]) -> Latency:

@@ -40,6 +40,8 @@ class Start:
     base_bytes: int
     peak_bytes: int
     times_ms: list[list[float]]
+    held_bytes: int = 0
+    own_bytes: int | None = None
 
 
 class ShapeStats(Record):
@@ -148,6 +150,12 @@ def start(job: Mapping[str, Any]) -> Start:
         found = result["error"]
         raise InputError(found["what"], where=found["where"] or job["model"], hint=found["hint"])
     return Start(**result)
+
+
+def median_told(counts: Sequence[int | None]) -> int | None:
+    """Return the median of what is told; None where nothing is."""
+    told = [count for count in counts if count is not None]
+    return int(np.median(told)) if told else None
 
 
 def _died(done: subprocess.CompletedProcess[str]) -> str:

@@ -19,7 +19,7 @@ from onnxopt.artifact.report import Graphs, render_report
 from onnxopt.artifact.report_rows import grouped, operator_rows, pass_rows
 from onnxopt.graph.outline import Block, Step
 from onnxopt.records.manifest import DecodingRecord, FileRecord, Manifest, Shipped
-from onnxopt.records.measurements import Latency, Measurements, Race
+from onnxopt.records.measurements import Latency, Measurements, Race, SessionCost
 from onnxopt.records.quantization import (
     FrontRecord,
     GateRecord,
@@ -370,6 +370,7 @@ def test_the_headline_says_what_is_shipped_how_fast_how_large_and_how_near() -> 
         trouble="others took 1 of 2 processors",
         before_bytes=8 << 20,
         after_bytes=2 << 20,
+        after_session=SessionCost(open_ms=1250.0, held_bytes=3 << 20),
     )
     measured = Measurements(created="2026-11-02T03:04:05+00:00", latency=latency, races=(race,))
     text = Page(render(quantized(), measured)).text
@@ -377,6 +378,7 @@ def test_the_headline_says_what_is_shipped_how_fast_how_large_and_how_near() -> 
         "int8, quantized",
         "3.00× (2.50 to 3.50) the original's over the workload; the machine was not quiet: others took 1 of 2",
         "2.0 MiB at its highest, 8.0 MiB before",
+        "1.2 s, and it holds 3.0 MiB",
         "100 B, 25% of 400 B",
         "cosine 0.99500, 95 % 0.99400 to 0.99600",
         "some processor, 2 threads",

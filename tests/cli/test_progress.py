@@ -19,7 +19,7 @@ from onnxopt.cli.main import main
 from onnxopt.cli.progress import JsonView, LiveView, View, view_of
 from onnxopt.cli.schemas import schema_of
 from onnxopt.cli.shared import ProgressName, app
-from onnxopt.records.events import Event, Step
+from onnxopt.records.events import Event, Said, Step
 from onnxopt.records.pace import Pace, left_text
 from tests.support.commands import arguments_of_all
 from tests.support.json_schema import faults
@@ -70,6 +70,18 @@ def test_a_pipe_gets_a_line_per_stage() -> None:
     lines = console.file.getvalue().splitlines()
     assert [line.split()[0] for line in lines] == ["load", "fuse", "quantize"]
     assert lines[1].endswith("fuse-gelu 2")
+
+
+def test_what_is_said_stays_to_be_read() -> None:
+    console = Console(file=io.StringIO(), width=40)
+    with LiveView(console) as view:
+        view.say("load", Said("it takes [about] an hour"))
+        view.say("load", "reading")
+    assert isinstance(console.file, io.StringIO)
+    said, over = console.file.getvalue().splitlines()
+    assert said == "load          it takes [about] an hour"
+    assert over.startswith("load ")
+    assert over.endswith(" s")
 
 
 def test_a_terminal_shows_the_share_and_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

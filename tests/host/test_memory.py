@@ -10,9 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from onnxopt.host.memory import cgroup_limits, memory_allowed, peak_bytes, resident_bytes
+from onnxopt.host.memory import cgroup_limits, memory_allowed, own_bytes, peak_bytes, resident_bytes, told_bytes
 
 
 def test_the_limits_of_a_cgroup_and_of_those_above_it_count(tmp_path: Path) -> None:
@@ -67,3 +68,17 @@ print(memory.peak_of(work), memory.resident_bytes())
 def test_the_peak_is_this_processes_own() -> None:
     assert peak_bytes() >= resident_bytes() * 0.99 > 0
     assert peak_bytes() < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@pytest.mark.skipif(told_bytes("RssAnon") is None, reason="the system does not tell")
+def test_pages_of_files_are_not_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(bytes(64 << 20))
+    before, resident = own_bytes(), resident_bytes()
+    mapped = np.memmap(path, np.uint8, "r")
+    assert int(mapped.sum()) == 0  # each page is read
+    assert resident_bytes() - resident > 60 << 20
+    held = np.ones(64 << 20, np.uint8)
+    assert before is not None
+    assert 60 << 20 < (own_bytes() or 0) - before < 90 << 20
+    assert held.size

@@ -15,6 +15,7 @@ import onnx.parser
 import pytest
 
 from onnxopt.errors import InputError, LimitError
+from onnxopt.graph import weight_files
 from onnxopt.host.machine import describe_machine, parse_cpuinfo, versions
 from onnxopt.host.watch import limited_runs
 from onnxopt.run.session import Session, open_session
@@ -213,3 +214,17 @@ def test_a_fault_of_the_inputs_stays_one_in_a_command(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="has shape") as found:
             session.run({"x": np.zeros((2, 5), np.float32)})
     assert not isinstance(found.value, LimitError)
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_memory_that_opening_a_large_file_left_is_given_back(
+    is_large: bool,  # noqa: FBT001  # what is expected
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = save(tmp_path)
+    given: list[str] = []
+    monkeypatch.setattr("onnxopt.run.session.release_memory", lambda: given.append("back"))
+    monkeypatch.setattr(weight_files, "LARGE_BYTES", path.stat().st_size - is_large)
+    open_session(path, target=Target())
+    assert given == ["back"] * is_large

@@ -5,6 +5,7 @@ Covers: cli/bench.py, host/machine.py, timing/candidates.py, timing/worker.py
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -15,11 +16,13 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from rich.console import Console
 
+from onnxopt.cli.live import print_bench
 from onnxopt.errors import InputError
 from onnxopt.timing.bench import BenchResult, bench
 from onnxopt.timing.candidates import make_requests, read_candidate
-from onnxopt.timing.rounds import shape_stats
+from onnxopt.timing.rounds import median_told, shape_stats
 
 EMBED = """
 <ir_version: 10, opset_import: ["" : 20]>
@@ -68,6 +71,8 @@ def test_measures_models_in_turns_and_compares_with_the_first(tmp_path: Path) ->
     assert first.peak_bytes > first.base_bytes > 0
     assert first.size_bytes == paths[0].stat().st_size
     assert first.load_ms > 0
+    assert 0 < first.held_bytes < first.peak_bytes
+    assert first.own_bytes is None or 0 < first.own_bytes <= first.held_bytes + (1 << 20)
     assert BenchResult.model_validate_json(result.to_json()) == result
     assert result.machine["cores"] >= 1
     assert "onnxruntime" in result.versions
@@ -193,6 +198,24 @@ def test_a_drift_that_hits_both_models_cancels() -> None:
     stats = shape_stats({}, [[5.0 * factor] for factor in drift], [[10.0 * factor] for factor in drift])
     assert stats.is_clear
     assert stats.speedup == stats.speedup_low == stats.speedup_high == 2.0
+
+
+def test_a_session_is_shown_with_what_it_takes(tmp_path: Path) -> None:
+    result = bench([save(tmp_path / "a.onnx")], shapes=[{"batch": 1, "sequence": 2}], threads=1, rounds=1, seconds=0.1)
+    (one,) = result.candidates
+    told = one.model_copy(update={"load_ms": 3210.0, "size_bytes": 2 << 30, "held_bytes": 3 << 30, "own_bytes": None})
+    console = Console(file=io.StringIO(), width=400)
+    print_bench(console, result.model_copy(update={"candidates": (told,)}))
+    assert isinstance(console.file, io.StringIO)
+    *_, title, head, row = console.file.getvalue().splitlines()
+    assert title == "a session"
+    assert head.split() == ["model", "file", "opening", "holds", "of", "the", "file", "without", "files"]
+    assert row.split() == ["a", "2.00", "GiB", "3.21", "s", "3.00", "GiB", "1.50x"]
+
+
+def test_the_median_is_of_what_is_told() -> None:
+    assert median_told([None, None]) is None
+    assert median_told([3, None, 1, 8]) == 3
 
 
 def test_the_worker_speaks_json(tmp_path: Path) -> None:

@@ -14,12 +14,21 @@ import pytest
 
 from onnxopt.errors import InputError
 from onnxopt.probe.observe import Observation
-from onnxopt.records.measurements import Race
+from onnxopt.records.measurements import Race, SessionCost
 from onnxopt.spec import Feeds, Signature, Target, TensorSpec, Workload
 from onnxopt.timing import busy, latency
 from onnxopt.timing.busy import Load, Watch
 from onnxopt.timing.latency import race, summed_up, typed
 from onnxopt.timing.rounds import Start, median_interval
+
+
+def test_what_sessions_take_is_the_median_over_turns() -> None:
+    seen = ((9.0, 30, 7), (1.0, 10, 9), (2.0, 20, 8))
+    before = [Start(load, 1, 5, [[2.0], [4.0]], held, own) for load, held, own in seen]
+    after = [Start(1.5, 1, 4, [[1.0], [2.0]], 12)] * 3
+    found = summed_up(before, after, REQUESTS, form="optimized", workload=WORKLOAD)
+    assert found.before_session == SessionCost(open_ms=2.0, held_bytes=20, own_bytes=8)
+    assert found.after_session == SessionCost(open_ms=1.5, held_bytes=12, own_bytes=None)
 
 
 def test_inputs_get_the_types_of_the_result() -> None:
