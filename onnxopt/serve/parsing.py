@@ -119,11 +119,16 @@ async def _exchange(process: asyncio.subprocess.Process, body: bytes, kind: int)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
+    """End a process whatever it is at.
+
+    asyncio takes it for ended once its pipes are: one that is full of an answer that nobody takes never would be, so
+    what is left in there is read.
+    """
     if process.stdin:
         process.stdin.close()
     with contextlib.suppress(ProcessLookupError):
         process.kill()
-    await process.wait()
+    await process.communicate()
 
 
 class _Read(Request):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from onnxopt.serve import parsing
 from onnxopt.serve.parsing import Readers
 from onnxopt.serve.problems import Problem
 from onnxopt.serve.reader import MOST_VALUES
@@ -190,6 +192,39 @@ def test_who_leaves_while_a_body_is_read_leaves_no_answer_behind() -> None:
             lost.cancel()
             await asyncio.gather(lost, return_exceptions=True)
             assert await readers.read(json.dumps(["kept"] * 20_000).encode()) == ["kept"] * 20_000
+        finally:
+            await readers.close()
+
+    asyncio.run(check())
+
+
+def test_a_process_ends_in_the_middle_of_a_long_answer() -> None:
+    says = "import sys; sys.stdout.buffer.write(b'x' * (8 << 20)); sys.stdout.flush(); sys.stdin.read()"
+
+    async def check() -> None:
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", says, stdin=pipe, stdout=pipe)
+        assert process.stdout is not None
+        await process.stdout.readexactly(1)
+        await asyncio.sleep(0.5)  # more has come than is read ahead
+        await asyncio.wait_for(parsing._end(process), PATIENCE + 20)
+        assert process.returncode is not None
+
+    asyncio.run(check())
+
+
+def test_whoever_leaves_whenever_the_next_body_is_read() -> None:
+    large = json.dumps({"input": "a name " * 500_000}).encode()
+
+    async def check() -> None:
+        readers = Readers(8 << 20)
+        try:
+            for step in range(12):
+                lost = asyncio.ensure_future(readers.read(large))
+                await asyncio.sleep(0.03 * step)
+                lost.cancel()
+                await asyncio.wait_for(asyncio.gather(lost, return_exceptions=True), 30)
+            assert (await asyncio.wait_for(readers.read(large), 60))["input"].startswith("a name")
         finally:
             await readers.close()
 

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from onnxopt.errors import InputError
+from onnxopt.load.checkpoint.stored import Place, places_in
+
 TABLES = ("embed", "wte", "word_embeddings", "lm_head", "embed_out")  # parts of names of tables of words, and of heads
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
@@ -39,25 +42,14 @@ def count_weights(files: Iterable[Path]) -> Counted | None:
     Args:
         files: of one checkpoint.
     """
-    from safetensors import SafetensorError
-
-    shapes: dict[str, tuple[int, ...]] = {}
+    places: dict[str, Place] = {}
     stored = 0
     try:
         for path in files:
             stored += path.stat().st_size
-            shapes |= _shapes_in(path)
-    except (OSError, SafetensorError):  # what is wrong with it is said where it is loaded
+            places |= places_in(path)
+    except (OSError, InputError):  # what is wrong with it is said where it is loaded
         return None
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    tables = (name for name, shape in shapes.items() if len(shape) > 1 and any(word in name for word in TABLES))
+    sizes = {name: math.prod(place.shape) for name, place in places.items() if place.dtype in _FLOATS}
+    tables = (name for name in sizes if len(places[name].shape) > 1 and any(word in name for word in TABLES))
     return Counted(sum(sizes.values()), sum(sizes[name] for name in tables), max(sizes.values(), default=0), stored)
-
-
-def _shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the float weights of a file, by name."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="numpy") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
-        return {name: tuple(one.get_shape()) for name, one in slices.items() if one.get_dtype() in _FLOATS}
