@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from onnxopt.calibrate.data import CalibrationData
 from onnxopt.calibrate.statistics import Statistics
+from onnxopt.graph.weight_files import elements
 from onnxopt.host.kept import keep
 from onnxopt.host.usercache import cache_root, keep_file
 from onnxopt.spec import Array
@@ -52,10 +53,11 @@ class CalibrationState:
         for node in model.graph:
             digest.update(f"{node.op_type} {[item.name if item else '' for item in node.inputs]};".encode())
         for value in model.graph.initializers.values():
-            array = value.const_value.numpy() if value.const_value is not None else None
-            if array is not None and not array.dtype.hasobject:
-                flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-                digest.update(flat[:_EDGE].tobytes() + flat[-_EDGE:].tobytes())
+            tensor = value.const_value
+            if tensor is not None and not tensor.dtype.is_string():
+                ends = elements(tensor, 0, _EDGE), elements(tensor, max(0, tensor.size - _EDGE))
+                first, last = (np.ascontiguousarray(end).view(np.uint8) for end in ends)
+                digest.update(first[:_EDGE].tobytes() + last[-_EDGE:].tobytes())
         self._path = cache_root() / "calibration" / f"{digest.hexdigest()[:32]}.npz"
         self._saved = time.monotonic()
         self.passed = 0

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from onnxopt.graph.linears import ORIGIN_KEY
 from onnxopt.graph.nodes import attribute, is_op
 from onnxopt.graph.values import constant, constant_value, is_constant
+from onnxopt.graph.weight_files import tensor_of
 from onnxopt.qmath.precision import Blocked
 from onnxopt.spec import Array
 
@@ -163,7 +164,7 @@ def unpack_weights(model: ir.Model) -> dict[str, StoredWeight]:
                 continue
             plain = (value.name or "").removesuffix(".weight")
             name = f"{plain}{_UNPACKED}"
-            made[value] = constant_value(ir.tensor(stored.restored(), name=name), name)
+            made[value] = constant_value(tensor_of(stored.restored(), name), name)
             made[value].metadata_props[ORIGIN_KEY] = f"{plain}.weight"  # its label, also where that is a number
             model.graph.initializers.add(made[value])
             found[name] = stored
@@ -196,7 +197,7 @@ def pack_weights(model: ir.Model, stored: Mapping[str, StoredWeight]) -> None:
 
 
 def _add(model: ir.Model, array: Array, name: str) -> ir.Value:
-    value = constant_value(ir.tensor(array, name=name), name)
+    value = constant_value(tensor_of(array, name), name)
     model.graph.initializers.add(value)
     return value
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
@@ -155,9 +155,13 @@ def tensor_of(array: Array, name: str) -> ir.TensorProtocol:
     """
     file = _file.get()
     ordered = np.asarray(array, order="C")
-    if file is None or ordered.nbytes < LEAST_BYTES or ordered.dtype.kind not in "fiu":
+    if file is None or ordered.nbytes < LEAST_BYTES or not _is_laid_down(ordered.dtype):
         return ir.tensor(ordered, name=name)
     return file.add(ordered, name)
+
+
+def _is_laid_down(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind in "fiu" or dtype in _NARROW.values()
 
 
 def stored_bytes(tensor: ir.TensorProtocol) -> int:

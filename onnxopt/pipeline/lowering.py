@@ -316,7 +316,7 @@ class _Store:
                     if tensor is None or tensor.nbytes <= SMALL_CONSTANT_BYTES:
                         continue
                     if id(tensor) not in self._placed:
-                        stream.write(tensor.tobytes())
+                        tensor.tofile(stream)  # type: ignore[attr-defined]  # every tensor of the library has it
                         self._place(tensor)
                     value.const_value = self._placed[id(tensor)]
                 path = self._folder / f"{index}.onnx"

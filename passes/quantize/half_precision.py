@@ -28,6 +28,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import CONTRIB, PASS_KEY, STANDARD_DOMAINS, constant, dims, has_subgraph, is_constant, is_op
+from onnxopt.graph.weight_files import tensor_of
 from onnxopt.qmath.precision import HALF_KINDS, HalfKind, HalfPlan
 from onnxopt.rewrite import Pass
 from onnxopt.rewrite.registry import register
@@ -251,7 +252,7 @@ class _Converter:
             short, beyond = narrow(array, self._plan.kind)
             if beyond:
                 self._clamped.append(value.name or "")
-            tensor = ir.tensor(short, name=value.name)
+            tensor = tensor_of(short, value.name or "")
             alone = all(use.node in self._nodes and _wants(use.node, value) for use in value.uses())
             if alone and not value.is_graph_output() and value.producer() is None:
                 value.const_value, value.type = tensor, ir.TensorType(self._dtype)

@@ -23,6 +23,7 @@ import onnx_ir as ir
 
 from onnxopt.graph.channels.sizes import Ids
 from onnxopt.graph.values import constant_value
+from onnxopt.graph.weight_files import tensor_of
 from onnxopt.spec import Array
 
 Kind = Literal["ffn", "heads", "channels"]
@@ -177,6 +178,6 @@ def _smaller(model: ir.Model, value: ir.Value, axes: dict[int, npt.NDArray[np.bo
     for axis, kept in axes.items():
         array = np.compress(kept, array, axis=axis)
     name = f"{value.name}/pruned_{number}"
-    fresh = constant_value(ir.tensor(np.ascontiguousarray(array), name=name), name)
+    fresh = constant_value(tensor_of(array, name), name)
     model.graph.register_initializer(fresh)
     return fresh

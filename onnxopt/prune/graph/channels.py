@@ -17,6 +17,7 @@ from onnxopt.graph import constant, constant_value, is_constant, is_op
 from onnxopt.graph.channels.groups import Channels, Group, Slot
 from onnxopt.graph.channels.sizes import static
 from onnxopt.graph.channels.walk import find_channels
+from onnxopt.graph.weight_files import tensor_of
 from onnxopt.probe.runners import GraphRunner
 from onnxopt.prune.checkpoint.network import Pruned
 from onnxopt.prune.selection import Float, Ints, Moments, activation, allocate, choose, left_error, magnitude, transfer
@@ -361,6 +362,6 @@ def _initializer(model: ir.Model, array: Array, name: str) -> ir.Value:
     while full in model.graph.initializers:
         number += 1
         full = f"{name}_{number}"
-    value = constant_value(ir.tensor(array, name=full), full)
+    value = constant_value(tensor_of(array, full), full)
     model.graph.register_initializer(value)
     return value

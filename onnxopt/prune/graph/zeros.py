@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.graph import attribute, constant, constant_value, is_constant, is_op
+from onnxopt.graph.weight_files import tensor_of
 from onnxopt.prune.checkpoint.network import Pruned
 from onnxopt.spec import Array
 
@@ -50,7 +51,7 @@ def set_zeros(model: ir.Model, zeros: str) -> list[Pruned]:
         if fresh is None:
             continue
         name = f"{value.name}/zeros"
-        made[value] = constant_value(ir.tensor(fresh, name=name), name)
+        made[value] = constant_value(tensor_of(fresh, name), name)
         model.graph.register_initializer(made[value])
         node.replace_input_with(1, made[value])
         report.append(Pruned("zeros", value.name or "", array.size, int(np.count_nonzero(fresh))))
