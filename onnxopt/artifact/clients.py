@@ -27,7 +27,7 @@ from onnxopt.artifact.package import Artifact, file_record, read_golden
 from onnxopt.artifact.place import resolved
 from onnxopt.artifact.stacks import GENAI_NAME
 from onnxopt.errors import InputError
-from onnxopt.graph.files import DATA_NAME
+from onnxopt.graph.files import DATA_NAME, SHARD
 from onnxopt.host.claims import alone_in
 from onnxopt.host.folders import staged, sync, write_whole
 from onnxopt.records.manifest import MANIFEST_NAME, FileRecord, Manifest
@@ -200,6 +200,13 @@ def _check(stack: str, folder: Path, manifest: Manifest) -> None:
     if stack == "genai" and not (folder / TOKENIZER_NAME).is_file():
         raise InputError(f"has no {TOKENIZER_NAME}", where=str(folder), hint="copy it from the checkpoint")
     if stack == "web":
+        shard = next((name for name in manifest.files if SHARD.fullmatch(name)), None)
+        if shard:
+            raise InputError(
+                f"{shard} is one of several files of weights, of which a browser is told one",
+                where=str(folder),
+                hint="optimize the model without --shard-size",
+            )
         large = next((name for name, record in manifest.files.items() if record.size_bytes >= SHARD_BYTES), None)
         if large:
             raise InputError(
@@ -232,9 +239,8 @@ def _write_triton(place: Path, folder: Path, manifest: Manifest) -> None:
     name = triton_name(manifest.name)
     version = place / name / "1"
     version.mkdir(parents=True)
-    for file in (MODEL_NAME, DATA_NAME):
-        if (folder / file).is_file():
-            _link(folder / file, version / file)
+    for file in (MODEL_NAME, *(name for name in manifest.files if name == DATA_NAME or SHARD.fullmatch(name))):
+        _link(folder / file, version / file)
     (place / name / "config.pbtxt").write_text(triton_config(manifest), encoding="utf-8", newline="\n")
 
 

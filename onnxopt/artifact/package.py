@@ -3,7 +3,8 @@
 An artifact::
 
     model.onnx            the graph; weights too, up to 256 MiB
-    model.onnx_data       the weights of a larger model, under the name that transformers.js looks for
+    model.onnx_data       the weights of a larger model, under the name that transformers.js looks for; where shards are
+                          asked for, `model-00001-of-00003.onnx_data` and so on
     tokenizer.json, ...   tokenizer, processor and config files, in the folders the checkpoint had them in
     genai_config.json     for a decoder: what onnxruntime-genai must know of it
     encoder_model.onnx    for an encoder-decoder two graphs in place of one, and golden/encoder, golden/decoder
@@ -186,6 +187,7 @@ def write_artifact(
     measurements: Measurements | None = None,
     extras: Mapping[str, bytes | Callable[[Manifest], bytes]] | None = None,
     parts: Sequence[Part] = (),
+    shard_bytes: int | None = None,
 ) -> Artifact:
     """Write everything a program needs to serve the model.
 
@@ -207,6 +209,7 @@ def write_artifact(
             out of the manifest.
         parts: of an encoder-decoder, its two graphs; they and their cases are written in place of `model` and
             `golden`, and `model` is the decoder.
+        shard_bytes: of the largest file of weights; None writes one, however large.
 
     Returns:
         The artifact.
@@ -222,7 +225,7 @@ def write_artifact(
         for name, graph, given in graphs or [(MODEL_NAME, model, loaded)]:
             name_outputs(graph, given.signature)
             graph.metadata_props.update(_crossings(graph, loaded).to_metadata())
-            written = write_graph(served_model(graph, given.signature, given.names), folder / name)
+            written = write_graph(served_model(graph, given.signature, given.names), folder / name, shard_bytes)
             model_files += [path.name for path in written]
         _copy_assets(loaded, folder, taken=model_files)
         decoding = decoding_of(model, parts[-1].loaded if parts else loaded)

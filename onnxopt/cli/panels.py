@@ -54,7 +54,7 @@ PANELS: Mapping[str, frozenset[str]] = {
     ),
     "Measuring": frozenset({"measure", "tune", "retune", "forms_from", "rounds", "seconds", "require_speedup"}),
     "Comparing": frozenset({"verify.budget"}),
-    "Output": frozenset({"out", "stacks", "limit", "plot", "as_json", "progress", "quiet", "verbose"}),
+    "Output": frozenset({"out", "shard_size", "stacks", "limit", "plot", "as_json", "progress", "quiet", "verbose"}),
 }
 
 # Parameters that few people need: `--help-all` shows them too. Written as above.
@@ -66,7 +66,7 @@ RARE: frozenset[str] = frozenset(
         *("compensate", "align", "allocation", "prune.seed"),
         *("accumulate", "schedule", "top_k", "cache_teacher", "mixed_precision", "evaluate_every", "patience", "job"),
         *("max_wait_ms", "max_items", "max_body", "serve.max_new_tokens", "max_connections", "grace"),
-        *("min_p", "repetition_penalty"),
+        *("min_p", "repetition_penalty", "shard_size"),
         *("stride", "max_windows", "perplexity.batch"),
     }
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import onnx_ir as ir
@@ -14,6 +15,7 @@ from onnxopt.spec import Signature
 
 DATA_SUFFIX = "_data"  # where transformers.js looks for the weights of a large model
 DATA_NAME = f"model.onnx{DATA_SUFFIX}"
+SHARD = re.compile(rf"(.+)-\d{{5}}-of-\d{{5}}\.onnx{DATA_SUFFIX}")  # one of several files of weights
 MAX_IR_VERSION = 11  # the newest that every ONNX Runtime we accept (1.23 on) reads
 EXTERNAL_DATA_BYTES = LARGE_BYTES  # the runtime maps a file beside the graph, and copies what is in the graph, twice
 
@@ -29,24 +31,33 @@ def save_graph(model: ir.Model, folder: Path) -> Path:
     return write_graph(model, folder / "model.onnx")[0]
 
 
-def write_graph(model: ir.Model, path: Path) -> list[Path]:
+def write_graph(model: ir.Model, path: Path, shard_bytes: int | None = None) -> list[Path]:
     """Write a model into a folder that is there, and return its files: the graph, and the weights of a large one.
 
     Args:
         model: what it computes stays; afterwards it holds its weights, or those of a large one lie where they lay.
         path: of the graph; weights of more than `EXTERNAL_DATA_BYTES` go into a file beside it.
+        shard_bytes: weights of more than this go into files of no more each, `model-00001-of-00003.onnx_data`; one that
+            is larger has a file of its own. None writes one file, `model.onnx_data`, as does what fits into one.
     """
     make_writable(model)
     size = _bytes_of_all(model)
-    threshold = _threshold(size)
+    threshold = SMALL_CONSTANT_BYTES if shard_bytes and size > shard_bytes else _threshold(size)
     _take_in(model, threshold)
     data = path.with_name(f"{path.name}{DATA_SUFFIX}")
     with needing(size):
         # without `external_data`, a weight that lies in another folder would be looked for in this one
-        ir.save(model, path, external_data=data.name, size_threshold_bytes=threshold)
+        ir.save(
+            model,
+            path,
+            external_data=data.name,
+            size_threshold_bytes=threshold,
+            max_shard_size_bytes=shard_bytes if shard_bytes and size > shard_bytes else None,
+        )
     if data.exists() and not data.stat().st_size:
         data.unlink()
-    return [one for one in (path, data) if one.exists()]
+    shards = (one for one in path.parent.iterdir() if (found := SHARD.fullmatch(one.name)) and found[1] == path.stem)
+    return [one for one in (path, data, *sorted(shards)) if one.exists()]
 
 
 def make_writable(model: ir.Model) -> None:

@@ -10,7 +10,7 @@ from onnxopt.errors import InputError
 from onnxopt.load.checkpoint.tasks import parse_task
 from onnxopt.load.given import Given
 from onnxopt.load.source.source import Source, require_known
-from onnxopt.road.asked import left_of, precision_of, spec_of, target_of
+from onnxopt.road.asked import left_of, precision_of, shard_bytes_of, spec_of, target_of
 from onnxopt.road.options import Options
 from onnxopt.spec import Target, Workload
 from onnxopt.texts.files import BUILTIN
@@ -55,6 +55,7 @@ def require_readable(options: Options, target: Target) -> None:
         require_there(options.quantize.calibration, options.quantize.calibration_samples)
     if isinstance(options.package.workload, str):
         Workload.parse(options.package.workload)
+    shard_bytes_of(options.package)
     prune = options.prune
     if prune.what is not None:
         spec_of(prune.what, prune)

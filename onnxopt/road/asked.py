@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnxopt.calibrate.ranges import methods_of
 from onnxopt.errors import InputError
+from onnxopt.host.sizes import parse_size
 from onnxopt.judge.metrics import MetricBudget
 from onnxopt.prune.spec import PruneSpec
 from onnxopt.quantize.options import HALF_IO, HalfOptions, QuantizeOptions
@@ -14,6 +15,19 @@ from onnxopt.spec import Budget, Target
 def target_of(options: PackageOptions) -> Target:
     """Return where the model will run; raises InputError for a name that is none."""
     return options.target if isinstance(options.target, Target) else Target.parse(options.target)
+
+
+def shard_bytes_of(options: PackageOptions) -> int | None:
+    """Return the bytes of the largest file of weights that is asked for; None for one file.
+
+    Raises:
+        InputError: it is no size.
+    """
+    asked = options.shard_size
+    try:
+        return None if asked is None else parse_size(str(asked))
+    except InputError as error:
+        raise InputError(error.what, where="--shard-size", hint=error.hint) from error
 
 
 def precision_of(

@@ -10,7 +10,7 @@ from onnxopt.artifact.place import check_output_folder
 from onnxopt.load.source.source import Source
 from onnxopt.quantize.options import HalfOptions, QuantizeOptions
 from onnxopt.rewrite import Rewrite
-from onnxopt.road.asked import precision_of
+from onnxopt.road.asked import precision_of, shard_bytes_of
 from onnxopt.road.options import Options, TuneOptions
 from onnxopt.road.pinned import Pins
 from onnxopt.spec import Budget, Target, Workload
@@ -30,6 +30,7 @@ class Goal:
         half: what is asked of 16 bits; None for nothing.
         own: passes from outside of onnxopt.
         pins: the measured choices of another build, where they are taken over.
+        shard_bytes: of the largest file of weights; None for one file.
     """
 
     target: Target
@@ -41,6 +42,7 @@ class Goal:
     half: HalfOptions | None = None
     own: Sequence[type[Rewrite]] = ()
     pins: Pins | None = None
+    shard_bytes: int | None = None
 
     @classmethod
     def of(
@@ -82,4 +84,5 @@ class Goal:
             half,
             own,
             pins,
+            shard_bytes_of(options.package),
         )

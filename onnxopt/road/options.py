@@ -67,10 +67,12 @@ class PackageOptions(Stage):
         target: where the model will run: `cpu`, `cuda`, `tensorrt` or `portable`.
         workload: request shapes, batch x sequence: `1x16,8x128`; `32x256@0.26` when 26 % are real tokens; `1x1+256` for
             a token behind 256 others; the recipe's when not given.
+        shard_size: the largest file of weights that is written, such as `2GB`; one file holds all when not given.
     """
 
     target: TargetName | Target = "cpu"
     workload: str | Workload | None = None
+    shard_size: str | int | None = None
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,7 @@ class Keywords(TypedDict, total=False):
 
     target: TargetName | Target
     workload: str | Workload | None
+    shard_size: str | int | None
     budget: float | str | Budget | None
     precision: PrecisionName | str
     calibration: str | Path

@@ -71,6 +71,7 @@ def write_result(
             )
         },
         parts=made if pair else (),
+        shard_bytes=goal.shard_bytes,
     )
 
 

@@ -19,6 +19,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxopt.artifact import package
+from onnxopt.artifact.clients import add_client
 from onnxopt.artifact.golden import Golden
 from onnxopt.artifact.package import Artifact, check_golden, read_golden
 from onnxopt.artifact.place import check_output_folder
@@ -272,6 +273,30 @@ def test_a_large_model_has_its_weights_beside_it(tmp_path: Path, monkeypatch: py
     assert check_golden(artifact.path) == []
     moved = artifact.path.rename(tmp_path / "moved")
     assert check_golden(moved) == []
+
+
+def test_weights_lie_in_several_files_where_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "SMALL_CONSTANT_BYTES", 4)
+    loaded = tiny()
+    two = MODEL.replace("16.0}>", "16.0}, float[2] ones = {1.0, 1.0}>").replace("y = G", "g = G")
+    loaded.model = ir.from_proto(onnx.parser.parse_model(two.replace("twice =", "y = Mul(g, ones) twice =")))
+    artifact = write(tmp_path / "out", loaded, shard_bytes=8)
+    shards = [name for name in artifact.manifest.files if files.SHARD.fullmatch(name)]
+    assert len(shards) == 2
+    assert "model.onnx_data" not in artifact.manifest.files
+    assert artifact.manifest.bytes_after == sum(
+        artifact.manifest.files[name].size_bytes for name in ("model.onnx", *shards)
+    )
+    moved = artifact.path.rename(tmp_path / "moved")
+    assert check_golden(moved) == []
+    add_client(moved, "triton")
+    for name in ("model.onnx", *shards):
+        assert len(list((moved / "clients" / "triton").rglob(name))) == 1
+    with pytest.raises(InputError, match="one of several files of weights"):
+        add_client(moved, "web")
+    (moved / shards[-1]).write_bytes(b"short")
+    with pytest.raises(InputError, match="5 bytes long"):
+        Artifact.open(moved)
 
 
 def test_weights_that_lay_elsewhere_are_taken_along(tmp_path: Path) -> None:

@@ -43,8 +43,8 @@ def test_nothing_written_is_every_default(monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     line = (
-        "m.onnx -o out -t cuda -w 1x7 --budget 1e-3 -p int8 --calibration a.txt --calibration-samples 3 "
-        "--calibrator mse --keep head --force-calibration --allow-slower --require-precision "
+        "m.onnx -o out -t cuda -w 1x7 --shard-size 2GB --budget 1e-3 -p int8 --calibration a.txt "
+        "--calibration-samples 3 --calibrator mse --keep head --force-calibration --allow-slower --require-precision "
         "--weights random --revision main --trust-remote-code "
         "--task fill-mask "
         "--no-pooling --without bbox --no-cache --logits all --exporter dynamo --padding right --feeds a.npz "
@@ -58,6 +58,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         "out": Path("out"),
         "target": "cuda",
         "workload": "1x7",
+        "shard_size": "2GB",
         "budget": "1e-3",
         "precision": "int8",
         "calibration": "a.txt",

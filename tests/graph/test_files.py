@@ -81,6 +81,31 @@ def test_how_much_is_written_is_known_before(
     assert known == sum(path.stat().st_size for path in write_graph(model, tmp_path / "model.onnx"))
 
 
+@pytest.mark.parametrize(
+    ("limit", "files_of"),
+    [(2500, [["w0", "w2"], ["w3"], ["w4"]]), (1000, [["w0"], ["w2"], ["w3"], ["w4"]]), (1 << 20, [])],
+)
+@pytest.mark.parametrize("name", ["model.onnx", "decoder_model.onnx"])
+def test_weights_go_into_files_of_the_size_that_is_asked_for(
+    name: str, limit: int, files_of: list[list[str]], tmp_path: Path
+) -> None:
+    model = model_of((300, 2, 300, 300, 450))
+    before = weights_of(model)
+    (tmp_path / f"other-{name}").touch()
+    written = write_graph(model, tmp_path / name, limit)
+    stem, count = name.removesuffix(".onnx"), len(files_of)
+    names = [f"{stem}-{place:05}-of-{count:05}.onnx_data" for place in range(1, count + 1)]
+    assert [path.name for path in written] == [name, *names]
+    read = ir.load(tmp_path / name)
+    lie = {key: value.const_value for key, value in read.graph.initializers.items()}
+    for file, keys in zip(names, files_of, strict=True):
+        assert [key for key, one in lie.items() if isinstance(one, ir.ExternalTensor) and one.location == file] == keys
+        assert (tmp_path / file).stat().st_size == sum(before[key].nbytes for key in keys)
+    assert {key: array.tolist() for key, array in weights_of(read).items()} == {
+        key: array.tolist() for key, array in before.items()
+    }
+
+
 CUT = """
 g (float[batch,s,6] x, float[rows,s,6] z) => (float[n,0,6] y) {
   w = Add(x, z)

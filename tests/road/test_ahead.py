@@ -42,6 +42,8 @@ CPU = Target("cpu")
         (Options(prune=PruneOptions(what="heads=1", data="none.jsonl")), "none.jsonl: no such"),
         (Options(prune=PruneOptions(what="heads=1", budget="good")), "cannot read the budget"),
         (Options(package=PackageOptions(workload="big")), "big"),
+        (Options(package=PackageOptions(shard_size="much")), "--shard-size: 'much' is no size"),
+        (Options(package=PackageOptions(shard_size=0)), "--shard-size: '0' is no size"),
         (Options(load=LoadOptions(task="make-coffee")), "make-coffee"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

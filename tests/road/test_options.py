@@ -43,6 +43,7 @@ source = "m.onnx"
 [package]
 target = "portable"
 workload = "1x7"
+shard_size = "2GB"
 [quantize]
 budget = 1e-3
 precision = "mixed"
@@ -78,6 +79,7 @@ budget = "cosine>=0.9"
 GIVEN: Keywords = {
     "target": "portable",
     "workload": "1x7",
+    "shard_size": "2GB",
     "budget": 1e-3,
     "precision": "mixed",
     "calibration": "a.txt",
