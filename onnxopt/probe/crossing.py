@@ -22,7 +22,18 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.graph import ancestors, dims, has_few_ancestors, has_subgraph, is_constant, is_op, known_dims, number
+from onnxopt.graph import (
+    SMALL_CONSTANT_BYTES,
+    ancestors,
+    constant,
+    dims,
+    has_few_ancestors,
+    has_subgraph,
+    is_constant,
+    is_op,
+    known_dims,
+    number,
+)
 from onnxopt.graph.cache import PAST, SEQUENCE, complete
 from onnxopt.graph.roles import own_axis
 from onnxopt.graph.sides import Crossings
@@ -108,6 +119,45 @@ def _edge_of_side(model: ir.Model) -> list[ir.Value]:
     return [value for value in found if types.get(value) in FLOATS]
 
 
+def _distinct(model: ir.Model, values: Sequence[ir.Value]) -> list[ir.Value]:
+    """Return one value of each kind: what every layer computes anew from the same by the same nodes is one table."""
+    nodes = {node for value in values for node in ancestors(value)[0]}
+    numbers: dict[object, int] = {}
+    kinds: dict[ir.Value, int] = {}
+
+    def kind_of(value: ir.Value | None) -> int:
+        if value is not None and value in kinds:
+            return kinds[value]
+        small = constant(value) if value is not None and _is_small(value) else None
+        key = id(value) if small is None else (str(small.dtype), small.shape, small.tobytes())
+        return numbers.setdefault(key, len(numbers))
+
+    for node in model.graph:
+        if node not in nodes:
+            continue
+        does = id(node) if has_subgraph(node) else (node.domain, node.op_type, node.overload, _settings(node))
+        given = tuple(kind_of(value) for value in node.inputs)
+        for index, value in enumerate(node.outputs):
+            kinds[value] = numbers.setdefault((does, given, index), len(numbers))
+    return list({kind_of(value): value for value in reversed(values)}.values())[::-1]
+
+
+def _is_small(value: ir.Value) -> bool:
+    """Tell whether a value is a constant of few bytes."""
+    return is_constant(value) and (value.const_value is None or value.const_value.nbytes <= SMALL_CONSTANT_BYTES)
+
+
+def _settings(node: ir.Node) -> tuple[object, ...]:
+    """Return the attributes of a node as something that is equal for equal ones."""
+    found: list[object] = []
+    for name, one in sorted(node.attributes.items()):
+        value = one.value
+        if isinstance(value, ir.TensorProtocol):
+            value = (str(value.dtype), value.shape.numpy(), value.tobytes())
+        found.append((name, str(value)))
+    return tuple(found)
+
+
 def _needs(node: ir.Node) -> Iterator[ir.Value]:
     """Yield what a node reads, its subgraphs included."""
     yield from (value for value in node.inputs if value is not None)
@@ -146,7 +196,7 @@ class _Tables:
         Raises:
             ProbeError: the side graph does not run.
         """
-        edge = _edge_of_side(model)
+        edge = _distinct(model, _edge_of_side(model))
         if not edge:
             return cls(model)
         runner = GraphRunner(model, edge, with_outputs=False)

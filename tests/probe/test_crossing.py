@@ -13,7 +13,7 @@ from onnxopt.artifact.package import decoding_of
 from onnxopt.graph import known_dims
 from onnxopt.graph.sides import Crossings
 from onnxopt.load.export.torch_model import grows_beyond
-from onnxopt.probe.crossing import crossings_of
+from onnxopt.probe.crossing import _distinct, crossings_of
 from onnxopt.proof.prepare import prepare
 from tests.support.cached import CAUSAL, LEARNED, LONGEST, WINDOW, Decoder, lower
 from tests.support.crossing import COUNTED, ENDLESS, SPELLINGS, TURNED, TWICE, crossing_decoder
@@ -172,3 +172,27 @@ def test_the_note_says_what_happens_at_a_crossing() -> None:
     assert "beyond 40 tokens: a text that grows across is read anew" in Crossings((40,)).note()
     assert "goes on from its keys" in Crossings((40, 80)).note(rereads=False)
     assert "every token beyond 64: longer texts are refused" in Crossings((), 64).note()
+
+
+def test_tables_that_each_layer_makes_anew_are_run_once() -> None:
+    """Of equal ones one is looked at; what differs in a number, a setting or an input is another."""
+    model = ir.from_onnx_text(
+        """
+        <ir_version: 10, opset_import: ["" : 18]>
+        agraph (int64[batch, sequence] input_ids, int64[batch, sequence] attention_mask) => (float[batch, sequence] out)
+        <int64[1] axis = {1}, int64[1] same = {1}, int64[1] other = {0}>
+        {
+            first = Constant<value = int64 {1}>()
+            counted = CumSum(attention_mask, first)
+            place = Cast<to = 1>(counted)
+            a = Cos(place) b = Cos(place) c = Sin(place)
+            one = Unsqueeze(a, axis) two = Unsqueeze(b, same) three = Unsqueeze(a, other)
+            four = Softmax<axis = 0>(place) five = Softmax<axis = 1>(place) six = Softmax<axis = 1>(place)
+            out = Identity(place)
+        }
+        """
+    )
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    names = ["one", "two", "three", "c", "four", "five", "six"]
+    found = _distinct(model, [values[name] for name in names])
+    assert [value.name for value in found] == ["one", "three", "c", "four", "five"]

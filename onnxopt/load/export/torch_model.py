@@ -25,6 +25,7 @@ from onnxopt.load.checkpoint.network import build_network, configs_of, mapped_ne
 from onnxopt.load.checkpoint.pooling import Pooling, build_head
 from onnxopt.load.checkpoint.tasks import Task, model_class
 from onnxopt.load.export.forward_inputs import ExtraInput, choose_inputs, drop_inputs, inputs_of_pair
+from onnxopt.load.export.shapes import shapes_alone
 from onnxopt.load.export.torch_pair import SeqPart, face_of, is_pair
 from onnxopt.spec import SENTENCE, Array, Feeds, Signature, TensorSpec
 
@@ -80,6 +81,17 @@ class TorchModel:
         with torch.inference_mode():
             results = self.flat(*tensors)
         return {name: tensor.numpy() for name, tensor in zip(self.outputs, results, strict=True)}
+
+    def shapes(self, feeds: Mapping[str, Array]) -> list[tuple[str, tuple[int, ...], str]]:
+        """Return name, shape and dtype of every output for inputs by name; a large network is not run for it."""
+        import torch
+
+        if self.weights is None:
+            return [(name, array.shape, str(array.dtype)) for name, array in self.run(feeds).items()]
+        tensors = [torch.from_numpy(np.ascontiguousarray(feeds[spec.name])) for spec in self.inputs]
+        results = shapes_alone(self.flat, self.weights, lambda: self.flat(*tensors))
+        kinds = [str(one.dtype).removeprefix("torch.") for one in results]
+        return [(name, tuple(one.shape), kind) for name, one, kind in zip(self.outputs, results, kinds, strict=True)]
 
 
 @dataclass
@@ -159,8 +171,8 @@ def load_torch(
         )
     inputs = plain + tuple(extra.spec for extra in extras)
     longest = _longest(network, config) if task.modality == "text" else 0
-    names = _output_names(network, inputs, task, image_size, extras=extras, where=where)
-    cache = _find_cache(network) if with_cache and task.generates else None
+    names = _output_names(network, inputs, task, image_size, extras=extras, weights=weights, where=where)
+    cache = _find_cache(network, weights) if with_cache and task.generates else None
     if cache is not None:
         flat = _flatten_with_cache(network, inputs, cache, logits)
         inputs = tuple(_over_all(spec) for spec in inputs) + cache.inputs
@@ -247,6 +259,7 @@ def _output_names(
     image_size: tuple[int, ...],
     *,
     extras: tuple[ExtraInput, ...],
+    weights: MappedWeights | None,
     where: str,
 ) -> tuple[str, ...]:
     """Return the outputs of the task that the model gives, found by running it."""
@@ -257,8 +270,8 @@ def _output_names(
     rng = np.random.default_rng(0)
     feeds |= {one.spec.name: torch.from_numpy(one.draw(one.spec.shape(sizes), rng)) for one in extras}
     try:
-        with torch.inference_mode(), quiet():
-            result = network(**feeds, return_dict=True)
+        with quiet():
+            result = shapes_alone(network, weights, lambda: network(**feeds, return_dict=True))
     except Exception as error:
         shown = ", ".join(feeds)
         size = f" of {image_size[0]} × {image_size[1]}" if image_size else ""
@@ -302,7 +315,7 @@ def _flatten(network: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[str, .
     return Flat().eval()
 
 
-def _find_cache(network: Any) -> Cache | None:
+def _find_cache(network: Any, weights: MappedWeights | None) -> Cache | None:
     """Return what the model keeps of tokens it has seen, found by running it; None when it keeps other states too."""
     import torch
     from transformers import DynamicCache
@@ -310,9 +323,13 @@ def _find_cache(network: Any) -> Cache | None:
     if "past_key_values" not in inspect.signature(network.forward).parameters:
         return None
     ids = torch.ones(2, 3, dtype=torch.int64)
+
+    def run() -> Any:
+        return network(input_ids=ids, past_key_values=DynamicCache(), use_cache=True, return_dict=True)
+
     try:
-        with torch.inference_mode(), quiet():
-            kept = network(input_ids=ids, past_key_values=DynamicCache(), use_cache=True, return_dict=True)
+        with quiet():
+            kept = shapes_alone(network, weights, run)
     except Exception:  # noqa: BLE001  a model with states of its own says so in its own way
         return None
     layers = []

@@ -104,14 +104,14 @@ def _signature(model: TorchModel, example: Mapping[str, int]) -> Signature:
     other = complete({axis: size + (64 if axis in ("height", "width") else 1) for axis, size in example.items()})
     if model.image_size:  # few images tell the same as one more would
         other |= {"batch": FEW_IMAGES}
-    first, second = ([*model.run(_feeds(model, sizes)).items()] for sizes in (example, other))
+    first, second = (model.shapes(_feeds(model, sizes)) for sizes in (example, other))
     outputs = []
-    for (name, left), (_, right) in zip(first, second, strict=True):
+    for (name, left, dtype), (_, right, _) in zip(first, second, strict=True):
         axes = tuple(
             _axis(f"{name}_dim_{index}", sizes, example, other)
-            for index, sizes in enumerate(zip(left.shape, right.shape, strict=True))
+            for index, sizes in enumerate(zip(left, right, strict=True))
         )
-        outputs.append(TensorSpec(name, str(left.dtype), axes))
+        outputs.append(TensorSpec(name, dtype, axes))
     return Signature(model.inputs, tuple(outputs))
 
 
