@@ -1,8 +1,9 @@
 """See what a decoder takes as it runs: `python -m bench.large_worker model.onnx onnxopt` prints JSON.
 
 How long it takes to open, what the process holds then and after it has answered (memory of its own, and pages of files
-that it has mapped), and how long a prompt and a token behind it take. `onnxopt` opens it as our sessions do; with
-`onnxruntime` in its place it is opened with the runtime's own defaults, as the graph of another tool is.
+that it has mapped), and how long a prompt and a token behind it take. `onnxopt` opens it as our sessions do,
+`onnxruntime` with the runtime's own defaults, as the graph of another tool is, and `mapped` without packing weights for
+their kernels. `pack` with a further file opens it once and writes it with all its weights packed, for this processor.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ SIZES = {"token": (1, 1, PROMPT, 2 * PROMPT), "prompt": (1, PROMPT, 0, 2 * PROMP
 def main() -> None:
     """Open the model, run it, print what was seen."""
     path = Path(sys.argv[1])
+    if sys.argv[2] == "pack":
+        pack(path, Path(sys.argv[3]))
+        return
     base = held()
     begin = time.perf_counter()
     session = opened(path, sys.argv[2])
@@ -38,13 +42,41 @@ def main() -> None:
 
 
 def opened(path: Path, how: str) -> onnxruntime.InferenceSession:
-    """Return a session of two threads, opened as our own are or as the runtime does by default."""
+    """Return a session of two threads, opened in one of the ways that are named above."""
     if how == "onnxopt":
         return open_session(path, target=Target("cpu", THREADS))
+    options = _options()
+    if how == "mapped":
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def pack(path: Path, out: Path) -> None:
+    """Write a model as the runtime has it once it is open, packed weights included.
+
+    The settings are those of onnxruntime_session_options_config_keys.h.
+
+    Args:
+        path: the model.
+        out: the file; its weights lie beside it.
+    """
+    options = _options()
+    options.optimized_model_filepath = str(out)
+    for key, value in {
+        "session.optimized_model_external_initializers_file_name": f"{out.name}_data",
+        "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+        "session.save_external_prepacked_constant_initializers": "1",
+    }.items():
+        options.add_session_config_entry(key, value)
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _options() -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors: that an optimized model is for this machine alone is what is wanted
     options.intra_op_num_threads = THREADS
     options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return options
 
 
 def held() -> dict[str, int]:
