@@ -32,7 +32,7 @@ FOLDER = ROOT / "build" / "bench" / "large"
 MARKS = ("<!-- large -->", "<!-- /large -->")
 GB = 10**9
 INT4 = ("--precision", "int4-weights")
-FEW_SAMPLES = ("--calibration-samples", "2")  # as good as none: two short texts, of random weights
+WEIGHTS_ALONE = ("--calibration", "none")
 KILLED_AT = 0.5  # of the layers
 WORKER_SECONDS = 1800
 
@@ -48,6 +48,7 @@ class Case:
         limit_bytes: of memory.
         goal_seconds: for the whole command; None where none is set.
         killed: whether it is killed half way through its layers and started again.
+        in_ways: whether its result is opened in other ways, too.
         most_seconds: after which it is given up.
     """
 
@@ -57,16 +58,17 @@ class Case:
     limit_bytes: int = 4 * GB
     goal_seconds: float | None = None
     killed: bool = False
+    in_ways: bool = False
     most_seconds: float = 3 * 3600.0
 
 
 CASES: Mapping[str, Case] = {
-    "100m-float": Case("100m", limit_bytes=2 * GB),
-    "100m-int4": Case("100m", options=INT4, limit_bytes=2 * GB),
+    "100m-float": Case("100m", limit_bytes=2 * GB, in_ways=True),
+    "100m-int4": Case("100m", options=INT4, limit_bytes=2 * GB, in_ways=True),
     "0.5b-float": Case("0.5b", limit_bytes=3 * GB, goal_seconds=90),
-    "1.1b-int4": Case("1.1b", options=INT4, limit_bytes=4 * GB, goal_seconds=1800),
+    "1.1b-int4": Case("1.1b", options=INT4, limit_bytes=4 * GB, goal_seconds=1800, in_ways=True),
     "3b-int4": Case("3b", options=INT4, limit_bytes=8 * GB, goal_seconds=5400, killed=True),
-    "7b-int4": Case("7b", options=(*INT4, *FEW_SAMPLES), limit_bytes=10 * GB, most_seconds=6 * 3600.0),
+    "7b-int4": Case("7b", options=(*INT4, *WEIGHTS_ALONE), limit_bytes=10 * GB, most_seconds=6 * 3600.0),
     "smollm2-float": Case(source="smollm2-135m", limit_bytes=GB),
     "smollm2-int4": Case(source="smollm2-135m", options=INT4, limit_bytes=GB),
     **{f"layers-{count}": Case(f"layers-{count}", limit_bytes=2 * GB) for count in (4, 8, 16, 32)},
@@ -202,6 +204,7 @@ def run_case(case: Case, source: str, folder: Path, *, limit_bytes: int | None) 
     if not last.error:
         found["artifact_bytes"] = bytes_of(out)
         found["running"] = running(out / "model.onnx")
+        found["ways"] = ways(out / "model.onnx", folder / "packed") if case.in_ways else {}
     return found
 
 
@@ -235,6 +238,23 @@ def running(model: Path, how: str = "onnxopt") -> dict[str, Any]:
         return dict(json.loads(done.stdout.strip().splitlines()[-1]))
     except (IndexError, ValueError, subprocess.TimeoutExpired):
         return {"error": "it does not run"}
+
+
+def ways(model: Path, folder: Path) -> dict[str, Any]:
+    """Return what a session takes that packs no weights, and one of a file that holds them packed.
+
+    Args:
+        model: the file.
+        folder: for the second file; made here.
+    """
+    folder.mkdir()
+    packed = folder / model.name
+    subprocess.run([sys.executable, "-m", "bench.large_worker", str(model), "pack", str(packed)], cwd=ROOT, check=False)
+    found = {"mapped": (model, "mapped"), "packed": (packed, "onnxruntime")}
+    return {
+        name: {"artifact_bytes": bytes_of(path.parent), "running": running(path, how)}
+        for name, (path, how) in found.items()
+    }
 
 
 def _merge(path: Path, name: str, record: Mapping[str, Any]) -> None:

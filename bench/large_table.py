@@ -11,6 +11,7 @@ from bench.large_worker import PROMPT
 from bench.limited import WORDS
 
 GB = 10**9
+WAYS = {"mapped": ", weights not packed", "packed": ", in a file that holds them packed"}
 _FLAT = "layers-"
 _LONGEST = 3  # stages that are named
 
@@ -28,11 +29,14 @@ def rendered(cases: Mapping[str, Mapping[str, Any]]) -> str:
     if ours or peers:
         head = ["model", "", "limit", "peak", "without files", "time", "goal", "longest stages"]
         parts.append(table.lines(head, [_row(case) for case in (*ours.values(), *peers.values())]))
-    sessions = [_session(case) for case in (*ours.values(), *peers.values()) if "running" in case]
+    seen = [case for case in (*ours.values(), *peers.values()) if "running" in case]
+    sessions = [_session(one) for case in seen for one in (case, *_ways(case))]
     if sessions:
         parts.append(
             "A session of the result: how long it takes to open, what it holds beyond an empty process once it has "
-            f"written a token, and how fast it reads a prompt of {PROMPT} tokens and writes behind it."
+            f"written a token, and how fast it reads a prompt of {PROMPT} tokens and writes behind it. Weights that "
+            "are not packed for their kernels stay mapped (`session.disable_prepacking`); a file that holds them "
+            "packed (`session.save_external_prepacked_constant_initializers`) is for one kind of processor alone."
         )
         head = ["model", "", "file", "opening", "held", "of the file", "without files", "prompt, tokens/s", "tokens/s"]
         parts.append(table.lines(head, sessions))
@@ -93,6 +97,11 @@ def _session(case: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _ways(case: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the other ways in which a result was opened, each as a case of its own."""
+    return [{**case, **way, "way": name} for name, way in case.get("ways", {}).items()]
+
+
 def _by_layers(case: Mapping[str, Any]) -> list[str]:
     layers = case["shape"]["layers"]
     return [
@@ -111,7 +120,8 @@ def _names(case: Mapping[str, Any]) -> list[str]:
     what = next((after for option, after in itertools.pairwise(options) if option == "--precision"), "fp32")
     dtype = case["shape"].get("dtype")
     name = f"{case['shape']['like']}{f', {dtype}' if dtype else ''}"
-    return [table.escape(name), table.escape(case.get("peer") or f"onnxopt {what}")]
+    way = WAYS.get(case.get("way", ""), "")
+    return [table.escape(name), table.escape(case.get("peer") or f"onnxopt {what}{way}")]
 
 
 def _gb(size: float) -> str:

@@ -35,12 +35,14 @@ _BYTES = {
     "int8-weights": (1.06, 1.06),
 }
 _BYTES_INT8 = (1.06, 4.0)
+_NO_SAMPLES = "none"  # as `--calibration` says it
 _PROCESS_BYTES = 800_000_000  # of Python with torch, transformers and the runtime, without any model
 _LEAST_PROCESS_BYTES = 500_000_000
 _WEIGHTS_AT_ONCE = 3  # of the largest one as float32: read, changed, and on its way to the file
 _SURE = 0.8  # of the bytes of files that are estimated: below, a disk surely has no room for them
-# What `make bench-large` takes on two cores: seconds for 10⁹ parameters.
-_FLOAT_SECONDS, _ROUNDED_SECONDS = 180.0, 1600.0
+# What `make bench-large` takes on two cores: seconds for any model, and for 10⁹ parameters more; rounded on samples, or
+# by the weights alone.
+_START_SECONDS, _FLOAT_SECONDS, _ROUNDED_SECONDS, _ALONE_SECONDS = 30.0, 120.0, 1500.0, 400.0
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,13 @@ class Estimate:
         counted: the weights.
         precision: in which the result is asked for, by the name of its kind.
         measured: whether the original and the result are timed.
+        on_samples: whether samples decide how numbers are rounded.
     """
 
     counted: Counted
     precision: str = "fp32"
     measured: bool = True
+    on_samples: bool = True
 
     @property
     def is_float(self) -> bool:
@@ -91,8 +95,9 @@ class Estimate:
     @property
     def seconds(self) -> float:
         """On two cores, without the time that measuring takes."""
-        rate = _FLOAT_SECONDS if self.is_float or self.precision in ("fp16", "bf16") else _ROUNDED_SECONDS
-        return rate * self.counted.parameters / 1e9
+        rate = _ROUNDED_SECONDS if self.on_samples else _ALONE_SECONDS
+        rate = _FLOAT_SECONDS if self.precision in ("fp32", "fp16", "bf16") else rate
+        return _START_SECONDS + rate * self.counted.parameters / 1e9
 
     def line(self) -> str:
         """Return all of it in words."""
@@ -127,7 +132,7 @@ def estimate_of(source: Source, options: Options) -> Estimate | None:
     target = str(getattr(options.package.target, "provider", options.package.target))
     if precision == "auto" and target in ("cuda", "tensorrt"):
         precision = "fp16"
-    return Estimate(counted, precision, options.tune.measure)
+    return Estimate(counted, precision, options.tune.measure, str(options.quantize.calibration) != _NO_SAMPLES)
 
 
 def is_served_in_fewer_bits(source: Source, options: Options, estimate: Estimate) -> bool:

@@ -68,6 +68,13 @@ def test_the_tables_tell_what_failed_and_what_went_on_beside() -> None:
     assert "| none | 3.90 GB | 1.25 GB | **out of memory** after 25 min |" in text
     assert "Other work went on on the machine during 1b-int4." in text
     assert "A session of the result" not in text
+    ways = {name: {"artifact_bytes": 3 * GB, "running": RECORD["running"]} for name in ("mapped", "packed")}
+    rows = render({"cases": {"1b-int4": {**RECORD, "ways": ways}}}).splitlines()
+    assert [row.split(" | ")[1:3] for row in rows if "1.10 GB" in row] == [
+        ["onnxopt int4-weights", "1.00 GB"],
+        ["onnxopt int4-weights, weights not packed", "3.00 GB"],
+        ["onnxopt int4-weights, in a file that holds them packed", "3.00 GB"],
+    ]
     dead = render({"cases": {"1b-int4": {**RECORD, "running": {"error": "it does not run"}}}})
     assert "| 1.00 GB | **it does not run** | " in dead
     killed = render({"cases": {"1b-int4": {**RECORD, "killed_after_seconds": 600.0}}})
@@ -144,7 +151,7 @@ def test_a_case_runs_the_command_and_its_result(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(large, "SHAPES", {"tiny": shape})
     source = write_checkpoint(shape, tmp_path / "made")
     (tmp_path / "run").mkdir()
-    found = run_case(Case("tiny"), str(source), tmp_path / "run", limit_bytes=3 * GB)
+    found = run_case(Case("tiny", in_ways=True), str(source), tmp_path / "run", limit_bytes=3 * GB)
     assert found["error"] == ""
     assert found["stages"]["load"]["seconds"] > 0
     assert found["stages"]["package"]["seconds"] >= 0
@@ -155,6 +162,9 @@ def test_a_case_runs_the_command_and_its_result(tmp_path: Path, monkeypatch: pyt
     assert run["token_seconds"] < run["prompt_seconds"]
     assert run["after_token"]["resident"] > run["base"]["resident"]
     assert (tmp_path / "run" / "cache").is_dir()
+    assert found["ways"]["mapped"]["artifact_bytes"] == found["artifact_bytes"]
+    assert found["ways"]["packed"]["artifact_bytes"] > 1.2 * found["artifact_bytes"]
+    assert all(way["running"]["token_seconds"] > 0 for way in found["ways"].values())
     assert running(tmp_path / "run" / "artifact" / "model.onnx", "onnxruntime")["token_seconds"] > 0
 
 

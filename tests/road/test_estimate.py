@@ -58,6 +58,8 @@ def test_weights_are_counted_and_options_read(decoder: Source) -> None:
     assert 0.9 < found.counted.float_bytes / network.manifest.bytes_after < 1.1
     assert (found.precision, found.measured, found.is_float) == ("int4-weights", True, False)
     assert estimate_of(decoder, UNMEASURED) == Estimate(found.counted, "fp32", measured=False)
+    alone = estimate_of(decoder, Options(quantize=PrecisionOptions(precision="int4-weights", calibration="none")))
+    assert alone == replace(found, on_samples=False)
     on_gpu = Options(quantize=PrecisionOptions(precision="auto"), package=PackageOptions(target="cuda"))
     assert estimate_of(decoder, on_gpu) == Estimate(found.counted, "fp16")
 
@@ -69,6 +71,7 @@ def test_a_result_in_fewer_bits_is_smaller_and_takes_longer() -> None:
     assert sizes[:2] == [28 * GB, 14 * GB]
     assert 4 * GB < every["int4-weights"].file_bytes < 5 * GB
     assert every["int4-weights"].seconds > 5 * every["fp32"].seconds
+    assert every["int4-weights"].seconds > 2 * replace(every["int4-weights"], on_samples=False).seconds
     timed = Estimate(SEVEN, "int4-weights")
     assert timed.memory_bytes > 28 * GB > every["int4-weights"].memory_bytes  # a session of the original is opened
     assert (timed.scratch_bytes, every["int4-weights"].scratch_bytes) == (28 * GB, 14 * GB)
@@ -77,7 +80,7 @@ def test_a_result_in_fewer_bits_is_smaller_and_takes_longer() -> None:
 
 def test_the_line_says_how_long_and_how_much() -> None:
     line = Estimate(SEVEN, "int4-weights", measured=False).line()
-    assert line.startswith("7.0 billion parameters; this takes about 3.1 h on two cores, 6.")
+    assert line.startswith("7.0 billion parameters; this takes about 2.9 h on two cores, 6.")
     assert line.endswith("of memory and 13.04 GiB of temporary files, for a model of 4.33 GiB in int4-weights")
     small = Estimate(replace(SEVEN, parameters=494_000_000), measured=False).line()
     assert small.startswith("494 million parameters; this takes about 1 min on two cores")
