@@ -326,12 +326,12 @@ class DecoderPlanner:
             say(under("calibrate", step))
 
         found = collect(whole, inputs, data, "fit", grams=grams, most=FITTED, progress=calibrating)
-        seen = {}
-        for one in linears:
-            known = found.get(one.x)
-            if known is not None and known.rows:
-                moment = known.moments if known.gram is None else known.gram / known.rows
-                seen[one.label] = SeenInput(moment, known.mean)
+        inputs_seen = {
+            value: SeenInput(known.moments if known.gram is None else known.gram / known.rows, known.mean)
+            for value, known in found.items()
+            if known.rows
+        }
+        seen = {one.label: inputs_seen[one.x] for one in linears if one.x in inputs_seen}
         del found
         tables = {table.weight for table in on_all.tables}
         roundings = dict(

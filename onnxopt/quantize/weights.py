@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from onnxopt.graph import constant, dims
 from onnxopt.graph.layers import Layers
 from onnxopt.graph.linears import Linear
 from onnxopt.qmath.blocks import METHODS, dequantize, quantize
-from onnxopt.qmath.gptq import gptq
+from onnxopt.qmath.gptq import Inputs, gptq
 from onnxopt.qmath.precision import Blocked, Kind, Plan, PlannedLinear, Precision
 from onnxopt.records.events import Step
 from onnxopt.spec import Array, Say
@@ -49,6 +50,11 @@ class SeenInput:
 
     moment: Array
     mean: Array
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """What GPTQ wants of them, where the whole moment is known; layers that read one tensor share it."""
+        return Inputs.of(self.moment)
 
 
 def plan_weights(
@@ -159,7 +165,7 @@ def round_weight(
             raise InputError(
                 "gptq has not seen the input of this layer", where=linear.label, hint="calibrate, or use mse"
             )
-        blocks = gptq(weight, seen.moment, bits, precision.block_size, symmetric=symmetric)
+        blocks = gptq(weight, seen.inputs, bits, precision.block_size, symmetric=symmetric)
     else:
         moment = None if seen is None else np.diag(seen.moment) if whole else seen.moment
         blocks = quantize(weight, bits, precision.block_size, symmetric=symmetric, method=method, moment=moment)
