@@ -12,7 +12,8 @@ from typing import TypeVar
 
 from onnxopt.host.cgroups import groups_of, text_of
 
-Item, Made = TypeVar("Item"), TypeVar("Made")
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 _here = threading.local()
 
 

@@ -31,7 +31,7 @@ class Inputs:
     Attributes:
         moment: float32 [in], mean of the square of each, none of them 0.
         order: int64 [in], the inputs in the order in which they are rounded.
-        factor: float32 [in, in] U, upper triangular, in that order, with the inverse of the damped second moment = Uᵀ U.
+        factor: float32 [in, in] U, upper triangular, in that order: the inverse of the damped second moment is Uᵀ U.
         act_order: inputs of large second moment come first.
     """
 
@@ -158,9 +158,11 @@ def _factor(second: Floats, damping: float) -> Floats:
     invert = _inverted if len(second) <= MOST_INVERTED else _turned
     for _ in range(8):
         try:
-            return np.ascontiguousarray(invert(second, damping * mean), np.float32)
+            found = invert(second, damping * mean)
         except np.linalg.LinAlgError:
             damping = max(damping, 1e-6) * 10
+            continue
+        return np.ascontiguousarray(found, np.float32)
     raise ValueError("the second moment has no positive definite form")
 
 
