@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from onnxopt.host.claims import hold_shared
+from onnxopt.host.claims import hold_shared, remove_unused
 from onnxopt.host.disk import reason_of
 from onnxopt.host.folders import CacheError, appearing, seal, staged
 from onnxopt.host.quiet import NOTES
@@ -49,6 +49,17 @@ def use_entry(entry: Path) -> None:
         os.close(_held.pop(next(iter(_held))))
     with contextlib.suppress(OSError):  # a cache that cannot be written is still a cache
         os.utime(entry)
+
+
+def drop_entry(entry: Path) -> None:
+    """Remove an entry that has served; it stays where another process uses it.
+
+    Args:
+        entry: its folder, in the cache or where `make_entry` put it instead.
+    """
+    if (held := _held.pop(entry, None)) is not None:
+        os.close(held)
+    remove_unused(entry)
 
 
 def make_entry(entry: Path, make: Callable[[Path], Made], *, inside: str = "") -> tuple[Path, Made]:

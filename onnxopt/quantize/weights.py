@@ -154,6 +154,27 @@ def round_weight(
         InputError: `gptq` without the whole moment of the input.
     """
     weight = linear.matrix()
+    try:
+        precision, blocks = encoded(weight, precision, method, seen)
+    except InputError as error:
+        raise InputError(error.what, where=linear.label, hint=error.hint) from error
+    return PlannedLinear(precision, blocks=blocks, bias=_corrected(linear, weight, blocks, seen))
+
+
+def encoded(
+    weight: Array, precision: Precision, method: WeightMethod = "auto", seen: SeenInput | None = None
+) -> tuple[Precision, Blocked]:
+    """Return the codes of a weight, or of some of its outputs, with the precision as the method has it.
+
+    Args:
+        weight: float32 [in, out].
+        precision: of weights only.
+        method: how it is rounded.
+        seen: its input.
+
+    Raises:
+        InputError: `gptq` without the whole moment of the input.
+    """
     bits, symmetric = BITS[precision.kind], precision.symmetric
     whole = seen is not None and seen.moment.ndim == 2
     if method == "auto":
@@ -162,14 +183,12 @@ def round_weight(
         precision, symmetric = replace(precision, symmetric=False), False
     if method == "gptq":
         if seen is None or not whole:
-            raise InputError(
-                "gptq has not seen the input of this layer", where=linear.label, hint="calibrate, or use mse"
-            )
+            raise InputError("gptq has not seen the input of this layer", hint="calibrate, or use mse")
         blocks = gptq(weight, seen.inputs, bits, precision.block_size, symmetric=symmetric)
     else:
         moment = None if seen is None else np.diag(seen.moment) if whole else seen.moment
         blocks = quantize(weight, bits, precision.block_size, symmetric=symmetric, method=method, moment=moment)
-    return PlannedLinear(precision, blocks=blocks, bias=_corrected(linear, weight, blocks, seen))
+    return precision, blocks
 
 
 def _corrected(linear: Linear, weight: Array, blocks: Blocked, seen: SeenInput | None) -> Array | None:
