@@ -82,9 +82,12 @@ class Pieces:
         """
         piece = self.pieces[number]
         gives = piece.gives if number + 1 < len(self.pieces) else (self.result,)
-        runner = GraphRunner(self.model, [*gives, *fetch], with_outputs=False, known=piece.takes, turned=True)
+        swapped = swaps or {}
+        runner = GraphRunner(
+            self.model, [*gives, *fetch], with_outputs=False, known=piece.takes, turned=True, swapped=swapped.keys()
+        )
         for feeds in given:
-            made = runner.run({**feeds, **(swaps or {})})[1]
+            made = runner.run({**feeds, **swapped})[1]
             found = {value: made[value] if value in made else feeds[value.name or ""] for value in (*gives, *fetch)}
             del made
             yield {value.name or "": found[value] for value in gives}, {value: found[value] for value in fetch}
@@ -134,7 +137,7 @@ def _content(value: ir.Value) -> memoryview | bytes:
     if tensor is None:
         return b""
     array = (tensor.stored if isinstance(tensor, Widened) else tensor).numpy()
-    if array.dtype.hasobject:
+    if array.dtype.hasobject:  # text
         return repr(array.tolist()).encode()
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 

@@ -66,8 +66,8 @@ class ByLayer:
         pieces: of the model.
         linears: the layers that are rounded.
         tables: weights that are read by rows too.
-        precisions: that each layer is rounded to.
-        batches: calibration inputs, without padding.
+        precisions: that each layer is rounded to, by label.
+        batches: calibration inputs, without padding; with none the weights alone decide, and no piece is run.
         about: what tells the calibration text from others.
         method: how weights are rounded.
         say: told what is done.
@@ -76,7 +76,7 @@ class ByLayer:
     pieces: Pieces
     linears: Sequence[Linear]
     tables: Collection[ir.Value]
-    precisions: Sequence[Precision]
+    precisions: Mapping[str, Sequence[Precision]]
     batches: Sequence[Feeds]
     about: str
     method: WeightMethod
@@ -88,8 +88,8 @@ class ByLayer:
         cls,
         pieces: Pieces,
         linears: Sequence[Linear],
-        data: CalibrationData,
-        precisions: Sequence[Precision],
+        data: CalibrationData | None,
+        precisions: Mapping[str, Sequence[Precision]],
         *,
         tables: Collection[ir.Value] = (),
         most: int | None = None,
@@ -101,15 +101,16 @@ class ByLayer:
         Args:
             pieces: of the model.
             linears: the layers that are rounded.
-            data: calibration text.
-            precisions: that each layer is rounded to.
+            data: calibration text; None where the weights alone decide.
+            precisions: that each layer is rounded to, by label.
             tables: weights that are read by rows too.
             most: the most samples.
             method: how weights are rounded.
             say: told what is done.
         """
-        about = f"{__version__} {data.record.sha256} {most}"
-        return cls(pieces, linears, tables, precisions, list(data.batches("fit", most=most)), about, method, say)
+        about = f"{__version__} {data.record.sha256 if data is not None else ''} {most}"
+        batches = list(data.batches("fit", most=most)) if data is not None else []
+        return cls(pieces, linears, tables, precisions, batches, about, method, say)
 
     def rounded(self, seconds: Seconds) -> Rounded:
         """Round every layer whose input is seen, or take what an earlier run has left of it.
@@ -124,6 +125,10 @@ class ByLayer:
         for number in own:
             if number not in left:
                 self._tell([one.label for one in own[number]], "kept by an earlier run")
+        if not self.batches:
+            for number in left:
+                folders[number] = self._round(folders[number], own[number], {})
+            return _rounded(own, folders, seconds)
         begin = next((at for at in range(min(left, default=0), 0, -1) if _is_there(_inputs_of(names[at]))), 0)
         crossing: Path | None = _inputs_of(names[begin]) if begin else None
         for number in range(begin, max(left, default=-1) + 1):
@@ -138,8 +143,7 @@ class ByLayer:
             crossing = handed
             release_pages(in_file(weight.const_value) for weight in self.pieces.pieces[number].weights)
             release_memory()
-        found = [one for number in own for one in _read(folders[number], own[number], seconds)]
-        return Rounded({label: made for label, made, _ in found}, {label: energy for label, _, energy in found})
+        return _rounded(own, folders, seconds)
 
     def _linears_by_piece(self) -> dict[int, list[Linear]]:
         """Return the layers of each piece that has some, by its number."""
@@ -153,7 +157,8 @@ class ByLayer:
     def _names(self) -> list[str]:
         """Return the names of the entries of all pieces."""
         shared = [linear.label for linear in self.linears if linear.weight in self.tables]
-        about = [self.about, self.method, *map(str, self.precisions), *(one.label for one in self.linears), "", *shared]
+        wanted = [f"{one.label} {' '.join(map(str, self.precisions[one.label]))}" for one in self.linears]
+        about = [self.about, self.method, *wanted, "", *shared]
         return [digest[:32] for digest in self.pieces.digests("\n".join(about))]
 
     def _pass(
@@ -193,7 +198,7 @@ class ByLayer:
     @property
     def _whole(self) -> bool:
         """Whether whole second moments are wanted: 8 bits do without."""
-        return any(one.kind == "int4-weights" for one in self.precisions)
+        return any(one.kind == "int4-weights" for own in self.precisions.values() for one in own)
 
     def _tell(self, labels: Sequence[str], words: str = "") -> None:
         for label in labels:
@@ -214,16 +219,17 @@ class ByLayer:
             made = []
             for place, linear in enumerate(wanted):
                 self._tell([linear.label])
-                if linear.x in seen:
-                    made.append(self._layer(linear, seen[linear.x], folder, str(place)))
+                if linear.x in seen or not self.batches:
+                    made.append(self._layer(linear, seen.get(linear.x), folder, str(place)))
             (folder / _LAYERS).write_text(json.dumps(made, indent=1), encoding="utf-8")
 
         return make_entry(entry, make)[0]
 
-    def _layer(self, linear: Linear, seen: SeenInput, folder: Path, stem: str) -> dict[str, object]:
+    def _layer(self, linear: Linear, seen: SeenInput | None, folder: Path, stem: str) -> dict[str, object]:
         """Round a layer in every precision, write the codes, and return what else is known of it."""
         whole = linear.weight in self.tables
-        wanted = list(dict.fromkeys(whole_blocks(one, linear.rows) if whole else one for one in self.precisions))
+        own = self.precisions[linear.label]
+        wanted = list(dict.fromkeys(whole_blocks(one, linear.rows) if whole else one for one in own))
         parts = [_Part(folder / f"{stem}-{place}", one, linear) for place, one in enumerate(wanted)]
         energy, squares = 0.0, 0.0
         for start in range(0, linear.columns, OUTPUTS_AT_ONCE):
@@ -280,14 +286,15 @@ class _Part:
         self._noise, self._squares = 0.0, 0.0
         self._precision = precision
 
-    def add(self, weight: Array, start: int, seen: SeenInput, method: WeightMethod) -> None:
+    def add(self, weight: Array, start: int, seen: SeenInput | None, method: WeightMethod) -> None:
         """Round float32 [in, some], the outputs from `start` on."""
         self._precision, made = encoded(weight, self._asked, method, seen)
         self._codes[start : start + len(made.codes)] = made.codes
         error = weight - dequantize(made)
         self._noise += _energy(error, seen)
         self._squares += float(np.square(error).sum())
-        self._shifts.append(seen.mean @ error)
+        if seen is not None:
+            self._shifts.append(seen.mean @ error)
         self._blocks.append(Blocked(made.codes[:0], made.scales, made.zero_points, made.bits, made.block_size))
 
     def finished(self, as_table: float) -> dict[str, object]:
@@ -302,7 +309,7 @@ class _Part:
         if points:
             np.save(_file(self._stem, "points"), np.concatenate(points))
         own = constant(self._linear.bias)
-        if own is not None:  # it takes back what rounding shifts on average, as `round_weight` has it
+        if own is not None and self._shifts:  # it takes back what rounding shifts on average, as `round_weight` has it
             np.save(_file(self._stem, "bias"), np.asarray(own + np.concatenate(self._shifts), np.float32))
         return {
             "stem": self._stem.name,
@@ -323,8 +330,10 @@ def outputs_of(linear: Linear, start: int, stop: int) -> Array:
     return np.ascontiguousarray(stored[:, start:stop].T, np.float32).T
 
 
-def _energy(weight: Array, seen: SeenInput) -> float:
-    """Return tr(Wᵀ M W) with the second moment of the input, or with its diagonal where no more is known."""
+def _energy(weight: Array, seen: SeenInput | None) -> float:
+    """Return tr(Wᵀ M W) with the second moment of the input, or as much of it as is known: its diagonal, or 1."""
+    if seen is None:
+        return float(np.vdot(weight, weight))
     moment = seen.moment
     product = moment.astype(np.float32, copy=False) @ weight if moment.ndim == 2 else moment[:, None] * weight
     return float(np.vdot(product, weight))
@@ -357,6 +366,12 @@ def _crossed(folder: Path | None, place: int, names: Sequence[str]) -> Feeds:
     if folder is None:
         return {}
     return {name: np.load(_crossing_file(folder, place, at), mmap_mode="r") for at, name in enumerate(names)}
+
+
+def _rounded(own: Mapping[int, Sequence[Linear]], folders: Mapping[int, Path], seconds: Seconds) -> Rounded:
+    """Read what came of the layers of all pieces."""
+    found = [one for number in own for one in _read(folders[number], own[number], seconds)]
+    return Rounded({label: made for label, made, _ in found}, {label: energy for label, _, energy in found})
 
 
 def _read(entry: Path, linears: Sequence[Linear], seconds: Seconds) -> Iterator[tuple[str, list[Rounding], float]]:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -32,18 +32,26 @@ import onnx_ir as ir
 from onnxopt.calibrate.collect import collect
 from onnxopt.calibrate.data import CalibrationData
 from onnxopt.graph.layers import Layers
-from onnxopt.graph.linears import Linear
+from onnxopt.graph.linears import TABLE, Linear
 from onnxopt.graph.weight_files import is_large
 from onnxopt.probe.pieces import Pieces
 from onnxopt.qmath.blocks import dequantize
 from onnxopt.qmath.knapsack import Assignment, Halving, Option, Search, Searched
-from onnxopt.qmath.precision import Blocked, Plan, Precision
+from onnxopt.qmath.precision import Blocked, Plan, PlannedLinear, Precision
 from onnxopt.quantize.by_layer import ByLayer, relative_harms
 from onnxopt.quantize.divergence import LOGITS, LanguageProbe, PiecewiseProbe, Probe
 from onnxopt.quantize.found import Found, front_of
 from onnxopt.quantize.positions import all_positions
 from onnxopt.quantize.roundings import Rounding, Seconds, exact, recorded_seconds
-from onnxopt.quantize.weights import LEAST_INPUTS, SeenInput, WeightMethod, plan_weights, round_weight, whole_blocks
+from onnxopt.quantize.weights import (
+    LEAST_INPUTS,
+    SeenInput,
+    WeightMethod,
+    plan_weights,
+    precision_of,
+    round_weight,
+    whole_blocks,
+)
 from onnxopt.records.events import Step, under
 from onnxopt.records.quantization import SensitivityRecord
 from onnxopt.spec import Say
@@ -256,7 +264,7 @@ class DecoderPlanner:
         codes = {label: one.blocks for label, one in chosen.items() if one.blocks is not None}
         rest = plan_weights(self.layers, by_label, keep=self.keep, given=codes, head=None)
         return Found(
-            Plan({**rest.linears, **chosen}),
+            _together(rest, chosen),
             math.exp(searched.best.loss),
             searched.fits,
             self._harms(searched),
@@ -276,6 +284,56 @@ class DecoderPlanner:
             harm = self.slopes[label] * noise * unit
             found.append(SensitivityRecord(label=label, loss=harm, precision=str(planned.precision)))
         return tuple(sorted(found, key=lambda one: -one.loss))
+
+
+def plan_unseen(
+    layers: Layers,
+    precision: Precision,
+    *,
+    keep: Collection[str] = (),
+    given: Mapping[str, Blocked] | None = None,
+    progress: Say | None = None,
+) -> Plan:
+    """Plan one precision for every layer of a decoder by its weights alone; the last layer gets 8 bits.
+
+    Args:
+        layers: of a fused graph; the codes of a large one lie in files of the user's cache.
+        precision: of weights only.
+        keep: labels that stay in float.
+        given: codes that stand for the weights exactly, by label, as the checkpoint has them.
+        progress: told what is done.
+    """
+    known = dict(given or {})
+    if not is_large(layers.model):
+        return plan_weights(layers, precision, keep=keep, given=known, progress=progress)
+    logits = next(value for value in layers.model.graph.outputs if value.name == LOGITS)
+    chosen = [one for one in layers.without({*keep, *known}).linears if one.rows >= LEAST_INPUTS]
+    wanted = {one.label: [precision_of(one, precision)] for one in chosen}
+    tables = {table.weight for table in layers.tables}
+    say = progress or (lambda _: None)
+    rounded = ByLayer.of(Pieces(layers.model, logits), chosen, None, wanted, tables=tables, say=say).rounded(
+        recorded_seconds
+    )
+    made = {label: own[0].planned for label, own in rounded.roundings.items()}
+    known |= {label: one.blocks for label, one in made.items() if one.blocks is not None}
+    rest = plan_weights(layers, precision, keep=keep, given=known)
+    return _together(rest, made)
+
+
+def _together(rest: Plan, chosen: Mapping[str, PlannedLinear]) -> Plan:
+    """Return a plan of layers that were chosen and of the rest; tables give the reason of the layer they share.
+
+    Args:
+        rest: with the codes of the chosen as what was given.
+        chosen: by label.
+    """
+    twins = {f"{label}{TABLE}": one for label, one in chosen.items()}
+    tables = {
+        label: replace(one, reason=twins[label].reason)
+        for label, one in rest
+        if label in twins and one.blocks is not None and one.blocks is twins[label].blocks
+    }
+    return Plan({**rest.linears, **tables, **chosen})
 
 
 _Known = tuple[dict[str, list[Rounding]], dict[str, float], Probe]
@@ -329,7 +387,7 @@ class _Work:
             pieces,
             self.linears,
             self.data,
-            self.precisions,
+            dict.fromkeys((one.label for one in self.linears), self.precisions),
             tables=self._tables,
             most=FITTED,
             method=self.method,

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from onnxopt.graph import weight_files
 from onnxopt.graph.layers import Layers
 from onnxopt.graph.weight_files import WeightFile, Widened
 from onnxopt.host.usercache import cache_root
@@ -23,7 +24,7 @@ from onnxopt.qmath.blocks import dequantize
 from onnxopt.qmath.precision import Blocked, Precision
 from onnxopt.quantize import by_layer
 from onnxopt.quantize.by_layer import ROUNDED, ByLayer, Rounded, outputs_of, relative_harms
-from onnxopt.quantize.decoder import roundings_of
+from onnxopt.quantize.decoder import plan_unseen, roundings_of
 from onnxopt.quantize.divergence import LanguageProbe, PiecewiseProbe
 from onnxopt.quantize.roundings import Rounding, recorded_seconds
 from onnxopt.quantize.weights import SeenInput
@@ -69,9 +70,8 @@ class Run:
     @property
     def work(self) -> ByLayer:
         tables = {table.weight for table in self.layers.tables}
-        return ByLayer(
-            self.pieces, self.layers.linears, tables, self.precisions, self.windows, "text", "auto", self.say
-        )
+        precisions = dict.fromkeys((one.label for one in self.layers.linears), self.precisions)
+        return ByLayer(self.pieces, self.layers.linears, tables, precisions, self.windows, "text", "auto", self.say)
 
     def rounded(self) -> Rounded:
         return self.work.rounded(recorded_seconds)
@@ -232,3 +232,30 @@ def test_both_probes_measure_one_divergence() -> None:
     for chosen in ({"table": some["table"]}, some):  # a tied table is replaced where it is looked up, too
         assert piecewise.diverged(chosen) == pytest.approx(whole.diverged(chosen), rel=1e-3)
         assert piecewise.diverged(chosen) > 1e-4
+
+
+@pytest.mark.parametrize("form", [FORM, Residual(width=64, inner=40, blocks=2, words=600, tied=False, turned=True)])
+def test_without_samples_a_large_model_gets_the_plan_of_a_small_one(
+    form: Residual, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = Layers.of(form.model())
+    precision, keep = Precision.parse("int4-weights:32"), {"layers.1.down"}
+    expected = plan_unseen(layers, precision, keep=keep)
+    monkeypatch.setattr(weight_files, "LARGE_BYTES", 1)
+    found = plan_unseen(layers, precision, keep=keep)
+    assert dict(found).keys() == dict(expected).keys()
+    for label, one in expected:
+        made = found.linears[label]
+        assert (made.precision, made.reason) == (one.precision, one.reason)
+        if one.blocks is not None:
+            assert made.blocks is not None
+            np.testing.assert_array_equal(made.blocks.codes, one.blocks.codes)
+            np.testing.assert_array_equal(made.blocks.scales, one.blocks.scales)
+    assert found.linears["layers.1.down"].blocks is None
+    first = found.linears["layers.0.up"].blocks
+    assert first is not None
+    assert isinstance(first.codes, np.memmap)
+    told: list[str] = []
+    plan_unseen(layers, precision, keep=keep, progress=told.append)
+    assert told
+    assert all("kept by an earlier run" in words for words in told)
