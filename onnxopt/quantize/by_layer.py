@@ -5,7 +5,8 @@ decoder layer. It is run on the calibration text once, from what the piece befor
 are rounded from the second moments of their inputs, some outputs at a time; their codes go into a file at once.
 
 What a piece gave is an entry of the user's cache, by the content of the graph, of its weights and those of all earlier
-pieces, of the text and of the precisions; what crosses into the next piece is one beside it, until that is rounded.
+pieces, of the text and of the precisions; what crosses into the next piece is one beside it, until that is rounded. All
+of them go when the artifact is written.
 
 How much a layer in few bits harms is told by the noise in its own product, relative to the product's energy; of a
 weight that is a table too the error of its rows, relative to them, is added. To run the whole model for every group of
@@ -27,7 +28,7 @@ from onnxopt.graph.linears import Linear
 from onnxopt.graph.values import constant
 from onnxopt.graph.weight_files import Widened, elements, in_file
 from onnxopt.host.folders import sealed
-from onnxopt.host.usercache import cache_root, drop_entry, make_entry, use_entry
+from onnxopt.host.usercache import cache_root, drop_entry, keep_until_done, make_entry, use_entry
 from onnxopt.probe.memory import release_memory, release_pages
 from onnxopt.probe.pieces import Pieces
 from onnxopt.qmath.blocks import dequantize
@@ -369,7 +370,9 @@ def _crossed(folder: Path | None, place: int, names: Sequence[str]) -> Feeds:
 
 
 def _rounded(own: Mapping[int, Sequence[Linear]], folders: Mapping[int, Path], seconds: Seconds) -> Rounded:
-    """Read what came of the layers of all pieces."""
+    """Read what came of the layers of all pieces; it has served when the command has come to its end."""
+    for folder in folders.values():
+        keep_until_done(folder)
     found = [one for number in own for one in _read(folders[number], own[number], seconds)]
     return Rounded({label: made for label, made, _ in found}, {label: energy for label, _, energy in found})
 
