@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from onnxopt.graph.weight_files import Widened
 from onnxopt.probe.cut import feedable, needed_nodes
+from onnxopt.probe.memory import release_pages
 from onnxopt.probe.runners import GraphRunner
 from onnxopt.spec import Array, Feeds
 
@@ -127,6 +128,7 @@ class Pieces:
             for weight in piece.weights:
                 digest.update(f"{weight.name} {weight.shape}".encode())
                 digest.update(_content(weight))
+                release_pages([weight.const_value])
             found.append(digest.hexdigest())
         return found
 

@@ -26,7 +26,7 @@ import onnx_ir as ir
 from onnxopt.calibrate.data import CalibrationData
 from onnxopt.graph.linears import Linear
 from onnxopt.graph.values import constant
-from onnxopt.graph.weight_files import Widened, elements, in_file
+from onnxopt.graph.weight_files import Widened, elements
 from onnxopt.host.folders import sealed
 from onnxopt.host.usercache import cache_root, drop_entry, keep_until_done, make_entry, use_entry
 from onnxopt.probe.memory import release_memory, release_pages
@@ -142,7 +142,7 @@ class ByLayer:
             if crossing is not None:
                 drop_entry(crossing)
             crossing = handed
-            release_pages(in_file(weight.const_value) for weight in self.pieces.pieces[number].weights)
+            release_pages(weight.const_value for weight in self.pieces.pieces[number].weights)
             release_memory()
         return _rounded(own, folders, seconds)
 
