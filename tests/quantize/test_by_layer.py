@@ -5,6 +5,9 @@ Covers: quantize/by_layer.py, quantize/divergence.py, quantize/roundings.py
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,6 +33,7 @@ from onnxopt.quantize.roundings import Rounding, recorded_seconds
 from onnxopt.quantize.weights import SeenInput
 from tests.support.residual import Residual
 
+ROOT = Path(__file__).parents[2]
 FOUR, EIGHT = Precision("int4-weights", 32), Precision("int8-weights", 16)
 ASYMMETRIC = Precision("int4-weights", 16, symmetric=False)
 FORM = Residual(width=48, inner=80, blocks=3, words=120)
@@ -176,6 +180,29 @@ def test_a_stopped_run_goes_on_where_it_was(at: int, own_cache: Path) -> None:
             assert one.noise == other.noise
         np.testing.assert_array_equal(blocks_of(found, label).codes, blocks_of(whole, label).codes)
     assert not list((own_cache / ROUNDED).glob("*-inputs"))  # what crosses has served
+
+
+def test_a_run_that_is_killed_leaves_what_it_finished_and_nothing_else(own_cache: Path) -> None:
+    program = f"""
+import os, signal
+from onnxopt.probe import pieces
+from tests.quantize.test_by_layer import Run
+pieces.LEAST_WEIGHT_BYTES = {pieces_module.LEAST_WEIGHT_BYTES}
+run = Run()
+def say(words):
+    if str(words).startswith("rounding 4 of"):
+        os.kill(os.getpid(), signal.SIGKILL)
+run.say = say
+run.rounded()
+"""
+    killed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    again = Run()
+    found = again.rounded()
+    assert sum("kept by an earlier run" in words for words in again.told) == 2
+    known = again.at_once()
+    assert list(found.roundings) == list(known)
+    assert sorted(path.name for path in (own_cache / ROUNDED).iterdir() if path.name.startswith(".")) == []
 
 
 def test_a_whole_run_is_not_run_again_and_a_damaged_entry_is() -> None:
