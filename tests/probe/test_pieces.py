@@ -6,11 +6,14 @@ Covers: probe/pieces.py
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+from onnxopt.graph.weight_files import WeightFile, Widened
 from onnxopt.probe import pieces as module
 from onnxopt.probe.pieces import Pieces
 from onnxopt.probe.runners import GraphRunner
@@ -75,6 +78,24 @@ def test_weights_are_swapped_in_their_own_piece() -> None:
         whole = GraphRunner(pieces.model)
         np.testing.assert_allclose(logits, whole.run({**feeds, **swap})[0]["logits"], rtol=1e-5, atol=1e-5)
         assert np.abs(logits - whole.run(feeds)[0]["logits"]).max() > 0.01
+
+
+def test_a_weight_in_16_bits_is_swapped_for_one_in_float(tmp_path: Path) -> None:
+    form = FORMS["turned"]
+    pieces, given = parted(form), windows(form)
+    file = WeightFile(tmp_path / "weights")
+    for weight in {weight for piece in pieces.pieces for weight in piece.weights}:
+        array = weight.const_value.numpy() if weight.const_value is not None else np.zeros(0)
+        weight.const_value = file.add(array.astype(ml_dtypes.bfloat16).astype(np.float32), weight.name or "")
+        assert isinstance(weight.const_value, Widened)
+    exact = pieces.model.graph.initializers["layers.0.up.weight"].const_value
+    assert exact is not None
+    swap = {"layers.0.up.weight": exact.numpy() * np.float32(1.37)}  # 16 bits do not hold it
+    found = list(pieces.results(given, lambda piece: swap if piece is pieces.pieces[1] else {}))
+    pieces.model.graph.initializers["layers.0.up.weight"].const_value = ir.tensor(swap["layers.0.up.weight"])
+    for feeds, logits in zip(given, found, strict=True):
+        expected = GraphRunner(pieces.model).run(feeds)[0]["logits"]
+        np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_values_inside_of_a_piece_are_fetched_and_those_that_it_takes() -> None:
