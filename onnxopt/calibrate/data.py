@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from onnxopt.calibrate.sources import IMAGE_TYPES, RANDOM, SELF, require_there
+from onnxopt.calibrate.sources import IMAGE_TYPES, NONE, RANDOM, SELF, require_there
 from onnxopt.errors import InputError
 from onnxopt.graph.cache import PAST, SEQUENCE, Cache, complete
 from onnxopt.graph.roles import meanings_of
@@ -143,6 +143,9 @@ def read_calibration(
     name, most = str(source), samples or SAMPLES
     if name == SELF:
         raise InputError("a model writes its own calibration text while it is quantized", where="--calibration self")
+    if name == NONE:
+        hint = f"give samples, or use {BUILTIN}"
+        raise InputError("only weights in fewer bits do without samples", where="--calibration none", hint=hint)
     require_there(name, samples)
     if name == RANDOM or (loaded.random_weights and name == BUILTIN and _tokenizer(loaded) is None):
         data = _random(loaded, most, forced=force or loaded.random_weights)
@@ -162,6 +165,19 @@ def read_calibration(
     return CalibrationData(
         data.record.model_copy(update={"meaningless": meaningless}), data.rows, data.ready, data.texts, loaded
     )
+
+
+def judging_alone(loaded: Loaded) -> CalibrationData:
+    """Return samples to judge a result by that nothing was fitted to: its weights alone decided.
+
+    Args:
+        loaded: the model.
+
+    Raises:
+        InputError: there are no samples for such a model but a user's own.
+    """
+    data = read_calibration(loaded)
+    return replace(data, record=data.record.model_copy(update={"source": f"{NONE}, judged by {data.record.source}"}))
 
 
 def _of_path(loaded: Loaded, path: Path, most: int) -> CalibrationData:

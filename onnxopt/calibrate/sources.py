@@ -8,7 +8,7 @@ from onnxopt.errors import InputError
 from onnxopt.host.files import regular_size
 from onnxopt.texts.files import BUILTIN, HUB_PREFIX, TEXT_TYPES
 
-SELF, RANDOM = "self", "random"
+SELF, RANDOM, NONE = "self", "random", "none"
 IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -25,7 +25,7 @@ def require_there(source: str | Path, samples: int | None = None) -> None:
     if samples is not None and samples < 1:
         raise InputError(f"the number of calibration samples is {samples}", hint="it must be 1 or more")
     name = str(source)
-    if name in (BUILTIN, SELF, RANDOM) or name.startswith(HUB_PREFIX):
+    if name in (BUILTIN, SELF, RANDOM, NONE) or name.startswith(HUB_PREFIX):
         return
     path = Path(source).expanduser()
     if not path.exists():

@@ -38,6 +38,7 @@ KINDS: Mapping[str, Kind] = {
     "exports": Kind("checkpoints as graphs", re.compile(r".+-[0-9a-f]{24}")),
     "profit": Kind("measured forms of kernels", re.compile(r"[0-9a-f]{40}\.json")),
     "calibration": Kind("statistics of calibrations that were stopped", re.compile(r"[0-9a-f]{32}\.npz")),
+    "rounded": Kind("layers of large models in fewer bits", re.compile(r"[0-9a-f]{32}(-inputs)?")),
 }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from onnxopt.host.claims import hold_shared
+from onnxopt.host.claims import hold_shared, remove_unused
 from onnxopt.host.disk import reason_of
 from onnxopt.host.folders import CacheError, appearing, seal, staged
 from onnxopt.host.quiet import NOTES
@@ -20,6 +20,7 @@ Made = TypeVar("Made")
 MOST_HELD = 64  # entries that one process keeps from being cleared: those it used last
 
 _said: set[Path] = set()  # caches of which it was said that they cannot be written
+_until_done: dict[Path, None] = {}  # entries that the end of a command removes
 _held: dict[Path, int] = {}  # entries that this process uses, the last one behind the others
 
 
@@ -49,6 +50,32 @@ def use_entry(entry: Path) -> None:
         os.close(_held.pop(next(iter(_held))))
     with contextlib.suppress(OSError):  # a cache that cannot be written is still a cache
         os.utime(entry)
+
+
+def drop_entry(entry: Path) -> None:
+    """Remove an entry that has served; it stays where another process uses it.
+
+    Args:
+        entry: its folder, in the cache or where `make_entry` put it instead.
+    """
+    if (held := _held.pop(entry, None)) is not None:
+        os.close(held)
+    remove_unused(entry)
+
+
+def keep_until_done(entry: Path) -> None:
+    """Note an entry that is for the same command alone, should it be stopped: `drop_done` removes it.
+
+    Args:
+        entry: its folder.
+    """
+    _until_done[entry] = None
+
+
+def drop_done() -> None:
+    """Remove what was kept in case that the command is stopped: it has come to its end."""
+    while _until_done:
+        drop_entry(_until_done.popitem()[0])
 
 
 def make_entry(entry: Path, make: Callable[[Path], Made], *, inside: str = "") -> tuple[Path, Made]:

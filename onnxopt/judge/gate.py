@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxopt.calibrate.data import CalibrationData
 from onnxopt.errors import InputError
 from onnxopt.graph.cache import PAST, Cache
 from onnxopt.graph.roles import mask_of
 from onnxopt.judge.metrics import DEFAULT_BUDGETS, Metric, MetricBudget
+from onnxopt.judge.piecewise import piecewise_losses
 from onnxopt.load.loaded import Loaded
 from onnxopt.records.events import Step
 from onnxopt.records.quantization import GateRecord
@@ -44,17 +46,21 @@ class Judge:
 
     Attributes:
         loaded: the model; its reference is torch, or an import itself.
-        original: the .onnx file as it was loaded, for a language model with a cache, which is stepped.
+        original: the .onnx file as it was loaded, for a language model with a cache, which is stepped; or what writes
+            it, where perhaps nobody asks for it.
         data: whose `judge` part is asked.
         metric: what is measured.
         budget: how far the metric may fall.
+        whole: a float graph of a large language model, proved to answer as the original does, with `logits` of all
+            positions: it is run piece by piece in the original's place.
     """
 
     loaded: Loaded
-    original: Path
+    original: Path | Callable[[], Path]
     data: CalibrationData
     metric: Metric
     budget: MetricBudget
+    whole: ir.Model | None = None
     _known: list[float] = field(default_factory=list, init=False, repr=False, compare=False)  # losses of the original
 
     def __post_init__(self) -> None:
@@ -131,9 +137,15 @@ class Judge:
             rows = [tuple(feeds["input_ids"][0].tolist()) for feeds in data.ready[:WINDOWS]]
         if not self._known:  # a search asks for several results of one model
             say(f"judge: original, {len(rows)} windows")
-            self._known.extend(_losses(self.original, rows, say))
+            self._known.extend(self._losses_of_original(rows, say))
         say(f"judge: result, {len(rows)} windows")
         return np.asarray(np.subtract(_losses(candidate, rows, say), self._known))
+
+    def _losses_of_original(self, rows: Sequence[tuple[int, ...]], say: Say) -> list[float]:
+        found = None if self.whole is None else piecewise_losses(self.loaded, self.whole, rows, say)
+        if found is not None:
+            return found
+        return _losses(self.original if isinstance(self.original, Path) else self.original(), rows, say)
 
 
 def _losses(path: Path, rows: Sequence[tuple[int, ...]], say: Say) -> list[float]:

@@ -91,7 +91,7 @@ class OnnxLanguageModel:
         """Yield the negative log likelihood of the predicted tokens of each window."""
         for some in _together(windows, self._room(max(len(one.ids) for one in windows))):
             ids = np.stack([one.ids for one in some])
-            losses = _losses(self._logits(ids), ids) if self._whole else self._stepped(ids, say)
+            losses = token_losses(self._logits(ids), ids) if self._whole else self._stepped(ids, say)
             for row, one in zip(losses, some, strict=True):
                 yield row[one.first - 1 :]
 
@@ -121,13 +121,13 @@ class OnnxLanguageModel:
             raise InputError("gives the last position only and has no cache", where=str(self._session.path))
         width = ids.shape[1]
         batch = self._decoder.prefill(ids[:, :1].tolist(), new_tokens=width - 1)
-        columns = [_losses(batch.logits[:, None], ids[:, :2])]
+        columns = [token_losses(batch.logits[:, None], ids[:, :2])]
         for place in range(1, width - 1):
             if place % 32 == 0:
                 words = f"{self.name}: token {place} of {width}, {len(ids)} windows side by side"
                 say(Step(words, work=f"{self.name}: token", done=place, total=width))
             logits = batch.step(ids[:, place].tolist())
-            columns.append(_losses(logits[:, None], ids[:, place : place + 2]))
+            columns.append(token_losses(logits[:, None], ids[:, place : place + 2]))
         return np.concatenate(columns, axis=1)
 
 
@@ -174,7 +174,7 @@ class TorchLanguageModel:
         together = self.batch or 1
         for some in _together(windows, together):
             ids = np.stack([one.ids for one in some])
-            for row, one in zip(_losses(self.run(ids), ids), some, strict=True):
+            for row, one in zip(token_losses(self.run(ids), ids), some, strict=True):
                 yield row[one.first - 1 :]
 
 
@@ -228,7 +228,7 @@ def _fitting(room: int, row: int) -> int:
     return max(1, min(_MOST_TOGETHER, room // max(row, 1)))
 
 
-def _losses(logits: Array, ids: Array) -> Losses:
+def token_losses(logits: Array, ids: Array) -> Losses:
     """Return −log softmax at the token that follows each position.
 
     Args:

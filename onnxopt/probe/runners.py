@@ -80,6 +80,8 @@ class GraphRunner:
             none for bfloat16, and the runtime keeps fp16 in float32 from one node to the next.
         turned: let products read a transposed weight as it lies, instead of writing it anew in every run. They add up
             in another order, so results that must be equal to the bit do without.
+        swapped: names of large weights that every run is fed, in the type in which the graph computes; they are not
+            read from where they lie.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class GraphRunner:
         known: Collection[ir.Value] = (),
         widen: bool = False,
         turned: bool = False,
+        swapped: Collection[str] = (),
     ) -> None:
         self._fetch = [v for v in dict.fromkeys(fetch) if v.producer() is not None and v not in known]
         outputs = list(model.graph.outputs) if with_outputs else []
@@ -102,7 +105,8 @@ class GraphRunner:
         cut.hand_out([*outputs, *self._fetch])
         if widen:
             compute_in_float(cut.proto)
-        self._weights, self._tensors = hand_over(cut.proto, cut.weights), list(cut.weights.values())
+        weights = {name: tensor for name, tensor in cut.weights.items() if name not in swapped}
+        self._weights, self._tensors = hand_over(cut.proto, weights), list(weights.values())
         self._program = Program(cut.proto, as_stored=self._weights.as_stored)
 
     def run(self, feeds: Mapping[str, Array]) -> tuple[Feeds, dict[ir.Value, Array]]:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from onnxopt.host.threads import side_by_side
 from onnxopt.qmath.precision import Blocked
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -112,10 +113,12 @@ def fit(
         float32 [...] scales, and float32 [...] zero points, which are whole numbers.
     """
     step = max(1, _AT_ONCE // max(blocks[:1].size, 1))
-    parts = [
-        _fit(blocks[start : start + step], bits, symmetric=symmetric, method=method, importance=importance)
-        for start in range(0, len(blocks), step)
-    ]
+
+    def part(start: int) -> tuple[Floats, Floats]:
+        some = blocks[start : start + step]
+        return _fit(some, bits, symmetric=symmetric, method=method, importance=importance)
+
+    parts = side_by_side(part, range(0, len(blocks), step))
     return np.concatenate([scales for scales, _ in parts]), np.concatenate([zeros for _, zeros in parts])
 
 

@@ -118,6 +118,11 @@ class Blocked:
     bits: int
     block_size: int
 
+    def outputs(self, start: int, stop: int) -> Blocked:
+        """Return the codes of some outputs: the rows from `start` on and before `stop`."""
+        points = None if self.zero_points is None else self.zero_points[start:stop]
+        return Blocked(self.codes[start:stop], self.scales[start:stop], points, self.bits, self.block_size)
+
 
 @dataclass(frozen=True)
 class PlannedLinear:

@@ -14,14 +14,17 @@ measured on the way is the front that `--budget` chooses from.
 
 exp(KL) is how much the perplexity of text drawn from the model's own predictions p would rise. Given text rises less,
 but a few thousand words of it hardly tell two plans apart: rounding makes one word likelier, the next one less.
+
+A large model is rounded piece by piece (`onnxopt.quantize.by_layer`). Harm is then the noise relative to the energy of
+the layer's own product, which ranks; the divergence of all layers together is measured as ever, on fewer samples.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -29,116 +32,41 @@ import onnx_ir as ir
 from onnxopt.calibrate.collect import collect
 from onnxopt.calibrate.data import CalibrationData
 from onnxopt.graph.layers import Layers
-from onnxopt.graph.linears import Linear
-from onnxopt.probe.runners import GraphRunner
+from onnxopt.graph.linears import TABLE, Linear
+from onnxopt.graph.weight_files import is_large
+from onnxopt.probe.pieces import Pieces
 from onnxopt.qmath.blocks import dequantize
-from onnxopt.qmath.knapsack import Assignment, Halving, Option, Search
-from onnxopt.qmath.precision import Blocked, Kind, Plan, PlannedLinear, Precision
+from onnxopt.qmath.knapsack import Assignment, Halving, Option, Search, Searched
+from onnxopt.qmath.precision import Blocked, Plan, PlannedLinear, Precision
+from onnxopt.quantize.by_layer import ByLayer, relative_harms
+from onnxopt.quantize.divergence import LOGITS, LanguageProbe, PiecewiseProbe, Probe
 from onnxopt.quantize.found import Found, front_of
 from onnxopt.quantize.positions import all_positions
-from onnxopt.quantize.weights import LEAST_INPUTS, SeenInput, WeightMethod, plan_weights, round_weight, whole_blocks
+from onnxopt.quantize.roundings import Rounding, Seconds, exact, recorded_seconds
+from onnxopt.quantize.weights import (
+    LEAST_INPUTS,
+    SeenInput,
+    WeightMethod,
+    plan_weights,
+    precision_of,
+    round_weight,
+    whole_blocks,
+)
 from onnxopt.records.events import Step, under
 from onnxopt.records.quantization import SensitivityRecord
-from onnxopt.spec import Array, Feeds, Say
+from onnxopt.spec import Say
 
-LOGITS, IDS = "logits", "input_ids"
-CLOSEST, MOST_KEPT = 2, 1 << 26  # every how manieth position is compared; numbers that are kept of what is predicted
-ROWS_AT_ONCE = 64
-# MatMulNBits on one row, two threads of an AVX-512 VNNI EPYC, onnxruntime 1.32.0, weights beyond the cache, 2026-11-26:
-# 576 x 1536 in 40, 45 and 56 us (4 bits, blocks of 128, 64, 32), 55 us (8 bits, blocks of 128). They only rank.
-WEIGHT_SECONDS = {"int4-weights": 39e-12, "int8-weights": 56e-12}
-BLOCK_SECONDS, POINT_SECONDS = 0.75e-9, 0.85e-9
 FITTED, CHOOSING = 64, 8  # samples of calibration text for statistics, and for decisions
+FEWER = 4  # samples for decisions about a large model: a run of it takes minutes
 DEPTHS = 3  # groups of layers that do the same at different depths
-STEPS = 7  # of the search for the limit on the sum of harms
-
-
-class LanguageProbe:
-    """A language model with weights that can be replaced for one run.
-
-    Args:
-        layers: of a float graph with `logits` of all positions, which is not changed.
-        windows: inputs without padding; what the last `input_ids` of a window predicts is not known.
-    """
-
-    def __init__(self, layers: Layers, windows: Sequence[Feeds]) -> None:
-        self.linears = {linear.label: linear for linear in layers.linears}
-        self.windows = list(windows)
-        self._model = layers.model
-        self._runner: GraphRunner | None = None
-        self._base: list[Array] = []
-
-    def logits(self, window: Feeds, replaced: Mapping[str, Array] | None = None) -> Array:
-        """Return float32 [batch, sequence, words].
-
-        Args:
-            window: the inputs.
-            replaced: float32 [in, out] weights by label.
-        """
-        swaps = {}
-        for label, weight in (replaced or {}).items():
-            linear = self.linears[label]
-            swaps[linear.weight.name or ""] = np.ascontiguousarray(weight.T if linear.transposed else weight)
-        if self._runner is None:
-            self._runner = GraphRunner(self._model)
-        return self._runner.run({**window, **swaps})[0][LOGITS]
-
-    def release(self) -> None:
-        """Let go of the session and of the weights it reads; the next run opens them again."""
-        self._runner = None
-
-    def divergence(self, replaced: Mapping[str, Array], *, most: int | None = None) -> float:
-        """Return the mean KL(p ‖ q) of the words predicted by the model, p, and with replaced weights, q, in nats.
-
-        Args:
-            replaced: float32 [in, out] weights by label.
-            most: the most windows to run.
-        """
-        windows = self.windows[:most]
-        for window in windows[len(self._base) :]:
-            self._base.append(_log_softmax(self._compared(window)))
-        total, count = 0.0, 0
-        for window, known in zip(windows, self._base, strict=False):
-            found = self._compared(window, replaced)
-            for start in range(0, len(found), ROWS_AT_ONCE):
-                p, rows = known[start : start + ROWS_AT_ONCE], found[start : start + ROWS_AT_ONCE]
-                total += float((np.exp(p) * (p - _log_softmax(rows))).sum())
-            count += len(found)
-        return total / max(count, 1)
-
-    def _compared(self, window: Feeds, replaced: Mapping[str, Array] | None = None) -> Array:
-        """Return float32 [positions, words]: logits of some positions, as many as may be kept."""
-        logits = self.logits(window, replaced)
-        tokens = sum(one[IDS].size for one in self.windows)
-        every = max(CLOSEST, -(-tokens * logits.shape[-1] // MOST_KEPT))
-        return logits[:, ::every].reshape(-1, logits.shape[-1])
-
-
-def _log_softmax(logits: Array) -> Array:
-    shifted = logits - logits.max(-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
-
-
-@dataclass(frozen=True)
-class Rounding:
-    """A layer in one precision.
-
-    Attributes:
-        planned: with its codes.
-        noise: tr(Eᵀ M E), what rounding adds to the energy of the product.
-        seconds: one token.
-    """
-
-    planned: PlannedLinear
-    noise: float
-    seconds: float
+STEPS, FEWER_STEPS = 7, 4  # of the search for the limit on the sum of harms; of a large model
 
 
 def roundings_of(
     linear: Linear,
     precisions: Sequence[Precision],
     seen: SeenInput,
-    seconds: Callable[[int, int, Precision], float],
+    seconds: Seconds,
     *,
     method: WeightMethod = "auto",
     whole: bool = False,
@@ -234,18 +162,11 @@ def _options_of(
     ]
 
 
-def recorded_seconds(rows: int, columns: int, precision: Precision) -> float:
-    """Return what one token takes in a linear layer: a part per weight, by its bits, and a part per block."""
-    weights = rows * columns
-    blocks = columns * -(-rows // precision.block_size)
-    return weights * WEIGHT_SECONDS[precision.kind] + blocks * (BLOCK_SECONDS if precision.symmetric else POINT_SECONDS)
-
-
 def all_roundings(
     linears: Collection[Linear],
     seen: Mapping[str, SeenInput],
     precisions: Sequence[Precision],
-    seconds: Callable[[int, int, Precision], float],
+    seconds: Seconds,
     *,
     method: WeightMethod = "auto",
     tables: Collection[ir.Value] = (),
@@ -263,13 +184,6 @@ def all_roundings(
             )
 
 
-def _exact(linear: Linear, blocks: Blocked, seconds: Callable[[int, int, Precision], float]) -> Rounding:
-    kind: Kind = "int4-weights" if blocks.bits == 4 else "int8-weights"
-    precision = Precision(kind, blocks.block_size, blocks.zero_points is None)
-    planned = PlannedLinear(precision, "the checkpoint's own grid", blocks=blocks)
-    return Rounding(planned, 0.0, seconds(linear.rows, linear.columns, precision))
-
-
 @dataclass(frozen=True)
 class DecoderPlanner:
     """Plans for one decoder, within any budget; rounding and ranking, which take long, are done once.
@@ -281,14 +195,16 @@ class DecoderPlanner:
         slopes: harm per unit of noise, by label.
         search: among what `units_of` makes of the two.
         keep: labels that stay in float.
+        steps: of the search, at most.
     """
 
     layers: Layers
-    probe: LanguageProbe
+    probe: Probe
     roundings: Mapping[str, Sequence[Rounding]]
     slopes: Mapping[str, float]
     search: Search
     keep: Collection[str]
+    steps: int = STEPS
 
     @classmethod
     def of(
@@ -300,7 +216,7 @@ class DecoderPlanner:
         keep: Collection[str] = (),
         method: WeightMethod = "auto",
         given: Mapping[str, Blocked] | None = None,
-        seconds: Callable[[int, int, Precision], float] = recorded_seconds,
+        seconds: Seconds = recorded_seconds,
         progress: Say | None = None,
     ) -> DecoderPlanner:
         """Round every linear layer in every precision, and measure what that does to the predictions.
@@ -317,38 +233,16 @@ class DecoderPlanner:
         """
         say = progress or (lambda _: None)
         on_all = Layers.of(all_positions(layers.model))
-        whole = on_all.model
         linears = [one for one in on_all.without(keep).linears if one.rows >= LEAST_INPUTS]
-        inputs = list(dict.fromkeys(one.x for one in linears))
-        grams = inputs if any(one.kind == "int4-weights" for one in precisions) else []  # 8 bits do without
-
-        def calibrating(step: str) -> None:
-            say(under("calibrate", step))
-
-        found = collect(whole, inputs, data, "fit", grams=grams, most=FITTED, progress=calibrating)
-        seen = {}
-        for one in linears:
-            known = found.get(one.x)
-            if known is not None and known.rows:
-                moment = known.moments if known.gram is None else known.gram / known.rows
-                seen[one.label] = SeenInput(moment, known.mean)
-        del found
-        tables = {table.weight for table in on_all.tables}
-        roundings = dict(
-            all_roundings(linears, seen, precisions, seconds, method=method, tables=tables, progress=progress)
-        )
-        for one in linears:
-            known_codes = (given or {}).get(one.label)
-            if known_codes is not None and one.label in roundings:
-                roundings[one.label].append(_exact(one, known_codes, seconds))
-        probe = LanguageProbe(on_all, list(data.batches("choose", most=CHOOSING)))
-        slopes = harms_of(probe, roundings, progress=progress)
+        work = _Work(on_all, linears, data, precisions, method, seconds, say)
+        large = is_large(on_all.model)
+        roundings, slopes, probe = (work.by_layer if large else work.at_once)(given or {})
         readers: dict[ir.Value, list[str]] = {}
         for one in linears:
             if one.label in roundings:
                 readers.setdefault(one.x, []).append(one.label)
         search = Search(units_of(roundings, slopes, list(readers.values())), lambda found: _diverged(probe, found, say))
-        return cls(layers, probe, roundings, slopes, search, keep)
+        return cls(layers, probe, roundings, slopes, search, keep, FEWER_STEPS if large else STEPS)
 
     def within(self, most_ratio: float) -> Found:
         """Find the fastest precision of every linear layer within a budget of perplexity.
@@ -361,7 +255,7 @@ class DecoderPlanner:
         """
         allowed = math.log(most_ratio)
         try:
-            searched = self.search.within(allowed, Halving(allowed, STEPS))
+            searched = self.search.within(allowed, Halving(allowed, self.steps))
         finally:
             self.probe.release()  # files that it maps may be written anew
         chosen = searched.best.assignment.planned
@@ -370,26 +264,171 @@ class DecoderPlanner:
         codes = {label: one.blocks for label, one in chosen.items() if one.blocks is not None}
         rest = plan_weights(self.layers, by_label, keep=self.keep, given=codes, head=None)
         return Found(
-            Plan({**rest.linears, **chosen}),
+            _together(rest, chosen),
             math.exp(searched.best.loss),
             searched.fits,
-            self._harms(chosen),
+            self._harms(searched),
             front_of(searched, math.exp),
         )
 
-    def _harms(self, chosen: Mapping[str, PlannedLinear]) -> tuple[SensitivityRecord, ...]:
+    def _harms(self, searched: Searched) -> tuple[SensitivityRecord, ...]:
         """Return the estimated divergence of each layer in its chosen precision, the worst first."""
+        best = searched.best
+        # harms of a large model are in no unit: what was measured of all of them together gives them one
+        unit = (
+            best.loss / best.assignment.loss if isinstance(self.probe, PiecewiseProbe) and best.assignment.loss else 1.0
+        )
         found = []
-        for label, planned in chosen.items():
+        for label, planned in best.assignment.planned.items():
             noise = next(one.noise for one in self.roundings[label] if one.planned is planned)
-            harm = self.slopes[label] * noise
+            harm = self.slopes[label] * noise * unit
             found.append(SensitivityRecord(label=label, loss=harm, precision=str(planned.precision)))
         return tuple(sorted(found, key=lambda one: -one.loss))
 
 
-def _diverged(probe: LanguageProbe, assignment: Assignment, say: Say) -> float:
+def plan_unseen(
+    layers: Layers,
+    precision: Precision,
+    *,
+    keep: Collection[str] = (),
+    given: Mapping[str, Blocked] | None = None,
+    progress: Say | None = None,
+) -> Plan:
+    """Plan one precision for every layer of a decoder by its weights alone; the last layer gets 8 bits.
+
+    Args:
+        layers: of a fused graph; the codes of a large one lie in files of the user's cache.
+        precision: of weights only.
+        keep: labels that stay in float.
+        given: codes that stand for the weights exactly, by label, as the checkpoint has them.
+        progress: told what is done.
+    """
+    known = dict(given or {})
+    if not is_large(layers.model):
+        return plan_weights(layers, precision, keep=keep, given=known, progress=progress)
+    logits = next(value for value in layers.model.graph.outputs if value.name == LOGITS)
+    chosen = [one for one in layers.without({*keep, *known}).linears if one.rows >= LEAST_INPUTS]
+    wanted = {one.label: [precision_of(one, precision)] for one in chosen}
+    tables = {table.weight for table in layers.tables}
+    say = progress or (lambda _: None)
+    rounded = ByLayer.of(Pieces(layers.model, logits), chosen, None, wanted, tables=tables, say=say).rounded(
+        recorded_seconds
+    )
+    made = {label: own[0].planned for label, own in rounded.roundings.items()}
+    known |= {label: one.blocks for label, one in made.items() if one.blocks is not None}
+    rest = plan_weights(layers, precision, keep=keep, given=known)
+    return _together(rest, made)
+
+
+def _together(rest: Plan, chosen: Mapping[str, PlannedLinear]) -> Plan:
+    """Return a plan of layers that were chosen and of the rest; tables give the reason of the layer they share.
+
+    Args:
+        rest: with the codes of the chosen as what was given.
+        chosen: by label.
+    """
+    twins = {f"{label}{TABLE}": one for label, one in chosen.items()}
+    tables = {
+        label: replace(one, reason=twins[label].reason)
+        for label, one in rest
+        if label in twins and one.blocks is not None and one.blocks is twins[label].blocks
+    }
+    return Plan({**rest.linears, **tables, **chosen})
+
+
+_Known = tuple[dict[str, list[Rounding]], dict[str, float], Probe]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What takes long of a plan: roundings, harm per unit of noise, by label both, and the probe that decides.
+
+    Attributes:
+        layers: of a graph with logits of all positions.
+        linears: those of them that are rounded.
+        data: calibration text.
+        precisions: that each may get.
+        method: how weights are rounded.
+        seconds: of one token for inputs, outputs and a precision.
+        say: told what is done.
+    """
+
+    layers: Layers
+    linears: Sequence[Linear]
+    data: CalibrationData
+    precisions: Sequence[Precision]
+    method: WeightMethod
+    seconds: Seconds
+    say: Say
+
+    def at_once(self, given: Mapping[str, Blocked]) -> _Known:
+        """Hold all statistics and all codes, and run the whole model for the harm of each group of layers."""
+        roundings = dict(
+            all_roundings(
+                self.linears,
+                self._seen(),
+                self.precisions,
+                self.seconds,
+                method=self.method,
+                tables=self._tables,
+                progress=self.say,
+            )
+        )
+        self._add_exact(roundings, given)
+        probe = LanguageProbe(self.layers, list(self.data.batches("choose", most=CHOOSING)))
+        return roundings, harms_of(probe, roundings, progress=self.say), probe
+
+    def by_layer(self, given: Mapping[str, Blocked]) -> _Known:
+        """Hold one piece of the model at a time; harms are relative to the energy of each layer's product."""
+        model = self.layers.model
+        logits = next(value for value in model.graph.outputs if value.name == LOGITS)
+        pieces = Pieces(model, logits)
+        work = ByLayer.of(
+            pieces,
+            self.linears,
+            self.data,
+            dict.fromkeys((one.label for one in self.linears), self.precisions),
+            tables=self._tables,
+            most=FITTED,
+            method=self.method,
+            say=self.say,
+        )
+        rounded = work.rounded(self.seconds)
+        roundings = {label: list(own) for label, own in rounded.roundings.items()}
+        self._add_exact(roundings, given)
+        probe = PiecewiseProbe(pieces, self.layers, list(self.data.batches("choose", most=FEWER)))
+        return roundings, relative_harms(rounded), probe
+
+    def _seen(self) -> dict[str, SeenInput]:
+        """Return what calibration sees of the input of each layer, by label."""
+        inputs = list(dict.fromkeys(one.x for one in self.linears))
+        grams = inputs if any(one.kind == "int4-weights" for one in self.precisions) else []  # 8 bits do without
+
+        def calibrating(step: str) -> None:
+            self.say(under("calibrate", step))
+
+        found = collect(self.layers.model, inputs, self.data, "fit", grams=grams, most=FITTED, progress=calibrating)
+        seen = {
+            value: SeenInput(known.moments if known.gram is None else known.gram / known.rows, known.mean)
+            for value, known in found.items()
+            if known.rows
+        }
+        return {one.label: seen[one.x] for one in self.linears if one.x in seen}
+
+    @property
+    def _tables(self) -> set[ir.Value]:
+        return {table.weight for table in self.layers.tables}
+
+    def _add_exact(self, roundings: Mapping[str, list[Rounding]], given: Mapping[str, Blocked]) -> None:
+        """Add what a checkpoint has in few bits itself, one option more."""
+        for one in self.linears:
+            codes = given.get(one.label)
+            if codes is not None and one.label in roundings:
+                roundings[one.label].append(exact(one, codes, self.seconds))
+
+
+def _diverged(probe: Probe, assignment: Assignment, say: Say) -> float:
     """Return the divergence of a model with all its chosen weights, in nats."""
-    blocks = {label: one.blocks for label, one in assignment.planned.items()}
-    loss = probe.divergence({label: dequantize(one) for label, one in blocks.items() if one is not None})
+    loss = probe.diverged({label: one.blocks for label, one in assignment.planned.items() if one.blocks is not None})
     say(f"{assignment.seconds * 1e3:.2f} ms, perplexity x{math.exp(loss):.4f}")
     return loss

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from onnxopt.calibrate.ranges import METHODS, Method
+from onnxopt.calibrate.sources import NONE
 from onnxopt.errors import InputError
 from onnxopt.host.machine import describe_machine
 from onnxopt.judge.metrics import DEFAULT_BUDGETS, MetricBudget, MetricName
@@ -71,6 +72,20 @@ class QuantizeOptions:
     force: bool = False
     allow_slower: bool = False
     asked: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse to do without samples where they decide.
+
+        Raises:
+            InputError: not weights alone are quantized, and samples are not wanted.
+        """
+        weights_alone = isinstance(self.precision, Precision) and self.precision.kind.endswith("-weights")
+        if self.calibration == NONE and not weights_alone:
+            raise InputError(
+                f"{self.asked} takes samples: only weights in fewer bits do without",
+                where="--calibration none",
+                hint="use --precision int4-weights or int8-weights, or give samples",
+            )
 
     def default_budget(self, metric: MetricName) -> MetricBudget:
         """Return the budget that holds when none was asked for; 4 bits by name cost more than 2 % of perplexity."""

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from onnxopt.calibrate.data import CalibrationData, read_calibration
+from onnxopt.calibrate.data import CalibrationData, judging_alone, read_calibration
 from onnxopt.calibrate.own_text import write_own
-from onnxopt.calibrate.sources import SELF
+from onnxopt.calibrate.sources import NONE, SELF
 from onnxopt.errors import InputError
 from onnxopt.graph import all_nodes, is_op, opset
 from onnxopt.graph.convs import conv_of
 from onnxopt.graph.layers import Layers
 from onnxopt.graph.linears import Selector, linear_of
 from onnxopt.graph.stored_weights import StoredWeight, pack_weights, unpack_weights
+from onnxopt.graph.weight_files import is_large
 from onnxopt.host.extras import missing
 from onnxopt.judge.gate import Judge, require_metric
 from onnxopt.judge.metrics import Metric
@@ -30,9 +31,10 @@ from onnxopt.qmath.precision import Blocked, Plan, PlannedLinear, Precision, Sch
 from onnxopt.quantize.checkpoint_grids import known_grids
 from onnxopt.quantize.columns import plan_columns
 from onnxopt.quantize.convs import search_convs
-from onnxopt.quantize.decoder import DecoderPlanner
+from onnxopt.quantize.decoder import DecoderPlanner, plan_unseen
 from onnxopt.quantize.found import Found
 from onnxopt.quantize.options import QuantizeOptions, scheme_of
+from onnxopt.quantize.positions import all_positions
 from onnxopt.quantize.search import MARGIN, search_columns
 from onnxopt.quantize.trials import carry_out, left_in_float
 from onnxopt.quantize.two_ways import Finished, with_prompts
@@ -101,18 +103,24 @@ class _Task:
 
     @property
     def wants_both_ways(self) -> bool:
-        """A second way for prompts is for kernels with integers on both sides, which the CPU provider has."""
-        return self.options.both_ways and self.fused.target.provider == "cpu" and self.judge.is_of_language
+        """A second way for prompts is for kernels with integers on both sides, which the CPU provider has.
+
+        A large model has no room for its weights twice.
+        """
+        here = self.fused.target.provider == "cpu" and not is_large(self.fused.model)
+        return self.options.both_ways and here and self.judge.is_of_language
 
 
-def quantize(fused: Pipeline, options: QuantizeOptions, place: Workplace, *, original: Path, as_float: Path) -> Attempt:
+def quantize(
+    fused: Pipeline, options: QuantizeOptions, place: Workplace, *, original: Callable[[], Path], as_float: Path
+) -> Attempt:
     """Quantize a fused graph inside its budget.
 
     Args:
         fused: before it is lowered; not changed.
         options: what was asked.
         place: where results are tried.
-        original: the model as it was loaded.
+        original: writes the model as it was loaded, and returns its file.
         as_float: the finished float graph, which is shipped when quantization does not pay.
 
     Raises:
@@ -132,9 +140,12 @@ def quantize(fused: Pipeline, options: QuantizeOptions, place: Workplace, *, ori
         return Attempt(_unquantized(options.asked, reason, layers, Plan()), fused, None)
     if options.calibration == SELF:
         data = write_own(loaded, as_float, samples=options.samples, say=place.say)
+    elif options.calibration == NONE:
+        data = judging_alone(loaded)
     else:
         data = read_calibration(loaded, options.calibration, samples=options.samples, force=options.force)
-    task = _Task(fused, layers, options, Judge(loaded, original, data, metric, budget), place, keep, stored)
+    judge = Judge(loaded, original, data, metric, budget, all_positions(fused.model) if is_large(fused.model) else None)
+    task = _Task(fused, layers, options, judge, place, keep, stored)
     with _kernels_there(fused):
         decision, step = _within(_decider(task), task)
     if not _is_quantized(step.pipeline):
@@ -299,6 +310,8 @@ def _decider(task: _Task) -> Callable[[float], Found]:
     asked, scheme, layers = options.precision, scheme_of(fused.target), task.layers
     if judge.is_of_language:
         given = _exact_grids(fused, layers)
+        if options.calibration == NONE and isinstance(asked, Precision):
+            return lambda _: Found(plan_unseen(layers, asked, keep=keep, given=given, progress=say))
         planner = DecoderPlanner.of(layers, judge.data, options.of_decoder(), keep=keep, given=given, progress=say)
         return lambda share: planner.within(judge.budget.limit**share)
     if isinstance(asked, Precision) and asked.kind.endswith("-weights"):

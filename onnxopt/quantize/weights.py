@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -22,8 +23,9 @@ from onnxopt.errors import InputError
 from onnxopt.graph import constant, dims
 from onnxopt.graph.layers import Layers
 from onnxopt.graph.linears import Linear
+from onnxopt.graph.weight_files import elements
 from onnxopt.qmath.blocks import METHODS, dequantize, quantize
-from onnxopt.qmath.gptq import gptq
+from onnxopt.qmath.gptq import Inputs, gptq
 from onnxopt.qmath.precision import Blocked, Kind, Plan, PlannedLinear, Precision
 from onnxopt.records.events import Step
 from onnxopt.spec import Array, Say
@@ -35,6 +37,7 @@ LEAST_INPUTS = 16  # fewer are less than a block
 HEAD_FACTOR = 8  # a layer with this many more outputs than inputs is a choice among words
 HEAD = Precision("int8-weights", 64)
 LEAST_BLOCK = 16
+ROWS_AT_ONCE = 4096  # of a table
 LEAST_TABLE = 1 << 16  # elements: position tables and the like are not worth a kernel
 
 
@@ -49,6 +52,11 @@ class SeenInput:
 
     moment: Array
     mean: Array
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """What GPTQ wants of them, where the whole moment is known; layers that read one tensor share it."""
+        return Inputs.of(self.moment)
 
 
 def plan_weights(
@@ -107,9 +115,20 @@ def plan_weights(
 
 def _wanted(linear: Linear, precision: Precision | Mapping[str, Precision], head: Precision | None) -> Precision | None:
     if isinstance(precision, Precision):
-        is_head = linear.columns >= HEAD_FACTOR * linear.rows
-        return head if head is not None and is_head and precision.kind == "int4-weights" else precision
+        return precision_of(linear, precision, head)
     return precision.get(linear.label)
+
+
+def precision_of(linear: Linear, precision: Precision, head: Precision | None = HEAD) -> Precision:
+    """Return what a layer gets where all are to get one precision: the last layer of a language model not 4 bits.
+
+    Args:
+        linear: the layer.
+        precision: of all layers.
+        head: for the last layer in the place of 4 bits; None treats it like the others.
+    """
+    is_head = linear.columns >= HEAD_FACTOR * linear.rows
+    return head if head is not None and is_head and precision.kind == "int4-weights" else precision
 
 
 def _reason(linear: Linear, wanted: Precision | None, keep: Collection[str]) -> str:
@@ -148,6 +167,27 @@ def round_weight(
         InputError: `gptq` without the whole moment of the input.
     """
     weight = linear.matrix()
+    try:
+        precision, blocks = encoded(weight, precision, method, seen)
+    except InputError as error:
+        raise InputError(error.what, where=linear.label, hint=error.hint) from error
+    return PlannedLinear(precision, blocks=blocks, bias=_corrected(linear, weight, blocks, seen))
+
+
+def encoded(
+    weight: Array, precision: Precision, method: WeightMethod = "auto", seen: SeenInput | None = None
+) -> tuple[Precision, Blocked]:
+    """Return the codes of a weight, or of some of its outputs, with the precision as the method has it.
+
+    Args:
+        weight: float32 [in, out].
+        precision: of weights only.
+        method: how it is rounded.
+        seen: its input.
+
+    Raises:
+        InputError: `gptq` without the whole moment of the input.
+    """
     bits, symmetric = BITS[precision.kind], precision.symmetric
     whole = seen is not None and seen.moment.ndim == 2
     if method == "auto":
@@ -156,14 +196,12 @@ def round_weight(
         precision, symmetric = replace(precision, symmetric=False), False
     if method == "gptq":
         if seen is None or not whole:
-            raise InputError(
-                "gptq has not seen the input of this layer", where=linear.label, hint="calibrate, or use mse"
-            )
-        blocks = gptq(weight, seen.moment, bits, precision.block_size, symmetric=symmetric)
+            raise InputError("gptq has not seen the input of this layer", hint="calibrate, or use mse")
+        blocks = gptq(weight, seen.inputs, bits, precision.block_size, symmetric=symmetric)
     else:
         moment = None if seen is None else np.diag(seen.moment) if whole else seen.moment
         blocks = quantize(weight, bits, precision.block_size, symmetric=symmetric, method=method, moment=moment)
-    return PlannedLinear(precision, blocks=blocks, bias=_corrected(linear, weight, blocks, seen))
+    return precision, blocks
 
 
 def _corrected(linear: Linear, weight: Array, blocks: Blocked, seen: SeenInput | None) -> Array | None:
@@ -222,9 +260,23 @@ def plan_tables(layers: Layers, keep: Collection[str] = ()) -> dict[str, Planned
 def _own_table(weight: ir.Value) -> PlannedLinear:
     """Plan a table whose weight nobody shares."""
     entries, width = (int(d) if isinstance(d, int) else 0 for d in dims(weight) or (0, 0))
-    precision, found = whole_blocks(HEAD, width), constant(weight)
-    if found is None or width % precision.block_size:
+    precision, tensor = whole_blocks(HEAD, width), weight.const_value
+    if tensor is None or width % precision.block_size:
         return PlannedLinear(Precision(), f"rows of {width} are not whole blocks")
     if entries * width < LEAST_TABLE:
         return PlannedLinear(Precision(), "small")
-    return PlannedLinear(precision, blocks=quantize(found.T, 8, precision.block_size, method="mse"))
+    return PlannedLinear(precision, blocks=_rows_in_8_bits(tensor, (entries, width), precision.block_size))
+
+
+def _rows_in_8_bits(tensor: ir.TensorProtocol, sizes: tuple[int, int], block_size: int) -> Blocked:
+    """Round a table [entries, width], some rows at a time: each block has a grid of its own."""
+    entries, width = sizes
+    codes = np.empty((entries, width), np.uint8)
+    scales = []
+    for start in range(0, entries, ROWS_AT_ONCE):
+        stop = min(start + ROWS_AT_ONCE, entries)
+        rows = elements(tensor, start * width, stop * width).reshape(-1, width)
+        made = quantize(rows.T, 8, block_size, method="mse")
+        codes[start:stop] = made.codes
+        scales.append(made.scales)
+    return Blocked(codes, np.concatenate(scales), None, 8, block_size)

@@ -177,7 +177,7 @@ class Workbench:
         settled = self.pinned.settled if self.pinned is not None else None
         requests = self.requests if is_timed and settled is None else ()
         place = Workplace(self.scratch, save_graph, requests, lambda step: self.tell("quantize", step), settled)
-        attempt = quantize(fused, options, place, original=self.before.path, as_float=result.form.path)
+        attempt = quantize(fused, options, place, original=lambda: self.before.path, as_float=result.form.path)
         if attempt.path is None:
             return replace(result, quantization=attempt.record)
         made = attempt.pipeline

@@ -12,6 +12,7 @@ from onnxopt.artifact.package import Artifact
 from onnxopt.errors import InputError
 from onnxopt.graph import CONTRIB, STANDARD_DOMAINS
 from onnxopt.host.scratch import scratch_folder
+from onnxopt.host.usercache import drop_done
 from onnxopt.judge.metrics import MetricBudget
 from onnxopt.load.entry import load, names_in
 from onnxopt.load.export.export import export, is_pair
@@ -126,10 +127,12 @@ def make(
     with scratch_folder() as folder:
         run = _Run(found, seen, options, given, goal, folder, started, say, notes)
         try:
-            return run.go()
+            made = run.go()
         except Exception:
             seen.require_same()  # then that is why
             raise
+    drop_done()
+    return made
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ import onnx_ir as ir
 
 from onnxopt.graph import CONTRIB, constant, dims, is_op
 from onnxopt.graph.linears import find_tables, name_after, parts_of
+from onnxopt.graph.weight_files import tensor_of
 from onnxopt.passes.words.planned import Planned, PlannedLayer
 from onnxopt.qmath.blocks import pack
 from onnxopt.qmath.precision import Blocked, Kind, Plan, PlannedLinear
@@ -52,11 +53,14 @@ class Codes:
 
 
 def side_by_side(parts: Sequence[Blocked]) -> Blocked:
-    """Return the codes of one product that gives the columns of several."""
+    """Return the codes of one product that gives the columns of several; large ones lie in a file where that is wanted.
+
+    All products of a model are put together before the first is proved.
+    """
     points = [part.zero_points for part in parts if part.zero_points is not None]
     return replace(
         parts[0],
-        codes=np.concatenate([part.codes for part in parts]),
+        codes=tensor_of(np.concatenate([part.codes for part in parts]), "codes").numpy(),
         scales=np.concatenate([part.scales for part in parts]),
         zero_points=np.concatenate(points) if points else None,
     )

@@ -23,6 +23,7 @@ NAMES = {
     "exports": f"bert-decoder-{'2c' * 12}",
     "profit": f"{'3d' * 20}.json",
     "calibration": f"{'4e' * 16}.npz",
+    "rounded": f"{'5f' * 16}-inputs",
 }
 USE = """
 import sys, time
@@ -124,7 +125,7 @@ def test_a_use_is_noted(root: Path) -> None:
 
 def test_only_what_was_not_used_for_so_long_is_old(root: Path) -> None:
     fill(root)
-    ages = dict(zip(KINDS, (0, 2, 10, 29, 31), strict=True))
+    ages = dict(zip(KINDS, (0, 2, 10, 29, 31, 3), strict=True))
     for kind, days in ages.items():
         os.utime(root / kind / NAMES[kind], (time.time() - days * DAY,) * 2)
     assert [one.kind for one in older_than(entries(), "30d")] == ["calibration"]

@@ -13,7 +13,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxopt
-from onnxopt.host.threads import step_back
+from onnxopt.host import threads as threads_module
+from onnxopt.host.threads import side_by_side, step_back
 from onnxopt.load.reference import OrtReference
 from onnxopt.spec import Array, Target
 
@@ -80,3 +81,29 @@ def test_a_thread_that_steps_back_leaves_the_others_where_they_are() -> None:
     thread.join()
     assert found == [min(before + 3, 19)]
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_results_have_the_order_of_the_items(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(threads_module, "available_threads", lambda: count)
+    assert side_by_side(lambda one: one * one, range(23)) == [one * one for one in range(23)]
+    assert side_by_side(str, []) == []
+
+
+def test_pieces_are_not_parted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads_module, "available_threads", lambda: 2)
+    both = threading.Barrier(2, timeout=30)
+
+    def piece(_: int) -> set[str]:
+        both.wait()  # two threads are at work
+        return set(side_by_side(lambda _: threading.current_thread().name, range(4)))
+
+    first, second = side_by_side(piece, range(2))
+    assert len(first) == len(second) == 1
+    assert first != second
+
+
+def test_what_fails_in_a_piece_fails_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads_module, "available_threads", lambda: 2)
+    with pytest.raises(ZeroDivisionError):
+        side_by_side(lambda one: 1 // one, [1, 0, 1])

@@ -9,9 +9,9 @@ import sys
 import threading
 from pathlib import Path
 
-from onnxopt.host.claims import sweep
+from onnxopt.host.claims import hold_shared, sweep
 from onnxopt.host.folders import content_of, sealed
-from onnxopt.host.usercache import make_entry
+from onnxopt.host.usercache import drop_done, drop_entry, keep_until_done, make_entry, use_entry
 
 ROOT = Path(__file__).parents[2]
 FAR = 4_102_444_800  # the year 2100
@@ -92,3 +92,30 @@ def test_no_duration_is_taken_from_a_clock_that_may_jump() -> None:
         if isinstance(node, ast.Attribute) and ast.unparse(node) in {"time.time", "time.time_ns"}
     ]
     assert found == ["onnxopt/serve/openai.py"], "which says when an answer was made"
+
+
+def filled(entry: Path) -> Path:
+    return make_entry(entry, lambda folder: (folder / "content").write_text("x"))[0]
+
+
+def test_what_is_kept_until_a_command_is_done_goes_with_its_end(tmp_path: Path) -> None:
+    first, second, other = (filled(tmp_path / name) for name in ("first", "second", "other"))
+    keep_until_done(first)
+    keep_until_done(second)
+    drop_done()
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    keep_until_done(first)  # gone already
+    drop_done()
+    assert other.is_dir()
+
+
+def test_an_entry_that_another_process_uses_stays(tmp_path: Path) -> None:
+    entry = filled(tmp_path / "entry")
+    use_entry(entry)
+    handle = hold_shared(entry)  # as another process holds it
+    assert handle is not None
+    drop_entry(entry)
+    assert sealed(entry)
+    os.close(handle)
+    drop_entry(entry)
+    assert not entry.exists()

@@ -1,19 +1,24 @@
 """The search for the bits of a decoder's layers, on gpt2-mini with its real weights.
 
-Covers: quantize/found.py, quantize/positions.py, quantize/run.py, quantize/workplace.py
+Covers: judge/piecewise.py, quantize/found.py, quantize/positions.py, quantize/run.py, quantize/workplace.py
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from onnxopt.calibrate.data import CalibrationData, read_calibration
+from onnxopt.graph import weight_files
 from onnxopt.graph.cache import CONTEXT_KEY
+from onnxopt.graph.files import save_graph
 from onnxopt.graph.layers import Layers
+from onnxopt.judge.language_models import OnnxLanguageModel
+from onnxopt.judge.piecewise import piecewise_losses
 from onnxopt.load.entry import load
 from onnxopt.load.loaded import Loaded
 from onnxopt.load.source.source import resolve
@@ -22,18 +27,15 @@ from onnxopt.proof.observations import observations_of
 from onnxopt.qmath.blocks import dequantize, quantize
 from onnxopt.qmath.knapsack import Assignment, Halving, Option, Search, Searched, assign
 from onnxopt.qmath.precision import PlannedLinear, Precision
-from onnxopt.quantize.decoder import (
-    STEPS,
-    DecoderPlanner,
-    LanguageProbe,
-    Rounding,
-    alike,
-    recorded_seconds,
-    units_of,
-)
+from onnxopt.quantize.decoder import STEPS, DecoderPlanner, alike, units_of
+from onnxopt.quantize.divergence import LanguageProbe
 from onnxopt.quantize.found import Found
 from onnxopt.quantize.positions import all_positions
+from onnxopt.quantize.roundings import Rounding, recorded_seconds
 from onnxopt.quantize.run import stricter
+from onnxopt.records.events import Step
+from onnxopt.run.session import Session
+from onnxopt.texts.windows import Window
 from tests.support.fused import fuse
 
 CHOICES = [Precision.parse(text) for text in ("int4-weights:128", "int4-weights:32", "int8-weights:64")]
@@ -78,6 +80,38 @@ def test_a_wide_budget_takes_the_fastest_and_one_that_nothing_keeps_the_nearest(
     nearest = min(none.front, key=lambda one: one.value)
     own = [str(one.precision) for label, one in none.plan if not label.endswith("#table")]
     assert nearest.counts == {name: own.count(name) for name in set(own)}
+
+
+def test_a_large_model_is_planned_piece_by_piece_as_well(
+    searches: dict[float, Found], loaded: Loaded, data: CalibrationData, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(weight_files, "LARGE_BYTES", 1 << 20)
+    monkeypatch.setenv("ONNXOPT_CACHE", str(tmp_path))
+    told: list[str] = []
+    found = DecoderPlanner.of(Layers.of(loaded.model), data, CHOICES, progress=told.append).within(2.0)
+    expected = searches[2.0]
+    assert found.fits
+    assert {label: one.precision for label, one in found.plan} == {label: one.precision for label, one in expected.plan}
+    assert math.log(found.value or 0) == pytest.approx(math.log(expected.value or 0), rel=0.1)
+    assert sum(one.loss for one in found.sensitivities) == pytest.approx(math.log(found.value or 0), rel=1e-6)
+    steps = [step for step in told if isinstance(step, Step) and step.work == "rounding"]
+    assert {step.total for step in steps} == {25}
+    assert [step.done for step in steps] == sorted(step.done for step in steps)
+
+
+def test_what_an_original_loses_is_told_by_its_pieces(loaded: Loaded, data: CalibrationData, tmp_path: Path) -> None:
+    rows = [data.rows[0][:40], data.rows[1][:23], data.rows[2][:40]]
+    told: list[str] = []
+    found = piecewise_losses(loaded, all_positions(loaded.model), rows, told.append)
+    assert found is not None
+    assert told[0].startswith("judge: original, part 1 of ")
+    path = save_graph(loaded.model.clone(), tmp_path / "original")
+    model = OnnxLanguageModel(Session(path), None)  # token by token
+    windows = [Window(np.array(row, np.int64), 1) for row in rows]
+    expected = [float(np.mean(one)) for one in model.losses(windows[:1], told.append)]
+    np.testing.assert_allclose(found[:1], expected, rtol=1e-4)
+    assert len({round(one, 3) for one in found}) == 3
+    assert piecewise_losses(loaded, loaded.model, rows, told.append) is None  # it answers for the last position
 
 
 @dataclass

@@ -63,3 +63,17 @@ def test_16_bits_are_for_gpus(provider: Provider, asked: str) -> None:
 def test_cuda_has_no_int8(asked: str) -> None:
     with pytest.raises(InputError, match="no int8 linear layers"):
         QuantizeOptions.parse_precision(asked, Target("cuda"))
+
+
+@pytest.mark.parametrize("asked", ["int4-weights", "int8-weights:32"])
+def test_weights_alone_do_without_samples(asked: str) -> None:
+    options = QuantizeOptions(Precision.parse(asked), calibration="none", asked=asked)
+    assert options.calibration == "none"
+
+
+@pytest.mark.parametrize("asked", ["int8", "int8-dynamic", "auto"])
+def test_what_is_seen_by_samples_takes_some(asked: str) -> None:
+    precision = QuantizeOptions.parse_precision(asked, Target("cpu"))
+    assert precision == "auto" or isinstance(precision, Precision)
+    with pytest.raises(InputError, match=f"{asked} takes samples"):
+        QuantizeOptions(precision, calibration="none", asked=asked)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from onnxopt.graph import constant, dims, initializer_bytes
 from onnxopt.graph.linears import find_linears, find_tables, label_of
-from onnxopt.passes.quantize.weights import QuantizeEmbedding, QuantizeWeights4, QuantizeWeights8
+from onnxopt.graph.weight_files import WeightFile, weights_in_file
+from onnxopt.passes.quantize.weights import QuantizeEmbedding, QuantizeWeights4, QuantizeWeights8, side_by_side
 from onnxopt.qmath.blocks import dequantize, quantize, sqnr_db
 from onnxopt.qmath.precision import Plan, PlannedLinear, Precision
 from onnxopt.spec import Array
@@ -141,6 +143,19 @@ def test_a_packed_projection_takes_the_codes_of_its_parts() -> None:
     assert run_passes(model.clone(), QuantizeWeights4(mixed)).entry.applied == 0
     some = Plan({name: one for name, one in parts.items() if name != "a.k"})
     assert run_passes(model.clone(), QuantizeWeights4(some)).entry.applied == 0
+
+
+def test_codes_of_a_large_packed_projection_lie_in_a_file(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    parts = [quantize(random.standard_normal((1024, 600)).astype(np.float32), 8, 64) for _ in range(2)]
+    expected = side_by_side(parts)
+    assert not (tmp_path / "weights").exists()
+    with weights_in_file(WeightFile(tmp_path / "weights")):
+        found = side_by_side(parts)
+    assert (tmp_path / "weights").stat().st_size == 2 * 1024 * 600
+    np.testing.assert_array_equal(found.codes, expected.codes)
+    np.testing.assert_array_equal(found.scales, expected.scales)
+    np.testing.assert_array_equal(expected.codes[600:], parts[1].codes)
 
 
 def test_the_bias_of_the_plan_replaces_the_layers_own() -> None:
