@@ -101,7 +101,8 @@ def agree(held: Loaded, lying: Loaded) -> None:
     ]
     assert held.signature == lying.signature
     assert held.notes == lying.notes
-    assert held.proved_sizes == lying.proved_sizes
+    for axis in {"batch", "sequence", "past_sequence"} & set(held.signature.axes):  # in fewer runs, the same sizes
+        assert {sizes[axis] for sizes in lying.proved_sizes} == {sizes[axis] for sizes in held.proved_sizes}
     sizes = {"batch": 2, "sequence": 7, "past_sequence": 3, "encoder_sequence": 5}
     feeds = held.feeder.make({axis: size for axis, size in sizes.items() if axis in held.signature.axes}, "right")
     expected, found = held.reference.run(feeds), lying.reference.run(feeds)
