@@ -101,6 +101,7 @@ def test_weights_are_large_by_what_they_take_as_float32(tmp_path: Path, monkeypa
     monkeypatch.setattr(weight_files, "LARGE_BYTES", size - 1)
     assert is_large(read_checkpoint(resolve(str(folder))))
     assert not is_large(read_checkpoint(resolve(str(folder), weights="random")))
+    assert not is_large(read_checkpoint(resolve(str(folder), trust_remote_code=True)))
 
 
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
