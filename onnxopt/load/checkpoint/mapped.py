@@ -175,7 +175,7 @@ def stored_type() -> Any:
         *(aten.split_with_sizes.default, aten.squeeze.dim, aten._unsafe_view.default),  # noqa: SLF001  its name
     }
     copies = {aten.cat.default, aten.stack.default, aten.clone.default}
-    lookups = {aten.embedding.default}  # of rows of the first argument
+    lookups = {aten.embedding.default, aten.index.Tensor, aten.index_select.default}  # of rows of the first argument
 
     class Stored(torch.Tensor):
         """A weight that calls itself float32.

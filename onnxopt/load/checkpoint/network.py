@@ -81,7 +81,7 @@ def mapped_network(checkpoint: Checkpoint, config: Any, kind: Any) -> tuple[Any,
         with laying(weights):
             network, missing = _with_attention(make, config, where=checkpoint.source.text)
         weights.settle(network)
-    except (InputError, ExportError, TypeError, AttributeError) as error:
+    except Exception as error:  # noqa: BLE001  whatever is wrong with it is said where it is loaded as ever
         logger.info("the weights are loaded into memory: %s", error)
         return None
     return network, missing, weights

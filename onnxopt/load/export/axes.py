@@ -25,28 +25,34 @@ from onnxopt.spec import AxisRange, Feeds, Padding, Signature
 PROOF_SIZES: dict[str, tuple[int, ...]] = {"batch": (1, 2, 5), "sequence": (1, 8, 33, 128)}
 PROOF_STEPS = ((1, 0), (33, 0), (128, 0), (8, 5), (1, 33))  # new tokens and seen ones, with a cache
 PROOF_BATCHES = ((2, 1), (2, 4), (5, 3), (5, 0), (5, 1))  # batch, and which of these; the long one alone is enough
+# Of a large model, whose weights are read anew for every run, each size of each axis is proved in one combination.
+FEW_PAIRS = ((2, 1), (2, 3), (5, 4), (1, 0), (1, 2))  # batch, and which of the steps; the largest last
 # Torch and ONNX Runtime add in different orders; over 12 layers of float32 the worst seen is below 1e-5.
 TOLERANCE = 1e-4
+FEW_BATCH = 2  # rows, of which one is padded
 SIDES = ("height", "width")
 IMAGE_STEPS = (1, 2, 4, 8, 16, 32, 64)  # what the sides of an image must be multiples of, the first that holds
 _PADDINGS: tuple[Padding, ...] = ("right", "left", "holes", "none")
 _FAILED_NODE = re.compile(r"running (\w+) node\. Name:'([^']*)'")
 
 
-def axis_sizes(signature: Signature, example: Mapping[str, int], longest: int) -> list[dict[str, int]]:
+def axis_sizes(
+    signature: Signature, example: Mapping[str, int], longest: int, *, few: bool = False
+) -> list[dict[str, int]]:
     """Return the combinations of sizes to prove.
 
     Args:
         signature: names the axes.
         example: the sizes that the export was traced with; axes of an image are proved at these and twice these.
         longest: the longest sequence the model takes, or 0.
+        few: of texts, each size of each axis once, instead of every combination of them.
     """
     if PAST in signature.axes:
         top = longest or max(new + past for new, past in PROOF_STEPS)
         steps = [(min(new, top - min(past, top - 1)), past) for new, past in PROOF_STEPS]
         steps = [(new, min(past, top - new)) for new, past in steps]
-        pairs = [(1, step) for step in dict.fromkeys(steps)]
-        pairs += [(batch, steps[index]) for batch, index in PROOF_BATCHES]
+        pairs = [] if few else [(1, step) for step in dict.fromkeys(steps)]
+        pairs += [(batch, steps[index]) for batch, index in (FEW_PAIRS if few else PROOF_BATCHES)]
         return [
             complete_all({"batch": batch, SEQUENCE: new, PAST: past}, signature.axes, index)
             for index, (batch, (new, past)) in enumerate(dict.fromkeys(pairs))
@@ -58,7 +64,12 @@ def axis_sizes(signature: Signature, example: Mapping[str, int], longest: int) -
         sizes = PROOF_SIZES.get(axis, (example[axis], 2 * example[axis]))
         top = longest if axis == "sequence" and longest else max(sizes)
         choices.append(sorted({min(size, top) for size in sizes}))
-    return [dict(zip(signature.axes, combination, strict=True)) for combination in product(*choices)]
+    if few:  # an axis of fewer sizes begins anew
+        turns = range(max((len(sizes) for sizes in choices), default=0))
+        combinations = [tuple(sizes[turn % len(sizes)] for sizes in choices) for turn in turns]
+    else:
+        combinations = list(product(*choices))
+    return [dict(zip(signature.axes, combination, strict=True)) for combination in combinations]
 
 
 def _image_sizes(signature: Signature, example: Mapping[str, int]) -> list[dict[str, int]]:
@@ -91,7 +102,7 @@ def prove_axes(
         feeder: makes the inputs.
         example: the sizes that the export was traced with.
         longest: the longest sequence the model takes, or 0.
-        folder: of the checkpoint in whose files large weights lie.
+        folder: of the checkpoint in whose files large weights lie; then the combinations are few.
         say: told each size that is tried.
 
     Returns:
@@ -102,11 +113,12 @@ def prove_axes(
     """
     model = read_graph(path, folder)
     proof = _Proof(model, _opened(model), signature, reference, feeder)
-    combinations = axis_sizes(signature, example, longest)
+    few = folder is not None
+    combinations = axis_sizes(signature, example, longest, few=few)
     work = f"proving the axes {', '.join(signature.axes)} against torch, size"
     for index, sizes in reversed(list(enumerate(combinations))):  # the largest first: it tells how large outputs are
         say(Step.piece(work, len(combinations) - index, len(combinations)))
-        reason = proof.compare(feeder.make(sizes, _padding(sizes, index)))
+        reason = proof.compare(feeder.make(sizes, _padding(sizes, index, few=few)))
         if reason:
             raise proof.explain(example, sizes, reason)
     return tuple(combinations)
@@ -263,9 +275,16 @@ class _Proof:
         return ""
 
 
-def _padding(sizes: Mapping[str, int], index: int) -> Padding:
-    """Return a kind of padding: the kinds take turns, rows alone in a batch have none."""
-    return "none" if sizes.get("batch", 1) == 1 else _PADDINGS[index % len(_PADDINGS)]
+def _padding(sizes: Mapping[str, int], index: int, *, few: bool) -> Padding:
+    """Return a kind of padding: the kinds take turns, rows alone in a batch have none.
+
+    Where there are few batches, the rows of one have other kinds than those of the next.
+    """
+    batch = sizes.get("batch", 1)
+    if batch == 1:
+        return "none"
+    kinds = _PADDINGS if not few else ("mixed",) if batch > FEW_BATCH else ("right", "holes")
+    return kinds[index % len(kinds)]
 
 
 def _opened(model: ir.Model) -> GraphRunner:

@@ -19,7 +19,7 @@ from onnxopt.host.quiet import quiet
 from onnxopt.host.scratch import scratch_folder
 from onnxopt.load.export.references import refer, stand_ins, write_graph
 from onnxopt.load.export.torch_model import TorchModel
-from onnxopt.load.export.untraced import capture
+from onnxopt.load.export.untraced import capture, types_as_captured
 from onnxopt.spec import Signature, TensorSpec
 
 logger = logging.getLogger(__name__)
@@ -157,7 +157,8 @@ def _dynamo(model: TorchModel, signature: Signature, tensors: tuple[Any, ...]) -
     captured = capture(model.flat, signature, tensors)
     if captured is not None:
         try:
-            program = torch.onnx.export(captured, **options)
+            with types_as_captured():
+                program = torch.onnx.export(captured, **options)
         except Exception as error:  # noqa: BLE001  the long way may know better, and says what is wrong
             logger.info("the short way through the exporter failed: %s", error)
         else:

@@ -92,6 +92,43 @@ def _terms(expression: Any) -> int:
     return 1 + sum(_terms(part) for part in parts)
 
 
+@contextlib.contextmanager
+def types_as_captured() -> Iterator[None]:
+    """While it lasts, let the exporter look for mixed types in what the capture has written at each node.
+
+    Its pass that inserts casts runs every node of the graph again on tensors without elements, a fifth of the time of
+    a deep decoder's export, to learn types that are known. A node that it changes is run, and so is what reads one.
+    """
+    from torch import fx
+    from torch.onnx._internal.fx.passes import type_promotion
+
+    kind = getattr(type_promotion, "_TypePromotionInterpreter", None)
+    rule_of = getattr(type_promotion, "get_type_promotion_rule", None)
+    if kind is None or rule_of is None or not hasattr(kind, "_maybe_promote_node"):
+        logger.info("this torch looks for mixed types in a way of its own")
+        yield
+        return
+    plain = kind.run_node
+    changed: set[Any] = set()
+
+    def run_node(self: Any, node: Any) -> Any:
+        if node.op == "call_function" and "val" in node.meta:
+            before = (node.target, node.args, node.kwargs)
+            with self._set_current_node(node):
+                if rule := rule_of(node, self.type_promotion_table):
+                    self._maybe_promote_node(node, rule)
+            if before == (node.target, node.args, node.kwargs) and not changed & set(node.all_input_nodes):
+                return node.meta["val"]
+            changed.add(node)
+        return fx.Interpreter.run_node(self, node)
+
+    kind.run_node = run_node
+    try:
+        yield
+    finally:
+        kind.run_node = plain
+
+
 def _left_over(program: Any) -> set[str]:
     """Put right what can be, and return the names of operators that the exporter does not translate."""
     import operator

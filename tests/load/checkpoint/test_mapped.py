@@ -101,6 +101,7 @@ def test_weights_are_large_by_what_they_take_as_float32(tmp_path: Path, monkeypa
     monkeypatch.setattr(weight_files, "LARGE_BYTES", size - 1)
     assert is_large(read_checkpoint(resolve(str(folder))))
     assert not is_large(read_checkpoint(resolve(str(folder), weights="random")))
+    assert not is_large(read_checkpoint(resolve(str(folder), trust_remote_code=True)))
 
 
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
@@ -111,6 +112,8 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "lookup": lambda _, w: _torch().nn.functional.embedding(_torch().tensor([[3, 1], [0, 3]]), w),
     "lookup with padding": lambda _, w: _torch().nn.functional.embedding(_torch().tensor([3, 0]), w, 0),
     "rows": lambda _, w: w[_torch().tensor([2, 2])],
+    "rows of an axis": lambda _, w: w.index_select(1, _torch().tensor([5, 0])),
+    "rows of experts": lambda _, w: w.view(4, 6, 32)[_torch().tensor([[3, 0], [0, 0]])],
     "piece": lambda _, w: w[1:4, ::2],
     "views": lambda _, w: w.unsqueeze(0).expand(3, -1, -1).reshape(3, -1).t(),
     "joined": lambda x, w: _torch().cat([w, x[0]]),

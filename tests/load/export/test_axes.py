@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxopt.errors import ExportError
-from onnxopt.load.export.axes import PROOF_SIZES, PROOF_STEPS, axis_sizes, learn_ranges, prove_axes, range_notes
+from onnxopt.load.export.axes import (
+    PROOF_SIZES,
+    PROOF_STEPS,
+    _padding,
+    axis_sizes,
+    learn_ranges,
+    prove_axes,
+    range_notes,
+)
 from onnxopt.load.feeds import ImageFeeder
 from onnxopt.records.events import Step
 from onnxopt.spec import Array, AxisRange, Feeds, Signature, TensorSpec
@@ -73,6 +81,20 @@ def test_without_a_cache_every_combination_is_proved() -> None:
     mask = TensorSpec("attention_mask", "int64", IDS.axes)
     found = axis_sizes(Signature((IDS, mask), ()), {"batch": 3, "sequence": 5}, 20)
     assert [(one["batch"], one["sequence"]) for one in found] == [(b, s) for b in (1, 2, 5) for s in (1, 8, 20)]
+
+
+@pytest.mark.parametrize("longest", [0, 512, 130])
+@pytest.mark.parametrize("cached", [False, True])
+def test_of_a_large_model_every_size_is_proved_in_few_runs(cached: bool, longest: int) -> None:  # noqa: FBT001
+    signature = CACHED if cached else Signature((IDS, TensorSpec("attention_mask", "int64", IDS.axes)), ())
+    every, few = (axis_sizes(signature, EXAMPLE, longest, few=few) for few in (False, True))
+    assert len(few) <= 5 < len(every)
+    for axis in signature.axes:
+        sizes = {one[axis] for one in few}
+        assert sizes <= {one[axis] for one in every}
+        assert axis == "total_sequence" or sizes == {one[axis] for one in every}
+    kinds = {_padding(sizes, index, few=True) for index, sizes in enumerate(few)}
+    assert {"none", "holes", "mixed"} <= kinds
 
 
 def test_images_are_proved_with_each_axis_on_its_own_and_all_together() -> None:

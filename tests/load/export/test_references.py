@@ -101,7 +101,8 @@ def agree(held: Loaded, lying: Loaded) -> None:
     ]
     assert held.signature == lying.signature
     assert held.notes == lying.notes
-    assert held.proved_sizes == lying.proved_sizes
+    for axis in {"batch", "sequence", "past_sequence"} & set(held.signature.axes):  # in fewer runs, the same sizes
+        assert {sizes[axis] for sizes in lying.proved_sizes} == {sizes[axis] for sizes in held.proved_sizes}
     sizes = {"batch": 2, "sequence": 7, "past_sequence": 3, "encoder_sequence": 5}
     feeds = held.feeder.make({axis: size for axis, size in sizes.items() if axis in held.signature.axes}, "right")
     expected, found = held.reference.run(feeds), lying.reference.run(feeds)
@@ -165,9 +166,14 @@ def test_torchscript_gets_the_numbers_themselves(dtype: str, tmp_path: Path, mon
 
 @pytest.fixture(scope="module")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a checkpoint in bfloat16 and a cache that has its export by reference."""
+    """Return a folder with a checkpoint in bfloat16 and a cache that has its export by reference.
+
+    Its weights are a link, as those are that come from the Hub.
+    """
     room = tmp_path_factory.mktemp("once")
     folder = saved(room / "model", *DECODERS["qwen2 tied"], dtype="bfloat16")
+    (folder / "model.safetensors").rename(room / "blob")
+    (folder / "model.safetensors").symlink_to("../blob")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNXOPT_CACHE", str(room / "cache"))
         patch.setattr(weight_files, "LEAST_BYTES", LEAST)
@@ -185,7 +191,7 @@ def made(once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[P
 
     monkeypatch.setattr(weight_files, "LARGE_BYTES", 0)
     monkeypatch.setattr(export_module, "_make", refuse)
-    shutil.copytree(once, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(once, tmp_path, dirs_exist_ok=True, symlinks=True)
     return tmp_path / "model", export(resolve(str(tmp_path / "model")))
 
 
@@ -204,8 +210,8 @@ def test_a_moved_checkpoint_is_found_in_the_cache(made: tuple[Path, Loaded], tmp
     feeds = loaded.feeder.make({"batch": 2, "sequence": 5, "past_sequence": 0})
     expected = loaded.reference.run(feeds)
     moved = tmp_path / "elsewhere" / folder.name
-    moved.parent.mkdir()
-    shutil.move(folder, moved)
+    shutil.copytree(folder, moved)  # the file itself in place of the link
+    shutil.rmtree(folder)
     found = export(resolve(str(moved)))
     refers(found, [moved / "model.safetensors"])
     for name, array in found.reference.run(feeds).items():

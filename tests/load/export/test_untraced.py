@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from onnxopt.errors import ExportError
-from onnxopt.load.export.untraced import MAX_TERMS, capture, short_expressions
+from onnxopt.load.export.untraced import MAX_TERMS, capture, short_expressions, types_as_captured
 from onnxopt.spec import Signature, TensorSpec
 
 FLOATS = Signature((TensorSpec("x", "float32", ("batch", "sequence", 8)),), ())
@@ -113,6 +114,50 @@ def test_a_captured_module_gives_the_same_answers(forward: Callable[..., Any], p
             assert left.dtype == right.numpy().dtype
             assert left.shape == right.shape
             assert np.allclose(left, right.numpy(), rtol=0, atol=1e-5)
+
+
+MIXED: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "an integer beside a float": (lambda self, x: (x > 0).long() * x + 2, {}),
+    "a number of a wider kind": (lambda self, x: (x > 0).long() + 0.5, {}),
+    "a size beside a float": (lambda self, x: x * x.shape[1] + x.shape[0], {}),
+    "a boolean that is counted": (lambda self, x: ((x > 0) + (x > 1) * 3).float().sum(1) + x[:, 0], {}),
+    "types that change what reads them": (
+        lambda self, x: ((x > 0).long() * self.scale * 2 + 1).exp().sum(-1),
+        linears() | {"scale": torch.arange(8.0)},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("forward", "parts"), [*CAPTURED.values(), *MIXED.values()], ids=[*CAPTURED.keys(), *MIXED.keys()]
+)
+def test_types_that_are_known_make_the_same_file(forward: Callable[..., Any], parts: dict[str, Any]) -> None:
+    made = module(forward, **parts)
+    written = []
+    for known in (False, True):
+        program = captured(made)
+        assert program is not None
+        with types_as_captured() if known else contextlib.nullcontext(), torch.no_grad():
+            found = torch.onnx.export(program, dynamo=True, opset_version=23, optimize=False, verbose=False)
+        assert found is not None
+        written.append(found.model_proto.SerializeToString(deterministic=True))
+    assert written[0] == written[1]
+
+
+def test_known_types_are_not_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    plain = torch.fx.Interpreter.call_function
+
+    def call(self: Any, target: Any, args: Any, kwargs: Any) -> Any:
+        ran.append(str(target))
+        return plain(self, target, args, kwargs)
+
+    monkeypatch.setattr(torch.fx.Interpreter, "call_function", call)
+    for forward, some in ((lambda self, x: self.two(self.one(x)) + x, 0), ((lambda self, x: (x > 0).long() * x), 1)):
+        ran.clear()
+        with types_as_captured(), torch.no_grad():
+            torch.onnx.export(captured(module(forward, **linears())), dynamo=True, opset_version=23, optimize=False)
+        assert bool(ran) == bool(some)
 
 
 def test_both_ways_through_the_exporter_agree() -> None:
