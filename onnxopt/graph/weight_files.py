@@ -93,18 +93,19 @@ class WeightFile:
         self.path = path
         self._end = 0
 
-    def add(self, array: Array, name: str) -> ir.TensorProtocol:
+    def add(self, array: Array, name: str, held_by: ir.DataType | None = None) -> ir.TensorProtocol:
         """Append an array and return it as a tensor that is read from there.
 
         Args:
             array: of any type that NumPy stores as it is.
             name: of the tensor.
+            held_by: 16 bits that are known to hold every number of a float32 array; None looks.
 
         Raises:
             InputError: the disk is full.
         """
         dtype = ir.DataType.from_numpy(array.dtype)
-        narrow = narrowest(array) if dtype == ir.DataType.FLOAT else None
+        narrow = (held_by or narrowest(array)) if dtype == ir.DataType.FLOAT else None
         stored = array if narrow is None else array.astype(_NARROW[narrow])
         start = -(-self._end // _ALIGNED) * _ALIGNED
         with needing(stored.nbytes), self.path.open("ab") as file:
@@ -146,18 +147,19 @@ def weights_in_file(file: WeightFile | None) -> Iterator[None]:
         _file.reset(token)
 
 
-def tensor_of(array: Array, name: str) -> ir.TensorProtocol:
+def tensor_of(array: Array, name: str, held_by: ir.DataType | None = None) -> ir.TensorProtocol:
     """Return an array as a constant's tensor: in memory, or laid down where it is large and that is wanted.
 
     Args:
         array: kept in row-major order.
         name: of the tensor.
+        held_by: 16 bits that are known to hold every number of a float32 array, as of one that is moved; None looks.
     """
     file = _file.get()
     ordered = np.asarray(array, order="C")
     if file is None or ordered.nbytes < LEAST_BYTES or not _is_laid_down(ordered.dtype):
         return ir.tensor(ordered, name=name)
-    return file.add(ordered, name)
+    return file.add(ordered, name, held_by)
 
 
 def _is_laid_down(dtype: np.dtype[Any]) -> bool:
