@@ -26,6 +26,7 @@ from onnxopt.spec import Array
 LARGE_BYTES = 256 << 20  # as float32; a model with more is worked on in memory that one layer bounds
 LEAST_BYTES = 1 << 20  # smaller constants stay in memory: there are few of them, and they are asked for often
 _AT_ONCE = 1 << 22  # elements that are converted at a time
+_FIRST = 1 << 12  # elements that are looked at first: most weights of float32 show by then that they need all bits
 _ALIGNED = 64  # bytes; what the runtime maps should begin at a line of the cache
 _NARROW = {ir.DataType.BFLOAT16: np.dtype(ml_dtypes.bfloat16), ir.DataType.FLOAT16: np.dtype(np.float16)}
 
@@ -121,8 +122,9 @@ def narrowest(array: Array) -> ir.DataType | None:
     """Return the 16 bits that hold every number of a float32 array, None where neither kind does."""
     flat = array.reshape(-1)
     left = dict(_NARROW)
-    for start in range(0, flat.size, _AT_ONCE):
-        piece = flat[start : start + _AT_ONCE]
+    first = min(_FIRST, _AT_ONCE)
+    for start in (0, *range(first, flat.size, _AT_ONCE)):
+        piece = flat[start : start + _AT_ONCE] if start else flat[:first]
         with np.errstate(over="ignore", invalid="ignore"):
             left = {
                 one: kind
