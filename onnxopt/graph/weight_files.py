@@ -26,6 +26,7 @@ from onnxopt.spec import Array
 LARGE_BYTES = 256 << 20  # as float32; a model with more is worked on in memory that one layer bounds
 LEAST_BYTES = 1 << 20  # smaller constants stay in memory: there are few of them, and they are asked for often
 _AT_ONCE = 1 << 22  # elements that are converted at a time
+_FIRST = 1 << 12  # elements that are looked at first: most weights of float32 show by then that they need all bits
 _ALIGNED = 64  # bytes; what the runtime maps should begin at a line of the cache
 _NARROW = {ir.DataType.BFLOAT16: np.dtype(ml_dtypes.bfloat16), ir.DataType.FLOAT16: np.dtype(np.float16)}
 
@@ -93,18 +94,19 @@ class WeightFile:
         self.path = path
         self._end = 0
 
-    def add(self, array: Array, name: str) -> ir.TensorProtocol:
+    def add(self, array: Array, name: str, held_by: ir.DataType | None = None) -> ir.TensorProtocol:
         """Append an array and return it as a tensor that is read from there.
 
         Args:
             array: of any type that NumPy stores as it is.
             name: of the tensor.
+            held_by: 16 bits that are known to hold every number of a float32 array; None looks.
 
         Raises:
             InputError: the disk is full.
         """
         dtype = ir.DataType.from_numpy(array.dtype)
-        narrow = narrowest(array) if dtype == ir.DataType.FLOAT else None
+        narrow = (held_by or narrowest(array)) if dtype == ir.DataType.FLOAT else None
         stored = array if narrow is None else array.astype(_NARROW[narrow])
         start = -(-self._end // _ALIGNED) * _ALIGNED
         with needing(stored.nbytes), self.path.open("ab") as file:
@@ -120,8 +122,9 @@ def narrowest(array: Array) -> ir.DataType | None:
     """Return the 16 bits that hold every number of a float32 array, None where neither kind does."""
     flat = array.reshape(-1)
     left = dict(_NARROW)
-    for start in range(0, flat.size, _AT_ONCE):
-        piece = flat[start : start + _AT_ONCE]
+    first = min(_FIRST, _AT_ONCE)
+    for start in (0, *range(first, flat.size, _AT_ONCE)):
+        piece = flat[start : start + _AT_ONCE] if start else flat[:first]
         with np.errstate(over="ignore", invalid="ignore"):
             left = {
                 one: kind
@@ -146,18 +149,19 @@ def weights_in_file(file: WeightFile | None) -> Iterator[None]:
         _file.reset(token)
 
 
-def tensor_of(array: Array, name: str) -> ir.TensorProtocol:
+def tensor_of(array: Array, name: str, held_by: ir.DataType | None = None) -> ir.TensorProtocol:
     """Return an array as a constant's tensor: in memory, or laid down where it is large and that is wanted.
 
     Args:
         array: kept in row-major order.
         name: of the tensor.
+        held_by: 16 bits that are known to hold every number of a float32 array, as of one that is moved; None looks.
     """
     file = _file.get()
     ordered = np.asarray(array, order="C")
     if file is None or ordered.nbytes < LEAST_BYTES or not _is_laid_down(ordered.dtype):
         return ir.tensor(ordered, name=name)
-    return file.add(ordered, name)
+    return file.add(ordered, name, held_by)
 
 
 def _is_laid_down(dtype: np.dtype[Any]) -> bool:

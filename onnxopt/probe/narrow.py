@@ -18,6 +18,7 @@ from onnxopt.graph import STANDARD_DOMAINS
 from onnxopt.graph.weight_files import Widened
 from onnxopt.probe.program import import_standard
 
+MOVES = ("Gather", "Transpose")  # whose result is widened in place of the weight
 CASTS_BFLOAT = 13  # the opset since which Cast knows bfloat16
 
 
@@ -71,7 +72,7 @@ def _fed(tensor: ir.TensorProtocol) -> Any:
 
 
 def _take_stored(proto: Any, stored: Mapping[str, ir.TensorProtocol]) -> None:
-    """Give the inputs their stored types, and each node that reads one a Cast of its own; a lookup casts its result."""
+    """Give the inputs their stored types, and each node that reads one a Cast of its own; `MOVES` cast their result."""
     import onnx
 
     graph, make = proto.graph, onnx.helper.make_node
@@ -88,7 +89,7 @@ def _take_stored(proto: Any, stored: Mapping[str, ir.TensorProtocol]) -> None:
         cast(name, name)
     for number, node in enumerate(list(graph.node)):
         behind = []
-        if _looks_up(node, stored):
+        if _moves(node, stored):
             name, made = node.input[0], node.output[0]
             node.input[0], node.output[0] = _stored_name(name), f"{made}::stored"
             behind.append(make("Cast", [node.output[0]], [made], name=f"{made}::cast", to=onnx.TensorProto.FLOAT))
@@ -102,9 +103,9 @@ def _take_stored(proto: Any, stored: Mapping[str, ir.TensorProtocol]) -> None:
     import_standard(proto)
 
 
-def _looks_up(node: Any, stored: Collection[str]) -> bool:
-    """Tell whether a node picks elements out of a weight, which are the same widened before and after."""
-    return node.op_type == "Gather" and node.domain in STANDARD_DOMAINS and node.input[0] in stored
+def _moves(node: Any, stored: Collection[str]) -> bool:
+    """Tell whether a node picks or moves elements of a weight, which are the same widened before and after."""
+    return node.op_type in MOVES and node.domain in STANDARD_DOMAINS and node.input[0] in stored
 
 
 def _read_inside(nodes: Iterable[Any]) -> set[str]:

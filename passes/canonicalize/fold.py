@@ -19,6 +19,7 @@ Source: onnxscript.optimizer.fold_constants. The budget keeps Expand, Tile, Cons
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from onnxscript.optimizer import fold_constants
 from onnxopt.graph import all_nodes, is_constant, is_op
 from onnxopt.graph.linears import ORIGIN_KEY, origin
 from onnxopt.graph.stored_weights import widens_weight
-from onnxopt.graph.weight_files import tensor_of
+from onnxopt.graph.weight_files import Widened, tensor_of
 from onnxopt.probe.memory import release_pages
 from onnxopt.rewrite import Pass
 from onnxopt.rewrite.registry import register
@@ -39,6 +40,7 @@ WIDENED_BYTES = 2**16  # of a Cast: layers have many weights of some hundred kil
 LARGEST_BYTES = 2**31
 # the size of the result is a number in an input, and not bounded by the sizes of all inputs together
 MAKES = ("Expand", "Tile", "ConstantOfShape", "Range", "Pad", "Resize", "Upsample", "OneHot", "EyeLike")
+MOVES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Gather", "Identity")  # numbers of their first input
 NEVER = (
     "RandomNormal",
     "RandomNormalLike",
@@ -108,15 +110,21 @@ class _Results:
             tensor = value.const_value if value is not None else None
             if value is None or not isinstance(tensor, ir.Tensor):
                 continue
-            value.const_value = _in_rows(tensor)
+            value.const_value = _in_rows(tensor, _held_by(node, self._read))
             if tensor.nbytes > FREE_BYTES:
                 release_pages(self._read)
         self._read = []
 
 
-def _in_rows(tensor: ir.Tensor[Any]) -> ir.TensorProtocol:
+def _held_by(node: ir.Node, read: Sequence[ir.TensorProtocol | None]) -> ir.DataType | None:
+    """Return the 16 bits in which a weight lies that a node moves: they hold what comes of it; None for other nodes."""
+    moved = read[0] if is_op(node, *MOVES) and read else None
+    return moved.stored.dtype if isinstance(moved, Widened) else None
+
+
+def _in_rows(tensor: ir.Tensor[Any], held_by: ir.DataType | None) -> ir.TensorProtocol:
     array = tensor.numpy()
-    laid = tensor_of(array, tensor.name or "")
+    laid = tensor_of(array, tensor.name or "", held_by)
     # NumPy knows no types of 4 bits and less, which a tensor in memory may name
     return laid if laid.dtype == tensor.dtype else ir.Tensor(np.asarray(array, order="C"), dtype=tensor.dtype)
 

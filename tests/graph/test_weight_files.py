@@ -79,6 +79,19 @@ def test_one_number_at_the_end_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert narrowest(array) is None
 
 
+@pytest.mark.parametrize("size", [1, 3, 4, 9, 12, 25])
+def test_every_number_is_looked_at(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_files, "_AT_ONCE", 8)
+    monkeypatch.setattr(weight_files, "_FIRST", 3)
+    assert narrowest(np.ones(size, np.float32)) == ir.DataType.BFLOAT16
+    for place in range(size):
+        array = np.ones(size, np.float32)
+        array[place] = 1.0009765625
+        assert narrowest(array) == ir.DataType.FLOAT16
+        array[place] = 0.1
+        assert narrowest(array) is None
+
+
 def test_large_constants_lie_in_the_file_and_small_ones_do_not(tmp_path: Path) -> None:
     large, small = np.arange(1 << 18, dtype=np.float32).reshape(512, 512) + 0.1, np.arange(3.0, dtype=np.float32)
     turned = large.T
@@ -92,7 +105,7 @@ def test_large_constants_lie_in_the_file_and_small_ones_do_not(tmp_path: Path) -
 
 @pytest.mark.parametrize("kind", [ml_dtypes.bfloat16, np.float16, np.int8, np.float64])
 def test_constants_of_every_type_are_read_as_they_were(kind: type, tmp_path: Path) -> None:
-    array: Array = np.arange(1 << 20).reshape(1024, 1024).astype(kind)
+    array: Array = (np.arange(1 << 20) % 100).reshape(1024, 1024).astype(kind)
     with weights_in_file(WeightFile(tmp_path / "weights")):
         made = tensor_of(array, "w")
     assert isinstance(made, ir.ExternalTensor)

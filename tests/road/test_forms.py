@@ -60,3 +60,18 @@ def test_weights_of_a_large_graph_stay_mapped_while_it_is_proved(
         monkeypatch.setattr(weight_files, "LARGE_BYTES", limit)
         forms._opened(tmp_path, Target("cpu"), loaded)
     assert [one["config"] for one in opened] == [None, {"session.disable_prepacking": "1"}]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float16, np.int32])
+def test_large_weights_in_fewer_bits_are_packed_as_ever(
+    kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[dict[str, Any]] = []
+    monkeypatch.setattr(forms, "Session", lambda _, **settings: opened.append(settings))
+    monkeypatch.setattr(forms, "LEAST_BYTES", 100)
+    monkeypatch.setattr(weight_files, "LARGE_BYTES", 100)
+    given = model()
+    given.graph.register_initializer(ir.Value(name="codes", const_value=ir.tensor(np.zeros(100, kind), name="codes")))
+    loaded: Any = SimpleNamespace(model=given, name="given")
+    forms._opened(tmp_path, Target("cpu"), loaded)
+    assert [one["config"] for one in opened] == [None]

@@ -1,11 +1,13 @@
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
+import onnx_ir as ir
 import pytest
 
-from onnxopt.graph.weight_files import WeightFile, in_file, weights_in_file
+from onnxopt.graph.weight_files import WeightFile, Widened, in_file, weights_in_file
 from onnxopt.spec import Array
-from tests.support.rules import run_passes
+from tests.support.rules import parse, pass_of, run_passes
 
 MEGABYTE = 2**20
 
@@ -40,6 +42,32 @@ def test_a_large_result_lies_in_the_file_where_that_is_wanted(tmp_path: Path) ->
     assert in_file(stored.const_value) is not None
     np.testing.assert_array_equal(outcome.constant("MatMul", 1), weight(700, 640).T * weight(700))
     assert outcome.worst_error() < 1e-6
+
+
+@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16])
+def test_what_is_moved_stays_in_its_sixteen_bits_and_what_is_computed_is_looked_at(kind: type, tmp_path: Path) -> None:
+    text = """
+    g (float[batch,600] x) => (float[batch,520] y, float[batch,520] z) {
+      t = Transpose<perm=[1,0]>(w)
+      y = MatMul(x, t)
+      s = Mul(u, third)
+      r = Transpose<perm=[1,0]>(s)
+      z = MatMul(x, r)
+    }"""
+    array: Array = weight(520, 600).astype(kind)
+    third = np.array(1 / 3, np.float32)
+    model = parse(text, {"w": weight(1), "u": weight(1), "third": third})
+    for name in ("w", "u"):
+        value = model.graph.initializers[name]
+        value.const_value, value.shape = Widened(ir.tensor(array), name), ir.Shape(array.shape)
+    with weights_in_file(WeightFile(tmp_path / "weights")):
+        assert pass_of("fold-constants").run(model) == 3
+    moved, computed = (node.inputs[1].const_value for node in model.graph if node.inputs[1] is not None)
+    assert isinstance(moved, Widened)
+    assert moved.stored.dtype == ir.DataType.from_numpy(np.dtype(kind))
+    assert isinstance(computed, ir.ExternalTensor)
+    np.testing.assert_array_equal(moved.numpy(), array.astype(np.float32).T)
+    np.testing.assert_array_equal(computed.numpy(), (array.astype(np.float32) * third).T)
 
 
 def test_folds_a_chain_of_small_arithmetic() -> None:
