@@ -28,6 +28,7 @@ from onnxopt.graph.linears import Linear
 from onnxopt.graph.values import constant
 from onnxopt.graph.weight_files import Widened, elements
 from onnxopt.host.folders import sealed
+from onnxopt.host.kept import keep
 from onnxopt.host.usercache import cache_root, drop_entry, keep_until_done, make_entry, use_entry
 from onnxopt.probe.memory import release_memory, release_pages
 from onnxopt.probe.pieces import Pieces
@@ -123,6 +124,11 @@ class ByLayer:
         names = self._names()
         folders = {number: cache_root() / ROUNDED / names[number] for number in own}
         left = [number for number in own if not _is_there(folders[number])]
+        if folders:
+            keep(
+                next(iter(folders.values())),
+                "the layers rounded so far, in the cache: the same command goes on from there",
+            )
         for number in own:
             if number not in left:
                 self._tell([one.label for one in own[number]], "kept by an earlier run")

@@ -19,6 +19,8 @@ import pytest
 from onnxopt.graph import weight_files
 from onnxopt.graph.layers import Layers
 from onnxopt.graph.weight_files import WeightFile, Widened
+from onnxopt.host import kept as kept_module
+from onnxopt.host.kept import kept
 from onnxopt.host.usercache import cache_root
 from onnxopt.probe import pieces as pieces_module
 from onnxopt.probe.pieces import Pieces
@@ -159,13 +161,15 @@ def test_harm_is_noise_over_energy_and_a_tied_table_counts_as_table_too() -> Non
 
 
 @pytest.mark.parametrize("at", [1, 2, 5, 7])
-def test_a_stopped_run_goes_on_where_it_was(at: int, own_cache: Path) -> None:
+def test_a_stopped_run_goes_on_where_it_was(at: int, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Run().rounded()
     for entry in (own_cache / ROUNDED).iterdir():
         entry.rename(own_cache / entry.name)  # out of the way
+    monkeypatch.setattr(kept_module, "_kept", {})
     stopped = Run(stop_at=at)
     with pytest.raises(StoppedError):
         stopped.rounded()
+    assert any(words.startswith("the layers rounded so far") for words in kept()) == (at > 2)
     again = Run()
     found = again.rounded()
     resumed = [words for words in again.told if "kept by an earlier run" in words]
