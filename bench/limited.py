@@ -292,13 +292,9 @@ class _Looks:
             group = next(iter(groups_of("memory", ROOT, membership, folder="memory")), None)
         if group is None:
             return None
-        said = text_of(group / "memory.peak") or text_of(group / "memory.max_usage_in_bytes")
-        stat = numbers_of(text_of(group / "memory.stat"))
-        events = numbers_of(text_of(group / "memory.events") or text_of(group / "memory.oom_control"))
-        self._outcome.out_of_memory |= events.get("oom_kill", 0) > 0
-        current = text_of(group / "memory.current") or text_of(group / "memory.usage_in_bytes")
-        peak = int(said.strip() or current.strip() or 0)
-        return (peak, stat.get("anon", stat.get("total_rss", 0))) if peak else None
+        peak, anonymous, killed = told_by(group)
+        self._outcome.out_of_memory |= killed > 0
+        return (peak, anonymous) if peak else None
 
     def _of_processes(self) -> tuple[int, int]:
         """Return resident bytes and those of its own of the command with all that it started."""
@@ -314,6 +310,20 @@ class _Looks:
                 resident += int(memory.rss)
                 own += int(memory.rss - getattr(memory, "shared", 0))
         return resident, own
+
+
+def told_by(group: Path) -> tuple[int, int, int]:
+    """Return what a control group of version 1 or 2 says: peak and anonymous bytes, and how often its limit killed.
+
+    Args:
+        group: its folder; of one that is gone all is 0.
+    """
+    said = text_of(group / "memory.peak") or text_of(group / "memory.max_usage_in_bytes")
+    current = text_of(group / "memory.current") or text_of(group / "memory.usage_in_bytes")  # kernels before 5.19
+    stat = numbers_of(text_of(group / "memory.stat"))
+    events = numbers_of(text_of(group / "memory.events") or text_of(group / "memory.oom_control"))
+    peak = int(said.strip() or current.strip() or 0)
+    return peak, stat.get("anon", stat.get("total_rss", 0)), events.get("oom_kill", 0)
 
 
 def numbers_of(text: str) -> dict[str, int]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnxopt.artifact.place import resolved
+from onnxopt.calibrate.sources import NONE
 from onnxopt.errors import InputError
 from onnxopt.graph import weight_files
 from onnxopt.host.disk import free_bytes
@@ -35,7 +36,6 @@ _BYTES = {
     "int8-weights": (1.06, 1.06),
 }
 _BYTES_INT8 = (1.06, 4.0)
-_NO_SAMPLES = "none"  # as `--calibration` says it
 _PROCESS_BYTES = 800_000_000  # of Python with torch, transformers and the runtime, without any model
 _LEAST_PROCESS_BYTES = 500_000_000
 _WEIGHTS_AT_ONCE = 3  # of the largest one as float32: read, changed, and on its way to the file
@@ -132,7 +132,7 @@ def estimate_of(source: Source, options: Options) -> Estimate | None:
     target = str(getattr(options.package.target, "provider", options.package.target))
     if precision == "auto" and target in ("cuda", "tensorrt"):
         precision = "fp16"
-    return Estimate(counted, precision, options.tune.measure, str(options.quantize.calibration) != _NO_SAMPLES)
+    return Estimate(counted, precision, options.tune.measure, str(options.quantize.calibration) != NONE)
 
 
 def is_served_in_fewer_bits(source: Source, options: Options, estimate: Estimate) -> bool:

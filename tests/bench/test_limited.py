@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from bench import limited
-from bench.limited import How, Outcome, has_group, numbers_of, run_limited
+from bench.limited import How, Outcome, has_group, numbers_of, run_limited, told_by
 
 MB = 10**6
 HOLDS = "import sys, time; held = b'x' * int(sys.argv[1]); time.sleep(0.5)"
@@ -105,6 +105,26 @@ def test_what_takes_too_long_is_given_up() -> None:
     outcome = run_limited([sys.executable, "-c", "import time; time.sleep(60)"], most_seconds=0.5)
     assert outcome.seconds < 20
     assert outcome.error
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"memory.peak": "900\n", "memory.stat": "anon 300\nfile 500\n", "memory.events": "oom 2\noom_kill 1\n"},
+        {"memory.current": "900\n", "memory.stat": "anon 300\nfile 500\n", "memory.events": "oom_kill 1\n"},
+        {
+            "memory.max_usage_in_bytes": "900\n",
+            "memory.stat": "rss 1\ntotal_rss 300\ntotal_cache 500\n",
+            "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n",
+        },
+    ],
+    ids=["version 2", "version 2 of old kernels", "version 1"],
+)
+def test_control_groups_of_both_versions_are_read(files: Mapping[str, str], tmp_path: Path) -> None:
+    assert told_by(tmp_path / "gone") == (0, 0, 0)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="ascii")
+    assert told_by(tmp_path) == (900, 300, 1)
 
 
 def test_numbers_of_a_control_group_are_read() -> None:
