@@ -15,7 +15,7 @@ from onnxopt.calibrate.data import CalibrationData, judging_alone, read_calibrat
 from onnxopt.calibrate.own_text import write_own
 from onnxopt.calibrate.sources import NONE, SELF
 from onnxopt.errors import InputError
-from onnxopt.graph import all_nodes, is_op, opset
+from onnxopt.graph import all_nodes, initializer_bytes, is_op, opset
 from onnxopt.graph.convs import conv_of
 from onnxopt.graph.layers import Layers
 from onnxopt.graph.linears import Selector, linear_of
@@ -51,6 +51,7 @@ TRIES = 3  # of one search after the other, when the judge turns a plan down
 STRICTER = (0.5, 0.9)  # how much less of a loss the next search may have than the last one
 LEAST_FOR_TABLES = 0.5  # of what is allowed: where less must be lost, tables stay in float
 LEAST_SPEEDUP = 1.0
+MOST_TWICE_BYTES = 1 << 32  # of float32 weights that an artifact may hold in two forms
 DECODER_SHARE = 0.75  # of what a budget allows: other text diverges more, and activations are rounded too
 
 
@@ -105,9 +106,9 @@ class _Task:
     def wants_both_ways(self) -> bool:
         """A second way for prompts is for kernels with integers on both sides, which the CPU provider has.
 
-        A large model has no room for its weights twice.
+        From a billion weights on there is no room for them twice.
         """
-        here = self.fused.target.provider == "cpu" and not is_large(self.fused.model)
+        here = self.fused.target.provider == "cpu" and initializer_bytes(self.fused.model) <= MOST_TWICE_BYTES
         return self.options.both_ways and here and self.judge.is_of_language
 
 
