@@ -154,7 +154,6 @@ def distill(
     """Teach a small model what a large one does; the result is a checkpoint for `optimize`."""
     given = dict(locals())  # whatever is named like a setting is that setting
     configure_logging(verbose=verbose)
-    from onnxopt.cli.live import next_of_checkpoint
     from onnxopt.cli.progress import view_of
     from onnxopt.distill.run import distill as run
     from onnxopt.distill.run import write_job
@@ -178,6 +177,8 @@ def distill(
             progress=lambda step: view.say("distill", step),
             **options,
         )
+    from onnxopt.cli.live import next_of_checkpoint
+
     lines = [*record.lines(), f"checkpoint    {out}", f"next          {next_of_checkpoint(out)}"]
     _tell(out, {"distillation": record}, lines, as_json=as_json, quiet=quiet)
 
