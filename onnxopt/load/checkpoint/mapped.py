@@ -20,7 +20,6 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from onnxopt.graph import weight_files
 from onnxopt.host.disk import needing
 from onnxopt.host.scratch import lasting_folder
 from onnxopt.load.checkpoint.stored import Place, places_in
@@ -93,6 +92,8 @@ class MappedWeights:
         """Write a tensor to a scratch file and return it as one that lies there; a small one stays as it is."""
         import torch
 
+        from onnxopt.graph import weight_files  # which takes a while, and is of no use to what is refused by its name
+
         if tensor.nbytes < weight_files.LEAST_BYTES or tensor.numel() == 0:
             return tensor
         if self._room is None:
@@ -137,6 +138,8 @@ class MappedWeights:
 
     def _settled(self, parameter: Any) -> Any:
         import torch
+
+        from onnxopt.graph import weight_files
 
         if not isinstance(parameter, stored_type()):
             return parameter

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from onnxopt.errors import InputError
-from onnxopt.graph import weight_files
 from onnxopt.load.checkpoint.folder import Checkpoint, read_json_object
 
 MOST_HEADER = 100 << 20  # bytes of a header; the format itself allows no more
@@ -129,6 +128,8 @@ def is_large(checkpoint: Checkpoint) -> bool:
     Made-up weights are drawn in memory, and code of the checkpoint's own may do with its parameters what it likes:
     both are loaded as ever.
     """
+    from onnxopt.graph import weight_files  # which takes a while, and is of no use to what is refused by its name
+
     source = checkpoint.source
     if source.weights == "random" or source.trust_remote_code or checkpoint.folder is None:
         return False
