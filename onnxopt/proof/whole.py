@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from onnxopt.graph import is_op
 from onnxopt.graph.cache import PAST, SEQUENCE, TOTAL, Cache, complete, complete_all, keeps_packed
 from onnxopt.graph.kept_rows import ending_last, rows_that_matter
 from onnxopt.graph.roles import mask_of
+from onnxopt.graph.weight_files import is_large, tensor_of
 from onnxopt.load.loaded import Loaded
 from onnxopt.proof.cases import SEED, Case, case_text, padded_batches
 from onnxopt.proof.compare import is_container
@@ -137,19 +139,87 @@ def _without_layers(records: Sequence[ProofRecord], signature: Signature) -> lis
 Answer = tuple[Case, Feeds, Feeds, Feeds]
 
 
+@dataclass(frozen=True)
+class _Turn:
+    """A run of the reference, which the candidate repeats.
+
+    Attributes:
+        case: sizes and padding.
+        feeds: the inputs.
+        expected: the outputs.
+        follows: keys and values are those of the turn before, each side its own.
+        compared: whether outputs are; what a prompt gives is compared by the tokens behind it.
+        moved: the inputs with the tokens of each row moved to its end; None where there is nothing to be moved.
+        column: the reference's outputs for those; None where the candidate's answer decides whether they are asked for.
+    """
+
+    case: Case
+    feeds: Feeds
+    expected: Feeds
+    follows: bool = False
+    compared: bool = True
+    moved: Feeds | None = None
+    column: Feeds | None = None
+
+
 def _answers(
     run: Callable[[Feeds], Feeds],
     loaded: Loaded,
     cases: Sequence[Case],
     progress: Callable[[str], None] | None,
 ) -> Iterator[Answer]:
-    """Yield case, inputs, the reference's outputs and the candidate's."""
+    """Yield case, inputs, the reference's outputs and the candidate's; of a large model one side runs behind the other.
+
+    In turns they would push each other's weights out of the system's cache.
+    """
+    say = progress or (lambda _: None)
+    turns: Iterable[_Turn] = _turns(loaded, cases, say)
+    if is_large(loaded.model):
+        turns = _told([_laid(turn) for turn in turns], loaded, say)
+    cache, before = Cache.of(loaded.signature), Feeds()
+    for turn in turns:
+        feeds = turn.feeds
+        if turn.follows and cache is not None:
+            feeds = feeds | {a.name: before[b.name] for a, b in zip(cache.inputs, cache.outputs, strict=True)}
+        before = found = _answer(run, feeds, loaded, case_text(loaded.shown(turn.case[0]), turn.case[1]))
+        if turn.compared:
+            yield turn.case, turn.feeds, turn.expected, found
+        if turn.moved is not None and not _keeps_column(loaded, turn.expected, found):
+            column = turn.column or loaded.reference.run(turn.moved)
+            yield turn.case, turn.moved, {_LOGITS: column[_LOGITS]}, {_LOGITS: found[_LOGITS]}
+
+
+def _laid(turn: _Turn) -> _Turn:
+    """Return a turn whose large arrays lie in a file, where those of constants do."""
+
+    def laid(feeds: Feeds | None) -> Feeds | None:
+        plain = {name: isinstance(array, np.ndarray) for name, array in (feeds or {}).items()}
+        return feeds and {n: tensor_of(one, n).numpy() if plain[n] else one for n, one in feeds.items()}
+
+    return replace(
+        turn,
+        feeds=laid(turn.feeds) or {},
+        expected=laid(turn.expected) or {},
+        moved=laid(turn.moved),
+        column=laid(turn.column),
+    )
+
+
+def _told(turns: Sequence[_Turn], loaded: Loaded, say: Callable[[str], None]) -> Iterator[_Turn]:
+    """Yield turns that the reference has taken, and tell each that the candidate takes."""
+    for number, turn in enumerate(turns):
+        label = case_text(loaded.shown(turn.case[0]), turn.case[1])
+        say(Step(f"the result, {label}", work="results", done=number, total=len(turns)))
+        yield turn
+
+
+def _turns(loaded: Loaded, cases: Sequence[Case], say: Callable[[str], None]) -> Iterator[_Turn]:
+    """Yield what the reference answers, case by case, then step by step."""
     cache = Cache.of(loaded.signature)
     refused: list[InputError] = []
     for index, (sizes, padding) in enumerate(cases):
         label = case_text(loaded.shown(sizes), padding)
-        if progress is not None:
-            progress(Step(label, work="cases", done=index, total=len(cases)))
+        say(Step(label, work="cases", done=index, total=len(cases)))
         try:
             feeds = loaded.feeder.make(sizes, padding, seed=SEED + index)
             if cache is not None and sizes[PAST]:
@@ -159,12 +229,9 @@ def _answers(
             logger.info("not compared at %s: %s", label, error)
             refused.append(error)
             continue
-        found = _answer(run, feeds, loaded, label)
-        yield (sizes, padding), feeds, expected, found
         moved = ending_last(loaded.signature, feeds) if cache is not None else None
-        if moved is not None and not _keeps_column(loaded, expected, found):
-            answer = {_LOGITS: loaded.reference.run(moved)[_LOGITS]}
-            yield (sizes, padding), moved, answer, {_LOGITS: found[_LOGITS]}
+        column = loaded.reference.run(moved) if moved is not None and _asks_for_column(loaded) else None
+        yield _Turn((sizes, padding), feeds, expected, moved=moved, column=column)
     if cases and len(refused) == len(cases):
         raise refused[0]
     if cache is None:
@@ -174,9 +241,14 @@ def _answers(
     if paddings_of(loaded) == PADDINGS:
         batches = padded_batches(loaded, PROMPTS)
     for seed, (rows, padding) in enumerate(batches):
-        if progress is not None:
-            progress(f"{STEPS} tokens behind prompts with {padding} padding")
-        yield from _steps(run, loaded, cache, (rows, padding), seed)
+        say(f"{STEPS} tokens behind prompts with {padding} padding")
+        yield from _steps(loaded, cache, (rows, padding), seed)
+
+
+def _asks_for_column(loaded: Loaded) -> bool:
+    """Tell whether the reference is asked for the last real token's logits in any case: of an export, the last ones."""
+    spec = next((one for one in loaded.signature.outputs if one.name == _LOGITS), None)
+    return spec is not None and SEQUENCE not in spec.axes and bool(loaded.origin.get("exporter"))
 
 
 def _keeps_column(loaded: Loaded, expected: Feeds, found: Feeds) -> bool:
@@ -189,8 +261,7 @@ def _keeps_column(loaded: Loaded, expected: Feeds, found: Feeds) -> bool:
     spec = next((one for one in loaded.signature.outputs if one.name == _LOGITS), None)
     if spec is None or SEQUENCE in spec.axes:
         return True
-    exported = bool(loaded.origin.get("exporter"))
-    return not exported and worst_error(found[_LOGITS], expected[_LOGITS])[0] <= SAME_COLUMN
+    return not _asks_for_column(loaded) and worst_error(found[_LOGITS], expected[_LOGITS])[0] <= SAME_COLUMN
 
 
 def _answer(run: Callable[[Feeds], Feeds], feeds: Feeds, loaded: Loaded, label: str) -> Feeds:
@@ -226,30 +297,22 @@ def _past(loaded: Loaded, cache: Cache, sizes: Mapping[str, int], across: Feeds)
     return {past.name: seen[present.name] for past, present in zip(cache.inputs, cache.outputs, strict=True)}
 
 
-def _steps(
-    run: Callable[[Feeds], Feeds], loaded: Loaded, cache: Cache, prompts: tuple[int, Padding], seed: int
-) -> Iterator[Answer]:
+def _steps(loaded: Loaded, cache: Cache, prompts: tuple[int, Padding], seed: int) -> Iterator[_Turn]:
     """Take prompts, then one token at a time; reference and candidate go on from their own caches."""
     axes, (rows, padding) = loaded.signature.axes, prompts
     sizes = complete_all({"batch": rows, SEQUENCE: 9, PAST: 0}, axes, seed)
-    prompt = loaded.feeder.make(sizes, padding, seed=200 + seed)
-    across = _across(loaded.signature, cache, prompt)
-    sides = [(loaded.reference.run, dict(prompt)), (run, dict(prompt))]
+    feeds = loaded.feeder.make(sizes, padding, seed=200 + seed)
+    across = _across(loaded.signature, cache, feeds)
     mask = mask_of(loaded.signature)
     for step in range(STEPS):
-        answers = [answer(feeds) for answer, feeds in sides]
-        if step:
-            yield (dict(sizes), padding), sides[0][1], answers[0], answers[1]
+        expected = loaded.reference.run(feeds)
+        yield _Turn((dict(sizes), padding), feeds, expected, follows=step > 0, compared=step > 0)
         sizes = complete({**sizes, SEQUENCE: 1, PAST: sizes[TOTAL]})
         fresh = loaded.feeder.make(sizes, "none", seed=300 + step) | across
         if mask is not None and mask.axes[1] == TOTAL:
-            seen = sides[0][1][mask.name]
+            seen = feeds[mask.name]
             fresh[mask.name] = np.concatenate([seen, np.ones((len(seen), 1), seen.dtype)], axis=1)
-        renamed = {past.name: present.name for past, present in zip(cache.inputs, cache.outputs, strict=True)}
-        sides = [
-            (answer, {**fresh, **{past: made[present] for past, present in renamed.items()}})
-            for (answer, _), made in zip(sides, answers, strict=True)
-        ]
+        feeds = fresh | {a.name: expected[b.name] for a, b in zip(cache.inputs, cache.outputs, strict=True)}
 
 
 def _error(

@@ -6,6 +6,7 @@ Covers: qmath/compare.py
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,16 @@ import onnx
 import pytest
 
 from onnxopt.errors import InputError, ProofError
-from onnxopt.graph.kept_rows import rows_that_matter
+from onnxopt.graph import weight_files
+from onnxopt.graph.kept_rows import ending_last, rows_that_matter
+from onnxopt.load.entry import load as load_source
 from onnxopt.load.onnx_file import load_onnx
+from onnxopt.load.source.source import resolve
 from onnxopt.proof.cases import cases_of
 from onnxopt.proof.compare import compare_models
 from onnxopt.proof.whole import prove
 from onnxopt.qmath.compare import worst_error
-from onnxopt.spec import Budget
+from onnxopt.spec import Array, Budget, Feeds
 
 MASKED = """
 <ir_version: 10, opset_import: ["" : 20]>
@@ -110,3 +114,50 @@ def test_models_with_other_signatures_are_not_compared(tmp_path: Path) -> None:
     onnx.save(other, tmp_path / "other.onnx")
     with pytest.raises(InputError, match="input_ids"):
         compare_models(masked_model(tmp_path / "a.onnx"), tmp_path / "other.onnx")
+
+
+class Recorded:
+    """One side of a proof, which writes down when it runs."""
+
+    name = "recorded"
+
+    def __init__(self, letter: str, runs: list[str], run: Callable[[Mapping[str, Array]], Feeds]) -> None:
+        self.letter, self.runs, self._run = letter, runs, run
+
+    def run(self, feeds: Mapping[str, Array]) -> Feeds:
+        self.runs.append(self.letter)
+        return self._run(feeds)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_of_a_large_model_one_side_runs_behind_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, large: bool
+) -> None:
+    loaded = load_source(resolve("gpt2-mini"))
+    torch, runs = loaded.reference, list[str]()
+
+    def answer(feeds: Mapping[str, Array]) -> Feeds:  # of arrays that torch may write to, for each row's last token
+        own = {name: np.array(array) for name, array in feeds.items()}
+        moved = ending_last(loaded.signature, own)
+        return torch.run(own) | ({} if moved is None else {"logits": torch.run(moved)["logits"]})
+
+    loaded.reference = Recorded("reference ", runs, torch.run)
+    candidate = Recorded("result ", runs, answer)
+    if large:
+        monkeypatch.setattr(weight_files, "LARGE_BYTES", 0)
+        monkeypatch.setattr(weight_files, "LEAST_BYTES", 1 << 10)
+    with weight_files.weights_in_file(weight_files.WeightFile(tmp_path / "weights") if large else None):
+        records = prove(candidate.run, loaded, Budget(), cases_of(loaded))
+        order = list(runs)
+        wrong = Recorded("result ", [], lambda feeds: _last_step_off(answer(feeds), feeds))
+        with pytest.raises(ProofError, match="output logits differs"):
+            prove(wrong.run, loaded, Budget(), cases_of(loaded))
+    assert {record.worst_relative_error for record in records} == {0.0}
+    assert ("reference " in order[order.index("result ") :]) != large
+    assert (tmp_path / "weights").is_file() == large
+
+
+def _last_step_off(answers: Feeds, feeds: Mapping[str, Array]) -> Feeds:
+    """Move the logits behind twelve tokens, which only the steps reach."""
+    off = 1.0 if feeds["attention_mask"].shape[1] == 12 and feeds["input_ids"].shape[1] == 1 else 0.0
+    return {**answers, "logits": answers["logits"] + np.float32(off) * np.abs(answers["logits"]).max()}
