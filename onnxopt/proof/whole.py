@@ -22,6 +22,7 @@ from onnxopt.graph.kept_rows import ending_last, rows_that_matter
 from onnxopt.graph.roles import mask_of
 from onnxopt.graph.weight_files import is_large, tensor_of
 from onnxopt.load.loaded import Loaded
+from onnxopt.probe.memory import release_memory
 from onnxopt.proof.cases import SEED, Case, case_text, padded_batches
 from onnxopt.proof.compare import is_container
 from onnxopt.proof.observations import paddings_of
@@ -175,7 +176,9 @@ def _answers(
     say = progress or (lambda _: None)
     turns: Iterable[_Turn] = _turns(loaded, cases, say)
     if is_large(loaded.model):
+        release_memory()
         turns = _told([_laid(turn) for turn in turns], loaded, say)
+        release_memory()
     cache, before = Cache.of(loaded.signature), Feeds()
     for turn in turns:
         feeds = turn.feeds
