@@ -40,8 +40,8 @@ _PROCESS_BYTES = 800_000_000  # of Python with torch, transformers and the runti
 _LEAST_PROCESS_BYTES = 500_000_000
 _WEIGHTS_AT_ONCE = 3  # of the largest one as float32: read, changed, and on its way to the file
 _SURE = 0.8  # of the bytes of files that are estimated: below, a disk surely has no room for them
-# What `make bench-large` takes on two cores: seconds for any model, and for 10⁹ parameters more; rounded on samples, or
-# by the weights alone.
+# Seconds on two cores for any model, and for 10⁹ parameters more; rounded on samples, or by the weights alone. The
+# first two are what `make bench-large` took of half a billion; the others are drawn out from 10⁸, not yet measured.
 _START_SECONDS, _FLOAT_SECONDS, _ROUNDED_SECONDS, _ALONE_SECONDS = 30.0, 120.0, 1500.0, 400.0
 
 
