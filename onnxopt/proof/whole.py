@@ -195,17 +195,11 @@ def _answers(
 def _laid(turn: _Turn) -> _Turn:
     """Return a turn whose large arrays lie in a file, where those of constants do."""
 
-    def laid(feeds: Feeds | None) -> Feeds | None:
-        plain = {name: isinstance(array, np.ndarray) for name, array in (feeds or {}).items()}
-        return feeds and {n: tensor_of(one, n).numpy() if plain[n] else one for n, one in feeds.items()}
+    def laid(feeds: Feeds) -> Feeds:
+        return {n: tensor_of(one, n).numpy() if isinstance(one, np.ndarray) else one for n, one in feeds.items()}
 
-    return replace(
-        turn,
-        feeds=laid(turn.feeds) or {},
-        expected=laid(turn.expected) or {},
-        moved=laid(turn.moved),
-        column=laid(turn.column),
-    )
+    moved, column = (feeds and laid(feeds) for feeds in (turn.moved, turn.column))
+    return replace(turn, feeds=laid(turn.feeds), expected=laid(turn.expected), moved=moved, column=column)
 
 
 def _told(turns: Sequence[_Turn], loaded: Loaded, say: Callable[[str], None]) -> Iterator[_Turn]:
