@@ -9,7 +9,6 @@ drop: what passes hold at a time is one weight, not the model.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -64,9 +63,14 @@ def is_large(model: ir.Model) -> bool:
     return initializer_bytes(model) > LARGE_BYTES
 
 
+def as_stored(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """Return a tensor in the type in which it lies: the 16 bits that it is widened from, or itself."""
+    return tensor.stored if isinstance(tensor, Widened) else tensor
+
+
 def in_file(tensor: ir.TensorProtocol | None) -> ir.ExternalTensor | None:
     """Return what of a tensor lies in a file, itself or the 16 bits that it is widened from; None for one in memory."""
-    found = tensor.stored if isinstance(tensor, Widened) else tensor
+    found = None if tensor is None else as_stored(tensor)
     return found if isinstance(found, ir.ExternalTensor) else None
 
 
@@ -78,8 +82,7 @@ def elements(tensor: ir.TensorProtocol, start: int = 0, stop: int | None = None)
         start: the first, counted from the front.
         stop: the one behind the last; None for all that are left.
     """
-    found = tensor.stored if isinstance(tensor, Widened) else tensor
-    part: Array = np.ascontiguousarray(found.numpy().reshape(-1)[start:stop])
+    part: Array = np.ascontiguousarray(as_stored(tensor).numpy().reshape(-1)[start:stop])
     return part.astype(np.float32) if isinstance(tensor, Widened) else part
 
 
@@ -170,5 +173,4 @@ def _is_laid_down(dtype: np.dtype[Any]) -> bool:
 
 def stored_bytes(tensor: ir.TensorProtocol) -> int:
     """Return the bytes of a tensor where it lies: half of its own where it is widened."""
-    found = tensor.stored if isinstance(tensor, Widened) else tensor
-    return math.ceil(found.nbytes)
+    return as_stored(tensor).nbytes

@@ -34,7 +34,7 @@ def piecewise_losses(loaded: Loaded, model: ir.Model, rows: Sequence[tuple[int, 
     """
     from onnxopt.judge.language_models import token_losses
 
-    pieces = Pieces(model, next(value for value in model.graph.outputs if value.name == LOGITS))
+    pieces = Pieces.to_output(model, LOGITS)
     every = [np.array([row], np.int64) for row in rows]
     numbers = count(1)
 

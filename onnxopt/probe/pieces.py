@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.graph.weight_files import Widened
+from onnxopt.graph.weight_files import as_stored
 from onnxopt.probe.cut import feedable, needed_nodes
 from onnxopt.probe.memory import release_pages
 from onnxopt.probe.runners import GraphRunner
@@ -58,6 +58,11 @@ class Pieces:
     def __init__(self, model: ir.Model, result: ir.Value) -> None:
         self.model, self.result = model, result
         self.pieces = pieces_of(model, result)
+
+    @classmethod
+    def to_output(cls, model: ir.Model, name: str) -> Pieces:
+        """Part a model to the output of that name, which it has."""
+        return cls(model, next(value for value in model.graph.outputs if value.name == name))
 
     def run(
         self,
@@ -138,7 +143,7 @@ def _content(value: ir.Value) -> memoryview | bytes:
     tensor = value.const_value
     if tensor is None:
         return b""
-    array = (tensor.stored if isinstance(tensor, Widened) else tensor).numpy()
+    array = as_stored(tensor).numpy()
     if array.dtype.hasobject:  # text
         return repr(array.tolist()).encode()
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

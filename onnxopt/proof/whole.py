@@ -242,10 +242,14 @@ def _turns(loaded: Loaded, cases: Sequence[Case], say: Callable[[str], None]) ->
         yield from _steps(loaded, cache, (rows, padding), seed)
 
 
+def _gives_one_position(loaded: Loaded) -> bool:
+    """Tell whether logits are those of one position."""
+    return any(one.name == _LOGITS and SEQUENCE not in one.axes for one in loaded.signature.outputs)
+
+
 def _asks_for_column(loaded: Loaded) -> bool:
     """Tell whether the reference is asked for the last real token's logits in any case: of an export, the last ones."""
-    spec = next((one for one in loaded.signature.outputs if one.name == _LOGITS), None)
-    return spec is not None and SEQUENCE not in spec.axes and bool(loaded.origin.get("exporter"))
+    return _gives_one_position(loaded) and bool(loaded.origin.get("exporter"))
 
 
 def _keeps_column(loaded: Loaded, expected: Feeds, found: Feeds) -> bool:
@@ -255,8 +259,7 @@ def _keeps_column(loaded: Loaded, expected: Feeds, found: Feeds) -> bool:
     though transformers, which pads prompts on the left, takes the last column. A file that someone else made may keep
     to the last column.
     """
-    spec = next((one for one in loaded.signature.outputs if one.name == _LOGITS), None)
-    if spec is None or SEQUENCE in spec.axes:
+    if not _gives_one_position(loaded):
         return True
     return not _asks_for_column(loaded) and worst_error(found[_LOGITS], expected[_LOGITS])[0] <= SAME_COLUMN
 

@@ -148,6 +148,13 @@ class PlannedLinear:
     bias: Array | None = None
     factors: Array | None = None
 
+    @classmethod
+    def as_given(cls, blocks: Blocked) -> PlannedLinear:
+        """Return a layer in codes that stand for its weight exactly, as its checkpoint has them."""
+        kind: Kind = "int4-weights" if blocks.bits == 4 else "int8-weights"
+        precision = Precision(kind, blocks.block_size, blocks.zero_points is None)
+        return cls(precision, "the checkpoint's own grid", blocks=blocks)
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -26,7 +26,7 @@ import onnx_ir as ir
 from onnxopt.calibrate.data import CalibrationData
 from onnxopt.graph.linears import Linear
 from onnxopt.graph.values import constant
-from onnxopt.graph.weight_files import Widened, elements
+from onnxopt.graph.weight_files import as_stored, elements
 from onnxopt.host.folders import sealed
 from onnxopt.host.kept import keep
 from onnxopt.host.usercache import cache_root, drop_entry, keep_until_done, make_entry, use_entry
@@ -332,7 +332,7 @@ def outputs_of(linear: Linear, start: int, stop: int) -> Array:
         raise ValueError(f"{linear.label}: the weight is not constant")
     if linear.transposed:
         return elements(tensor, start * linear.rows, stop * linear.rows).reshape(-1, linear.rows).T
-    stored = (tensor.stored if isinstance(tensor, Widened) else tensor).numpy()
+    stored = as_stored(tensor).numpy()
     # blocks lie along the inputs: they are read many times, so they are brought together once
     return np.ascontiguousarray(stored[:, start:stop].T, np.float32).T
 

@@ -306,14 +306,12 @@ def plan_unseen(
     known = dict(given or {})
     if not is_large(layers.model):
         return plan_weights(layers, precision, keep=keep, given=known, progress=progress)
-    logits = next(value for value in layers.model.graph.outputs if value.name == LOGITS)
     chosen = [one for one in layers.without({*keep, *known}).linears if one.rows >= LEAST_INPUTS]
     wanted = {one.label: [precision_of(one, precision)] for one in chosen}
     tables = {table.weight for table in layers.tables}
     say = progress or (lambda _: None)
-    rounded = ByLayer.of(Pieces(layers.model, logits), chosen, None, wanted, tables=tables, say=say).rounded(
-        recorded_seconds
-    )
+    pieces = Pieces.to_output(layers.model, LOGITS)
+    rounded = ByLayer.of(pieces, chosen, None, wanted, tables=tables, say=say).rounded(recorded_seconds)
     made = {label: own[0].planned for label, own in rounded.roundings.items()}
     known |= {label: one.blocks for label, one in made.items() if one.blocks is not None}
     rest = plan_weights(layers, precision, keep=keep, given=known)
@@ -380,9 +378,7 @@ class _Work:
 
     def by_layer(self, given: Mapping[str, Blocked]) -> _Known:
         """Hold one piece of the model at a time; harms are relative to the energy of each layer's product."""
-        model = self.layers.model
-        logits = next(value for value in model.graph.outputs if value.name == LOGITS)
-        pieces = Pieces(model, logits)
+        pieces = Pieces.to_output(self.layers.model, LOGITS)
         work = ByLayer.of(
             pieces,
             self.linears,

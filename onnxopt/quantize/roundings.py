@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from onnxopt.graph.linears import Linear
-from onnxopt.qmath.precision import Blocked, Kind, PlannedLinear, Precision
+from onnxopt.qmath.precision import Blocked, PlannedLinear, Precision
 
 # MatMulNBits on one row, two threads of an AVX-512 VNNI EPYC, onnxruntime 1.32.0, weights beyond the cache, 2026-11-26:
 # 576 x 1536 in 40, 45 and 56 us (4 bits, blocks of 128, 64, 32), 55 us (8 bits, blocks of 128). They only rank.
@@ -40,7 +40,5 @@ def recorded_seconds(rows: int, columns: int, precision: Precision) -> float:
 
 def exact(linear: Linear, blocks: Blocked, seconds: Seconds) -> Rounding:
     """Return a layer in codes that stand for its weight exactly, as the checkpoint has them."""
-    kind: Kind = "int4-weights" if blocks.bits == 4 else "int8-weights"
-    precision = Precision(kind, blocks.block_size, blocks.zero_points is None)
-    planned = PlannedLinear(precision, "the checkpoint's own grid", blocks=blocks)
-    return Rounding(planned, 0.0, seconds(linear.rows, linear.columns, precision))
+    planned = PlannedLinear.as_given(blocks)
+    return Rounding(planned, 0.0, seconds(linear.rows, linear.columns, planned.precision))

@@ -26,7 +26,7 @@ from onnxopt.graph.linears import Linear
 from onnxopt.graph.weight_files import elements
 from onnxopt.qmath.blocks import METHODS, dequantize, quantize
 from onnxopt.qmath.gptq import Inputs, gptq
-from onnxopt.qmath.precision import Blocked, Kind, Plan, PlannedLinear, Precision
+from onnxopt.qmath.precision import Blocked, Plan, PlannedLinear, Precision
 from onnxopt.records.events import Step
 from onnxopt.spec import Array, Say
 
@@ -103,9 +103,7 @@ def plan_weights(
             wanted = whole_blocks(wanted, linear.rows)
         known = (given or {}).get(linear.label)
         if known is not None:
-            kind: Kind = "int4-weights" if known.bits == 4 else "int8-weights"
-            own = Precision(kind, known.block_size, known.zero_points is None)
-            made[linear.label] = PlannedLinear(own, "the checkpoint's own grid", blocks=known)
+            made[linear.label] = PlannedLinear.as_given(known)
         else:
             made[linear.label] = round_weight(linear, wanted, method, (seen or {}).get(linear.label))
     for table in tables:

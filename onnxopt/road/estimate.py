@@ -22,6 +22,7 @@ from onnxopt.load.checkpoint.counted import Counted, count_weights
 from onnxopt.load.checkpoint.folder import read_checkpoint
 from onnxopt.load.source.source import Source
 from onnxopt.records.events import Event, Listener, Said
+from onnxopt.road.asked import target_of
 from onnxopt.road.options import Options
 
 SERVED_IN_FEWER_BITS = 1_000_000_000  # parameters of a decoder, from which on it is hardly served in float32 on a CPU
@@ -129,8 +130,7 @@ def estimate_of(source: Source, options: Options) -> Estimate | None:
     if counted is None or counted.float_bytes <= weight_files.LARGE_BYTES:
         return None
     precision = options.quantize.precision.strip().lower().partition(":")[0]
-    target = str(getattr(options.package.target, "provider", options.package.target))
-    if precision == "auto" and target in ("cuda", "tensorrt"):
+    if precision == "auto" and target_of(options.package).provider in ("cuda", "tensorrt"):
         precision = "fp16"
     return Estimate(counted, precision, options.tune.measure, str(options.quantize.calibration) != NONE)
 
@@ -143,11 +143,15 @@ def is_served_in_fewer_bits(source: Source, options: Options, estimate: Estimate
         options: as the user wrote them.
         estimate: of `estimate_of`.
     """
-    target = str(getattr(options.package.target, "provider", options.package.target))
     saved = next(iter(read_checkpoint(source).settings.get("architectures") or ()), "")
     task = options.load.task or (source.recipe.task if source.recipe else "")
     writes = task == "text-generation" or (not task and str(saved).endswith(("ForCausalLM", "LMHeadModel")))
-    return writes and target == "cpu" and estimate.is_float and estimate.counted.parameters >= SERVED_IN_FEWER_BITS
+    return (
+        writes
+        and target_of(options.package).provider == "cpu"
+        and estimate.is_float
+        and estimate.counted.parameters >= SERVED_IN_FEWER_BITS
+    )
 
 
 def say_ahead(source: Source, options: Options, out: Path, say: Listener) -> tuple[str, ...]:
