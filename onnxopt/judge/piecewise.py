@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxopt.calibrate.data import feeds_of
+from onnxopt.judge.language_models import token_losses
 from onnxopt.load.loaded import Loaded
 from onnxopt.probe.pieces import Piece, Pieces
 from onnxopt.records.events import Step
@@ -32,8 +33,6 @@ def piecewise_losses(loaded: Loaded, model: ir.Model, rows: Sequence[tuple[int, 
     Raises:
         ProbeError: the model does not run.
     """
-    from onnxopt.judge.language_models import token_losses
-
     pieces = Pieces.to_output(model, LOGITS)
     every = [np.array([row], np.int64) for row in rows]
     numbers = count(1)
