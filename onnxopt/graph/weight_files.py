@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from onnxopt.graph.nodes import initializer_bytes
+from onnxopt.graph.nodes import initializer_bytes, is_op
 from onnxopt.host.disk import needing
 from onnxopt.spec import Array
 
@@ -56,6 +56,58 @@ class Widened(ir.LazyTensor):
         flat = self.stored.numpy().reshape(-1)
         for start in range(0, flat.size, _AT_ONCE):
             file.write(flat[start : start + _AT_ONCE].astype("<f4").tobytes())
+
+
+class Turned(ir.LazyTensor):
+    """A large weight with its axes in another order, laid down so when it is written; nothing of it is kept.
+
+    Args:
+        stored: of two axes or more, in the order in which it lies.
+        order: the axes of `stored` in the new order, as Transpose takes them.
+        name: of the weight.
+    """
+
+    def __init__(self, stored: ir.TensorProtocol, order: tuple[int, ...], name: str) -> None:
+        sizes = [int(size) for size in stored.shape]  # type: ignore[arg-type]  # a tensor has no symbols
+        super().__init__(self._whole, stored.dtype, ir.Shape([sizes[axis] for axis in order]), name=name)
+        self._stored, self._order = stored, order
+
+    def _whole(self) -> ir.TensorProtocol:
+        return ir.tensor(self._stored.numpy().transpose(self._order), name=self.name)
+
+    def tofile(self, file: IO[bytes]) -> None:
+        """Write the elements row-major, little-endian, some of the first axis at a time."""
+        whole = as_stored(self._stored).numpy().transpose(self._order)
+        rows = max(1, _AT_ONCE * len(whole) // max(1, whole.size))
+        dtype = self.dtype.numpy().newbyteorder("<")
+        for start in range(0, len(whole), rows):
+            file.write(whole[start : start + rows].astype(dtype).tobytes())
+
+
+def turn_in_files(model: ir.Model) -> None:
+    """Put the turned weight in the place of each Transpose of a weight that lies in a file; changes the model."""
+    for graph in model.graphs():
+        for node in [one for one in graph if is_op(one, "Transpose")]:
+            value, result = node.inputs[0], node.outputs[0]
+            if value is None or not reads_file(node) or result.is_graph_output():
+                continue
+            stored = ir.convenience.get_const_tensor(value)
+            if stored is None:
+                continue
+            given = node.attributes.get("perm")
+            order = given.as_ints() if given is not None else range(len(stored.shape) - 1, -1, -1)
+            tensor = Turned(stored, tuple(order), result.name or "")
+            made = ir.Value(name=result.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+            result.name = None  # the weight bears it now
+            result.replace_all_uses_with(made)
+            graph.remove(node, safe=True)
+            graph.register_initializer(made)
+
+
+def reads_file(node: ir.Node) -> bool:
+    """Tell whether a node reads a weight that lies in a file and is not small."""
+    stored = [in_file(value.const_value) for value in node.inputs if value is not None]
+    return any(one is not None and one.nbytes >= LEAST_BYTES for one in stored)
 
 
 def is_large(model: ir.Model) -> bool:

@@ -12,6 +12,7 @@ import pytest
 
 from onnxopt.graph import weight_files
 from onnxopt.graph.weight_files import (
+    Turned,
     WeightFile,
     Widened,
     elements,
@@ -20,8 +21,10 @@ from onnxopt.graph.weight_files import (
     narrowest,
     stored_bytes,
     tensor_of,
+    turn_in_files,
     weights_in_file,
 )
+from onnxopt.probe.runners import GraphRunner
 from onnxopt.spec import Array
 from tests.support.rules import parse
 
@@ -141,3 +144,54 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
     (tmp_path / "weights").mkdir()
     with pytest.raises(OSError, match="directory"):
         WeightFile(tmp_path / "weights").add(np.ones(3, np.float32), "w")
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16, ml_dtypes.bfloat16, np.int8])
+@pytest.mark.parametrize("order", [(1, 0, 2), (2, 1, 0), (0, 2, 1)])
+def test_turned_weights_are_written_as_transpose_gives_them(
+    kind: type, order: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_files, "_AT_ONCE", 7)
+    array: Array = np.random.default_rng(0).integers(-9, 9, (3, 5, 4)).astype(kind)
+    stored = WeightFile(tmp_path / "weights").add(array, "w")
+    given = Widened(stored, "w") if kind in (np.float16, ml_dtypes.bfloat16) else stored
+    made = Turned(given, order, "turned")
+    expected = np.ascontiguousarray(given.numpy().transpose(order))
+    assert (made.dtype, list(made.shape)) == (given.dtype, list(expected.shape))
+    assert np.array_equal(made.numpy(), expected)
+    written = io.BytesIO()
+    made.tofile(written)
+    assert written.getvalue() == made.tobytes() == expected.tobytes()
+
+
+def test_what_transposes_a_weight_in_a_file_becomes_that_weight_turned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_files, "LEAST_BYTES", 64)
+    rng = np.random.default_rng(0)
+    shapes = {"w": (4, 6), "out": (6, 9), "small": (2, 2)}
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    text = """m (float[b, 6] x, float[4, 6] z) => (float[b, 4] y, float[9, 6] o) {
+        wt = Transpose<perm = [1, 0]>(w)
+        wide = Transpose(w)
+        st = Transpose(small)
+        o = Transpose(out)
+        zt = Transpose<perm = [0, 1]>(z)
+        a = MatMul(x, wt)
+        c = MatMul(zt, wide)
+        d = MatMul(a, c)
+        e = ReduceSum<keepdims = 0>(st)
+        y = Add(d, e)
+    }"""
+    model = parse(text, weights)
+    file = WeightFile(tmp_path / "weights")
+    for name in ("w", "out"):
+        model.graph.initializers[name].const_value = file.add(weights[name], name)
+    feeds = {"x": rng.standard_normal((3, 6), np.float32), "z": rng.standard_normal((4, 6), np.float32)}
+    before = GraphRunner(model).run(feeds)[0]
+    turn_in_files(model)
+    left = sorted(node.outputs[0].name or "" for node in model.graph if node.op_type == "Transpose")
+    assert left == ["o", "st", "zt"]
+    assert [isinstance(model.graph.initializers[name].const_value, Turned) for name in ("wt", "wide")] == [True, True]
+    after = GraphRunner(model).run(feeds)[0]
+    assert all(np.array_equal(after[name], before[name]) for name in before)
