@@ -89,7 +89,7 @@ def turn_in_files(model: ir.Model) -> None:
     for graph in model.graphs():
         for node in [one for one in graph if is_op(one, "Transpose")]:
             value, result = node.inputs[0], node.outputs[0]
-            if value is None or not reads_file(node) or result.is_graph_output():
+            if value is None or not _reads_file(node) or result.is_graph_output():
                 continue
             stored = ir.convenience.get_const_tensor(value)
             if stored is None:
@@ -104,7 +104,7 @@ def turn_in_files(model: ir.Model) -> None:
             graph.register_initializer(made)
 
 
-def reads_file(node: ir.Node) -> bool:
+def _reads_file(node: ir.Node) -> bool:
     """Tell whether a node reads a weight that lies in a file and is not small."""
     stored = [in_file(value.const_value) for value in node.inputs if value is not None]
     return any(one is not None and one.nbytes >= LEAST_BYTES for one in stored)

@@ -14,7 +14,7 @@ from onnxopt.artifact.golden import Golden
 from onnxopt.errors import ProofError
 from onnxopt.graph.cache import PAST, Cache, complete_all
 from onnxopt.graph.files import leave_ranks_open, save_graph
-from onnxopt.graph.weight_files import WeightFile, is_large, reads_file, turn_in_files, weights_in_file
+from onnxopt.graph.weight_files import WeightFile, is_large, turn_in_files, weights_in_file
 from onnxopt.load.loaded import Loaded
 from onnxopt.load.reference import OrtReference
 from onnxopt.pipeline.pipeline import Pipeline
@@ -199,18 +199,16 @@ def _note_ahead(loaded: Loaded, goal: Goal) -> None:
 def default_export(loaded: Loaded) -> ir.Model:
     """Return what the result is compared with: the imported file, or the export as torch's own optimizer leaves it.
 
-    That optimizer would hold every weight that it transposes; those that lie in files are transposed as they are read.
+    That optimizer would hold every weight that it transposes, so those that lie in files are turned before.
     """
     if loaded.task == "onnx":
         return loaded.model
     from onnxscript.optimizer import optimize as tidy
 
     baseline = loaded.model.clone()
-    if not is_large(baseline):
-        tidy(baseline)
-        return baseline
-    tidy(baseline, should_fold=lambda node: False if reads_file(node) else None)
-    turn_in_files(baseline)
+    if is_large(baseline):
+        turn_in_files(baseline)
+    tidy(baseline)
     return baseline
 
 
