@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from onnxopt.host.quiet import NOTES
+
 
 def pytest_configure() -> None:
     """Keep each of several workers on a core of its own: runtimes that spin for the same cores slow each other."""
@@ -20,13 +22,15 @@ def pytest_configure() -> None:
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
+_LOGGERS = [(one, one.level, one.handlers, one.propagate) for one in map(logging.getLogger, ("onnxopt", NOTES))]
+
+
 @pytest.fixture(autouse=True)
-def _own_log_level() -> Iterator[None]:
-    """Give the package's logger its level back: a command that a test ran in this process has set it."""
-    logger = logging.getLogger("onnxopt")
-    level = logger.level
-    yield
-    logger.setLevel(level)
+def _own_loggers() -> None:
+    """Give loggers what they had at first: a command that ran in this process has set them for its console."""
+    for logger, level, handlers, propagate in _LOGGERS:
+        logger.setLevel(level)
+        logger.handlers, logger.propagate = handlers, propagate
 
 
 @pytest.fixture(autouse=True)

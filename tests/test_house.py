@@ -24,6 +24,7 @@ ROOMS = (
     "host",
     "spec",
     "records",
+    "tasks",
     "texts",
     "qmath",
     "graph",

@@ -41,6 +41,7 @@ from onnxopt.records.manifest import DecodingRecord
 from onnxopt.records.record import ProvedRange
 from onnxopt.run.scores import Scores, scores_of
 from onnxopt.spec import SENTENCE, Signature, TensorSpec
+from onnxopt.tasks.table import TASKS
 from onnxopt.texts.marks import marks_of
 from onnxopt.texts.prompts import Prompts
 from onnxopt.texts.tokenizer import TOKENIZER_NAME, open_tokenizer, read_settings, token_limit, tokenizer_pad
@@ -55,12 +56,6 @@ _CROSSINGS = {
 _ENDLESS = (
     "context_length must be kept: the graph also runs beyond it, with rotary tables that are not those of such a text"
 )
-_WHOLE = ("text-classification", "image-classification", "audio-classification", "zero-shot-classification")
-_AFTER = {
-    "token-classification": "softmax over the last axis of logits, per token; labels by index",
-    "fill-mask": "softmax over the last axis of logits at the position of the mask token",
-    "question-answering": "the answer runs from the best start to the best end not before it",
-}
 _SCORES = {
     "softmax": "softmax over the last axis of logits; labels by index",
     "sigmoid": "sigmoid of each logit; labels by index, of which several may be right",
@@ -194,7 +189,7 @@ def _output(spec: TensorSpec, scores: Scores | None) -> str:
 def _scores(task: str, config: Mapping[str, Any], signature: Signature) -> Scores | None:
     """Return what the logits of a classifier of whole inputs become; None for every other model."""
     logits = next((spec for spec in signature.outputs if spec.name == "logits"), None)
-    if task not in _WHOLE or logits is None or not logits.axes:
+    if task not in TASKS or TASKS[task].answer != "classification" or logits is None or not logits.axes:
         return None
     last = logits.axes[-1]
     return scores_of(config, last if isinstance(last, int) else None)
@@ -270,7 +265,7 @@ def _after(
         return [f"none: {SENTENCE} is ready to compare by cosine; divide by its length before a dot product"]
     if scores is not None:
         return [_SCORES[scores]]
-    return [_AFTER[task]] if task in _AFTER else []
+    return [TASKS[task].after] if task in TASKS and TASKS[task].after else []
 
 
 def _pooling(folder: Path, signature: Signature) -> tuple[str, bool] | None:

@@ -17,12 +17,13 @@ from rich.console import Console
 from onnxopt.cli.tables import print_table
 from onnxopt.cli.words import near, print_words
 from onnxopt.host.sizes import size_text
-from onnxopt.load.checkpoint.tasks import TASKS
 from onnxopt.load.export.forward_inputs import LEFT_OUT
 from onnxopt.records.notes import is_unproved
 from onnxopt.records.quantization import NOT_FASTER
 from onnxopt.records.savings import savings
 from onnxopt.run.there import MODEL_NAME
+from onnxopt.tasks.listed import command_of
+from onnxopt.tasks.table import TASKS
 
 if TYPE_CHECKING:
     from onnxopt.artifact.package import Artifact
@@ -170,8 +171,8 @@ def next_steps(task: str, path: Path) -> str:
     if task == "onnx":
         return report
     known = TASKS.get(task)
-    given = {"image": "picture.png", "audio": "speech.wav"}.get(known.modality if known else "text", _QUOTED)
-    command = "generate" if known is not None and (known.generates or known.paired) else "run"
+    given = known.example if known else _QUOTED
+    command = command_of(known) if known else "run"
     return f"onnxopt {command} {folder} {given}; {report}"
 
 

@@ -35,6 +35,7 @@ COMMANDS = (
     "serving",
     "compress",
     "quantize",
+    "tasks",
     "doctor",
     "schema",
 )  # in the order of the help page

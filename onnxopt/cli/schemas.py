@@ -34,6 +34,7 @@ from onnxopt.records.record import Record
 from onnxopt.road.described import attributes
 from onnxopt.run.generate.written import Generation
 from onnxopt.run.results import TextResult
+from onnxopt.tasks.listed import ListedTask
 from onnxopt.timing.bench import BenchResult
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -72,6 +73,16 @@ class Passes(Answer):
     """
 
     passes: tuple[Description, ...]
+
+
+class Tasks(Answer):
+    """What models can be asked to do.
+
+    Attributes:
+        tasks: one entry each.
+    """
+
+    tasks: tuple[ListedTask, ...]
 
 
 class Explained(Answer):
@@ -230,6 +241,7 @@ SCHEMAS: Mapping[str, tuple[str, Any]] = {
     "optimize": ("the artifact that was made: its manifest and its measurements", Optimized),
     "inspect": ("what a graph takes, gives and is made of", _flat(Inspection)),
     "passes": ("the passes", Passes),
+    "tasks": ("what models can be asked to do", Tasks),
     "explain": ("why a pass fires on a graph or not", Explained),
     "verify": (
         "how two models compare; with `error` where they differ",

@@ -153,8 +153,8 @@ class TorchLanguageModel:
             InputError: when the artifact does not say, the source is gone, or it holds other weights now.
         """
         from onnxopt.load.checkpoint.folder import load_config, read_checkpoint
-        from onnxopt.load.checkpoint.tasks import parse_task
         from onnxopt.load.export.torch_model import load_torch
+        from onnxopt.tasks.table import parse_task
 
         source = _original(manifest, path)
         checkpoint = read_checkpoint(source)

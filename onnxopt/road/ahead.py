@@ -7,12 +7,12 @@ from pathlib import Path
 from onnxopt.artifact.place import check_output_folder
 from onnxopt.calibrate.sources import require_there
 from onnxopt.errors import InputError
-from onnxopt.load.checkpoint.tasks import parse_task
 from onnxopt.load.given import Given
 from onnxopt.load.source.source import Source, require_known
 from onnxopt.road.asked import left_of, precision_of, shard_bytes_of, spec_of, target_of
 from onnxopt.road.options import Options
 from onnxopt.spec import Target, Workload
+from onnxopt.tasks.table import parse_task
 from onnxopt.texts.files import BUILTIN
 
 

@@ -34,6 +34,7 @@ from onnxopt.run.results import (
 from onnxopt.run.scores import as_scores, scores_of, softmax
 from onnxopt.run.session import Session
 from onnxopt.spec import SENTENCE, Array, Feeds, Target
+from onnxopt.tasks.table import TASKS
 from onnxopt.texts.tokenizer import MASKS, read_settings
 
 if TYPE_CHECKING:
@@ -44,16 +45,9 @@ MAX_ANSWER_TOKENS = 30
 _EMBEDDINGS = (SENTENCE, "last_hidden_state", "token_embeddings", "pooler_output")
 _PAIRED = ("text-classification",)
 _PROMPTED = ("feature-extraction",)
-# the head that the end of a saved class's name stands for, for an imported file whose task is unknown
-_HEADS = {
-    "ForSequenceClassification": "text-classification",
-    "ForTokenClassification": "token-classification",
-    "ForQuestionAnswering": "question-answering",
-    "ForMaskedLM": "fill-mask",
-    "ForCausalLM": "text-generation",
-    "LMHeadModel": "text-generation",
-    "ForImageClassification": "image-classification",
-}
+# what the end of a saved class's name stands for, for an imported file whose task is unknown
+_HEADS = {head.ending: task.name for task in TASKS.values() if not task.asked for head in task.heads if head.ending}
+_HEADS |= {"LMHeadModel": "text-generation"}
 
 
 @dataclass(frozen=True)
@@ -162,12 +156,13 @@ class Opened:
         if self.task.startswith("image"):
             result = _run_images(self.folder, self.session, self.config, request)
         else:
-            known = _ANSWERS.get(self.task)
-            if known is None:
+            known = _ANSWERS.get(TASKS[self.task].answer) if self.task in TASKS else None
+            if known is None or not TASKS[self.task].reads_text:
+                able = [task.name for task in TASKS.values() if task.reads_text and task.answer in _ANSWERS]
                 raise InputError(
                     f"task {self.task!r} cannot be tried with text",
                     where=str(self.folder),
-                    hint=f"it can be {', '.join(_ANSWERS)}",
+                    hint=f"it can be {', '.join(able)}",
                 )
             result = known(replace(self.text, notes=[]), request)
         warning = (RANDOM_WEIGHTS,) if self.made_up else ()
@@ -416,12 +411,12 @@ def best_span(start: Array, end: Array) -> tuple[int, int, float]:
 
 
 _ANSWERS: Mapping[str, Callable[[TextModel, _Request], TextResult]] = {
-    "feature-extraction": _embed,
-    "text-classification": _classify,
-    "token-classification": _label_words,
-    "fill-mask": _fill_masks,
-    "text-generation": _continue,
-    "question-answering": _find_answers,
+    "embeddings": _embed,
+    "classification": _classify,
+    "token_labels": _label_words,
+    "mask_fills": _fill_masks,
+    "continuations": _continue,
+    "answers": _find_answers,
 }
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from onnxopt.load.checkpoint.tasks import TASKS, infer_task, model_class, parse_task
+from onnxopt.load.checkpoint.classes import infer_task, model_class
 from onnxopt.load.source.recipe import Recipe, SampleFolder, SampleWheel, all_recipes
+from onnxopt.tasks.table import TASKS, parse_task
 
 RECIPES = all_recipes()
 

@@ -52,6 +52,7 @@ def arguments_of_all(room: Path) -> Mapping[str, list[str]]:
         "distill": [taught, *teach, "--data", prose, "-o", room / "student"],
         "compress": [recipe, "-o", room / "small", "--no-measure"],
         "sensitivity": [ranked],
+        "tasks": [],
         "doctor": [],
         "cache": [],
         "schema": [],

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from tools.docs import api, cli, errors, layout, passes, recipes, records
+from tools.docs import api, cli, errors, layout, passes, recipes, records, tasks
 from tools.docs.blocks import fill
 
 ROOT = Path(__file__).parents[2]
@@ -17,6 +17,7 @@ Block = Callable[[], str]
 PAGES: Mapping[str, Mapping[str, Block]] = {
     "docs/passes/index.md": {"passes": passes.overview},
     **{f"docs/passes/{stage}.md": {stage: partial(passes.stage_page, stage)} for stage in passes.STAGES},
+    "docs/tasks.md": {"tasks": tasks.tasks_table},
     "docs/models.md": {"recipes": recipes.recipes_table},
     "docs/reference/cli.md": {"commands": cli.commands},
     "docs/reference/api.md": {"public face": api.public_face, "rewrite": api.face_of_passes},

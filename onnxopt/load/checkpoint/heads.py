@@ -11,7 +11,8 @@ from pathlib import Path
 from onnxopt.errors import InputError, word
 from onnxopt.load.checkpoint.folder import Checkpoint
 from onnxopt.load.checkpoint.stored import header_of
-from onnxopt.load.checkpoint.tasks import TASKS, Task
+from onnxopt.tasks.table import TASKS
+from onnxopt.tasks.task import Task
 
 # How the names of the modules of a head begin, each with a dot behind it: one of them is in every class but Perceiver's
 # of the tables of transformers 5.
@@ -60,7 +61,7 @@ def require_head(checkpoint: Checkpoint, task: Task) -> None:
         return
     if checkpoint.source.trust_remote_code:  # its own code has names of its own
         return
-    if saved.endswith(task.auto_class.removeprefix("AutoModel")):
+    if saved.endswith(tuple(head.ending for head in task.heads)):
         return
     parts = {f"{part}." for name in weight_names(checkpoint.weights) for part in name.split(".")}
     if any(part.startswith(words) for part in parts):
@@ -89,7 +90,7 @@ def _tasks_of(saved: str, asked: Task) -> list[str]:
     named = [
         task.name
         for task in TASKS.values()
-        if task.auto_class != "AutoModel" and saved.endswith(task.auto_class.removeprefix("AutoModel"))
+        if not task.asked and any(head.ending and saved.endswith(head.ending) for head in task.heads)
     ]
     named += ["text-generation"] if saved.endswith("LMHeadModel") else []
-    return [*named, "image-feature-extraction" if asked.modality == "image" else "feature-extraction"]
+    return [*named, "image-feature-extraction" if asked.takes == ("image",) else "feature-extraction"]

@@ -8,10 +8,11 @@ from typing import Any
 
 from onnxopt.errors import ExportError, InputError
 from onnxopt.host.quiet import quiet
+from onnxopt.load.checkpoint.classes import model_class
 from onnxopt.load.checkpoint.folder import Checkpoint
 from onnxopt.load.checkpoint.mapped import MappedWeights, laying
 from onnxopt.load.checkpoint.stored import is_large, weight_files_of
-from onnxopt.load.checkpoint.tasks import Task, model_class
+from onnxopt.tasks.task import Task
 
 RANDOM_SEED = 0
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from onnxopt.errors import InputError
+from onnxopt.load.checkpoint.classes import fitting, infer_task
 from onnxopt.load.checkpoint.folder import Checkpoint, load_config, read_checkpoint
 from onnxopt.load.checkpoint.heads import require_head
 from onnxopt.load.checkpoint.network import load_network
 from onnxopt.load.checkpoint.pooling import build_head, read_pooling
-from onnxopt.load.checkpoint.tasks import Task, infer_task, parse_task
 from onnxopt.load.source.source import Source, resolve
+from onnxopt.tasks.table import parse_task
+from onnxopt.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,8 @@ def open_checkpoint(named: str | Source, task: str = "") -> Opened:
     checkpoint = read_checkpoint(source)
     config = load_config(checkpoint)
     asked = task or (source.recipe.task if source.recipe else "")
-    kind = parse_task(asked) if asked else infer_task(config, where=text)
-    if kind.modality != "text":
+    kind = fitting(parse_task(asked), config) if asked else infer_task(config, where=text)
+    if not kind.reads_text:
         raise InputError(f"the task is {kind.name}; only models of text are supported here", where=text)
     require_head(checkpoint, kind)
     network = load_network(checkpoint, config, kind)

@@ -14,11 +14,18 @@ from typing import Any, Literal
 from onnxopt.errors import ExportError, InputError
 from onnxopt.host.folders import sealed
 from onnxopt.host.usercache import cache_root, make_entry, use_entry
+from onnxopt.load.checkpoint.classes import (
+    features_task,
+    fitting,
+    infer_task,
+    is_bare,
+    model_class,
+    require_readable,
+)
 from onnxopt.load.checkpoint.folder import Checkpoint, load_config, read_checkpoint, weights_digest, write_assets
 from onnxopt.load.checkpoint.heads import require_head
 from onnxopt.load.checkpoint.network import RANDOM_SEED
 from onnxopt.load.checkpoint.pooling import Pooling, read_pooling
-from onnxopt.load.checkpoint.tasks import Task, features_task, infer_task, model_class, parse_task, require_readable
 from onnxopt.load.export.axes import SIDES, learn_ranges, prove_axes, range_notes
 from onnxopt.load.export.forward_inputs import ExtraInput
 from onnxopt.load.export.references import read_graph
@@ -30,6 +37,8 @@ from onnxopt.load.loaded import Feeder, Loaded
 from onnxopt.load.source.source import Source
 from onnxopt.probe.crossing import crossings_of
 from onnxopt.spec import AxisRange, Signature, TensorSpec
+from onnxopt.tasks.table import parse_task
+from onnxopt.tasks.task import Task
 from onnxopt.version import __version__
 
 Exporter = Literal["auto", "dynamo", "torchscript"]
@@ -150,7 +159,7 @@ def is_pair(source: Source, task: str | None = None) -> bool:
         return False
     asked = parse_task(task).name if task else (source.recipe.task if source.recipe else "")
     config = load_config(read_checkpoint(source))
-    return _task(config, asked, source).paired
+    return _task(config, asked, source).head.paired
 
 
 def _make(
@@ -178,7 +187,7 @@ def _make(
         without=form.without,
     )
     notes = [*model.left_out, *notes]
-    if form.cache and task.generates and model.cache is None and form.part is None:
+    if form.cache and task.head.generates and model.cache is None and form.part is None:
         notes.append("the model keeps other states than keys and values; exported without a cache")
     words = folder / _ASSETS if checkpoint.has_tokenizer else None
     reads = any(spec.name == "input_ids" for spec in model.inputs)
@@ -259,8 +268,8 @@ def _first_road(
 
 def _task(config: Any, asked: str, source: Source) -> Task:
     """Return the task, asked for or by the config, when the architecture does it; the model tells text from image."""
-    task = parse_task(asked) if asked else infer_task(config, where=source.text)
-    if task.auto_class == "AutoModel":
+    task = fitting(parse_task(asked), config) if asked else infer_task(config, where=source.text)
+    if is_bare(task):
         task = features_task(config)
     kind = model_class(config, task, where=source.text)
     if not getattr(config, "is_encoder_decoder", False):
@@ -288,7 +297,7 @@ def _notes(checkpoint: Checkpoint) -> list[str]:
 
 def _require_tokenizer(checkpoint: Checkpoint, task: Task) -> bool:
     """Tell whether the tokenizer of a model of text is missing, where its weights are made up; else refuse that."""
-    if task.modality == "image" or checkpoint.has_tokenizer:
+    if task.takes == ("image",) or checkpoint.has_tokenizer:
         return False
     if checkpoint.source.weights == "random":
         return True

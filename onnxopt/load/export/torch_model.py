@@ -19,15 +19,16 @@ import numpy as np
 from onnxopt.errors import ExportError, InputError
 from onnxopt.graph.cache import PARTS, Cache, CacheLayer, complete_all
 from onnxopt.host.quiet import quiet
+from onnxopt.load.checkpoint.classes import fitting, model_class
 from onnxopt.load.checkpoint.folder import Checkpoint
 from onnxopt.load.checkpoint.mapped import MappedWeights
 from onnxopt.load.checkpoint.network import build_network, configs_of, mapped_network
 from onnxopt.load.checkpoint.pooling import Pooling, build_head
-from onnxopt.load.checkpoint.tasks import Task, model_class
 from onnxopt.load.export.forward_inputs import ExtraInput, choose_inputs, drop_inputs, inputs_of_pair
 from onnxopt.load.export.shapes import shapes_alone
 from onnxopt.load.export.torch_pair import SeqPart, face_of, is_pair
 from onnxopt.spec import SENTENCE, Array, Feeds, Signature, TensorSpec
+from onnxopt.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ def load_torch(
     """
     import torch
 
-    where = checkpoint.source.text
+    where, task = checkpoint.source.text, fitting(task, config)
     kind = model_class(config, task, where=where)
     with quiet():
         opened = mapped_network(checkpoint, config, kind)
@@ -167,12 +168,18 @@ def load_torch(
     notes: tuple[str, ...] = ()
     if extras is None:
         extras, notes = choose_inputs(
-            network, plain, image_size, outputs=task.outputs, writes=task.generates, without=without, where=where
+            network,
+            plain,
+            image_size,
+            outputs=task.head.outputs,
+            writes=task.head.generates,
+            without=without,
+            where=where,
         )
     inputs = plain + tuple(extra.spec for extra in extras)
-    longest = _longest(network, config) if task.modality == "text" else 0
+    longest = _longest(network, config) if task.reads_text else 0
     names = _output_names(network, inputs, task, image_size, extras=extras, weights=weights, where=where)
-    cache = _find_cache(network, weights) if with_cache and task.generates else None
+    cache = _find_cache(network, weights) if with_cache and task.head.generates else None
     if cache is not None:
         flat = _flatten_with_cache(network, inputs, cache, logits)
         inputs = tuple(_over_all(spec) for spec in inputs) + cache.inputs
@@ -209,7 +216,7 @@ def _inputs(network: Any, config: Any, task: Task, where: str) -> tuple[tuple[Te
         return (TensorSpec("pixel_values", "float32", ("batch", channels, *axes)),), size
     if main != "input_ids":
         raise InputError(f"{type(network).__name__} takes {main}; only text and images are supported", where=where)
-    if task.modality != "text":
+    if not task.reads_text:
         raise InputError(f"{type(network).__name__} takes text, {task.name} is for images", where=where)
     axes = ("batch", "sequence")
     names = ["input_ids"]
@@ -277,7 +284,7 @@ def _output_names(
         size = f" of {image_size[0]} × {image_size[1]}" if image_size else ""
         raise ExportError(f"the model does not run on {shown}{size}: {error}", where=where) from error
     given = [name for name, value in result.items() if isinstance(value, torch.Tensor)]
-    wanted = tuple(name for name in task.outputs if name in given)
+    wanted = tuple(name for name in task.head.outputs if name in given)
     if not wanted and not given:
         raise ExportError("the model gives no tensor", where=where)
     return wanted or tuple(given)

@@ -10,8 +10,8 @@ from onnxopt.errors import InputError
 from onnxopt.load.checkpoint.folder import Checkpoint, read_checkpoint
 from onnxopt.load.checkpoint.heads import require_head, weight_names
 from onnxopt.load.checkpoint.opened import open_checkpoint
-from onnxopt.load.checkpoint.tasks import TASKS, parse_task
 from onnxopt.load.source.source import resolve
+from onnxopt.tasks.table import TASKS, parse_task
 from tests.support.tiny import tiny_checkpoint
 
 

@@ -16,12 +16,12 @@ import pytest
 
 from onnxopt.errors import InputError
 from onnxopt.graph import weight_files
+from onnxopt.load.checkpoint.classes import infer_task, model_class
 from onnxopt.load.checkpoint.folder import load_config, read_checkpoint
 from onnxopt.load.checkpoint.heads import weight_names
 from onnxopt.load.checkpoint.mapped import MappedWeights, laying, stored_type
 from onnxopt.load.checkpoint.network import build_network, mapped_network
 from onnxopt.load.checkpoint.stored import float_bytes, is_large, places_in, weight_files_of
-from onnxopt.load.checkpoint.tasks import infer_task, model_class
 from onnxopt.load.source.source import resolve
 from tests.support.tiny import tiny_checkpoint
 

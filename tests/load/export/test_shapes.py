@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from onnxopt.graph import weight_files
+from onnxopt.load.checkpoint.classes import infer_task
 from onnxopt.load.checkpoint.folder import load_config, read_checkpoint
 from onnxopt.load.checkpoint.mapped import MappedWeights
-from onnxopt.load.checkpoint.tasks import infer_task
 from onnxopt.load.export.shapes import shapes_alone, unchanged
 from onnxopt.load.export.torch_model import TorchModel, load_torch
 from onnxopt.load.source.source import resolve

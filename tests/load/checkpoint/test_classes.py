@@ -3,7 +3,8 @@ from types import SimpleNamespace
 import pytest
 
 from onnxopt.errors import InputError
-from onnxopt.load.checkpoint.tasks import features_task, infer_task, model_class, parse_task
+from onnxopt.load.checkpoint.classes import features_task, infer_task, model_class
+from onnxopt.tasks.table import parse_task
 
 
 @pytest.mark.parametrize(

@@ -1,124 +1,14 @@
-"""What a model is asked to do: the task's name, the transformers class that does it, and what comes out.
-
-transformers' own tables (one per task, from model type to class) say which classes exist; nothing here lists
-model types.
-"""
+"""Which class of transformers does a task, and which task a saved class does."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from onnxopt.errors import InputError
-
-
-@dataclass(frozen=True)
-class Task:
-    """One task.
-
-    Attributes:
-        name: transformers' name of it.
-        auto_class: the class of transformers that builds a model for it.
-        table: transformers' table from model type to class name, in `transformers.models.auto.modeling_auto`.
-        modality: what goes in.
-        outputs: the outputs that the task is about; a model without them gives all of its own.
-        generates: the answer is made token by token, so what was seen is kept in a cache.
-        paired: an encoder reads what goes in, once, and a decoder writes.
-    """
-
-    name: str
-    auto_class: str
-    table: str
-    modality: Literal["text", "image", "audio"]
-    outputs: tuple[str, ...]
-    generates: bool = False
-    paired: bool = False
-
+from onnxopt.tasks.table import TASKS
+from onnxopt.tasks.task import Head, Task
 
 READ = ("input_ids", "pixel_values")  # what a model may take that reads alone
-_LOGITS = ("logits",)
-TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        Task("feature-extraction", "AutoModel", "MODEL_MAPPING_NAMES", "text", ("last_hidden_state",)),
-        Task("fill-mask", "AutoModelForMaskedLM", "MODEL_FOR_MASKED_LM_MAPPING_NAMES", "text", _LOGITS),
-        Task(
-            "text-classification",
-            "AutoModelForSequenceClassification",
-            "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
-            "text",
-            _LOGITS,
-        ),
-        Task(
-            "token-classification",
-            "AutoModelForTokenClassification",
-            "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
-            "text",
-            _LOGITS,
-        ),
-        Task(
-            "question-answering",
-            "AutoModelForQuestionAnswering",
-            "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
-            "text",
-            ("start_logits", "end_logits"),
-        ),
-        Task(
-            "text-generation",
-            "AutoModelForCausalLM",
-            "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
-            "text",
-            _LOGITS,
-            generates=True,
-        ),
-        Task(
-            "text2text-generation",
-            "AutoModelForSeq2SeqLM",
-            "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
-            "text",
-            _LOGITS,
-            generates=True,
-            paired=True,
-        ),
-        Task(
-            "automatic-speech-recognition",
-            "AutoModelForSpeechSeq2Seq",
-            "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
-            "audio",
-            _LOGITS,
-            generates=True,
-            paired=True,
-        ),
-        Task(
-            "image-classification",
-            "AutoModelForImageClassification",
-            "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
-            "image",
-            _LOGITS,
-        ),
-        Task("image-feature-extraction", "AutoModel", "MODEL_MAPPING_NAMES", "image", ("last_hidden_state",)),
-    )
-}
-
-# names of transformers' pipelines that optimum's table of synonyms does not have
-SYNONYMS = {
-    "sentence-embedding": "feature-extraction",
-    "sentiment-analysis": "text-classification",
-    "ner": "token-classification",
-}
-
-
-def parse_task(text: str) -> Task:
-    """Return the task of that name; raises InputError that lists the names when there is none."""
-    name = text.strip().lower()
-    task = TASKS.get(SYNONYMS.get(name, name))
-    if task is None:
-        from optimum.exporters.tasks import TasksManager
-
-        task = TASKS.get(TasksManager.map_from_synonym(name))
-    if task is None:
-        raise InputError(f"task {text!r} is not supported", hint=f"use one of {', '.join(TASKS)}")
-    return task
 
 
 def infer_task(config: Any, *, where: str = "") -> Task:
@@ -129,7 +19,7 @@ def infer_task(config: Any, *, where: str = "") -> Task:
         where: the checkpoint, for messages.
 
     Returns:
-        The task whose table holds the saved class; plain features when the config names no class.
+        The task whose table holds the saved class, as that class does it; plain features when the config names none.
 
     Raises:
         InputError: for a class whose task is not supported.
@@ -139,9 +29,10 @@ def infer_task(config: Any, *, where: str = "") -> Task:
         return features_task(config)
     # BART's class with a head is in the tables of masked words too
     both = getattr(config, "is_encoder_decoder", False)
-    for task in sorted(TASKS.values(), key=lambda task: both and not task.paired):
-        if saved[0] in _classes(task.table, config.model_type) or saved[0] == _own_class(config, task):
-            return features_task(config) if task.auto_class == "AutoModel" else task
+    able = [task.narrowed(head) for task in TASKS.values() if not task.asked for head in task.heads]
+    for task in sorted(able, key=lambda task: both and not task.head.paired):
+        if saved[0] in _classes(task.head.table, config.model_type) or saved[0] == _own_class(config, task.head):
+            return features_task(config) if is_bare(task) else task
     if _bare_class(config) is not None:
         return features_task(config)
     require_readable(_class_of(saved[0]), where=where)
@@ -181,6 +72,25 @@ def features_task(config: Any) -> Task:
     return TASKS["image-feature-extraction" if takes_pixels else "feature-extraction"]
 
 
+def is_bare(task: Task) -> bool:
+    """Tell whether a task is done by a model without a head: features, of whatever it takes."""
+    return task.head.auto_class == "AutoModel"
+
+
+def fitting(task: Task, config: Any) -> Task:
+    """Return a task as the model of a config does it: with the saved class, else with the first that there is.
+
+    Args:
+        task: with one head or several.
+        config: transformers' config object.
+    """
+    saved = [name for name in getattr(config, "architectures", None) or () if isinstance(name, str)]
+    kind = str(getattr(config, "model_type", ""))
+    able = [head for head in task.heads if _classes(head.table, kind) or _own_class(config, head)]
+    own = (head for head in able if set(saved) & {*_classes(head.table, kind), _own_class(config, head)})
+    return task.narrowed(next(own, (able or list(task.heads))[0]))
+
+
 def model_class(config: Any, task: Task, *, where: str = "") -> Any:
     """Return the transformers class that does `task` for a config object; raises InputError when there is none.
 
@@ -188,19 +98,20 @@ def model_class(config: Any, task: Task, *, where: str = "") -> Any:
     """
     import transformers
 
-    auto = getattr(transformers, task.auto_class)
-    if _own_class(config, task):
+    head = fitting(task, config).head
+    auto = getattr(transformers, head.auto_class)
+    if _own_class(config, head):
         return auto
     try:
         return _saved_class(config, auto._model_mapping)  # noqa: SLF001  the only table from config to model class
     except KeyError:
-        bare = _bare_class(config) if task.auto_class == "AutoModel" else None
+        bare = _bare_class(config) if is_bare(task) else None
         if bare is not None:
             return bare
     if not getattr(config, "is_encoder_decoder", False):
         require_readable(_class_of(next(iter(getattr(config, "architectures", None) or ()), "")), where=where)
     kind = str(getattr(config, "model_type", ""))
-    able = [other.name for other in TASKS.values() if _classes(other.table, kind)]
+    able = [other.name for other in TASKS.values() if any(_classes(one.table, kind) for one in other.heads)]
     raise InputError(
         f"transformers has no {kind} model for {task.name}",
         where=where,
@@ -240,14 +151,14 @@ def _class_of(name: str) -> Any:
     return getattr(transformers, name, None)
 
 
-def _own_class(config: Any, task: Task) -> str:
+def _own_class(config: Any, head: Head) -> str:
     """Return the class of the checkpoint's own code that does a task; only trusted ones keep their `auto_map`."""
-    named = (getattr(config, "auto_map", None) or {}).get(task.auto_class, "")
+    named = (getattr(config, "auto_map", None) or {}).get(head.auto_class, "")
     return str(named).rsplit(".", 1)[-1]
 
 
 def _classes(table: str, model_type: str) -> tuple[str, ...]:
-    """Return the class names that a task's table gives for a model type."""
+    """Return the class names that a table of transformers gives for a model type."""
     from transformers.models.auto import modeling_auto
 
     names = getattr(modeling_auto, table).get(model_type, ())

@@ -1,0 +1,87 @@
+"""What is known of a task: data alone, so that a new head is one entry of the table and one test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Given = Literal["text", "image", "video", "sound", "boxes", "series"]
+"""What a person gives: boxes are those of the words of a page, series are numbers over time."""
+
+Answer = Literal[
+    "embeddings",
+    "classification",
+    "token_labels",
+    "mask_fills",
+    "continuations",
+    "answers",
+]
+"""What `run` makes of the outputs: the `kind` of a result in `onnxopt.run.results`."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A way in which transformers does a task.
+
+    Attributes:
+        auto_class: transformers' class that builds the model.
+        table: transformers' table from model type to class name, in `transformers.models.auto.modeling_auto`.
+        outputs: the outputs that the task is about; a model without them gives all of its own.
+        generates: the answer is made token by token, so what was seen is kept in a cache.
+        paired: an encoder reads what goes in, once, and a decoder writes.
+    """
+
+    auto_class: str
+    table: str
+    outputs: tuple[str, ...]
+    generates: bool = False
+    paired: bool = False
+
+    @property
+    def ending(self) -> str:
+        """How the names of most of its classes end, as `ForMaskedLM`; empty for a model without a head."""
+        return self.auto_class.removeprefix("AutoModel")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Attributes:
+        name: transformers' name of it.
+        summary: what it is good for, in a few words.
+        heads: how transformers does it; of a task that `narrowed` returned, the one that fits a model.
+        takes: what a person gives for one answer.
+        answer: what `run` makes of the outputs.
+        example: what is written behind `onnxopt run FOLDER`.
+        after: what is made of the outputs of the graph, in a sentence for programs of others; empty where the scores of
+            a classifier, the pooling or the cache say it.
+        endpoint: where `serve` answers it; empty where tensors alone are served.
+        synonyms: other names of it.
+        asked: whether it is done only where a user asks for it, since another task has the same classes.
+    """
+
+    name: str
+    summary: str
+    heads: tuple[Head, ...]
+    takes: tuple[Given, ...]
+    answer: Answer
+    example: str
+    after: str = ""
+    endpoint: str = ""
+    synonyms: tuple[str, ...] = ()
+    asked: bool = False
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether a tokenizer is needed."""
+        return bool({"text", "boxes"} & set(self.takes))
+
+    @property
+    def head(self) -> Head:
+        """The first head, which is the only one where the task was `narrowed`."""
+        return self.heads[0]
+
+    def narrowed(self, head: Head) -> Task:
+        """Return the task as one of its heads does it."""
+        return replace(self, heads=(head,))
