@@ -1,6 +1,6 @@
 """The table of tasks says what transformers has, and its names are told apart.
 
-Covers: tasks/task.py, tasks/listed.py, cli/tasks.py
+Covers: tasks/task.py, tasks/listed.py, tasks/text.py, tasks/image.py, tasks/sound.py, tasks/several.py, cli/tasks.py
 """
 
 from __future__ import annotations
