@@ -245,11 +245,20 @@ def _half_quadratic(blocks: Floats, bits: int) -> tuple[Floats, Floats]:
 
 def dequantize(blocked: Blocked) -> npt.NDArray[np.float32]:
     """Return the float32 [in, out] weight that the codes stand for."""
-    columns = blocked.codes.shape[1]
-    middle = np.full(blocked.scales.shape, 1 << (blocked.bits - 1), np.float32)
-    zeros = middle if blocked.zero_points is None else blocked.zero_points.astype(np.float32)
-    wide = [np.repeat(part, blocked.block_size, axis=1)[:, :columns] for part in (blocked.scales, zeros)]
-    return np.ascontiguousarray(((blocked.codes.astype(np.float32) - wide[1]) * wide[0]).T, np.float32)
+    return np.ascontiguousarray(restored(blocked).T)
+
+
+def restored(blocked: Blocked) -> npt.NDArray[np.float32]:
+    """Return what the codes stand for in their own order: float32 [out, in]."""
+    rows, columns = blocked.codes.shape
+    wide = np.empty((rows, blocked.scales.shape[1] * blocked.block_size), np.float32)
+    wide[:, :columns] = blocked.codes
+    wide[:, columns:] = 0.0
+    parts = wide.reshape(rows, -1, blocked.block_size)
+    points = blocked.zero_points
+    parts -= np.float32(1 << (blocked.bits - 1)) if points is None else points.astype(np.float32)[..., None]
+    parts *= blocked.scales[..., None]
+    return wide[:, :columns]
 
 
 def size_bytes(blocked: Blocked) -> int:

@@ -32,7 +32,7 @@ from onnxopt.host.kept import keep
 from onnxopt.host.usercache import cache_root, drop_entry, keep_until_done, make_entry, use_entry
 from onnxopt.probe.memory import release_memory, release_pages
 from onnxopt.probe.pieces import Pieces
-from onnxopt.qmath.blocks import dequantize
+from onnxopt.qmath.blocks import restored
 from onnxopt.qmath.precision import Blocked, PlannedLinear, Precision
 from onnxopt.quantize.roundings import Rounding, Seconds
 from onnxopt.quantize.weights import BITS, SeenInput, WeightMethod, encoded, whole_blocks
@@ -297,7 +297,7 @@ class _Part:
         """Round float32 [in, some], the outputs from `start` on."""
         self._precision, made = encoded(weight, self._asked, method, seen)
         self._codes[start : start + len(made.codes)] = made.codes
-        error = weight - dequantize(made)
+        error = weight - restored(made).T
         self._noise += _energy(error, seen)
         self._squares += float(np.square(error).sum())
         if seen is not None:

@@ -15,7 +15,7 @@ import numpy as np
 from onnxopt.graph.layers import Layers
 from onnxopt.probe.pieces import Piece, Pieces
 from onnxopt.probe.runners import GraphRunner
-from onnxopt.qmath.blocks import dequantize
+from onnxopt.qmath.blocks import dequantize, restored
 from onnxopt.qmath.precision import Blocked
 from onnxopt.spec import Array, Feeds
 
@@ -129,11 +129,11 @@ def _restored(blocked: Blocked, *, transposed: bool) -> Array:
     outputs, inputs = blocked.codes.shape
     made = np.empty((outputs, inputs) if transposed else (inputs, outputs), np.float32)
     for start in range(0, outputs, OUTPUTS_AT_ONCE):
-        own = dequantize(blocked.outputs(start, start + OUTPUTS_AT_ONCE))
+        own = restored(blocked.outputs(start, start + OUTPUTS_AT_ONCE))
         if transposed:
-            made[start : start + OUTPUTS_AT_ONCE] = own.T
+            made[start : start + OUTPUTS_AT_ONCE] = own
         else:
-            made[:, start : start + OUTPUTS_AT_ONCE] = own
+            made[:, start : start + OUTPUTS_AT_ONCE] = own.T
     return made
 
 
