@@ -170,7 +170,8 @@ def _least_squares(blocks: Floats, bits: int, weights: Floats, *, symmetric: boo
     """Return the grid with the least weighted squared error."""
     best = np.full(blocks.shape[:-1], np.inf, np.float32)
     scales, zeros = np.ones_like(best), np.zeros_like(best)
-    levels, error = np.empty_like(blocks), np.empty_like(blocks)  # this runs tens of times: in place, in the cache
+    # this runs tens of times: in place, in the cache; whatever the order of the blocks, sums run along memory
+    levels, error = np.empty(blocks.shape, np.float32), np.empty(blocks.shape, np.float32)
     middle, top = np.float32(1 << (bits - 1)), np.float32((1 << bits) - 1)
 
     def offer(scale: Floats, zero: Floats) -> None:
