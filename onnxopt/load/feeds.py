@@ -46,6 +46,12 @@ class Tokens:
     special: tuple[int, ...] = ()
     types: int = 1
     longest: int = 0
+    end: int | None = None
+
+    @property
+    def writes_no_end(self) -> bool:
+        """Whether a tokenizer leaves out the mark that each row must have."""
+        return self.end is not None and bool(self.stream) and self.end not in (*self.prefix, *self.suffix)
 
     def to_json(self) -> dict[str, Any]:
         """Return the values that JSON can hold."""
@@ -95,6 +101,7 @@ class TextFeeder:
             if self.tokens.types > 1 and rng.random() < 0.5:
                 types[row, places[len(places) // 2 :]] = 1
         ids[mask == 0] = self.tokens.pad
+        self._end(ids, mask)
         seen = np.concatenate([np.ones((batch, past), mask.dtype), mask], axis=1)
         made = {"input_ids": ids, "attention_mask": seen, "token_type_ids": types * mask}
         full = complete({"batch": batch, SEQUENCE: sequence, PAST: past, ENCODED: sizes.get(ENCODED, DEFAULT_SEQUENCE)})
@@ -106,6 +113,14 @@ class TextFeeder:
             elif spec.name not in made:
                 made[spec.name] = rng.standard_normal(spec.shape(full))
         return {spec.name: made[spec.name].astype(spec.dtype) for spec in self.inputs}
+
+    def _end(self, ids: Array, mask: Array) -> None:
+        """Put the mark that a model reads at behind each text that lost it, in place."""
+        if self.tokens.end is None:
+            return
+        for row, kept in zip(ids, mask, strict=True):
+            if self.tokens.end not in row:
+                row[np.flatnonzero(kept)[-1]] = self.tokens.end
 
     def _default_sequence(self) -> int:
         return min(DEFAULT_SEQUENCE, self.tokens.longest or DEFAULT_SEQUENCE)
@@ -173,13 +188,14 @@ def _mask(length: int, padding: Padding, rng: np.random.Generator) -> Array:
     return mask
 
 
-def read_tokens(folder: Path | None, config: Any, *, longest: int = 0) -> Tokens:
+def read_tokens(folder: Path | None, config: Any, *, longest: int = 0, end: int | None = None) -> Tokens:
     """Learn from a checkpoint's tokenizer how its texts look.
 
     Args:
         folder: holds the tokenizer's files; without any, ids are made up.
         config: transformers' config object.
         longest: the longest sequence the model takes, or 0.
+        end: the id that each row must have; None where there is none.
 
     Returns:
         The tokens.
@@ -195,7 +211,7 @@ def read_tokens(folder: Path | None, config: Any, *, longest: int = 0) -> Tokens
     )
     pad = next((one for one in token_ids(text_config.pad_token_id) if 0 <= one < vocabulary), 0)
     types = int(getattr(text_config, "type_vocab_size", 1) or 1)
-    plain = Tokens(vocabulary, pad, special=tuple(special), types=types, longest=longest)
+    plain = Tokens(vocabulary, pad, special=tuple(special), types=types, longest=longest, end=end)
     if folder is None:
         return plain
     encode = open_encoder(folder)
@@ -209,4 +225,4 @@ def read_tokens(folder: Path | None, config: Any, *, longest: int = 0) -> Tokens
             hint="the tokenizer belongs to another model",
         )
     prefix, suffix = marks_around(bare, marked)
-    return Tokens(vocabulary, pad, tuple(stream), prefix, suffix, tuple(special), types, longest)
+    return Tokens(vocabulary, pad, tuple(stream), prefix, suffix, tuple(special), types, longest, end)

@@ -191,7 +191,9 @@ def _make(
         notes.append("the model keeps other states than keys and values; exported without a cache")
     words = folder / _ASSETS if checkpoint.has_tokenizer else None
     reads = any(spec.name == "input_ids" for spec in model.inputs)
-    tokens = read_tokens(words, config, longest=model.longest) if reads else None
+    tokens = read_tokens(words, config, longest=model.longest, end=model.end) if reads else None
+    if tokens is not None and tokens.writes_no_end:
+        notes.append(f"the model reads at the mark with id {tokens.end}, which its tokenizer writes behind no text")
     traced, proved, failures = _first_road(model, tokens, exporter, folder / _MODEL, say=say)
     fixed = model.image_size and not set(Signature(model.inputs, ()).axes) <= set(traced.signature.axes)
     only = f" for images of {model.image_size[0]} × {model.image_size[1]} alone" if fixed else ""

@@ -25,6 +25,7 @@ from onnxopt.load.checkpoint.mapped import MappedWeights
 from onnxopt.load.checkpoint.network import build_network, configs_of, mapped_network
 from onnxopt.load.checkpoint.pooling import Pooling, build_head
 from onnxopt.load.export.forward_inputs import ExtraInput, choose_inputs, drop_inputs, inputs_of_pair
+from onnxopt.load.export.marked_rows import as_written, end_of, read_at_marks, runs_alone
 from onnxopt.load.export.shapes import shapes_alone
 from onnxopt.load.export.torch_pair import SeqPart, face_of, is_pair
 from onnxopt.spec import SENTENCE, Array, Feeds, Signature, TensorSpec
@@ -53,6 +54,7 @@ class TorchModel:
         left_out: sentences about what `forward` takes and the inputs lack.
         weights: where its parameters lie; None where they are in memory.
         folder: of the checkpoint in whose files they lie; None for the same.
+        end: the id without which it takes no row; None where it takes rows of any ids.
     """
 
     flat: Any
@@ -68,6 +70,7 @@ class TorchModel:
     left_out: tuple[str, ...] = ()
     weights: MappedWeights | None = None
     folder: Path | None = None
+    end: int | None = None
 
     def fixed_image(self) -> TorchModel:
         """Return the same model for images of the size it was trained with only."""
@@ -75,7 +78,12 @@ class TorchModel:
         return replace(self, inputs=inputs)
 
     def run(self, feeds: Mapping[str, Array]) -> Feeds:
-        """Return every output for inputs by name."""
+        """Return every output for inputs by name, from the network as transformers wrote it."""
+        with as_written(getattr(self.flat, "network", self.flat)):
+            return self.tried(feeds)
+
+    def tried(self, feeds: Mapping[str, Array]) -> Feeds:
+        """Return every output as the network is traced, which takes rows without the mark that it looks for, too."""
         import torch
 
         tensors = [torch.from_numpy(np.ascontiguousarray(feeds[spec.name])) for spec in self.inputs]
@@ -88,7 +96,7 @@ class TorchModel:
         import torch
 
         if self.weights is None:
-            return [(name, array.shape, str(array.dtype)) for name, array in self.run(feeds).items()]
+            return [(name, array.shape, str(array.dtype)) for name, array in self.tried(feeds).items()]
         tensors = [torch.from_numpy(np.ascontiguousarray(feeds[spec.name])) for spec in self.inputs]
         results = shapes_alone(self.flat, self.weights, lambda: self.flat(*tensors))
         kinds = [str(one.dtype).removeprefix("torch.") for one in results]
@@ -189,7 +197,8 @@ def load_torch(
         flat = _flatten(network, inputs, names, task, build_head(pooling) if pooling else None)
         outputs = (*names, SENTENCE) if pooling else names
         model = TorchModel(flat, title, inputs, outputs, longest, image_size, config)
-    return _complete(replace(model, extras=extras, left_out=notes, **lie), network, missing, where)
+    end = end_of(network, config) if is_pair(config) else None
+    return _complete(replace(model, extras=extras, left_out=notes, end=end, **lie), network, missing, where)
 
 
 def _complete(model: TorchModel, network: Any, missing: list[str], where: str) -> TorchModel:
@@ -204,11 +213,14 @@ def _inputs(network: Any, config: Any, task: Task, where: str) -> tuple[tuple[Te
     accepted = inspect.signature(network.forward).parameters
     main = network.main_input_name
     if is_pair(config):
-        raise InputError(
-            f"{type(network).__name__} is an encoder-decoder, which {task.name} does not run",
-            where=where,
-            hint="use --task text2text-generation, or automatic-speech-recognition for sound",
-        )
+        read_at_marks(network)
+        if reason := runs_alone(network):
+            raise InputError(
+                f"{type(network).__name__} is an encoder-decoder that does not run on one text alone, as {task.name} "
+                f"would have it: {reason}",
+                where=where,
+                hint="use --task text2text-generation, or automatic-speech-recognition for sound",
+            )
     if main == "pixel_values":
         size = _image_size(config)
         channels = int(getattr(config, "num_channels", 3) or 3)
@@ -466,7 +478,7 @@ def _check_missing(model: TorchModel, network: Any, missing: list[str], where: s
     sizes = complete_all(sizes | ({"past_sequence": 0} if model.cache else {}), Signature(model.inputs, ()).axes, 0)
     ones = {spec.name: np.ones(spec.shape(sizes), dtype=spec.dtype) for spec in model.inputs}
     ones |= {one.spec.name: one.draw(one.spec.shape(sizes), np.random.default_rng(0)) for one in model.extras}
-    broken = [name for name, array in model.run(ones).items() if np.isnan(array).any()]
+    broken = [name for name, array in model.tried(ones).items() if np.isnan(array).any()]
     if broken:
         names = sorted(parameters)
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""

@@ -363,7 +363,7 @@ def test_an_encoder_decoder_without_its_head_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t5").mkdir()
     config = {"model_type": "t5", "d_model": 8, "num_layers": 1, "num_heads": 2, "d_kv": 4, "d_ff": 8, "vocab_size": 99}
     (tmp_path / "t5" / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(InputError, match="T5Model is an encoder-decoder, which feature-extraction does not run"):
+    with pytest.raises(InputError, match="T5Model is an encoder-decoder that does not run on one text alone"):
         export(resolve(str(tmp_path / "t5"), weights="random"))
 
 
