@@ -1,7 +1,8 @@
 """Write the tiny random checkpoint of a pair, as a person would find it on disk: config, weights, tokenizer, processor.
 
 A config is made small in one way after another until the model can be built, is small, and answers what its kind of
-model is asked, with numbers that are finite and not all alike. What no way makes is said with what the first one raised.
+model is asked, with numbers that are finite and not all alike. Where no
+way does, what the first one raised says why.
 """
 
 from __future__ import annotations
@@ -131,10 +132,10 @@ def draw_weights(network: Any) -> None:
         for name, parameter in network.named_parameters():
             if not parameter.is_floating_point():
                 continue
-            is_scale = "norm" in name.lower() or name.endswith((".weight", ".gamma")) and parameter.ndim == 1
+            is_scale = parameter.ndim == 1 and ("norm" in name.lower() or name.endswith((".weight", ".gamma")))
             fan = parameter[0].numel() if parameter.ndim > 1 else 0
             deviation = min(0.2, 1.2 / fan**0.5) if fan else 0.1
-            parameter.normal_(1.0 if is_scale and parameter.ndim == 1 and "bias" not in name else 0.0, deviation)
+            parameter.normal_(1.0 if is_scale and not name.endswith("bias") else 0.0, deviation)
         for name, buffer in network.named_buffers():
             if name.endswith("running_mean"):
                 buffer.normal_(0.0, 0.1)

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from tests.census.checkpoint import CHOICES, ORDINARY, auto_class, tensors_of, words_of
+from tests.census.checkpoint import ORDINARY, auto_class, tensors_of, words_of
 from tests.census.heads import Pair
 
 SIZES: tuple[tuple[int, int], ...] = ((1, 5), (2, 17), (3, 40))  # rows and tokens
 STEPS = 6  # tokens that a decoder behind an encoder is given
 BOX = 1000  # corners of boxes lie below
-BUDGET = 1e-4  # relative to the largest number of an output
 
 Arrays = dict[str, Any]  # by name, NumPy arrays of any dtype
 
@@ -94,12 +93,13 @@ def judge(pair: Pair, checkpoint: Path, artifact: Path, shapes: Mapping[str, Seq
     graphs = io.get("graphs") or {"model": {**io, "file": io.get("file", "model.onnx")}}
     errors, attention = Errors(), 0
     for seed, (rows, tokens) in enumerate(SIZES):
+        asked = Asked(artifact, network, drawer.at(rows, tokens, seed), errors)
         if set(graphs) == {"encoder", "decoder"}:
-            attention = _paired(io, graphs, artifact, network, drawer.at(rows, tokens, seed), errors)
-        elif any(spec["name"].startswith("past_key_values") for spec in graphs.get("model", {}).get("inputs", ())):
-            attention = _cached(graphs["model"], artifact, network, drawer.at(rows, tokens, seed), errors)
+            attention = _paired(asked, graphs, io["decoding"])
+        elif any(spec["meaning"] == "past" for spec in graphs.get("model", {}).get("inputs", ())):
+            attention = _cached(asked, graphs["model"])
         else:
-            attention = _plain(graphs, artifact, network, drawer.at(rows, tokens, seed), errors)
+            attention = _plain(asked, graphs)
     if not errors.compared:
         raise NotComparedError("the artifact has no output that transformers names alike")
     fused, total = blocks_of(artifact)
@@ -174,7 +174,7 @@ class Drawer:
             return self.rows
         if axis in ("sequence", "total_sequence"):
             return self.tokens
-        if axis in ("past_sequence",):
+        if axis == "past_sequence":
             return 0
         known = self.shapes.get(one["name"], ())
         least, most = (int(sizes.get(axis, {}).get(key) or 0) for key in ("least", "most"))
@@ -209,6 +209,23 @@ class Drawer:
         raise NotComparedError(f"nothing is known of the input {name}")
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What is asked at one size.
+
+    Attributes:
+        artifact: the folder.
+        network: torch's own model.
+        drawer: makes the inputs.
+        errors: takes what is found.
+    """
+
+    artifact: Path
+    network: Any
+    drawer: Drawer
+    errors: Errors
+
+
 def _session(artifact: Path, graph: Mapping[str, Any]) -> Any:
     import onnxruntime
 
@@ -224,7 +241,7 @@ def _run(artifact: Path, graph: Mapping[str, Any], feeds: Arrays) -> Arrays:
     return dict(zip(names, session.run(names, feeds), strict=True))
 
 
-def _asked(network: Any, feeds: Mapping[str, Any], **more: Any) -> tuple[Arrays, int]:
+def _answer(network: Any, feeds: Mapping[str, Any], **more: Any) -> tuple[Arrays, int]:
     """Call torch; return its answer, and how many attentions it computed."""
     import torch
     from torch.overrides import TorchFunctionMode
@@ -239,7 +256,7 @@ def _asked(network: Any, feeds: Mapping[str, Any], **more: Any) -> tuple[Arrays,
                 counted.append(None)
                 with torch._C.DisableTorchFunction():
                     return function(*args, **(kwargs or {}))
-            if getattr(function, "__name__", "") == "softmax" and isinstance(args[0], torch.Tensor) and args[0].ndim >= 4:
+            if getattr(function, "__name__", "") == "softmax" and args and args[0].ndim >= 4:
                 counted.append(None)
             return function(*args, **(kwargs or {}))
 
@@ -262,32 +279,34 @@ def _kept(spec: Mapping[str, Any], array: Any, feeds: Arrays, ids_axis: object) 
     return np.moveaxis(array, places[0], 1)[mask.astype(bool)]
 
 
-def _plain(graphs: Mapping[str, Any], artifact: Path, network: Any, drawer: Drawer, errors: Errors) -> int:
+def _plain(asked: Asked, graphs: Mapping[str, Any]) -> int:
     """Compare graphs that answer at once; what one gives another takes by its name."""
+    drawer = asked.drawer
     feeds: Arrays = {}
     found: dict[str, tuple[Mapping[str, Any], Any, object]] = {}
     for graph in graphs.values():
         sizes = graph.get("sizes", {})
         wanted = [one for one in graph["inputs"] if one["name"] not in found]
         feeds |= drawer.draw(wanted, sizes, padded=True)
-        given = {one["name"]: found[one["name"]][1] if one["name"] in found else feeds[one["name"]] for one in graph["inputs"]}
+        before = {name: array for name, (_, array, _) in found.items()}
+        given = {one["name"]: (before | feeds)[one["name"]] for one in graph["inputs"]}
         ids = next((one["axes"][-1] for one in graph["inputs"] if one["name"].endswith("input_ids")), None)
         outputs = {one["name"]: one for one in graph["outputs"]}
-        for name, array in _run(artifact, graph, given).items():
+        for name, array in _run(asked.artifact, graph, given).items():
             found[name] = (outputs.get(name, {"axes": []}), array, ids)
-    answer, attention = _asked(network, feeds)
+    answer, attention = _answer(asked.network, feeds)
     at = f"{drawer.rows}x{drawer.tokens}"
     for name, (spec, array, ids) in found.items():
         if name in answer and array.dtype.kind == "f":
-            errors.add(name, _kept(spec, array, feeds, ids), _kept(spec, answer[name], feeds, ids), at)
+            asked.errors.add(name, _kept(spec, array, feeds, ids), _kept(spec, answer[name], feeds, ids), at)
     return attention
 
 
-def _cached(graph: Mapping[str, Any], artifact: Path, network: Any, drawer: Drawer, errors: Errors) -> int:
+def _cached(asked: Asked, graph: Mapping[str, Any]) -> int:
     """Compare a decoder: all tokens but the last, then that one behind the cache, with torch on all at once."""
-    inputs = graph["inputs"]
+    drawer, inputs = asked.drawer, graph["inputs"]
     whole = drawer.draw([one for one in inputs if one["meaning"] != "past"], graph.get("sizes", {}), padded=False)
-    answer, attention = _asked(network, whole)
+    answer, attention = _answer(asked.network, whole)
     past = drawer.draw([one for one in inputs if one["meaning"] == "past"], graph.get("sizes", {}), padded=False)
     past = {name: np.zeros_like(value) for name, value in past.items()}
     end = drawer.tokens
@@ -295,10 +314,10 @@ def _cached(graph: Mapping[str, Any], artifact: Path, network: Any, drawer: Draw
         feeds = {name: value[..., start:stop] for name, value in whole.items()} | past
         if "attention_mask" in whole:
             feeds["attention_mask"] = whole["attention_mask"][:, :stop]
-        found = _run(artifact, graph, feeds)
+        found = _run(asked.artifact, graph, feeds)
         past = _next_past(past, found)
         logits = found["logits"]
-        errors.add("logits", logits, answer["logits"][:, stop - logits.shape[1] : stop], f"{drawer.rows}x{stop}")
+        asked.errors.add("logits", logits, answer["logits"][:, stop - logits.shape[1] : stop], f"{drawer.rows}x{stop}")
     return attention
 
 
@@ -317,16 +336,14 @@ def _next_past(past: Arrays, found: Arrays) -> Arrays:
     return made
 
 
-def _paired(
-    io: Mapping[str, Any], graphs: Mapping[str, Any], artifact: Path, network: Any, drawer: Drawer, errors: Errors
-) -> int:
+def _paired(asked: Asked, graphs: Mapping[str, Any], decoding: Mapping[str, Any]) -> int:
     """Compare an encoder with the decoder behind it, token by token at the end, with torch on all at once."""
-    encoder, decoder, decoding = graphs["encoder"], graphs["decoder"], io["decoding"]
-    first = drawer.draw(encoder["inputs"], encoder.get("sizes", io.get("sizes", {})), padded=True)
-    seen = _run(artifact, encoder, first)
+    encoder, decoder, drawer = graphs["encoder"], graphs["decoder"], asked.drawer
+    first = drawer.draw(encoder["inputs"], encoder.get("sizes", {}), padded=True)
+    seen = _run(asked.artifact, encoder, first)
     rng = np.random.default_rng(drawer.seed)
     tokens = rng.integers(ORDINARY, drawer.words, (drawer.rows, STEPS))
-    answer, attention = _asked(network, first | {"decoder_input_ids": tokens})
+    answer, attention = _answer(asked.network, first | {"decoder_input_ids": tokens})
     given: Arrays = {}
     past: Arrays = {}
     for one in decoder["inputs"]:
@@ -342,12 +359,9 @@ def _paired(
         feeds: Arrays = {"input_ids": tokens[:, start:stop], **given, **past}
         if any(one["name"] == "attention_mask" for one in decoder["inputs"]):
             feeds["attention_mask"] = np.ones((drawer.rows, stop), np.int64)
-        found = _run(artifact, decoder, feeds)
+        found = _run(asked.artifact, decoder, feeds)
         past = _next_past(past, found)
         logits = found["logits"]
         at = f"{drawer.rows}x{drawer.tokens}, {stop} behind"
-        errors.add("logits", logits, answer["logits"][:, stop - logits.shape[1] : stop], at)
+        asked.errors.add("logits", logits, answer["logits"][:, stop - logits.shape[1] : stop], at)
     return attention
-
-
-__all__ = ["BUDGET", "CHOICES", "Judgement", "NotComparedError", "judge", "relative_error"]

@@ -28,11 +28,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from bench.table import put_last
 from tests.census.heads import Pair, in_turns, named
-from tests.census.pairs_table import write_table
+from tests.census.pairs_table import render
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "bench" / "results" / "pairs.json"
+MARKS = ("<!-- pairs -->", "<!-- /pairs -->")
 HEAVY = "tests.census.heavy"  # what every child needs, loaded once by the server that they are forked from
 MAKE_SECONDS, SECONDS, JUDGE_SECONDS = 60, 120, 90
 BYTES = int(2.5 * 2**30)  # of data; code and files that are mapped do not count
@@ -278,8 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--every", type=int, default=1, help="every so many of them only")
     options = parser.parse_args(arguments)
     if options.table:
-        write_table(options.table, options.out)
-        return 0
+        return put_last(options.table, MARKS, options.out, render)
     try:
         chosen = in_turns(named(options.names))[:: options.every]
     except ValueError as error:

@@ -236,7 +236,7 @@ def _token(key: str, value: int, placeholders: Any) -> int:
 
 def _number(key: str, value: int, way: Way, layers: int, whole: Mapping[str, Any]) -> int:
     """Return a number of a config made small, itself where its name says nothing."""
-    if key == "image_size" or key == "img_size":
+    if key in {"image_size", "img_size"}:
         return _image(whole)
     if key == "patch_size":
         return min(value, 16)
@@ -266,7 +266,7 @@ def _named(key: str, value: int, whole: Mapping[str, Any]) -> int:
     return value
 
 
-def _scaled(key: str, value: int, whole: Mapping[str, Any]) -> int:  # noqa: ARG001  beside `_named` in one table
+def _scaled(key: str, value: int, whole: Mapping[str, Any]) -> int:
     """Return a width divided by `SCALE`."""
     if key in ("num_mel_bins", "max_source_positions", "num_queries", "num_detection_tokens"):
         return min(value, _FIXED[key])
