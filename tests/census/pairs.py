@@ -36,7 +36,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "bench" / "results" / "pairs.json"
 MARKS = ("<!-- pairs -->", "<!-- /pairs -->")
 HEAVY = "tests.census.heavy"  # what every child needs, loaded once by the server that they are forked from
-MAKE_SECONDS, SECONDS, JUDGE_SECONDS = 60, 120, 90
+MAKE_SECONDS, SECONDS, JUDGE_SECONDS = 60, 120, 90  # of the processor, so that a busy machine refuses nothing
+PATIENCE = 5  # times as long by the clock, for what waits without computing
 BYTES = int(2.5 * 2**30)  # of data; code and files that are mapped do not count
 BUG = 70  # the exit code of a bug
 BUDGET = 1e-4  # of the worst output, relative to its largest number
@@ -82,9 +83,10 @@ class Record:
 # Children: what a model does to memory, time or the interpreter stays its own.
 
 
-def _bounded(room: Path) -> None:
+def _bounded(room: Path, seconds: int) -> None:
     """Bound this process and those it starts, and write what it says into a file."""
     os.setsid()
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     resource.setrlimit(resource.RLIMIT_DATA, (BYTES, BYTES))
     said = os.open(room / "said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(said, 1)
@@ -92,7 +94,7 @@ def _bounded(room: Path) -> None:
 
 
 def _made(pipe: Connection, room: Path, pair: Pair) -> None:
-    _bounded(room)
+    _bounded(room, MAKE_SECONDS)
     from tests.census.checkpoint import make
 
     try:
@@ -102,7 +104,7 @@ def _made(pipe: Connection, room: Path, pair: Pair) -> None:
 
 
 def _optimized(pipe: Connection, room: Path, task: str) -> None:
-    _bounded(room)
+    _bounded(room, SECONDS)
     os.environ["HF_HUB_OFFLINE"] = "1"
     from onnxopt.cli.main import main
 
@@ -111,7 +113,7 @@ def _optimized(pipe: Connection, room: Path, task: str) -> None:
 
 
 def _judged(pipe: Connection, room: Path, pair: Pair, shapes: dict[str, list[int]]) -> None:
-    _bounded(room)
+    _bounded(room, JUDGE_SECONDS)
     from tests.census.judge import NotComparedError, judge
 
     try:
@@ -141,7 +143,14 @@ class Ended:
 
 
 def in_child(work: Callable[..., None], room: Path, seconds: float, *arguments: Any) -> Ended:
-    """Do some work in a process of its own, with whatever that starts, and stop all of it when its time is over."""
+    """Do some work in a process of its own, with whatever that starts, and stop all of it when its time is over.
+
+    Args:
+        work: called with a pipe for its answer, the room and the arguments.
+        room: a folder of its own.
+        seconds: by the clock.
+        arguments: of the work.
+    """
     context = multiprocessing.get_context("forkserver")  # a fork of this process would take over what others left here
     context.set_forkserver_preload([HEAVY])
     here, there = context.Pipe(duplex=False)
@@ -165,18 +174,18 @@ def in_child(work: Callable[..., None], room: Path, seconds: float, *arguments: 
 def try_pair(pair: Pair, room: Path) -> Record:
     """Make, optimize and compare one pair in an empty folder; whatever fails is in the record."""
     record = Record(pair.name, pair.head.task)
-    made = in_child(_made, room, MAKE_SECONDS, pair)
+    made = in_child(_made, room, PATIENCE * MAKE_SECONDS, pair)
     if not isinstance(made.answer, dict):
         record.reason = _line(made.answer or "it took too long or died", room)
         return record
     record.parameters, record.way, record.task = (made.answer[key] for key in ("parameters", "way", "task"))
-    done = in_child(_optimized, room, SECONDS, record.task)
+    done = in_child(_optimized, room, PATIENCE * SECONDS, record.task)
     record.seconds = round(done.seconds, 1)
     record.code = done.answer if done.answer is not None else done.code
     record.outcome, record.reason = outcome_of(record.code, done.said, room)
     if record.outcome != "right":
         return record
-    judged = in_child(_judged, room, JUDGE_SECONDS, pair, made.answer["inputs"])
+    judged = in_child(_judged, room, PATIENCE * JUDGE_SECONDS, pair, made.answer["inputs"])
     if not isinstance(judged.answer, dict):
         record.outcome = "not compared"
         record.reason = _line(judged.answer or "it took too long or died", room)
@@ -190,7 +199,7 @@ def try_pair(pair: Pair, room: Path) -> Record:
 
 def outcome_of(code: int | None, said: str, room: Path) -> tuple[str, str]:
     """Return what became of optimizing, and its one-line reason, from its exit code and what it printed."""
-    if code is None:
+    if code is None or code == -signal.SIGXCPU:
         return "too slow", f"more than {SECONDS} s"
     if "Traceback (most recent call last)" in said or code < 0 or code == BUG:
         return "crashed", f"exit {code}: {_line(_last(said), room)}"
@@ -258,7 +267,7 @@ def make_all(every: Sequence[Pair], folder: Path, say: Callable[[str], None] = p
     for pair in every:
         room = folder / pair.name.replace("/", "--")
         room.mkdir(parents=True, exist_ok=True)
-        made = in_child(_made, room, MAKE_SECONDS, pair)
+        made = in_child(_made, room, PATIENCE * MAKE_SECONDS, pair)
         count += isinstance(made.answer, dict)
         say(f"{pair.name:45} {'made' if isinstance(made.answer, dict) else _line(made.answer or 'died', room)}")
         (room / "said").unlink(missing_ok=True)

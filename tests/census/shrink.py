@@ -88,6 +88,11 @@ _FIXED: Mapping[str, int] = {
     "speaker_embedding_dim": 16,
     "codebook_size": 32,
     "pretraining_tp": 1,
+    "num_kv_shared_layers": 0,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "expert_layer_period": 2,
+    "expert_layer_offset": 1,
 }
 
 OVERRIDES: dict[str, dict[str, Any]] = {
@@ -115,6 +120,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "squeezebert": {"embedding_size": HIDDEN},
     "bert-generation": {"is_decoder": False},
     "canine": {"num_hash_buckets": 64, "downsampling_rate": 4, "local_transformer_stride": 8},
+    "recurrent_gemma": {"num_hidden_layers": 3},
     "big_bird": {"block_size": 4},
     "bigbird_pegasus": {"block_size": 4},
 }
@@ -146,6 +152,8 @@ def _part(whole: Mapping[str, Any], way: Way) -> dict[str, Any]:
         if isinstance(value, Mapping):
             if key in ("rope_parameters", "rope_scaling"):
                 made[key] = _rope(value)
+            elif key == "per_layer_config":
+                made[key] = {layer: one for layer, one in value.items() if int(layer) < layers}
             elif key not in ("id2label", "label2id") and value:
                 made[key] = _part(value, way) | ({"model_type": value["model_type"]} if "model_type" in value else {})
         elif _DERIVED.match(key) or value is None:
