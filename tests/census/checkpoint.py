@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tests.census.heads import Pair
-from tests.census.shrink import VOCABULARY, WAYS, Way, small
+from tests.census.shrink import SPECIAL, VOCABULARY, WAYS, Way, small
 from tests.support.tiny import tiny_tokenizer
 
 MOST_PARAMETERS = 30_000_000
@@ -56,6 +56,14 @@ def auto_class(pair: Pair) -> Any:
     import transformers
 
     return getattr(transformers, pair.head.auto)
+
+
+def class_names(pair: Pair) -> list[str]:
+    """Return the classes that transformers' table has for a pair."""
+    from transformers.models.auto import modeling_auto
+
+    found = getattr(modeling_auto, pair.head.table)[pair.model_type]
+    return [found] if isinstance(found, str) else list(found)
 
 
 def make(pair: Pair, folder: Path) -> Made:
@@ -99,6 +107,11 @@ def small_config(pair: Pair, way: Way) -> Any:
     config = kind(**small(pair.model_type, kind().to_dict(), way, pair.head.name))
     if pair.head.name == "causal-lm" and hasattr(config, "is_decoder") and not config.is_encoder_decoder:
         config.is_decoder = True
+    config.architectures = class_names(pair)[
+        :1
+    ]  # where a table has several, an Auto class takes the one that the config names
+    if getattr(config, "is_encoder_decoder", False) and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = SPECIAL["pad"]  # as the checkpoints of T5 have it, whose config class has none
     return config
 
 
@@ -147,26 +160,26 @@ def _answering(pair: Pair, network: Any, config: Any) -> dict[str, Any]:
     """Return inputs that a model answers with finite numbers that differ.
 
     Raises:
-        Exception: what the last call raised, where none is answered so.
+        Exception: what the first call raised, the plainest, where none is answered so.
     """
     import torch
 
-    failure: Exception = NotMadeError("nothing to call it with")
+    failures: list[Exception] = []
     for inputs in calls(pair, network, config):
         try:
             with torch.no_grad():
                 answers = tensors_of(network(**inputs))
         except Exception as error:  # noqa: BLE001  the next call may do
-            failure = error
+            failures.append(error)
             continue
         floats = {name: value for name, value in answers.items() if value.is_floating_point() and value.numel()}
         if not floats:
-            failure = NotMadeError("no answer holds numbers")
+            failures.append(NotMadeError("no answer holds numbers"))
         elif not all(torch.isfinite(value).any() for value in floats.values()):
-            failure = NotMadeError("an answer is not finite")
+            failures.append(NotMadeError("an answer is not finite"))
         else:
             return inputs
-    raise failure
+    raise failures[0] if failures else NotMadeError("nothing to call it with")
 
 
 def tensors_of(answer: Any) -> dict[str, Any]:
@@ -237,6 +250,7 @@ def _text(pair: Pair, accepted: Mapping[str, Any], config: Any) -> dict[str, Any
     rng = np.random.default_rng(3)
     words = words_of(config)
     ids = torch.from_numpy(rng.integers(ORDINARY, words, shape))
+    ids[..., -1] = end_of(config, ids[0, ..., -1].ravel()[0])
     text = {"input_ids": ids}
     if "attention_mask" in accepted:
         text["attention_mask"] = torch.ones_like(ids)
@@ -250,6 +264,14 @@ def words_of(config: Any) -> int:
     inner = config.get_text_config() if hasattr(config, "get_text_config") else config
     count = int(getattr(inner, "vocab_size", None) or VOCABULARY)
     return max(ORDINARY + 1, min(count, VOCABULARY) - PLACEHOLDERS)
+
+
+def end_of(config: Any, otherwise: Any = None) -> Any:
+    """Return the id that ends a text, which some heads read their answer from; `otherwise` where there is none."""
+    inner = config.get_text_config() if hasattr(config, "get_text_config") else config
+    ends = getattr(inner, "eos_token_id", None)
+    ends = ends[0] if isinstance(ends, (list, tuple)) and ends else ends
+    return ends if isinstance(ends, int) and 0 <= ends < VOCABULARY else otherwise
 
 
 def _images(config: Any) -> Iterator[Any]:

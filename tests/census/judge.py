@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.census.checkpoint import ORDINARY, auto_class, tensors_of, words_of
+from tests.census.checkpoint import ORDINARY, auto_class, end_of, tensors_of, words_of
 from tests.census.heads import Pair
 
 SIZES: tuple[tuple[int, int], ...] = ((1, 5), (2, 17), (3, 40))  # rows and tokens
@@ -70,7 +70,7 @@ def relative_error(found: Any, wanted: Any) -> float:
         return 0.0
     left, right = found.astype(np.float64), wanted.astype(np.float64)
     same = (left == right) | (np.isnan(left) & np.isnan(right))
-    difference = float(np.max(np.where(same, 0.0, np.abs(left - right))))
+    difference = float(np.max(np.abs(np.where(same, 0.0, left) - np.where(same, 0.0, right))))
     scale = float(np.max(np.abs(right[np.isfinite(right)]), initial=0.0)) or 1.0
     return difference / scale if np.isfinite(difference) else float("inf")
 
@@ -89,7 +89,7 @@ def judge(pair: Pair, checkpoint: Path, artifact: Path, shapes: Mapping[str, Seq
     """
     network = auto_class(pair).from_pretrained(checkpoint, dtype="float32").eval()
     io = json.loads((artifact / "io.json").read_text(encoding="utf-8"))
-    drawer = Drawer(words_of(network.config), _pad(network.config), shapes)
+    drawer = Drawer(words_of(network.config), _pad(network.config), end_of(network.config), shapes)
     graphs = io.get("graphs") or {"model": {**io, "file": io.get("file", "model.onnx")}}
     errors, attention = Errors(), 0
     for seed, (rows, tokens) in enumerate(SIZES):
@@ -128,6 +128,7 @@ class Drawer:
     Attributes:
         words: ids of words are below.
         pad: the id at places that a mask leaves out.
+        end: the id of the last place of a text; None where texts do not end with a mark.
         shapes: of inputs as torch was called with them before.
         rows: of the batch.
         tokens: of a text.
@@ -137,6 +138,7 @@ class Drawer:
 
     words: int
     pad: int
+    end: int | None
     shapes: Mapping[str, Sequence[int]]
     rows: int = 1
     tokens: int = 1
@@ -144,7 +146,7 @@ class Drawer:
 
     def at(self, rows: int, tokens: int, seed: int) -> Drawer:
         """Return one for a size."""
-        return Drawer(self.words, self.pad, self.shapes, rows, tokens, seed)
+        return Drawer(self.words, self.pad, self.end, self.shapes, rows, tokens, seed)
 
     def draw(self, inputs: Sequence[Mapping[str, Any]], sizes: Mapping[str, Any], *, padded: bool) -> Arrays:
         """Return an array for every input of a graph; the rows of a padded text end earlier one after the other.
@@ -191,6 +193,9 @@ class Drawer:
             return np.broadcast_to(flat.reshape(shape[0], *[1] * (len(shape) - 2), shape[-1]), shape)
         if name.endswith("input_ids"):
             ids = rng.integers(ORDINARY, self.words, shape)
+            if self.end is not None and not name.startswith("decoder"):
+                lasts = mask.sum(-1) - 1 if fits else np.full(shape[0], shape[-1] - 1)
+                ids[np.arange(shape[0]), ..., lasts] = self.end
             kept = mask.reshape(shape[0], *[1] * (len(shape) - 2), shape[-1]) if fits else 1
             return np.where(kept, ids, self.pad)
         if name == "position_ids":

@@ -33,7 +33,7 @@ _INNER = re.compile(
     r"|ffn_embed_dim|hidden_dim)$"
 )
 _WIDTH = re.compile(
-    r"(hidden_size|d_model|(^|_)dim|n_embd|embed_dim|embedding_size|projection_dim|proj_size|proj_dim|_units|width|"
+    r"(hidden_size|d_model|(^|_)dim|n_embd|embed_dim|embedding_size|proj(ection)?_(dim|size)|_units|width|"
     r"hidden_channels|embed_size|emb_size|_dim_out|d_latents|encoder_dim|decoder_dim|output_dim|conv_channels"
     r"|filter_channels|out_channels|num_filters|num_channels_latents|initial_channel|in_dim)$"
 )
@@ -114,7 +114,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "longformer": {"attention_window": [8, 8]},
     "xlm": {"emb_dim": HIDDEN, "n_layers": 2, "n_heads": HEADS, "n_langs": 1},
     "flaubert": {"emb_dim": HIDDEN, "n_layers": 2, "n_heads": HEADS},
-    "funnel": {"block_sizes": [1, 1], "d_head": HEAD, "n_head": HEADS, "num_decoder_layers": 1},
+    "funnel": {
+        "block_sizes": [1, 1],
+        "block_repeats": [1, 1],
+        "d_head": HEAD,
+        "n_head": HEADS,
+        "num_decoder_layers": 1,
+    },
     "mobilebert": {"embedding_size": 32, "intra_bottleneck_size": 32, "num_feedforward_networks": 2},
     "fnet": {"use_tpu_fourier_optimizations": False},
     "squeezebert": {"embedding_size": HIDDEN},
@@ -220,7 +226,7 @@ def _listed(key: str, value: list[Any], way: Way, layers: int, before: int) -> l
     if "indices" in key or "indexes" in key:
         return [min(index, layers - 1) for index in range(len(value))]
     if key in ("depths", "num_blocks_per_stage", "stage_num_blocks", "layer_depths", "num_block_repeats"):
-        return [1] * len(value)
+        return [min(one, 2) for one in value]  # windows that are shifted come second
     if key == "image_size":
         return [IMAGE] * len(value)
     if key in ("conv_dim", "tdnn_dim"):
@@ -245,7 +251,7 @@ def _token(key: str, value: int, placeholders: Any) -> int:
 def _number(key: str, value: int, way: Way, layers: int, whole: Mapping[str, Any]) -> int:
     """Return a number of a config made small, itself where its name says nothing."""
     if key in {"image_size", "img_size"}:
-        return _image(whole)
+        return _image(whole) * (2 if _is_number(whole.get("window_size")) and "depths" in whole else 1)
     if key == "patch_size":
         return min(value, 16)
     if _is_layers(key):
@@ -276,7 +282,7 @@ def _named(key: str, value: int, whole: Mapping[str, Any]) -> int:
 
 def _scaled(key: str, value: int, whole: Mapping[str, Any]) -> int:
     """Return a width divided by `SCALE`."""
-    if key in ("num_mel_bins", "max_source_positions", "num_queries", "num_detection_tokens"):
+    if key in ("num_mel_bins", "max_source_positions", "num_queries", "num_detection_tokens", "window_size"):
         return min(value, _FIXED[key])
     is_width = _WIDTH.search(key) or _INNER.search(key) or re.search(r"(head_dim|d_kv|rank|channels|classes)$", key)
     return value // SCALE if is_width and value >= 32 and value % SCALE == 0 else value

@@ -29,7 +29,7 @@ from tests.census.pairs_table import kind_of, render
 from tests.census.shrink import FIRST_PLACEHOLDER, HEAD, HIDDEN, VOCABULARY, small
 
 MADE = {
-    "xlm-roberta/token-classification": ["input_ids", "attention_mask"],
+    "xlm-roberta/token-classification": ["input_ids", "attention_mask", "token_type_ids"],
     "mixtral/causal-lm": ["input_ids", "attention_mask"],
     "pegasus/seq-to-seq-causal-lm": ["input_ids", "attention_mask", "decoder_input_ids"],
     "distilbert/multiple-choice": ["input_ids", "attention_mask"],
@@ -111,7 +111,8 @@ def test_words_widths_heads_and_marks_are_small_and_fit_each_other() -> None:
 def test_stages_keep_their_proportions() -> None:
     whole = {"embed_dim": 96, "depths": [2, 2, 18, 2], "num_heads": [3, 6, 12, 24], "image_size": 224, "patch_size": 4}
     made = small("none", whole, "named")
-    assert made["depths"] == [1, 1, 1, 1]
+    assert made["depths"] == [2, 2, 2, 2]
+    assert made["image_size"] // made["patch_size"] // 2**3 >= whole.get("window_size", 2)
     assert all(made["embed_dim"] * 2**stage % heads == 0 for stage, heads in enumerate(made["num_heads"]))
     wide = small("none", {"hidden_sizes": [64, 128, 320], "stem_channels": [32, 64]}, "named")
     assert wide["hidden_sizes"] == [16, 32, 80]
