@@ -39,7 +39,7 @@ MADE = {
     "hubert/ctc": ["input_values"],
     "audio-spectrogram-transformer/audio-classification": ["input_values"],
     "whisper/speech-seq-2-seq": ["input_features", "decoder_input_ids"],
-    "siglip/zero-shot-image-classification": ["input_ids", "pixel_values"],
+    "siglip/zero-shot-image-classification": ["input_ids", "attention_mask", "pixel_values"],
     "layoutlm/document-question-answering": ["input_ids", "attention_mask", "token_type_ids"],
 }
 
