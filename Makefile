@@ -14,7 +14,7 @@ DONE := $(VENV)/.onnxopt-ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup optimize test test-slow test-node lint format types check docs catalogue peers bench record cost \
-	bench-decode bench-quantized bench-encoder bench-convs bench-shrink bench-cuda bench-serve bench-large soak census exam \
+	bench-decode bench-quantized bench-encoder bench-convs bench-shrink bench-cuda bench-serve bench-large soak census census-pairs exam \
 	campaign campaign-kill campaign-hostile real build clean distclean
 
 help: ## List the targets
@@ -121,6 +121,10 @@ soak: $(DONE) ## Load a server with 2 GB for SECONDS=3600, a tenth of it hostile
 census: $(DONE) ## Take many architectures the whole road and write the table (long)
 	$(BIN)/python -m tests.census.run
 	$(BIN)/python -m tests.census.run --table docs/census.md
+
+census-pairs: $(DONE) ## Try model types with heads, PAIRS="bert/* */ctc" or all, those on record not again, and write the table (long)
+	$(BIN)/python -m tests.census.pairs --run $(foreach pair,$(PAIRS),'$(pair)')
+	$(BIN)/python -m tests.census.pairs --table docs/census.md
 
 exam: $(DONE) ## Take ONNX's own backend cases through optimize for cpu and portable and record what became of them (long)
 	$(BIN)/python -m tests.exam.backend
