@@ -154,7 +154,7 @@ def turn_in_files(
             order = given.as_ints() if given is not None else range(len(stored.shape) - 1, -1, -1)
             turned = Turned(stored, tuple(order), result.name or "")
             tensor = turned if laid is None else laid.add_turned(turned)
-            made = ir.Value(name=result.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+            made = ir.Value(name=result.name, shape=turned.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
             result.name = None  # the weight bears it now
             result.replace_all_uses_with(made)
             graph.remove(node, safe=True)
