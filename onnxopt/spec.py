@@ -58,6 +58,8 @@ class Reassociated:
 
 SQNR = "sqnr_db"  # the metric that a lossy rewrite of one region is held to
 SENTENCE = "sentence_embedding"  # the output of a graph that pools its tokens into one vector
+SOUND_INPUTS = ("input_values", "input_features")  # transformers' names of waves, and of features of them
+SOUND_AXES = ("samples", "frames")  # of the same
 
 
 @dataclass(frozen=True)

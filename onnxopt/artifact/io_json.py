@@ -39,8 +39,11 @@ from onnxopt.graph.roles import fixed_length, input_meaning
 from onnxopt.load.checkpoint.pooling import described_pooling
 from onnxopt.records.manifest import DecodingRecord
 from onnxopt.records.record import ProvedRange
+from onnxopt.run.inputs.sound import sound_settings
+from onnxopt.run.inputs.waves import DEFAULT_RATE
 from onnxopt.run.scores import Scores, scores_of
-from onnxopt.spec import SENTENCE, Signature, TensorSpec
+from onnxopt.run.sounds import WAVES
+from onnxopt.spec import SENTENCE, SOUND_INPUTS, Signature, TensorSpec
 from onnxopt.tasks.table import TASKS
 from onnxopt.texts.marks import marks_of
 from onnxopt.texts.prompts import Prompts
@@ -100,7 +103,7 @@ def io_description(
     prompts = _prompts(folder, signature)
     if prompts.named:
         content["prompts"], content["default_prompt"] = dict(prompts.named), prompts.default
-    content["preprocessing"] = _before(folder, tokenizer, prompts)
+    content["preprocessing"] = _before_sound(folder, signature) or _before(folder, tokenizer, prompts)
     pooling = _pooling(folder, signature)
     content["postprocessing"] = _after(task, signature, decoding, pooling, scores)
     if pooling is not None:
@@ -250,6 +253,31 @@ def _before(folder: Path, tokenizer: Mapping[str, Any] | None, prompts: Prompts)
     return steps
 
 
+def _before_sound(folder: Path, signature: Signature) -> list[str]:
+    """Return how a sound becomes inputs; nothing for a graph that takes none."""
+    names = {spec.name: spec for spec in signature.inputs}
+    main = next((names[name] for name in SOUND_INPUTS if name in names), None)
+    if main is None:
+        return []
+    try:
+        settings = sound_settings(folder)
+    except InputError:
+        settings = {}
+    rate = f"{settings.get('sampling_rate') or DEFAULT_RATE} samples a second, channels averaged"
+    axis = next((axis for axis in main.axes[1:] if isinstance(axis, str)), "")
+    alike = f"rows of a batch have the same number of {axis}; for sounds that differ, one row a call"
+    if "attention_mask" in names:
+        alike = "pad rows of a batch with 0 at the end, mask 0 there"
+    steps = [rate]
+    if main.name == WAVES and len(main.axes) == len((BATCH, axis)):
+        if settings.get("do_normalize", True):
+            steps.append("of each sound (x - mean) / sqrt(variance + 1e-7)")
+    else:
+        kind = settings.get("feature_extractor_type") or "the checkpoint's feature extractor"
+        steps.append(f"features as {kind} makes them by preprocessor_config.json")
+    return [*steps, alike] if axis else steps
+
+
 def _after(
     task: str,
     signature: Signature,
@@ -265,7 +293,12 @@ def _after(
         return [f"none: {SENTENCE} is ready to compare by cosine; divide by its length before a dot product"]
     if scores is not None:
         return [_SCORES[scores]]
-    return [TASKS[task].after] if task in TASKS and TASKS[task].after else []
+    if task not in TASKS:
+        return []
+    # of a task that is done in several ways, the one that answers at once
+    ways = (head.after for head in TASKS[task].heads if not head.generates)
+    after = TASKS[task].after or next(filter(None, ways), "")
+    return [after] if after else []
 
 
 def _pooling(folder: Path, signature: Signature) -> tuple[str, bool] | None:

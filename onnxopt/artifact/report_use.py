@@ -10,6 +10,7 @@ import numpy as np
 from onnxopt.artifact.golden import Golden
 from onnxopt.records.manifest import Manifest
 from onnxopt.spec import Array, Feeds
+from onnxopt.tasks.table import TASKS
 
 SHOWN_NUMBERS = 6  # of a tensor
 SHOWN_TENSORS = 4  # on each side; a decoder has two for each layer
@@ -53,9 +54,14 @@ def commands_of(manifest: Manifest, folder: str) -> list[Command]:
     """
     reads_text = any(name.rpartition("/")[2].startswith("tokenizer") for name in manifest.files)
     has_image = any(name.endswith("preprocessor_config.json") for name in manifest.files)
+    task = TASKS.get(manifest.task)
     found = []
     if manifest.decoding is not None and reads_text:
         found.append(Command(f'onnxopt generate {folder} "Once upon a time"', "writes on"))
+    elif task is not None and task.takes == ("sound",):
+        found.append(
+            Command(f"onnxopt {'generate' if manifest.parts else 'run'} {folder} {task.example}", "a sound in")
+        )
     elif reads_text:
         found.append(Command(f'onnxopt run {folder} "a first text"', "text in, answer out"))
     elif has_image:

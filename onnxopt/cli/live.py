@@ -147,7 +147,8 @@ def print_summary(console: Console, artifact: Artifact, *, verbose: bool = False
         if not is_said:
             say(f"note          {note}")
     say(f"artifact      {near(artifact.path)}")
-    say(f"next          {next_steps(manifest.task, near(artifact.path))}")
+    writes = manifest.decoding is not None or bool(manifest.parts)
+    say(f"next          {next_steps(manifest.task, near(artifact.path), writes=writes)}")
 
 
 def forms_of(manifest: Manifest) -> dict[str, str]:
@@ -160,19 +161,20 @@ def forms_of(manifest: Manifest) -> dict[str, str]:
     }
 
 
-def next_steps(task: str, path: Path) -> str:
+def next_steps(task: str, path: Path, *, writes: bool = True) -> str:
     """Say what to do with an artifact: try it, where its task tells how, and read its report.
 
     Args:
         task: in the words of transformers; `onnx` for an imported file.
         path: its folder.
+        writes: it writes token by token where its task is to write; else it answers at once, as a network of CTC does.
     """
     folder, report = _typed(path), f"read {path / 'report.html'}"
     if task == "onnx":
         return report
     known = TASKS.get(task)
     given = known.example if known else _QUOTED
-    command = command_of(known) if known else "run"
+    command = command_of(known) if known and writes else "run"
     return f"onnxopt {command} {folder} {given}; {report}"
 
 

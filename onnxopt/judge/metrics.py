@@ -1,7 +1,8 @@
 """How much of a model's answer is left: one number per kind of model, and the budgets that are written with it.
 
 * embeddings: the cosine between the candidate's and the reference's vectors;
-* classifiers: the share of samples (of positions, where each has an answer) whose likeliest class is the reference's;
+* classifiers, and what hears: the share of samples (of positions or frames, where each has an answer) whose likeliest
+  class or letter is the reference's;
 * language models: perplexity, relative to the reference's, on the same windows;
 * everything else: the cosine between whole outputs.
 """
@@ -16,12 +17,13 @@ from typing import Literal
 import numpy as np
 
 from onnxopt.errors import InputError
-from onnxopt.spec import SENTENCE, Array, Feeds, Signature
+from onnxopt.spec import SENTENCE, SOUND_INPUTS, Array, Feeds, Signature
 
 MetricName = Literal["cosine", "agreement", "perplexity"]
 LOGITS = "logits"
 RESAMPLES = 500
 IMAGE_RANK = 4
+FRAME_RANK = 3  # of logits for each frame of a sound
 LEAST_RATIO = 1e-9  # of perplexities: a loss is a finite number
 _BUDGET = re.compile(r"^\s*(perplexity|cosine|agreement|top-?1)\s*(<=|>=|[<>=])\s*([+-]?[\d.]+)\s*(%?)\s*$")
 
@@ -102,7 +104,8 @@ class Metric:
         ranks = {spec.name: len(spec.axes) for spec in signature.outputs if "float" in spec.dtype}
         if ranks.get(LOGITS) == 3 and any(spec.name == "input_ids" for spec in signature.inputs):
             return cls("perplexity", LOGITS)
-        if ranks.get(LOGITS) == 2:
+        hears = any(spec.name in SOUND_INPUTS for spec in signature.inputs)
+        if ranks.get(LOGITS) == 2 or (hears and ranks.get(LOGITS) == FRAME_RANK):
             return cls("agreement", LOGITS)
         if SENTENCE in ranks:
             return cls("cosine", SENTENCE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,41 @@ class ImageFeeder:
         plain = {spec.name: ExtraInput(spec) for spec in self.inputs}
         known = plain | {one.spec.name: one for one in self.extras}
         return {spec.name: known[spec.name].draw(spec.shape(filled), rng) for spec in self.inputs}
+
+
+@dataclass(frozen=True)
+class SoundFeeder:
+    """Makes waves or features of them as a feature extractor leaves them: mean 0, deviation 1, padded at the end.
+
+    Every kind of padding is padding at the end, as the extractors do it: networks count from the start what is left of
+    a mask behind their convolutions.
+
+    Attributes:
+        inputs: the model's inputs.
+        defaults: sizes of axes that a caller does not name.
+        least: the shortest sound that the model answers, by open axis.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    defaults: Mapping[str, int]
+    least: Mapping[str, int] = field(default_factory=dict)
+
+    def make(self, sizes: Mapping[str, int], padding: Padding = "none", seed: int = 0) -> Feeds:
+        """Return float32 [batch, samples], or features, and int64 [batch, samples]; the first row is never padded."""
+        filled = {"batch": DEFAULT_BATCH, **self.defaults, **sizes}
+        rng = np.random.default_rng([seed, *(filled[axis] for axis in sorted(filled))])
+        sound, *masks = self.inputs
+        made = {sound.name: rng.standard_normal(sound.shape(filled), np.float32)}
+        for spec in masks:
+            mask = np.ones(spec.shape(filled), spec.dtype)
+            places = mask.shape[1]
+            shortest = min(places, self.least.get(str(spec.axes[1]), 1))
+            for row in range(1, len(mask) if padding != "none" else 0):
+                mask[row, rng.integers(shortest, places + 1) :] = 0
+            made[spec.name] = mask
+            kept = mask.reshape(mask.shape + (1,) * (len(sound.axes) - 2))
+            made[sound.name] *= kept.astype(np.float32)
+        return made
 
 
 def _where_text(values: Array, extra: ExtraInput, mask: Array) -> Array:

@@ -33,6 +33,7 @@ from onnxopt.run.results import (
 )
 from onnxopt.run.scores import as_scores, scores_of, softmax
 from onnxopt.run.session import Session
+from onnxopt.run.sounds import frame_labels, hear, hears, transcripts, vectors
 from onnxopt.spec import SENTENCE, Array, Feeds, Target
 from onnxopt.tasks.table import TASKS
 from onnxopt.texts.tokenizer import MASKS, read_settings
@@ -47,7 +48,8 @@ _PAIRED = ("text-classification",)
 _PROMPTED = ("feature-extraction",)
 # what the end of a saved class's name stands for, for an imported file whose task is unknown
 _HEADS = {head.ending: task.name for task in TASKS.values() if not task.asked for head in task.heads if head.ending}
-_HEADS |= {"LMHeadModel": "text-generation"}
+_HEADS |= {"LMHeadModel": "text-generation", "ForXVector": "audio-xvector"}
+_OF_SOUND = {"text-classification": "audio-classification"}  # which ends of names do not tell apart
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,8 @@ class Opened:
         _require_fitting(request)
         if self.task.startswith("image"):
             result = _run_images(self.folder, self.session, self.config, request)
+        elif hears(self.session):
+            result = _run_sounds(self.folder, self.session, self.config, request)
         else:
             known = _ANSWERS.get(TASKS[self.task].answer) if self.task in TASKS else None
             if known is None or not TASKS[self.task].reads_text:
@@ -201,10 +205,12 @@ def task_of(task: str, config: Mapping[str, Any], session: Session) -> str:
     for name in config.get("architectures") or ():
         for ending, found in _HEADS.items():
             if str(name).endswith(ending):
-                return found
+                return _OF_SOUND.get(found, found) if hears(session) else found
     names = {spec.name for spec in session.outputs}
     if {"start_logits", "end_logits"} <= names:
         return "question-answering"
+    if hears(session) and "logits" not in names:
+        return "audio-feature-extraction"
     about_images = any(spec.name == "pixel_values" for spec in session.inputs)
     if "logits" not in names:
         return "image-feature-extraction" if about_images else "feature-extraction"
@@ -435,6 +441,23 @@ def _run_images(folder: Path, session: Session, config: Mapping[str, Any], reque
     # the first token of a vision transformer stands for the image
     vectors = values[:, 0] if values.ndim == 3 else values.reshape(len(values), -1)
     return embeddings(request.task, request.texts, name, vectors)
+
+
+# Sounds
+
+
+def _run_sounds(folder: Path, session: Session, config: Mapping[str, Any], request: _Request) -> TextResult:
+    task, texts = request.task, request.texts
+    found = hear(folder, session, [Path(text) for text in texts])
+    kind = TASKS[task].answer if task in TASKS else "embeddings"
+    if kind == "continuations":  # of the heads of speech, the one that hears without writing
+        return transcripts(task, texts, found, folder, config)
+    if kind == "frame_labels":
+        return frame_labels(task, texts, found, config)
+    if kind == "classification":
+        return classification(task, texts, np.stack([_logits(one.outputs, session) for one in found]), config)
+    name, values, notes = vectors(found)
+    return embeddings(task, texts, name, values, notes)
 
 
 # Shared

@@ -184,6 +184,41 @@ class Continuations(Result):
         return [f"{text}{more}" for text, more in zip(self.texts, self.continuations, strict=True)] + super().lines()
 
 
+class Transcripts(Result):
+    """What is said in each sound, the likeliest token of each frame."""
+
+    kind: Literal["transcripts"] = "transcripts"
+    transcripts: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Return file and text."""
+        return [f"{text}: {said}" for text, said in zip(self.texts, self.transcripts, strict=True)] + super().lines()
+
+
+class Span(Record):
+    """A label that is heard from `start` to `end`, in seconds, with its mean probability."""
+
+    label: str
+    start: float
+    end: float
+    score: float
+
+
+class FrameLabels(Result):
+    """What is heard when in each sound; labels may be heard together."""
+
+    kind: Literal["frame_labels"] = "frame_labels"
+    spans: tuple[tuple[Span, ...], ...]
+
+    def lines(self) -> list[str]:
+        """Return the spans in the order of their beginnings."""
+        shown = []
+        for text, spans in zip(self.texts, self.spans, strict=True):
+            shown += [f"{text}: {one.start:.2f}-{one.end:.2f} s {one.label} {one.score:.4f}" for one in spans]
+            shown += [] if spans else [f"{text}: no label is heard"]
+        return shown + super().lines()
+
+
 class Answer(Record):
     """A piece of the context; `start` and `end` count its characters."""
 
@@ -205,4 +240,4 @@ class Answers(Result):
         return [f"{text!r}: {found.answer!r} {found.score:.4f}" for text, found in pairs] + super().lines()
 
 
-TextResult = Embeddings | Classification | TokenLabels | MaskFills | Continuations | Answers
+TextResult = Embeddings | Classification | TokenLabels | MaskFills | Continuations | Transcripts | FrameLabels | Answers

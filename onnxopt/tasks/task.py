@@ -14,6 +14,8 @@ Answer = Literal[
     "token_labels",
     "mask_fills",
     "continuations",
+    "transcripts",
+    "frame_labels",
     "answers",
 ]
 """What `run` makes of the outputs: the `kind` of a result in `onnxopt.run.results`."""
@@ -29,6 +31,8 @@ class Head:
         outputs: the outputs that the task is about; a model without them gives all of its own.
         generates: the answer is made token by token, so what was seen is kept in a cache.
         paired: an encoder reads what goes in, once, and a decoder writes.
+        answer: what `run` makes of the outputs, where that is not what the task's other heads have.
+        after: what is made of the outputs, in a sentence for programs of others, for the same.
     """
 
     auto_class: str
@@ -36,6 +40,8 @@ class Head:
     outputs: tuple[str, ...]
     generates: bool = False
     paired: bool = False
+    answer: Answer | None = None
+    after: str = ""
 
     @property
     def ending(self) -> str:
@@ -84,4 +90,4 @@ class Task:
 
     def narrowed(self, head: Head) -> Task:
         """Return the task as one of its heads does it."""
-        return replace(self, heads=(head,))
+        return replace(self, heads=(head,), answer=head.answer or self.answer, after=head.after or self.after)

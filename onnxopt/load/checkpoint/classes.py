@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from onnxopt.errors import InputError
+from onnxopt.spec import SOUND_INPUTS
 from onnxopt.tasks.table import TASKS
 from onnxopt.tasks.task import Head, Task
 
-READ = ("input_ids", "pixel_values")  # what a model may take that reads alone
+READ = ("input_ids", "pixel_values", *SOUND_INPUTS)  # what a model may take that reads alone
+_FEATURES = {  # the task of a model without a head, by what it takes; text else
+    "pixel_values": "image-feature-extraction",
+    **dict.fromkeys(SOUND_INPUTS, "audio-feature-extraction"),
+}
 
 
 def infer_task(config: Any, *, where: str = "") -> Task:
@@ -44,32 +49,31 @@ def infer_task(config: Any, *, where: str = "") -> Task:
 
 
 def require_readable(kind: Any, *, where: str = "") -> None:
-    """Refuse a class that reads neither text nor images, whatever it is asked to do.
+    """Refuse a class that reads neither text nor images nor sound, whatever it is asked to do.
 
     Args:
         kind: transformers' class, which says what it takes; None is not refused.
         where: the checkpoint, for messages.
 
     Raises:
-        InputError: names what it takes, sound mostly, and the other way.
+        InputError: names what it takes, and the other way.
     """
     takes = getattr(kind, "main_input_name", READ[0])
     if takes not in READ:
         raise InputError(
-            f"{kind.__name__} takes {takes}; only text and images are supported",
+            f"{kind.__name__} takes {takes}; only text, images and sound are supported",
             where=where,
             hint="export it to ONNX by other means, and give the .onnx file",
         )
 
 
 def features_task(config: Any) -> Task:
-    """Return the task of a model without a head: features of text or of an image, by what its class takes."""
+    """Return the task of a model without a head: features of text, an image or a sound, by what its class takes."""
     import transformers
 
     table = transformers.AutoModel._model_mapping  # noqa: SLF001  the only table from config class to model class
     kind = _saved_class(config, table) if type(config) in table else _bare_class(config)
-    takes_pixels = kind is not None and kind.main_input_name == "pixel_values"
-    return TASKS["image-feature-extraction" if takes_pixels else "feature-extraction"]
+    return TASKS[_FEATURES.get(getattr(kind, "main_input_name", ""), "feature-extraction")]
 
 
 def is_bare(task: Task) -> bool:

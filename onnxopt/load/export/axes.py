@@ -20,7 +20,7 @@ from onnxopt.load.loaded import Feeder, Reference
 from onnxopt.probe.program import ProbeError
 from onnxopt.probe.runners import GraphRunner, ShapeRunner
 from onnxopt.records.events import Step
-from onnxopt.spec import AxisRange, Feeds, Padding, Signature
+from onnxopt.spec import SOUND_AXES, AxisRange, Feeds, Padding, Signature
 
 PROOF_SIZES: dict[str, tuple[int, ...]] = {"batch": (1, 2, 5), "sequence": (1, 8, 33, 128)}
 PROOF_STEPS = ((1, 0), (33, 0), (128, 0), (8, 5), (1, 33))  # new tokens and seen ones, with a cache
@@ -31,13 +31,19 @@ FEW_PAIRS = ((2, 1), (2, 3), (5, 4), (1, 0), (1, 2))  # batch, and which of the 
 TOLERANCE = 1e-4
 FEW_BATCH = 2  # rows, of which one is padded
 SIDES = ("height", "width")
+SOUND_TIMES = 10  # as long as the sound that was traced: the longest that is proved
 IMAGE_STEPS = (1, 2, 4, 8, 16, 32, 64)  # what the sides of an image must be multiples of, the first that holds
 _PADDINGS: tuple[Padding, ...] = ("right", "left", "holes", "none")
 _FAILED_NODE = re.compile(r"running (\w+) node\. Name:'([^']*)'")
 
 
 def axis_sizes(
-    signature: Signature, example: Mapping[str, int], longest: int, *, few: bool = False
+    signature: Signature,
+    example: Mapping[str, int],
+    longest: int,
+    *,
+    few: bool = False,
+    least: Mapping[str, int] | None = None,
 ) -> list[dict[str, int]]:
     """Return the combinations of sizes to prove.
 
@@ -46,6 +52,7 @@ def axis_sizes(
         example: the sizes that the export was traced with; axes of an image are proved at these and twice these.
         longest: the longest sequence the model takes, or 0.
         few: of texts, each size of each axis once, instead of every combination of them.
+        least: the shortest sound that the model answers, by open axis.
     """
     if PAST in signature.axes:
         top = longest or max(new + past for new, past in PROOF_STEPS)
@@ -59,6 +66,8 @@ def axis_sizes(
         ]
     if set(SIDES) & set(signature.axes):
         return _image_sizes(signature, example)
+    if set(SOUND_AXES) & set(signature.axes):
+        return _sound_sizes(signature, example, least or {})
     choices: list[list[int]] = []
     for axis in signature.axes:
         sizes = PROOF_SIZES.get(axis, (example[axis], 2 * example[axis]))
@@ -82,6 +91,17 @@ def _image_sizes(signature: Signature, example: Mapping[str, int]) -> list[dict[
     return [once, *wide, *more, together]
 
 
+def _sound_sizes(signature: Signature, example: Mapping[str, int], least: Mapping[str, int]) -> list[dict[str, int]]:
+    """Return lengths of sounds, from the least to ten times what was traced, alone and in batches."""
+    once = {axis: example[axis] for axis in signature.axes} | {"batch": 1}
+    axis = next(axis for axis in signature.axes if axis in SOUND_AXES)
+    usual, shortest = example[axis], least.get(axis, example[axis])
+    _, two, five = PROOF_SIZES["batch"]
+    alone = [shortest, usual + 1, 2 * usual, SOUND_TIMES * usual + 2]
+    rows = [(two, shortest), (two, usual), (five, 2 * usual + 1), (five, shortest + 1), (two, SOUND_TIMES * usual)]
+    return [once, *(once | {axis: size} for size in alone), *(once | {"batch": row, axis: size} for row, size in rows)]
+
+
 def prove_axes(
     path: Path,
     signature: Signature,
@@ -90,6 +110,7 @@ def prove_axes(
     *,
     example: Mapping[str, int],
     longest: int = 0,
+    least: Mapping[str, int] | None = None,
     folder: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, int], ...]:
@@ -102,6 +123,7 @@ def prove_axes(
         feeder: makes the inputs.
         example: the sizes that the export was traced with.
         longest: the longest sequence the model takes, or 0.
+        least: the shortest sound that the model answers, by open axis.
         folder: of the checkpoint in whose files large weights lie; then the combinations are few.
         say: told each size that is tried.
 
@@ -114,7 +136,7 @@ def prove_axes(
     model = read_graph(path, folder)
     proof = _Proof(model, _opened(model), signature, reference, feeder)
     few = folder is not None
-    combinations = axis_sizes(signature, example, longest, few=few)
+    combinations = axis_sizes(signature, example, longest, few=few, least=least)
     work = f"proving the axes {', '.join(signature.axes)} against torch, size"
     for index, sizes in reversed(list(enumerate(combinations))):  # the largest first: it tells how large outputs are
         say(Step.piece(work, len(combinations) - index, len(combinations)))
@@ -133,9 +155,10 @@ def learn_ranges(
     example: Mapping[str, int],
     folder: Path | None = None,
 ) -> dict[str, AxisRange]:
-    """Find the sizes of the sides of an image at which the file runs and gives what the reference gives.
+    """Find the sizes of the sides of an image, and of a sound, at which the file gives what the reference gives.
 
     A network that halves its image five times takes none of 17 pixels, and one with windows takes multiples of them.
+    One whose convolutions look at 400 samples together takes no shorter sound.
 
     Args:
         path: the exported file, proved at the sizes it was traced with and at twice these.
@@ -148,7 +171,7 @@ def learn_ranges(
     Returns:
         A range for each axis that holds no rows, tokens or positions.
     """
-    sides = [axis for axis in signature.axes if axis in SIDES]
+    sides = [axis for axis in signature.axes if axis in (*SIDES, *SOUND_AXES)]
     if not sides:
         return {}
     model = read_graph(path, folder)

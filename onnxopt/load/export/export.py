@@ -29,14 +29,15 @@ from onnxopt.load.checkpoint.pooling import Pooling, read_pooling
 from onnxopt.load.export.axes import SIDES, learn_ranges, prove_axes, range_notes
 from onnxopt.load.export.forward_inputs import ExtraInput
 from onnxopt.load.export.references import read_graph
+from onnxopt.load.export.sound_inputs import MASK
 from onnxopt.load.export.torch_model import Logits, TorchModel, TorchReference, grows_beyond, load_torch, rereads
 from onnxopt.load.export.torch_pair import SeqPart
 from onnxopt.load.export.trace import ROADS, Road, Traced, trace
-from onnxopt.load.feeds import ImageFeeder, TextFeeder, Tokens, read_tokens
+from onnxopt.load.feeds import ImageFeeder, SoundFeeder, TextFeeder, Tokens, read_tokens
 from onnxopt.load.loaded import Feeder, Loaded
 from onnxopt.load.source.source import Source
 from onnxopt.probe.crossing import crossings_of
-from onnxopt.spec import AxisRange, Signature, TensorSpec
+from onnxopt.spec import SOUND_AXES, SOUND_INPUTS, AxisRange, Signature, TensorSpec
 from onnxopt.tasks.table import parse_task
 from onnxopt.tasks.task import Task
 from onnxopt.version import __version__
@@ -44,7 +45,7 @@ from onnxopt.version import __version__
 Exporter = Literal["auto", "dynamo", "torchscript"]
 Progress = Callable[[str], None]
 
-_FORMAT = 8
+_FORMAT = 10
 _RECORD = "export.json"
 _MODEL = "model.onnx"
 _ASSETS = "assets"
@@ -203,9 +204,9 @@ def _make(
     record |= {"pooling": str(pooling) if pooling else "", "proved_sizes": list(proved)}
     record |= {"with_cache": model.cache is not None, "logits": model.logits, "longest": model.longest}
     record |= {"part": form.part, "without": form.without, "extras": [one.to_json() for one in model.extras]}
-    if set(SIDES) & set(traced.signature.axes):
-        say("trying sizes of images")
-    feeder = _feeder(traced.signature.inputs, tokens, traced.example, model.extras)
+    if {*SIDES, *SOUND_AXES} & set(traced.signature.axes):
+        say("trying sizes of images" if model.image_size else "trying lengths of sounds")
+    feeder = _feeder(traced.signature.inputs, tokens, traced.example, model.extras, model.least)
     reference = TorchReference(model.title, lambda: model)
     given: dict[str, Any] = {"example": traced.example, "folder": model.folder}
     ranges = learn_ranges(folder / _MODEL, traced.signature, reference, feeder, **given)
@@ -250,9 +251,9 @@ def _first_road(
     def walk(road: Road, variant: TorchModel) -> tuple[Traced, tuple[dict[str, int], ...]]:
         say(f"exporting with {road}")
         traced = trace(variant, road, path)
-        feeder = _feeder(traced.signature.inputs, tokens, traced.example, model.extras)
+        feeder = _feeder(traced.signature.inputs, tokens, traced.example, model.extras, model.least)
         example, longest = traced.example, model.longest
-        given: dict[str, Any] = {"example": example, "longest": longest, "folder": variant.folder}
+        given: dict[str, Any] = {"example": example, "longest": longest, "folder": variant.folder, "least": model.least}
         sizes = prove_axes(path, traced.signature, reference, feeder, **given, say=say)
         return traced, sizes
 
@@ -299,7 +300,7 @@ def _notes(checkpoint: Checkpoint) -> list[str]:
 
 def _require_tokenizer(checkpoint: Checkpoint, task: Task) -> bool:
     """Tell whether the tokenizer of a model of text is missing, where its weights are made up; else refuse that."""
-    if task.takes == ("image",) or checkpoint.has_tokenizer:
+    if not (task.reads_text or task.head.generates) or checkpoint.has_tokenizer:
         return False
     if checkpoint.source.weights == "random":
         return True
@@ -311,11 +312,18 @@ def _require_tokenizer(checkpoint: Checkpoint, task: Task) -> bool:
 
 
 def _feeder(
-    inputs: tuple[TensorSpec, ...], tokens: Tokens | None, example: Mapping[str, int], extras: tuple[ExtraInput, ...]
+    inputs: tuple[TensorSpec, ...],
+    tokens: Tokens | None,
+    example: Mapping[str, int],
+    extras: tuple[ExtraInput, ...],
+    least: Mapping[str, int],
 ) -> Feeder:
     if tokens is not None:
         return TextFeeder(inputs, tokens, extras)
-    return ImageFeeder(inputs, {axis: size for axis, size in example.items() if axis != "batch"}, extras)
+    usual = {axis: size for axis, size in example.items() if axis != "batch"}
+    if inputs[0].name in SOUND_INPUTS and {spec.name for spec in inputs[1:]} <= {MASK}:
+        return SoundFeeder(inputs, usual, least)
+    return ImageFeeder(inputs, usual, extras)
 
 
 def _record(traced: Traced, task: Task, model: TorchModel, tokens: Tokens | None, notes: list[str]) -> dict[str, Any]:
@@ -329,6 +337,7 @@ def _record(traced: Traced, task: Task, model: TorchModel, tokens: Tokens | None
         "inputs": [[one.name, one.dtype, list(one.axes)] for one in traced.signature.inputs],
         "outputs": [[one.name, one.dtype, list(one.axes)] for one in traced.signature.outputs],
         "example": dict(traced.example),
+        "least": dict(model.least),
         "tokens": tokens.to_json() if tokens else None,
         "notes": notes,
     }
@@ -359,7 +368,7 @@ def _open(entry: Path, checkpoint: Checkpoint, weights: Mapping[str, str], model
         model=read_graph(entry / _MODEL, checkpoint.folder),
         signature=signature,
         reference=TorchReference(record["reference"], load),
-        feeder=_feeder(signature.inputs, tokens, record["example"], extras),
+        feeder=_feeder(signature.inputs, tokens, record["example"], extras, record["least"]),
         task=task.name,
         assets=tuple(sorted(path for path in (entry / _ASSETS).rglob("*") if path.is_file())),
         origin={

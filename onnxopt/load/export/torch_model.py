@@ -10,7 +10,7 @@ import inspect
 import itertools
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +27,10 @@ from onnxopt.load.checkpoint.pooling import Pooling, build_head
 from onnxopt.load.export.forward_inputs import ExtraInput, choose_inputs, drop_inputs, inputs_of_pair
 from onnxopt.load.export.marked_rows import as_written, end_of, read_at_marks, runs_alone
 from onnxopt.load.export.shapes import shapes_alone
+from onnxopt.load.export.sound_inputs import Heard, left_out_of_sound, sound_inputs
 from onnxopt.load.export.torch_pair import SeqPart, face_of, is_pair
-from onnxopt.spec import SENTENCE, Array, Feeds, Signature, TensorSpec
+from onnxopt.run.inputs.sound import sound_settings
+from onnxopt.spec import SENTENCE, SOUND_INPUTS, Array, Feeds, Signature, TensorSpec
 from onnxopt.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,8 @@ class TorchModel:
         weights: where its parameters lie; None where they are in memory.
         folder: of the checkpoint in whose files they lie; None for the same.
         end: the id without which it takes no row; None where it takes rows of any ids.
+        least: of sound, the shortest that it answers, by open axis.
+        usual: of sound, a length to trace with, by open axis.
     """
 
     flat: Any
@@ -71,6 +75,8 @@ class TorchModel:
     weights: MappedWeights | None = None
     folder: Path | None = None
     end: int | None = None
+    least: Mapping[str, int] = field(default_factory=dict)
+    usual: Mapping[str, int] = field(default_factory=dict)
 
     def fixed_image(self) -> TorchModel:
         """Return the same model for images of the size it was trained with only."""
@@ -171,10 +177,13 @@ def load_torch(
         own = (face.flat, f"{title} {part}", face.inputs, face.outputs, face.longest, (), config, face.cache, logits)
         lost = inputs_of_pair(network, face.inputs, without, where=where)
         return _complete(TorchModel(*own, left_out=lost, **lie), network, missing, where)
-    plain, image_size = _inputs(network, config, task, where)
+    heard = _heard(network, config, task, checkpoint, weights)
+    plain, image_size = (heard.inputs, ()) if heard else _inputs(network, config, task, where)
     plain = drop_inputs(network, plain, without, where=where)
     notes: tuple[str, ...] = ()
-    if extras is None:
+    if heard:
+        extras, notes = (), left_out_of_sound(network, plain, without, where=where)
+    elif extras is None:
         extras, notes = choose_inputs(
             network,
             plain,
@@ -186,7 +195,9 @@ def load_torch(
         )
     inputs = plain + tuple(extra.spec for extra in extras)
     longest = _longest(network, config) if task.reads_text else 0
-    names = _output_names(network, inputs, task, image_size, extras=extras, weights=weights, where=where)
+    usual = heard.usual if heard else {}
+    sizes = {"batch": 2, "sequence": 3, **dict(zip(("height", "width"), image_size, strict=False)), **usual}
+    names = _output_names(network, inputs, task, sizes, extras=extras, weights=weights, where=where)
     cache = _find_cache(network, weights) if with_cache and task.head.generates else None
     if cache is not None:
         flat = _flatten_with_cache(network, inputs, cache, logits)
@@ -197,8 +208,9 @@ def load_torch(
         flat = _flatten(network, inputs, names, task, build_head(pooling) if pooling else None)
         outputs = (*names, SENTENCE) if pooling else names
         model = TorchModel(flat, title, inputs, outputs, longest, image_size, config)
-    end = end_of(network, config) if is_pair(config) else None
-    return _complete(replace(model, extras=extras, left_out=notes, end=end, **lie), network, missing, where)
+    end = end_of(network, config) if is_pair(config) and not heard else None
+    lie |= {"end": end, "least": heard.least if heard else {}, "usual": usual}
+    return _complete(replace(model, extras=extras, left_out=notes, **lie), network, missing, where)
 
 
 def _complete(model: TorchModel, network: Any, missing: list[str], where: str) -> TorchModel:
@@ -206,6 +218,19 @@ def _complete(model: TorchModel, network: Any, missing: list[str], where: str) -
     if missing:
         _check_missing(model, network, missing, where)
     return model
+
+
+def _heard(
+    network: Any, config: Any, task: Task, checkpoint: Checkpoint, weights: MappedWeights | None
+) -> Heard | None:
+    """Return what a model of sound takes, None for every other model."""
+    where = checkpoint.source.text
+    if network.main_input_name not in SOUND_INPUTS:
+        return None
+    if "sound" not in task.takes:
+        raise InputError(f"{type(network).__name__} takes sound, {task.name} is for {task.takes[0]}s", where=where)
+    settings = sound_settings(checkpoint.folder) if checkpoint.folder else {}
+    return sound_inputs(network, config, settings, weights)
 
 
 def _inputs(network: Any, config: Any, task: Task, where: str) -> tuple[tuple[TensorSpec, ...], tuple[int, ...]]:
@@ -227,7 +252,9 @@ def _inputs(network: Any, config: Any, task: Task, where: str) -> tuple[tuple[Te
         axes = ("height", "width") if _takes_any_size(network, channels, size) else size
         return (TensorSpec("pixel_values", "float32", ("batch", channels, *axes)),), size
     if main != "input_ids":
-        raise InputError(f"{type(network).__name__} takes {main}; only text and images are supported", where=where)
+        raise InputError(
+            f"{type(network).__name__} takes {main}; only text, images and sound are supported", where=where
+        )
     if not task.reads_text:
         raise InputError(f"{type(network).__name__} takes text, {task.name} is for images", where=where)
     axes = ("batch", "sequence")
@@ -275,7 +302,7 @@ def _output_names(
     network: Any,
     inputs: tuple[TensorSpec, ...],
     task: Task,
-    image_size: tuple[int, ...],
+    sizes: Mapping[str, int],
     *,
     extras: tuple[ExtraInput, ...],
     weights: MappedWeights | None,
@@ -284,7 +311,6 @@ def _output_names(
     """Return the outputs of the task that the model gives, found by running it."""
     import torch
 
-    sizes = {"batch": 2, "sequence": 3, **dict(zip(("height", "width"), image_size, strict=False))}
     feeds = {spec.name: torch.ones(spec.shape(sizes), dtype=getattr(torch, spec.dtype)) for spec in inputs}
     rng = np.random.default_rng(0)
     feeds |= {one.spec.name: torch.from_numpy(one.draw(one.spec.shape(sizes), rng)) for one in extras}
@@ -293,7 +319,7 @@ def _output_names(
             result = shapes_alone(network, weights, lambda: network(**feeds, return_dict=True))
     except Exception as error:
         shown = ", ".join(feeds)
-        size = f" of {image_size[0]} × {image_size[1]}" if image_size else ""
+        size = f" of {sizes['height']} × {sizes['width']}" if "height" in sizes else ""
         raise ExportError(f"the model does not run on {shown}{size}: {error}", where=where) from error
     given = [name for name, value in result.items() if isinstance(value, torch.Tensor)]
     wanted = tuple(name for name in task.head.outputs if name in given)
@@ -474,7 +500,7 @@ def _check_missing(model: TorchModel, network: Any, missing: list[str], where: s
     with torch.no_grad():
         for one in parameters.values():
             one.fill_(float("nan"))
-    sizes = {"batch": 2, "sequence": 3, **dict(zip(("height", "width"), model.image_size, strict=False))}
+    sizes = {"batch": 2, "sequence": 3, **dict(zip(("height", "width"), model.image_size, strict=False)), **model.usual}
     sizes = complete_all(sizes | ({"past_sequence": 0} if model.cache else {}), Signature(model.inputs, ()).axes, 0)
     ones = {spec.name: np.ones(spec.shape(sizes), dtype=spec.dtype) for spec in model.inputs}
     ones |= {one.spec.name: one.draw(one.spec.shape(sizes), np.random.default_rng(0)) for one in model.extras}

@@ -95,13 +95,15 @@ def example_sizes(model: TorchModel) -> dict[str, int]:
     sizes = dict(zip(axes, free, strict=False))
     if "height" in sizes:  # an image has a least size, and height and width must differ to be told apart
         sizes |= {"height": model.image_size[0], "width": model.image_size[1] + 32}
-    return complete(sizes)
+    return complete(sizes | dict(model.usual))
 
 
 def _signature(model: TorchModel, example: Mapping[str, int]) -> Signature:
     """Return inputs and outputs; which output dimension follows which axis shows when sizes change."""
     # the second sizes stay whole patches of an image
     other = complete({axis: size + (64 if axis in ("height", "width") else 1) for axis, size in example.items()})
+    # a few samples more of a sound may give no frame more
+    other |= {axis: 3 * size for axis, size in example.items() if axis in model.usual}
     if model.image_size:  # few images tell the same as one more would
         other |= {"batch": FEW_IMAGES}
     first, second = (model.shapes(_feeds(model, sizes)) for sizes in (example, other))

@@ -10,15 +10,28 @@ import numpy as np
 
 from onnxopt.errors import InputError
 from onnxopt.host.extras import require
-from onnxopt.spec import Array
+from onnxopt.spec import Array, Feeds
+from onnxopt.texts.tokenizer import read_settings
 
 PROCESSOR_NAME = "preprocessor_config.json"
+WHOLE_PROCESSOR_NAME = "processor_config.json"  # where newer checkpoints keep the settings of all parts together
 _MAX_BYTES = 256 << 20
 _WIDTHS: dict[int, tuple[str, float, float]] = {  # bytes of a sample: dtype, what is silence, what is full scale
     1: ("<u1", 128.0, 128.0),
     2: ("<i2", 0.0, 2.0**15),
     4: ("<i4", 0.0, 2.0**31),
 }
+
+
+def sound_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings of the feature extractor of a folder; empty where nothing is said of it.
+
+    Raises:
+        InputError: a file of them is broken.
+    """
+    own = read_settings(folder, PROCESSOR_NAME)
+    whole = read_settings(folder, WHOLE_PROCESSOR_NAME).get("feature_extractor")
+    return own or (dict(whole) if isinstance(whole, dict) else {})
 
 
 class SoundReader:
@@ -32,7 +45,7 @@ class SoundReader:
     """
 
     def __init__(self, folder: Path) -> None:
-        if not (folder / PROCESSOR_NAME).is_file():
+        if not any((folder / name).is_file() for name in (PROCESSOR_NAME, WHOLE_PROCESSOR_NAME)):
             raise InputError(
                 f"no {PROCESSOR_NAME}: nothing says how sound becomes features",
                 where=str(folder),
@@ -52,12 +65,23 @@ class SoundReader:
         Raises:
             InputError: when the file is no such file, or has another sampling rate than the processor wants.
         """
+        return np.asarray(self.inputs(path)["input_features"][0], np.float32)
+
+    def inputs(self, path: Path) -> Feeds:
+        """Return all that the extractor makes of a PCM .wav file, a row each: features, and a mask where it makes one.
+
+        Raises:
+            InputError: when the file is no such file, or has another sampling rate than the processor wants.
+        """
         sound, rate = read_wave(path)
         wanted = int(self._extract.sampling_rate)
         if rate != wanted:
             raise InputError(f"has {rate} samples a second, the model wants {wanted}", where=str(path))
-        found = self._extract(sound, sampling_rate=rate, return_tensors="np")["input_features"][0]
-        return np.asarray(found, np.float32)
+        try:
+            found = self._extract(sound, sampling_rate=rate, return_tensors="np")
+        except Exception as error:  # whatever transformers raises, for want of torch as well
+            raise InputError(f"the processor makes no features of it ({error})", where=str(path)) from error
+        return {name: np.asarray(array) for name, array in found.items()}
 
 
 def read_wave(path: Path) -> tuple[Array, int]:
