@@ -11,8 +11,10 @@ import numpy as np
 
 from onnxopt.errors import InputError
 from onnxopt.graph.cache import ENCODED, PAST, SEQUENCE, complete
+from onnxopt.graph.roles import fixed_length
 from onnxopt.load.export.forward_inputs import ExtraInput
 from onnxopt.spec import Array, Feeds, Padding, TensorSpec, padding_of_row
+from onnxopt.tasks.task import IMAGE_BATCH
 from onnxopt.texts.builtin import english_text
 from onnxopt.texts.tokenizer import marks_around, open_encoder, token_ids
 
@@ -85,7 +87,7 @@ class TextFeeder:
     def make(self, sizes: Mapping[str, int], padding: Padding = "none", seed: int = 0) -> Feeds:
         """Return int64 [batch, sequence] for each input, float32 for the cache; the first row is never padded."""
         batch = sizes.get("batch", DEFAULT_BATCH)
-        sequence = sizes.get(SEQUENCE, self._default_sequence())
+        sequence = fixed_length(self.inputs) or sizes.get(SEQUENCE, self._default_sequence())
         past = sizes.get(PAST, 0)
         if self.tokens.longest and past + sequence > self.tokens.longest:
             raise InputError(f"sequence {past + sequence} is longer than the model's {self.tokens.longest} positions")
@@ -104,7 +106,9 @@ class TextFeeder:
         self._end(ids, mask)
         seen = np.concatenate([np.ones((batch, past), mask.dtype), mask], axis=1)
         made = {"input_ids": ids, "attention_mask": seen, "token_type_ids": types * mask}
-        full = complete({"batch": batch, SEQUENCE: sequence, PAST: past, ENCODED: sizes.get(ENCODED, DEFAULT_SEQUENCE)})
+        pictures = {IMAGE_BATCH: sizes.get(IMAGE_BATCH, DEFAULT_BATCH)}
+        across = {ENCODED: sizes.get(ENCODED, DEFAULT_SEQUENCE)}
+        full = complete({"batch": batch, SEQUENCE: sequence, PAST: past, **across, **pictures})
         made |= {one.spec.name: _where_text(one.draw(one.spec.shape(full), rng), one, mask) for one in self.extras}
         for spec in self.inputs:
             if spec.axes == ("batch", ENCODED):  # the padding mask of what a decoder looks at across

@@ -19,7 +19,15 @@ IMAGE_TASKS: tuple[Task, ...] = (
     Task(
         "image-feature-extraction",
         "embeddings of images",
-        (Head("AutoModel", "MODEL_MAPPING_NAMES", ("last_hidden_state",)),),
+        (
+            Head(
+                "AutoModel",
+                "MODEL_MAPPING_NAMES",
+                ("image_embeds", "last_hidden_state"),
+                first=True,
+                tower="get_image_features",
+            ),
+        ),
         ("image",),
         "embeddings",
         _PICTURE,

@@ -2,6 +2,26 @@
 
 from __future__ import annotations
 
-from onnxopt.tasks.task import Task
+from onnxopt.tasks.task import IMAGE_BATCH, Head, Task
 
-SEVERAL_TASKS: tuple[Task, ...] = ()
+_COMPARED = ("logits_per_image", "text_embeds", "image_embeds")
+
+SEVERAL_TASKS: tuple[Task, ...] = (
+    Task(
+        "zero-shot-image-classification",
+        "which of some texts suits an image",
+        (
+            Head(
+                "AutoModelForZeroShotImageClassification",
+                "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+                _COMPARED,
+                pictures=IMAGE_BATCH,
+            ),
+            Head("AutoModel", "MODEL_MAPPING_NAMES", _COMPARED, pictures=IMAGE_BATCH),
+        ),
+        ("image", "text"),
+        "classification",
+        'picture.png --labels "a cat,a dog"',
+        after="softmax over the last axis of logits_per_image; its columns are the texts",
+    ),
+)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 Given = Literal["text", "image", "video", "sound", "boxes", "series"]
 """What a person gives: boxes are those of the words of a page, series are numbers over time."""
+
+IMAGE_BATCH = "image_batch"
+"""The axis of pictures that are compared with texts, of which there is a number of their own."""
 
 Answer = Literal[
     "embeddings",
@@ -33,6 +37,11 @@ class Head:
         paired: an encoder reads what goes in, once, and a decoder writes.
         answer: what `run` makes of the outputs, where that is not what the task's other heads have.
         after: what is made of the outputs, in a sentence for programs of others, for the same.
+        first: the answer is the first of `outputs` that a model has, not all that it has of them.
+        tower: the method of a model that compares two kinds of input, which gives the features of one kind alone; they
+            are the first of `outputs`.
+        pictures: the first axis of pictures beside texts: `image_batch` where each of some pictures is compared with
+            each of some texts, `batch` where each text has a picture of its own, 1 where one picture is asked about.
     """
 
     auto_class: str
@@ -42,6 +51,15 @@ class Head:
     paired: bool = False
     answer: Answer | None = None
     after: str = ""
+    first: bool = False
+    tower: str = ""
+    pictures: str | int = "batch"
+
+    def answers(self, given: Iterable[str]) -> tuple[str, ...]:
+        """Return which of the outputs that a model gives are the answer, in the order of `outputs`."""
+        names = set(given)
+        found = tuple(name for name in self.outputs if name in names)
+        return found[:1] if self.first else found
 
     @property
     def ending(self) -> str:

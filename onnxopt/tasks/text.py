@@ -12,7 +12,15 @@ TEXT_TASKS: tuple[Task, ...] = (
     Task(
         "feature-extraction",
         "embeddings of texts",
-        (Head("AutoModel", "MODEL_MAPPING_NAMES", ("last_hidden_state",)),),
+        (
+            Head(
+                "AutoModel",
+                "MODEL_MAPPING_NAMES",
+                ("text_embeds", "last_hidden_state"),
+                first=True,
+                tower="get_text_features",
+            ),
+        ),
         ("text",),
         "embeddings",
         _QUOTED,

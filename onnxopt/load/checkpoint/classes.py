@@ -7,7 +7,7 @@ from typing import Any
 from onnxopt.errors import InputError
 from onnxopt.spec import SOUND_INPUTS
 from onnxopt.tasks.table import TASKS
-from onnxopt.tasks.task import Head, Task
+from onnxopt.tasks.task import IMAGE_BATCH, Given, Head, Task
 
 READ = ("input_ids", "pixel_values", *SOUND_INPUTS)  # what a model may take that reads alone
 _FEATURES = {  # the task of a model without a head, by what it takes; text else
@@ -31,15 +31,15 @@ def infer_task(config: Any, *, where: str = "") -> Task:
     """
     saved = [name for name in getattr(config, "architectures", None) or () if isinstance(name, str)]
     if not saved:
-        return features_task(config)
-    # BART's class with a head is in the tables of masked words too
+        return features_task(config, where=where)
+    # BART's class with a head is in the tables of masked words too, and CLIP's without one in that of its task
     both = getattr(config, "is_encoder_decoder", False)
     able = [task.narrowed(head) for task in TASKS.values() if not task.asked for head in task.heads]
-    for task in sorted(able, key=lambda task: both and not task.head.paired):
+    for task in sorted(able, key=lambda task: (is_bare(task), both and not task.head.paired)):
         if saved[0] in _classes(task.head.table, config.model_type) or saved[0] == _own_class(config, task.head):
-            return features_task(config) if is_bare(task) else task
+            return features_task(config, where=where) if is_bare(task) else task
     if _bare_class(config) is not None:
-        return features_task(config)
+        return features_task(config, where=where)
     require_readable(_class_of(saved[0]), where=where)
     raise InputError(
         f"{saved[0]} does a task that is not supported",
@@ -67,13 +67,44 @@ def require_readable(kind: Any, *, where: str = "") -> None:
         )
 
 
-def features_task(config: Any) -> Task:
-    """Return the task of a model without a head: features of text, an image or a sound, by what its class takes."""
+def features_task(config: Any, asked: Task | None = None, *, where: str = "") -> Task:
+    """Return the task of a model without a head: features of text, an image or a sound, by what its class takes.
+
+    A model that compares texts with images is asked to do so, or for the features of one of them.
+
+    Args:
+        config: transformers' config object.
+        asked: what the user wants of it.
+        where: the checkpoint, for messages.
+
+    Raises:
+        InputError: it was asked to compare, and reads one kind of input alone.
+    """
     import transformers
 
     table = transformers.AutoModel._model_mapping  # noqa: SLF001  the only table from config class to model class
     kind = _saved_class(config, table) if type(config) in table else _bare_class(config)
+    comparing = next(task for task in TASKS.values() if is_comparing(task))
+    if _towers(kind) >= set(comparing.takes):
+        return fitting(comparing, config) if asked is None else asked
+    if asked is not None and is_comparing(asked):
+        raise InputError(
+            f"{kind.__name__ if kind else config.model_type} does not compare texts with images",
+            where=where,
+            hint="leave --task out, and it does what it was saved for",
+        )
     return TASKS[_FEATURES.get(getattr(kind, "main_input_name", ""), "feature-extraction")]
+
+
+def _towers(kind: Any) -> set[Given]:
+    """Return the kinds of input of which a class gives features each by themselves."""
+    heads = [(task, head) for task in TASKS.values() for head in task.heads if head.tower]
+    return {task.takes[0] for task, head in heads if hasattr(kind, head.tower)}
+
+
+def is_comparing(task: Task) -> bool:
+    """Tell whether a task compares all inputs of one kind with all of another."""
+    return task.heads[0].pictures == IMAGE_BATCH
 
 
 def is_bare(task: Task) -> bool:
@@ -106,6 +137,9 @@ def model_class(config: Any, task: Task, *, where: str = "") -> Any:
     auto = getattr(transformers, head.auto_class)
     if _own_class(config, head):
         return auto
+    projecting = _bare_class(config) if is_bare(task) and _is_projecting(config) else None
+    if projecting is not None:  # the tables have its class without the projection
+        return projecting
     try:
         return _saved_class(config, auto._model_mapping)  # noqa: SLF001  the only table from config to model class
     except KeyError:
@@ -144,8 +178,15 @@ def _bare_class(config: Any) -> Any:
     import transformers
 
     saved = next(iter(getattr(config, "architectures", None) or ()), "")
-    kind = getattr(transformers, saved, None) if isinstance(saved, str) and saved.endswith("Model") else None
+    bare = isinstance(saved, str) and (saved.endswith("Model") or _is_projecting(config))
+    kind = getattr(transformers, saved, None) if bare else None
     return kind if getattr(kind, "config_class", None) is type(config) else None
+
+
+def _is_projecting(config: Any) -> bool:
+    """Tell whether a tower was saved with its projection into the space where texts and images are compared."""
+    saved = next(iter(getattr(config, "architectures", None) or ()), "")
+    return isinstance(saved, str) and saved.endswith("ModelWithProjection")
 
 
 def _class_of(name: str) -> Any:

@@ -21,8 +21,13 @@ from onnxopt.probe.program import ProbeError
 from onnxopt.probe.runners import GraphRunner, ShapeRunner
 from onnxopt.records.events import Step
 from onnxopt.spec import SOUND_AXES, AxisRange, Feeds, Padding, Signature
+from onnxopt.tasks.task import IMAGE_BATCH
 
-PROOF_SIZES: dict[str, tuple[int, ...]] = {"batch": (1, 2, 5), "sequence": (1, 8, 33, 128)}
+PROOF_SIZES: dict[str, tuple[int, ...]] = {
+    "batch": (1, 2, 5),
+    "sequence": (1, 8, 33, 128),
+    IMAGE_BATCH: (1, 3),
+}
 PROOF_STEPS = ((1, 0), (33, 0), (128, 0), (8, 5), (1, 33))  # new tokens and seen ones, with a cache
 PROOF_BATCHES = ((2, 1), (2, 4), (5, 3), (5, 0), (5, 1))  # batch, and which of these; the long one alone is enough
 # Of a large model, whose weights are read anew for every run, each size of each axis is proved in one combination.
@@ -69,7 +74,8 @@ def axis_sizes(
     if set(SOUND_AXES) & set(signature.axes):
         return _sound_sizes(signature, example, least or {})
     choices: list[list[int]] = []
-    for axis in signature.axes:
+    free = [axis for axis in signature.axes if axis != IMAGE_BATCH]
+    for axis in free:
         sizes = PROOF_SIZES.get(axis, (example[axis], 2 * example[axis]))
         top = longest if axis == "sequence" and longest else max(sizes)
         choices.append(sorted({min(size, top) for size in sizes}))
@@ -78,7 +84,11 @@ def axis_sizes(
         combinations = [tuple(sizes[turn % len(sizes)] for sizes in choices) for turn in turns]
     else:
         combinations = list(product(*choices))
-    return [dict(zip(signature.axes, combination, strict=True)) for combination in combinations]
+    found = [dict(zip(free, combination, strict=True)) for combination in combinations]
+    if IMAGE_BATCH not in signature.axes:
+        return found
+    pictures = PROOF_SIZES[IMAGE_BATCH]  # they cost most, and no text hangs on how many there are: they take turns
+    return [one | {IMAGE_BATCH: pictures[index % len(pictures)]} for index, one in enumerate(found)]
 
 
 def _image_sizes(signature: Signature, example: Mapping[str, int]) -> list[dict[str, int]]:

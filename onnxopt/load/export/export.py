@@ -273,7 +273,7 @@ def _task(config: Any, asked: str, source: Source) -> Task:
     """Return the task, asked for or by the config, when the architecture does it; the model tells text from image."""
     task = fitting(parse_task(asked), config) if asked else infer_task(config, where=source.text)
     if is_bare(task):
-        task = features_task(config)
+        task = features_task(config, task if asked else None, where=source.text)
     kind = model_class(config, task, where=source.text)
     if not getattr(config, "is_encoder_decoder", False):
         require_readable(kind, where=source.text)

@@ -23,6 +23,7 @@ import numpy as np
 from onnxopt.errors import InputError
 from onnxopt.host.quiet import quiet
 from onnxopt.spec import Array, TensorSpec
+from onnxopt.tasks.task import IMAGE_BATCH
 
 LEFT_OUT = "left out: "  # how a note begins that must be read before anything else of a result
 # Words of transformers' signatures, the same for every architecture: what training compares with, what stands for the
@@ -33,7 +34,10 @@ _NO_INPUT = re.compile(
 )
 _KEPT = ("input_ids", "attention_mask", "pixel_values")  # without which nothing runs, of a text or an image
 _BATCH, _SEQUENCE = "batch", "sequence"
-_SIZES: tuple[dict[str, int], ...] = ({_BATCH: 2, _SEQUENCE: 7}, {_BATCH: 3, _SEQUENCE: 5})  # of trial runs
+_SIZES: tuple[dict[str, int], ...] = (  # of trial runs
+    {_BATCH: 2, _SEQUENCE: 7, IMAGE_BATCH: 1},
+    {_BATCH: 3, _SEQUENCE: 5, IMAGE_BATCH: 2},
+)
 _ITEMS = 3  # entities, regions, ...: neither rows nor tokens of the first trial run
 _COLUMNS = range(2, 65)  # of an argument with several numbers for each token, such as the corners of a box
 _IMAGE_SIZE = 224  # what image models without a word mean

@@ -29,9 +29,19 @@ from onnxopt.load.export.marked_rows import as_written, end_of, read_at_marks, r
 from onnxopt.load.export.shapes import shapes_alone
 from onnxopt.load.export.sound_inputs import Heard, left_out_of_sound, sound_inputs
 from onnxopt.load.export.torch_pair import SeqPart, face_of, is_pair
+from onnxopt.load.export.towers import (
+    always_padded,
+    channels_of,
+    picture_of,
+    reads_both,
+    seen_config,
+    text_config,
+    tower_of,
+)
 from onnxopt.run.inputs.sound import sound_settings
 from onnxopt.spec import SENTENCE, SOUND_INPUTS, Array, Feeds, Signature, TensorSpec
-from onnxopt.tasks.task import Task
+from onnxopt.tasks.table import TASKS
+from onnxopt.tasks.task import IMAGE_BATCH, Task
 
 logger = logging.getLogger(__name__)
 
@@ -178,6 +188,7 @@ def load_torch(
         lost = inputs_of_pair(network, face.inputs, without, where=where)
         return _complete(TorchModel(*own, left_out=lost, **lie), network, missing, where)
     heard = _heard(network, config, task, checkpoint, weights)
+    whole, network = network, network if heard else tower_of(network, task.head)
     plain, image_size = (heard.inputs, ()) if heard else _inputs(network, config, task, where)
     plain = drop_inputs(network, plain, without, where=where)
     notes: tuple[str, ...] = ()
@@ -187,16 +198,16 @@ def load_torch(
         extras, notes = choose_inputs(
             network,
             plain,
-            image_size,
+            () if reads_both(task) else image_size,
             outputs=task.head.outputs,
             writes=task.head.generates,
             without=without,
             where=where,
         )
     inputs = plain + tuple(extra.spec for extra in extras)
-    longest = _longest(network, config) if task.reads_text else 0
+    longest = _longest(network, text_config(config)) if task.reads_text else 0
     usual = heard.usual if heard else {}
-    sizes = {"batch": 2, "sequence": 3, **dict(zip(("height", "width"), image_size, strict=False)), **usual}
+    sizes = _trial_sizes(image_size, usual)
     names = _output_names(network, inputs, task, sizes, extras=extras, weights=weights, where=where)
     cache = _find_cache(network, weights) if with_cache and task.head.generates else None
     if cache is not None:
@@ -210,7 +221,7 @@ def load_torch(
         model = TorchModel(flat, title, inputs, outputs, longest, image_size, config)
     end = end_of(network, config) if is_pair(config) and not heard else None
     lie |= {"end": end, "least": heard.least if heard else {}, "usual": usual}
-    return _complete(replace(model, extras=extras, left_out=notes, **lie), network, missing, where)
+    return _complete(replace(model, extras=extras, left_out=notes, **lie), whole, missing, where)
 
 
 def _complete(model: TorchModel, network: Any, missing: list[str], where: str) -> TorchModel:
@@ -235,7 +246,6 @@ def _heard(
 
 def _inputs(network: Any, config: Any, task: Task, where: str) -> tuple[tuple[TensorSpec, ...], tuple[int, ...]]:
     """Return the inputs by the forward signature, and the image size."""
-    accepted = inspect.signature(network.forward).parameters
     main = network.main_input_name
     if is_pair(config):
         read_at_marks(network)
@@ -247,8 +257,7 @@ def _inputs(network: Any, config: Any, task: Task, where: str) -> tuple[tuple[Te
                 hint="use --task text2text-generation, or automatic-speech-recognition for sound",
             )
     if main == "pixel_values":
-        size = _image_size(config)
-        channels = int(getattr(config, "num_channels", 3) or 3)
+        size, channels = _image_size(seen_config(config)), channels_of(config)
         axes = ("height", "width") if _takes_any_size(network, channels, size) else size
         return (TensorSpec("pixel_values", "float32", ("batch", channels, *axes)),), size
     if main != "input_ids":
@@ -257,13 +266,24 @@ def _inputs(network: Any, config: Any, task: Task, where: str) -> tuple[tuple[Te
         )
     if not task.reads_text:
         raise InputError(f"{type(network).__name__} takes text, {task.name} is for images", where=where)
-    axes = ("batch", "sequence")
+    texts = _text_inputs(network, config)
+    if not reads_both(task):
+        return texts, ()
+    size = _image_size(seen_config(config))
+    return (*texts, picture_of(network, config, task.head, size, where=where)), size
+
+
+def _text_inputs(network: Any, config: Any) -> tuple[TensorSpec, ...]:
+    """Return ids, mask and token types, as far as a model takes them."""
+    accepted, part = inspect.signature(network.forward).parameters, text_config(config)
+    whole = always_padded(getattr(network, "network", network), config, TASKS["feature-extraction"].head)
+    axes = ("batch", whole or "sequence")
     names = ["input_ids"]
-    if "attention_mask" in accepted:
+    if "attention_mask" in accepted and not whole:
         names.append("attention_mask")
-    if "token_type_ids" in accepted and int(getattr(config, "type_vocab_size", 0) or 0) > 1:
+    if "token_type_ids" in accepted and int(getattr(part, "type_vocab_size", 0) or 0) > 1:
         names.append("token_type_ids")
-    return tuple(TensorSpec(name, "int64", axes) for name in names), ()
+    return tuple(TensorSpec(name, "int64", axes) for name in names)
 
 
 def _image_size(config: Any) -> tuple[int, int]:
@@ -298,6 +318,12 @@ def _longest(network: Any, config: Any) -> int:
     return max(positions, 0)
 
 
+def _trial_sizes(image_size: tuple[int, ...], usual: Mapping[str, int]) -> dict[str, int]:
+    """Return sizes of a small run: those of texts and images, and what else is usual of a model."""
+    sides = dict(zip(("height", "width"), image_size, strict=False))
+    return {"batch": 2, "sequence": 3, IMAGE_BATCH: 1, **sides, **usual}
+
+
 def _output_names(
     network: Any,
     inputs: tuple[TensorSpec, ...],
@@ -322,7 +348,7 @@ def _output_names(
         size = f" of {sizes['height']} × {sizes['width']}" if "height" in sizes else ""
         raise ExportError(f"the model does not run on {shown}{size}: {error}", where=where) from error
     given = [name for name, value in result.items() if isinstance(value, torch.Tensor)]
-    wanted = tuple(name for name in task.head.outputs if name in given)
+    wanted = task.head.answers(given)
     if not wanted and not given:
         raise ExportError("the model gives no tensor", where=where)
     return wanted or tuple(given)
@@ -500,7 +526,7 @@ def _check_missing(model: TorchModel, network: Any, missing: list[str], where: s
     with torch.no_grad():
         for one in parameters.values():
             one.fill_(float("nan"))
-    sizes = {"batch": 2, "sequence": 3, **dict(zip(("height", "width"), model.image_size, strict=False)), **model.usual}
+    sizes = _trial_sizes(model.image_size, model.usual)
     sizes = complete_all(sizes | ({"past_sequence": 0} if model.cache else {}), Signature(model.inputs, ()).axes, 0)
     ones = {spec.name: np.ones(spec.shape(sizes), dtype=spec.dtype) for spec in model.inputs}
     ones |= {one.spec.name: one.draw(one.spec.shape(sizes), np.random.default_rng(0)) for one in model.extras}

@@ -89,7 +89,9 @@ def example_sizes(model: TorchModel) -> dict[str, int]:
 
     A frozen axis then shows as that prime, and no other dimension can be taken for it.
     """
-    taken = {value for value in model.config.to_dict().values() if isinstance(value, int)}
+    said = model.config.to_dict()
+    parts = [said, *(part for part in said.values() if isinstance(part, dict))]
+    taken = {value for part in parts for value in part.values() if isinstance(value, int)}
     free = [prime for prime in _PRIMES if prime not in taken] or list(_PRIMES)
     axes = Signature(model.inputs, ()).axes
     sizes = dict(zip(axes, free, strict=False))
