@@ -285,13 +285,13 @@ def test_few_images_are_run_while_a_network_is_exported(
 ) -> None:
     """Those that are traced, two more to tell what follows the batch, and each size of a batch that is proved."""
     images: list[int] = []
-    plain = TorchModel.run
+    plain = TorchModel.tried
 
     def run(self: TorchModel, feeds: Mapping[str, Any]) -> dict[str, Any]:
         images.append(len(feeds["pixel_values"]))
         return plain(self, feeds)
 
-    monkeypatch.setattr(TorchModel, "run", run)
+    monkeypatch.setattr(TorchModel, "tried", run)
     loaded = export(resolve(str(tiny("vit"))), exporter="torchscript", use_cache=False)
     _, *others = images
     assert sorted(others) == sorted([FEW_IMAGES, *PROOF_SIZES["batch"]])
