@@ -14,13 +14,14 @@ import pytest
 
 import onnxopt
 from onnxopt.artifact.package import check_golden
-from onnxopt.errors import InputError
+from onnxopt.errors import ExportError, InputError
 from onnxopt.load.entry import load
 from onnxopt.load.source.source import resolve
 from onnxopt.probe.runners import GraphRunner
 from onnxopt.run.answers import run_text
 from onnxopt.run.inputs.sound import read_wave
 from tests.support.sounds import LABELS, LETTERS, sound_checkpoint, write_wave
+from tests.support.tiny import tiny_tokenizer
 
 Case = tuple[str, str, str, bool | None, dict[str, Any]]  # type, class, task, whether there is a mask, settings
 LAYER = {"feat_extract_norm": "layer"}
@@ -105,3 +106,19 @@ def test_what_is_heard_when_is_said_in_seconds(tmp_path: Path) -> None:
     assert {span.label for span in result.spans[0]} <= {f"LABEL_{index}" for index in range(LABELS)}
     assert all(0 <= span.start < span.end <= 0.2 and span.score > 0.5 for span in result.spans[0])
     assert len(LETTERS) != LABELS  # else the head might be that of letters
+
+
+@pytest.mark.parametrize("name", ["speech_to_text", "moonshine"])
+def test_a_pair_that_hears_any_length_is_refused_in_words(name: str, tmp_path: Path) -> None:
+    import transformers
+
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    wide = {"d_model": 16, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "hidden_size": 32, "intermediate_size": 24}
+    heads = {"encoder_num_attention_heads": 2, "decoder_num_attention_heads": 2}
+    layers = {"encoder_num_hidden_layers": 1, "decoder_num_hidden_layers": 1}
+    config = transformers.AutoConfig.for_model(name, vocab_size=200, **sizes, **wide, **heads, **layers)
+    transformers.AutoModelForSpeechSeq2Seq.from_config(config).save_pretrained(tmp_path / "model")
+    tiny_tokenizer(tmp_path / "model", gpt2=True)
+    with pytest.raises(ExportError, match="of any length, of which its decoder must be told what is padding") as found:
+        onnxopt.optimize(tmp_path / "model", out=tmp_path / "out", measure=False)
+    assert "heads of CTC take any length" in str(found.value)
