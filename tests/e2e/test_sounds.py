@@ -71,6 +71,25 @@ def test_a_head_answers_like_torch_at_lengths_that_nobody_traced(case: Case, tmp
             np.testing.assert_allclose(found[spec.name], right, atol=1e-4 * np.abs(right).max(), rtol=0)
 
 
+def test_where_a_mask_does_not_export_rows_are_as_long_as_each_other(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForAudioXVector
+
+    folder = sound_checkpoint("wavlm", tmp_path / "model", "AutoModelForAudioXVector", mask=True, **LAYER)
+    fresh, kept = (load(resolve(str(folder))) for _ in range(2))
+    network = AutoModelForAudioXVector.from_pretrained(folder).eval()
+    for loaded in (fresh, kept):  # once exported, once out of the cache
+        assert [spec.name for spec in loaded.signature.inputs] == ["input_values"]
+        assert any("without a mask, for rows of a batch as long as each other, instead" in one for one in loaded.notes)
+        feeds = loaded.feeder.make({"batch": 2, "samples": 1511}, "right", seed=4)
+        waves = torch.from_numpy(feeds["input_values"])
+        with torch.inference_mode():
+            masked = network(waves, attention_mask=torch.ones(waves.shape, dtype=torch.int64)).embeddings.numpy()
+        assert np.abs(masked - loaded.reference.run(feeds)["embeddings"]).max() < 1e-5 * np.abs(masked).max()
+        found = GraphRunner(loaded.model).run(feeds)[0]["embeddings"]
+        assert np.abs(masked - found).max() < 1e-4 * np.abs(masked).max()
+
+
 def test_speech_becomes_the_text_that_transformers_makes_of_it(tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
