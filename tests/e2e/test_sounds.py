@@ -24,7 +24,7 @@ from tests.support.sounds import LABELS, LETTERS, sound_checkpoint, write_wave
 from tests.support.tiny import tiny_tokenizer
 
 Case = tuple[str, str, str, bool | None, dict[str, Any]]  # type, class, task, whether there is a mask, settings
-LAYER = {"feat_extract_norm": "layer"}
+LAYER: dict[str, Any] = {"feat_extract_norm": "layer"}
 HEADS: list[Case] = [
     ("wav2vec2", "AutoModelForCTC", "automatic-speech-recognition", False, {}),
     ("wav2vec2", "AutoModelForCTC", "automatic-speech-recognition", True, LAYER),
