@@ -1,4 +1,4 @@
-"""Calibration data: texts, images or ready feeds, as inputs of a model that hold no padding.
+"""Calibration data: texts, images, sounds or ready feeds, as inputs of a model that hold no padding.
 
 Rows of one batch have one length, so no position is padding and none can enter a statistic. Texts are cut to what the
 model takes; a language model's texts are joined and cut into windows. Every source is split in three, in turns: most
@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from onnxopt.calibrate.sources import IMAGE_TYPES, NONE, RANDOM, SELF, require_there
+from onnxopt.calibrate.sounds import hears, sound_feeds
+from onnxopt.calibrate.sources import IMAGE_TYPES, NONE, RANDOM, SELF, SOUND_TYPES, require_there
 from onnxopt.errors import InputError
 from onnxopt.graph.cache import PAST, SEQUENCE, Cache, complete
 from onnxopt.graph.roles import meanings_of
 from onnxopt.host.files import read_npz
 from onnxopt.load.loaded import Loaded
 from onnxopt.records.quantization import CalibrationRecord
+from onnxopt.run.inputs.sound import PROCESSOR_NAME, WHOLE_PROCESSOR_NAME
 from onnxopt.spec import Array, Feeds
 from onnxopt.texts.builtin import builtin_texts
 from onnxopt.texts.files import BUILTIN, HUB_PREFIX, LEAST_SAMPLES, read_data_set, read_texts
@@ -131,9 +133,10 @@ def read_calibration(
 
     Args:
         loaded: the model, with its tokenizer or processor among its assets.
-        source: `builtin` for prose of CPython's manuals; `random` for the model's own random inputs, which must be
-            forced; a file of text (paragraphs) or of JSON entries, a folder of images, an .npz file or a folder of
-            them (one array per input, samples along the first axis); or `hf:name[:split[:column]]` for a data set.
+        source: `builtin` for prose of CPython's manuals, of what hears for sounds that are made; `random` for the
+            model's own random inputs, which must be forced; a file of text (paragraphs) or of JSON entries, a folder of
+            images or of .wav files, an .npz file or a folder of them (one array per input, samples along the first
+            axis); or `hf:name[:split[:column]]` for a data set.
         samples: the most samples; 256 when not given.
         force: accept random data, or less than it takes to say something.
 
@@ -147,7 +150,9 @@ def read_calibration(
         hint = f"give samples, or use {BUILTIN}"
         raise InputError("only weights in fewer bits do without samples", where="--calibration none", hint=hint)
     require_there(name, samples)
-    if name == RANDOM or (loaded.random_weights and name == BUILTIN and _tokenizer(loaded) is None):
+    if name == BUILTIN and hears(loaded.signature) and not (loaded.random_weights and not _prepares(loaded)):
+        data = _of_feeds(loaded, sound_feeds(loaded, None, most), name)
+    elif name == RANDOM or (loaded.random_weights and name == BUILTIN and _tokenizer(loaded) is None):
         data = _random(loaded, most, forced=force or loaded.random_weights)
     elif name.startswith(HUB_PREFIX):
         data = _of_texts(loaded, read_data_set(name.removeprefix(HUB_PREFIX), most), name, most)
@@ -185,16 +190,24 @@ def _of_path(loaded: Loaded, path: Path, most: int) -> CalibrationData:
         files = sorted(one for one in path.iterdir() if one.is_file())
         arrays = [one for one in files if one.suffix == ".npz"]
         images = [one for one in files if one.suffix.lower() in IMAGE_TYPES]
+        sounds = [one for one in files if one.suffix.lower() in SOUND_TYPES]
         if arrays:
             return _of_feeds(loaded, [feeds for one in arrays for feeds in _read_feeds(loaded, one)][:most], path.name)
         if images:
             return _of_images(loaded, images[:most], path.name)
-        raise InputError("the calibration folder has neither images nor .npz files", where=str(path))
+        if sounds and hears(loaded.signature):
+            return _of_feeds(loaded, sound_feeds(loaded, sounds, most), path.name)
+        raise InputError("the calibration folder has neither images nor .wav nor .npz files", where=str(path))
     if path.suffix == ".npz":
         return _of_feeds(loaded, _read_feeds(loaded, path)[:most], path.name)
     if path.suffix.lower() in IMAGE_TYPES:
         return _of_images(loaded, [path], path.name)
     return _of_texts(loaded, read_texts(path), path.name, most)
+
+
+def _prepares(loaded: Loaded) -> bool:
+    """Tell whether something says how sounds or images become inputs."""
+    return any(one.name in (PROCESSOR_NAME, WHOLE_PROCESSOR_NAME) for one in loaded.assets)
 
 
 def _tokenizer(loaded: Loaded) -> Tokenizer | None:

@@ -9,6 +9,7 @@ from onnxopt.host.files import regular_size
 from onnxopt.texts.files import BUILTIN, HUB_PREFIX, TEXT_TYPES
 
 SELF, RANDOM, NONE = "self", "random", "none"
+SOUND_TYPES = (".wav",)
 IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -32,7 +33,8 @@ def require_there(source: str | Path, samples: int | None = None) -> None:
         raise InputError(
             "no such calibration file or folder",
             where=str(path),
-            hint=f"name a {TEXT_TYPES} or .npz file, a folder of images, {BUILTIN}, or {HUB_PREFIX}<data set>",
+            hint=f"name a {TEXT_TYPES} or .npz file, a folder of images or .wav files, {BUILTIN}, or "
+            f"{HUB_PREFIX}<data set>",
         )
     if not (any(path.iterdir()) if path.is_dir() else regular_size(path)):
         raise InputError("the calibration samples are empty", where=str(path), hint=f"give samples, or use {BUILTIN}")

@@ -14,16 +14,17 @@ import pytest
 
 import onnxopt
 from onnxopt.artifact.package import check_golden
-from onnxopt.errors import InputError
+from onnxopt.errors import ExportError, InputError
 from onnxopt.load.entry import load
 from onnxopt.load.source.source import resolve
 from onnxopt.probe.runners import GraphRunner
 from onnxopt.run.answers import run_text
 from onnxopt.run.inputs.sound import read_wave
 from tests.support.sounds import LABELS, LETTERS, sound_checkpoint, write_wave
+from tests.support.tiny import tiny_tokenizer
 
 Case = tuple[str, str, str, bool | None, dict[str, Any]]  # type, class, task, whether there is a mask, settings
-LAYER = {"feat_extract_norm": "layer"}
+LAYER: dict[str, Any] = {"feat_extract_norm": "layer"}
 HEADS: list[Case] = [
     ("wav2vec2", "AutoModelForCTC", "automatic-speech-recognition", False, {}),
     ("wav2vec2", "AutoModelForCTC", "automatic-speech-recognition", True, LAYER),
@@ -70,6 +71,25 @@ def test_a_head_answers_like_torch_at_lengths_that_nobody_traced(case: Case, tmp
             np.testing.assert_allclose(found[spec.name], right, atol=1e-4 * np.abs(right).max(), rtol=0)
 
 
+def test_where_a_mask_does_not_export_rows_are_as_long_as_each_other(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForAudioXVector
+
+    folder = sound_checkpoint("wavlm", tmp_path / "model", "AutoModelForAudioXVector", mask=True, **LAYER)
+    fresh, kept = (load(resolve(str(folder))) for _ in range(2))
+    network = AutoModelForAudioXVector.from_pretrained(folder).eval()
+    for loaded in (fresh, kept):  # once exported, once out of the cache
+        assert [spec.name for spec in loaded.signature.inputs] == ["input_values"]
+        assert any("without a mask, for rows of a batch as long as each other, instead" in one for one in loaded.notes)
+        feeds = loaded.feeder.make({"batch": 2, "samples": 1511}, "right", seed=4)
+        waves = torch.from_numpy(feeds["input_values"])
+        with torch.inference_mode():
+            masked = network(waves, attention_mask=torch.ones(waves.shape, dtype=torch.int64)).embeddings.numpy()
+        assert np.abs(masked - loaded.reference.run(feeds)["embeddings"]).max() < 1e-5 * np.abs(masked).max()
+        found = GraphRunner(loaded.model).run(feeds)[0]["embeddings"]
+        assert np.abs(masked - found).max() < 1e-4 * np.abs(masked).max()
+
+
 def test_speech_becomes_the_text_that_transformers_makes_of_it(tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
@@ -105,3 +125,19 @@ def test_what_is_heard_when_is_said_in_seconds(tmp_path: Path) -> None:
     assert {span.label for span in result.spans[0]} <= {f"LABEL_{index}" for index in range(LABELS)}
     assert all(0 <= span.start < span.end <= 0.2 and span.score > 0.5 for span in result.spans[0])
     assert len(LETTERS) != LABELS  # else the head might be that of letters
+
+
+@pytest.mark.parametrize("name", ["speech_to_text", "moonshine"])
+def test_a_pair_that_hears_any_length_is_refused_in_words(name: str, tmp_path: Path) -> None:
+    import transformers
+
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    wide = {"d_model": 16, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "hidden_size": 32, "intermediate_size": 24}
+    heads = {"encoder_num_attention_heads": 2, "decoder_num_attention_heads": 2}
+    layers = {"encoder_num_hidden_layers": 1, "decoder_num_hidden_layers": 1}
+    config = transformers.AutoConfig.for_model(name, vocab_size=200, **sizes, **wide, **heads, **layers)
+    transformers.AutoModelForSpeechSeq2Seq.from_config(config).save_pretrained(tmp_path / "model")
+    tiny_tokenizer(tmp_path / "model", gpt2=True)
+    with pytest.raises(ExportError, match="of any length, of which its decoder must be told what is padding") as found:
+        onnxopt.optimize(tmp_path / "model", out=tmp_path / "out", measure=False)
+    assert "heads of CTC take any length" in str(found.value)

@@ -196,8 +196,8 @@ def _make(
     if tokens is not None and tokens.writes_no_end:
         notes.append(f"the model reads at the mark with id {tokens.end}, which its tokenizer writes behind no text")
     traced, proved, failures = _first_road(model, tokens, exporter, folder / _MODEL, say=say)
-    fixed = model.image_size and not set(Signature(model.inputs, ()).axes) <= set(traced.signature.axes)
-    only = f" for images of {model.image_size[0]} × {model.image_size[1]} alone" if fixed else ""
+    only = _narrower(model, traced)
+    model = model.taking([spec.name for spec in traced.signature.inputs])
     notes += [f"{failure}; exported with {traced.exporter}{only} instead" for failure in failures]
     crossing, endless_from = _crossing(folder / _MODEL, model, notes)
     record = _record(traced, task, model, tokens, notes) | {"crossing": crossing, "endless_from": endless_from}
@@ -246,7 +246,8 @@ def _first_road(
         roads.append((road, model))
         if "height" in Signature(model.inputs, ()).axes:
             roads.append((road, model.fixed_image()))
-    reference = TorchReference(model.title, lambda: model)
+    if model.usual and len(model.inputs) > 1:  # the mask of a sound
+        roads += [(road, model.taking([model.inputs[0].name])) for road, _ in roads]
 
     def walk(road: Road, variant: TorchModel) -> tuple[Traced, tuple[dict[str, int], ...]]:
         say(f"exporting with {road}")
@@ -254,6 +255,7 @@ def _first_road(
         feeder = _feeder(traced.signature.inputs, tokens, traced.example, model.extras, model.least)
         example, longest = traced.example, model.longest
         given: dict[str, Any] = {"example": example, "longest": longest, "folder": variant.folder, "least": model.least}
+        reference = TorchReference(model.title, lambda: variant if model.usual else model)
         sizes = prove_axes(path, traced.signature, reference, feeder, **given, say=say)
         return traced, sizes
 
@@ -267,6 +269,15 @@ def _first_road(
     extras = ",".join(one.spec.name for one in model.extras)
     hint = f"it may be exported without {extras}, knowingly: --without {extras}" if extras else ""
     raise ExportError("; ".join(dict.fromkeys(failures)), hint=hint)
+
+
+def _narrower(model: TorchModel, traced: Traced) -> str:
+    """Return, as a phrase, what an export takes less than its model; empty where it takes the same."""
+    if model.image_size and not set(Signature(model.inputs, ()).axes) <= set(traced.signature.axes):
+        return f" for images of {model.image_size[0]} × {model.image_size[1]} alone"
+    if len(traced.signature.inputs) < len(model.inputs):
+        return " without a mask, for rows of a batch as long as each other,"
+    return ""
 
 
 def _task(config: Any, asked: str, source: Source) -> Task:
@@ -361,7 +372,8 @@ def _open(entry: Path, checkpoint: Checkpoint, weights: Mapping[str, str], model
         pooling = read_pooling(checkpoint.folder)[0] if record["pooling"] else None
         given = {name: record[name] for name in ("with_cache", "logits", "part")}
         given |= {"without": tuple(record["without"]), "extras": extras}
-        return load_torch(checkpoint, load_config(checkpoint), task, pooling, **given)
+        original = load_torch(checkpoint, load_config(checkpoint), task, pooling, **given)
+        return original.taking([spec.name for spec in signature.inputs])
 
     return Loaded(
         name=source.name,

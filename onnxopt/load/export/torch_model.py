@@ -9,7 +9,7 @@ import copy
 import inspect
 import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -92,6 +92,10 @@ class TorchModel:
         """Return the same model for images of the size it was trained with only."""
         inputs = tuple(replace(spec, axes=(*spec.axes[:2], *self.image_size)) for spec in self.inputs)
         return replace(self, inputs=inputs)
+
+    def taking(self, names: Collection[str]) -> TorchModel:
+        """Return the same model with fewer inputs, of sound the mask left out: then rows are as long as each other."""
+        return replace(self, inputs=tuple(spec for spec in self.inputs if spec.name in names))
 
     def run(self, feeds: Mapping[str, Array]) -> Feeds:
         """Return every output for inputs by name, from the network as transformers wrote it."""
@@ -373,7 +377,7 @@ def _flatten(network: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[str, .
             self.head = head
 
         def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            feeds: dict[str, Any] = dict(zip(names, tensors, strict=True))
+            feeds: dict[str, Any] = dict(zip(names, tensors, strict=False))  # the mask is last, and may be left out
             mask = feeds.get("attention_mask")
             if counts_positions and mask is not None:
                 feeds["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)

@@ -82,11 +82,15 @@ class _Source:
 
 def _source(network: Any, config: Any) -> _Source:
     main = network.main_input_name
-    if main == "input_features":
-        bins = int(config.num_mel_bins)
+    bins = int(getattr(config, "num_mel_bins", 0) or 0)
+    if main == "input_features" and bins and getattr(config, "max_source_positions", None):
         return _Source((TensorSpec(main, "float32", (BATCH, bins, _frames(network, config))),))
     if main != "input_ids":
-        raise ExportError(f"{type(network).__name__} takes {main}; text and features of sound are supported")
+        raise ExportError(
+            f"{type(network).__name__} takes {main} of any length, of which its decoder must be told what is padding; "
+            "encoder-decoders of sound are exported where the length is fixed, as Whisper's is",
+            hint="export it to ONNX by other means, and give the .onnx file; heads of CTC take any length",
+        )
     axes = (BATCH, SEQUENCE)
     return _Source((TensorSpec(main, "int64", axes), TensorSpec("attention_mask", "int64", axes)))
 

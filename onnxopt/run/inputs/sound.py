@@ -77,10 +77,23 @@ class SoundReader:
         wanted = int(self._extract.sampling_rate)
         if rate != wanted:
             raise InputError(f"has {rate} samples a second, the model wants {wanted}", where=str(path))
+        return self.made(sound, rate, where=str(path))
+
+    def made(self, sound: Array, rate: int, *, where: str = "") -> Feeds:
+        """Return all that the extractor makes of a sound, a row each.
+
+        Args:
+            sound: float32 [samples].
+            rate: samples a second; that of the extractor.
+            where: its file, for messages.
+
+        Raises:
+            InputError: the extractor makes nothing of it.
+        """
         try:
             found = self._extract(sound, sampling_rate=rate, return_tensors="np")
         except Exception as error:  # whatever transformers raises, for want of torch as well
-            raise InputError(f"the processor makes no features of it ({error})", where=str(path)) from error
+            raise InputError(f"the processor makes no features of it ({error})", where=where) from error
         return {name: np.asarray(array) for name, array in found.items()}
 
 

@@ -40,7 +40,16 @@ def prepare_wave(path: Path, settings: Mapping[str, Any]) -> Array:
             f"has {rate} samples a second, the model wants {wanted}; rates from {_RATES[0]} to {_RATES[1]} are read",
             where=str(path),
         )
-    sound = resample(sound, rate, wanted)
+    return wave_of(resample(sound, rate, wanted), settings)
+
+
+def wave_of(sound: Array, settings: Mapping[str, Any]) -> Array:
+    """Return a sound of the model's rate, float32 [samples], as a feature extractor of waves leaves it.
+
+    Args:
+        sound: float32 [samples].
+        settings: content of preprocessor_config.json.
+    """
     return normalized(sound) if settings.get("do_normalize", True) else sound
 
 

@@ -56,31 +56,45 @@ def test_a_class_of_another_config_or_with_a_head_is_refused(saved: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("saved", "takes"),
+    ("saved", "task"),
     [
-        ("Wav2Vec2ForCTC", "input_values"),
-        ("HubertForSequenceClassification", "input_values"),
-        ("WavLMForXVector", "input_values"),
-        ("ASTForAudioClassification", "input_values"),
-        ("WhisperForAudioClassification", "input_features"),
-        ("Wav2Vec2BertForCTC", "input_features"),
+        ("Wav2Vec2ForCTC", "automatic-speech-recognition"),
+        ("Wav2Vec2BertForCTC", "automatic-speech-recognition"),
+        ("WhisperForConditionalGeneration", "automatic-speech-recognition"),
+        ("HubertForSequenceClassification", "audio-classification"),
+        ("ASTForAudioClassification", "audio-classification"),
+        ("WhisperForAudioClassification", "audio-classification"),
+        ("UniSpeechSatForAudioFrameClassification", "audio-frame-classification"),
+        ("WavLMForXVector", "audio-xvector"),
+        ("SEWModel", "audio-feature-extraction"),
     ],
 )
-def test_a_class_that_reads_sound_is_refused_by_what_it_takes_and_no_task_is_advised(saved: str, takes: str) -> None:
+def test_a_class_that_reads_sound_has_a_task(saved: str, task: str) -> None:
     import transformers
 
     config = getattr(transformers, saved).config_class(architectures=[saved])
-    said = f"{saved} takes {takes}; only text and images are supported"
+    found = infer_task(config)
+    assert found.name == task
+    assert model_class(config, found).__name__ == saved
+    assert found.head.paired == (saved == "WhisperForConditionalGeneration")
+
+
+@pytest.mark.parametrize("saved", ["PatchTSTForPrediction", "InformerForPrediction"])
+def test_a_class_that_reads_something_else_is_refused_by_what_it_takes_and_no_task_is_advised(saved: str) -> None:
+    import transformers
+
+    config = getattr(transformers, saved).config_class(architectures=[saved])
+    said = f"{saved} takes past_values; only text, images and sound are supported"
     with pytest.raises(InputError, match=said) as refusal:
         infer_task(config, where="here")
     assert "--task" not in str(refusal.value)
     assert "give the .onnx file" in str(refusal.value)
 
 
-def test_a_task_that_is_asked_of_a_class_that_reads_sound_is_no_better() -> None:
-    from transformers import HubertConfig
+def test_a_task_that_is_asked_of_a_class_that_reads_something_else_is_no_better() -> None:
+    from transformers import InformerConfig
 
-    config = HubertConfig(architectures=["HubertForCTC"])
-    with pytest.raises(InputError, match="HubertForCTC takes input_values; only text and images") as refusal:
+    config = InformerConfig(architectures=["InformerForPrediction"], is_encoder_decoder=False)
+    with pytest.raises(InputError, match="InformerForPrediction takes past_values; only text, images and") as refusal:
         model_class(config, parse_task("automatic-speech-recognition"))
     assert "--task" not in str(refusal.value)

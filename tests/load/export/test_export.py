@@ -439,14 +439,12 @@ def test_missing_pooling_settings_are_one_line(tiny: Callable[..., Path]) -> Non
 
 
 @pytest.mark.parametrize("beside", ["a tokenizer", "nothing"])
-def test_sound_is_refused_for_what_it_is_whatever_lies_beside_it(beside: str, tmp_path: Path) -> None:
-    from transformers import HubertConfig, HubertModel
+def test_series_are_refused_for_what_they_are_whatever_lies_beside_them(beside: str, tmp_path: Path) -> None:
+    from transformers import PatchTSTConfig, PatchTSTModel
 
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    sound = {"conv_dim": (8,), "conv_kernel": (3,), "conv_stride": (2,), "num_conv_pos_embeddings": 4}
-    config = HubertConfig(**small, **sound, num_conv_pos_embedding_groups=2, num_feat_extract_layers=1)
-    HubertModel(config).save_pretrained(tmp_path)
+    small = {"d_model": 8, "ffn_dim": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    PatchTSTModel(PatchTSTConfig(**small)).save_pretrained(tmp_path)
     if beside == "a tokenizer":
         tiny_tokenizer(tmp_path)
-    with pytest.raises(InputError, match="HubertModel takes input_values; only text and images are supported"):
+    with pytest.raises(InputError, match="PatchTSTModel takes past_values; only text, images and sound are supported"):
         export(resolve(str(tmp_path)))
