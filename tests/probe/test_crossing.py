@@ -12,7 +12,7 @@ import pytest
 from onnxopt.artifact.package import decoding_of
 from onnxopt.graph import known_dims
 from onnxopt.graph.sides import Crossings
-from onnxopt.load.export.torch_model import grows_beyond
+from onnxopt.load.export.torch_decoder import grows_beyond
 from onnxopt.probe.crossing import _distinct, crossings_of
 from onnxopt.proof.prepare import prepare
 from tests.support.cached import CAUSAL, LEARNED, LONGEST, WINDOW, Decoder, lower

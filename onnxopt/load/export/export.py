@@ -30,7 +30,8 @@ from onnxopt.load.export.axes import SIDES, learn_ranges, prove_axes, range_note
 from onnxopt.load.export.forward_inputs import ExtraInput
 from onnxopt.load.export.references import read_graph
 from onnxopt.load.export.sound_inputs import MASK
-from onnxopt.load.export.torch_model import Logits, TorchModel, TorchReference, grows_beyond, load_torch, rereads
+from onnxopt.load.export.torch_decoder import grows_beyond, rereads
+from onnxopt.load.export.torch_model import Logits, TorchModel, TorchReference, load_torch
 from onnxopt.load.export.torch_pair import SeqPart
 from onnxopt.load.export.trace import ROADS, Road, Traced, trace
 from onnxopt.load.feeds import ImageFeeder, SoundFeeder, TextFeeder, Tokens, read_tokens
@@ -45,7 +46,7 @@ from onnxopt.version import __version__
 Exporter = Literal["auto", "dynamo", "torchscript"]
 Progress = Callable[[str], None]
 
-_FORMAT = 10
+_FORMAT = 11
 _RECORD = "export.json"
 _MODEL = "model.onnx"
 _ASSETS = "assets"
@@ -203,7 +204,12 @@ def _make(
     record = _record(traced, task, model, tokens, notes) | {"crossing": crossing, "endless_from": endless_from}
     record |= {"pooling": str(pooling) if pooling else "", "proved_sizes": list(proved)}
     record |= {"with_cache": model.cache is not None, "logits": model.logits, "longest": model.longest}
-    record |= {"part": form.part, "without": form.without, "extras": [one.to_json() for one in model.extras]}
+    record |= {
+        "first": model.first,
+        "part": form.part,
+        "without": form.without,
+        "extras": [one.to_json() for one in model.extras],
+    }
     if {*SIDES, *SOUND_AXES} & set(traced.signature.axes):
         say("trying sizes of images" if model.image_size else "trying lengths of sounds")
     feeder = _feeder(traced.signature.inputs, tokens, traced.example, model.extras, model.least)
@@ -370,7 +376,7 @@ def _open(entry: Path, checkpoint: Checkpoint, weights: Mapping[str, str], model
         if model is not None:
             return model
         pooling = read_pooling(checkpoint.folder)[0] if record["pooling"] else None
-        given = {name: record[name] for name in ("with_cache", "logits", "part")}
+        given = {name: record[name] for name in ("with_cache", "logits", "part", "first")}
         given |= {"without": tuple(record["without"]), "extras": extras}
         original = load_torch(checkpoint, load_config(checkpoint), task, pooling, **given)
         return original.taking([spec.name for spec in signature.inputs])

@@ -5,9 +5,7 @@ What the model takes, gives, and how long its inputs may be is found by reading 
 
 from __future__ import annotations
 
-import copy
 import inspect
-import itertools
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,17 +15,18 @@ from typing import Any, Literal
 import numpy as np
 
 from onnxopt.errors import ExportError, InputError
-from onnxopt.graph.cache import PARTS, Cache, CacheLayer, complete_all
+from onnxopt.graph.cache import Cache, complete_all
 from onnxopt.host.quiet import quiet
 from onnxopt.load.checkpoint.classes import fitting, model_class
 from onnxopt.load.checkpoint.folder import Checkpoint
 from onnxopt.load.checkpoint.mapped import MappedWeights
-from onnxopt.load.checkpoint.network import build_network, configs_of, mapped_network
+from onnxopt.load.checkpoint.network import build_network, mapped_network
 from onnxopt.load.checkpoint.pooling import Pooling, build_head
 from onnxopt.load.export.forward_inputs import ExtraInput, choose_inputs, drop_inputs, inputs_of_pair
 from onnxopt.load.export.marked_rows import as_written, end_of, read_at_marks, runs_alone
 from onnxopt.load.export.shapes import shapes_alone
 from onnxopt.load.export.sound_inputs import Heard, left_out_of_sound, sound_inputs
+from onnxopt.load.export.torch_decoder import find_cache, flatten_with_cache, over_all
 from onnxopt.load.export.torch_pair import SeqPart, face_of, is_pair
 from onnxopt.load.export.towers import (
     always_padded,
@@ -38,6 +37,7 @@ from onnxopt.load.export.towers import (
     text_config,
     tower_of,
 )
+from onnxopt.load.export.whole_text import first_position
 from onnxopt.run.inputs.sound import sound_settings
 from onnxopt.spec import SENTENCE, SOUND_INPUTS, Array, Feeds, Signature, TensorSpec
 from onnxopt.tasks.table import TASKS
@@ -67,6 +67,7 @@ class TorchModel:
         weights: where its parameters lie; None where they are in memory.
         folder: of the checkpoint in whose files they lie; None for the same.
         end: the id without which it takes no row; None where it takes rows of any ids.
+        first: the position at which a text begins, of one that is told positions.
         least: of sound, the shortest that it answers, by open axis.
         usual: of sound, a length to trace with, by open axis.
     """
@@ -85,6 +86,7 @@ class TorchModel:
     weights: MappedWeights | None = None
     folder: Path | None = None
     end: int | None = None
+    first: int = 0
     least: Mapping[str, int] = field(default_factory=dict)
     usual: Mapping[str, int] = field(default_factory=dict)
 
@@ -154,6 +156,7 @@ def load_torch(
     part: SeqPart | None = None,
     without: tuple[str, ...] = (),
     extras: tuple[ExtraInput, ...] | None = None,
+    first: int | None = None,
 ) -> TorchModel:
     """Load a checkpoint in float32 for inference.
 
@@ -167,6 +170,7 @@ def load_torch(
         part: which part of an encoder-decoder; None for every other model.
         without: inputs that the user leaves out.
         extras: inputs besides the plain ones, where they are known; found by trying when None.
+        first: the position at which texts begin, where it is known; found by trying when None.
 
     Returns:
         The model behind its flat face.
@@ -187,7 +191,7 @@ def load_torch(
     lie: dict[str, Any] = {"weights": weights, "folder": checkpoint.folder if weights else None}
     title = f"torch {torch.__version__} {type(network).__name__} float32"
     if part is not None:
-        face = face_of(network, config, part, last=logits == "last", where=where)
+        face = face_of(network, config, part, last=logits == "last", tried=first is not None, where=where)
         own = (face.flat, f"{title} {part}", face.inputs, face.outputs, face.longest, (), config, face.cache, logits)
         lost = inputs_of_pair(network, face.inputs, without, where=where)
         return _complete(TorchModel(*own, left_out=lost, **lie), network, missing, where)
@@ -213,18 +217,20 @@ def load_torch(
     usual = heard.usual if heard else {}
     sizes = _trial_sizes(image_size, usual)
     names = _output_names(network, inputs, task, sizes, extras=extras, weights=weights, where=where)
-    cache = _find_cache(network, weights) if with_cache and task.head.generates else None
+    cache = find_cache(network, weights) if with_cache and task.head.generates else None
+    if first is None:
+        first, cache = _goes_on(network, inputs, names, task, cache) if task.head.generates else (0, None)
     if cache is not None:
-        flat = _flatten_with_cache(network, inputs, cache, logits)
-        inputs = tuple(_over_all(spec) for spec in inputs) + cache.inputs
+        flat = flatten_with_cache(network, inputs, cache, logits, first)
+        inputs = tuple(over_all(spec) for spec in inputs) + cache.inputs
         outputs = ("logits", *(spec.name for spec in cache.outputs))
         model = TorchModel(flat, title, inputs, outputs, longest, image_size, config, cache, logits)
     else:
-        flat = _flatten(network, inputs, names, task, build_head(pooling) if pooling else None)
+        flat = _flatten(network, inputs, names, task, head=build_head(pooling) if pooling else None, first=first)
         outputs = (*names, SENTENCE) if pooling else names
         model = TorchModel(flat, title, inputs, outputs, longest, image_size, config)
     end = end_of(network, config) if is_pair(config) and not heard else None
-    lie |= {"end": end, "least": heard.least if heard else {}, "usual": usual}
+    lie |= {"end": end, "least": heard.least if heard else {}, "usual": usual, "first": first}
     return _complete(replace(model, extras=extras, left_out=notes, **lie), whole, missing, where)
 
 
@@ -358,8 +364,29 @@ def _output_names(
     return wanted or tuple(given)
 
 
-def _flatten(network: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[str, ...], task: Task, head: Any) -> Any:
-    """Return a module with tensors in and tensors out."""
+def _goes_on(
+    network: Any, inputs: tuple[TensorSpec, ...], names: tuple[str, ...], task: Task, cache: Cache | None
+) -> tuple[int, Cache | None]:
+    """Return where positions begin, and the cache where the network goes on from it as it reads a text whole."""
+    if cache is not None:
+        kept = cache
+        found = first_position(network, inputs, kept, lambda at: flatten_with_cache(network, inputs, kept, "last", at))
+        if found is not None:
+            return found, kept
+    whole = first_position(network, inputs, None, lambda at: _flatten(network, inputs, names, task, first=at))
+    return whole or 0, None
+
+
+def _flatten(
+    network: Any,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[str, ...],
+    task: Task,
+    *,
+    head: Any = None,
+    first: int = 0,
+) -> Any:
+    """Return a module with tensors in and tensors out; a decoder's positions begin at `first`."""
     import torch
 
     names = tuple(spec.name for spec in inputs)
@@ -380,7 +407,7 @@ def _flatten(network: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[str, .
             feeds: dict[str, Any] = dict(zip(names, tensors, strict=False))  # the mask is last, and may be left out
             mask = feeds.get("attention_mask")
             if counts_positions and mask is not None:
-                feeds["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+                feeds["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0) + first
             result = self.network(**feeds, **fixed, return_dict=True)
             values = tuple(result[name] for name in outputs)
             if self.head is None:
@@ -388,135 +415,6 @@ def _flatten(network: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[str, .
             return (*values, self.head(values[0], torch.ones_like(tensors[0]) if mask is None else mask))
 
     return Flat().eval()
-
-
-def _find_cache(network: Any, weights: MappedWeights | None) -> Cache | None:
-    """Return what the model keeps of tokens it has seen, found by running it; None when it keeps other states too."""
-    import torch
-    from transformers import DynamicCache
-
-    if "past_key_values" not in inspect.signature(network.forward).parameters:
-        return None
-    ids = torch.ones(2, 3, dtype=torch.int64)
-
-    def run() -> Any:
-        return network(input_ids=ids, past_key_values=DynamicCache(), use_cache=True, return_dict=True)
-
-    try:
-        with quiet():
-            kept = shapes_alone(network, weights, run)
-    except Exception:  # noqa: BLE001  a model with states of its own says so in its own way
-        return None
-    layers = []
-    for index, layer in enumerate(getattr(kept.get("past_key_values"), "layers", ())):
-        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
-        if keys is None or values is None:
-            continue  # a layer that shares the cache of another
-        if keys.ndim != 4 or keys.shape[:3] != values.shape[:3] or tuple(keys.shape[::2]) != tuple(ids.shape):
-            return None
-        dtype = str(keys.dtype).removeprefix("torch.")
-        layers.append(CacheLayer(index, keys.shape[1], keys.shape[3], values.shape[3], dtype))
-    return Cache(tuple(layers)) if layers and not _has_other_states(network) else None
-
-
-def _has_other_states(network: Any) -> bool:
-    """Tell whether layers keep something else than keys and values, by what their config calls them."""
-    kinds = set(getattr(configs_of(network.config)[-1], "layer_types", None) or ())
-    return any("attention" not in kind or "linear" in kind for kind in kinds)
-
-
-def _over_all(spec: TensorSpec) -> TensorSpec:
-    """Let the mask speak of past and new tokens; ids are of new ones."""
-    return replace(spec, axes=("batch", "total_sequence")) if spec.name == "attention_mask" else spec
-
-
-def _flatten_with_cache(network: Any, inputs: tuple[TensorSpec, ...], cache: Cache, logits: Logits) -> Any:
-    """Return a module that takes ids, mask and past, and gives logits and present, as tensors.
-
-    Positions are counted in the mask, so that a row's first real token is at 0 wherever its padding lies. The cache
-    keeps every position, also where a layer looks at a window only: the mask knows the window.
-    """
-    import torch
-    from transformers import DynamicCache
-
-    names = tuple(spec.name for spec in inputs)
-    accepted = inspect.signature(network.forward).parameters
-    counts_positions = "position_ids" in accepted
-    kept = {"logits_to_keep": 1} if logits == "last" and "logits_to_keep" in accepted else {}
-
-    class FlatWithCache(torch.nn.Module):
-        """The network behind positional tensors."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-
-        def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            feeds: dict[str, Any] = dict(zip(names, tensors[: len(names)], strict=True))
-            past = iter(tensors[len(names) :])
-            seen = DynamicCache()
-            for layer in cache.layers:
-                seen.update(next(past), next(past), layer.index)
-            if counts_positions:
-                positions = (feeds["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-                feeds["position_ids"] = positions[:, -feeds["input_ids"].shape[1] :]
-            result = self.network(**feeds, **kept, past_key_values=seen, use_cache=True, return_dict=True)
-            rows = result.logits if kept or logits == "all" else result.logits[:, -1:]
-            layers = result.past_key_values.layers
-            present = (getattr(layers[layer.index], f"{part}s") for layer in cache.layers for part in PARTS)
-            return (rows, *present)
-
-    return FlatWithCache().eval()
-
-
-def rereads(network: Any, length: int) -> bool:
-    """Tell whether transformers drops the cache of a text that grows beyond a length, and reads all of it anew.
-
-    Args:
-        network: transformers' module; its `prepare_inputs_for_generation` is asked, with a cache of nothing but length.
-        length: tokens in the cache.
-    """
-    import torch
-    from transformers import DynamicCache
-
-    seen = DynamicCache()
-    seen.update(torch.zeros(1, 1, length, 1), torch.zeros(1, 1, length, 1), 0)
-    ids = torch.zeros(1, length + 1, dtype=torch.int64)
-    options = {"past_key_values": seen, "use_cache": True, "next_sequence_length": 1}
-    try:
-        given = network.prepare_inputs_for_generation(ids, attention_mask=torch.ones_like(ids), **options)
-    except Exception:  # noqa: BLE001  a model with a way of its own; reading anew is never wrong, only slower
-        return True
-    return int(given["input_ids"].shape[1]) == length + 1
-
-
-def grows_beyond(network: Any, longest: int) -> bool:
-    """Tell whether every token beyond a length changes how the rotary embeddings turn those before it.
-
-    Dynamic NTK does so beyond the positions that a config speaks of, where an exported graph ends: no exporter follows
-    tables that hang on the largest position so far.
-
-    Args:
-        network: transformers' module; copies of the parts in it with frequencies (`inv_freq`) are asked.
-        longest: the most tokens that the config speaks of.
-    """
-    import torch
-
-    def tables(part: Any, length: int) -> Any:
-        # a few positions and the last one, which is what transformers takes for the length
-        positions = torch.tensor([[1, longest // 2, longest - 1, length - 1]])
-        return torch.stack([table[0, :-1] for table in part(torch.zeros(1, 1, 1), positions)])
-
-    for part in (copy.deepcopy(one) for one in network.modules() if hasattr(one, "inv_freq")):
-        try:
-            with torch.inference_mode():
-                found = [tables(part, longest + more) for more in range(3)]
-        except Exception:  # noqa: BLE001  a part that is called in a way of its own
-            logger.info("%s is not asked for tables of positions", type(part).__name__)
-            continue
-        if all(not torch.equal(one, other) for one, other in itertools.pairwise(found)):
-            return True
-    return False
 
 
 def _check_missing(model: TorchModel, network: Any, missing: list[str], where: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from onnxopt.errors import ExportError
 from onnxopt.graph.cache import BATCH, ENCODED, ENCODER_MASK, PARTS, SEQUENCE, Cache, CacheLayer
 from onnxopt.host.quiet import quiet
+from onnxopt.load.export.whole_text import reads_in_steps
 from onnxopt.spec import TensorSpec
 
 SeqPart = Literal["encoder", "decoder"]
@@ -49,7 +50,7 @@ def is_pair(config: Any) -> bool:
     return bool(getattr(config, "is_encoder_decoder", False))
 
 
-def face_of(network: Any, config: Any, part: SeqPart, *, last: bool, where: str) -> Face:
+def face_of(network: Any, config: Any, part: SeqPart, *, last: bool, tried: bool, where: str) -> Face:
     """Return the encoder or the decoder of a network.
 
     Args:
@@ -57,16 +58,37 @@ def face_of(network: Any, config: Any, part: SeqPart, *, last: bool, where: str)
         config: its config.
         part: which one.
         last: give the decoder's logits of the last position alone.
+        tried: whether it is known already that the decoder goes on from its cache as it reads a text whole.
         where: the source, for messages.
 
     Raises:
-        ExportError: when the network does not keep keys and values in the way of transformers' EncoderDecoderCache.
+        ExportError: when the network does not keep keys and values in the way of transformers' EncoderDecoderCache, or
+            does not go on from them with several tokens.
     """
     source = _source(network, config)
     own, cross = _caches(network, source, where)
-    return (
-        _encoder(network, config, source, cross) if part == "encoder" else _decoder(network, config, own, cross, last)
-    )
+    if part == "decoder" and not tried:
+        _require_steps(network, config, source, (own, cross), where)
+    if part == "encoder":
+        return _encoder(network, config, source, cross)
+    return _decoder(network, config, own, cross, last=last)
+
+
+def _require_steps(network: Any, config: Any, source: _Source, caches: tuple[Cache, Cache], where: str) -> None:
+    """Refuse a decoder that answers otherwise when it goes on from what it has kept."""
+    import torch
+
+    own, cross = caches
+    encoder, decoder = _encoder(network, config, source, cross), _decoder(network, config, own, cross, last=False)
+    sizes = dict(zip((BATCH, SEQUENCE), _TRIED, strict=True))
+    feeds = {spec.name: torch.ones(spec.shape(sizes), dtype=getattr(torch, spec.dtype)) for spec in source.inputs}
+    if not reads_in_steps(network, feeds, encoder.flat, decoder.flat, own):
+        raise ExportError(
+            f"the decoder of {type(network).__name__} does not give, several tokens behind those it has kept, what it "
+            "gives for the text whole: it was written for one token at a time",
+            where=where,
+            hint="export it to ONNX by other means, and give the .onnx file",
+        )
 
 
 @dataclass(frozen=True)
@@ -174,7 +196,7 @@ def _encoder(network: Any, config: Any, source: _Source, cross: Cache) -> Face:
     return Face(Encoder().eval(), source.inputs, outputs, None, longest)
 
 
-def _decoder(network: Any, config: Any, own: Cache, cross: Cache, last: bool) -> Face:  # noqa: FBT001  one caller
+def _decoder(network: Any, config: Any, own: Cache, cross: Cache, *, last: bool) -> Face:
     import torch
     from transformers import DynamicCache, EncoderDecoderCache
     from transformers.modeling_outputs import BaseModelOutput
