@@ -9,7 +9,7 @@ drop: what passes hold at a time is one weight, not the model.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +26,7 @@ LARGE_BYTES = 256 << 20  # as float32; a model with more is worked on in memory 
 LEAST_BYTES = 1 << 20  # smaller constants stay in memory: there are few of them, and they are asked for often
 _AT_ONCE = 1 << 22  # elements that are converted at a time
 _FIRST = 1 << 12  # elements that are looked at first: most weights of float32 show by then that they need all bits
+_BLOCK = 128  # rows and columns that are turned at a time: two such blocks of 4 bytes fit a core's cache
 _ALIGNED = 64  # bytes; what the runtime maps should begin at a line of the cache
 _NARROW = {ir.DataType.BFLOAT16: np.dtype(ml_dtypes.bfloat16), ir.DataType.FLOAT16: np.dtype(np.float16)}
 
@@ -75,29 +76,85 @@ class Turned(ir.LazyTensor):
     def _whole(self) -> ir.TensorProtocol:
         return ir.tensor(self._stored.numpy().transpose(self._order), name=self.name)
 
-    def tofile(self, file: IO[bytes]) -> None:
-        """Write the elements row-major, little-endian, some of the first axis at a time."""
+    @property
+    def as_it_lies(self) -> Turned:
+        """The same in the type in which the weight lies: 16 bits where it is widened from those."""
+        return Turned(as_stored(self._stored), self._order, self.name or "")
+
+    def pieces(self) -> Iterator[Array]:
+        """Yield the elements, row-major, some of the first axis at a time, in the type in which the weight lies."""
         whole = as_stored(self._stored).numpy().transpose(self._order)
         rows = max(1, _AT_ONCE * len(whole) // max(1, whole.size))
-        dtype = self.dtype.numpy().newbyteorder("<")
         for start in range(0, len(whole), rows):
-            file.write(whole[start : start + rows].astype(dtype).tobytes())
+            yield row_major(whole[start : start + rows])
+
+    def tofile(self, file: IO[bytes]) -> None:
+        """Write the elements row-major, little-endian, some of the first axis at a time."""
+        dtype = self.dtype.numpy().newbyteorder("<")
+        for piece in self.pieces():
+            file.write(piece.astype(dtype, copy=False).reshape(-1).view(np.uint8).data)
 
 
-def turn_in_files(model: ir.Model) -> None:
-    """Put the turned weight in the place of each Transpose of a weight that lies in a file; changes the model."""
+def row_major(array: Array) -> Array:
+    """Return an array in row-major order: itself where it is, else a copy.
+
+    Matrices that lie turned are copied in blocks. NumPy goes along the rows of the copy, so that each element is read
+    from another line of the cache: four to ten times as long, for a weight of some megabytes.
+
+    Args:
+        array: of any shape and strides, and of a type of 1, 2, 4 or 8 bytes where it is not in that order.
+    """
+    if array.flags.c_contiguous:
+        return array
+    made: Array = np.empty(array.shape, array.dtype)
+    bits = np.dtype(f"u{array.dtype.itemsize}")  # NumPy moves those faster than what it does not know, such as bfloat16
+    _copy(made.view(bits), array.view(bits))
+    return made
+
+
+def _copy(made: Array, array: Array) -> None:
+    """Copy an array into one of its shape, matrix by matrix where those are large and lie turned."""
+    if array.ndim < 2 or abs(array.strides[-2]) >= abs(array.strides[-1]) or min(array.shape[-2:]) < _BLOCK:
+        made[...] = array
+        return
+    if array.ndim > 2:
+        for into, part in zip(made, array, strict=True):
+            _copy(into, part)
+        return
+    rows, columns = array.shape
+    for column in range(0, columns, _BLOCK):
+        for row in range(0, rows, _BLOCK):
+            block = np.s_[row : row + _BLOCK, column : column + _BLOCK]
+            made[block] = array[block]
+
+
+def turn_in_files(
+    model: ir.Model, *, wanted: Callable[[ir.Node], bool] | None = None, laid: WeightFile | None = None
+) -> None:
+    """Put the turned weight in the place of each Transpose of a weight that lies in a file; changes the model.
+
+    Args:
+        model: its main graph and those that nodes carry.
+        wanted: tells of such a Transpose whether its weight is to be turned; None turns all of them.
+        laid: where the turned weights are laid down at once, in the type in which they lie; None turns them each time
+            that they are read.
+
+    Raises:
+        InputError: the disk is full.
+    """
     for graph in model.graphs():
         for node in [one for one in graph if is_op(one, "Transpose")]:
             value, result = node.inputs[0], node.outputs[0]
             if value is None or not _reads_file(node) or result.is_graph_output():
                 continue
             stored = ir.convenience.get_const_tensor(value)
-            if stored is None:
+            if stored is None or (wanted is not None and not wanted(node)):
                 continue
             given = node.attributes.get("perm")
             order = given.as_ints() if given is not None else range(len(stored.shape) - 1, -1, -1)
-            tensor = Turned(stored, tuple(order), result.name or "")
-            made = ir.Value(name=result.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+            turned = Turned(stored, tuple(order), result.name or "")
+            tensor = turned if laid is None else laid.add_turned(turned)
+            made = ir.Value(name=result.name, shape=turned.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
             result.name = None  # the weight bears it now
             result.replace_all_uses_with(made)
             graph.remove(node, safe=True)
@@ -163,14 +220,31 @@ class WeightFile:
         dtype = ir.DataType.from_numpy(array.dtype)
         narrow = (held_by or narrowest(array)) if dtype == ir.DataType.FLOAT else None
         stored = array if narrow is None else array.astype(_NARROW[narrow])
-        start = -(-self._end // _ALIGNED) * _ALIGNED
-        with needing(stored.nbytes), self.path.open("ab") as file:
-            file.truncate(start)
-            np.ascontiguousarray(stored).reshape(-1).view(np.uint8).tofile(file)
-        self._end = start + stored.nbytes
-        shape = ir.Shape(array.shape)
-        made = ir.ExternalTensor(str(self.path), start, stored.nbytes, narrow or dtype, shape=shape, name=name)
+        made = self._append([row_major(stored)], stored.nbytes, narrow or dtype, array.shape, name)
         return made if narrow is None else Widened(made, name)
+
+    def add_turned(self, turned: Turned) -> ir.TensorProtocol:
+        """Append a turned weight in the type in which it lies, and return it as a tensor that is read from there.
+
+        Raises:
+            InputError: the disk is full.
+        """
+        kind, name = turned.as_it_lies, turned.name or ""
+        sizes = [int(size) for size in turned.shape]  # type: ignore[arg-type]  # a tensor has no symbols
+        made = self._append(turned.pieces(), kind.nbytes, kind.dtype, sizes, name)
+        return made if kind.dtype == turned.dtype else Widened(made, name)
+
+    def _append(
+        self, pieces: Iterable[Array], nbytes: int, dtype: ir.DataType, sizes: Sequence[int], name: str
+    ) -> ir.ExternalTensor:
+        """Append what is one array of some bytes, piece by piece in row-major order."""
+        start = -(-self._end // _ALIGNED) * _ALIGNED
+        with needing(nbytes), self.path.open("ab") as file:
+            file.truncate(start)
+            for piece in pieces:
+                piece.reshape(-1).view(np.uint8).tofile(file)
+        self._end = start + nbytes
+        return ir.ExternalTensor(str(self.path), start, nbytes, dtype, shape=ir.Shape(sizes), name=name)
 
 
 def narrowest(array: Array) -> ir.DataType | None:
@@ -204,6 +278,11 @@ def weights_in_file(file: WeightFile | None) -> Iterator[None]:
         _file.reset(token)
 
 
+def weight_file() -> WeightFile | None:
+    """Return the file in which large constants lie now; None where they are in memory."""
+    return _file.get()
+
+
 def tensor_of(array: Array, name: str, held_by: ir.DataType | None = None) -> ir.TensorProtocol:
     """Return an array as a constant's tensor: in memory, or laid down where it is large and that is wanted.
 
@@ -212,11 +291,10 @@ def tensor_of(array: Array, name: str, held_by: ir.DataType | None = None) -> ir
         name: of the tensor.
         held_by: 16 bits that are known to hold every number of a float32 array, as of one that is moved; None looks.
     """
-    file = _file.get()
-    ordered = np.asarray(array, order="C")
-    if file is None or ordered.nbytes < LEAST_BYTES or not _is_laid_down(ordered.dtype):
-        return ir.tensor(ordered, name=name)
-    return file.add(ordered, name, held_by)
+    file, array = weight_file(), np.asarray(array)
+    if file is None or array.nbytes < LEAST_BYTES or not _is_laid_down(array.dtype):
+        return ir.tensor(np.asarray(array, order="C"), name=name)
+    return file.add(row_major(array), name, held_by)
 
 
 def _is_laid_down(dtype: np.dtype[Any]) -> bool:

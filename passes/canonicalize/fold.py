@@ -29,7 +29,7 @@ from onnxscript.optimizer import fold_constants
 from onnxopt.graph import all_nodes, is_constant, is_op
 from onnxopt.graph.linears import ORIGIN_KEY, origin
 from onnxopt.graph.stored_weights import widens_weight
-from onnxopt.graph.weight_files import Widened, tensor_of
+from onnxopt.graph.weight_files import Widened, tensor_of, turn_in_files, weight_file
 from onnxopt.probe.memory import release_pages
 from onnxopt.rewrite import Pass
 from onnxopt.rewrite.registry import register
@@ -65,6 +65,7 @@ class FoldConstants(Pass):
         spelled = _spell_casts(model)
         before = set(all_nodes(model))
         names = _origins(model)
+        _turn_weights(model)
         results = _Results()
         fold_constants(
             model,
@@ -77,6 +78,16 @@ class FoldConstants(Pass):
             if name in names:
                 value.metadata_props.setdefault(ORIGIN_KEY, names[name])
         return len(before - set(all_nodes(model))) + spelled
+
+
+def _turn_weights(model: ir.Model) -> None:
+    """Transpose what lies in files as it lies, where large constants are laid down; the library would widen it."""
+    file = weight_file()
+    if file is None:
+        return
+    read = [value.const_value for value in model.graph.initializers.values()]
+    turn_in_files(model, wanted=lambda node: _should_fold(node) is True, laid=file)
+    release_pages(read)
 
 
 class _Results:

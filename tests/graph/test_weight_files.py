@@ -19,9 +19,11 @@ from onnxopt.graph.weight_files import (
     in_file,
     is_large,
     narrowest,
+    row_major,
     stored_bytes,
     tensor_of,
     turn_in_files,
+    weight_file,
     weights_in_file,
 )
 from onnxopt.probe.runners import GraphRunner
@@ -162,6 +164,60 @@ def test_turned_weights_are_written_as_transpose_gives_them(
     written = io.BytesIO()
     made.tofile(written)
     assert written.getvalue() == made.tobytes() == expected.tobytes()
+    laid = WeightFile(tmp_path / "turned").add_turned(made)
+    assert (type(laid), laid.dtype, laid.name) == (type(given), given.dtype, "turned")
+    assert stored_bytes(laid) == stored_bytes(given)
+    assert laid.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.float16, ml_dtypes.bfloat16, np.float32, np.int64])
+@pytest.mark.parametrize(
+    ("shape", "order"),
+    [
+        ((300, 129), (1, 0)),
+        ((128, 257), (1, 0)),
+        ((3, 130, 131), (0, 2, 1)),
+        ((2, 130, 3, 140), (2, 0, 3, 1)),
+        ((7,), (0,)),
+    ],
+)
+def test_rows_come_in_order_whatever_lies_how(kind: type, shape: tuple[int, ...], order: tuple[int, ...]) -> None:
+    array: Array = np.random.default_rng(0).integers(-99, 99, shape).astype(kind)
+    for given in (array.transpose(order), array[::-1].transpose(order), array[..., ::2].transpose(order)):
+        made = row_major(given)
+        assert made.flags.c_contiguous
+        assert made.dtype == given.dtype
+        assert np.array_equal(made, given)
+    assert row_major(array) is array
+
+
+def test_what_is_wanted_is_turned_where_it_is_laid_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_files, "LEAST_BYTES", 64)
+    weights = {name: np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32) for name in ("w", "kept")}
+    text = """m (float[b, 6] x) => (float[b, 4] y) {
+        wt = Transpose(w)
+        kt = Transpose(kept)
+        sum = Add(wt, kt)
+        y = MatMul(x, sum)
+    }"""
+    model, file = parse(text, weights), WeightFile(tmp_path / "weights")
+    for name, array in weights.items():
+        model.graph.initializers[name].const_value = file.add(array, name)
+    turned = WeightFile(tmp_path / "turned")
+    turn_in_files(model, wanted=lambda node: node.outputs[0].name == "wt", laid=turned)
+    assert [node.op_type for node in model.graph] == ["Transpose", "Add", "MatMul"]
+    laid = in_file(model.graph.initializers["wt"].const_value)
+    assert laid is not None
+    assert Path(laid.path) == turned.path
+    assert np.array_equal(laid.numpy(), weights["w"].T)
+
+
+def test_the_file_of_large_constants_is_known_while_it_is_asked_for(tmp_path: Path) -> None:
+    file = WeightFile(tmp_path / "weights")
+    assert weight_file() is None
+    with weights_in_file(file):
+        assert weight_file() is file
+    assert weight_file() is None
 
 
 def test_what_transposes_a_weight_in_a_file_becomes_that_weight_turned(

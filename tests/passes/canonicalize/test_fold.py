@@ -70,6 +70,40 @@ def test_what_is_moved_stays_in_its_sixteen_bits_and_what_is_computed_is_looked_
     np.testing.assert_array_equal(computed.numpy(), (array.astype(np.float32) * third).T)
 
 
+@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16, np.float32])
+def test_a_weight_in_a_file_is_transposed_without_being_widened(
+    kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = """
+    g (float[batch,900] x, float[batch,900] u) => (float[batch,700] y, float[batch,700] z, float[batch,700] v) {
+      t = Transpose<perm=[1,0]>(w)
+      y = MatMul(x, t)
+      s = Transpose(both)
+      z = MatMul(x, s)
+      v = Gemm<transB=1>(u, both)
+    }"""
+    array: Array = weight(700, 900).astype(kind)
+    model, file = parse(text, {"w": weight(1), "both": weight(1)}), WeightFile(tmp_path / "checkpoint")
+    for name in ("w", "both"):
+        stored, value = file.add(array, name), model.graph.initializers[name]
+        value.const_value = stored if kind is np.float32 else Widened(stored, name)
+        value.shape = ir.Shape(array.shape)
+
+    def widened(self: Widened) -> Array:
+        raise AssertionError(f"{self.name} was widened")
+
+    with weights_in_file(WeightFile(tmp_path / "weights")), monkeypatch.context() as patched:
+        patched.setattr(Widened, "numpy", widened)
+        assert pass_of("fold-constants").run(model) == 1  # the weight with two readers stays one
+    assert [node.op_type for node in model.graph] == ["MatMul", "Transpose", "MatMul", "Gemm"]
+    made = model.graph.initializers["t"].const_value
+    laid = in_file(made)
+    assert laid is not None
+    assert laid.dtype == ir.DataType.from_numpy(np.dtype(kind))
+    assert made is not None
+    assert np.array_equal(made.numpy(), array.astype(np.float32).T)
+
+
 def test_folds_a_chain_of_small_arithmetic() -> None:
     text = """
     g (float[batch,4] x) => (float[batch,4] y)
