@@ -86,6 +86,8 @@ def _convert(path: Path, target: Path) -> None:
     """Read the file with transformers and write it as any other checkpoint, weight by weight."""
     import transformers
 
+    from onnxopt.probe.memory import release_memory  # which takes a while
+
     folder, name = path.parent, path.name
     target.mkdir(parents=True, exist_ok=True)
     try:
@@ -104,6 +106,8 @@ def _convert(path: Path, target: Path) -> None:
     settings |= {"architectures": [type(model).__name__], "dtype": "float32"}
     text = json.dumps(settings, indent=2, sort_keys=True, default=str)
     (target / "config.json").write_text(text + "\n", encoding="utf-8")
+    del model
+    release_memory()  # the reader makes objects for every word of the vocabulary, and the allocator keeps their room
 
 
 def _written(path: Path, weights: Path) -> Any:
