@@ -23,6 +23,7 @@ from onnxopt.host.disk import needing
 from onnxopt.spec import Array
 
 LARGE_BYTES = 256 << 20  # as float32; a model with more is worked on in memory that one layer bounds
+MAPPED = {"session.disable_prepacking": "1"}  # entries of a session whose weights stay where they are mapped
 LEAST_BYTES = 1 << 20  # smaller constants stay in memory: there are few of them, and they are asked for often
 _AT_ONCE = 1 << 22  # elements that are converted at a time
 _FIRST = 1 << 12  # elements that are looked at first: most weights of float32 show by then that they need all bits
@@ -165,6 +166,16 @@ def _reads_file(node: ir.Node) -> bool:
     """Tell whether a node reads a weight that lies in a file and is not small."""
     stored = [in_file(value.const_value) for value in node.inputs if value is not None]
     return any(one is not None and one.nbytes >= LEAST_BYTES for one in stored)
+
+
+def stays_mapped(model: ir.Model) -> bool:
+    """Tell whether a session of a model leaves its weights where they are mapped: many, and the large ones float32.
+
+    Prepacking would keep a copy of each in a kernel's own order. Kernels of fewer bits compute otherwise without it.
+    """
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    large = (one for one in tensors if one is not None and one.nbytes >= LEAST_BYTES)
+    return is_large(model) and all(one.dtype == ir.DataType.FLOAT for one in large)
 
 
 def is_large(model: ir.Model) -> bool:

@@ -15,6 +15,7 @@ from onnxopt.errors import InputError, word
 from onnxopt.graph import constant_value
 from onnxopt.graph.cache import Cache, encoded_name
 from onnxopt.graph.exchange import CARRIERS, PLAIN, dtype_name
+from onnxopt.graph.weight_files import stays_mapped
 from onnxopt.host.folders import sha256_of
 from onnxopt.load.given import Given
 from onnxopt.load.graph_feeder import GraphFeeder, InputPlan, input_kinds, plan_input
@@ -147,6 +148,7 @@ def _reference(checked: Checked, path: Path, model: ir.Model, draws: Draws | Non
         b"" if draws is None else ir.to_proto(model).SerializeToString(),
         apart=apart,
         weight_bytes=sum(file.stat().st_size for file in files),
+        mapped=stays_mapped(model),
     )
 
 

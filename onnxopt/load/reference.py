@@ -8,6 +8,7 @@ from typing import Any
 
 from onnxopt.errors import InputError
 from onnxopt.graph.exchange import FOLDER_KEY, Exchange, carried_file
+from onnxopt.graph.weight_files import MAPPED
 from onnxopt.host.bounds import bounds
 from onnxopt.host.runtime_errors import runtime_line
 from onnxopt.host.threads import available_threads
@@ -27,6 +28,7 @@ class OrtReference:
         threads: of one operator; the default is what this process may use.
         apart: run it in a worker, which it may kill: what nobody has run yet.
         weight_bytes: of the model, external data included; a large one may take longer.
+        mapped: leave the weights where they are mapped, without a copy of each in a kernel's own order.
     """
 
     def __init__(
@@ -38,10 +40,12 @@ class OrtReference:
         *,
         apart: bool = False,
         weight_bytes: int = 0,
+        mapped: bool = False,
     ) -> None:
         self._path = path
         self._apart = apart
         self._weight_bytes = weight_bytes
+        self._mapped = mapped
         self._graph = graph
         self._label = label or path.name
         self._threads = threads or available_threads()
@@ -129,7 +133,9 @@ class OrtReference:
             raise InputError("cannot be read", where=self._label) from error
 
     def _alike(self, graph: bytes, threads: int) -> OrtReference:
-        return OrtReference(self._path, self._label, graph, threads, weight_bytes=self._weight_bytes)
+        return OrtReference(
+            self._path, self._label, graph, threads, weight_bytes=self._weight_bytes, mapped=self._mapped
+        )
 
     def _open(self, *, optimized: bool) -> Any:
         if optimized not in self._sessions:
@@ -146,6 +152,8 @@ class OrtReference:
     def _session_of(self, graph: str | bytes, entries: Mapping[str, str], *, optimized: bool) -> Any:
         import onnxruntime as ort
 
+        if self._mapped:
+            entries = {**entries, **MAPPED}
         if self._apart:
             return self._apart_session(graph, entries, optimized=optimized)
         levels = ort.GraphOptimizationLevel

@@ -15,7 +15,7 @@ from onnxopt.graph.cache import TOTAL
 from onnxopt.graph.files import leave_ranks_open, make_writable, save_graph, written_bytes
 from onnxopt.graph.outline import Step, outline_of
 from onnxopt.graph.roles import mask_of
-from onnxopt.graph.weight_files import LEAST_BYTES, is_large
+from onnxopt.graph.weight_files import MAPPED, is_large, stays_mapped
 from onnxopt.load.loaded import Loaded
 from onnxopt.pipeline.pipeline import Pipeline
 from onnxopt.probe.observe import Observation
@@ -37,7 +37,6 @@ from onnxopt.spec import Budget, Feeds, Signature, Target, Workload
 from onnxopt.timing.latency import race
 
 STANDARD = Target("portable")
-MAPPED = {"session.disable_prepacking": "1"}
 Run = Callable[[Feeds], Feeds]
 Tell = Callable[[str, str], None]  # a stage, and a word on the step
 
@@ -284,19 +283,13 @@ def _opened(path: Path, runs_on: Target, loaded: Loaded) -> Session:
     Weights of a large one in float32 stay where they are mapped: its kernels would keep a copy of each in their own
     order.
     """
-    config = MAPPED if is_large(loaded.model) and _has_float_weights(loaded.model) else None
+    config = MAPPED if stays_mapped(loaded.model) else None
     try:
         return Session(path, target=runs_on, exact=True, config=config, label=loaded.name)
     except InputError as error:
         hint = "nothing was written; run with --verbose to see each pass"
         what = error.what.replace(str(path), "it")
         raise ProofError(f"the result does not open: {what}", where=loaded.name, hint=hint) from error
-
-
-def _has_float_weights(model: ir.Model) -> bool:
-    """Tell whether all large weights are float32; kernels of fewer bits compute otherwise where nothing is packed."""
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    return all(one.dtype == ir.DataType.FLOAT for one in tensors if one is not None and one.nbytes >= LEAST_BYTES)
 
 
 def answers_for_columns(signature: Signature) -> bool:

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxopt.artifact.stacks import served_model
 from onnxopt.errors import InputError
+from onnxopt.graph import weight_files
 from onnxopt.graph.cache import served
 from onnxopt.graph.roles import role_of
 from onnxopt.load.graph_feeder import GraphFeeder, InputPlan, plan_input
@@ -290,6 +291,40 @@ def test_reference_names_itself_and_starts_late(tmp_path: Path) -> None:
     assert reference.name.startswith("absent in onnxruntime ")
     with pytest.raises(InputError, match="cannot open it"):
         reference.run({})
+
+
+def _packs(options: Any) -> bool:
+    """Tell whether the sessions of some options copy weights for their kernels."""
+    try:
+        return bool(options.get_session_config_entry("session.disable_prepacking") != "1")
+    except RuntimeError:  # nobody has set it
+        return True
+
+
+@pytest.mark.parametrize(("kind", "is_mapped"), [(np.float32, True), (np.float16, False)])
+def test_weights_of_a_large_file_stay_where_they_are_mapped(
+    kind: type, *, is_mapped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight: Array = np.random.default_rng(0).standard_normal((24, 40)).astype(kind)
+    model = parse(
+        "m (float[batch, 24] x) => (float[batch, 40] y) { w = Cast<to = 1>(stored) y = MatMul(x, w) }",
+        {"stored": weight},
+    )
+    onnx.save_model(
+        ir.to_proto(model), tmp_path / "net.onnx", save_as_external_data=True, location="net.data", size_threshold=0
+    )
+    feeds = {"x": np.random.default_rng(1).standard_normal((3, 24)).astype(np.float32)}
+    monkeypatch.setattr(weight_files, "LEAST_BYTES", 512)
+    found = []
+    for limit in (1 << 20, 256):
+        monkeypatch.setattr(weight_files, "LARGE_BYTES", limit)
+        reference = load_onnx(tmp_path / "net.onnx").reference
+        assert isinstance(reference, OrtReference)
+        for one in (reference, reference.with_threads(1)):
+            found.append(one.run(feeds)["y"])
+            options = one._open(optimized=False).get_session_options()
+            assert _packs(options) != (is_mapped and limit == 256)
+    np.testing.assert_allclose(found, [feeds["x"] @ weight.astype(np.float32)] * 4, rtol=1e-4, atol=1e-5)
 
 
 def test_refuses_to_make_inputs_of_insane_size() -> None:

@@ -68,7 +68,7 @@ def test_large_weights_in_fewer_bits_are_packed_as_ever(
 ) -> None:
     opened: list[dict[str, Any]] = []
     monkeypatch.setattr(forms, "Session", lambda _, **settings: opened.append(settings))
-    monkeypatch.setattr(forms, "LEAST_BYTES", 100)
+    monkeypatch.setattr(weight_files, "LEAST_BYTES", 100)
     monkeypatch.setattr(weight_files, "LARGE_BYTES", 100)
     given = model()
     given.graph.register_initializer(ir.Value(name="codes", const_value=ir.tensor(np.zeros(100, kind), name="codes")))

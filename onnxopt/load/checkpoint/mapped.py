@@ -23,19 +23,8 @@ from typing import Any
 from onnxopt.host.disk import needing
 from onnxopt.host.scratch import lasting_folder
 from onnxopt.load.checkpoint.stored import Place, places_in
+from onnxopt.load.source.streamed import TYPES
 
-_TYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
 _WRAPPED = ("F32", "F16", "BF16")  # what becomes float32 in the network without a loss
 
 
@@ -65,7 +54,7 @@ class MappedWeights:
         whole = self._map(path)
         found: dict[str, Any] = {}
         for name, place in places.items():
-            kind = getattr(torch, _TYPES[place.dtype])
+            kind = getattr(torch, TYPES[place.dtype])
             piece = whole[place.offset : place.offset + place.nbytes]
             if place.offset % kind.itemsize:  # a reader of mapped numbers expects them at multiples of their size
                 piece = piece.clone()
@@ -105,7 +94,7 @@ class MappedWeights:
 
     def place_of(self, tensor: Any) -> Place | None:
         """Return where the elements of a plain tensor lie; None where that is in memory, or not in their order."""
-        names = {value: name for name, value in _TYPES.items()}
+        names = {value: name for name, value in TYPES.items()}
         dtype = names.get(str(tensor.dtype).removeprefix("torch."))
         if dtype is None or not tensor.is_contiguous():
             return None

@@ -1,12 +1,17 @@
-"""Turn a GGUF file into a checkpoint folder, once: float32 safetensors, config and tokenizer, in the user's cache."""
+"""Turn a GGUF file into a checkpoint folder, once: safetensors, config and tokenizer, in the user's cache.
+
+The weights are the numbers that the file stands for as float32, and lie in 16 bits where those hold them all.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
+import logging
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 from onnxopt.errors import InputError
 from onnxopt.host.disk import code_of
@@ -14,10 +19,13 @@ from onnxopt.host.extras import lacking, require
 from onnxopt.host.folders import CONTENTS_NAME, sealed, sha256_of
 from onnxopt.host.quiet import quiet
 from onnxopt.host.usercache import cache_root, make_entry, use_entry
+from onnxopt.load.source.streamed import WeightStream
 
 _FILES, _ORIGIN = "files", "origin.txt"
 _TELLING = ("config.json", "tokenizer.json")
 _MAGIC = b"GGUF"
+
+logger = logging.getLogger(__name__)
 
 
 def convert_gguf(path: Path, *, progress: Callable[[str], None] | None = None) -> Path:
@@ -75,16 +83,17 @@ def gguf_behind(assets: Collection[Path]) -> Path | None:
 
 
 def _convert(path: Path, target: Path) -> None:
-    """Read the file with transformers and write it as any other checkpoint."""
-    import torch
+    """Read the file with transformers and write it as any other checkpoint, weight by weight."""
     import transformers
-    from safetensors.torch import save_model
+
+    from onnxopt.probe.memory import release_memory  # which takes a while
 
     folder, name = path.parent, path.name
+    target.mkdir(parents=True, exist_ok=True)
     try:
         # the reader draws a progress bar of its own on stderr
         with quiet(), contextlib.redirect_stderr(io.StringIO()):
-            model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+            model = _written(path, target / "model.safetensors")
             transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(target)
     except ImportError as error:
         raise lacking("gguf", str(error), where=str(path)) from error
@@ -92,10 +101,38 @@ def _convert(path: Path, target: Path) -> None:
         if code_of(error):  # a full disk
             raise
         raise InputError(f"transformers cannot read it: {error}", where=str(path)) from error
-    # the model still counts as quantized, so that its own save refuses; its weights are float32 by now
-    save_model(model, str(target / "model.safetensors"), metadata={"format": "pt"})
     skip = ("quantization_config", "id2label", "label2id")
     settings = {key: one for key, one in model.config.to_dict().items() if key not in skip and not key.startswith("_")}
     settings |= {"architectures": [type(model).__name__], "dtype": "float32"}
     text = json.dumps(settings, indent=2, sort_keys=True, default=str)
     (target / "config.json").write_text(text + "\n", encoding="utf-8")
+    del model
+    release_memory()  # the reader makes objects for every word of the vocabulary, and the allocator keeps their room
+
+
+def _written(path: Path, weights: Path) -> Any:
+    """Write the weights as transformers loads them, or all together where that does not work; return the network.
+
+    The network may hold stand-ins for its weights.
+    """
+    import torch
+    import transformers
+
+    def load() -> Any:
+        return transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+
+    stream = WeightStream(weights)
+    try:
+        with stream.taking():
+            model = load()
+        stream.finish(model)
+    except ImportError:
+        raise
+    except Exception as error:
+        if code_of(error):  # a full disk
+            raise
+        logger.info("the weights of %s are not written as they are read: %s", path.name, error)
+        model = load()
+        stream = WeightStream(weights)
+        stream.finish(model)
+    return model

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from onnxopt.errors import InputError
+from onnxopt.graph import weight_files
 from onnxopt.graph.linears import find_linears
 from onnxopt.load.export.export import export
 from onnxopt.load.source.gguf import convert_gguf, gguf_behind
 from onnxopt.load.source.recipe import all_recipes
 from onnxopt.load.source.source import resolve
+from onnxopt.load.source.streamed import WeightStream
 from onnxopt.qmath.blocks import dequantize
 from onnxopt.quantize.checkpoint_grids import known_grids
 from tests.support.damage import flip_bit
@@ -113,6 +115,42 @@ def test_the_grids_of_the_file_are_found_behind_the_checkpoint(tmp_path: Path) -
     assert gguf_behind(loaded.assets) is None
     path.unlink()
     assert gguf_behind(loaded.assets) is None
+
+
+def _weights(path: Path) -> dict[str, list[int]]:
+    """Return the bits of the weights of a converted file, as float32."""
+    from safetensors import safe_open
+
+    with safe_open(convert_gguf(path) / "model.safetensors", "np") as file:
+        return {name: file.get_tensor(name).astype(np.float32).view(np.uint32).tolist() for name in sorted(file.keys())}
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_the_weights_are_those_that_transformers_reads(
+    *, works: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    import transformers
+
+    path = write_gguf(tmp_path / "tiny.gguf")
+    taken: list[int] = []
+    take = WeightStream._take
+
+    def told(self: WeightStream, parameter: torch.nn.Parameter) -> object:
+        made = take(self, parameter)
+        if made is not None:
+            taken.append(parameter.numel())
+        if taken and not works:
+            raise RuntimeError("no")
+        return made
+
+    monkeypatch.setattr(WeightStream, "_take", told)
+    monkeypatch.setattr(weight_files, "LEAST_BYTES", WIDTH * WIDTH * 4)
+    found = _weights(path)
+    assert len(taken) == (2 + 5 * LAYERS if works else 1)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32)
+    expected = {name: one.numpy().view(np.uint32).tolist() for name, one in model.state_dict().items()}
+    assert found == expected
 
 
 def test_gguf_is_converted_once_and_again_when_damaged(tmp_path: Path) -> None:
