@@ -14,8 +14,9 @@ import numpy as np
 
 from onnxopt.errors import InputError
 from onnxopt.load.loaded import Loaded
+from onnxopt.run.inputs.resampled import resample
 from onnxopt.run.inputs.sound import SoundReader, read_wave, sound_settings
-from onnxopt.run.inputs.waves import DEFAULT_RATE, resample, wave_of
+from onnxopt.run.inputs.waves import DEFAULT_RATE, wave_of
 from onnxopt.run.sounds import WAVE_RANK, WAVES
 from onnxopt.spec import SOUND_INPUTS, Array, Feeds, Signature
 
