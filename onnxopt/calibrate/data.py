@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from onnxopt.calibrate.sounds import hears, sound_feeds
+from onnxopt.calibrate.sounds import sound_feeds
 from onnxopt.calibrate.sources import IMAGE_TYPES, NONE, RANDOM, SELF, SOUND_TYPES, require_there
 from onnxopt.errors import InputError
 from onnxopt.graph.cache import PAST, SEQUENCE, Cache, complete
@@ -24,6 +24,7 @@ from onnxopt.host.files import read_npz
 from onnxopt.load.loaded import Loaded
 from onnxopt.records.quantization import CalibrationRecord
 from onnxopt.run.inputs.sound import PROCESSOR_NAME, WHOLE_PROCESSOR_NAME
+from onnxopt.run.sounds import hears
 from onnxopt.spec import Array, Feeds
 from onnxopt.texts.builtin import builtin_texts
 from onnxopt.texts.files import BUILTIN, HUB_PREFIX, LEAST_SAMPLES, read_data_set, read_texts
@@ -150,7 +151,7 @@ def read_calibration(
         hint = f"give samples, or use {BUILTIN}"
         raise InputError("only weights in fewer bits do without samples", where="--calibration none", hint=hint)
     require_there(name, samples)
-    if name == BUILTIN and hears(loaded.signature) and not (loaded.random_weights and not _prepares(loaded)):
+    if name == BUILTIN and hears(loaded.signature.inputs) and not (loaded.random_weights and not _prepares(loaded)):
         data = _of_feeds(loaded, sound_feeds(loaded, None, most), name)
     elif name == RANDOM or (loaded.random_weights and name == BUILTIN and _tokenizer(loaded) is None):
         data = _random(loaded, most, forced=force or loaded.random_weights)
@@ -195,7 +196,7 @@ def _of_path(loaded: Loaded, path: Path, most: int) -> CalibrationData:
             return _of_feeds(loaded, [feeds for one in arrays for feeds in _read_feeds(loaded, one)][:most], path.name)
         if images:
             return _of_images(loaded, images[:most], path.name)
-        if sounds and hears(loaded.signature):
+        if sounds and hears(loaded.signature.inputs):
             return _of_feeds(loaded, sound_feeds(loaded, sounds, most), path.name)
         raise InputError("the calibration folder has neither images nor .wav nor .npz files", where=str(path))
     if path.suffix == ".npz":

@@ -14,10 +14,11 @@ import numpy as np
 
 from onnxopt.errors import InputError
 from onnxopt.load.loaded import Loaded
+from onnxopt.run.inputs.resampled import resample
 from onnxopt.run.inputs.sound import SoundReader, read_wave, sound_settings
-from onnxopt.run.inputs.waves import DEFAULT_RATE, resample, wave_of
+from onnxopt.run.inputs.waves import DEFAULT_RATE, wave_of
 from onnxopt.run.sounds import WAVE_RANK, WAVES
-from onnxopt.spec import SOUND_INPUTS, Array, Feeds, Signature
+from onnxopt.spec import SOUND_INPUTS, Array, Feeds
 
 SOUNDS = 48  # that are made: each is worth dozens of frames
 _SECONDS = (0.8, 2.0)
@@ -27,11 +28,6 @@ _WIDTH = 90.0  # Hz, of a resonance
 _OVERTONES = 40
 _PIECE = (0.06, 0.22)  # seconds of a vowel, a hiss or a pause
 _LEVELS = (0.02, 0.4)  # of full scale
-
-
-def hears(signature: Signature) -> bool:
-    """Tell whether a model takes sound."""
-    return any(spec.name in SOUND_INPUTS for spec in signature.inputs)
 
 
 def made_sounds(count: int, rate: int) -> list[Array]:

@@ -21,8 +21,8 @@ from onnxopt.load.export.forward_inputs import LEFT_OUT
 from onnxopt.records.notes import is_unproved
 from onnxopt.records.quantization import NOT_FASTER
 from onnxopt.records.savings import savings
+from onnxopt.run.sounds import hears
 from onnxopt.run.there import MODEL_NAME
-from onnxopt.spec import SOUND_INPUTS
 from onnxopt.tasks.listed import command_of
 from onnxopt.tasks.table import TASKS
 
@@ -148,7 +148,7 @@ def print_summary(console: Console, artifact: Artifact, *, verbose: bool = False
         if not is_said:
             say(f"note          {note}")
     say(f"artifact      {near(artifact.path)}")
-    heard = any(spec.name in SOUND_INPUTS for spec in manifest.signature.inputs) and not manifest.parts
+    heard = hears(manifest.signature.inputs) and not manifest.parts
     say(f"next          {next_steps(manifest.task, near(artifact.path), writes=not heard)}")
 
 

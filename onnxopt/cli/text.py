@@ -33,7 +33,9 @@ from onnxopt.errors import InputError, word
 )
 def run(
     path: Annotated[Path, typer.Argument(help="An artifact folder.")],
-    texts: Annotated[list[str] | None, typer.Argument(help="Texts (or paths of images for an image model).")] = None,
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts, or paths of the images or sounds (.wav) that the model takes.")
+    ] = None,
     pair: Annotated[
         list[str] | None,
         typer.Option(

@@ -86,7 +86,7 @@ class PrecisionOptions(Stage):
             `int4-weights[:block[:asymmetric]]`; for cuda and tensorrt `fp16` (auto) or `bf16`, with `:io` for inputs
             and outputs in it, too. Decoders of a billion parameters are served in `int8` or `int4-weights` on a CPU.
         calibration: samples for int8: `builtin`, `self` (a language model writes its own), a .txt, .json, .jsonl,
-            .ndjson or .npz file, a folder of images or .npz, or `hf:dataset`; `none` for weights by themselves.
+            .ndjson or .npz file, a folder of images, .wav or .npz, or `hf:dataset`; `none` for weights by themselves.
         calibration_samples: the most samples to use; 256 when not given.
         calibrator: how ranges are found: `min-max`, `moving-average`, `percentile`, `entropy`, `mse`, or `auto`, which
             compares all of them on held-out samples.

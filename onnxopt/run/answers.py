@@ -157,7 +157,7 @@ class Opened:
         _require_fitting(request)
         if self.task.startswith("image"):
             result = _run_images(self.folder, self.session, self.config, request)
-        elif hears(self.session):
+        elif hears(self.session.inputs):
             result = _run_sounds(self.folder, self.session, self.config, request)
         else:
             known = _ANSWERS.get(TASKS[self.task].answer) if self.task in TASKS else None
@@ -205,11 +205,11 @@ def task_of(task: str, config: Mapping[str, Any], session: Session) -> str:
     for name in config.get("architectures") or ():
         for ending, found in _HEADS.items():
             if str(name).endswith(ending):
-                return _OF_SOUND.get(found, found) if hears(session) else found
+                return _OF_SOUND.get(found, found) if hears(session.inputs) else found
     names = {spec.name for spec in session.outputs}
     if {"start_logits", "end_logits"} <= names:
         return "question-answering"
-    if hears(session) and "logits" not in names:
+    if hears(session.inputs) and "logits" not in names:
         return "audio-feature-extraction"
     about_images = any(spec.name == "pixel_values" for spec in session.inputs)
     if "logits" not in names:

@@ -18,6 +18,7 @@ from onnxopt.run.generate.sampling import GREEDY, Sampling
 from onnxopt.run.results import Classification, Embeddings, Entity, TextResult, TokenLabels
 from onnxopt.run.session import Session
 from onnxopt.spec import Array
+from onnxopt.tasks.table import TASKS
 
 MAX_BATCH = 32
 _ELSE = 'call the model itself: model("a text")'
@@ -41,7 +42,7 @@ class Ranked:
 
 
 class Model:
-    """An artifact that takes text, or paths of images, and answers by its task.
+    """An artifact that takes text, or paths of images or sounds, and answers by its task.
 
     `model("a text")` gives the answer with everything beside it, as `onnxopt run` prints it; the methods give the plain
     thing for one task. One text gives one answer, a list of texts a list.
@@ -86,7 +87,7 @@ class Model:
         """Answer texts by the task of the model.
 
         Args:
-            texts: sentences, questions or prompts; paths of image files when the task is about images.
+            texts: sentences, questions or prompts; paths of image or sound files when the task is about those.
             pairs: two texts each, in place of `texts`, for a classifier that reads both.
             prompt: the name of a prompt of the checkpoint in front of each text, for embeddings.
             context: the text to find answers in, for question answering.
@@ -99,7 +100,7 @@ class Model:
         return self._opened.answer(given, pairs=pairs, prompt=prompt, context=context, max_new_tokens=max_new_tokens)
 
     def encode(self, texts: str | Sequence[str], *, prompt: str | None = None, batch: int = MAX_BATCH) -> Array:
-        """Return the embeddings of texts, or of images by their paths: float32 [texts, size], of one text [size].
+        """Return the embeddings of texts, or of images or sounds by their paths: float32 [texts, size], of one [size].
 
         Args:
             texts: what to encode.
@@ -109,7 +110,7 @@ class Model:
         Raises:
             InputError: when the model gives no embeddings.
         """
-        self._require("feature-extraction", "image-feature-extraction")
+        self._require(*_tasks_of("embeddings"))
 
         def vectors(some: Sequence[str]) -> list[Array]:
             answer = self(some, prompt=prompt)
@@ -127,13 +128,13 @@ class Model:
         """Return the labels of texts with their scores, the likeliest first.
 
         Args:
-            texts: what to classify; pairs of texts for a model that reads two; paths for one of images.
+            texts: what to classify; pairs of texts for a model that reads two; paths for one of images or sounds.
             batch: texts that run together.
 
         Raises:
             InputError: when the model has no labels for whole texts.
         """
-        self._require("text-classification", "image-classification")
+        self._require(*_tasks_of("classification"))
         if isinstance(texts, str):
             return self._labels([texts])[0]
         return _in_batches(texts, self._labels, batch)
@@ -221,6 +222,11 @@ class Model:
             raise InputError(
                 f"a model for {self.task} cannot do that", where=str(self.path), hint="call the model itself"
             )
+
+
+def _tasks_of(answer: str) -> list[str]:
+    """Return the tasks whose answers are of a kind, whatever goes in."""
+    return [task.name for task in TASKS.values() if task.answer == answer]
 
 
 def _in_batches(given: Sequence[Any], work: Callable[[Sequence[Any]], list[Made]], batch: int) -> list[Made]:

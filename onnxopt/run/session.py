@@ -22,7 +22,7 @@ from onnxopt.host.watch import are_limited, watched
 from onnxopt.probe.memory import release_memory
 from onnxopt.run.providers import Device, Opening, Wishes, add_plugin, engine_cache, parse_device, plan, preload_cuda
 from onnxopt.run.there import model_file
-from onnxopt.spec import CONTAINERS, Provider, Target, TensorSpec, Workload
+from onnxopt.spec import CONTAINERS, SOUND_AXES, Provider, Target, TensorSpec, Workload
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -284,7 +284,8 @@ class Session:
     def _check_sizes(self, feeds: Mapping[str, Value]) -> None:
         """Refuse sizes of which an artifact promises nothing, at which it may run all the same; a file has no promises.
 
-        Those are an axis without entries, and what is no multiple where the graph was made for multiples.
+        Those are an axis without entries, a sound shorter than what its network looks at together, and what is no
+        multiple where the graph was made for multiples.
         """
         for spec in self.inputs if self._proved else ():
             given = feeds.get(spec.name)
@@ -296,6 +297,10 @@ class Session:
                 if size == 0:
                     what = f"input {spec.name!r} has no entries along its axis '{axis}'; the artifact answers from 1 on"
                     raise InputError(what, where=self._label, hint="leave a request without rows out")
+                if str(axis) in SOUND_AXES and size < known.least:
+                    what = f"input {spec.name!r} has {size} entries along its axis '{axis}'"
+                    what += f"; the artifact answers from {known.least} on"
+                    raise InputError(what, where=self._label, hint="give a longer sound")
                 if size % known.step:
                     what = f"input {spec.name!r} has {size} entries along its axis '{axis}'"
                     what += f"; the artifact answers multiples of {known.step}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from onnxopt.run.inputs.waves import prepare_wave
 from onnxopt.run.labels import label_names
 from onnxopt.run.results import FrameLabels, Span, Transcripts
 from onnxopt.run.session import Session
-from onnxopt.spec import SOUND_INPUTS, Array, Feeds
+from onnxopt.spec import SOUND_INPUTS, Array, Feeds, TensorSpec
 
 WAVES = SOUND_INPUTS[0]
 WAVE_RANK = 2  # [batch, samples]
@@ -36,9 +36,9 @@ class Heard:
     seconds: float
 
 
-def hears(session: Session) -> bool:
-    """Tell whether a model takes sound."""
-    return any(spec.name in SOUND_INPUTS for spec in session.inputs)
+def hears(inputs: Iterable[TensorSpec]) -> bool:
+    """Tell whether a model takes sound, by its inputs."""
+    return any(spec.name in SOUND_INPUTS for spec in inputs)
 
 
 def hear(folder: Path, session: Session, paths: Sequence[Path]) -> list[Heard]:

@@ -19,6 +19,7 @@ from onnxopt.load.entry import load
 from onnxopt.load.source.source import resolve
 from onnxopt.probe.runners import GraphRunner
 from onnxopt.run.answers import run_text
+from onnxopt.run.generate.generator import Generator
 from onnxopt.run.inputs.sound import read_wave
 from tests.support.sounds import LABELS, LETTERS, sound_checkpoint, write_wave
 from tests.support.tiny import tiny_tokenizer
@@ -113,7 +114,9 @@ def test_speech_becomes_the_text_that_transformers_makes_of_it(tmp_path: Path) -
     assert io["preprocessing"][0] == "16000 samples a second, channels averaged"
     assert "the blank, is left out" in io["postprocessing"][0]
     assert io["inputs"][0]["axes"] == ["batch", "samples"]
-    with pytest.raises(InputError):  # half a millisecond is less than the convolutions look at
+    with pytest.raises(InputError, match=r"a sound at once writes no tokens .*onnxopt run"):
+        Generator(artifact.path)
+    with pytest.raises(InputError, match="has 8 entries along its axis 'samples'; the artifact answers from 40 on"):
         run_text(artifact.path, [str(write_wave(tmp_path / "short.wav", 0.0005))])
 
 
@@ -141,3 +144,29 @@ def test_a_pair_that_hears_any_length_is_refused_in_words(name: str, tmp_path: P
     with pytest.raises(ExportError, match="of any length, of which its decoder must be told what is padding") as found:
         onnxopt.optimize(tmp_path / "model", out=tmp_path / "out", measure=False)
     assert "heads of CTC take any length" in str(found.value)
+
+
+def test_what_draws_random_numbers_while_it_answers_is_refused_for_that(tmp_path: Path) -> None:
+    import transformers
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 16, "flow_size": 16}
+    ups = {"upsample_initial_channel": 16, "upsample_rates": [2, 2], "upsample_kernel_sizes": [4, 4]}
+    blocks = {"resblock_kernel_sizes": [3], "resblock_dilation_sizes": [[1, 1]], "spectrogram_bins": 9}
+    flows = {"prior_encoder_num_flows": 1, "prior_encoder_num_wavenet_layers": 1, "duration_predictor_num_flows": 1}
+    config = transformers.VitsConfig(vocab_size=200, **sizes, **ups, **blocks, **flows)
+    transformers.VitsModel(config).save_pretrained(tmp_path)
+    tiny_tokenizer(tmp_path)
+    with pytest.raises(ExportError, match="another one each time, since it draws random numbers"):
+        load(resolve(str(tmp_path)))
+
+
+def test_the_methods_of_a_model_take_sounds_by_their_paths(tmp_path: Path) -> None:
+    folder = sound_checkpoint("hubert", tmp_path / "model", "AutoModelForAudioClassification", mask=False)
+    model = onnxopt.Model(onnxopt.optimize(folder, out=tmp_path / "out", measure=False).path)
+    path = str(write_wave(tmp_path / "a.wav", 0.1))
+    labels = model.classify(path)
+    assert isinstance(labels, dict)
+    assert sorted(labels) == [f"LABEL_{index}" for index in range(LABELS)]
+    assert abs(sum(labels.values()) - 1) < 1e-4
+    with pytest.raises(InputError, match="a model for audio-classification cannot do that"):
+        model.encode(path)

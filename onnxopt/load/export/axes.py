@@ -102,14 +102,17 @@ def _image_sizes(signature: Signature, example: Mapping[str, int]) -> list[dict[
 
 
 def _sound_sizes(signature: Signature, example: Mapping[str, int], least: Mapping[str, int]) -> list[dict[str, int]]:
-    """Return lengths of sounds, from the least to ten times what was traced, alone and in batches."""
+    """Return lengths of sounds, from ten times what was traced to the least, alone and in batches.
+
+    The first is what later stages take for a usual sound.
+    """
     once = {axis: example[axis] for axis in signature.axes} | {"batch": 1}
     axis = next(axis for axis in signature.axes if axis in SOUND_AXES)
     usual, shortest = example[axis], least.get(axis, example[axis])
     _, two, five = PROOF_SIZES["batch"]
-    alone = [shortest, usual + 1, 2 * usual, SOUND_TIMES * usual + 2]
+    alone = [SOUND_TIMES * usual + 2, usual, usual + 1, 2 * usual, shortest]
     rows = [(two, shortest), (two, usual), (five, 2 * usual + 1), (five, shortest + 1), (two, SOUND_TIMES * usual)]
-    return [once, *(once | {axis: size} for size in alone), *(once | {"batch": row, axis: size} for row, size in rows)]
+    return [*(once | {axis: size} for size in alone), *(once | {"batch": row, axis: size} for row, size in rows)]
 
 
 def prove_axes(

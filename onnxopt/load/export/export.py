@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from onnxopt.errors import ExportError, InputError
 from onnxopt.host.folders import sealed
 from onnxopt.host.usercache import cache_root, make_entry, use_entry
@@ -33,7 +35,7 @@ from onnxopt.load.export.sound_inputs import MASK
 from onnxopt.load.export.torch_decoder import grows_beyond, rereads
 from onnxopt.load.export.torch_model import Logits, TorchModel, TorchReference, load_torch
 from onnxopt.load.export.torch_pair import SeqPart
-from onnxopt.load.export.trace import ROADS, Road, Traced, trace
+from onnxopt.load.export.trace import ROADS, Road, Traced, example_sizes, trace
 from onnxopt.load.feeds import ImageFeeder, SoundFeeder, TextFeeder, Tokens, read_tokens
 from onnxopt.load.loaded import Feeder, Loaded
 from onnxopt.load.source.source import Source
@@ -272,9 +274,29 @@ def _first_road(
         except ExportError as error:  # noqa: PERF203  at most four turns
             failures.append(f"{road} failed: {error}")
             logger.info("%s", failures[-1])
+    if _draws(model, tokens):
+        raise ExportError(
+            "its answer to the same input is another one each time, since it draws random numbers while it answers: no "
+            "export can be proved equal",
+            hint="export it to ONNX by other means with its random numbers as an input, and give the .onnx file",
+        )
     extras = ",".join(one.spec.name for one in model.extras)
     hint = f"it may be exported without {extras}, knowingly: --without {extras}" if extras else ""
     raise ExportError("; ".join(dict.fromkeys(failures)), hint=hint)
+
+
+def _draws(model: TorchModel, tokens: Tokens | None) -> bool:
+    """Tell whether a model answers the same input differently, where it answers at all."""
+    sizes = example_sizes(model)
+    feeds = _feeder(model.inputs, tokens, sizes, model.extras, model.least).make(sizes)
+    try:
+        first, second = (model.run(feeds) for _ in range(2))
+    except Exception:  # noqa: BLE001  whatever torch raises, it has been said
+        return False
+    return any(
+        first[name].shape != second[name].shape or not np.array_equal(first[name], second[name], equal_nan=True)
+        for name in first
+    )
 
 
 def _narrower(model: TorchModel, traced: Traced) -> str:

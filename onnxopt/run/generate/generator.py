@@ -30,6 +30,7 @@ from onnxopt.run.generate.written import Generated, Generation, Speed
 from onnxopt.run.inputs.chat import ChatTemplate, Message
 from onnxopt.run.inputs.sound import SoundReader
 from onnxopt.run.session import Session
+from onnxopt.run.sounds import hears
 from onnxopt.spec import Array
 from onnxopt.texts.tokenizer import encoded, open_tokenizer, read_settings, token_text
 
@@ -96,6 +97,9 @@ class Generator:
     ) -> None:
         path = Path(path)
         manifest = read_manifest(path)
+        if manifest is not None and not manifest.parts and hears(manifest.signature.inputs):
+            what = f"a model for {manifest.task} that answers a sound at once writes no tokens one after the other"
+            raise InputError(what, where=str(path), hint="try it with `onnxopt run`")
         folder = tokenizer_folder(path, tokenizer)
         self.tokenizer = open_tokenizer(folder)
         config = read_settings(folder, "config.json")

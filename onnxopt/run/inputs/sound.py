@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxopt.errors import InputError
 from onnxopt.host.extras import require
+from onnxopt.run.inputs.resampled import resample
 from onnxopt.spec import Array, Feeds
 from onnxopt.texts.tokenizer import read_settings
 
@@ -63,7 +64,7 @@ class SoundReader:
         """Return float32 [bins, frames] of a PCM .wav file; channels are averaged.
 
         Raises:
-            InputError: when the file is no such file, or has another sampling rate than the processor wants.
+            InputError: when the file is no such file, or the extractor makes nothing of it.
         """
         return np.asarray(self.inputs(path)["input_features"][0], np.float32)
 
@@ -71,13 +72,11 @@ class SoundReader:
         """Return all that the extractor makes of a PCM .wav file, a row each: features, and a mask where it makes one.
 
         Raises:
-            InputError: when the file is no such file, or has another sampling rate than the processor wants.
+            InputError: when the file is no such file, or the extractor makes nothing of it.
         """
         sound, rate = read_wave(path)
         wanted = int(self._extract.sampling_rate)
-        if rate != wanted:
-            raise InputError(f"has {rate} samples a second, the model wants {wanted}", where=str(path))
-        return self.made(sound, rate, where=str(path))
+        return self.made(resample(sound, rate, wanted, where=str(path)), wanted, where=str(path))
 
     def made(self, sound: Array, rate: int, *, where: str = "") -> Feeds:
         """Return all that the extractor makes of a sound, a row each.

@@ -1,6 +1,6 @@
 """Waves are prepared as transformers' extractor does it, at the model's rate.
 
-Covers: run/inputs/waves.py, run/inputs/sound.py
+Covers: run/inputs/waves.py, run/inputs/resampled.py, run/inputs/sound.py
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from onnxopt.errors import InputError
-from onnxopt.run.inputs.sound import read_wave, sound_settings
-from onnxopt.run.inputs.waves import prepare_wave, resample
+from onnxopt.run.inputs.resampled import resample
+from onnxopt.run.inputs.sound import SoundReader, read_wave, sound_settings
+from onnxopt.run.inputs.waves import prepare_wave
+from onnxopt.spec import Array
 from tests.support.sounds import write_wave
 
 
@@ -64,3 +66,24 @@ def test_files_without_sound_are_refused(tmp_path: Path) -> None:
         prepare_wave(write_wave(tmp_path / "empty.wav", 0.0), {})
     with pytest.raises(InputError, match="has 500 samples a second"):
         prepare_wave(write_wave(tmp_path / "slow.wav", 1.0, rate=500), {})
+
+
+def test_features_are_what_the_checkpoints_own_extractor_makes_at_any_rate(tmp_path: Path) -> None:
+    from transformers import ASTFeatureExtractor
+
+    extractor = ASTFeatureExtractor(num_mel_bins=24, max_length=40)
+    extractor.save_pretrained(tmp_path)
+    reader = SoundReader(tmp_path)
+    path = write_wave(tmp_path / "a.wav", 0.4)
+    sound, rate = read_wave(path)
+    expected = extractor(sound, sampling_rate=rate, return_tensors="np")["input_values"]
+    np.testing.assert_array_equal(reader.inputs(path)["input_values"], expected)
+    faster = write_wave(tmp_path / "b.wav", 0.4, rate=44_100)
+    other, wrong = reader.inputs(faster)["input_values"], reader.made(read_wave(faster)[0], rate)["input_values"]
+    assert other.shape == expected.shape
+
+    def alike(features: Array) -> float:
+        return float(np.corrcoef(features.ravel(), expected.ravel())[0, 1])
+
+    assert alike(other) > 0.9  # the noise in it is another one
+    assert alike(other) > alike(wrong) + 0.1
