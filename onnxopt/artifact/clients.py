@@ -122,7 +122,8 @@ def _write_client(fresh: Path, folder: Path, stack: str, manifest: Manifest) -> 
         The command that gives it texts, and sentences a user should read.
     """
     given = manifest.name, manifest.task, manifest.signature, manifest.decoding
-    io = io_description(folder, *given, proved=manifest.proved)
+    compared = str(manifest.origin.get("scores", ""))
+    io = io_description(folder, *given, proved=manifest.proved, compared=compared)
     texts, notes = _texts(folder, manifest, io)
     if texts is not None:
         write_whole(fresh / GOLDEN_FOLDER / TEXTS_NAME, texts.to_json())

@@ -64,6 +64,11 @@ _SCORES = {
     "sigmoid": "sigmoid of each logit; labels by index, of which several may be right",
     "none": "none: the logits are the answer",
 }
+_COMPARED = {
+    "softmax": "softmax over the last axis of logits_per_image; its columns are the texts",
+    "sigmoid": "sigmoid of each of logits_per_image; its columns are the texts, of which several may be right",
+}
+_PIXELS = "pixel_values"
 
 
 def io_description(
@@ -74,6 +79,7 @@ def io_description(
     decoding: DecodingRecord | None,
     *,
     proved: Mapping[str, ProvedRange] | None = None,
+    compared: str = "",
 ) -> dict[str, Any]:
     """Return the content of `io.json`.
 
@@ -84,6 +90,7 @@ def io_description(
         signature: inputs and outputs of the graph as the file has them.
         decoding: how a decoder is run; None for every other model.
         proved: for each open axis between which sizes the graph was proved.
+        compared: what the logits of a model that compares images with texts become, `softmax` or `sigmoid`.
     """
     config = settings_of(folder, "config.json")
     tokenizer = described_tokenizer(folder, signature)
@@ -103,13 +110,16 @@ def io_description(
     prompts = _prompts(folder, signature)
     if prompts.named:
         content["prompts"], content["default_prompt"] = dict(prompts.named), prompts.default
-    content["preprocessing"] = _before_sound(folder, signature) or _before(folder, tokenizer, prompts)
+    before = [*_before(folder, tokenizer, prompts, _whole_rows(signature)), *_before_pictures(signature, tokenizer)]
+    content["preprocessing"] = _before_sound(folder, signature) or before
     pooling = _pooling(folder, signature)
     content["postprocessing"] = _after(task, signature, decoding, pooling, scores)
     if pooling is not None:
         content["pooling"], content["normalized"] = pooling
     if scores is not None:
         content["scores"] = scores
+    elif compared:
+        content["scores"], content["postprocessing"] = compared, [_COMPARED[compared]]
     labels = config.get("id2label")
     if isinstance(labels, Mapping) and "classification" in task:
         content["labels"] = {str(index): str(label) for index, label in labels.items()}
@@ -185,6 +195,9 @@ def _output(spec: TensorSpec, scores: Scores | None) -> str:
         "logits": "the answer" if scores == "none" else f"scores before {scores or 'softmax'}",
         "start_logits": "score of each token as the start of the answer",
         "end_logits": "score of each token as the end of the answer",
+        "logits_per_image": "how well each text suits each image: a row per image, a column per text",
+        "text_embeds": "one vector per text, in one space with those of images; divide by its length to compare",
+        "image_embeds": "one vector per image, in one space with those of texts; divide by its length to compare",
     }
     return "cache" if spec.name.startswith("present") else known.get(spec.name, "")
 
@@ -234,7 +247,20 @@ def _prompts(folder: Path, signature: Signature) -> Prompts:
     return found if found.pooled else Prompts()
 
 
-def _before(folder: Path, tokenizer: Mapping[str, Any] | None, prompts: Prompts) -> list[str]:
+def _whole_rows(signature: Signature) -> int:
+    """Return how long every row is, padding read like any token, of a graph without a mask for one length; else 0."""
+    masked = any(input_meaning(spec.name) == "mask" for spec in signature.inputs)
+    return 0 if masked else fixed_length(signature.inputs)
+
+
+def _before_pictures(signature: Signature, tokenizer: Mapping[str, Any] | None) -> list[str]:
+    """Return how images become the input beside that of texts; nothing for a graph that takes no texts."""
+    beside = tokenizer is not None and any(spec.name == _PIXELS for spec in signature.inputs)
+    how = f"images for {_PIXELS} as preprocessor_config.json says: size, rescaling, mean and deviation"
+    return [how] if beside else []
+
+
+def _before(folder: Path, tokenizer: Mapping[str, Any] | None, prompts: Prompts, whole: int) -> list[str]:
     if (folder / "preprocessor_config.json").is_file() and not tokenizer:
         return ["images or sound as preprocessor_config.json says: size, rescaling, mean and deviation"]
     if not tokenizer:
@@ -249,7 +275,10 @@ def _before(folder: Path, tokenizer: Mapping[str, Any] | None, prompts: Prompts)
     steps.append(f"tokenize with {TOKENIZER_NAME}, special tokens added")
     if tokenizer["max_length"]:
         steps.append(f"cut to {tokenizer['max_length']} tokens")
-    steps.append(f"pad rows of a batch with {tokenizer['pad_id']} on the {tokenizer['padding_side']}, mask 0 there")
+    padding = f"with {tokenizer['pad_id']} on the {tokenizer['padding_side']}"
+    steps.append(
+        f"pad every row {padding} to {whole} tokens" if whole else f"pad rows of a batch {padding}, mask 0 there"
+    )
     return steps
 
 

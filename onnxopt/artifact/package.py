@@ -233,10 +233,13 @@ def write_artifact(
         for name, content in stack_files(folder, signature, decoding, provider=target.provider).items():
             _write(folder / name, content)
         records = {part.name: part.record for part in parts}
+        compared = str(loaded.origin.get("scores", ""))
         described = (
             pair_description(folder, loaded.name, loaded.task, records, decoding)
             if records
-            else io_description(folder, loaded.name, loaded.task, signature, decoding, proved=evidence.proved)
+            else io_description(
+                folder, loaded.name, loaded.task, signature, decoding, proved=evidence.proved, compared=compared
+            )
         )
         _write(folder / IO_NAME, io_bytes(described))
         for place, cases in [(part.record.golden, part.golden) for part in parts] or [(GOLDEN_FOLDER, golden)]:

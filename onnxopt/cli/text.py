@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,7 +29,8 @@ from onnxopt.errors import InputError, word
     epilog='Examples: `onnxopt run build/minilm "a cat" "a dog"` · '
     '`onnxopt run build/distilbert-sst2 "great!" --json` · '
     '`onnxopt run build/e5 "a question" --prompt query` · '
-    "`onnxopt run build/reranker --pair $'a question\\tan answer'`"
+    "`onnxopt run build/reranker --pair $'a question\\tan answer'` · "
+    '`onnxopt run build/clip picture.png --labels "a cat,a dog"`'
 )
 def run(
     path: Annotated[Path, typer.Argument(help="An artifact folder.")],
@@ -54,6 +55,18 @@ def run(
         ),
     ] = None,
     context: Annotated[str | None, typer.Option("--context", help="The passage that a question is about.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels", metavar="A,B,...", help="Labels of your own to choose from, for a model that compares."
+        ),
+    ] = None,
+    hypothesis: Annotated[
+        str | None,
+        typer.Option(
+            "--hypothesis", help='Sentence that claims a label, which stands in the place of {}: "A photo of {}."'
+        ),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="How far to continue a text.")] = 20,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
@@ -64,10 +77,15 @@ def run(
 
     Manifest.read(path)
     pairs = [_pair(one) for one in pair or ()]
+    if labels is None and hypothesis is not None:
+        raise InputError("says how labels are chosen", where="--hypothesis", hint="name them with --labels a,b,c")
     from onnxopt.cli.live import print_run
     from onnxopt.run.answers import run_text
+    from onnxopt.run.claims import Claims
 
-    result = run_text(path, texts or (), pairs=pairs, prompt=prompt, context=context, max_new_tokens=max_new_tokens)
+    claims = None if labels is None else Claims.of(labels.split(","), hypothesis)
+    options: dict[str, Any] = {"pairs": pairs, "prompt": prompt, "context": context, "claims": claims}
+    result = run_text(path, texts or (), **options, max_new_tokens=max_new_tokens)
     if as_json:
         print_answer(result)
     else:

@@ -12,6 +12,8 @@ import numpy as np
 
 from onnxopt.errors import InputError
 from onnxopt.records.manifest import Manifest
+from onnxopt.run.claims import Claims
+from onnxopt.run.compared import compare
 from onnxopt.run.generate.beside import end_ids
 from onnxopt.run.generate.decoder import cache_of
 from onnxopt.run.generate.generator import RANDOM_WEIGHTS, Generator
@@ -31,7 +33,7 @@ from onnxopt.run.results import (
     TokenLabels,
     joined,
 )
-from onnxopt.run.scores import as_scores, scores_of, softmax
+from onnxopt.run.scores import Scores, as_scores, scores_of, softmax
 from onnxopt.run.session import Session
 from onnxopt.run.sounds import frame_labels, hear, hears, transcripts, vectors
 from onnxopt.spec import SENTENCE, Array, Feeds, Target
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 
 DEFAULT_NEW_TOKENS = 20
 MAX_ANSWER_TOKENS = 30
-_EMBEDDINGS = (SENTENCE, "last_hidden_state", "token_embeddings", "pooler_output")
+_EMBEDDINGS = (SENTENCE, "text_embeds", "last_hidden_state", "token_embeddings", "pooler_output")
 _PAIRED = ("text-classification",)
 _PROMPTED = ("feature-extraction",)
 # what the end of a saved class's name stands for, for an imported file whose task is unknown
@@ -62,6 +64,7 @@ class _Request:
     max_new_tokens: int
     pairs: tuple[tuple[str, str], ...] = ()
     prompt: str | None = None
+    claims: Claims | None = None
 
 
 def run_text(
@@ -71,6 +74,7 @@ def run_text(
     pairs: Sequence[tuple[str, str]] = (),
     prompt: str | None = None,
     context: str | None = None,
+    claims: Claims | None = None,
     max_new_tokens: int = DEFAULT_NEW_TOKENS,
     target: Target | None = None,
     threads: int | None = None,
@@ -84,6 +88,7 @@ def run_text(
         prompt: the name of a prompt of the checkpoint that is put in front of each text, for embeddings; its default
             when None, none at all when empty.
         context: the text to find answers in, for question answering.
+        claims: labels of the user's own to choose from, for a model that compares texts with images.
         max_new_tokens: how many tokens to write, for text generation. A model without a cache runs the whole text
             again for each.
         target: where to run; the default is the artifact's own target.
@@ -97,7 +102,9 @@ def run_text(
     """
     _require_some(texts, pairs)
     opened = Opened.of(Path(artifact), target=target, threads=threads)
-    return opened.answer(texts, pairs=pairs, prompt=prompt, context=context, max_new_tokens=max_new_tokens)
+    return opened.answer(
+        texts, pairs=pairs, prompt=prompt, context=context, claims=claims, max_new_tokens=max_new_tokens
+    )
 
 
 @dataclass
@@ -110,6 +117,7 @@ class Opened:
         config: content of config.json.
         task: what it does, in the words of transformers.
         made_up: whether its weights are, so that no answer means anything.
+        scores: what the logits become where its manifest says it; empty where the config does.
     """
 
     folder: Path
@@ -117,6 +125,7 @@ class Opened:
     config: Mapping[str, Any]
     task: str
     made_up: bool
+    scores: str = ""
 
     @classmethod
     def of(
@@ -130,7 +139,8 @@ class Opened:
         manifest = Manifest.read(folder)
         session = Session(folder, target=target, device=device, threads=threads)
         config = read_settings(folder, "config.json")
-        return cls(folder, session, config, task_of(manifest.task, config, session), manifest.random_weights)
+        task, scores = task_of(manifest.task, config, session), str(manifest.origin.get("scores", ""))
+        return cls(folder, session, config, task, manifest.random_weights, scores)
 
     @cached_property
     def text(self) -> TextModel:
@@ -148,15 +158,20 @@ class Opened:
         pairs: Sequence[tuple[str, str]] = (),
         prompt: str | None = None,
         context: str | None = None,
+        claims: Claims | None = None,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
     ) -> TextResult:
         """Answer texts or pairs; arguments, result and errors are those of `run_text`."""
         _require_some(texts, pairs)
         shown = tuple(texts) or tuple("\t".join(pair) for pair in pairs)
-        request = _Request(self.task, shown, context, max_new_tokens, tuple(pairs), prompt)
+        request = _Request(self.task, shown, context, max_new_tokens, tuple(pairs), prompt, claims)
         _require_fitting(request)
         if self.task.startswith("image"):
             result = _run_images(self.folder, self.session, self.config, request)
+        elif _compares(self.task) and claims is not None:
+            model = replace(self.text, notes=[])
+            how: Scores = "sigmoid" if self.scores == "sigmoid" else "softmax"
+            result = compare(model, self.task, request.texts, claims, how)
         elif hears(self.session.inputs):
             result = _run_sounds(self.folder, self.session, self.config, request)
         else:
@@ -196,6 +211,15 @@ def _require_fitting(request: _Request) -> None:
         raise InputError(f"a model for {task} reads no pairs", where="--pair", hint=hint)
     if request.prompt and task not in _PROMPTED:
         raise InputError(f"a model for {task} has no prompts", where="--prompt", hint="write it into the text")
+    if request.claims is not None and not _compares(task):
+        raise InputError(f"a model for {task} does not choose from labels", where="--labels", hint="leave it out")
+    if request.claims is None and _compares(task):
+        raise InputError(f"a model for {task} needs labels to choose from", hint="write them with --labels a,b,c")
+
+
+def _compares(task: str) -> bool:
+    """Tell whether a task compares images with texts of the user's own."""
+    return task in TASKS and TASKS[task].compares
 
 
 def task_of(task: str, config: Mapping[str, Any], session: Session) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from onnxopt.errors import InputError
 from onnxopt.run.answers import DEFAULT_NEW_TOKENS, Opened
+from onnxopt.run.claims import Claims
 from onnxopt.run.generate.decoder import cache_of
 from onnxopt.run.generate.generator import Generator
 from onnxopt.run.generate.sampling import GREEDY, Sampling
@@ -82,6 +83,7 @@ class Model:
         pairs: Sequence[tuple[str, str]] = (),
         prompt: str | None = None,
         context: str | None = None,
+        claims: Claims | None = None,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
     ) -> TextResult:
         """Answer texts by the task of the model.
@@ -91,13 +93,16 @@ class Model:
             pairs: two texts each, in place of `texts`, for a classifier that reads both.
             prompt: the name of a prompt of the checkpoint in front of each text, for embeddings.
             context: the text to find answers in, for question answering.
+            claims: labels of your own to choose from, for a model that compares; `choose` is shorter.
             max_new_tokens: how many tokens to write, for text generation.
 
         Raises:
             InputError: when the input does not suit the task.
         """
         given = [texts] if isinstance(texts, str) else texts
-        return self._opened.answer(given, pairs=pairs, prompt=prompt, context=context, max_new_tokens=max_new_tokens)
+        return self._opened.answer(
+            given, pairs=pairs, prompt=prompt, context=context, claims=claims, max_new_tokens=max_new_tokens
+        )
 
     def encode(self, texts: str | Sequence[str], *, prompt: str | None = None, batch: int = MAX_BATCH) -> Array:
         """Return the embeddings of texts, or of images or sounds by their paths: float32 [texts, size], of one [size].
@@ -138,6 +143,24 @@ class Model:
         if isinstance(texts, str):
             return self._labels([texts])[0]
         return _in_batches(texts, self._labels, batch)
+
+    def choose(
+        self, texts: str | Sequence[str], labels: Sequence[str], *, hypothesis: str | None = None
+    ) -> dict[str, float] | list[dict[str, float]]:
+        """Return labels of your own with how well they fit images, the best first, by a model that compares.
+
+        Args:
+            texts: paths of image files.
+            labels: to choose from.
+            hypothesis: a sentence that claims a label, which stands in the place of {}; that of transformers when None.
+
+        Raises:
+            InputError: when the model compares nothing, or the labels or the sentence cannot be used.
+        """
+        found = self(texts, claims=Claims.of(labels, hypothesis))
+        assert isinstance(found, Classification)  # noqa: S101  # by the task
+        rows = [{label.label: label.score for label in row} for row in found.labels]
+        return rows[0] if isinstance(texts, str) else rows
 
     def _labels(self, some: Sequence[str] | Sequence[tuple[str, str]]) -> list[dict[str, float]]:
         plain = [one for one in some if isinstance(one, str)]

@@ -106,6 +106,11 @@ class Task:
         """The first head, which is the only one where the task was `narrowed`."""
         return self.heads[0]
 
+    @property
+    def compares(self) -> bool:
+        """Whether all inputs of one kind are compared with all of another."""
+        return self.head.pictures == IMAGE_BATCH
+
     def narrowed(self, head: Head) -> Task:
         """Return the task as one of its heads does it."""
         return replace(self, heads=(head,), answer=head.answer or self.answer, after=head.after or self.after)

@@ -7,7 +7,7 @@ from typing import Any
 from onnxopt.errors import InputError
 from onnxopt.spec import SOUND_INPUTS
 from onnxopt.tasks.table import TASKS
-from onnxopt.tasks.task import IMAGE_BATCH, Given, Head, Task
+from onnxopt.tasks.task import Given, Head, Task
 
 READ = ("input_ids", "pixel_values", *SOUND_INPUTS)  # what a model may take that reads alone
 _FEATURES = {  # the task of a model without a head, by what it takes; text else
@@ -84,10 +84,10 @@ def features_task(config: Any, asked: Task | None = None, *, where: str = "") ->
 
     table = transformers.AutoModel._model_mapping  # noqa: SLF001  the only table from config class to model class
     kind = _saved_class(config, table) if type(config) in table else _bare_class(config)
-    comparing = next(task for task in TASKS.values() if is_comparing(task))
+    comparing = next(task for task in TASKS.values() if task.compares)
     if _towers(kind) >= set(comparing.takes):
         return fitting(comparing, config) if asked is None else asked
-    if asked is not None and is_comparing(asked):
+    if asked is not None and asked.compares:
         raise InputError(
             f"{kind.__name__ if kind else config.model_type} does not compare texts with images",
             where=where,
@@ -100,11 +100,6 @@ def _towers(kind: Any) -> set[Given]:
     """Return the kinds of input of which a class gives features each by themselves."""
     heads = [(task, head) for task in TASKS.values() for head in task.heads if head.tower]
     return {task.takes[0] for task, head in heads if hasattr(kind, head.tower)}
-
-
-def is_comparing(task: Task) -> bool:
-    """Tell whether a task compares all inputs of one kind with all of another."""
-    return task.heads[0].pictures == IMAGE_BATCH
 
 
 def is_bare(task: Task) -> bool:

@@ -35,6 +35,7 @@ from onnxopt.load.export.sound_inputs import MASK
 from onnxopt.load.export.torch_decoder import grows_beyond, rereads
 from onnxopt.load.export.torch_model import Logits, TorchModel, TorchReference, load_torch
 from onnxopt.load.export.torch_pair import SeqPart
+from onnxopt.load.export.towers import scores_of_compared
 from onnxopt.load.export.trace import ROADS, Road, Traced, example_sizes, trace
 from onnxopt.load.feeds import ImageFeeder, SoundFeeder, TextFeeder, Tokens, read_tokens
 from onnxopt.load.loaded import Feeder, Loaded
@@ -206,6 +207,7 @@ def _make(
     record = _record(traced, task, model, tokens, notes) | {"crossing": crossing, "endless_from": endless_from}
     record |= {"pooling": str(pooling) if pooling else "", "proved_sizes": list(proved)}
     record |= {"with_cache": model.cache is not None, "logits": model.logits, "longest": model.longest}
+    record |= {"scores": scores_of_compared(model.flat) if task.compares else ""}
     record |= {
         "first": model.first,
         "part": form.part,
@@ -423,7 +425,7 @@ def _open(entry: Path, checkpoint: Checkpoint, weights: Mapping[str, str], model
             "opset": record["opset"],
             "context_length": record["longest"],
             # entries of a cache that are older than the second say nothing of it
-            **{key: record[key] for key in ("crossing", "endless_from") if record.get(key)},
+            **{key: record[key] for key in ("crossing", "endless_from", "scores") if record.get(key)},
             "versions": _versions(),
         },
         notes=[*source.notes, *record["notes"]],

@@ -380,7 +380,7 @@ class _Subject:
 
     def reads_words(self, extra: ExtraInput) -> bool:
         """Tell whether the model looks an input up in the table of words."""
-        table: Any = self.network.get_input_embeddings() if hasattr(self.network, "get_input_embeddings") else None
+        table = self._words()
         if table is None:
             return False
         calls: list[None] = []
@@ -430,9 +430,16 @@ class _Subject:
             made[extra.spec.name] = extra.draw(extra.spec.shape(sizes), rng)
         return made
 
+    def _words(self) -> Any:
+        """Return the table of words; None where the network has none, or does not say where it is."""
+        try:
+            return self.network.get_input_embeddings()
+        except (AttributeError, NotImplementedError):  # of two towers, or of pictures alone
+            return None
+
     def _ordinary(self) -> Array:
         """Return ids that mean a word, not a mark or the place of a picture."""
-        table = self.network.get_input_embeddings() if hasattr(self.network, "get_input_embeddings") else None
+        table = self._words()
         words = int(getattr(table, "num_embeddings", 0) or 64)
         special = {
             value

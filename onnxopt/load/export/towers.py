@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -147,3 +147,16 @@ def always_padded(network: Any, config: Any, head: Head) -> int:
         return 0
     same = float(np.max(np.abs(alone - padded))) <= _SAME * float(np.max(np.abs(alone)))
     return 0 if same else longest
+
+
+def scores_of_compared(network: Any) -> Literal["softmax", "sigmoid"]:
+    """Return what the logits of a model that compares become.
+
+    What is trained with a sigmoid for every pair has a bias that moves them (Zhai et al. 2023, arXiv:2303.15343); with
+    a softmax over all texts it would change nothing.
+
+    Args:
+        network: torch module with the parameters of transformers' model.
+    """
+    names = (name.rpartition(".")[2] for name, _ in network.named_parameters())
+    return "sigmoid" if "logit_bias" in names else "softmax"

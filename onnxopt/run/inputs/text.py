@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,6 +148,26 @@ class TextModel:
         """
         return self._feeds([ids], [[0] * len(ids) if types is None else types], len(ids))
 
+    def batch(self, encodings: Sequence[Encoding], *, beside: Collection[str] = ()) -> Feeds:
+        """Return the inputs of tokenized texts as the rows of one batch.
+
+        Args:
+            encodings: the texts.
+            beside: inputs that are not made from text; whoever runs the model makes them.
+
+        Raises:
+            InputError: the texts differ in length and the model has no mask, or has another input of its own.
+        """
+        width, lengths = self._fixed()[1], {len(encoding.ids) for encoding in encodings}
+        if (
+            not width
+            and len(lengths) > 1
+            and not any(input_meaning(spec.name) == "mask" for spec in self.session.inputs)
+        ):
+            raise InputError("takes no mask, so texts of several lengths cannot be rows of one batch")
+        ids, types = [one.ids for one in encodings], [one.type_ids for one in encodings]
+        return self._feeds(ids, types, width or max(lengths), beside=beside)
+
     def run(self, encodings: Sequence[Encoding]) -> Answered:
         """Run the model on tokenized texts."""
         return self.run_ids([encoding.ids for encoding in encodings], [encoding.type_ids for encoding in encodings])
@@ -182,7 +202,9 @@ class TextModel:
             f"takes {', '.join(spec.name for spec in self.session.inputs)}, no token ids", where=str(self.session.path)
         )
 
-    def _feeds(self, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]], width: int) -> Feeds:
+    def _feeds(
+        self, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]], width: int, *, beside: Collection[str] = ()
+    ) -> Feeds:
         mask = np.stack([self._place(np.ones(len(row), np.int64), width, fill=0) for row in ids])
         made = {
             "ids": np.stack([self._place(np.array(row, np.int64), width, fill=self.pad) for row in ids]),
@@ -194,6 +216,8 @@ class TextModel:
         feeds: Feeds = {}
         for spec in self.session.inputs:
             meaning = input_meaning(spec.name)
+            if spec.name in beside:
+                continue
             if meaning == "past":
                 feeds[spec.name] = np.zeros(_past_shape(spec, len(ids)), spec.dtype)
             elif meaning in made and len(spec.axes) == 2:  # TAPAS has seven types of each token, which are of a table
