@@ -53,10 +53,14 @@ def run(
     ] = None,
     context: Annotated[str | None, typer.Option("--context", help="The passage that a question is about.")] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="How far to continue a text.")] = 20,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="A folder for what a model makes of images: maps of segments or depth, images."),
+    ] = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Try an artifact by hand: text in, embedding, label or tokens out."""
+    """Try an artifact by hand: text in, embedding, label or tokens out; an image in, labels, boxes or maps out."""
     configure_logging(verbose=verbose)
     from onnxopt.records.manifest import Manifest
 
@@ -65,7 +69,9 @@ def run(
     from onnxopt.cli.live import print_run
     from onnxopt.run.answers import run_text
 
-    result = run_text(path, texts or (), pairs=pairs, prompt=prompt, context=context, max_new_tokens=max_new_tokens)
+    result = run_text(
+        path, texts or (), pairs=pairs, prompt=prompt, context=context, max_new_tokens=max_new_tokens, out=out
+    )
     if as_json:
         print_answer(result)
     else:
