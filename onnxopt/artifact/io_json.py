@@ -50,6 +50,7 @@ from onnxopt.texts.prompts import Prompts
 from onnxopt.texts.tokenizer import TOKENIZER_NAME, open_tokenizer, read_settings, token_limit, tokenizer_pad
 
 IO_NAME = "io.json"
+REGION = "pixel_mask"
 _CROSSINGS = {
     "reread": "a text that grows beyond one of the crossings is read anew from its first token, with an empty past; "
     "rows of one batch lie on the same side of each",
@@ -111,7 +112,8 @@ def io_description(
     if scores is not None:
         content["scores"] = scores
     labels = config.get("id2label")
-    if isinstance(labels, Mapping) and "classification" in task:
+    labelled = task in TASKS and TASKS[task].answer in ("segments", "detections")
+    if isinstance(labels, Mapping) and ("classification" in task or labelled):
         content["labels"] = {str(index): str(label) for index, label in labels.items()}
     if decoding is not None:
         content["decoding"] = {
@@ -163,6 +165,8 @@ def input_entry(spec: TensorSpec, pad: int) -> dict[str, Any]:
     """
     meaning = input_meaning(spec.name)
     padded = {"ids": pad, "mask": 0, "types": 0, "positions": 0}
+    if spec.name == REGION:
+        return _tensor(spec) | {"meaning": "1 where the image is, 0 where a smaller one was filled up to a batch"}
     return _tensor(spec) | {"meaning": meaning} | ({"pad": padded[meaning]} if meaning in padded else {})
 
 
@@ -185,6 +189,14 @@ def _output(spec: TensorSpec, scores: Scores | None) -> str:
         "logits": "the answer" if scores == "none" else f"scores before {scores or 'softmax'}",
         "start_logits": "score of each token as the start of the answer",
         "end_logits": "score of each token as the end of the answer",
+        "pred_boxes": "a box for each query: middle across and down, width and height, as shares of the image",
+        "class_queries_logits": "scores of each query before softmax; the last label is nothing",
+        "masks_queries_logits": "a mask for each query before sigmoid, smaller than the image",
+        "pred_masks": "a mask for each query before sigmoid, smaller than the image",
+        "predicted_depth": "how far each pixel is, in the unit of the model",
+        "reconstruction": "the image that is made, colours from 0 to 1",
+        "heatmaps": "for each joint how likely it is at each place",
+        "alphas": "share of foreground of each pixel, from 0 to 1",
     }
     return "cache" if spec.name.startswith("present") else known.get(spec.name, "")
 

@@ -193,7 +193,8 @@ class Opened:
 
 def _untried(task: str, folder: Path) -> InputError:
     """Return the refusal of a task whose answers are told in no words."""
-    able = [one.name for one in TASKS.values() if one.answer in (*_ANSWERS, "detections", *WRITTEN)]
+    told = (*_ANSWERS, "detections", *WRITTEN)
+    able = [one.name for one in TASKS.values() if one.answer in told and "video" not in one.takes]
     return InputError(
         f"task {task!r} cannot be tried with text",
         where=str(folder),
