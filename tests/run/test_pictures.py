@@ -5,19 +5,25 @@ Covers: run/pictures.py, run/inputs/image.py, run/inputs/image_sizes.py, run/inp
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 
 from onnxopt.errors import InputError
+from onnxopt.run.answers import run_text
 from onnxopt.run.inputs.enlarged import enlarged
 from onnxopt.run.inputs.image import Seen, prepare
 from onnxopt.run.pictures import PictureRun, depth, detections, images, segments
+from onnxopt.run.results import Depth
 from onnxopt.spec import Feeds
+from tests.support import loaded as support
 
 SIZE = (53, 37)  # width and height of the image in the file
 FIVE = {"id2label": {str(index): f"label {index}" for index in range(5)}}
@@ -198,3 +204,65 @@ def test_processors_with_ways_of_their_own_are_refused() -> None:
 
     with pytest.raises(InputError, match=r"images for ZoeDepth are prepared in ways of their own.*onnxopt\.Session"):
         prepare(Image.new("RGB", (8, 8)), {"image_processor_type": "ZoeDepthImageProcessor"})
+
+
+DEPTH = """
+<ir_version: 10, opset_import: ["" : 20]>
+g (float[batch, 3, SIDES] pixel_values, int64[batch, SIDES] pixel_mask) => (float[batch, SIDES] predicted_depth)
+{
+    one = Constant<value = int64[1] {1}>()
+    grey = ReduceMax<keepdims = 0>(pixel_values, one)
+    kept = Cast<to = 1>(pixel_mask)
+    predicted_depth = Mul(grey, kept)
+}"""
+DIFFERING = {"do_normalize": False, "size": {"shortest_edge": 8, "longest_edge": 40}}
+
+
+def deep(folder: Path, sides: str, processor: Mapping[str, Any]) -> Path:
+    source = folder / "source"
+    source.mkdir(parents=True)
+    (source / "config.json").write_text("{}")
+    (source / "preprocessor_config.json").write_text(json.dumps(processor))
+    model = ir.from_proto(onnx.parser.parse_model(DEPTH.replace("SIDES", sides)))
+    given = support.loaded(
+        model, task="depth-estimation", assets=tuple(source.iterdir()), origin={"folder": str(source)}
+    )
+    return support.write(folder / "out", given).path
+
+
+def white_image(folder: Path) -> Path:
+    from PIL import Image
+
+    path = folder / "white.png"
+    Image.new("RGB", (32, 16), (255, 255, 255)).save(path)
+    return path
+
+
+def test_a_whole_image_is_told_as_such(tmp_path: Path) -> None:
+    image = str(white_image(tmp_path))
+    result = run_text(deep(tmp_path / "open", "height, width", DIFFERING), [image], out=tmp_path / "maps")
+    assert isinstance(result, Depth)
+    told = result.ranges[0]
+    assert (told.width, told.height) == (32, 16)
+    assert (told.least, told.mean, told.most) == pytest.approx((1.0, 1.0, 1.0))  # where the mask were 0, depth would be
+    assert result.files == (str(tmp_path / "maps" / "white.png"),)
+    assert result.notes == ()
+
+
+def test_a_model_of_one_size_gets_that_size(tmp_path: Path) -> None:
+    image = str(white_image(tmp_path))
+    result = run_text(deep(tmp_path / "fixed", "6, 10", DIFFERING), [image])
+    assert "takes 10 x 6 pixels alone" in result.lines()[-1]
+    exact = {"do_normalize": False, "size": {"height": 6, "width": 10}}
+    assert run_text(deep(tmp_path / "exact", "6, 10", exact), [image]).notes == ()
+
+
+def test_what_writes_no_images_says_so(tmp_path: Path) -> None:
+    folder = deep(tmp_path / "a", "6, 10", DIFFERING)
+    manifest = folder / "manifest.json"
+    for task, said in (("object-detection", "writes no images"), ("image-matting", "cannot be tried with text")):
+        content = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps(content | {"task": task}))
+        with pytest.raises(InputError, match=said):
+            out = tmp_path if task == "object-detection" else None
+            run_text(folder, [str(white_image(tmp_path))], out=out)
