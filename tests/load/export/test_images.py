@@ -14,6 +14,7 @@ import pytest
 from onnxopt.errors import ExportError
 from onnxopt.load.checkpoint.classes import infer_task
 from onnxopt.load.checkpoint.folder import load_config, read_checkpoint
+from onnxopt.load.export.export import export
 from onnxopt.load.export.forward_inputs import ExtraInput
 from onnxopt.load.export.images import image_input
 from onnxopt.load.export.torch_model import TorchModel, load_torch
@@ -116,3 +117,23 @@ def test_regions_begin_in_the_corner_and_hold_half_of_each_side() -> None:
     for mask, height, width in zip(drawn, heights, widths, strict=True):
         assert mask[:height, :width].all()
         assert mask.sum() == height * width
+
+
+@pytest.mark.parametrize(
+    ("kind", "open_axes"),
+    [
+        ("videomae", {"batch"}),
+        ("vitpose", {"batch"}),
+        ("deit", {"batch"}),
+        ("detr", {"batch", *OPEN}),
+        ("timesformer", {"batch", *OPEN}),
+        ("yolos", {"batch", *OPEN}),
+    ],
+)
+def test_what_is_exported_is_proved_at_every_size(tmp_path: Path, kind: str, open_axes: set[str]) -> None:
+    loaded = export(resolve(str(image_checkpoint(kind, tmp_path))), use_cache=False)
+    assert set(loaded.signature.axes) == open_axes
+    assert {sizes["batch"] for sizes in loaded.proved_sizes} == {1, 2, 5}
+    sides = {axis: {sizes[axis] for sizes in loaded.proved_sizes} for axis in open_axes & set(OPEN)}
+    assert all(len(found) == 2 for found in sides.values())
+    assert set(loaded.ranges) == set(sides)
