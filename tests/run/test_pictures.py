@@ -16,6 +16,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from onnxopt.cli.main import main
 from onnxopt.errors import InputError
 from onnxopt.run.answers import run_text
 from onnxopt.run.inputs.enlarged import enlarged
@@ -266,3 +267,13 @@ def test_what_writes_no_images_says_so(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=said):
             out = tmp_path if task == "object-detection" else None
             run_text(folder, [str(white_image(tmp_path))], out=out)
+
+
+def test_the_command_writes_maps_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, image = deep(tmp_path / "a", "height, width", DIFFERING), str(white_image(tmp_path))
+    assert main(["run", str(folder), image, "--out", str(tmp_path / "maps"), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["kind"], answer["files"]) == ("depth", [str(tmp_path / "maps" / "white.png")])
+    assert answer["ranges"] == [{"width": 32, "height": 16, "least": 1.0, "mean": 1.0, "most": 1.0}]
+    assert main(["run", str(folder), image, "--out", image]) == 2
+    assert "cannot be written" in capsys.readouterr().err
