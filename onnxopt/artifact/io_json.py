@@ -50,6 +50,7 @@ from onnxopt.texts.prompts import Prompts
 from onnxopt.texts.tokenizer import TOKENIZER_NAME, open_tokenizer, read_settings, token_limit, tokenizer_pad
 
 IO_NAME = "io.json"
+REGION = "pixel_mask"
 _CROSSINGS = {
     "reread": "a text that grows beyond one of the crossings is read anew from its first token, with an empty past; "
     "rows of one batch lie on the same side of each",
@@ -121,7 +122,8 @@ def io_description(
     elif compared:
         content["scores"], content["postprocessing"] = compared, [_COMPARED[compared]]
     labels = config.get("id2label")
-    if isinstance(labels, Mapping) and "classification" in task:
+    labelled = task in TASKS and TASKS[task].answer in ("segments", "detections")
+    if isinstance(labels, Mapping) and ("classification" in task or labelled):
         content["labels"] = {str(index): str(label) for index, label in labels.items()}
     if decoding is not None:
         content["decoding"] = {
@@ -173,6 +175,8 @@ def input_entry(spec: TensorSpec, pad: int) -> dict[str, Any]:
     """
     meaning = input_meaning(spec.name)
     padded = {"ids": pad, "mask": 0, "types": 0, "positions": 0}
+    if spec.name == REGION:
+        return _tensor(spec) | {"meaning": "1 where the image is, 0 where a smaller one was filled up to a batch"}
     return _tensor(spec) | {"meaning": meaning} | ({"pad": padded[meaning]} if meaning in padded else {})
 
 
@@ -198,6 +202,14 @@ def _output(spec: TensorSpec, scores: Scores | None) -> str:
         "logits_per_image": "how well each text suits each image: a row per image, a column per text",
         "text_embeds": "one vector per text, in one space with those of images; divide by its length to compare",
         "image_embeds": "one vector per image, in one space with those of texts; divide by its length to compare",
+        "pred_boxes": "a box for each query: middle across and down, width and height, as shares of the image",
+        "class_queries_logits": "scores of each query before softmax; the last label is nothing",
+        "masks_queries_logits": "a mask for each query before sigmoid, smaller than the image",
+        "pred_masks": "a mask for each query before sigmoid, smaller than the image",
+        "predicted_depth": "how far each pixel is, in the unit of the model",
+        "reconstruction": "the image that is made, colours from 0 to 1",
+        "heatmaps": "for each joint how likely it is at each place",
+        "alphas": "share of foreground of each pixel, from 0 to 1",
     }
     return "cache" if spec.name.startswith("present") else known.get(spec.name, "")
 

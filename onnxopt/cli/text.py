@@ -68,10 +68,14 @@ def run(
         ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="How far to continue a text.")] = 20,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="A folder for what a model makes of images: maps of segments or depth, images."),
+    ] = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Try an artifact by hand: text in, embedding, label or tokens out."""
+    """Try an artifact by hand: text in, embedding, label or tokens out; an image in, labels, boxes or maps out."""
     configure_logging(verbose=verbose)
     from onnxopt.records.manifest import Manifest
 
@@ -84,7 +88,7 @@ def run(
     from onnxopt.run.claims import Claims
 
     claims = None if labels is None else Claims.of(labels.split(","), hypothesis)
-    options: dict[str, Any] = {"pairs": pairs, "prompt": prompt, "context": context, "claims": claims}
+    options: dict[str, Any] = {"pairs": pairs, "prompt": prompt, "context": context, "claims": claims, "out": out}
     result = run_text(path, texts or (), **options, max_new_tokens=max_new_tokens)
     if as_json:
         print_answer(result)

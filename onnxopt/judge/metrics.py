@@ -1,8 +1,8 @@
 """How much of a model's answer is left: one number per kind of model, and the budgets that are written with it.
 
 * embeddings: the cosine between the candidate's and the reference's vectors;
-* classifiers, and what hears: the share of samples (of positions or frames, where each has an answer) whose likeliest
-  class or letter is the reference's;
+* classifiers, and what hears: the share of samples (of positions, frames or pixels, where each has an answer) whose
+  likeliest class or letter is the reference's;
 * language models: perplexity, relative to the reference's, on the same windows;
 * everything else: the cosine between whole outputs.
 """
@@ -23,6 +23,8 @@ MetricName = Literal["cosine", "agreement", "perplexity"]
 LOGITS = "logits"
 RESAMPLES = 500
 IMAGE_RANK = 4
+PIXELS = "pixel_values"
+UNJUDGED = ("pred_boxes", "pred_masks", "masks_queries_logits")  # a box or mask of a query is right with its label only
 FRAME_RANK = 3  # of logits for each frame of a sound
 LEAST_RATIO = 1e-9  # of perplexities: a loss is a finite number
 _BUDGET = re.compile(r"^\s*(perplexity|cosine|agreement|top-?1)\s*(<=|>=|[<>=])\s*([+-]?[\d.]+)\s*(%?)\s*$")
@@ -95,16 +97,24 @@ class Metric:
 
     @classmethod
     def of(cls, signature: Signature, *, classifies: bool = False) -> Metric:
-        """Choose by what a model gives.
+        """Choose by what a model gives; raises InputError for what cannot be judged.
 
         Args:
             signature: inputs and outputs.
             classifies: the first output is known to be probabilities of classes.
         """
         ranks = {spec.name: len(spec.axes) for spec in signature.outputs if "float" in spec.dtype}
+        if unjudged := [name for name in UNJUDGED if name in ranks]:
+            raise InputError(
+                f"nothing here judges {unjudged[0]} yet, so the model cannot be quantized within a budget",
+                hint="leave --precision at fp32",
+            )
         if ranks.get(LOGITS) == 3 and any(spec.name == "input_ids" for spec in signature.inputs):
             return cls("perplexity", LOGITS)
         hears = any(spec.name in SOUND_INPUTS for spec in signature.inputs)
+        sees = any(spec.name == PIXELS for spec in signature.inputs)
+        if sees and ranks.get(LOGITS) == IMAGE_RANK:
+            return cls("agreement", LOGITS)
         if ranks.get(LOGITS) == 2 or (hears and ranks.get(LOGITS) == FRAME_RANK):
             return cls("agreement", LOGITS)
         if SENTENCE in ranks:
@@ -129,7 +139,8 @@ class Metric:
             ids = feeds["input_ids"]
             return np.array([_loss(x, i) - _loss(y, i) for x, y, i in zip(a, b, ids, strict=True)])
         if self.name == "agreement":
-            same = a.argmax(axis=-1) == b.argmax(axis=-1)
+            axis = 1 if a.ndim == IMAGE_RANK else -1  # labels of pixels stand in front of the sides
+            same = a.argmax(axis=axis) == b.argmax(axis=axis)
             return np.asarray(same.reshape(len(a), -1).mean(axis=1), np.float64)
         last = a.shape[-1] if 1 < a.ndim < IMAGE_RANK else a[0].size  # of a map the rows may hold nothing
         rows = cosine(a.reshape(len(a), -1, last), b.reshape(len(b), -1, last))

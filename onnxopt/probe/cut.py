@@ -147,6 +147,10 @@ def _fed(value: ir.Value) -> Any:
     found = onnx.ValueInfoProto()
     found.name = value.name or ""
     found.type.tensor_type.elem_type = value.type.dtype.value if isinstance(value.type, ir.TensorType) else 0
+    length = dims(value) or ()
+    if len(length) == 1 and isinstance(length[0], int) and value.dtype == ir.DataType.INT64:
+        # ONNX Runtime (1.32) takes sizes of which a part is fed for none at all where it knows no length of that part
+        found.type.tensor_type.shape.dim.add(dim_value=length[0])
     return found
 
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
 
 DEFAULT_NEW_TOKENS = 20
+WRITTEN = ("segments", "depth", "images")  # what is made of images and can be written as one
 MAX_ANSWER_TOKENS = 30
 _EMBEDDINGS = (SENTENCE, "text_embeds", "last_hidden_state", "token_embeddings", "pooler_output")
 _PAIRED = ("text-classification",)
@@ -76,6 +77,7 @@ def run_text(
     context: str | None = None,
     claims: Claims | None = None,
     max_new_tokens: int = DEFAULT_NEW_TOKENS,
+    out: str | Path | None = None,
     target: Target | None = None,
     threads: int | None = None,
 ) -> TextResult:
@@ -91,20 +93,22 @@ def run_text(
         claims: labels of the user's own to choose from, for a model that compares texts with images.
         max_new_tokens: how many tokens to write, for text generation. A model without a cache runs the whole text
             again for each.
+        out: a folder for the maps or images that a model makes of images, as PNG by the names of what they are of;
+            none are written when None.
         target: where to run; the default is the artifact's own target.
         threads: threads of one operator.
 
     Returns:
-        The answer, by task: `Embeddings`, `Classification`, `TokenLabels`, `MaskFills`, `Continuations` or `Answers`.
+        The answer, by task: `Embeddings`, `Classification`, `TokenLabels`, `MaskFills`, `Continuations`, `Answers`, and
+        of images also `Detections`, `Segments`, `Depth` or `Images`.
 
     Raises:
         InputError: when the artifact or its tokenizer is missing, or the input does not suit the task.
     """
     _require_some(texts, pairs)
     opened = Opened.of(Path(artifact), target=target, threads=threads)
-    return opened.answer(
-        texts, pairs=pairs, prompt=prompt, context=context, claims=claims, max_new_tokens=max_new_tokens
-    )
+    given: dict[str, Any] = {"pairs": pairs, "prompt": prompt, "context": context, "max_new_tokens": max_new_tokens}
+    return opened.answer(texts, **given, claims=claims, out=Path(out) if out is not None else None)
 
 
 @dataclass
@@ -160,14 +164,20 @@ class Opened:
         context: str | None = None,
         claims: Claims | None = None,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
+        out: Path | None = None,
     ) -> TextResult:
         """Answer texts or pairs; arguments, result and errors are those of `run_text`."""
         _require_some(texts, pairs)
         shown = tuple(texts) or tuple("\t".join(pair) for pair in pairs)
         request = _Request(self.task, shown, context, max_new_tokens, tuple(pairs), prompt, claims)
         _require_fitting(request)
-        if self.task.startswith("image"):
-            result = _run_images(self.folder, self.session, self.config, request)
+        known_task = TASKS.get(self.task)
+        if out is not None and (known_task is None or known_task.answer not in WRITTEN):
+            raise InputError(
+                f"a model for {self.task} writes no images", where="--out", hint="leave it out; --json tells everything"
+            )
+        if known_task is not None and known_task.takes == ("image",):
+            result = self._of_images(request, out)
         elif _compares(self.task) and claims is not None:
             model = replace(self.text, notes=[])
             how: Scores = "sigmoid" if self.scores == "sigmoid" else "softmax"
@@ -177,15 +187,32 @@ class Opened:
         else:
             known = _ANSWERS.get(TASKS[self.task].answer) if self.task in TASKS else None
             if known is None or not TASKS[self.task].reads_text:
-                able = [task.name for task in TASKS.values() if task.reads_text and task.answer in _ANSWERS]
-                raise InputError(
-                    f"task {self.task!r} cannot be tried with text",
-                    where=str(self.folder),
-                    hint=f"it can be {', '.join(able)}",
-                )
+                raise _untried(self.task, self.folder)
             result = known(replace(self.text, notes=[]), request)
         warning = (RANDOM_WEIGHTS,) if self.made_up else ()
         return result.model_copy(update={"notes": tuple(dict.fromkeys((*warning, *result.notes)))})
+
+    def _of_images(self, request: _Request, out: Path | None) -> TextResult:
+        """Answer paths of image files."""
+        from onnxopt.run.pictures import ANSWERS, PictureRun
+
+        kind = TASKS[self.task].answer
+        if kind in ("classification", "embeddings"):
+            return _run_images(self.folder, self.session, self.config, request)
+        if kind not in ANSWERS:
+            raise _untried(self.task, self.folder)
+        return ANSWERS[kind](PictureRun(self.folder, self.session, self.config, self.task, request.texts, out))
+
+
+def _untried(task: str, folder: Path) -> InputError:
+    """Return the refusal of a task whose answers are told in no words."""
+    told = (*_ANSWERS, "detections", *WRITTEN)
+    able = [one.name for one in TASKS.values() if one.answer in told and "video" not in one.takes]
+    return InputError(
+        f"task {task!r} cannot be tried with text",
+        where=str(folder),
+        hint=f"it can be {', '.join(able)}; for others give tensors to onnxopt.Session",
+    )
 
 
 def _require_some(texts: Sequence[str], pairs: Sequence[tuple[str, str]]) -> None:

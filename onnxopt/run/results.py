@@ -240,4 +240,136 @@ class Answers(Result):
         return [f"{text!r}: {found.answer!r} {found.score:.4f}" for text, found in pairs] + super().lines()
 
 
-TextResult = Embeddings | Classification | TokenLabels | MaskFills | Continuations | Transcripts | FrameLabels | Answers
+class Box(Record):
+    """A thing on an image, with its probability; the corners are in pixels of the image in the file."""
+
+    label: str
+    score: float
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+class Detections(Result):
+    """What is on each image, likeliest first.
+
+    Attributes:
+        threshold: the least score that is told.
+        boxes: of each image.
+    """
+
+    kind: Literal["detections"] = "detections"
+    threshold: float
+    boxes: tuple[tuple[Box, ...], ...]
+
+    def lines(self) -> list[str]:
+        """Return a line per thing."""
+        shown = []
+        for text, boxes in zip(self.texts, self.boxes, strict=True):
+            corners = [(f"{one.left:.0f}, {one.top:.0f}", f"{one.right:.0f}, {one.bottom:.0f}") for one in boxes]
+            shown += [
+                f"{text!r}: {one.label} {one.score:.4f} from {first} to {last}"
+                for one, (first, last) in zip(boxes, corners, strict=True)
+            ]
+            shown += [] if boxes else [f"{text!r}: nothing with a score above {self.threshold:g}"]
+        return shown + super().lines()
+
+
+class Share(Record):
+    """A label with the share of an image's pixels that have it."""
+
+    label: str
+    share: float
+
+
+class Segments(Result):
+    """What the pixels of each image belong to, the most first.
+
+    Attributes:
+        shares: of the labels that any pixel has, for each image.
+        files: the maps that were written, a label's number per pixel; none where nobody asked for them.
+    """
+
+    kind: Literal["segments"] = "segments"
+    shares: tuple[tuple[Share, ...], ...]
+    files: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """Return the labels of each image, and the files."""
+        shown = []
+        for text, shares in zip(self.texts, self.shares, strict=True):
+            shown.append(f"{text!r}: " + ", ".join(f"{one.label} {100 * one.share:.1f} %" for one in shares[:TOP]))
+        return shown + [f"written: {name}" for name in self.files] + super().lines()
+
+
+class DepthRange(Record):
+    """The depths of an image of so many pixels, in the model's own unit: some give more for what is nearer."""
+
+    width: int
+    height: int
+    least: float
+    mean: float
+    most: float
+
+
+class Depth(Result):
+    """How far the pixels of each image are.
+
+    Attributes:
+        ranges: of each image.
+        files: the maps that were written, from 0 for the least to 65535 for the most; none where nobody asked for them.
+    """
+
+    kind: Literal["depth"] = "depth"
+    ranges: tuple[DepthRange, ...]
+    files: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """Return least, mean and most of each image, and the files."""
+        shown = [
+            f"{text!r}: from {one.least:.4g} to {one.most:.4g}, {one.mean:.4g} in the mean, "
+            f"over {one.width} x {one.height} pixels"
+            for text, one in zip(self.texts, self.ranges, strict=True)
+        ]
+        return shown + [f"written: {name}" for name in self.files] + super().lines()
+
+
+class ImageSize(Record):
+    """Width and height in pixels."""
+
+    width: int
+    height: int
+
+
+class Images(Result):
+    """An image for each image.
+
+    Attributes:
+        sizes: of what came out.
+        files: what was written; none where nobody asked for it.
+    """
+
+    kind: Literal["images"] = "images"
+    sizes: tuple[ImageSize, ...]
+    files: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """Return the size of each image, and the files."""
+        pairs = zip(self.texts, self.sizes, strict=True)
+        shown = [f"{text!r}: an image of {one.width} x {one.height} pixels" for text, one in pairs]
+        return shown + [f"written: {name}" for name in self.files] + super().lines()
+
+
+OfImages = Detections | Segments | Depth | Images
+TextResult = (
+    Embeddings
+    | Classification
+    | TokenLabels
+    | MaskFills
+    | Continuations
+    | Transcripts
+    | FrameLabels
+    | Answers
+    | OfImages
+)

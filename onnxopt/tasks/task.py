@@ -21,8 +21,13 @@ Answer = Literal[
     "transcripts",
     "frame_labels",
     "answers",
+    "segments",
+    "detections",
+    "depth",
+    "images",
+    "tensors",
 ]
-"""What `run` makes of the outputs: the `kind` of a result in `onnxopt.run.results`."""
+"""What `run` makes of the outputs: the `kind` of a result in `onnxopt.run.results`; tensors are their own answer."""
 
 
 @dataclass(frozen=True)

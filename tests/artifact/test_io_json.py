@@ -184,3 +184,20 @@ def test_the_node_client_scores_one_logit_with_a_sigmoid(reranker: Path) -> None
     logits = answers(reranker, TEXTS)["logits"]
     scores = [json.loads(line)["labels"][0]["score"] for line in run_client(reranker, *TEXTS)]
     assert scores == pytest.approx((1 / (1 + np.exp(-logits[:, 0]))).tolist(), abs=1e-5)
+
+
+def test_what_sees_says_what_its_numbers_are(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": {"0": "cat", "1": "dog"}}))
+    sides = ("batch", "height", "width")
+    given = (TensorSpec("pixel_values", "float32", ("batch", 3, *sides[1:])), TensorSpec("pixel_mask", "int64", sides))
+    boxes = (TensorSpec("logits", "float32", ("batch", 7, 3)), TensorSpec("pred_boxes", "float32", ("batch", 7, 4)))
+    io = io_description(tmp_path, "made", "object-detection", Signature(given, boxes), None)
+    assert io["labels"] == {"0": "cat", "1": "dog"}
+    assert "as shares of the image" in io["outputs"][1]["meaning"]
+    assert io["inputs"][1]["meaning"].startswith("1 where the image is")
+    assert "pad" not in io["inputs"][1]
+    assert "middle, width and height" in io["postprocessing"][0]
+    depth = Signature(given[:1], (TensorSpec("predicted_depth", "float32", sides),))
+    io = io_description(tmp_path, "made", "depth-estimation", depth, None)
+    assert "labels" not in io
+    assert "how far each pixel is" in io["outputs"][0]["meaning"]

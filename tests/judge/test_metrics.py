@@ -62,6 +62,27 @@ def test_a_model_is_judged_by_what_it_gives(outputs: tuple[tuple[str, int], ...]
     assert Metric.of(signature(*outputs)) == Metric(metric, output)  # type: ignore[arg-type]  # a name of a metric
 
 
+def seeing(*outputs: str, rank: int) -> Signature:
+    pixels = TensorSpec("pixel_values", "float32", ("batch", 3, "height", "width"))
+    axes = ("batch", 5, "height", "width")[:rank]
+    return Signature((pixels,), tuple(TensorSpec(name, "float32", axes) for name in outputs))
+
+
+def test_segments_are_judged_pixel_by_pixel() -> None:
+    metric = Metric.of(seeing("logits", rank=4))
+    assert metric == Metric("agreement", "logits")
+    reference = np.random.default_rng(0).standard_normal((2, 5, 4, 6)).astype(np.float32)
+    candidate = reference.copy()
+    candidate[0, :, 1] = -candidate[0, :, 1]  # the best label of a row becomes the worst
+    np.testing.assert_allclose(metric.scores(candidate, reference, {}), [0.75, 1.0])
+
+
+@pytest.mark.parametrize("name", ["pred_boxes", "pred_masks", "masks_queries_logits"])
+def test_what_nothing_judges_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"nothing here judges {name} yet.*leave --precision at fp32"):
+        Metric.of(seeing("logits", name, rank=3))
+
+
 def test_perplexity_is_relative_to_the_reference() -> None:
     generator = np.random.default_rng(0)
     logits, ids = generator.standard_normal((2, 6, 9)), generator.integers(0, 9, (2, 6))

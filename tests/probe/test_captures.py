@@ -168,3 +168,29 @@ def test_attention_on_three_axes_runs_where_the_runtime_does_not_see_how_wide_it
         GraphRunner(model).run(feeds)
     prepare(model)
     assert GraphRunner(model).run(feeds)[0]["y"].shape == feeds["x"].shape
+
+
+SIZES = """
+g (float[batch,3,height,width] x, float[batch,3,rows,columns] z) => (float[batch,3,rows,columns] y, int64[2] n) {
+  a = Exp (z)
+  n = Shape <start = 2> (a)
+  front = Shape <end = 2> (x)
+  sizes = Concat <axis = 0> (front, n)
+  c = Neg (x)
+  r = Resize <mode = "nearest"> (c, , , sizes)
+  y = Add (r, z)
+}"""
+
+
+def test_sizes_of_which_a_part_is_remembered_are_as_long_as_they_were() -> None:
+    found = parse(SIZES)
+    annotate(found, Derivation())
+    part = named(found, "n")[0]
+    rng = np.random.default_rng(0)
+    feeds = {
+        "x": rng.standard_normal((2, 3, 4, 5)).astype(np.float32),
+        "z": rng.standard_normal((2, 3, 8, 10)).astype(np.float32),
+    }
+    whole, _ = GraphRunner(found).run(feeds)
+    cut, _ = GraphRunner(found, known=[part]).run(feeds | {"n": np.array([8, 10])})
+    np.testing.assert_array_equal(cut["y"], whole["y"])

@@ -16,7 +16,8 @@ from onnxopt.host.folders import sha256_of
 from onnxopt.host.quiet import quiet
 from onnxopt.load.source.source import Source
 from onnxopt.records.events import Step
-from onnxopt.texts.settings import check_settings
+from onnxopt.texts.settings import PREPROCESSOR, check_settings
+from onnxopt.texts.tokenizer import read_settings
 
 MAX_JSON_BYTES = 16 << 20
 MAX_ASSET_BYTES = 256 << 20
@@ -76,6 +77,11 @@ class Checkpoint:
     def has_tokenizer(self) -> bool:
         """Whether there is a file that a tokenizer can be made of."""
         return any(self.folder and (self.folder / name).is_file() for name in TOKENIZER_MODELS)
+
+    @property
+    def image_processor(self) -> Mapping[str, Any]:
+        """The settings of its image processor, empty without one; raises InputError where they cannot be read."""
+        return read_settings(self.folder, PREPROCESSOR) if self.folder else {}
 
 
 def read_checkpoint(source: Source) -> Checkpoint:

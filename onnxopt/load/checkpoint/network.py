@@ -108,6 +108,10 @@ def _with_attention(
             if attempt == "sdpa" and "scaled_dot_product_attention" in str(error):
                 continue
             raise InputError(f"the weights cannot be loaded: {error}", where=where) from error
+        except ImportError as error:
+            said = " ".join(str(error).split())
+            hint = "install the library that it names beside onnxopt"
+            raise InputError(f"the model cannot be built: {said}", where=where, hint=hint) from error
         except Exception as error:
             raise InputError(f"the weights cannot be loaded: {error}", where=where) from error
     raise ExportError("no attention implementation works", where=where)

@@ -22,6 +22,7 @@ import numpy as np
 
 from onnxopt.errors import InputError
 from onnxopt.host.quiet import quiet
+from onnxopt.load.export.processors import made_by_processors
 from onnxopt.spec import Array, TensorSpec
 from onnxopt.tasks.task import IMAGE_BATCH
 
@@ -54,14 +55,18 @@ class ExtraInput:
         counts: how many values there are from 0 on, for each column of the last axis, or one number where that is
             `sequence`; empty for real numbers, which are about normal.
         corners: the second half of the columns is not below the first: the corners of boxes.
+        region: ones stand where the image is, from its corner on, and zeros where it was filled up.
     """
 
     spec: TensorSpec
     counts: tuple[int, ...] = ()
     corners: bool = False
+    region: bool = False
 
     def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
         """Return made-up values of a shape, in the dtype of the input."""
+        if self.region:
+            return self._regions(shape, rng)
         if not self.counts:
             return rng.standard_normal(shape).astype(self.spec.dtype)
         counts = np.array(self.counts) if len(self.counts) > 1 else np.array(self.counts[0])
@@ -72,6 +77,14 @@ class ExtraInput:
             made[..., :half], made[..., half:] = np.minimum(first, second), np.maximum(first, second)
         return np.asarray(made).astype(self.spec.dtype)
 
+    def _regions(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+        """Return ones over at least half of each side of every row, of shape [batch, height, width]."""
+        made = np.zeros(shape, self.spec.dtype)
+        for row in made:
+            height, width = (int(rng.integers((side + 1) // 2, side + 1)) for side in row.shape)
+            row[:height, :width] = 1
+        return made
+
     def to_json(self) -> dict[str, Any]:
         """Return the values that JSON can hold."""
         return {
@@ -80,13 +93,14 @@ class ExtraInput:
             "axes": list(self.spec.axes),
             "counts": list(self.counts),
             "corners": self.corners,
+            "region": self.region,
         }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ExtraInput:
         """Read what `to_json` wrote."""
         spec = TensorSpec(content["name"], content["dtype"], tuple(content["axes"]))
-        return cls(spec, tuple(content["counts"]), bool(content["corners"]))
+        return cls(spec, tuple(content["counts"]), bool(content["corners"]), bool(content.get("region")))
 
 
 @dataclass(frozen=True)
@@ -116,32 +130,6 @@ def optional_tensors(network: Any) -> dict[str, str]:
         if given and re.match(r"^\W*(class )?\W*(typing\.Optional\[)?(torch\.)?\w*Tensor\b", kind.strip()):
             found[name] = kind
     return found
-
-
-def made_by_processors(model_type: str) -> frozenset[str]:
-    """Return the names of what transformers' tokenizer, image processor and feature extractor of a model type make."""
-    import transformers
-    from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
-    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
-    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
-
-    names: set[str] = set()
-    for table in (TOKENIZER_MAPPING_NAMES, IMAGE_PROCESSOR_MAPPING_NAMES, FEATURE_EXTRACTOR_MAPPING_NAMES):
-        listed = table.get(model_type) or ()
-        for name in [listed] if isinstance(listed, str) else _class_names(listed):
-            try:
-                with quiet():
-                    made = getattr(transformers, name).model_input_names
-            except Exception:  # noqa: BLE001, S112  a class whose own libraries are missing says nothing
-                continue
-            names.update(made if isinstance(made, list) else ())
-    return frozenset(names)
-
-
-def _class_names(listed: Any) -> list[str]:
-    """Return the names in an entry of transformers' tables: several, by backend or in a row, some of them None."""
-    values = listed.values() if isinstance(listed, Mapping) else listed
-    return [name for name in values if isinstance(name, str)]
 
 
 def find_inputs(
@@ -305,13 +293,16 @@ def choose_inputs(
         InputError: when the answer depends on something that would be left out.
     """
     made = made_by_processors(network.config.model_type)
-    sized = (replace(plain[0], axes=(*plain[0].axes[:2], *image_size)), *plain[1:]) if image_size else plain
+    sized = (replace(plain[0], axes=(*plain[0].axes[:-2], *image_size)), *plain[1:]) if image_size else plain
     found = find_inputs(network, network.config, sized, made=made, outputs=outputs, without=without)
     require_inputs(found, made=made, keeps=not writes, title=type(network).__name__, where=where)
     axes = plain[0].axes
     # what an image model takes beside its pixels has their height and width
     extras = (
-        replace(one, spec=replace(one.spec, axes=(axes[0], *axes[2:]))) if image_size else one for one in found.taken
+        replace(one, spec=replace(one.spec, axes=(axes[0], *axes[-2:])), region=one.counts == (2,))
+        if image_size
+        else one
+        for one in found.taken
     )
     return tuple(extras), tuple(left_out_notes(found, without))
 
@@ -380,7 +371,7 @@ class _Subject:
 
     def reads_words(self, extra: ExtraInput) -> bool:
         """Tell whether the model looks an input up in the table of words."""
-        table = self._words()
+        table = None if self.base[0].name == "pixel_values" else self._words()
         if table is None:
             return False
         calls: list[None] = []
@@ -439,8 +430,7 @@ class _Subject:
 
     def _ordinary(self) -> Array:
         """Return ids that mean a word, not a mark or the place of a picture."""
-        table = self._words()
-        words = int(getattr(table, "num_embeddings", 0) or 64)
+        words = int(getattr(self._words(), "num_embeddings", 0) or 64)
         special = {
             value
             for part in _parts(self.config)
@@ -453,7 +443,7 @@ class _Subject:
         """Yield what an argument may look like: a number or several for each token, one for each text, an image."""
         dtypes = [dtype for word, dtype in _KINDS if word in kind] or ["int64", "float32"]
         if self.base[0].name == "pixel_values":
-            yield from (TensorSpec(name, dtype, (_BATCH, *self.base[0].axes[2:])) for dtype in dtypes)
+            yield from (TensorSpec(name, dtype, (_BATCH, *self.base[0].axes[-2:])) for dtype in dtypes)
             return
         for dtype in dtypes:
             yield TensorSpec(name, dtype, (_BATCH,))

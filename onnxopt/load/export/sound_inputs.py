@@ -23,10 +23,10 @@ from onnxopt.load.checkpoint.mapped import MappedWeights
 from onnxopt.load.export.forward_inputs import (
     FoundInputs,
     left_out_notes,
-    made_by_processors,
     optional_tensors,
     require_inputs,
 )
+from onnxopt.load.export.processors import made_by_processors
 from onnxopt.load.export.shapes import shapes_alone
 from onnxopt.spec import SOUND_AXES, SOUND_INPUTS, TensorSpec
 

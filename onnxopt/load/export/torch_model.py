@@ -23,6 +23,7 @@ from onnxopt.load.checkpoint.mapped import MappedWeights
 from onnxopt.load.checkpoint.network import build_network, mapped_network
 from onnxopt.load.checkpoint.pooling import Pooling, build_head
 from onnxopt.load.export.forward_inputs import ExtraInput, choose_inputs, drop_inputs, inputs_of_pair
+from onnxopt.load.export.images import PIXELS, image_input, trained_size
 from onnxopt.load.export.marked_rows import as_written, end_of, read_at_marks, runs_alone
 from onnxopt.load.export.shapes import shapes_alone
 from onnxopt.load.export.sound_inputs import Heard, left_out_of_sound, sound_inputs
@@ -30,10 +31,8 @@ from onnxopt.load.export.torch_decoder import find_cache, flatten_with_cache, ov
 from onnxopt.load.export.torch_pair import SeqPart, face_of, is_pair
 from onnxopt.load.export.towers import (
     always_padded,
-    channels_of,
     picture_of,
     reads_both,
-    seen_config,
     text_config,
     tower_of,
 )
@@ -92,7 +91,7 @@ class TorchModel:
 
     def fixed_image(self) -> TorchModel:
         """Return the same model for images of the size it was trained with only."""
-        inputs = tuple(replace(spec, axes=(*spec.axes[:2], *self.image_size)) for spec in self.inputs)
+        inputs = tuple(replace(spec, axes=(*spec.axes[:-2], *self.image_size)) for spec in self.inputs)
         return replace(self, inputs=inputs)
 
     def taking(self, names: Collection[str]) -> TorchModel:
@@ -197,7 +196,7 @@ def load_torch(
         return _complete(TorchModel(*own, left_out=lost, **lie), network, missing, where)
     heard = _heard(network, config, task, checkpoint, weights)
     whole, network = network, network if heard else tower_of(network, task.head)
-    plain, image_size = (heard.inputs, ()) if heard else _inputs(network, config, task, where)
+    plain, image_size = (heard.inputs, ()) if heard else _inputs(network, config, task, checkpoint)
     plain = drop_inputs(network, plain, without, where=where)
     notes: tuple[str, ...] = ()
     if heard:
@@ -254,9 +253,15 @@ def _heard(
     return sound_inputs(network, config, settings, weights)
 
 
-def _inputs(network: Any, config: Any, task: Task, where: str) -> tuple[tuple[TensorSpec, ...], tuple[int, ...]]:
+def _inputs(
+    network: Any, config: Any, task: Task, checkpoint: Checkpoint
+) -> tuple[tuple[TensorSpec, ...], tuple[int, ...]]:
     """Return the inputs by the forward signature, and the image size."""
+    where = checkpoint.source.text
     main = network.main_input_name
+    if main == PIXELS:
+        spec, size = image_input(network, config, checkpoint.image_processor, where=where)
+        return (spec,), size
     if is_pair(config):
         read_at_marks(network)
         if reason := runs_alone(network):
@@ -266,10 +271,6 @@ def _inputs(network: Any, config: Any, task: Task, where: str) -> tuple[tuple[Te
                 where=where,
                 hint="use --task text2text-generation, or automatic-speech-recognition for sound",
             )
-    if main == "pixel_values":
-        size, channels = _image_size(seen_config(config)), channels_of(config)
-        axes = ("height", "width") if _takes_any_size(network, channels, size) else size
-        return (TensorSpec("pixel_values", "float32", ("batch", channels, *axes)),), size
     if main != "input_ids":
         raise InputError(
             f"{type(network).__name__} takes {main}; only text, images and sound are supported", where=where
@@ -279,7 +280,7 @@ def _inputs(network: Any, config: Any, task: Task, where: str) -> tuple[tuple[Te
     texts = _text_inputs(network, config)
     if not reads_both(task):
         return texts, ()
-    size = _image_size(seen_config(config))
+    size = trained_size(config)
     return (*texts, picture_of(network, config, task.head, size, where=where)), size
 
 
@@ -294,26 +295,6 @@ def _text_inputs(network: Any, config: Any) -> tuple[TensorSpec, ...]:
     if "token_type_ids" in accepted and int(getattr(part, "type_vocab_size", 0) or 0) > 1:
         names.append("token_type_ids")
     return tuple(TensorSpec(name, "int64", axes) for name in names)
-
-
-def _image_size(config: Any) -> tuple[int, int]:
-    """Return height and width that the model was trained with; 224 is what image models without a word mean."""
-    size = getattr(config, "image_size", None) or 224
-    if isinstance(size, (list, tuple)):
-        return int(size[0]), int(size[-1])
-    return int(size), int(size)
-
-
-def _takes_any_size(network: Any, channels: int, size: tuple[int, int]) -> bool:
-    """Return whether an image model runs on a larger image than it was trained with, found by trying."""
-    import torch
-
-    try:
-        with torch.inference_mode(), quiet():
-            network(pixel_values=torch.zeros(1, channels, size[0] + 32, size[1] + 64))
-    except Exception:  # noqa: BLE001  whatever a model raises, it says no
-        return False
-    return True
 
 
 def _longest(network: Any, config: Any) -> int:

@@ -25,9 +25,9 @@ from onnxopt.load.export.forward_inputs import (
     find_inputs,
     inputs_of_pair,
     left_out_notes,
-    made_by_processors,
     optional_tensors,
 )
+from onnxopt.load.export.processors import made_by_processors
 from onnxopt.load.source.source import resolve
 from onnxopt.spec import TensorSpec
 from tests.support.tiny import tiny_checkpoint, tiny_tokenizer
