@@ -28,7 +28,8 @@ class OrtReference:
         threads: of one operator; the default is what this process may use.
         apart: run it in a worker, which it may kill: what nobody has run yet.
         weight_bytes: of the model, external data included; a large one may take longer.
-        mapped: leave the weights where they are mapped, without a copy of each in a kernel's own order.
+        mapped: leave the weights where they are mapped, without a copy of each in a kernel's own order, and keep
+            nothing of what a run computes.
     """
 
     def __init__(
@@ -161,6 +162,8 @@ class OrtReference:
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
         options.intra_op_num_threads = self._threads
         options.log_severity_level = 4
+        if self._mapped:  # weights that are transposed in each run would stay in the arena, all of them
+            options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         # a few runs of each size: threads that wait for the next one by turning in circles are in everyone's way
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         for key, value in entries.items():

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxopt.errors import word
 from onnxopt.graph import all_nodes, initializer_bytes, opset
 from onnxopt.graph.files import MAX_IR_VERSION
+from onnxopt.graph.weight_files import LEAST_BYTES
 from onnxopt.load.safety.structure import MAX_OPSET
 from onnxopt.pipeline.opset_rules import OBSERVED, RULES, Edit, Seen, compatible
 from onnxopt.pipeline.orders import AGAIN
@@ -27,7 +28,8 @@ from onnxopt.spec import Array, Feeds
 
 logger = logging.getLogger(__name__)
 
-MAX_NATIVE_BYTES = 1_500_000_000  # onnx's own converter needs the whole model in one message, twice
+MAX_NATIVE_BYTES = 1_500_000_000  # of small weights: onnx's own converter needs those in one message, twice
+_SHOWN_BYTES = 1024  # of a weight, the most that onnx's checker is shown
 TOLERANCES = {"float16": 5e-3}  # relative; half precision rounds each step at 1e-3
 DEFAULT_TOLERANCE = 1e-5
 
@@ -193,23 +195,50 @@ def _by_onnxscript(model: ir.Model, target: int, feed: Feeds) -> ir.Model:  # no
 def _by_onnx(model: ir.Model, target: int, feed: Feeds) -> ir.Model:  # noqa: ARG001 - all converters look alike
     import onnx
 
-    size = initializer_bytes(model)
+    copy = model.clone()
+    apart = _as_inputs(copy, LEAST_BYTES)
+    size = initializer_bytes(copy)
     if size > MAX_NATIVE_BYTES:
         raise _NotRaised(f"its weights of {size} bytes are too large for onnx's converter")
     try:
-        copy = ir.external_data.load_to_model(model.clone())
+        ir.external_data.load_to_model(copy)
         converted = onnx.version_converter.convert_version(ir.to_proto(copy), target)
         raised = ir.from_proto(converted)
     except Exception as error:
         raise _NotRaised(f"onnx's converter failed: {word(str(error), 160)}") from error
     if [value.name for value in raised.graph.outputs] != [value.name for value in model.graph.outputs]:
         raise _NotRaised("onnx's converter changed the outputs")
+    _put_back(raised, apart)
     weights = set(raised.graph.initializers)
     inputs = [value for value in raised.graph.inputs if value.name not in weights]
     raised.graph.inputs.clear()
     raised.graph.inputs.extend(inputs)
     _set_version(raised, target)
     return raised
+
+
+def _as_inputs(model: ir.Model, least_bytes: int) -> dict[str, ir.TensorProtocol]:
+    """Make inputs of the large weights of a model, for what reads a graph but none of those; return them by name."""
+    apart: dict[str, ir.TensorProtocol] = {}
+    for name, value in list(model.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes < least_bytes or value.is_graph_input() or value.is_graph_output():
+            continue
+        apart[name] = tensor
+        del model.graph.initializers[name]
+        value.const_value = None
+        value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
+        model.graph.inputs.append(value)
+    return apart
+
+
+def _put_back(model: ir.Model, apart: Mapping[str, ir.TensorProtocol]) -> None:
+    """Make weights of inputs again; they stay inputs as well."""
+    for value in model.graph.inputs:
+        tensor = apart.get(value.name or "")
+        if tensor is not None:
+            value.const_value = tensor
+            model.graph.register_initializer(value)
 
 
 # ---------------------------------------------------------------------------------------------------------------- proof
@@ -222,14 +251,7 @@ def _check(raised: ir.Model, model: ir.Model, expected: Mapping[str, Array]) -> 
     if [value.name for value in raised.graph.inputs] != [value.name for value in model.graph.inputs]:
         raise _NotRaised("the converter changed the inputs")
     light = raised.clone()
-    for name, value in list(light.graph.initializers.items()):
-        tensor = value.const_value
-        if tensor is None or tensor.nbytes <= 1024:
-            continue
-        del light.graph.initializers[name]
-        value.const_value = None
-        value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
-        light.graph.inputs.append(value)
+    _as_inputs(light, _SHOWN_BYTES + 1)
     for value in light.graph.outputs:
         if value.shape is None:
             value.shape = ir.Shape([None] * expected[value.name or ""].ndim)

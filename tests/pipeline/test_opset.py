@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxopt.graph import opset
+from onnxopt.graph.weight_files import WeightFile
 from onnxopt.load.safety.structure import MAX_OPSET, MIN_OPSET
-from onnxopt.pipeline.opset import _by_rules, raise_opset
+from onnxopt.pipeline.opset import _by_onnx, _by_rules, raise_opset
 from onnxopt.pipeline.opset_rules import RULES, Edit, compatible
 from onnxopt.probe.runners import GraphRunner
 from onnxopt.qmath.compare import worst_error
@@ -307,6 +308,30 @@ def test_falls_back_to_a_library_when_no_rule_fits(monkeypatch: pytest.MonkeyPat
     raised, reason = raise_opset(model, 20, [X3])
     assert reason == ""
     assert_same(model, raised, X3)
+
+
+def test_large_weights_stay_in_their_files_while_onnx_converts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxopt.pipeline.opset.LEAST_BYTES", 256)
+    monkeypatch.setattr("onnxopt.pipeline.opset.MAX_NATIVE_BYTES", 600)
+    feed, weights = {"x": numbers(3, 8)}, {"w": numbers(8, 40), "b": numbers(40)}
+    nodes = [node("MatMul", "x w", "p"), node("Add", "p b", "s"), node("Unsqueeze", "s", axes=[0])]
+    model = build(nodes, 11, feed, weights)
+    stored = WeightFile(tmp_path / "weights").add(weights["w"], "w")
+    model.graph.initializers["w"].const_value = stored
+    expected = GraphRunner(model).run(feed)[0]["y"]
+    raised = _by_onnx(model, 13, feed)
+    assert raised.graph.initializers["w"].const_value is stored
+    assert model.graph.initializers["w"].const_value is stored
+    assert [value.name for value in raised.graph.inputs] == [value.name for value in model.graph.inputs] == ["x"]
+    assert (opset(raised), {"w", "b"} - set(raised.graph.initializers)) == (13, set())
+    np.testing.assert_array_equal(GraphRunner(raised).run(feed)[0]["y"], expected)
+
+
+def test_onnx_converts_no_more_small_weights_than_a_message_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxopt.pipeline.opset.MAX_NATIVE_BYTES", 600)
+    model = build([node("MatMul", "x w")], 11, {"x": numbers(3, 8)}, {"w": numbers(8, 40)})
+    with pytest.raises(Exception, match="its weights of 1280 bytes are too large"):
+        _by_onnx(model, 13, {})
 
 
 def test_group_normalization_repeats_its_scale_when_channels_are_known(only_rules: None) -> None:
