@@ -304,7 +304,8 @@ def _draws(model: TorchModel, tokens: Tokens | None) -> bool:
 def _narrower(model: TorchModel, traced: Traced) -> str:
     """Return, as a phrase, what an export takes less than its model; empty where it takes the same."""
     if model.image_size and not set(Signature(model.inputs, ()).axes) <= set(traced.signature.axes):
-        return f" for images of {model.image_size[0]} × {model.image_size[1]} alone"
+        height, width = model.made_size or model.image_size
+        return f" for images of {height} × {width} alone"
     if len(traced.signature.inputs) < len(model.inputs):
         return " without a mask, for rows of a batch as long as each other,"
     return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -24,7 +24,8 @@ def image_input(
 ) -> tuple[TensorSpec, tuple[int, int]]:
     """Return the pixels that a model takes, and the height and width it is for.
 
-    What its processor makes is tried first, then what its config says, then what most are for.
+    What its config says is tried first, then what most are for, then what its processor makes. A model that takes one
+    size alone is for what its processor makes, where it runs on that.
 
     Args:
         network: transformers' module, for inference.
@@ -39,19 +40,41 @@ def image_input(
     Raises:
         ExportError: when it runs on none.
     """
-    sizes = list(dict.fromkeys((*_processed_sizes(processor), *_sizes(config), (PLAIN_SIZE, PLAIN_SIZE))))
+    made = list(_processed_sizes(processor))
+    sizes = list(dict.fromkeys((*_sizes(config), (PLAIN_SIZE, PLAIN_SIZE), *made)))
     reason = ""
     for (height, width), front in product(sizes, _fronts(config)):
         refused = _refusal(network, (*front, height, width))
         if not refused:
-            wide = not _refusal(network, (*front, height + _LARGER[0], width + _LARGER[1]))
-            return TensorSpec(PIXELS, "float32", ("batch", *front, *(SIDES if wide else (height, width)))), (
-                height,
-                width,
-            )
+            if not _refusal(network, (*front, height + _LARGER[0], width + _LARGER[1])):
+                return TensorSpec(PIXELS, "float32", ("batch", *front, *SIDES)), (height, width)
+            only = _runs_at(network, front, made) or (height, width)
+            return TensorSpec(PIXELS, "float32", ("batch", *front, *only)), only
         reason = reason or refused
     tried = ", ".join(f"{height} × {width}" for height, width in sizes)
     raise ExportError(f"the model does not run on {PIXELS} of {tried}: {reason}", where=where)
+
+
+def made_size(network: Any, pixels: TensorSpec, processor: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return height and width of the images that a processor makes, for a model of open sides that has to have one.
+
+    Args:
+        network: transformers' module, for inference.
+        pixels: what it takes.
+        processor: the settings of its image processor; empty where there are none.
+
+    Returns:
+        The size; empty where the processor makes none that the model runs at, or the sides are not open.
+    """
+    front = tuple(axis for axis in pixels.axes[1:-2] if isinstance(axis, int))
+    if pixels.name != PIXELS or pixels.axes[-2:] != SIDES:
+        return ()
+    return _runs_at(network, front, list(_processed_sizes(processor))) or ()
+
+
+def _runs_at(network: Any, front: tuple[int, ...], sizes: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+    """Return the first of some sizes at which a model runs."""
+    return next((size for size in sizes if not _refusal(network, (*front, *size))), None)
 
 
 def trained_size(config: Any) -> tuple[int, int]:
@@ -91,13 +114,14 @@ def _sizes(config: Any) -> Iterator[tuple[int, int]]:
 
 
 def _processed_sizes(processor: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
-    """Yield height and width of every image that a processor makes, where it makes all alike."""
+    """Yield height and width of the images that a processor makes; a square where they hang on the image."""
     cropped = bool(processor.get("do_center_crop"))
     size = processor.get("crop_size" if cropped else "size") or processor.get("size")
     if not cropped and processor.get("do_resize") is False:
         return
-    if isinstance(size, int):
-        yield size, size
+    edge = size.get("shortest_edge") if isinstance(size, Mapping) else size
+    if isinstance(edge, int):
+        yield edge, edge
     if isinstance(size, Mapping) and all(isinstance(size.get(side), int) for side in SIDES):
         yield int(size["height"]), int(size["width"])
 

@@ -23,7 +23,7 @@ from onnxopt.load.checkpoint.mapped import MappedWeights
 from onnxopt.load.checkpoint.network import build_network, mapped_network
 from onnxopt.load.checkpoint.pooling import Pooling, build_head
 from onnxopt.load.export.forward_inputs import ExtraInput, choose_inputs, drop_inputs, inputs_of_pair
-from onnxopt.load.export.images import PIXELS, image_input, trained_size
+from onnxopt.load.export.images import PIXELS, image_input, made_size, trained_size
 from onnxopt.load.export.marked_rows import as_written, end_of, read_at_marks, runs_alone
 from onnxopt.load.export.shapes import shapes_alone
 from onnxopt.load.export.sound_inputs import Heard, left_out_of_sound, sound_inputs
@@ -69,6 +69,7 @@ class TorchModel:
         first: the position at which a text begins, of one that is told positions.
         least: of sound, the shortest that it answers, by open axis.
         usual: of sound, a length to trace with, by open axis.
+        made_size: height and width that its processor makes, where its sides are open and it runs at these; else empty.
     """
 
     flat: Any
@@ -88,11 +89,13 @@ class TorchModel:
     first: int = 0
     least: Mapping[str, int] = field(default_factory=dict)
     usual: Mapping[str, int] = field(default_factory=dict)
+    made_size: tuple[int, ...] = ()
 
     def fixed_image(self) -> TorchModel:
-        """Return the same model for images of the size it was trained with only."""
-        inputs = tuple(replace(spec, axes=(*spec.axes[:-2], *self.image_size)) for spec in self.inputs)
-        return replace(self, inputs=inputs)
+        """Return the same model for images of one size only: what its processor makes, else what it is for."""
+        size = self.made_size or self.image_size
+        inputs = tuple(replace(spec, axes=(*spec.axes[:-2], *size)) for spec in self.inputs)
+        return replace(self, inputs=inputs, image_size=size)
 
     def taking(self, names: Collection[str]) -> TorchModel:
         """Return the same model with fewer inputs, of sound the mask left out: then rows are as long as each other."""
@@ -197,6 +200,8 @@ def load_torch(
     heard = _heard(network, config, task, checkpoint, weights)
     whole, network = network, network if heard else tower_of(network, task.head)
     plain, image_size = (heard.inputs, ()) if heard else _inputs(network, config, task, checkpoint)
+    if image_size and not reads_both(task):
+        lie["made_size"] = made_size(network, plain[0], checkpoint.image_processor)
     plain = drop_inputs(network, plain, without, where=where)
     notes: tuple[str, ...] = ()
     if heard:

@@ -75,17 +75,30 @@ def test_what_tells_an_image_from_its_filling_is_an_input(tmp_path: Path, kind: 
     assert not np.allclose(first, second)
 
 
-def test_the_size_that_a_processor_makes_comes_first(tmp_path: Path) -> None:
-    exact = {"size": {"height": 96, "width": 64}}
-    _, model = loaded(image_checkpoint("segformer", tmp_path / "a", processor=exact))
-    assert model.image_size == (96, 64)
-    cropped = {"size": {"shortest_edge": 80}, "do_center_crop": True, "crop_size": 72}
-    _, model = loaded(image_checkpoint("segformer", tmp_path / "b", processor=cropped))
-    assert model.image_size == (72, 72)
-    # of a size that the model does not take, and of one that hangs on the image, the config's stays
-    for index, size in enumerate(({"height": 96, "width": 96}, {"shortest_edge": 48, "longest_edge": 80})):
-        _, model = loaded(image_checkpoint("clip", tmp_path / f"c{index}", processor={"size": size}))
-        assert model.image_size == (48, 48)
+@pytest.mark.parametrize(
+    ("processor", "made"),
+    [
+        ({"size": {"height": 96, "width": 64}}, (96, 64)),
+        ({"size": {"shortest_edge": 80}, "do_center_crop": True, "crop_size": 72}, (72, 72)),
+        ({"size": {"shortest_edge": 64, "longest_edge": 96}}, (64, 64)),
+        ({"size": {"height": 96, "width": 64}, "do_resize": False}, ()),
+        ({}, ()),
+    ],
+)
+def test_where_one_size_is_left_it_is_what_the_processor_makes(
+    tmp_path: Path, processor: dict[str, Any], made: tuple[int, ...]
+) -> None:
+    _, model = loaded(image_checkpoint("segformer", tmp_path, processor=processor))
+    assert (model.image_size, model.made_size) == ((224, 224), made)
+    fixed = model.fixed_image()
+    assert fixed.inputs[0].axes == ("batch", 3, *(made or (224, 224)))
+    assert fixed.image_size == (made or (224, 224))
+
+
+def test_a_size_that_the_model_does_not_take_is_none(tmp_path: Path) -> None:
+    for index, size in enumerate(({"height": 96, "width": 96}, {"shortest_edge": 64, "longest_edge": 80})):
+        _, model = loaded(image_checkpoint("clip", tmp_path / str(index), processor={"size": size}))
+        assert (model.image_size, model.made_size) == ((48, 48), ())
 
 
 def test_a_model_that_runs_on_no_image_says_what_was_tried() -> None:
