@@ -14,6 +14,7 @@ import pytest
 
 import onnxopt
 from onnxopt.artifact.package import check_golden
+from onnxopt.cli.main import main
 from onnxopt.errors import ExportError, InputError
 from onnxopt.load.entry import load
 from onnxopt.load.source.source import resolve
@@ -91,7 +92,9 @@ def test_where_a_mask_does_not_export_rows_are_as_long_as_each_other(tmp_path: P
         assert np.abs(masked - found).max() < 1e-4 * np.abs(masked).max()
 
 
-def test_speech_becomes_the_text_that_transformers_makes_of_it(tmp_path: Path) -> None:
+def test_speech_becomes_the_text_that_transformers_makes_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import torch
     from transformers import AutoModelForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
 
@@ -116,6 +119,8 @@ def test_speech_becomes_the_text_that_transformers_makes_of_it(tmp_path: Path) -
     assert io["inputs"][0]["axes"] == ["batch", "samples"]
     with pytest.raises(InputError, match=r"a sound at once writes no tokens .*onnxopt run"):
         Generator(artifact.path)
+    assert main(["generate", str(artifact.path), str(paths[0])]) == 2
+    assert "try it with `onnxopt run`" in capsys.readouterr().err
     with pytest.raises(InputError, match="has 8 entries along its axis 'samples'; the artifact answers from 40 on"):
         run_text(artifact.path, [str(write_wave(tmp_path / "short.wav", 0.0005))])
 

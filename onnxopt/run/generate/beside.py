@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from onnxopt.errors import InputError
 from onnxopt.records.manifest import MANIFEST_NAME, Manifest
 from onnxopt.run.there import DECODER_NAME, MODEL_NAME, model_file
+from onnxopt.spec import SOUND_INPUTS
 from onnxopt.texts.tokenizer import TOKENIZER_NAME, tokenizer_file
 
 
@@ -38,8 +40,25 @@ def require_with_tokenizer(path: Path, tokenizer: str | Path | None) -> None:
     Raises:
         InputError: there is no such model, or no tokenizer.
     """
-    read_manifest(path)
+    require_writing(path, read_manifest(path))
     tokenizer_file(tokenizer_folder(path, tokenizer))
+
+
+def require_writing(path: Path, manifest: Manifest | None) -> None:
+    """Refuse an artifact that answers a sound at once, as a network of CTC does.
+
+    Args:
+        path: its folder.
+        manifest: of it; None for a plain file, of which nothing is said.
+
+    Raises:
+        InputError: names the command that tries it.
+    """
+    if manifest is None or manifest.parts:
+        return
+    if any(spec.name in SOUND_INPUTS for spec in manifest.signature.inputs):
+        what = f"a model for {manifest.task} that answers a sound at once writes no tokens one after the other"
+        raise InputError(what, where=str(path), hint="try it with `onnxopt run`")
 
 
 def context_length(config: Mapping[str, Any]) -> int:

@@ -19,7 +19,14 @@ import numpy as np
 
 from onnxopt.errors import InputError
 from onnxopt.records.events import Step
-from onnxopt.run.generate.beside import as_ids, context_length, end_ids, read_manifest, tokenizer_folder
+from onnxopt.run.generate.beside import (
+    as_ids,
+    context_length,
+    end_ids,
+    read_manifest,
+    require_writing,
+    tokenizer_folder,
+)
 from onnxopt.run.generate.decoder import Batch, Decoder, pays
 from onnxopt.run.generate.encoder_decoder import EncoderDecoder, Given, start_tokens
 from onnxopt.run.generate.row import Row
@@ -30,7 +37,6 @@ from onnxopt.run.generate.written import Generated, Generation, Speed
 from onnxopt.run.inputs.chat import ChatTemplate, Message
 from onnxopt.run.inputs.sound import SoundReader
 from onnxopt.run.session import Session
-from onnxopt.run.sounds import hears
 from onnxopt.spec import Array
 from onnxopt.texts.tokenizer import encoded, open_tokenizer, read_settings, token_text
 
@@ -97,9 +103,7 @@ class Generator:
     ) -> None:
         path = Path(path)
         manifest = read_manifest(path)
-        if manifest is not None and not manifest.parts and hears(manifest.signature.inputs):
-            what = f"a model for {manifest.task} that answers a sound at once writes no tokens one after the other"
-            raise InputError(what, where=str(path), hint="try it with `onnxopt run`")
+        require_writing(path, manifest)
         folder = tokenizer_folder(path, tokenizer)
         self.tokenizer = open_tokenizer(folder)
         config = read_settings(folder, "config.json")
