@@ -35,6 +35,8 @@ from onnxopt.run.inputs.text import TextModel
 from onnxopt.run.scores import as_scores, scores_of
 from onnxopt.run.session import Session
 from onnxopt.spec import SENTENCE, Array, Signature
+from onnxopt.tasks.table import TASKS
+from onnxopt.tasks.task import SCORED
 from onnxopt.texts.marks import marks_of
 from onnxopt.texts.tokenizer import encoded, open_tokenizer, read_settings
 
@@ -175,8 +177,9 @@ def answer_of(task: str, signature: Signature) -> tuple[Kind, str]:
     names = {spec.name for spec in signature.outputs}
     if SENTENCE in names:
         return "embedding", SENTENCE
-    kinds: Mapping[str, Kind] = {"text-classification": "scores", "token-classification": "token_scores"}
-    return (kinds[task], "logits") if task in kinds and "logits" in names else ("ids", "")
+    made = TASKS[task].answer if task in TASKS else ""
+    kind: Kind = "scores" if made in SCORED else "token_scores" if made == "token_labels" else "ids"
+    return (kind, "logits") if kind != "ids" and "logits" in names else ("ids", "")
 
 
 def texts_differences(texts: GoldenTexts, folder: Path, session: Session) -> list[GoldenDifference]:

@@ -45,6 +45,7 @@ from onnxopt.run.scores import Scores, scores_of
 from onnxopt.run.sounds import WAVES
 from onnxopt.spec import SENTENCE, SOUND_INPUTS, Signature, TensorSpec
 from onnxopt.tasks.table import TASKS
+from onnxopt.tasks.task import SCORED
 from onnxopt.texts.marks import marks_of
 from onnxopt.texts.prompts import Prompts
 from onnxopt.texts.tokenizer import TOKENIZER_NAME, open_tokenizer, read_settings, token_limit, tokenizer_pad
@@ -121,9 +122,10 @@ def io_description(
         content["scores"] = scores
     elif compared:
         content["scores"], content["postprocessing"] = compared, [_COMPARED[compared]]
-    labels = config.get("id2label")
+    own = TASKS[task].labels if task in TASKS else ()
+    labels = dict(enumerate(own)) if own else config.get("id2label")
     labelled = task in TASKS and TASKS[task].answer in ("segments", "detections")
-    if isinstance(labels, Mapping) and ("classification" in task or labelled):
+    if isinstance(labels, Mapping) and (own or "classification" in task or labelled):
         content["labels"] = {str(index): str(label) for index, label in labels.items()}
     if decoding is not None:
         content["decoding"] = {
@@ -217,7 +219,7 @@ def _output(spec: TensorSpec, scores: Scores | None) -> str:
 def _scores(task: str, config: Mapping[str, Any], signature: Signature) -> Scores | None:
     """Return what the logits of a classifier of whole inputs become; None for every other model."""
     logits = next((spec for spec in signature.outputs if spec.name == "logits"), None)
-    if task not in TASKS or TASKS[task].answer != "classification" or logits is None or not logits.axes:
+    if task not in TASKS or TASKS[task].answer not in SCORED or logits is None or not logits.axes:
         return None
     last = logits.axes[-1]
     return scores_of(config, last if isinstance(last, int) else None)
@@ -332,14 +334,12 @@ def _after(
         if pooling is not None and pooling[1]:
             return [f"none: {SENTENCE} has length 1, ready to compare by dot product"]
         return [f"none: {SENTENCE} is ready to compare by cosine; divide by its length before a dot product"]
-    if scores is not None:
-        return [_SCORES[scores]]
     if task not in TASKS:
-        return []
+        return [] if scores is None else [_SCORES[scores]]
     # of a task that is done in several ways, the one that answers at once
     ways = (head.after for head in TASKS[task].heads if not head.generates)
     after = TASKS[task].after or next(filter(None, ways), "")
-    return [after] if after else []
+    return [*([] if scores is None else [_SCORES[scores]]), *([after] if after else [])]
 
 
 def _pooling(folder: Path, signature: Signature) -> tuple[str, bool] | None:

@@ -8,13 +8,14 @@ of it is for fitting, some for choosing among fits, and the rest is never looked
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from onnxopt.calibrate.pairs import paired_rows
 from onnxopt.calibrate.sounds import sound_feeds
 from onnxopt.calibrate.sources import IMAGE_TYPES, NONE, RANDOM, SELF, SOUND_TYPES, require_there
 from onnxopt.errors import InputError
@@ -26,6 +27,7 @@ from onnxopt.records.quantization import CalibrationRecord
 from onnxopt.run.inputs.sound import PROCESSOR_NAME, WHOLE_PROCESSOR_NAME
 from onnxopt.run.sounds import hears
 from onnxopt.spec import Array, Feeds
+from onnxopt.tasks.table import TASKS
 from onnxopt.texts.builtin import builtin_texts
 from onnxopt.texts.files import BUILTIN, HUB_PREFIX, LEAST_SAMPLES, read_data_set, read_texts
 from onnxopt.texts.tokenizer import prefix_ids
@@ -53,12 +55,14 @@ class CalibrationData:
         rows: token ids of each sample; empty for other kinds.
         ready: feeds of each sample, for images and feeds of the user.
         texts: the texts behind `rows`, where they are texts of their own.
+        types: segments of the tokens of rows that are pairs of texts; those of every other row are the first.
     """
 
     record: CalibrationRecord
     rows: tuple[tuple[int, ...], ...] = ()
     ready: tuple[Feeds, ...] = ()
     texts: tuple[str, ...] = ()
+    types: Mapping[tuple[int, ...], tuple[int, ...]] = field(default_factory=dict, repr=False)
     _loaded: Loaded | None = field(default=None, repr=False)
 
     def part(self, part: Part) -> list[int]:
@@ -91,11 +95,17 @@ class CalibrationData:
         """Return the model's inputs for rows of token ids of one length, with an empty past."""
         if self._loaded is None:
             raise ValueError("ready feeds are not made of token ids")
-        return feeds_of(self._loaded, np.array(rows, np.int64))
+        types = [self.types.get(tuple(row), (0,) * len(row)) for row in rows]
+        return feeds_of(self._loaded, np.array(rows, np.int64), np.array(types, np.int64))
 
 
-def feeds_of(loaded: Loaded, ids: Array) -> Feeds:
+def feeds_of(loaded: Loaded, ids: Array, types: Array | None = None) -> Feeds:
     """Return a model's inputs for int64 [batch, tokens] ids without padding.
+
+    Args:
+        loaded: the model.
+        ids: of the tokens.
+        types: segments of the tokens, of the same shape; the first for all when None.
 
     Raises:
         InputError: the model takes something that ids say nothing about.
@@ -112,7 +122,7 @@ def feeds_of(loaded: Loaded, ids: Array) -> Feeds:
         elif meaning == "mask":
             array = np.ones((batch, length))
         elif meaning == "types" and len(spec.axes) == 2:
-            array = np.zeros((batch, length))
+            array = np.zeros((batch, length)) if types is None else types
         elif meaning == "positions":
             array = np.broadcast_to(np.arange(length), (batch, length))
         elif len(spec.axes) == 2 and "int" in spec.dtype and not read:
@@ -169,7 +179,12 @@ def read_calibration(
         )
     meaningless = data.record.meaningless or data.record.samples < LEAST_SAMPLES
     return CalibrationData(
-        data.record.model_copy(update={"meaningless": meaningless}), data.rows, data.ready, data.texts, loaded
+        data.record.model_copy(update={"meaningless": meaningless}),
+        data.rows,
+        data.ready,
+        data.texts,
+        data.types,
+        loaded,
     )
 
 
@@ -230,6 +245,10 @@ def _of_texts(loaded: Loaded, texts: Sequence[str], name: str, most: int) -> Cal
         )
     limit = int(loaded.origin.get("context_length", 0) or 0)
     kept: list[str] = []
+    task = TASKS.get(loaded.task)
+    if task is not None and (task.pairs == "must" or task.answer == "zero_shot"):
+        types = paired_rows(tokenizer, texts[:most], min(MOST_TOKENS, limit or MOST_TOKENS))
+        return CalibrationData(_record(name, list(types)), tuple(types), types=types)
     if Cache.of(loaded.signature) is not None or loaded.task == "text-generation":
         rows = windows_of(tokenizer, texts, min(WINDOW, limit or WINDOW), most)
     else:

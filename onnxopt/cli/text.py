@@ -30,6 +30,7 @@ from onnxopt.errors import InputError, word
     '`onnxopt run build/distilbert-sst2 "great!" --json` · '
     '`onnxopt run build/e5 "a question" --prompt query` · '
     "`onnxopt run build/reranker --pair $'a question\\tan answer'` · "
+    '`onnxopt run build/mnli "the match ended 2:1" --labels sports,politics` · '
     '`onnxopt run build/clip picture.png --labels "a cat,a dog"`'
 )
 def run(
@@ -58,15 +59,20 @@ def run(
     labels: Annotated[
         str | None,
         typer.Option(
-            "--labels", metavar="A,B,...", help="Labels of your own to choose from, for a model that compares."
+            "--labels",
+            metavar="A,B,...",
+            help="Labels of your own to choose from, for a model of entailment (NLI) or one that compares.",
         ),
     ] = None,
     hypothesis: Annotated[
         str | None,
         typer.Option(
-            "--hypothesis", help='Sentence that claims a label, which stands in the place of {}: "A photo of {}."'
+            "--hypothesis", help='Sentence that claims a label, which stands in the place of {}: "This example is {}."'
         ),
     ] = None,
+    several: Annotated[
+        bool, typer.Option("--several", help="Several of --labels may fit: judge each for itself.")
+    ] = False,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="How far to continue a text.")] = 20,
     out: Annotated[
         Path | None,
@@ -81,13 +87,14 @@ def run(
 
     Manifest.read(path)
     pairs = [_pair(one) for one in pair or ()]
-    if labels is None and hypothesis is not None:
-        raise InputError("says how labels are chosen", where="--hypothesis", hint="name them with --labels a,b,c")
+    if labels is None and (hypothesis is not None or several):
+        named = "--several" if hypothesis is None else "--hypothesis"
+        raise InputError("says how labels are chosen", where=named, hint="name them with --labels a,b,c")
     from onnxopt.cli.live import print_run
     from onnxopt.run.answers import run_text
     from onnxopt.run.claims import Claims
 
-    claims = None if labels is None else Claims.of(labels.split(","), hypothesis)
+    claims = None if labels is None else Claims.of(labels.split(","), hypothesis, several=several)
     options: dict[str, Any] = {"pairs": pairs, "prompt": prompt, "context": context, "claims": claims, "out": out}
     result = run_text(path, texts or (), **options, max_new_tokens=max_new_tokens)
     if as_json:

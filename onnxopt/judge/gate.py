@@ -112,6 +112,8 @@ class Judge:
         alone = [session.run(data.feeds([row]))[output][0] for row in rows]
         padded = [data.feeds([[*row, *[row[-1]] * (longest - len(row))]]) for row in rows]
         for feeds, row in zip(padded, rows, strict=True):
+            for name, own in data.feeds([row]).items():
+                feeds[name][:, : len(row)] = own  # segments of a row are known by the whole of it
             feeds[mask.name][:, len(row) :] = 0
         together = session.run({name: np.concatenate([feeds[name] for feeds in padded]) for name in padded[0]})[output]
         return all(
@@ -121,13 +123,15 @@ class Judge:
 
     def _samples(self, run: Run, say: Say) -> Array:
         """Ask both models for the same samples, in the same batches."""
-        found, done, count = [], 0, len(self.data.part("judge")[:SAMPLES])
+        found, expected, asked = [], [], []
+        done, count = 0, len(self.data.part("judge")[:SAMPLES])
         for number, feeds in enumerate(self.data.batches("judge", most=SAMPLES), start=1):
             say(Step(f"judge: batch {number}", work="judge", done=done, total=count))
             done += len(next(iter(feeds.values())))
-            expected = self.loaded.reference.run(feeds)[self.metric.output]
-            found.append(self.metric.scores(run(feeds)[self.metric.output], expected, feeds))
-        return np.concatenate(found)
+            expected.append(self.loaded.reference.run(feeds)[self.metric.output])
+            found.append(run(feeds)[self.metric.output])
+            asked.append(feeds)
+        return self.metric.over(found, expected, asked)
 
     def _windows(self, candidate: Path, say: Say) -> Array:
         """Let both predict the same windows, token by token where a graph answers for the last position only."""

@@ -1,6 +1,7 @@
 """How much of a model's answer is left: one number per kind of model, and the budgets that are written with it.
 
 * embeddings: the cosine between the candidate's and the reference's vectors;
+* rerankers, with one score: the share of all differences between scores of samples whose sign is the reference's;
 * classifiers, and what hears: the share of samples (of positions, frames or pixels, where each has an answer) whose
   likeliest class or letter is the reference's;
 * language models: perplexity, relative to the reference's, on the same windows;
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +21,7 @@ import numpy as np
 from onnxopt.errors import InputError
 from onnxopt.spec import SENTENCE, SOUND_INPUTS, Array, Feeds, Signature
 
-MetricName = Literal["cosine", "agreement", "perplexity"]
+MetricName = Literal["cosine", "agreement", "rank", "perplexity"]
 LOGITS = "logits"
 RESAMPLES = 500
 IMAGE_RANK = 4
@@ -27,7 +29,7 @@ PIXELS = "pixel_values"
 UNJUDGED = ("pred_boxes", "pred_masks", "masks_queries_logits")  # a box or mask of a query is right with its label only
 FRAME_RANK = 3  # of logits for each frame of a sound
 LEAST_RATIO = 1e-9  # of perplexities: a loss is a finite number
-_BUDGET = re.compile(r"^\s*(perplexity|cosine|agreement|top-?1)\s*(<=|>=|[<>=])\s*([+-]?[\d.]+)\s*(%?)\s*$")
+_BUDGET = re.compile(r"^\s*(perplexity|cosine|agreement|rank|top-?1)\s*(<=|>=|[<>=])\s*([+-]?[\d.]+)\s*(%?)\s*$")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class MetricBudget:
     """How far a metric may fall.
 
     Attributes:
-        metric: `cosine` and `agreement` are at least, `perplexity` is at most.
+        metric: `cosine`, `agreement` and `rank` are at least, `perplexity` is at most.
         limit: a cosine, a share, or for perplexity the largest ratio to the reference (1.02 for +2 %).
     """
 
@@ -44,13 +46,13 @@ class MetricBudget:
 
     @classmethod
     def parse(cls, text: str) -> MetricBudget:
-        """Read `perplexity<=+2%`, `cosine>=0.995` or `agreement>=99%`.
+        """Read `perplexity<=+2%`, `cosine>=0.995`, `agreement>=99%` or `rank>=99%`.
 
         Raises:
             InputError: it is none of these, or a limit that nothing can meet.
         """
         found = _BUDGET.match(text.lower())
-        hint = "write perplexity<=+2%, cosine>=0.995 or agreement>=99%"
+        hint = "write perplexity<=+2%, cosine>=0.995, agreement>=99% or rank>=99%"
         if found is None:
             raise InputError(f"cannot read the budget {text!r}", hint=hint)
         name, sign, number, percent = found.groups()
@@ -79,6 +81,7 @@ class MetricBudget:
 DEFAULT_BUDGETS: dict[MetricName, MetricBudget] = {
     "cosine": MetricBudget("cosine", 0.995),
     "agreement": MetricBudget("agreement", 0.99),
+    "rank": MetricBudget("rank", 0.99),
     "perplexity": MetricBudget("perplexity", 1.02),
 }
 
@@ -103,6 +106,9 @@ class Metric:
             signature: inputs and outputs.
             classifies: the first output is known to be probabilities of classes.
         """
+        scores = next((spec.axes for spec in signature.outputs if spec.name == LOGITS), ())
+        if len(scores) == 2 and scores[1] == 1:  # its largest number would be itself, whatever it is
+            return cls("rank", LOGITS)
         ranks = {spec.name: len(spec.axes) for spec in signature.outputs if "float" in spec.dtype}
         if unjudged := [name for name in UNJUDGED if name in ranks]:
             raise InputError(
@@ -129,6 +135,8 @@ class Metric:
     def scores(self, candidate: Array, reference: Array, feeds: Feeds) -> Array:
         """Return float64 [samples], one score per sample: mean over its rows of cosine, agreement or −log ratio.
 
+        The score of a sample by `rank` depends on the others: of samples in several batches ask `over`.
+
         Args:
             candidate: float [batch, ...].
             reference: the same shape.
@@ -138,6 +146,8 @@ class Metric:
         if self.name == "perplexity":
             ids = feeds["input_ids"]
             return np.array([_loss(x, i) - _loss(y, i) for x, y, i in zip(a, b, ids, strict=True)])
+        if self.name == "rank":
+            return _kept_order(a[:, 0], b[:, 0])
         if self.name == "agreement":
             axis = 1 if a.ndim == IMAGE_RANK else -1  # labels of pixels stand in front of the sides
             same = a.argmax(axis=axis) == b.argmax(axis=axis)
@@ -145,6 +155,13 @@ class Metric:
         last = a.shape[-1] if 1 < a.ndim < IMAGE_RANK else a[0].size  # of a map the rows may hold nothing
         rows = cosine(a.reshape(len(a), -1, last), b.reshape(len(b), -1, last))
         return np.asarray(rows.mean(axis=1))
+
+    def over(self, candidates: Sequence[Array], references: Sequence[Array], batches: Sequence[Feeds]) -> Array:
+        """Return float64 [samples], the scores of several batches; arguments are those of `scores`, one for each."""
+        if self.name == "rank":
+            return self.scores(np.concatenate(candidates), np.concatenate(references), {})
+        given = zip(candidates, references, batches, strict=True)
+        return np.concatenate([self.scores(one, other, feeds) for one, other, feeds in given])
 
     def value(self, scores: Array) -> float:
         """Return the metric over all samples."""
@@ -165,6 +182,22 @@ class Metric:
         means = np.asarray(scores)[draws].mean(axis=1)
         low, high = np.percentile(means, [50 * (1 - level), 50 * (1 + level)])
         return (float(np.exp(low)), float(np.exp(high))) if self.name == "perplexity" else (float(low), float(high))
+
+
+def _kept_order(a: Array, b: Array) -> Array:
+    """Return float64 [samples]: of the differences between each sample and the others, what share keeps its sign.
+
+    Each difference counts by its size in the reference, so that samples that are nearly equal may change places.
+
+    Args:
+        a: float64 [samples], scores of the candidate.
+        b: those of the reference.
+    """
+    wanted, found = b[:, None] - b[None, :], a[:, None] - a[None, :]
+    weights = np.abs(wanted)
+    total = weights.sum(axis=1)
+    kept = (weights * (wanted * found > 0)).sum(axis=1)
+    return np.asarray(np.where(total > 0, kept / np.where(total > 0, total, 1.0), 1.0))
 
 
 def cosine(a: Array, b: Array) -> Array:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxopt.errors import InputError, ProofError
-from onnxopt.judge.metrics import MetricBudget, cosine
+from onnxopt.judge.metrics import LOGITS, Metric, MetricBudget, cosine
 from onnxopt.load.checkpoint.opened import Opened, answers
 from onnxopt.spec import Array
 from onnxopt.texts.builtin import builtin_texts
@@ -78,8 +78,8 @@ class Predictions:
     """What a network says to the judged rows.
 
     Attributes:
-        metric: `perplexity`, `agreement` or `cosine`, by what it says.
-        parts: by batch: the loss of each row, the likeliest class at each place, or vectors.
+        metric: `perplexity`, `agreement`, `rank` or `cosine`, by what it says.
+        parts: by batch: the loss of each row, the likeliest class at each place, the one score of each row, or vectors.
     """
 
     metric: str
@@ -89,6 +89,9 @@ class Predictions:
         """Return the metric of `other` by this: ratio of perplexities, share that agrees, or mean cosine."""
         if self.metric == "perplexity":
             return float(np.exp(np.concatenate(other.parts).mean() - np.concatenate(self.parts).mean()))
+        if self.metric == "rank":
+            metric = Metric("rank", LOGITS)
+            return metric.value(metric.over(other.parts, self.parts, [{} for _ in self.parts]))
         pairs = list(zip(self.parts, other.parts, strict=True))
         scores = [
             (a == b).astype(np.float64).reshape(-1) if self.metric == "agreement" else cosine(b, a).reshape(-1)
@@ -125,6 +128,8 @@ def _answer(opened: Opened, feeds: Mapping[str, Any]) -> tuple[str, Array]:
         ).reshape(wanted.shape)
         counts = (wanted != -100).sum(dim=1).clamp(min=1)
         return "perplexity", (losses.sum(dim=1) / counts).double().numpy()
+    if "logits" in given and given["logits"].shape[-1] == 1:
+        return "rank", given["logits"].double().numpy()
     if "logits" in given:
         best = given["logits"].argmax(dim=-1)
         return "agreement", (best[mask] if best.ndim == 2 else best).numpy()

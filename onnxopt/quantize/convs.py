@@ -130,11 +130,7 @@ class _Trial:
             self.reference = self._outputs(self.network.layers.model)
         self.decisions = decisions(self.reference)
         found = self._outputs(emulate(self.network.layers.model, plan)) if chosen else self.reference
-        scores = [
-            self.metric.scores(one, expected, feeds)
-            for one, expected, feeds in zip(found, self.reference, self.batches, strict=True)
-        ]
-        return self.metric.value(np.concatenate(scores))
+        return self.metric.value(self.metric.over(found, self.reference, self.batches))
 
     def _outputs(self, model: ir.Model) -> list[Array]:
         runner = GraphRunner(model)

@@ -76,11 +76,8 @@ class _Trial:
         if not self.reference:
             self.reference = [self.board.run(feeds, {}) for feeds in self.batches]
         self.decisions = decisions(self.reference)
-        scores = [
-            self.metric.scores(self.board.run(feeds, plan), expected, feeds)
-            for feeds, expected in zip(self.batches, self.reference, strict=True)
-        ]
-        return self.metric.value(np.concatenate(scores))
+        found = [self.board.run(feeds, plan) for feeds in self.batches]
+        return self.metric.value(self.metric.over(found, self.reference, self.batches))
 
     def loss(self, plan: Mapping[str, PlannedLinear]) -> float:
         return self.metric.loss(self.value(plan))

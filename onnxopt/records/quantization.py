@@ -51,7 +51,7 @@ class GateRecord(Record):
         meaningless: true when weights or data are made up.
     """
 
-    metric: Literal["cosine", "agreement", "perplexity"]
+    metric: Literal["cosine", "agreement", "rank", "perplexity"]
     budget: str
     value: float
     low: float

@@ -19,6 +19,7 @@ from onnxopt.run.generate.decoder import cache_of
 from onnxopt.run.generate.generator import RANDOM_WEIGHTS, Generator
 from onnxopt.run.inputs.text import TextModel
 from onnxopt.run.labels import label_names, words_of
+from onnxopt.run.paired import Ask, choose, rank
 from onnxopt.run.results import (
     TOP,
     Answer,
@@ -29,6 +30,7 @@ from onnxopt.run.results import (
     Fill,
     Label,
     MaskFills,
+    Ranking,
     TextResult,
     TokenLabels,
     joined,
@@ -47,7 +49,6 @@ DEFAULT_NEW_TOKENS = 20
 WRITTEN = ("segments", "depth", "images")  # what is made of images and can be written as one
 MAX_ANSWER_TOKENS = 30
 _EMBEDDINGS = (SENTENCE, "text_embeds", "last_hidden_state", "token_embeddings", "pooler_output")
-_PAIRED = ("text-classification",)
 _PROMPTED = ("feature-extraction",)
 # what the end of a saved class's name stands for, for an imported file whose task is unknown
 _HEADS = {head.ending: task.name for task in TASKS.values() if not task.asked for head in task.heads if head.ending}
@@ -90,7 +91,8 @@ def run_text(
         prompt: the name of a prompt of the checkpoint that is put in front of each text, for embeddings; its default
             when None, none at all when empty.
         context: the text to find answers in, for question answering.
-        claims: labels of the user's own to choose from, for a model that compares texts with images.
+        claims: labels of the user's own to choose from, for a model of entailment, or one that compares texts with
+            images.
         max_new_tokens: how many tokens to write, for text generation. A model without a cache runs the whole text
             again for each.
         out: a folder for the maps or images that a model makes of images, as PNG by the names of what they are of;
@@ -99,8 +101,8 @@ def run_text(
         threads: threads of one operator.
 
     Returns:
-        The answer, by task: `Embeddings`, `Classification`, `TokenLabels`, `MaskFills`, `Continuations`, `Answers`, and
-        of images also `Detections`, `Segments`, `Depth` or `Images`.
+        The answer, by task: `Embeddings`, `Classification`, `Ranking`, `TokenLabels`, `MaskFills`, `Continuations`,
+        `Answers`, and of images also `Detections`, `Segments`, `Depth` or `Images`.
 
     Raises:
         InputError: when the artifact or its tokenizer is missing, or the input does not suit the task.
@@ -231,17 +233,30 @@ def _require_fitting(request: _Request) -> None:
     """
     task = request.task
     if request.context is not None and task != "question-answering":
-        hint = "for two texts that belong together use --pair" if task in _PAIRED else "leave it out"
+        hint = "for two texts that belong together use --pair" if _pairs(task) else "leave it out"
         raise InputError(f"a model for {task} reads no context", where="--context", hint=hint)
-    if request.pairs and task not in _PAIRED:
+    if request.pairs and not _pairs(task):
         hint = "give the text to look in with --context" if task == "question-answering" else "write each text alone"
         raise InputError(f"a model for {task} reads no pairs", where="--pair", hint=hint)
     if request.prompt and task not in _PROMPTED:
         raise InputError(f"a model for {task} has no prompts", where="--prompt", hint="write it into the text")
-    if request.claims is not None and not _compares(task):
+    answer = TASKS[task].answer if task in TASKS and TASKS[task].reads_text else ""
+    compares = _compares(task)
+    if request.claims is not None and answer not in ("classification", "zero_shot") and not compares:
         raise InputError(f"a model for {task} does not choose from labels", where="--labels", hint="leave it out")
-    if request.claims is None and _compares(task):
+    if request.claims is not None and request.pairs:
+        raise InputError("labels are chosen for texts, not for pairs", where="--labels", hint="write each text alone")
+    if request.claims is not None and request.claims.several and compares:
+        raise InputError(f"a model for {task} weighs labels in one way", where="--several", hint="leave it out")
+    if request.claims is None and (answer == "zero_shot" or compares):
         raise InputError(f"a model for {task} needs labels to choose from", hint="write them with --labels a,b,c")
+    if _pairs(task) == "must" and not request.pairs:
+        raise InputError(f"a model for {task} reads two texts at once", hint="write them with --pair, a tab between")
+
+
+def _pairs(task: str) -> str:
+    """Return whether a task reads two texts at once: empty, `may` or `must`."""
+    return TASKS[task].pairs if task in TASKS else ""
 
 
 def _compares(task: str) -> bool:
@@ -318,9 +333,20 @@ def _embedding_output(session: Session) -> str:
 
 
 def _classify(model: TextModel, request: _Request) -> Classification:
+    if request.claims is not None:
+        return choose(model, request.task, request.texts, request.claims, _asks(model))
     encodings = model.encode_pairs(request.pairs) if request.pairs else model.encode(request.texts)
     logits = _logits(model.run(encodings).outputs, model.session)
     return classification(request.task, request.texts, logits, model.config, model.notes)
+
+
+def _rank(model: TextModel, request: _Request) -> Ranking:
+    return rank(model, request.task, request.pairs, _asks(model))
+
+
+def _asks(model: TextModel) -> Ask:
+    """Return what runs a model on pairs of texts."""
+    return lambda pairs: _logits(model.run(model.encode_pairs(pairs)).outputs, model.session)
 
 
 def classification(
@@ -336,7 +362,7 @@ def classification(
         notes: sentences a user should read.
     """
     scores = as_scores(logits, scores_of(config, logits.shape[-1]))
-    names = label_names(config, logits.shape[-1])
+    names = label_names(config, logits.shape[-1], task)
     rows = (sorted(zip(names, row, strict=True), key=lambda pair: -pair[1]) for row in scores.tolist())
     return Classification(
         task=task,
@@ -470,6 +496,8 @@ def best_span(start: Array, end: Array) -> tuple[int, int, float]:
 _ANSWERS: Mapping[str, Callable[[TextModel, _Request], TextResult]] = {
     "embeddings": _embed,
     "classification": _classify,
+    "zero_shot": _classify,
+    "ranking": _rank,
     "token_labels": _label_words,
     "mask_fills": _fill_masks,
     "continuations": _continue,

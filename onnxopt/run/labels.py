@@ -7,13 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 from onnxopt.run.results import Word
 from onnxopt.spec import Array
+from onnxopt.tasks.table import TASKS
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
 
-def label_names(config: Mapping[str, Any], count: int) -> list[str]:
-    """Return the names of so many labels, as the `id2label` of a config.json has them; `LABEL_0` and on without."""
+def label_names(config: Mapping[str, Any], count: int, task: str = "") -> list[str]:
+    """Return the names of so many labels.
+
+    Args:
+        config: content of config.json, whose `id2label` has them; `LABEL_0` and on without.
+        count: how many.
+        task: what the model does, which may have names of its own for them.
+    """
+    own = TASKS[task].labels if task in TASKS else ()
+    if len(own) == count:
+        return list(own)
     names = config.get("id2label") or {}
     return [str(names.get(str(index), f"LABEL_{index}")) for index in range(count)]
 

@@ -16,7 +16,7 @@ from onnxopt.run.claims import Claims
 from onnxopt.run.generate.decoder import cache_of
 from onnxopt.run.generate.generator import Generator
 from onnxopt.run.generate.sampling import GREEDY, Sampling
-from onnxopt.run.results import Classification, Embeddings, Entity, TextResult, TokenLabels
+from onnxopt.run.results import Classification, Embeddings, Entity, Ranking, TextResult, TokenLabels
 from onnxopt.run.session import Session
 from onnxopt.spec import Array
 from onnxopt.tasks.table import TASKS
@@ -93,7 +93,8 @@ class Model:
             pairs: two texts each, in place of `texts`, for a classifier that reads both.
             prompt: the name of a prompt of the checkpoint in front of each text, for embeddings.
             context: the text to find answers in, for question answering.
-            claims: labels of your own to choose from, for a model that compares; `choose` is shorter.
+            claims: labels of your own to choose from, for a model of entailment or one that compares; `choose` is
+                shorter.
             max_new_tokens: how many tokens to write, for text generation.
 
         Raises:
@@ -145,19 +146,25 @@ class Model:
         return _in_batches(texts, self._labels, batch)
 
     def choose(
-        self, texts: str | Sequence[str], labels: Sequence[str], *, hypothesis: str | None = None
+        self,
+        texts: str | Sequence[str],
+        labels: Sequence[str],
+        *,
+        hypothesis: str | None = None,
+        several: bool = False,
     ) -> dict[str, float] | list[dict[str, float]]:
-        """Return labels of your own with how well they fit images, the best first, by a model that compares.
+        """Return labels of your own with how well they fit, the best first, for a model of entailment or of likeness.
 
         Args:
-            texts: paths of image files.
+            texts: what to classify, or paths of image files; each text is read once for each label.
             labels: to choose from.
             hypothesis: a sentence that claims a label, which stands in the place of {}; that of transformers when None.
+            several: whether several of them may fit a text, so that each is judged for itself.
 
         Raises:
-            InputError: when the model compares nothing, or the labels or the sentence cannot be used.
+            InputError: when the model does not choose from labels, or the labels or the sentence cannot be used.
         """
-        found = self(texts, claims=Claims.of(labels, hypothesis))
+        found = self(texts, claims=Claims.of(labels, hypothesis, several=several))
         assert isinstance(found, Classification)  # noqa: S101  # by the task
         rows = [{label.label: label.score for label in row} for row in found.labels]
         return rows[0] if isinstance(texts, str) else rows
@@ -166,6 +173,8 @@ class Model:
         plain = [one for one in some if isinstance(one, str)]
         pairs = [(one[0], one[1]) for one in some if not isinstance(one, str)]
         found = self(plain, pairs=pairs)
+        if isinstance(found, Ranking):
+            return [{TASKS[self.task].labels[0]: score} for score in found.scores]
         assert isinstance(found, Classification)  # noqa: S101  # by the task
         return [{label.label: label.score for label in row} for row in found.labels]
 
@@ -183,7 +192,7 @@ class Model:
         Raises:
             InputError: when the model gives labels in place of one score.
         """
-        self._require("text-classification")
+        self._require("text-classification", "text-ranking")
         rows = _in_batches([(query, one) for one in documents], self._labels, batch)
         if any(len(row) != 1 for row in rows):
             raise InputError("the model gives labels, no relevance", where=str(self.path), hint="use classify")

@@ -80,6 +80,29 @@ class Classification(Result):
         return shown + super().lines()
 
 
+class Ranking(Result):
+    """How well documents answer queries.
+
+    Attributes:
+        pairs: a query and a document each, in the order in which they were given.
+        scores: of each pair.
+    """
+
+    kind: Literal["ranking"] = "ranking"
+    pairs: tuple[tuple[str, str], ...]
+    scores: tuple[float, ...]
+
+    def lines(self) -> list[str]:
+        """Return each query with its documents, the best first; equal ones keep their order."""
+        shown = []
+        for query in dict.fromkeys(first for first, _ in self.pairs):
+            own = [(score, pair[1]) for pair, score in zip(self.pairs, self.scores, strict=True) if pair[0] == query]
+            shown.append(f"{query!r}:")
+            ranked = enumerate(sorted(own, key=lambda one: -one[0]), start=1)
+            shown += [f"{place}. {score:.4f} {document!r}" for place, (score, document) in ranked]
+        return shown + super().lines()
+
+
 class Word(Record):
     """A word with the label of its first token; `start` and `end` count characters of the text."""
 
@@ -365,6 +388,7 @@ OfImages = Detections | Segments | Depth | Images
 TextResult = (
     Embeddings
     | Classification
+    | Ranking
     | TokenLabels
     | MaskFills
     | Continuations

@@ -78,16 +78,25 @@ Pair = tuple[str, str]
 
 
 class ClassifyBody(_Body):
-    """Body of /v1/classify: texts, or pairs of them for a model that reads two; `truncate` cuts long ones."""
+    """Body of /v1/classify: texts, or pairs of them for a model that reads two; `truncate` cuts long ones.
+
+    With `candidate_labels` a model of entailment chooses from them for each text, as transformers' pipeline does, whose
+    names `hypothesis_template` and `multi_label` are.
+    """
 
     input: str | Texts | None = None
     pairs: Annotated[list[Pair], Field(fail_fast=True)] | None = None
     truncate: bool = False
+    candidate_labels: Texts | None = None
+    hypothesis_template: str | None = None
+    multi_label: bool = False
 
     @model_validator(mode="after")
     def _one_of_both(self) -> ClassifyBody:
         if (self.input is None) == (self.pairs is None):
             raise ValueError("send either input or pairs")
+        if self.candidate_labels is not None and self.pairs is not None:
+            raise ValueError("candidate_labels are chosen for input, not for pairs")
         return self
 
 
@@ -99,6 +108,28 @@ class RerankBody(_Body):
     top_n: Count | None = None
     return_documents: bool = False
     truncate: bool = True
+
+
+class ScoreBody(_Body):
+    """Body of /v1/score, as vLLM has it: one text and one or several, or as many as many; `truncate` cuts long ones."""
+
+    text_1: str | Texts
+    text_2: str | Texts
+    truncate: bool = True
+
+    def pairs(self) -> list[Pair]:
+        """Return the texts that belong together.
+
+        Raises:
+            Problem: there are several of both, and not as many.
+        """
+        first = [self.text_1] if isinstance(self.text_1, str) else list(self.text_1)
+        second = [self.text_2] if isinstance(self.text_2, str) else list(self.text_2)
+        if len(first) == 1:
+            first *= len(second)
+        if len(first) != len(second):
+            raise Problem(400, f"text_1 has {len(first)} texts, text_2 has {len(second)}", param="text_2")
+        return list(zip(first, second, strict=True))
 
 
 class LabelsBody(_Body):

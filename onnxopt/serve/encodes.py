@@ -11,6 +11,8 @@ from onnxopt.run.inputs.text import TextModel
 from onnxopt.run.labels import label_names
 from onnxopt.run.scores import Scores, scores_of
 from onnxopt.spec import SENTENCE
+from onnxopt.tasks.table import TASKS
+from onnxopt.tasks.task import SCORED
 from onnxopt.texts.bounded import encode, read_beginning
 from onnxopt.texts.tokenizer import open_tokenizer
 
@@ -165,13 +167,14 @@ def encodes_of(text: TextModel) -> Encodes | None:
 
 def classifies_of(text: TextModel, task: str) -> Classifies | None:
     """Return how a model labels texts, or their words; None when that is not its task."""
-    wanted = {"text-classification": 2, "token-classification": 3}.get(task)
+    made = TASKS[task].answer if task in TASKS and TASKS[task].reads_text else ""
+    wanted = 2 if made in SCORED else 3 if made == "token_labels" else None
     logits = next((spec for spec in text.session.outputs if spec.name == LOGITS), None)
     if logits is None or len(logits.axes) != wanted or not isinstance(logits.axes[-1], int):
         return None
     count, whole = logits.axes[-1], wanted == 2
     how = scores_of(text.config, count) if whole else "softmax"
-    names = label_names(text.config, count)
+    names = label_names(text.config, count, task)
     return Classifies(text, _cutting(text), vocabulary_of(text.config), LOGITS, names, how, whole)
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from onnxopt.run.claims import Claims, best_first, entailment_of
 from onnxopt.run.labels import words_of
 from onnxopt.run.results import joined
 from onnxopt.run.scores import as_scores
 from onnxopt.serve.answers import hold_answer
-from onnxopt.serve.bodies import ClassifyBody, LabelsBody, RerankBody
+from onnxopt.serve.bodies import ClassifyBody, LabelsBody, RerankBody, ScoreBody
 from onnxopt.serve.encodes import Classifies, TokenRow, row_of
 from onnxopt.serve.parsing import ReadRoute
 from onnxopt.serve.problems import Json, Problem
@@ -31,6 +33,8 @@ async def classify(request: Request, body: ClassifyBody) -> Response:
     """Label texts, or pairs of them, as a whole: every label with its score, the likeliest first."""
     body.refuse_unknown()
     served, classifies = _classifier(request, body.model, whole=True)
+    if body.candidate_labels is not None:
+        return await _choose(request, served, classifies, body)
     rows = await _rows(request, classifies, body)
     hold_answer(request, len(rows) * len(classifies.names) * _LABEL_BYTES)
     data = []
@@ -41,13 +45,45 @@ async def classify(request: Request, body: ClassifyBody) -> Response:
     return Json({"object": "list", "data": data, "model": body.model, "usage": usage_of(rows)})
 
 
+async def _choose(request: Request, served: Served, classifies: Classifies, body: ClassifyBody) -> Response:
+    """Choose for each text from the labels that came with it."""
+    claims = Claims.of(body.candidate_labels or [], body.hypothesis_template, several=body.multi_label)
+    entails = entailment_of(classifies.text.config, len(classifies.names))
+    given = body.input if body.input is not None else []
+    texts = [str(one) for one in ([given] if isinstance(given, str) else given)]
+    items_of(texts[:1] * (len(texts) * len(claims.labels)), limits_of(request), "input")  # before any is written
+    pairs = [pair for text in texts for pair in claims.pairs(text)]
+    flat = ["".join(pair) for pair in pairs]
+    rows = await off_loop(lambda: classifies.pairs(pairs, truncate=body.truncate), letters=letters_of(flat))
+    hold_answer(request, len(rows) * _LABEL_BYTES)
+    logits = await run_rows(served, classifies, classifies.output, rows, what="a score")
+    data, count = [], len(claims.labels)
+    for index in range(len(texts)):
+        scores = claims.scores(np.stack(logits[index * count : (index + 1) * count]), entails)
+        labels = [{"label": claims.labels[at], "score": float(scores[at])} for at in best_first(claims.labels, scores)]
+        data.append({"object": "classification", "index": index, **labels[0], "labels": labels})
+    return Json({"object": "list", "data": data, "model": body.model, "usage": usage_of(rows)})
+
+
+@router.post("/score")
+async def score(request: Request, body: ScoreBody) -> Response:
+    """Say how well two texts belong together, in the order of the pairs."""
+    body.refuse_unknown()
+    served, classifies = _ranker(request, body.model)
+    pairs = body.pairs()
+    flat = items_of(["".join(pair) for pair in pairs], limits_of(request), "text_2")
+    hold_answer(request, len(pairs) * _LABEL_BYTES)
+    rows = await off_loop(lambda: classifies.pairs(pairs, truncate=body.truncate), letters=letters_of(flat))
+    scores = await _scores(served, classifies, rows)
+    data = [{"object": "score", "index": index, "score": float(one[0])} for index, one in enumerate(scores)]
+    return Json({"object": "list", "data": data, "model": body.model, "usage": usage_of(rows)})
+
+
 @router.post("/rerank")
 async def rerank(request: Request, body: RerankBody) -> Response:
     """Order documents by how well they answer a query, the best first; equal ones keep their order."""
     body.refuse_unknown()
-    served, classifies = _classifier(request, body.model, whole=True)
-    if not classifies.reranks:
-        raise Problem(422, f"the model {body.model!r} gives labels, no relevance", code="wrong_task", param="model")
+    served, classifies = _ranker(request, body.model)
     documents = [str(one) for one in items_of(body.documents, limits_of(request), "documents")]
     hold_answer(request, len(documents) * _LABEL_BYTES + (2 * letters_of(documents) if body.return_documents else 0))
     pairs = [(body.query, document) for document in documents]
@@ -94,6 +130,18 @@ def _classifier(request: Request, name: str, *, whole: bool) -> tuple[Served, Cl
         what = "labels no texts" if whole else "labels no words"
         raise Problem(422, f"the model {name!r} {what}", code="wrong_task", param="model")
     return served, served.classifies
+
+
+def _ranker(request: Request, name: str) -> tuple[Served, Classifies]:
+    """Return a model that says with one number how well two texts belong together.
+
+    Raises:
+        Problem: when it does not.
+    """
+    served, classifies = _classifier(request, name, whole=True)
+    if not classifies.reranks:
+        raise Problem(422, f"the model {name!r} gives labels, no relevance", code="wrong_task", param="model")
+    return served, classifies
 
 
 async def _rows(request: Request, classifies: Classifies, body: ClassifyBody) -> list[TokenRow]:

@@ -9,6 +9,7 @@ _BODIES: Mapping[str, str] = {  # of a first try
     "/v1/embeddings": '{"model": "MODEL", "input": ["a first text", "a second"]}',
     "/v1/classify": '{"model": "MODEL", "input": "a first text"}',
     "/v1/rerank": '{"model": "MODEL", "query": "what is it?", "documents": ["this", "that"]}',
+    "/v1/score": '{"model": "MODEL", "text_1": "what is it?", "text_2": ["this", "that"]}',
     "/v1/ner": '{"model": "MODEL", "input": "Ada was born in London"}',
     "/v1/completions": '{"model": "MODEL", "prompt": "Once upon a time"}',
     "/v1/chat/completions": '{"model": "MODEL", "messages": [{"role": "user", "content": "Hello"}]}',

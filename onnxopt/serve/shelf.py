@@ -153,6 +153,7 @@ class Served:
             "/v1/embeddings": self.encodes is not None,
             "/v1/classify": self.classifies is not None and self.classifies.whole,
             "/v1/rerank": self.classifies is not None and self.classifies.reranks,
+            "/v1/score": self.classifies is not None and self.classifies.reranks,
             "/v1/ner": self.classifies is not None and not self.classifies.whole,
             "/v1/completions": self.writes is not None,
             "/v1/chat/completions": chats,

@@ -17,6 +17,12 @@ TASKS: dict[str, Task] = {task.name: task for task in (*TEXT_TASKS, *SOUND_TASKS
 _NAMES = {synonym: task.name for task in TASKS.values() for synonym in (task.name, *task.synonyms)}
 
 
+def trained_as(task: Task) -> Task:
+    """Return the task that a model is trained as: of several that share their classes the one that nobody asks for."""
+    own = (other for other in TASKS.values() if not other.asked and task.head in other.heads)
+    return next((other.narrowed(task.head) for other in own), task) if task.asked else task
+
+
 def parse_task(text: str) -> Task:
     """Return the task of that name, or of a synonym; raises InputError that lists the names when there is none."""
     task = TASKS.get(_NAMES.get(text.strip().lower(), ""))

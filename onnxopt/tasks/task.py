@@ -15,6 +15,8 @@ IMAGE_BATCH = "image_batch"
 Answer = Literal[
     "embeddings",
     "classification",
+    "ranking",
+    "zero_shot",
     "token_labels",
     "mask_fills",
     "continuations",
@@ -27,7 +29,13 @@ Answer = Literal[
     "images",
     "tensors",
 ]
-"""What `run` makes of the outputs: the `kind` of a result in `onnxopt.run.results`; tensors are their own answer."""
+"""What `run` makes of the outputs: mostly the `kind` of a result in `onnxopt.run.results`.
+
+Tensors are their own answer. `zero_shot` gives a classification too, by labels that come with the text.
+"""
+
+SCORED: tuple[Answer, ...] = ("classification", "ranking", "zero_shot")
+"""Answers that are made of one score for each label of a whole input."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,10 @@ class Task:
         endpoint: where `serve` answers it; empty where tensors alone are served.
         synonyms: other names of it.
         asked: whether it is done only where a user asks for it, since another task has the same classes.
+        signs: keys of config.json, of which one is enough to do it unasked.
+        labels: what the scores are called, where the config's own names say nothing; then it has so many of them.
+        needs: how the name of a label begins that must be among the config's.
+        pairs: whether it may read two texts at once, or must.
     """
 
     name: str
@@ -100,6 +112,10 @@ class Task:
     endpoint: str = ""
     synonyms: tuple[str, ...] = ()
     asked: bool = False
+    signs: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    needs: str = ""
+    pairs: Literal["", "may", "must"] = ""
 
     @property
     def reads_text(self) -> bool:

@@ -6,7 +6,10 @@ from onnxopt.tasks.task import Head, Task
 
 _LOGITS = ("logits",)
 _QUOTED = '"..."'
+_PAIR = r'--pair "a query\ta document"'
 _BEST_SPAN = "the answer runs from the best start to the best end not before it"
+
+_SEQUENCES = Head("AutoModelForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES", _LOGITS)
 
 TEXT_TASKS: tuple[Task, ...] = (
     Task(
@@ -40,12 +43,53 @@ TEXT_TASKS: tuple[Task, ...] = (
     Task(
         "text-classification",
         "labels of texts, or of pairs of texts",
-        (Head("AutoModelForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES", _LOGITS),),
+        (_SEQUENCES,),
         ("text",),
         "classification",
         _QUOTED,
         endpoint="/v1/classify",
         synonyms=("sentiment-analysis", "sequence-classification"),
+        pairs="may",
+    ),
+    Task(
+        "text-ranking",
+        "how well documents answer a query",
+        (_SEQUENCES,),
+        ("text",),
+        "ranking",
+        _PAIR,
+        after="documents in the order of their scores, the highest first",
+        endpoint="/v1/rerank",
+        synonyms=("reranking", "rerank", "cross-encoder"),
+        asked=True,
+        signs=("sentence_transformers", "sbert_ce_default_activation_function"),
+        labels=("relevance",),
+        pairs="must",
+    ),
+    Task(
+        "zero-shot-classification",
+        "which of your labels fits a text",
+        (_SEQUENCES,),
+        ("text",),
+        "zero_shot",
+        '"..." --labels sports,politics',
+        after="for each label of the user the text is read with a sentence that claims it; softmax over these labels "
+        "of the logits of entailment",
+        endpoint="/v1/classify",
+        asked=True,
+        needs="entail",
+    ),
+    Task(
+        "next-sentence-prediction",
+        "whether a text goes on from another",
+        (Head("AutoModelForNextSentencePrediction", "MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES", _LOGITS),),
+        ("text",),
+        "classification",
+        r'--pair "a text\tanother"',
+        endpoint="/v1/classify",
+        synonyms=("next-sentence",),
+        labels=("follows", "random"),
+        pairs="must",
     ),
     Task(
         "token-classification",

@@ -19,6 +19,7 @@ from onnxopt.spec import Signature, TensorSpec
         ("cosine>=0.995", "cosine", 0.995),
         ("agreement>=99%", "agreement", 0.99),
         ("top-1>=0.9", "agreement", 0.9),
+        ("rank >= 98 %", "rank", 0.98),
     ],
 )
 def test_reads_budgets(text: str, metric: str, limit: float) -> None:
@@ -112,3 +113,37 @@ def test_a_value_and_its_loss_stand_for_each_other(name: MetricName, value: floa
     metric = Metric(name, "logits")
     assert metric.loss(value) == pytest.approx(loss, rel=1e-4)
     assert metric.value_at(metric.loss(value)) == pytest.approx(value)
+
+
+def one_score() -> Signature:
+    whole = signature(("logits", 2))
+    return Signature(whole.inputs, (TensorSpec("logits", "float32", ("batch", 1)),))
+
+
+def test_one_score_is_judged_by_the_order_that_it_gives() -> None:
+    metric = Metric.of(one_score())
+    assert metric == Metric("rank", "logits")
+    reference = np.array([[3.0], [1.0], [-2.0], [0.5]])
+    assert metric.value(metric.scores(reference * 7 - 2, reference, {})) == 1.0
+    assert metric.value(metric.scores(-reference, reference, {})) == 0.0
+    assert metric.value(metric.scores(np.zeros_like(reference), reference, {})) == 0.0
+    near, far = reference.copy(), reference.copy()
+    near[[1, 3]], far[[0, 2]] = near[[3, 1]], far[[2, 0]]
+    values = [metric.value(metric.scores(one, reference, {})) for one in (near, far)]
+    assert 0.9 < values[0] < 1  # what was nearly equal may change places
+    assert values[1] < 0.2
+
+
+def test_the_order_is_that_of_all_samples_whatever_their_batches() -> None:
+    rng = np.random.default_rng(3)
+    reference = rng.standard_normal((9, 1))
+    candidate = reference + 0.3 * rng.standard_normal((9, 1))
+    metric = Metric("rank", "logits")
+    whole = metric.scores(candidate, reference, {})
+    parts = [slice(0, 1), slice(1, 5), slice(5, 9)]
+    split = metric.over([candidate[one] for one in parts], [reference[one] for one in parts], [{}, {}, {}])
+    np.testing.assert_allclose(split, whole)
+    assert 0 < metric.value(whole) < 1
+    classes = Metric("agreement", "logits")
+    a, b = rng.standard_normal((2, 6, 3))
+    np.testing.assert_array_equal(classes.over([a[:2], a[2:]], [b[:2], b[2:]], [{}, {}]), classes.scores(a, b, {}))

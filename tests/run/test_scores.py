@@ -22,6 +22,11 @@ THREE = {"id2label": {"0": "a", "1": "b", "2": "c"}}
         ({**THREE, "problem_type": "multi_label_classification"}, 3, "sigmoid"),
         ({**THREE, "problem_type": "single_label_classification"}, 3, "softmax"),
         ({"problem_type": "regression"}, 1, "none"),
+        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}, 1, "none"),
+        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}}, 1, "sigmoid"),
+        ({"sentence_transformers": {"activation_fn": ""}}, 1, "sigmoid"),
+        ({"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, 1, "none"),
+        ({**THREE, "sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, 3, "softmax"),
     ],
 )
 def test_the_config_and_the_labels_decide(config: Mapping[str, Any], labels: int | None, how: Scores) -> None:

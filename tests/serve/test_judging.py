@@ -13,6 +13,7 @@ import transformers
 
 import onnxopt
 from onnxopt.run.answers import run_text
+from onnxopt.run.claims import Claims
 from onnxopt.run.results import Classification, TokenLabels
 from onnxopt.serve.app import create_app
 from onnxopt.serve.limits import Limits
@@ -22,6 +23,7 @@ from tests.support.tiny import tiny_checkpoint
 TEXTS = ["the name of a class", "a", "this is a longer text about the name of the function"]
 QUERY = "what is the name"
 KINDS = {"moods": ("text-classification", 6), "ranks": ("text-classification", 1), "names": ("token-classification", 5)}
+MOODS = {str(place): f"mood {place}" for place in range(6)} | {"4": "entailment"}
 NAMES = {"0": "O", "1": "B-PER", "2": "I-PER", "3": "B-LOC", "4": "I-LOC"}
 
 
@@ -30,10 +32,11 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {}
     for name, (task, labels) in KINDS.items():
         folder = tiny_checkpoint("bert", tmp_path_factory.mktemp(name) / "checkpoint", task=task, labels=labels)
-        if name == "names":
+        if name in ("names", "moods"):
             path = folder / "config.json"
             config = json.loads(path.read_text(encoding="utf-8"))
-            config["id2label"], config["label2id"] = NAMES, {label: int(place) for place, label in NAMES.items()}
+            own = NAMES if name == "names" else MOODS
+            config["id2label"], config["label2id"] = own, {label: int(place) for place, label in own.items()}
             path.write_text(json.dumps(config), encoding="utf-8")
         found[name] = folder
     return found
@@ -57,7 +60,7 @@ def test_each_model_says_where_it_can_be_asked(caller: Caller) -> None:
     routes = {name: model.routes for name, model in caller.app.state.shelf.models.items()}
     assert routes == {
         "moods": ["/v1/classify", "/v2/models/moods/infer"],
-        "ranks": ["/v1/classify", "/v1/rerank", "/v2/models/ranks/infer"],
+        "ranks": ["/v1/classify", "/v1/rerank", "/v1/score", "/v2/models/ranks/infer"],
         "names": ["/v1/ner", "/v2/models/names/infer"],
         "vectors": ["/v1/embeddings", "/v2/models/vectors/infer"],
     }
@@ -97,6 +100,31 @@ def test_documents_are_ordered_as_the_cross_encoder_of_the_checkpoint_does(
     assert np.allclose([one["score"] for one in pairs["data"]], scores, atol=1e-5)
 
 
+def test_pairs_are_scored_in_their_order(caller: Caller) -> None:
+    documents = {"model": "ranks", "query": QUERY, "documents": TEXTS}
+    ranked = caller.ask("/v1/rerank", documents).json["results"]
+    expected = {one["index"]: one["relevance_score"] for one in ranked}
+    for first in (QUERY, [QUERY], [QUERY] * 3):
+        found = caller.ask("/v1/score", {"model": "ranks", "text_1": first, "text_2": TEXTS}).json["data"]
+        assert [one["index"] for one in found] == [0, 1, 2]
+        assert np.allclose([one["score"] for one in found], [expected[index] for index in range(3)], atol=1e-6)
+    refused = caller.ask("/v1/score", {"model": "ranks", "text_1": ["a", "b"], "text_2": TEXTS})
+    assert refused.status == 400 and "text_1 has 2 texts, text_2 has 3" in refused.said
+
+
+def test_labels_of_the_caller_are_chosen_as_run_chooses_them(caller: Caller, folders: dict[str, Path]) -> None:
+    labels = ["the name", "a function", "text"]
+    for several in (False, True):
+        claims = Claims.of(labels, "about {}", several=several)
+        expected = run_text(folders["moods"], TEXTS[:2], claims=claims)
+        assert isinstance(expected, Classification)
+        body = {"model": "moods", "input": TEXTS[:2], "candidate_labels": labels, "hypothesis_template": "about {}"}
+        found = caller.ask("/v1/classify", {**body, "multi_label": several}).json["data"]
+        for one, wanted in zip(found, expected.labels, strict=True):
+            assert [each["label"] for each in one["labels"]] == [each.label for each in wanted]
+            assert np.allclose([each["score"] for each in one["labels"]], [each.score for each in wanted], atol=1e-6)
+
+
 def test_a_long_document_is_cut_as_transformers_cuts_it(caller: Caller, checkpoints: dict[str, Path]) -> None:
     model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoints["ranks"]).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoints["ranks"])
@@ -134,6 +162,11 @@ def test_names_are_found_where_run_finds_them(caller: Caller, folders: dict[str,
         ("/v1/classify", {"model": "names", "input": "a"}, 422, "the model 'names' labels no texts"),
         ("/v1/ner", {"model": "moods", "input": "a"}, 422, "the model 'moods' labels no words"),
         ("/v1/rerank", {"model": "moods", "query": "a", "documents": ["b"]}, 422, "gives labels, no relevance"),
+        ("/v1/score", {"model": "moods", "text_1": "a", "text_2": "b"}, 422, "gives labels, no relevance"),
+        ("/v1/classify", {"model": "ranks", "input": "a", "candidate_labels": ["b"]}, 422, "no label for entailment"),
+        ("/v1/classify", {"model": "moods", "input": "a", "candidate_labels": ["b"] * 2}, 422, "there twice"),
+        ("/v1/classify", {"model": "moods", "input": ["a"] * 3, "candidate_labels": ["b", "c", "d"]}, 413, "9 texts"),
+        ("/v1/classify", {"model": "moods", "pairs": [["a", "b"]], "candidate_labels": ["b"]}, 422, "not for pairs"),
         ("/v1/rerank", {"model": "ranks", "query": "a", "documents": []}, 422, "there is nothing in it"),
         ("/v1/rerank", {"model": "ranks", "query": " ", "documents": ["b"]}, 422, "the text is empty"),
         ("/v1/rerank", {"model": "ranks", "query": "a", "documents": ["b"] * 7}, 413, "7 texts in one request"),

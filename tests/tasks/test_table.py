@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from onnxopt.cli.main import main
 from onnxopt.errors import InputError
-from onnxopt.load.checkpoint.classes import fitting
+from onnxopt.load.checkpoint.classes import fitting, infer_task, require_labels
 from onnxopt.tasks.listed import command_of, listed
-from onnxopt.tasks.table import TASKS, parse_task
+from onnxopt.tasks.table import TASKS, parse_task, trained_as
 from onnxopt.tasks.task import Head, Task
 
 HEADS = [(task.name, head) for task in TASKS.values() for head in task.heads]
@@ -58,6 +59,39 @@ def test_a_task_is_done_as_the_saved_class_does_it() -> None:
     assert head_of("bert", "BertLMHeadModel") == "AutoModelForCausalLM"
     assert head_of("bert", "BertModel") == head_of("gpt2") == head_of("none of these") == "AutoModelForCausalLM"
     assert head_of("distilbert") == "AutoModelForMaskedLM"  # the only one that it has
+
+
+def config_of(kind: str, labels: tuple[str, ...], **more: Any) -> SimpleNamespace:
+    names = dict(enumerate(labels))
+    own = {"model_type": kind, "architectures": [f"{kind.title()}ForSequenceClassification"], "id2label": names}
+    return SimpleNamespace(**own, num_labels=len(labels), **more)
+
+
+def test_a_config_may_say_more_than_its_class() -> None:
+    told = {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}
+    assert infer_task(config_of("bert", ("LABEL_0",), **told)).name == "text-ranking"
+    older = {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}
+    assert infer_task(config_of("bert", ("LABEL_0",), **older)).name == "text-ranking"
+    assert infer_task(config_of("bert", ("LABEL_0",))).name == "text-classification"
+    nli = ("contradiction", "entailment", "neutral")
+    assert infer_task(config_of("bert", nli, **told)).name == "text-classification"
+
+
+def test_labels_that_a_model_lacks_are_told() -> None:
+    nli = config_of("bert", ("No", "ENTAILMENT", "neutral"))
+    require_labels(TASKS["zero-shot-classification"], nli)
+    with pytest.raises(InputError, match="text-ranking wants one score for each input; its labels are No, ENTAILMENT"):
+        require_labels(TASKS["text-ranking"], nli)
+    with pytest.raises(InputError, match="a label that begins with 'entail'; its labels are LABEL_0"):
+        require_labels(TASKS["zero-shot-classification"], config_of("bert", ("LABEL_0",)))
+    require_labels(TASKS["text-ranking"], config_of("bert", ("LABEL_0",)))
+    require_labels(TASKS["text-classification"], nli)
+
+
+def test_what_is_asked_for_is_trained_as_what_has_the_same_classes() -> None:
+    assert trained_as(TASKS["text-ranking"]).name == trained_as(TASKS["zero-shot-classification"]).name
+    assert trained_as(TASKS["text-ranking"]).name == "text-classification"
+    assert trained_as(TASKS["fill-mask"]) is TASKS["fill-mask"]
 
 
 def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from onnxopt.errors import InputError
+from onnxopt.errors import InputError, word
 from onnxopt.spec import SOUND_INPUTS
 from onnxopt.tasks.table import TASKS
 from onnxopt.tasks.task import Given, Head, Task
@@ -37,7 +37,7 @@ def infer_task(config: Any, *, where: str = "") -> Task:
     able = [task.narrowed(head) for task in TASKS.values() if not task.asked for head in task.heads]
     for task in sorted(able, key=lambda task: (is_bare(task), both and not task.head.paired)):
         if saved[0] in _classes(task.head.table, config.model_type) or saved[0] == _own_class(config, task.head):
-            return features_task(config, where=where) if is_bare(task) else task
+            return features_task(config, where=where) if is_bare(task) else _told(task, config)
     if _bare_class(config) is not None:
         return features_task(config, where=where)
     require_readable(_class_of(saved[0]), where=where)
@@ -46,6 +46,45 @@ def infer_task(config: Any, *, where: str = "") -> Task:
         where=where,
         hint=f"name one with --task: {', '.join(TASKS)}",
     )
+
+
+def _told(task: Task, config: Any) -> Task:
+    """Return what a config says that a model is for, where it says more than the class of the model does.
+
+    Args:
+        task: by the class, narrowed to its head.
+        config: transformers' config object.
+    """
+    for other in TASKS.values():
+        able = task.head in other.heads and len(other.labels) == getattr(config, "num_labels", 0)
+        if able and any(getattr(config, sign, None) for sign in other.signs):
+            return other.narrowed(task.head)
+    return task
+
+
+def require_labels(task: Task, config: Any, *, where: str = "") -> None:
+    """Refuse a task whose labels a model of the same class does not have.
+
+    Args:
+        task: what a user asks for.
+        config: transformers' config object.
+        where: the checkpoint, for messages.
+
+    Raises:
+        InputError: names the labels that it has.
+    """
+    if not task.asked:
+        return
+    names = [str(name) for name in (getattr(config, "id2label", None) or {}).values()]
+    shown = word(", ".join(names)) if names else "none"
+    hint = "leave --task out, to have its own labels"
+    if task.labels and len(names) != len(task.labels):
+        count = "one score" if len(task.labels) == 1 else f"{len(task.labels)} scores"
+        raise InputError(f"{task.name} wants {count} for each input; its labels are {shown}", where=where, hint=hint)
+    if task.needs and not any(name.lower().startswith(task.needs) for name in names):
+        raise InputError(
+            f"{task.name} wants a label that begins with {task.needs!r}; its labels are {shown}", where=where, hint=hint
+        )
 
 
 def require_readable(kind: Any, *, where: str = "") -> None:

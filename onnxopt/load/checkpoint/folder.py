@@ -102,6 +102,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
         raise InputError("the weights are already quantized", where=str(folder), hint="give the float checkpoint")
     removed: list[str] = []
     kept = settings if source.trust_remote_code else _without_code(settings, "", removed)
+    kept = _with_activation(kept, folder)
     weights = () if source.weights == "random" else tuple(sorted(folder.glob("*.safetensors")))
     for path in weights:
         regular_size(path)
@@ -110,6 +111,15 @@ def read_checkpoint(source: Source) -> Checkpoint:
     for index in folder.glob("*.safetensors.index.json"):
         _check_index(index)
     return Checkpoint(source, kept, tuple(removed), weights)
+
+
+def _with_activation(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the settings with what a cross-encoder says beside them of its scores, where older ones say it in them."""
+    path = folder / "config_sentence_transformers.json"
+    told = read_json_object(path) if path.is_file() else {}
+    if told.get("model_type") != "CrossEncoder" or settings.get("sentence_transformers"):
+        return settings
+    return settings | {"sentence_transformers": {"activation_fn": str(told.get("activation_fn") or "")}}
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -22,6 +22,8 @@ _CLASSIFIERS = (
 )
 HEADS: Mapping[str, tuple[str, ...]] = {
     "text-classification": _CLASSIFIERS,
+    "text-ranking": _CLASSIFIERS,
+    "zero-shot-classification": _CLASSIFIERS,
     "token-classification": _CLASSIFIERS,
     "image-classification": _CLASSIFIERS,
     "question-answering": (

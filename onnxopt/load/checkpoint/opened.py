@@ -14,7 +14,7 @@ from onnxopt.load.checkpoint.heads import require_head
 from onnxopt.load.checkpoint.network import load_network
 from onnxopt.load.checkpoint.pooling import build_head, read_pooling
 from onnxopt.load.source.source import Source, resolve
-from onnxopt.tasks.table import parse_task
+from onnxopt.tasks.table import parse_task, trained_as
 from onnxopt.tasks.task import Task
 
 
@@ -71,7 +71,7 @@ def open_checkpoint(named: str | Source, task: str = "") -> Opened:
     checkpoint = read_checkpoint(source)
     config = load_config(checkpoint)
     asked = task or (source.recipe.task if source.recipe else "")
-    kind = fitting(parse_task(asked), config) if asked else infer_task(config, where=text)
+    kind = trained_as(fitting(parse_task(asked), config) if asked else infer_task(config, where=text))
     if not kind.reads_text:
         raise InputError(f"the task is {kind.name}; only models of text are supported here", where=text)
     require_head(checkpoint, kind)

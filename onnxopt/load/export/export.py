@@ -22,6 +22,7 @@ from onnxopt.load.checkpoint.classes import (
     infer_task,
     is_bare,
     model_class,
+    require_labels,
     require_readable,
 )
 from onnxopt.load.checkpoint.folder import Checkpoint, load_config, read_checkpoint, weights_digest, write_assets
@@ -317,6 +318,7 @@ def _task(config: Any, asked: str, source: Source) -> Task:
     if is_bare(task):
         task = features_task(config, task if asked else None, where=source.text)
     kind = model_class(config, task, where=source.text)
+    require_labels(task, config, where=source.text)
     if not getattr(config, "is_encoder_decoder", False):
         require_readable(kind, where=source.text)
     return task

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxopt.calibrate.data import Part, read_calibration
@@ -101,8 +100,7 @@ class GraphPruning:
         def judged(one: ir.Model | GraphRunner) -> float:
             runner = one if isinstance(one, GraphRunner) else GraphRunner(one)
             after = _answers(runner, held, metric.output)
-            scores = [metric.scores(new, old, feeds) for new, old, feeds in zip(after, before, held, strict=True)]
-            return metric.value(np.concatenate(scores))
+            return metric.value(metric.over(after, before, held))
 
         if self.spec.searched:
             self._search(model, fit, metric, judged, notes)
