@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from onnxopt.errors import ExportError, InputError
+from onnxopt.errors import ExportError, InputError, OnnxoptError
 from onnxopt.graph.cache import Cache, complete_all
 from onnxopt.host.quiet import quiet
 from onnxopt.load.checkpoint.classes import fitting, model_class
@@ -38,13 +38,14 @@ from onnxopt.load.export.towers import (
 )
 from onnxopt.load.export.whole_text import first_position
 from onnxopt.run.inputs.sound import sound_settings
-from onnxopt.spec import SENTENCE, SOUND_INPUTS, Array, Feeds, Signature, TensorSpec
+from onnxopt.spec import SENTENCE, SOUND_INPUTS, Array, Feeds, Signature, TensorSpec, shape_text
 from onnxopt.tasks.table import TASKS
 from onnxopt.tasks.task import IMAGE_BATCH, Task
 
 logger = logging.getLogger(__name__)
 
 Logits = Literal["last", "all"]
+_SAID = 300  # letters of what a network says
 
 
 @dataclass(frozen=True)
@@ -141,10 +142,22 @@ class TorchReference:
     _model: TorchModel | None = None
 
     def run(self, feeds: Mapping[str, Array]) -> Feeds:
-        """Return every output by name for inputs by name."""
+        """Return every output by name for inputs by name.
+
+        Raises:
+            ExportError: the network does not run on these.
+        """
         if self._model is None:
             self._model = self.load()
-        return self._model.run(feeds)
+        try:
+            return self._model.run(feeds)
+        except (OnnxoptError, MemoryError):
+            raise
+        except Exception as error:  # a network raises what it likes: the size is beyond it, or the fault is its own
+            shown = {name: value for name, value in feeds.items() if not name.startswith("past")}
+            sizes = ", ".join(f"{name} {shape_text(value)}" for name, value in shown.items())
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise ExportError(f"{self.name} does not run on {sizes}: {said[:_SAID]}") from error
 
 
 def load_torch(

@@ -14,7 +14,7 @@ import pytest
 from onnxopt.errors import ExportError
 from onnxopt.load.checkpoint.classes import infer_task
 from onnxopt.load.checkpoint.folder import load_config, read_checkpoint
-from onnxopt.load.export.torch_model import TorchModel, load_torch
+from onnxopt.load.export.torch_model import TorchModel, TorchReference, load_torch
 from onnxopt.load.export.whole_text import text_for
 from onnxopt.load.source.source import resolve
 
@@ -127,3 +127,13 @@ def test_a_decoder_that_does_not_go_on_from_its_cache_is_exported_without(
 
     monkeypatch.setattr(GPT2LMHeadModel, "forward", forward)
     assert opened(network, tmp_path).cache is None
+
+
+def test_a_network_that_does_not_run_on_a_size_is_one_line(tmp_path: Path) -> None:
+    model = opened(made("GPT2LMHeadModel", {"vocab_size": 90, "n_embd": 32, "n_head": 4, "n_positions": 8}), tmp_path)
+    sizes = {"batch": 1, "sequence": 9, "past_sequence": 0, "total_sequence": 9}
+    feeds = {spec.name: np.ones(spec.shape(sizes), spec.dtype) for spec in model.inputs}
+    with pytest.raises(
+        ExportError, match=r"gpt2 does not run on input_ids \[1, 9\], attention_mask \[1, 9\]: index out of range"
+    ):
+        TorchReference("gpt2", lambda: model).run(feeds)
