@@ -324,9 +324,9 @@ REFUSED: dict[str, tuple[Callable[[Callable[..., Path]], Path], str | None, str]
         "transformers has no vit model for text-generation; name another with --task: .*image-classification",
     ),
     "unsupported saved task": (
-        lambda tiny: edit_config(tiny("bert"), architectures=["BertForNextSentencePrediction"]),
+        lambda tiny: edit_config(tiny("bert"), architectures=["BertForMultipleChoice"]),
         None,
-        "BertForNextSentencePrediction does a task that is not supported; name one with --task: feature-extraction",
+        "BertForMultipleChoice does a task that is not supported; name one with --task: feature-extraction",
     ),
     "missing head": (
         lambda tiny: tiny("bert"),
