@@ -13,7 +13,7 @@ from itertools import chain
 
 import onnx_ir as ir
 
-from onnxopt.errors import InputError
+from onnxopt.errors import ExportError, InputError
 from onnxopt.graph import dims
 from onnxopt.graph.cache import PAST, SEQUENCE, TOTAL, Cache, complete_all
 from onnxopt.load.loaded import Loaded
@@ -135,7 +135,7 @@ def _compared(run: Callable[[Feeds], Feeds], loaded: Loaded, sizes: dict[str, in
     try:
         feeds = loaded.feeder.make(sizes, "none", seed=0)
         expected = tensors_of(loaded.reference.run(feeds))
-    except (InputError, ProbeError, ArithmeticError, IndexError, RuntimeError, ValueError) as error:
+    except (ExportError, InputError, ProbeError, ArithmeticError, IndexError, RuntimeError, ValueError) as error:
         logger.debug("the original does not run at %s: %s", sizes, error)
         return None
     found = _answer(run, feeds)
