@@ -50,7 +50,7 @@ from onnxopt.version import __version__
 Exporter = Literal["auto", "dynamo", "torchscript"]
 Progress = Callable[[str], None]
 
-_FORMAT = 11
+_FORMAT = 12
 _RECORD = "export.json"
 _MODEL = "model.onnx"
 _ASSETS = "assets"

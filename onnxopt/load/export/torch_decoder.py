@@ -59,6 +59,12 @@ def over_all(spec: TensorSpec) -> TensorSpec:
     return replace(spec, axes=("batch", "total_sequence")) if spec.name == "attention_mask" else spec
 
 
+def positions_in(mask: Any, first: int) -> Any:
+    """Return int64 positions like a mask: those of its ones in their order, from `first` on."""
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    return positions + first if first else positions  # an addition of nothing would stand in the graph
+
+
 def flatten_with_cache(
     network: Any, inputs: tuple[TensorSpec, ...], cache: Cache, logits: Literal["last", "all"], first: int = 0
 ) -> Any:
@@ -96,7 +102,7 @@ def flatten_with_cache(
             for layer in cache.layers:
                 seen.update(next(past), next(past), layer.index)
             if counts_positions:
-                positions = (feeds["attention_mask"].cumsum(-1) - 1).clamp(min=0) + first
+                positions = positions_in(feeds["attention_mask"], first)
                 feeds["position_ids"] = positions[:, -feeds["input_ids"].shape[1] :]
             result = self.network(**feeds, **kept, past_key_values=seen, use_cache=True, return_dict=True)
             rows = result.logits if kept or logits == "all" else result.logits[:, -1:]

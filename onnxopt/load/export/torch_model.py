@@ -27,7 +27,7 @@ from onnxopt.load.export.images import PIXELS, image_input, made_size, trained_s
 from onnxopt.load.export.marked_rows import as_written, end_of, read_at_marks, runs_alone
 from onnxopt.load.export.shapes import shapes_alone
 from onnxopt.load.export.sound_inputs import Heard, left_out_of_sound, sound_inputs
-from onnxopt.load.export.torch_decoder import find_cache, flatten_with_cache, over_all
+from onnxopt.load.export.torch_decoder import find_cache, flatten_with_cache, over_all, positions_in
 from onnxopt.load.export.torch_pair import SeqPart, face_of, is_pair
 from onnxopt.load.export.towers import (
     always_padded,
@@ -406,7 +406,7 @@ def _flatten(
             feeds: dict[str, Any] = dict(zip(names, tensors, strict=False))  # the mask is last, and may be left out
             mask = feeds.get("attention_mask")
             if counts_positions and mask is not None:
-                feeds["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0) + first
+                feeds["position_ids"] = positions_in(mask, first)
             result = self.network(**feeds, **fixed, return_dict=True)
             values = tuple(result[name] for name in outputs)
             if self.head is None:
