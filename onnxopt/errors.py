@@ -103,3 +103,13 @@ def place(path: str | Path, limit: int = 400) -> str:
     """Return a path as it may appear in an error line: printable, on one line, an endless one by its end."""
     text = str(path)
     return word(text, limit) if len(text) <= limit else "…" + word(text[1 - limit :], limit - 1)
+
+
+def said(error: BaseException, limit: int | None = None) -> str:
+    """Return what an error of other code says, on one line; the name of its kind where it says nothing.
+
+    Args:
+        error: of a library, a network, a template.
+        limit: letters that are kept; None for all.
+    """
+    return " ".join(str(error).split())[:limit] or type(error).__name__

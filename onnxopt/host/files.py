@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.errors import InputError, word
+from onnxopt.errors import InputError, said, word
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -91,7 +91,7 @@ def read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
     except OSError:
         raise
     except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds over broken bytes
-        raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from error
+        raise ValueError(said(error, 200)) from error
     raise InputError(f"unpacks to {unpacked} bytes, more than {most}", where=str(path), hint="give a part of it")
 
 

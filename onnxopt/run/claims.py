@@ -13,6 +13,7 @@ import numpy as np
 
 from onnxopt.errors import InputError, word
 from onnxopt.run.labels import label_names
+from onnxopt.run.results import Label
 from onnxopt.run.scores import softmax
 from onnxopt.spec import Array
 from onnxopt.tasks.table import TASKS
@@ -74,6 +75,10 @@ class Claims:
             return softmax(logits[:, entails])
         against = -1 if entails == 0 else 0  # contradiction, as transformers takes it
         return softmax(logits[:, [against, entails]])[:, 1]
+
+    def in_order(self, scores: Array) -> tuple[Label, ...]:
+        """Return the labels with their scores, float [labels], the best first."""
+        return tuple(Label(label=self.labels[at], score=float(scores[at])) for at in best_first(self.labels, scores))
 
 
 def entailment_of(config: Mapping[str, Any], count: int, *, where: str = "") -> int:

@@ -55,9 +55,7 @@ def compare(
     for start in range(0, len(images), TOGETHER):
         pixels = pixels_of(model.folder, [Path(one) for one in images[start : start + TOGETHER]], spec)
         logits = model.session.run({**texts, PIXELS: pixels}, outputs=[COMPARED])[COMPARED]
-        for scores in as_scores(logits, how):
-            order = np.argsort(-scores, kind="stable")
-            rows.append(tuple(Label(label=claims.labels[one], score=float(scores[one])) for one in order))
+        rows += map(claims.in_order, as_scores(logits, how))
     return Classification(task=task, texts=tuple(images), labels=tuple(rows), notes=tuple(dict.fromkeys(model.notes)))
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from onnxopt.errors import InputError
-from onnxopt.run.claims import Claims, best_first, entailment_of
+from onnxopt.run.claims import Claims, entailment_of
 from onnxopt.run.inputs.text import TextModel
-from onnxopt.run.results import Classification, Label, Ranking
+from onnxopt.run.results import Classification, Ranking
 from onnxopt.run.scores import as_scores, scores_of
 from onnxopt.spec import Array
 
@@ -32,8 +32,7 @@ def choose(model: TextModel, task: str, texts: Sequence[str], claims: Claims, as
     for text in texts:
         logits = ask(claims.pairs(text))
         scores = claims.scores(logits, entailment_of(model.config, logits.shape[-1], where=str(model.folder)))
-        places = best_first(claims.labels, scores)
-        rows.append(tuple(Label(label=claims.labels[place], score=float(scores[place])) for place in places))
+        rows.append(claims.in_order(scores))
     notes = tuple(dict.fromkeys(model.notes))
     return Classification(task=task, texts=tuple(texts), labels=tuple(rows), notes=notes)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from onnxopt.errors import InputError
+from onnxopt.errors import InputError, said
 from onnxopt.host.bounds import allow, bounds
 from onnxopt.host.doing import doing
 from onnxopt.host.extras import require
@@ -75,8 +75,9 @@ def tokenizing(characters: int) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"the text cannot be tokenized ({said})", hint=f"use another {TOKENIZER_NAME}") from error
+        raise InputError(
+            f"the text cannot be tokenized ({said(error, 200)})", hint=f"use another {TOKENIZER_NAME}"
+        ) from error
 
 
 def prefix_ids(tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnxopt.errors import ExportError
 from onnxopt.graph.cache import PAST, SEQUENCE, complete, complete_all
 from onnxopt.graph.kept_rows import rows_that_matter
+from onnxopt.load.export.images import SIDES
 from onnxopt.load.export.references import read_graph
 from onnxopt.load.loaded import Feeder, Reference
 from onnxopt.probe.program import ProbeError
@@ -35,7 +36,6 @@ FEW_PAIRS = ((2, 1), (2, 3), (5, 4), (1, 0), (1, 2))  # batch, and which of the 
 # Torch and ONNX Runtime add in different orders; over 12 layers of float32 the worst seen is below 1e-5.
 TOLERANCE = 1e-4
 FEW_BATCH = 2  # rows, of which one is padded
-SIDES = ("height", "width")
 SOUND_TIMES = 10  # as long as the sound that was traced: the longest that is proved
 IMAGE_STEPS = (1, 2, 4, 8, 16, 32, 64)  # what the sides of an image must be multiples of, the first that holds
 _PADDINGS: tuple[Padding, ...] = ("right", "left", "holes", "none")

@@ -29,8 +29,9 @@ from onnxopt.load.checkpoint.folder import Checkpoint, load_config, read_checkpo
 from onnxopt.load.checkpoint.heads import require_head
 from onnxopt.load.checkpoint.network import RANDOM_SEED
 from onnxopt.load.checkpoint.pooling import Pooling, read_pooling
-from onnxopt.load.export.axes import SIDES, learn_ranges, prove_axes, range_notes
+from onnxopt.load.export.axes import learn_ranges, prove_axes, range_notes
 from onnxopt.load.export.forward_inputs import ExtraInput
+from onnxopt.load.export.images import SIDES
 from onnxopt.load.export.references import read_graph
 from onnxopt.load.export.sound_inputs import MASK
 from onnxopt.load.export.torch_decoder import grows_beyond, rereads

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from onnxopt.errors import ExportError
+from onnxopt.errors import ExportError, said
 from onnxopt.host.quiet import quiet
 from onnxopt.spec import TensorSpec
 
@@ -90,7 +90,7 @@ def _refusal(network: Any, shape: tuple[int, ...]) -> str:
         with torch.inference_mode(), quiet():
             network(**{PIXELS: torch.zeros(1, *shape)})
     except Exception as error:  # noqa: BLE001  whatever a model raises, it says no
-        return " ".join(str(error).split()) or type(error).__name__
+        return said(error)
     return ""
 
 

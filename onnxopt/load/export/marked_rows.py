@@ -15,6 +15,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
+from onnxopt.errors import said
 from onnxopt.host.quiet import quiet
 
 _ROWS, _TOKENS = 2, 3  # of a trial run
@@ -100,7 +101,7 @@ def runs_alone(network: Any) -> str:
         with torch.inference_mode(), quiet():
             network(input_ids=ids, attention_mask=torch.ones_like(ids), return_dict=True)
     except Exception as error:  # noqa: BLE001  whatever a model raises, it says no
-        return " ".join(str(error).split()) or type(error).__name__
+        return said(error)
     return ""
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from onnxopt.errors import ExportError, InputError, OnnxoptError
+from onnxopt.errors import ExportError, InputError, OnnxoptError, said
 from onnxopt.graph.cache import Cache, complete_all
 from onnxopt.host.quiet import quiet
 from onnxopt.load.checkpoint.classes import fitting, model_class
@@ -156,8 +156,7 @@ class TorchReference:
         except Exception as error:  # a network raises what it likes: the size is beyond it, or the fault is its own
             shown = {name: value for name, value in feeds.items() if not name.startswith("past")}
             sizes = ", ".join(f"{name} {shape_text(value)}" for name, value in shown.items())
-            said = " ".join(str(error).split()) or type(error).__name__
-            raise ExportError(f"{self.name} does not run on {sizes}: {said[:_SAID]}") from error
+            raise ExportError(f"{self.name} does not run on {sizes}: {said(error, _SAID)}") from error
 
 
 def load_torch(

@@ -16,11 +16,11 @@ import numpy as np
 
 from onnxopt.errors import InputError
 from onnxopt.host.quiet import quiet
+from onnxopt.load.export.images import PIXELS
 from onnxopt.spec import TensorSpec
 from onnxopt.tasks.task import Head, Task
 from onnxopt.texts.tokenizer import token_ids
 
-PIXELS = "pixel_values"
 _TRIED = 3  # tokens of a text that is tried with padding
 _SAME = 1e-4  # of the largest number: what rounding leaves of a difference
 

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from onnxopt.errors import InputError
+from onnxopt.errors import InputError, said
 from onnxopt.host.bounds import allow, bounds
 from onnxopt.host.doing import doing
 from onnxopt.host.files import regular_size
@@ -51,7 +51,7 @@ class ChatTemplate:
             with _in_time("reading"):
                 self._template = _environment().from_string(source)
         except Exception as error:  # a syntax error, or whatever else a broken template provokes
-            raise InputError(f"the chat template is broken ({_said(error)})", where=where, hint=_WITHOUT) from error
+            raise InputError(f"the chat template is broken ({said(error, 200)})", where=where, hint=_WITHOUT) from error
 
     @classmethod
     def of(cls, folder: Path) -> ChatTemplate | None:
@@ -93,11 +93,9 @@ class ChatTemplate:
         except InputError:
             raise
         except Exception as error:  # a template can fail in as many ways as a program
-            raise InputError(f"the chat template fails ({_said(error)})", where=self._where, hint=_WITHOUT) from error
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+            raise InputError(
+                f"the chat template fails ({said(error, 200)})", where=self._where, hint=_WITHOUT
+            ) from error
 
 
 def _in_time(step: str) -> AbstractContextManager[None]:
